@@ -1,0 +1,32 @@
+"""Settings to an engine: the one place that chooses. Imports torch only when Mochi is chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.engine import Engine
+from models.errors import EngineUnavailableError
+from models.fake import FakeEngine
+from models.settings import EngineSettings
+
+
+def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
+    """Build the engine that the settings ask for, with its weights loaded.
+
+    Args:
+        settings: which engine, which weights.
+        cache_dir: a folder of ours, made if missing, where mock weights are kept between starts.
+
+    Raises:
+        EngineUnavailableError: this machine lacks what the engine needs; the text says what to do.
+    """
+    if settings.engine == "fake":
+        return FakeEngine(settings.fake_step_seconds)
+    try:
+        from models.mochi.load import load  # noqa: PLC0415 - torch takes seconds to import
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"The worker's libraries are not installed ({error}). "
+            "Type: pip install 'mochi-server[worker]'"
+        ) from error
+    return load(settings, cache_dir)

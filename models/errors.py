@@ -1,0 +1,35 @@
+"""Everything that can go wrong in `models`, and the base of every error of the project."""
+
+from __future__ import annotations
+
+
+class MochiError(Exception):
+    """Base of all our errors. Its text is written for the user."""
+
+
+class InvalidParametersError(MochiError):
+    """The parameters break a rule; the text names the field, the rule and what came."""
+
+
+class EngineError(MochiError):
+    """A generation ended without a video.
+
+    Attributes:
+        code: machine-readable reason, kept in the job record.
+    """
+
+    code = "internal"
+
+
+class OutOfMemoryError(EngineError):
+    """The device has too little memory for this request."""
+
+    code = "out_of_memory"
+
+
+class EncodingError(EngineError):
+    """ffmpeg did not turn the frames into a video."""
+
+
+class EngineUnavailableError(MochiError):
+    """The engine cannot be built here; the text says what is missing and what to type."""

@@ -1,0 +1,86 @@
+"""An engine without a model, for tests of everything above it. Knows no torch, numpy or PIL."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from models.engine import Clip, OnStep
+from models.errors import EngineError, OutOfMemoryError
+from models.params import GenerateParams
+
+FRAME_WIDTH, FRAME_HEIGHT = 106, 60
+COMMAND = "fake:"
+FOREVER = 3600.0
+
+
+class FakeEngine:
+    """Sleeps for a step, and fills a picture with one colour over another.
+
+    The colours come from the seed and the prompt; how far the picture is filled, from the frame.
+
+    A prompt that begins with `fake:` is a command, so that a test of real processes can provoke an
+    outcome over HTTP. It is obeyed halfway through the steps:
+
+    | prompt              | outcome                                                           |
+    |---------------------|-------------------------------------------------------------------|
+    | `fake:fail MESSAGE` | raises `EngineError(MESSAGE)`                                     |
+    | `fake:oom`          | raises `OutOfMemoryError`                                         |
+    | `fake:bug`          | raises a `RuntimeError` whose text, `BUG_TEXT`, no client may see |
+    | `fake:crash`        | ends the process at once, as a segmentation fault would           |
+    | `fake:hang`         | a step that never returns                                         |
+    """
+
+    BUG_TEXT = "cannot read /srv/private/weights with token hf_do_not_show"
+
+    def __init__(self, step_seconds: float, sleep: Callable[[float], object] = time.sleep) -> None:
+        """Make an engine.
+
+        Args:
+            step_seconds: how long a step takes, 0 or more.
+            sleep: waits for as many seconds.
+        """
+        self._step_seconds = step_seconds
+        self._sleep = sleep
+
+    @property
+    def description(self) -> str:
+        """See `Engine`."""
+        return f"fake engine, {self._step_seconds:g} s a step"
+
+    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+        """See `Engine`, and this class for the commands."""
+        for step in range(1, params.steps + 1):
+            self._sleep(self._step_seconds)
+            on_step(step, params.steps)
+            if step == params.steps // 2 and params.prompt.startswith(COMMAND):
+                self._obey(params.prompt.removeprefix(COMMAND))
+        return Clip(FRAME_WIDTH, FRAME_HEIGHT, _frames(params))
+
+    def _obey(self, command: str) -> None:
+        name, _, message = command.partition(" ")
+        match name:
+            case "fail":
+                raise EngineError(message)
+            case "oom":
+                raise OutOfMemoryError("The fake engine is out of memory, as it was told to be.")
+            case "bug":
+                raise RuntimeError(self.BUG_TEXT)
+            case "crash":
+                os._exit(1)
+            case "hang":
+                while True:
+                    self._sleep(FOREVER)
+            case _:
+                raise EngineError(f"`{COMMAND}{name}` is no command of the fake engine.")
+
+
+def _frames(params: GenerateParams) -> Iterator[bytes]:
+    digest = hashlib.sha256(f"{params.seed} {params.prompt}".encode()).digest()
+    above, below = digest[:3], digest[3:6]
+    pixels = FRAME_WIDTH * FRAME_HEIGHT
+    for index in range(params.frames):
+        filled = pixels * (index + 1) // params.frames
+        yield above * filled + below * (pixels - filled)

@@ -1,0 +1,1 @@
+"""Mochi 1 itself: the only package that imports torch, diffusers and transformers."""

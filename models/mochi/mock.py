@@ -1,0 +1,169 @@
+"""The mock checkpoint: a tiny Mochi of the real classes, with random weights that never change.
+
+It goes through the same code as the real one, from `from_pretrained` to the last frame. Its
+pictures mean nothing, so each is captioned with what was asked for.
+"""
+
+from __future__ import annotations
+
+import string
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLMochi,
+    FlowMatchEulerDiscreteScheduler,
+    MochiPipeline,
+    MochiTransformer3DModel,
+)
+from PIL import Image
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from models.caption import CANVAS, caption_lines, draw
+from models.engine import Clip, OnStep
+from models.mochi.engine import MochiEngine
+from models.params import GenerateParams
+
+FORMAT = 1
+"""Counts up when what is written below changes, so that an older checkpoint is not reused."""
+
+SEED = 1
+WIDTH, HEIGHT = 80, 48
+"""Size of the pictures that the mock makes: near 848x480 in shape, and multiples of 16."""
+
+CONTRAST = 0.1
+"""Keeps the last layer's output mostly between black and white."""
+
+TEXT_WIDTH = 32
+
+
+class MockEngine:
+    """A Mochi with mock weights, whose small pictures are enlarged and captioned."""
+
+    def __init__(self, pipeline: MochiPipeline) -> None:
+        """Make an engine of a loaded mock checkpoint."""
+        self._engine = MochiEngine(pipeline, WIDTH, HEIGHT)
+
+    @property
+    def description(self) -> str:
+        """See `Engine`."""
+        return f"mock weights, {self._engine.description}"
+
+    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+        """See `Engine`."""
+        with warnings.catch_warnings():
+            # Diffusers asks for an autocast that a CPU does not need, and torch says so each step.
+            warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)
+            clip = self._engine.generate(params, on_step)
+        return _captioned(clip, params)
+
+
+def write_mock_checkpoint(cache_dir: Path) -> Path:
+    """Write the mock checkpoint, unless it is there already.
+
+    Two processes may do this at once: each writes a folder of its own, the first to rename it wins.
+
+    Args:
+        cache_dir: where to keep it; made if missing.
+
+    Returns:
+        The checkpoint's folder, in the layout of diffusers, with safetensors only.
+    """
+    checkpoint = cache_dir / f"mock-mochi-{FORMAT}"
+    if checkpoint.is_dir():
+        return checkpoint
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir) as draft:
+        _pipeline().save_pretrained(draft)
+        try:
+            Path(draft).rename(checkpoint)
+        except OSError:
+            if not checkpoint.is_dir():
+                raise
+    return checkpoint
+
+
+def _captioned(clip: Clip, params: GenerateParams) -> Clip:
+    def frames() -> Iterator[bytes]:
+        for number, frame in enumerate(clip.frames, start=1):
+            picture = Image.frombytes("RGB", (clip.width, clip.height), frame).resize(CANVAS)
+            draw(picture, caption_lines(params, number))
+            yield picture.tobytes()
+
+    return Clip(*CANVAS, frames())
+
+
+def _pipeline() -> MochiPipeline:
+    tokenizer = _tokenizer()
+    transformer, vae, text_encoder = _transformer(), _vae(), _text_encoder(len(tokenizer))
+    generator = torch.Generator().manual_seed(SEED)
+    for module in (transformer, vae, text_encoder):
+        _randomise(module, generator)
+    vae.decoder.proj_out.weight.data *= CONTRAST
+    return MochiPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
+def _transformer() -> MochiTransformer3DModel:
+    return MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        pooled_projection_dim=16,
+        text_embed_dim=TEXT_WIDTH,
+        time_embed_dim=16,
+    )
+
+
+def _vae() -> AutoencoderKLMochi:
+    # Not narrower: its group norms have 32 groups.
+    return AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+
+
+def _text_encoder(vocabulary: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=TEXT_WIDTH,
+            d_kv=8,
+            d_ff=64,
+            num_layers=1,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def _tokenizer() -> T5Tokenizer:
+    """A T5 tokenizer whose tokens are single ASCII characters; all others are unknown."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    characters = [(character, -1.0) for character in "▁" + string.printable.strip()]
+    return T5Tokenizer(vocab=special + characters, extra_ids=0, model_max_length=256)
+
+
+def _randomise(module: torch.nn.Module, generator: torch.Generator) -> None:
+    """Give every parameter a random value, those that start as 0 or 1 too.
+
+    Otherwise some inputs would not matter: with the stock `pos_frequencies` of zeros, say,
+    positions make no difference.
+    """
+    for name, parameter in module.named_parameters():
+        torch.nn.init.normal_(parameter, std=_std(parameter), generator=generator)
+        if parameter.dim() == 1 and name.endswith("weight"):
+            parameter.data += 1  # a norm's scale
+
+
+def _std(parameter: torch.nn.Parameter) -> float:
+    return 0.1 if parameter.dim() == 1 else float(parameter[0].numel() ** -0.5)

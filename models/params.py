@@ -1,0 +1,136 @@
+"""The parameters of `mochi-1`: names, ranges, defaults, and the messages when one is wrong."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MaxLen
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from models.errors import InvalidParametersError
+
+MODEL = "mochi-1"
+WIDTH, HEIGHT = 848, 480
+"""Size of every video in pixels."""
+DRAW_SEED = -1
+MAX_SEED = 2**63 - 1
+MAX_DRAWN_SEED = 2**53 - 1
+"""Drawn seeds stay below this, so that clients with double-precision numbers read them exactly."""
+MAX_TEXT = 4000
+TEMPORAL_FACTOR = 6
+"""Mochi's VAE turns k+1 latent frames into 6k+1 pictures."""
+
+
+def _whole(value: object) -> object:
+    """Take 52.0 as 52, as JSON does not tell them apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _plain_text(value: str) -> str:
+    if any(unicodedata.category(char) == "Cc" and char not in "\n\r\t" for char in value):
+        raise PydanticCustomError("control", "control characters")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise PydanticCustomError("blank", "only white space" if value else "nothing")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Text = Annotated[str, AfterValidator(_plain_text)]
+
+
+class GenerateParams(BaseModel):
+    """What a client may ask for. Frozen; built by `parse_params` from JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    prompt: Annotated[Text, AfterValidator(_not_blank)] = Field(
+        max_length=MAX_TEXT, description="What the video shows. Not blank."
+    )
+    negative_prompt: Text = Field(
+        default="", max_length=MAX_TEXT, description="What the video should not show."
+    )
+    guidance_scale: float = Field(
+        default=4.5, ge=2, le=10, description="How closely the video follows the prompt."
+    )
+    fps: float = Field(default=16, ge=7, le=30, description="Frames a second; may be fractional.")
+    frames: Whole = Field(default=52, ge=1, le=160, description="Frames in the video.")
+    steps: Whole = Field(default=30, ge=10, le=75, description="Denoising steps.")
+    seed: Whole = Field(
+        default=985521,
+        ge=DRAW_SEED,
+        le=MAX_SEED,
+        description="The same seed and parameters give the same frames; -1 draws a seed.",
+    )
+
+    @property
+    def model_frames(self) -> int:
+        """The number of frames Mochi makes for this request: the next 6k+1."""
+        return -(-(self.frames - 1) // TEMPORAL_FACTOR) * TEMPORAL_FACTOR + 1
+
+    def with_seed(self, rng: random.Random) -> GenerateParams:
+        """These parameters with the seed drawn, if a drawn one was asked for."""
+        if self.seed != DRAW_SEED:
+            return self
+        return self.model_copy(update={"seed": rng.randint(0, MAX_DRAWN_SEED)})
+
+
+def parse_params(body: Mapping[str, Any]) -> tuple[GenerateParams, list[str]]:
+    """Validate a decoded JSON object.
+
+    Returns:
+        The parameters, and the names in `body` that mean nothing to us.
+
+    Raises:
+        InvalidParametersError: naming the first wrong field, its rule and what came.
+    """
+    try:
+        params = GenerateParams.model_validate(dict(body))
+    except ValidationError as error:
+        raise InvalidParametersError(_explain(error.errors(include_url=False)[0])) from None
+    return params, [name for name in body if name not in GenerateParams.model_fields]
+
+
+def _explain(error: ErrorDetails) -> str:
+    name = str(error["loc"][0])
+    rule = _rule(GenerateParams.model_fields[name])
+    if error["type"] == "missing":
+        return f"`{name}` is required: {rule}."
+    if error["type"] in {"control", "blank"}:
+        return f"`{name}` must be {rule}; it has {error['msg']}."
+    return f"`{name}` must be {rule}; got {_came(error['input'])}."
+
+
+def _rule(field: FieldInfo) -> str:
+    bounds = {type(item): item for item in field.metadata}
+    if field.annotation is str:
+        blank = "not blank, " if field.is_required() else ""
+        most = bounds[MaxLen].max_length
+        return f"Unicode text, {blank}of at most {most:,} characters, without control characters"
+    kind = "a whole number" if field.annotation is int else "a number"
+    return f"{kind} from {bounds[Ge].ge} to {bounds[Le].le}"
+
+
+def _came(value: object) -> str:
+    """Describe a rejected value without repeating what a user wrote."""
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case int() if abs(value) > 10**20:
+            return "a number of more than 20 digits"
+        case int() | float():
+            return repr(value)
+        case str():
+            return f"a string of {len(value):,} characters"
+        case list():
+            return "a list"
+        case _:
+            return "an object"

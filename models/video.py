@@ -1,0 +1,151 @@
+"""Frames to an H.264 MP4, through ffmpeg. Knows no models, no jobs, and not where videos go."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, cast
+
+import imageio_ffmpeg
+
+from models.engine import Clip
+from models.errors import EncodingError
+from models.params import HEIGHT, WIDTH
+
+MAX_DENOMINATOR = 30_000
+"""Of a frame rate. ffmpeg takes fractions of numbers up to 1,001,000, and ours go up to 30."""
+
+THREADS = 2
+"""Pinned: x264 splits its work by thread, so another number gives other bytes."""
+
+# full_chroma_int, accurate_rnd and bitexact: the same bytes whatever instructions the CPU has.
+FILTERS = (
+    f"scale={WIDTH}:{HEIGHT}:flags=bicubic+accurate_rnd+bitexact+full_chroma_int"
+    ":out_color_matrix=bt709:out_range=tv,"
+    "format=yuv420p,"
+    "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
+)
+
+
+def encode(clip: Clip, fps: float, path: Path) -> None:
+    """Write a clip as an H.264 MP4 of 848x480, readable by its owner only.
+
+    Frames of another size are scaled. The same frames give the same bytes. The index comes before
+    the pictures, so a browser can play the file while it loads.
+
+    Args:
+        clip: what to encode; its frames are drawn one at a time, and not all kept.
+        fps: frames a second, above 0; fractions are kept exactly (23.976 becomes 2997/125).
+        path: the file to write, in a folder that exists. Nothing is left there on an error.
+
+    Raises:
+        EncodingError: ffmpeg failed (a full disk, say), or a frame has the wrong size.
+        BaseException: whatever `clip.frames` raised, untouched.
+    """
+    try:
+        with _log() as log:
+            _run(_command(clip, fps, path), clip, path.parent, log)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _command(clip: Clip, fps: float, path: Path) -> list[str]:
+    rate = Fraction(str(fps)).limit_denominator(MAX_DENOMINATOR)
+    # A clock that hits the end of every frame; the usual milliseconds would round the duration.
+    clock = rate.numerator * math.ceil(1000 / rate.numerator)
+    return [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        *("-hide_banner", "-nostdin", "-nostats", "-loglevel", "error", "-y"),
+        *("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{clip.width}x{clip.height}"),
+        *("-framerate", str(rate), "-i", "pipe:0"),
+        *("-vf", FILTERS, "-fps_mode", "passthrough", "-flags:v", "+bitexact"),
+        *("-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-threads", str(THREADS)),
+        *("-f", "mp4", "-movflags", "+faststart", "-movie_timescale", str(clock)),
+        *("-fflags", "+bitexact", f"file:{path.name}"),
+    ]
+
+
+def _log() -> IO[bytes]:
+    """A file and not a pipe: nobody reads while we write, and a full pipe would stop ffmpeg."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise EncodingError(f"There is no room for temporary files: {error.strerror}.") from error
+
+
+def _run(command: list[str], clip: Clip, folder: Path, log: IO[bytes]) -> None:
+    """Feed the frames to ffmpeg and wait for it. It never outlives this call."""
+    process = _start(command, folder, log)
+    pipe = cast("IO[bytes]", process.stdin)
+    try:
+        complete = _feed(pipe, clip)
+        failed = process.wait() != 0
+    finally:
+        process.kill()
+        process.wait()
+        _close(pipe)
+    if failed or not complete:
+        raise EncodingError(f"The video could not be encoded: {_first_line(log)}")
+
+
+def _start(command: list[str], folder: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            # ffmpeg is given a bare file name, so its messages cannot show a folder to a client.
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            umask=0o077,
+            # A Ctrl-C in the terminal is for the worker, which may want to finish this video.
+            process_group=0,
+        )
+    except OSError as error:
+        raise EncodingError(f"ffmpeg could not be started: {error.strerror}.") from error
+
+
+def _feed(pipe: IO[bytes], clip: Clip) -> bool:
+    """Write all frames to ffmpeg; False when it stopped reading before the end."""
+    for frame in _checked(clip):
+        try:
+            pipe.write(frame)
+        except BrokenPipeError:
+            return False
+    return _close(pipe)
+
+
+def _checked(clip: Clip) -> Iterator[bytes]:
+    """The frames of a clip, each of the right size, and at least one."""
+    size = clip.width * clip.height * 3
+    number = 0
+    for number, frame in enumerate(clip.frames, start=1):
+        if len(frame) != size:
+            # ffmpeg would take the bytes as they come and show sheared pictures.
+            raise EncodingError(f"Frame {number} has {len(frame):,} bytes instead of {size:,}.")
+        yield frame
+    if number == 0:
+        raise EncodingError("There are no frames to encode.")
+
+
+def _close(pipe: IO[bytes]) -> bool:
+    """Flush and close ffmpeg's input; False when it had stopped reading."""
+    try:
+        pipe.close()
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def _first_line(log: IO[bytes]) -> str:
+    """What ffmpeg said first, which is the cause; the later lines are its consequences."""
+    log.seek(0)
+    line = log.readline().decode(errors="replace").strip()
+    # "[out#0/mp4 @ 0x55ac3b83e040] Could not ...": where in ffmpeg's memory helps nobody.
+    return re.sub(r"^\[[^]]*\] ", "", line) or "ffmpeg stopped without saying why."

@@ -1,0 +1,263 @@
+"""From nothing to a video: what `scripts/demo` runs once the environment is there.
+
+It starts the whole server with mock weights, sends it the example request of the hosted API's own
+page through the hosted API's own SDK, and stops the server again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from segmind import SegmindClient
+from segmind.exceptions import SegmindError
+
+from server.example import EXAMPLE_REQUEST
+
+MODEL = "mochi-1"
+START_SECONDS = 180  # importing torch is slow on a cold disk
+VIDEO_SECONDS = 1200
+STOP_SECONDS = 30
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class DemoError(Exception):
+    """Something the person at the keyboard has to read."""
+
+
+def main() -> int:
+    """Run the demo; the exit status of the process."""
+    options = parse_options()
+    # A terminal that closes, or a `kill`, ends the demo as Ctrl-C does: with the server stopped.
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, interrupt)
+    # A proxy for the outside is none for this machine.
+    os.environ["no_proxy"] = "127.0.0.1"
+    try:
+        with data_folder(options.data_dir) as data_dir:
+            port = options.port or free_port()
+            with running_server(data_dir, port) as server:
+                key = (data_dir / "key").read_text().strip()  # the first start makes one
+                make_video(server, key, options.output)
+    except (DemoError, SegmindError, httpx.HTTPError, OSError) as error:
+        reason = error.detail if isinstance(error, SegmindError) else None
+        console.print(f"The demo failed: {reason or error}", style="red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        return 130
+    print_next_steps()
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo",
+        description="Make a video with the real server and mock weights. Needs no GPU.",
+        epilog="example: scripts/demo -o /tmp/first.mp4 --port 8000",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("mochi.mp4"), metavar="FILE",
+        help="where the video goes (default: mochi.mp4)",
+    )  # fmt: skip
+    parser.add_argument("--port", type=int, help="the server's port (default: any free one)")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="FOLDER",
+        help="keep the server's data here (default: a folder that is removed at the end)",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def interrupt(*_: object) -> NoReturn:
+    """Turn a signal into what Ctrl-C raises."""
+    raise KeyboardInterrupt
+
+
+def free_port() -> int:
+    """Ask the kernel for a port that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def data_folder(chosen: Path | None) -> Iterator[Path]:
+    """Give the chosen folder, or one that lives as long as the demo."""
+    if chosen is not None:
+        chosen.mkdir(parents=True, exist_ok=True)
+        yield chosen.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="mochi-demo-") as folder:
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
+class Server:
+    """`mochi-server up`, its address and the file that takes its output."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def check_alive(self) -> None:
+        """Raise with the server's own words when it has ended."""
+        if (code := self.process.poll()) is not None:
+            raise DemoError(f"the server ended with status {code}:\n{self.last_words()}")
+
+    def last_words(self, lines: int = 40) -> str:
+        """Return the end of the server's output."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """Ask it to end, and wait until it and its children have."""
+        if self.process.poll() is not None:
+            return
+        with console.status("Stopping the server"):
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+@contextmanager
+def running_server(data_dir: Path, port: int) -> Iterator[Server]:
+    """Run `mochi-server up --mock`, and stop it whatever happens."""
+    command = [
+        str(Path(sys.executable).with_name("mochi-server")),
+        "up", "--mock", "--port", str(port), "--data-dir", str(data_dir),
+    ]  # fmt: skip
+    # Settings of another server, its broker above all, are not the demo's.
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("MOCHI_")}
+    console.print(f"$ mochi-server {' '.join(command[1:])}", style="dim", markup=False)
+    log = data_dir / "demo.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches only the demo, which then stops the server
+        )
+    server = Server(process, f"http://127.0.0.1:{port}", log)
+    try:
+        wait_until_ready(server)
+        yield server
+    except httpx.TransportError:
+        time.sleep(1)  # a connection breaks a moment before its process is gone
+        server.check_alive()
+        raise
+    finally:
+        server.stop()
+
+
+def wait_until_ready(server: Server) -> None:
+    """Wait for the broker, the gateway and a worker with its weights."""
+    started = time.monotonic()
+    with console.status("") as status:
+        while (waited := time.monotonic() - started) < START_SECONDS:
+            status.update(f"Starting broker, gateway and worker: {waited:.0f} s")
+            server.check_alive()
+            try:
+                ready = httpx.get(f"{server.url}/readyz", timeout=5).is_success
+            except httpx.TransportError:
+                ready = False  # not listening yet
+            if ready:
+                console.print(f"Ready at {server.url} after {waited:.0f} s.")
+                return
+            time.sleep(0.2)
+    raise DemoError(f"no worker was ready after {START_SECONDS} s:\n{server.last_words()}")
+
+
+def make_video(server: Server, key: str, output: Path) -> None:
+    """Do what any client of the hosted API does, against this server."""
+    client = SegmindClient(api_key=key, base_url=f"{server.url}/v1")
+    console.print("Making the example of the hosted API's page.")
+    started = time.monotonic()
+    job = client.submit_async(MODEL, **EXAMPLE_REQUEST)
+    follow(job)
+    result = job.result()
+    took = time.monotonic() - started
+    size = download(result["output"], output)
+    frames, fps = EXAMPLE_REQUEST["frames"], EXAMPLE_REQUEST["fps"]
+    console.print(f"{output.resolve()}", style="bold", markup=False)
+    console.print(f"{frames} frames at {fps} fps, {size / 1000:.0f} kB, made in {took:.1f} s.")
+
+
+def follow(job: Any) -> None:  # noqa: ANN401  the SDK has no types
+    """Show the job's progress until it ends; raise if it fails."""
+    deadline = time.monotonic() + VIDEO_SECONDS
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("submitted", total=None)
+        while time.monotonic() < deadline:
+            status: dict[str, Any] = job.status()
+            match status["status"]:
+                case "COMPLETED":
+                    return
+                case "FAILED":
+                    raise DemoError(status.get("error") or "the request failed")
+            # The hosted API has no progress; this server adds it.
+            progress = status.get("progress")
+            bar.update(
+                task,
+                description=describe(status),
+                completed=progress or 0,
+                total=None if progress is None else 100,
+            )
+            time.sleep(0.3)
+    raise DemoError(f"no video after {VIDEO_SECONDS} s (request {job.request_id})")
+
+
+def describe(status: dict[str, Any]) -> str:
+    """Say in a few words where a request is."""
+    stage = str(status.get("stage") or status["status"]).lower().replace("_", " ")
+    position = status.get("queue_position")
+    return f"{stage}, number {position} in the queue" if position else stage
+
+
+def download(url: str, output: Path) -> int:
+    """Fetch the video whole, then write it; its size in bytes."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    video = httpx.get(url, timeout=60).raise_for_status().content
+    output.write_bytes(video)
+    return len(video)
+
+
+def print_next_steps() -> None:
+    """Say what to try now."""
+    console.print(
+        """
+The pictures are noise because the weights are: everything else was the real thing. Next:
+
+  .venv/bin/mochi-server up --mock      the same server, to stay; it prints its key
+
+  from segmind import SegmindClient
+  client = SegmindClient(api_key="THE KEY", base_url="http://127.0.0.1:8000/v1")
+  print(client.run("mochi-1", prompt="a fox in the snow")["output"])
+
+README.md has the rest: real weights, Docker, and every option.""",
+        markup=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

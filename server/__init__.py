@@ -1,0 +1,1 @@
+"""HTTP and the command line. Translates, and decides nothing about jobs. Runs without torch."""

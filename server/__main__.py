@@ -1,0 +1,76 @@
+"""The gateway process. `mochi-server gateway` ends up here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import structlog
+import uvicorn
+
+from models.errors import MochiError
+from server.app import create_app
+from server.settings import ServerSettings, SettingsError, load_settings
+from worker.connection import connect_gateway
+from worker.lifeline import WITH_PARENT, hold_on_to_parent
+from worker.logs import configure_logs
+
+EX_CONFIG = 78
+STOP_SECONDS = 10
+"""Running answers get so long to finish when the gateway stops."""
+BACKLOG = 2048
+
+_log = structlog.get_logger()
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    configure_logs()
+    if WITH_PARENT in sys.argv[1:]:
+        hold_on_to_parent()
+    try:
+        settings = load_settings(ServerSettings, os.environ)
+        listener = listen(settings)
+    except MochiError as error:
+        sys.stderr.write(f"{error}\n")
+        return EX_CONFIG
+    host, port = listener.getsockname()[:2]
+    _log.info("gateway.listening", url=f"http://{host}:{port}")
+    server(settings).run(sockets=[listener])
+    return 0
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """The listening socket.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "
+            "Choose another with --port or MOCHI_PORT."
+        ) from None
+
+
+def server(settings: ServerSettings) -> uvicorn.Server:
+    """Uvicorn with our settings: it believes no forwarded headers and never waits for ever."""
+    app = create_app(settings, connect_gateway(settings.redis_url))
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Turns errors into answers. Every one is `{"error": "…"}`, and nothing internal is in it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from models.errors import MochiError
+from server.errors import STATUS, UnknownRouteError, WrongVerbError
+from server.schemas import ErrorBody
+
+RETRY_SECONDS = 30
+"""After a full queue: about the shortest time in which a GPU makes a video."""
+
+_log = structlog.get_logger()
+
+
+def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A model as JSON."""
+    return Response(body.model_dump_json(), status, headers=headers, media_type="application/json")
+
+
+def answer_for_error(error: MochiError) -> Response:
+    """By the table in `server/errors.py`."""
+    status = STATUS[type(error)]
+    _log.info("http.refused", status=status, reason=type(error).__name__)
+    request_id = getattr(error, "request_id", None)
+    headers = _retry_headers() if status == 429 else None  # noqa: PLR2004
+    return answer(ErrorBody(error=str(error), request_id=request_id), status, headers)
+
+
+def answer_for_bug() -> Response:
+    """Says nothing of what happened: that is in the log."""
+    return answer(ErrorBody(error="Internal error. The server's log says more."), 500)
+
+
+async def handle_routing_error(_request: Request, error: Exception) -> Response:
+    """What Starlette's router raises for an unknown path or a wrong verb."""
+    assert isinstance(error, HTTPException)  # noqa: S101 (how it is registered)
+    if error.status_code == 405:  # noqa: PLR2004
+        allowed = (error.headers or {}).get("Allow", "")
+        refusal = answer_for_error(WrongVerbError(f"Wrong verb. This path takes: {allowed}."))
+        refusal.headers["Allow"] = allowed
+        return refusal
+    return answer_for_error(UnknownRouteError("There is no such path. See /docs for all of them."))
+
+
+async def handle_error(_request: Request, error: Exception) -> Response:
+    """What our own code raises within a route."""
+    assert isinstance(error, MochiError)  # noqa: S101 (how it is registered)
+    return answer_for_error(error)
+
+
+def _retry_headers() -> dict[str, str]:
+    reset = datetime.now(UTC) + timedelta(seconds=RETRY_SECONDS)
+    return {
+        "retry-after": str(RETRY_SECONDS),
+        "x-rate-limit-reset-at-utc": reset.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }

@@ -1,0 +1,50 @@
+"""The gateway as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import redis.asyncio
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from models.errors import MochiError
+from server.answers import handle_error, handle_routing_error
+from server.documents import document
+from server.gate import Gate
+from server.routes import account, generate, operations, requests
+from server.services import Services
+from server.settings import ServerSettings
+
+DESCRIPTION = (
+    "Text to video with Mochi 1, on your own machines. "
+    "Every route but the last group needs a key, in `x-api-key` or as a bearer token."
+)
+
+
+def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
+    """Put the gateway together. `redis` is closed with it."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await redis.aclose()
+
+    app = FastAPI(
+        title="mochi-server",
+        version=operations.VERSION,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        exception_handlers={MochiError: handle_error, HTTPException: handle_routing_error},
+    )
+    app.state.services = services = Services(settings, redis)
+    app.add_middleware(Gate, keyring=services.keyring, public_url=settings.public_url)
+    for module in (account, requests, operations, generate):  # the last one takes any model's name
+        app.include_router(module.router)
+    app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+    app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app

@@ -1,0 +1,73 @@
+"""Reads a request body: one JSON object of limited size, and nothing that JSON does not allow."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from server.errors import BodyTooLargeError, MalformedBodyError, WrongContentTypeError
+
+
+async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
+    """The body as a dict.
+
+    Raises:
+        WrongContentTypeError: it is not declared to be JSON.
+        BodyTooLargeError: it is longer than `most_bytes`; no more than that is ever held.
+        MalformedBodyError: it is not one JSON object in UTF-8.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise WrongContentTypeError
+    return parse_object(await _read(request, most_bytes))
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Decode strictly: one object, UTF-8, no NaN, no name twice, no depth beyond the parser's.
+
+    Raises:
+        MalformedBodyError: saying what is wrong, and where.
+    """
+    try:
+        value = json.loads(
+            body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique
+        )
+    except json.JSONDecodeError as error:
+        raise MalformedBodyError(
+            f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from None
+    except UnicodeDecodeError:
+        raise MalformedBodyError("The body is not JSON: it is not UTF-8.") from None
+    except RecursionError:
+        raise MalformedBodyError("The body is nested too deeply.") from None
+    except ValueError:  # Python's limit on the digits of a number
+        raise MalformedBodyError("The body holds a number with too many digits.") from None
+    if not isinstance(value, dict):
+        raise MalformedBodyError('The body must be a JSON object, like {"prompt": "…"}.')
+    return value
+
+
+async def _read(request: Request, most_bytes: int) -> bytes:
+    too_large = BodyTooLargeError(f"The body is over the limit of {most_bytes:,} bytes.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise MalformedBodyError(f"The body is not JSON: {name} is not a JSON number.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise MalformedBodyError("The body names a field twice.")
+    return values

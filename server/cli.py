@@ -1,0 +1,224 @@
+"""The command `mochi-server`. An option here is a setting, `MOCHI_…` in the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic.fields import FieldInfo
+
+from models.errors import MochiError
+from models.params import GenerateParams
+from models.settings import ENV_PREFIX
+from server.client import Client
+from server.first_key import read_first_key
+from server.keyring import Scope, create_key
+from server.routes.operations import VERSION
+from server.settings import ServerSettings, load_settings
+from server.up import supervise
+from worker.broker import broker_of
+from worker.connection import connect_briefly
+
+EX_CONFIG = 78
+
+app = typer.Typer(
+    help="The Mochi 1 text-to-video API on your own machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+def _setting(name: str, *flags: str) -> Any:  # noqa: ANN401 (as typer.Option)
+    field = ServerSettings.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    shown = "" if default in ("", False) else f" [default: {default}]"
+    text = f"{field.description}{shown} [env: {ENV_PREFIX}{name.upper()}]"
+    return typer.Option(*(flags or ("--" + name.replace("_", "-"),)), help=text)
+
+
+def _parameter(name: str) -> Any:  # noqa: ANN401 (as typer.Option)
+    field: FieldInfo = GenerateParams.model_fields[name]
+    shown = f" [default: {field.default}]" if field.default else ""
+    return typer.Option("--" + name.replace("_", "-"), help=f"{field.description}{shown}")
+
+
+Mock = Annotated[bool | None, _setting("mock", "--mock")]
+Weights = Annotated[str | None, _setting("weights")]
+Revision = Annotated[str | None, _setting("revision")]
+Device = Annotated[str | None, _setting("device")]
+DataDir = Annotated[Path | None, _setting("data_dir")]
+RedisUrl = Annotated[str | None, _setting("redis_url")]
+Host = Annotated[str | None, _setting("host")]
+Port = Annotated[int | None, _setting("port")]
+PublicUrl = Annotated[str | None, _setting("public_url")]
+
+
+@app.command()
+def up(
+    ctx: typer.Context,
+    mock: Mock = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    device: Device = None,
+    host: Host = None,
+    port: Port = None,
+    public_url: PublicUrl = None,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+    workers: Annotated[int | None, _setting("workers")] = None,
+) -> None:
+    """Run everything on this machine: broker, gateway and workers.
+
+    Without a GPU: `mochi-server up --mock`
+
+    With one: `mochi-server up --weights /models/mochi-1-preview`
+    """
+    _apply(ctx)
+    raise typer.Exit(supervise(_settings()))
+
+
+@app.command()
+def gateway(
+    ctx: typer.Context,
+    host: Host = None,
+    port: Port = None,
+    public_url: PublicUrl = None,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Run a gateway: HTTP in front of a broker that workers share.
+
+    Example: `mochi-server gateway --host 0.0.0.0 --redis-url redis://broker:6379/0`
+    """
+    _apply(ctx)
+    _become("server")
+
+
+@app.command()
+def worker(
+    ctx: typer.Context,
+    mock: Mock = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    device: Device = None,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Run a worker: it holds the model on one GPU and takes requests from the broker.
+
+    Example: `mochi-server worker --device cuda:1 --redis-url redis://broker:6379/0`
+    """
+    _apply(ctx)
+    _become("worker")
+
+
+@app.command()
+def generate(
+    ctx: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="What the video shows.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the MP4.")],
+    negative_prompt: Annotated[str | None, _parameter("negative_prompt")] = None,
+    guidance_scale: Annotated[float | None, _parameter("guidance_scale")] = None,
+    fps: Annotated[float | None, _parameter("fps")] = None,
+    frames: Annotated[int | None, _parameter("frames")] = None,
+    steps: Annotated[int | None, _parameter("steps")] = None,
+    seed: Annotated[int | None, _parameter("seed")] = None,
+    url: Annotated[
+        str, typer.Option(envvar="MOCHI_URL", help="The server.")
+    ] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MOCHI_API_KEY", help="The key. Without one, that of the data folder is used."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Ask a running server for a video and write it to a file.
+
+    Example: `mochi-server generate "A red panda drinks tea" -o panda.mp4 --frames 31`
+    """
+    _apply(ctx)
+    asked = {name: value for name, value in _given(ctx) if name in GenerateParams.model_fields}
+    with _errors_end():
+        Client(url, api_key or read_first_key(_settings().data_dir)).generate(asked, output)
+
+
+@keys.command()
+def create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="For people: who or what uses the key.")],
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(help="What it may do; give it more than once. [default: all]"),
+    ] = None,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Make an API key and print it, alone, on standard output. It cannot be shown again.
+
+    Example: `export SEGMIND_API_KEY=$(mochi-server keys create laptop)`
+    """
+    _apply(ctx)
+    settings = _settings()
+    with _errors_end(), broker_of(settings) as broker_url:
+        redis = connect_briefly(broker_url)
+        typer.echo(create_key(redis, name, frozenset(scope or Scope), time.time()))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(VERSION)
+
+
+def _given(ctx: typer.Context) -> Iterator[tuple[str, Any]]:
+    return ((name, value) for name, value in ctx.params.items() if value is not None)
+
+
+def _apply(ctx: typer.Context) -> None:
+    """Options become variables: settings are read in one way, here and in every child process."""
+    for name, value in _given(ctx):
+        if name in ServerSettings.model_fields:
+            os.environ[ENV_PREFIX + name.upper()] = str(value)
+
+
+def _settings() -> ServerSettings:
+    with _errors_end(EX_CONFIG):
+        return load_settings(ServerSettings, os.environ)
+
+
+def _become(package: str) -> NoReturn:
+    """Replace this process, so that signals and exit status are the real one's."""
+    settings = _settings()
+    if not settings.redis_url:
+        _end(
+            "MOCHI_REDIS_URL is empty. Give the Redis or Valkey that gateways and workers share, "
+            "like redis://127.0.0.1:6379/0; or run all in one with `mochi-server up`.",
+            EX_CONFIG,
+        )
+    # -P: a folder named `server` where the command is typed is not ours.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", package])  # noqa: S606 (no shell)
+
+
+@contextmanager
+def _errors_end(status: int = 1) -> Iterator[None]:
+    try:
+        yield
+    except MochiError as error:
+        _end(str(error), status)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    typer.secho(message, err=True, fg="red")
+    raise typer.Exit(status)

@@ -1,0 +1,90 @@
+"""A client of our own API, for the command line: ask, follow with a progress bar, download."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from models.errors import MochiError
+from models.params import MODEL
+
+POLL_SECONDS = 0.5
+TIMEOUT_SECONDS = 30.0
+CHUNK_BYTES = 1 << 20
+
+
+class ClientError(MochiError):
+    """The server could not be reached, or refused; its own words where it gave some."""
+
+
+class Client:
+    """Talks to one server with one key."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(headers={"x-api-key": api_key}, timeout=TIMEOUT_SECONDS)
+        self._console = Console(stderr=True)
+
+    def generate(self, params: dict[str, Any], output: Path) -> None:
+        """Make a video and write it to `output`, with a progress bar on standard error.
+
+        Raises:
+            ClientError: there is no video; nothing was written.
+        """
+        submitted = self._json("POST", f"{self._url}/v2/{MODEL}", json=params)
+        self._follow(submitted["status_url"])
+        result = self._json("GET", submitted["response_url"])
+        size = self._download(result["output"], output)
+        seconds = result["metrics"]["total_time"]
+        self._console.print(
+            f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds"
+        )
+
+    def _follow(self, status_url: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=self._console) as progress:
+            bar = progress.add_task("submitted", total=100)
+            while True:
+                body = self._json("GET", status_url)
+                position = body.get("queue_position")
+                place = f"queued, place {position}" if position else body["status"].lower()
+                progress.update(bar, description=place, completed=body.get("progress", 0))
+                if body["status"] == "COMPLETED":
+                    return
+                time.sleep(POLL_SECONDS)
+
+    def _download(self, url: str, output: Path) -> int:
+        draft = output.with_name(output.name + ".part")
+        try:
+            with self._http.stream("GET", url) as response, draft.open("wb") as file:
+                response.raise_for_status()
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    file.write(chunk)
+            size = draft.stat().st_size
+            draft.replace(output)
+        except httpx.HTTPError as error:
+            raise ClientError(f"The video cannot be downloaded: {error}") from None
+        except OSError as error:
+            raise ClientError(f"{output} cannot be written: {error.strerror}") from None
+        finally:
+            draft.unlink(missing_ok=True)
+        return size
+
+    def _json(self, verb: str, url: str, **options: Any) -> Any:  # noqa: ANN401 (JSON)
+        try:
+            response = self._http.request(verb, url, **options)
+            body = response.json()
+        except httpx.HTTPError as error:
+            raise ClientError(
+                f"No answer from {self._url}: {error}. Is it running? `mochi-server up`"
+            ) from None
+        except ValueError:
+            raise ClientError(f"{self._url} is no mochi-server: it does not answer JSON.") from None
+        if response.is_success:
+            return body
+        raise ClientError(f"{body.get('error', 'refused')} ({response.status_code})")

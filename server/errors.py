@@ -1,0 +1,124 @@
+"""What can be wrong with an HTTP request, and the one table from our errors to status codes."""
+
+from __future__ import annotations
+
+from models.errors import EngineError, EngineUnavailableError, InvalidParametersError, MochiError
+from server.settings import SettingsError
+from worker import errors as jobs
+
+
+class HttpError(MochiError):
+    """Base of the errors that only HTTP knows."""
+
+
+class MalformedBodyError(HttpError):
+    """The body is not one JSON object in UTF-8."""
+
+
+class MissingKeyError(HttpError):
+    """No API key came with the request, or none is at hand to send."""
+
+    def __init__(self, text: str = "Missing Authorization or x-api-key in header") -> None:
+        super().__init__(text)
+
+
+class InvalidKeyError(HttpError):
+    """The API key is not one of ours."""
+
+    def __init__(self) -> None:
+        super().__init__("Invalid API key; make one with `mochi-server keys create NAME`")
+
+
+class ForbiddenError(HttpError):
+    """The API key may not do this."""
+
+
+class UnknownModelError(HttpError):
+    """There is one model here."""
+
+
+class UnknownRouteError(HttpError):
+    """No such path."""
+
+
+class WrongVerbError(HttpError):
+    """The path is right, the verb is not."""
+
+
+class WrongContentTypeError(HttpError):
+    """The body is not declared to be JSON."""
+
+    def __init__(self) -> None:
+        super().__init__("Invalid content type: send JSON as `application/json`")
+
+
+class BodyTooLargeError(HttpError):
+    """The body is over the limit."""
+
+
+class BadHostError(HttpError):
+    """The Host header is not a host."""
+
+
+class RangeError(HttpError):
+    """The asked range lies beyond the end of the video."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The video has {size:,} bytes; the range starts beyond them.")
+        self.size = size
+
+
+class WaitTimeoutError(HttpError):
+    """A blocking call passed its limit. The job runs on."""
+
+    def __init__(self, request_id: str, seconds: float) -> None:
+        super().__init__(
+            f"The video is not ready after {seconds:g} seconds. It is still being made: poll "
+            f"/v2/requests/{request_id}"
+        )
+        self.request_id = request_id
+
+
+STATUS: dict[type[MochiError], int] = {
+    InvalidParametersError: 400,
+    MalformedBodyError: 400,
+    BadHostError: 400,
+    MissingKeyError: 401,
+    InvalidKeyError: 401,
+    ForbiddenError: 403,
+    UnknownModelError: 404,
+    UnknownRouteError: 404,
+    jobs.RequestNotFoundError: 404,
+    WrongVerbError: 405,
+    WrongContentTypeError: 406,
+    BodyTooLargeError: 413,
+    RangeError: 416,
+    jobs.QueueFullError: 429,
+    jobs.StorageError: 500,
+    jobs.BrokerUnavailableError: 502,
+    jobs.NoWorkerError: 502,
+    WaitTimeoutError: 504,
+}
+"""Every error that an HTTP client can cause or meet. 422 is no error but the answer for FAILED."""
+
+NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
+    {EngineError, EngineUnavailableError, SettingsError, jobs.BrokerStartError}
+)
+"""These stop a process at its start or end in a job record, with all that derive from them."""
+
+MEANING: dict[int, str] = {
+    400: "The body is not JSON, or a parameter is missing, of a wrong type or out of range",
+    401: "No API key, or a bad one",
+    403: "The API key may not do this",
+    404: "Unknown model or route; unknown or expired request, or one made with another key",
+    405: "Wrong verb",
+    406: "Wrong or missing content type",
+    413: "The body is over the limit",
+    416: "The range lies beyond the end of the video",
+    422: "The request ran and FAILED",
+    429: "The queue is full",
+    500: "Our bug; the log has the trace",
+    502: "The broker is unreachable, or (v1) no live worker serves the model",
+    504: "v1 passed its time limit; the job runs on and can be polled on v2",
+}
+"""One line for each status, for the OpenAPI document and the README."""

@@ -1,0 +1,29 @@
+"""The example request of the hosted endpoint's API page, word for word.
+
+Source: segmind.com/models/mochi-1/api. The OpenAPI document, the demo and the tests share it, so
+what they show is what a client of the hosted endpoint already sends.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXAMPLE_REQUEST: Final[dict[str, str | int | float]] = {
+    "prompt": (
+        "Create a short, looped animation of a small, fluffy creature with big, round eyes and "
+        "soft fur, similar to a baby Pikachu, emulating the adorable curiosity of baby animals. "
+        "The creature should be sitting in a human hand, surrounded by a soft, natural forest "
+        "setting with tiny flowers and gentle lighting. Subtle, lifelike movements include slight "
+        "head tilts, gentle blinking, and small, curious paw or ear twitches. Its large eyes "
+        "should glimmer with curiosity and warmth, occasionally widening as it looks around its "
+        "environment, embodying the innocent curiosity and playfulness of a young animal. Keep "
+        "the lighting soft, creating a warm, inviting atmosphere with faint sunlight filtering "
+        "through, highlighting the softness of its fur."
+    ),
+    "negative_prompt": "blurry, low quality, distorted wings",
+    "guidance_scale": 4.5,
+    "fps": 16,
+    "steps": 30,
+    "seed": 985521,
+    "frames": 52,
+}

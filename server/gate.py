@@ -1,0 +1,97 @@
+"""What every request passes before it is routed: a sane Host, a key, and a net for our bugs.
+
+Pure ASGI, so that nothing is read of a body before the key is checked. Everything needs a key but
+what stands in PUBLIC.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from models.errors import MochiError
+from server.answers import answer_for_bug, answer_for_error
+from server.errors import BadHostError, InvalidKeyError, MissingKeyError
+from server.keyring import Keyring
+
+PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/version"})
+PUBLIC_FOLDERS = ("/docs/", "/v2/videos/")
+"""Below these: the pages of /docs, and videos, whose links are signed instead."""
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+
+_log = structlog.get_logger()
+
+
+class Gate:
+    """Puts `base_url` and, unless the path is public, `api_key` into the request's state."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring, public_url: str) -> None:
+        self._app = app
+        self._keyring = keyring
+        self._public_url = public_url
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit and pass on, or answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._admit(scope)
+            await self._app(scope, receive, note_start)
+        except MochiError as error:
+            await _send(answer_for_error(error), scope, receive, send)
+        except Exception:  # the last resort of every route
+            _log.exception("http.bug", method=scope["method"], path=scope["path"])
+            if started:
+                raise  # too late for an answer: the connection must break
+            await _send(answer_for_bug(), scope, receive, send)
+
+    async def _admit(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        state = scope.setdefault("state", {})
+        state["base_url"] = self._public_url or f"{scope['scheme']}://{_host(headers)}"
+        path = scope["path"]
+        if path not in PUBLIC and not path.startswith(PUBLIC_FOLDERS):
+            state["api_key"] = await self._keyring.find(_secret(headers))
+
+
+async def _send(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    # What is left of a refused body is not worth reading.
+    answer.headers["connection"] = "close"
+    await answer(scope, receive, send)
+
+
+def _host(headers: Headers) -> str:
+    host = headers.get("host", "")
+    if not _HOST.fullmatch(host):
+        raise BadHostError("The Host header must be a host name or address, with or without port.")
+    return host
+
+
+def _secret(headers: Headers) -> str:
+    given = {*_stripped(headers.getlist("x-api-key"))}
+    for value in headers.getlist("authorization"):
+        scheme, _, secret = value.partition(" ")
+        given |= {*_stripped([secret if scheme.lower() == "bearer" else ""])}
+    if not given:
+        raise MissingKeyError
+    if len(given) > 1:
+        raise InvalidKeyError
+    return given.pop()
+
+
+def _stripped(values: Iterable[str]) -> list[str]:
+    return [value.strip() for value in values if value.strip()]

@@ -1,0 +1,115 @@
+"""API keys: made once, shown once, kept as a hash in the broker, looked up on every request."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from uuid import uuid4
+
+import redis.asyncio
+from pydantic import BaseModel, ConfigDict, Field
+from redis import Redis
+
+from server.errors import ForbiddenError, InvalidKeyError
+from worker import keyspace
+from worker.connection import broker_errors
+
+PREFIX = "mochi_"
+REMEMBER_SECONDS = 1.0
+"""A key that was good is taken for good so long; it spares most lookups of a polling client."""
+MOST_REMEMBERED = 10_000
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    GENERATE = "generate"
+    READ = "read"
+
+
+class ApiKey(BaseModel):
+    """What is known of a key. Not its secret.
+
+    Attributes:
+        key_id: owner of the requests made with it.
+        name: for people.
+        scopes: what it may do.
+        created_at: seconds since 1970.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key_id: str
+    name: str = Field(pattern=r"^[\w .@-]{1,64}$")
+    scopes: frozenset[Scope] = frozenset(Scope)
+    created_at: float
+
+    def require(self, scope: Scope) -> None:
+        """Do nothing, if the key may.
+
+        Raises:
+            ForbiddenError: naming the scope.
+        """
+        if scope not in self.scopes:
+            raise ForbiddenError(f"This API key may not do this: it lacks the scope `{scope}`.")
+
+
+def create_key(redis: Redis, name: str, scopes: frozenset[Scope], now: float) -> str:
+    """Make a key and return its secret, which nobody can look up afterwards.
+
+    256 random bits need no slow hash.
+
+    Raises:
+        BrokerUnavailableError: no key was made.
+    """
+    secret = PREFIX + secrets.token_urlsafe(32)
+    key = ApiKey(key_id=uuid4().hex, name=name, scopes=scopes, created_at=now)
+    with broker_errors():
+        redis.hset(keyspace.API_KEYS, _digest(secret), key.model_dump_json())
+    return secret
+
+
+def any_key(redis: Redis) -> bool:
+    """Whether there is a key at all."""
+    with broker_errors():
+        return bool(redis.exists(keyspace.API_KEYS))
+
+
+class Keyring:
+    """The gateway's lookup of keys."""
+
+    def __init__(
+        self, redis: redis.asyncio.Redis, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._redis = redis
+        self._monotonic = monotonic
+        self._remembered: dict[str, tuple[float, ApiKey]] = {}
+
+    async def find(self, secret: str) -> ApiKey:
+        """The key with this secret.
+
+        Raises:
+            InvalidKeyError: there is none.
+            BrokerUnavailableError: nobody can tell.
+        """
+        digest = _digest(secret)
+        known = self._remembered.get(digest)
+        if known is not None and self._monotonic() < known[0]:
+            return known[1]
+        with broker_errors():
+            stored = await self._redis.hget(keyspace.API_KEYS, digest)
+        if stored is None:
+            self._remembered.pop(digest, None)
+            raise InvalidKeyError
+        key = ApiKey.model_validate_json(stored)
+        if len(self._remembered) >= MOST_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[digest] = (self._monotonic() + REMEMBER_SECONDS, key)
+        return key
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,109 @@
+"""Asking for a video: `POST /v2/mochi-1` answers at once, `POST /v1/mochi-1` with the video."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from urllib.parse import quote
+
+import structlog
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from models.params import MODEL, GenerateParams, parse_params
+from server.answers import answer
+from server.body import read_object
+from server.documents import GENERATE_BODY, VIDEO_BYTES, errors
+from server.errors import UnknownModelError
+from server.keyring import Scope
+from server.schemas import (
+    COST,
+    UNMETERED_CREDITS,
+    FailedBody,
+    SubmittedBody,
+    failed_body,
+    submitted_body,
+)
+from server.services import Call
+from server.videos import video_response
+from worker.job import Job, Status
+
+MOST_IGNORED_NAMES = 20
+MOST_NAME_LENGTH = 40
+
+router = APIRouter(tags=["Generate"])
+_seeds = random.SystemRandom()
+_log = structlog.get_logger()
+
+
+@router.post(
+    f"/v2/{MODEL}",
+    response_model=SubmittedBody,
+    responses=errors(400, 401, 403, 406, 413, 429, 500, 502),
+    openapi_extra=GENERATE_BODY,
+)
+async def submit(request: Request) -> Response:
+    """Queue a video and answer at once with the addresses to poll."""
+    call = Call.of(request)
+    params, ignored = await _read_params(call)
+    request_id = await call.services.intake.submit(params, call.key.key_id)
+    _log.info("request.accepted", request_id=request_id, owner=call.key.key_id)
+    return answer(submitted_body(call.links(request_id)), headers=_ignored_header(ignored))
+
+
+@router.post(
+    f"/v1/{MODEL}",
+    response_class=Response,
+    responses={
+        200: VIDEO_BYTES,
+        422: {"model": FailedBody, "description": "The request ran and FAILED"},
+        **errors(400, 401, 403, 406, 413, 429, 500, 502, 504),
+    },
+    openapi_extra=GENERATE_BODY,
+)
+async def generate(request: Request) -> Response:
+    """Make a video and answer with it. Blocks until it is ready."""
+    call = Call.of(request)
+    params, ignored = await _read_params(call)
+    intake = call.services.intake
+    request_id = await intake.submit(params, call.key.key_id, needs_worker=True)
+    _log.info("request.accepted", request_id=request_id, owner=call.key.key_id)
+    await call.services.watch.until_ended(request_id, call.services.settings.v1_seconds)
+    job = await intake.find(request_id, call.key.key_id)
+    if job.status is Status.FAILED:
+        return answer(failed_body(job), 422, {"x-request-id": request_id})
+    path = call.services.outputs.path(job.file_name)
+    return video_response(path, {**_result_headers(job), **_ignored_header(ignored)})
+
+
+@router.post("/v1/{model}", include_in_schema=False)
+@router.post("/v2/{model}", include_in_schema=False)
+async def unknown_model() -> Response:
+    """Any other name."""
+    raise UnknownModelError(f"There is no such model here. This server has `{MODEL}`.")
+
+
+async def _read_params(call: Call) -> tuple[GenerateParams, list[str]]:
+    call.key.require(Scope.GENERATE)
+    body = await read_object(call.request, call.services.settings.body_bytes)
+    params, ignored = parse_params(body)
+    return params.with_seed(_seeds), ignored
+
+
+def _result_headers(job: Job) -> dict[str, str]:
+    return {
+        "x-request-id": job.request_id,
+        "x-generation-time": f"{job.inference_seconds:.3f}",
+        "x-seed-value": str(job.params.seed),
+        "x-cost": f"{COST:g}",
+        "x-remaining-credits": f"{UNMETERED_CREDITS:.0f}",
+    }
+
+
+def _ignored_header(names: Iterable[str]) -> dict[str, str]:
+    """Names that mean nothing to us, quoted: they come from the client and go into a header."""
+    quoted = [quote(name[:MOST_NAME_LENGTH], errors="replace") for name in names]
+    if not quoted:
+        return {}
+    return {"x-ignored-parameters": ", ".join(quoted[:MOST_IGNORED_NAMES])}

@@ -1,0 +1,70 @@
+"""For those who run the server, and their probes: no key, nothing about requests."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+
+from fastapi import APIRouter
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from models.params import MODEL
+from server.answers import answer
+from server.documents import errors
+from server.schemas import HealthBody, ReadyBody, VersionBody
+from server.services import Call
+from worker.errors import BrokerUnavailableError
+
+router = APIRouter(tags=["Operations"])
+VERSION = installed_version("mochi-server")
+
+
+@router.get("/healthz", response_model=HealthBody, responses=errors(500))
+async def healthz() -> Response:
+    """The process is alive."""
+    return answer(HealthBody())
+
+
+@router.get(
+    "/readyz",
+    response_model=ReadyBody,
+    responses={503: {"model": ReadyBody, "description": "Not ready"}, **errors(500)},
+)
+async def readyz(request: Request) -> Response:
+    """Whether a request would be run now: the broker answers and a worker has its weights."""
+    try:
+        workers = await Call.of(request).services.intake.live_workers()
+    except BrokerUnavailableError:
+        return _not_ready(["The broker does not answer: check MOCHI_REDIS_URL."])
+    if not workers:
+        return _not_ready(["No live worker: start one with `mochi-server worker`."])
+    return answer(ReadyBody(status="ready", live_workers=workers, missing=[]))
+
+
+@router.get("/version", response_model=VersionBody, responses=errors(500))
+async def version() -> Response:
+    """What runs here."""
+    return answer(VersionBody(version=VERSION, model=MODEL))
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """Swagger UI, from the server itself."""
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="mochi-server",
+        swagger_js_url="/docs/swagger-ui-bundle.js",
+        swagger_css_url="/docs/swagger-ui.css",
+        swagger_favicon_url="/docs/favicon-32x32.png",
+    )
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """A person with a browser wants to see something."""
+    return RedirectResponse("/docs")
+
+
+def _not_ready(missing: list[str]) -> Response:
+    return answer(ReadyBody(status="not ready", live_workers=0, missing=missing), 503)

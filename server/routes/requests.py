@@ -1,0 +1,87 @@
+"""Following a request: its status, its result, its video."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.answers import answer
+from server.documents import FAILED, SIGNATURE, VIDEO_BYTES, VIDEO_RANGE, errors
+from server.keyring import Scope
+from server.links import VIDEO_PATH
+from server.schemas import ResultBody, StatusBody, failed_body, result_body, status_body
+from server.services import Call
+from server.videos import video_response
+from worker.errors import RequestNotFoundError
+from worker.job import Job, Status
+
+router = APIRouter(tags=["Requests"])
+
+
+@router.get(
+    "/v2/requests/{request_id}/status",
+    response_model=StatusBody,
+    responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
+)
+async def status(request_id: str, request: Request) -> Response:
+    """Where a request stands: light, made for polling."""
+    call = Call.of(request)
+    job = await _find(call, request_id)
+    if job.status is Status.FAILED:
+        return answer(failed_body(job), 422)
+    return await _status_answer(call, job)
+
+
+@router.get(
+    "/v2/requests/{request_id}",
+    response_model=ResultBody | StatusBody,
+    responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
+)
+@router.get(
+    "/v1/requests/{request_id}",
+    response_model=ResultBody | StatusBody,
+    responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
+)
+async def result(request_id: str, request: Request) -> Response:
+    """The result when there is one, the status before."""
+    call = Call.of(request)
+    job = await _find(call, request_id)
+    match job.status:
+        case Status.FAILED:
+            return answer(failed_body(job), 422)
+        case Status.COMPLETED:
+            return answer(result_body(job, call.links(request_id), await call.services.signer()))
+        case _:
+            return await _status_answer(call, job)
+
+
+@router.api_route(
+    VIDEO_PATH,
+    methods=["GET", "HEAD"],
+    response_class=Response,
+    responses={200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
+    openapi_extra={"security": [], "parameters": [SIGNATURE]},
+)
+async def video(request_id: str, request: Request) -> Response:
+    """The video itself, whole or in ranges. Needs no key: the link is signed."""
+    call = Call.of(request)
+    signer = await call.services.signer()
+    signature = request.query_params.get("signature", "")
+    if not signer.verify_signature(request_id.encode(), signature):
+        raise RequestNotFoundError(request_id)
+    job = await call.services.intake.find_signed(request_id)
+    if job.status is not Status.COMPLETED:
+        raise RequestNotFoundError(request_id)
+    return video_response(call.services.outputs.path(job.file_name), {}, request)
+
+
+async def _find(call: Call, request_id: str) -> Job:
+    call.key.require(Scope.READ)
+    return await call.services.intake.find(request_id, call.key.key_id)
+
+
+async def _status_answer(call: Call, job: Job) -> Response:
+    waits = job.status is Status.QUEUED
+    position = await call.services.intake.position(job.request_id) if waits else None
+    return answer(status_body(job, call.links(job.request_id), position))

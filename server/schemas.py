@@ -1,0 +1,188 @@
+"""The bodies of answers, as they go over the wire and as the OpenAPI document shows them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from itsdangerous import Signer
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.links import Links
+from worker.job import Job, Status
+
+VIDEO_TYPE: Literal["video/mp4"] = "video/mp4"
+UNMETERED_CREDITS = 1_000_000_000.0
+"""What a key without a balance of its own is said to have left: clients compare it with a price."""
+COST = 0.0
+"""Nothing is charged."""
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _absent_when_none(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
+    return Field(default=None, exclude_if=_is_none, description=description)
+
+
+class ErrorBody(BaseModel):
+    """Every error: what is wrong, and what to do about it."""
+
+    error: str
+    request_id: str | None = _absent_when_none("Where there is one.")
+
+
+class Metrics(BaseModel):
+    """Seconds and credits of an ended request; empty before."""
+
+    inference_time: float | None = _absent_when_none("Seconds of the run.")
+    queue_time: float | None = _absent_when_none("Seconds before the run.")
+    total_time: float | None = _absent_when_none("Seconds from submit to end.")
+    cost: float | None = _absent_when_none("Credits; absent on failure.")
+    remaining_credits: float | None = _absent_when_none("Absent on failure.")
+    retry_count: int | None = _absent_when_none("Only when there was a retry.")
+
+
+class SubmittedBody(BaseModel):
+    """A request was accepted and will be run."""
+
+    request_id: str
+    status: Literal[Status.QUEUED] = Status.QUEUED
+    poll_url: str
+    status_url: str
+    response_url: str
+
+
+class StatusBody(BaseModel):
+    """Where a request stands."""
+
+    status: Literal[Status.QUEUED, Status.PROCESSING, Status.COMPLETED]
+    request_id: str
+    status_url: str
+    response_url: str
+    metrics: Metrics
+    progress: int = Field(ge=0, le=100, description="Per cent of the denoising steps.")
+    queue_position: int | None = _absent_when_none("While QUEUED; 1 is next.")
+
+
+class FailedBody(BaseModel):
+    """A request ended without a video. Nothing is charged."""
+
+    status: Literal[Status.FAILED] = Status.FAILED
+    request_id: str
+    error: str
+    error_code: str = Field(description="`error` for programs, such as `out_of_memory`.")
+    metrics: Metrics
+
+
+class Video(BaseModel):
+    """The file behind a result."""
+
+    url: str
+    content_type: Literal["video/mp4"] = VIDEO_TYPE
+    file_name: str
+    file_size: int = Field(description="Bytes.")
+
+
+class ResultBody(BaseModel):
+    """A video is ready."""
+
+    status: Literal[Status.COMPLETED] = Status.COMPLETED
+    request_id: str
+    error: None = None
+    output: str = Field(description="URL of the video; needs no header, dies with the result.")
+    video: Video
+    seed: int = Field(description="The seed that was used.")
+    prompt: str
+    metrics: Metrics
+
+
+class CreditsBody(BaseModel):
+    """What the key has left."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    credits: float
+    free_credits: float = Field(alias="free-credits")
+
+
+class HealthBody(BaseModel):
+    """The process is alive."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ReadyBody(BaseModel):
+    """Whether a request would be run now, and what is missing if not."""
+
+    status: Literal["ready", "not ready"]
+    live_workers: int
+    missing: list[str]
+
+
+class VersionBody(BaseModel):
+    """What runs here."""
+
+    version: str
+    model: str
+
+
+def submitted_body(links: Links) -> SubmittedBody:
+    """The answer to a submit."""
+    return SubmittedBody(
+        request_id=links.request_id,
+        poll_url=links.poll,
+        status_url=links.status,
+        response_url=links.response,
+    )
+
+
+def status_body(job: Job, links: Links, position: int | None) -> StatusBody:
+    """The light answer, for a request that has not failed."""
+    return StatusBody(
+        status=job.status,
+        request_id=job.request_id,
+        status_url=links.status,
+        response_url=links.response,
+        metrics=metrics(job),
+        progress=job.progress,
+        queue_position=position,
+    )
+
+
+def failed_body(job: Job) -> FailedBody:
+    """The one answer for a request that has failed, wherever it is asked for."""
+    return FailedBody(
+        request_id=job.request_id,
+        error=job.error,
+        error_code=job.error_code,
+        metrics=metrics(job),
+    )
+
+
+def result_body(job: Job, links: Links, signer: Signer) -> ResultBody:
+    """The full answer, for a request that is COMPLETED."""
+    url = links.video(signer)
+    return ResultBody(
+        request_id=job.request_id,
+        output=url,
+        video=Video(url=url, file_name=f"{job.request_id}.mp4", file_size=job.file_size),
+        seed=job.params.seed,
+        prompt=job.params.prompt,
+        metrics=metrics(job),
+    )
+
+
+def metrics(job: Job) -> Metrics:
+    """Empty until the request has ended."""
+    if not job.status.is_final:
+        return Metrics()
+    completed = job.status is Status.COMPLETED
+    return Metrics(
+        inference_time=job.inference_seconds,
+        queue_time=job.queue_seconds,
+        total_time=job.total_seconds,
+        cost=COST if completed else None,
+        remaining_credits=UNMETERED_CREDITS if completed else None,
+        retry_count=job.retries or None,
+    )

@@ -1,0 +1,198 @@
+"""`mochi-server up`: broker, gateway and workers of one machine, started, watched and stopped.
+
+Every part is a process of its own, started as it would be on a cluster. What dies is started again;
+what says that its settings are wrong (EX_CONFIG) ends everything. The broker stops last.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from threading import Event
+from types import FrameType
+
+import httpx
+import structlog
+from rich.console import Console
+
+from models.errors import MochiError
+from server.__main__ import EX_CONFIG, STOP_SECONDS
+from server.first_key import make_first_key
+from server.settings import ServerSettings
+from worker.broker import EmbeddedBroker
+from worker.connection import connect_briefly
+from worker.lifeline import WITH_PARENT
+
+WATCH_SECONDS = 0.2
+RESTART_SECONDS = 1.0
+GIVE_BACK_SECONDS = 5.0
+"""From the second signal to the kill: a request is given back within a step."""
+
+_log = structlog.get_logger()
+_console = Console(stderr=True)
+
+
+class Child:
+    """One process of ours, started again when it dies."""
+
+    def __init__(self, package: str, environ: dict[str, str]) -> None:
+        self.package = package
+        self._environ = environ
+        self._process = self._spawn()
+        self._restart_at: float | None = None
+
+    def watch(self) -> bool:
+        """Start it again a moment after it died. False when that cannot help."""
+        status = self._process.poll()
+        if status is None:
+            return True
+        if status == EX_CONFIG:
+            return False
+        if self._restart_at is None:
+            _log.error("process.died", process=self.package, status=status)
+            self._restart_at = time.monotonic() + RESTART_SECONDS
+        elif time.monotonic() >= self._restart_at:
+            self._restart_at = None
+            self._process = self._spawn()
+        return True
+
+    def signal(self) -> None:
+        """Ask it to stop; again, more urgently."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it ended within so long."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it now."""
+        self._process.kill()
+        self._process.wait()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", self.package, WITH_PARENT],
+            env=self._environ,
+            stdin=subprocess.PIPE,  # our end of its lifeline
+            start_new_session=True,  # Ctrl-C is for us, who stop them in order
+        )
+
+
+class Supervisor:
+    """The parts of one machine. `broker` is None when it is not ours."""
+
+    def __init__(self, settings: ServerSettings, broker: EmbeddedBroker | None) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._url = broker.url if broker else settings.redis_url
+        self._stop = Event()
+        self._stop_now = Event()
+
+    def run(self) -> int:
+        """Run everything until a signal comes. Returns the exit status.
+
+        Raises:
+            MochiError: the broker cannot be started, or does not answer.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        key_file = make_first_key(connect_briefly(self._url), self._settings.data_dir)
+        if key_file:
+            _console.print(f"A first API key was made: see {key_file}")
+        environ = os.environ | {
+            "MOCHI_REDIS_URL": self._url,
+            "MOCHI_DATA_DIR": str(self._settings.data_dir),
+            "MOCHI_PORT": str(self._settings.port),
+        }
+        gateway = Child("server", environ)
+        workers = [Child("worker", environ) for _ in range(self._settings.workers)]
+        try:
+            return self._watch([gateway, *workers])
+        finally:
+            self._end(gateway, workers)
+
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    def _watch(self, children: list[Child]) -> int:
+        with _console.status("Starting: the model is being loaded …") as spinner:
+            ready = False
+            while not self._stop.wait(WATCH_SECONDS):
+                if not all(child.watch() for child in children):
+                    return EX_CONFIG
+                if self._broker is not None:
+                    self._broker.start()  # attaches, unless it died
+                if not ready and self._is_ready():
+                    ready = True
+                    spinner.stop()
+                    self._announce()
+        return 0
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(self._local_url + "/readyz", timeout=1.0).is_success
+        except httpx.HTTPError:
+            return False
+
+    @property
+    def _local_url(self) -> str:
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (compared, not bound)
+        host = everywhere.get(self._settings.host, self._settings.host)
+        return f"http://{host}:{self._settings.port}"
+
+    def _announce(self) -> None:
+        weights = "mock weights" if self._settings.mock else self._settings.weights
+        _console.print(
+            f"[bold]Ready[/bold] on {self._local_url}/v1 ({weights}). Documents: "
+            f"{self._local_url}/docs. Stop with Ctrl-C."
+        )
+
+    def _end(self, gateway: Child, workers: list[Child]) -> None:
+        """Gateway and workers at once, so that a blocking call may still get its video."""
+        children = [gateway, *workers]
+        with _console.status("Stopping: running requests finish; Ctrl-C again gives them back …"):
+            for child in children:
+                child.signal()
+            deadline = time.monotonic() + max(self._settings.drain_seconds, STOP_SECONDS)
+            while not all(child.wait(WATCH_SECONDS) for child in children):
+                if self._stop_now.is_set() or time.monotonic() > deadline:
+                    break
+            for child in children:
+                child.signal()
+            for child in children:
+                if not child.wait(GIVE_BACK_SECONDS):
+                    child.kill()
+
+
+def supervise(settings: ServerSettings) -> int:
+    """Run everything on this machine until a signal comes. Returns the exit status."""
+    if settings.port == 0:
+        settings = settings.model_copy(update={"port": _free_port(settings.host)})
+    broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir)
+    try:
+        if broker is not None:
+            broker.start()
+        return Supervisor(settings, broker).run()
+    except MochiError as error:
+        _console.print(str(error), style="red", markup=False)
+        return EX_CONFIG
+    finally:
+        if broker is not None:
+            broker.stop()
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

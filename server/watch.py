@@ -1,0 +1,51 @@
+"""Waits for requests to end. One poll of the broker serves all who wait, so none can be missed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from server.errors import WaitTimeoutError
+from worker.errors import BrokerUnavailableError
+from worker.intake import Intake
+
+INTERVAL_SECONDS = 0.04
+
+
+class Watch:
+    """Polls while somebody waits, and only then."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._poller: asyncio.Task[None] | None = None
+
+    async def until_ended(self, request_id: str, seconds: float) -> None:
+        """Return when the request is final, or gone.
+
+        Raises:
+            WaitTimeoutError: it is neither after `seconds`.
+        """
+        ended = asyncio.Event()
+        self._waiting[request_id].add(ended)
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll())
+        try:
+            await asyncio.wait_for(ended.wait(), seconds)
+        except TimeoutError:
+            raise WaitTimeoutError(request_id, seconds) from None
+        finally:
+            self._waiting[request_id].discard(ended)
+            if not self._waiting[request_id]:
+                del self._waiting[request_id]
+
+    async def _poll(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(INTERVAL_SECONDS)
+            try:
+                ended = await self._intake.ended(list(self._waiting))
+            except BrokerUnavailableError:
+                continue  # those who wait have their own limit
+            for request_id in ended:
+                for event in self._waiting.get(request_id, ()):
+                    event.set()

@@ -1,0 +1,174 @@
+"""Runs the product as real processes: Valkey, gateways and workers on free ports, in one folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from segmind import SegmindClient
+
+from server.keyring import Scope, create_key
+from worker.broker import EmbeddedBroker
+from worker.connection import connect_briefly
+from worker.settings import WorkerSettings
+from worker.store import JobStore
+
+PATIENCE_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+_Result = TypeVar("_Result")
+
+
+def eventually(ask: Callable[[], _Result], *, seconds: float = PATIENCE_SECONDS) -> _Result:
+    """The first true answer of `ask`, or an AssertionError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} seconds: last answer {answer!r}")
+        time.sleep(0.02)
+
+
+class Stack:
+    """The processes of one test or of one session. Everything that is started is stopped."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.broker = EmbeddedBroker(folder)
+        self._settings = {f"MOCHI_{name.upper()}": value for name, value in settings.items()}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._clients: list[httpx.Client] = []
+        self.redis = connect_briefly(self.broker.url)
+        self.url = ""
+
+    def __enter__(self) -> Stack:
+        self.broker.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for process in self._processes:
+            process.send_signal(signal.SIGCONT)  # one that a test has paused
+            process.terminate()
+        try:
+            for process in self._processes:
+                process.wait(STOP_SECONDS)
+        finally:
+            for process in self._processes:
+                process.kill()
+                process.wait()
+            for client in self._clients:
+                client.close()
+            self.redis.close()
+            self.broker.stop()
+
+    @property
+    def store(self) -> JobStore:
+        """The worker's side of the store."""
+        return JobStore(self.redis, lease_seconds=10, retention_seconds=60)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What every process is started with: nothing of ours from outside."""
+        outside = {
+            name: value for name, value in os.environ.items() if not name.startswith("MOCHI_")
+        }
+        own = {"MOCHI_DATA_DIR": str(self.folder), "MOCHI_REDIS_URL": self.broker.url}
+        return outside | own | self._settings
+
+    def start(
+        self, package: str, *, environ: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a process of `server` or `worker`; its output goes to a file in the folder."""
+        log = self.folder / f"{package}-{len(self._processes)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", package],
+                env=self.environ | dict(environ or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        return process
+
+    def start_gateway(self, **settings: str) -> str:
+        """Start a gateway on a free port and return its URL when it answers."""
+        process = self.start(
+            "server",
+            environ={"MOCHI_PORT": "0"}
+            | {f"MOCHI_{name.upper()}": value for name, value in settings.items()},
+        )
+        self.url = eventually(lambda: _announced_url(self.log_of(process)))
+        eventually(lambda: _answers(self.url + "/healthz"))
+        return self.url
+
+    def start_worker(self, **settings: str) -> subprocess.Popen[bytes]:
+        """Start a worker and return it when it has signed on."""
+        before = self.live_workers()
+        process = self.start(
+            "worker",
+            environ={f"MOCHI_{name.upper()}": value for name, value in settings.items()},
+        )
+        eventually(lambda: process.poll() is not None or self.live_workers() > before)
+        assert process.poll() is None, self.log_of(process)
+        return process
+
+    def live_workers(self) -> int:
+        """Workers that are signed on, the lately killed ones included."""
+        return int(self.redis.zcard("mochi:workers"))
+
+    def log_of(self, process: subprocess.Popen[bytes]) -> str:
+        """All that a process has printed."""
+        index = self._processes.index(process)
+        return next(self.folder.glob(f"*-{index}.log")).read_text()
+
+    def logs(self) -> str:
+        """All that every process has printed."""
+        return "".join(self.log_of(process) for process in self._processes)
+
+    def key(self, name: str = "test", scopes: frozenset[Scope] = frozenset(Scope)) -> str:
+        """A new API key."""
+        return create_key(self.redis, name, scopes, time.time())
+
+    def sdk(self, key: str | None = None) -> SegmindClient:
+        """The official client with nothing changed but its base URL."""
+        client = SegmindClient(api_key=key or self.key(), base_url=f"{self.url}/v1", timeout=60)
+        self._clients.append(client._client)  # it cannot be closed otherwise
+        return client
+
+    def http(self, key: str | None = None) -> httpx.Client:
+        """A plain HTTP client with a key."""
+        headers = {"x-api-key": key or self.key()}
+        client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        self._clients.append(client)
+        return client
+
+    def record(self, request_id: str) -> dict[str, Any]:
+        """The raw record."""
+        return dict(self.redis.hgetall(f"mochi:request:{request_id}"))  # type: ignore[arg-type]
+
+    def outputs(self) -> list[str]:
+        """Names of all files in the output folder."""
+        folder = WorkerSettings(data_dir=self.folder).outputs_dir
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def _announced_url(log: str) -> str:
+    return log.partition('"url": "')[2].partition('"')[0]
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.HTTPError:
+        return False

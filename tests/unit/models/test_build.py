@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.build import build_engine
+from models.fake import FakeEngine
+from models.settings import EngineSettings
+
+BLOCKED = ["torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "imageio_ffmpeg"]
+
+BLOCKER = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("MOCHI_"):
+            monkeypatch.delenv(name)
+
+
+def run_blocked(code: str) -> str:
+    """Run code where the worker's libraries are not installed; what it prints."""
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKER + code],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+    ).stdout
+
+
+def test_the_fake_engine_can_be_asked_for(tmp_path: Path) -> None:
+    engine = build_engine(EngineSettings(engine="fake", fake_step_seconds=0.5), tmp_path)
+    assert isinstance(engine, FakeEngine)
+    assert engine.description == "fake engine, 0.5 s a step"
+
+
+def test_the_fake_engine_needs_none_of_the_workers_libraries() -> None:
+    code = """
+import models.engine, models.errors, models.params, models.settings, models.fake
+from pathlib import Path
+from models.build import build_engine
+engine = build_engine(models.settings.EngineSettings(engine="fake", fake_step_seconds=0), Path())
+params, _ = models.params.parse_params({"prompt": "a cat", "frames": 3})
+print(len(list(engine.generate(params, lambda *step: None).frames)))
+"""
+    assert run_blocked(code) == "3\n"
+
+
+def test_mochi_without_its_libraries_says_what_to_install() -> None:
+    code = """
+from pathlib import Path
+from models.build import build_engine
+from models.errors import EngineUnavailableError
+from models.settings import EngineSettings
+try:
+    build_engine(EngineSettings(mock=True), Path())
+except EngineUnavailableError as error:
+    print(error)
+"""
+    printed = run_blocked(code)
+    assert "pip install 'mochi-server[worker]'" in printed
+    assert "No module named 'diffusers'" in printed

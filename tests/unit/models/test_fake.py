@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from models.engine import Engine
+from models.errors import EngineError, OutOfMemoryError
+from models.fake import FOREVER, FakeEngine
+from models.params import GenerateParams
+
+
+def params(prompt: str = "a cat", frames: int = 3, **others: Any) -> GenerateParams:
+    return GenerateParams(prompt=prompt, frames=frames, steps=10, **others)
+
+
+def ignore(step: int, total: int) -> None:
+    pass
+
+
+def frames_of(asked: GenerateParams) -> list[bytes]:
+    return list(FakeEngine(0).generate(asked, ignore).frames)
+
+
+def sleeper(record: list[float]) -> Callable[[float], None]:
+    """Records how long it was to sleep, and refuses to sleep forever."""
+
+    def sleep(seconds: float) -> None:
+        record.append(seconds)
+        if seconds == FOREVER:
+            raise TimeoutError
+
+    return sleep
+
+
+def test_it_is_an_engine() -> None:
+    engine: Engine = FakeEngine(0.25)
+    assert engine.description == "fake engine, 0.25 s a step"
+
+
+@pytest.mark.parametrize("frames", [1, 2, 52, 160])
+def test_there_are_exactly_as_many_frames_as_asked_for(frames: int) -> None:
+    clip = FakeEngine(0).generate(params(frames=frames), ignore)
+    pictures = list(clip.frames)
+    assert len(pictures) == frames
+    assert {len(picture) for picture in pictures} == {clip.width * clip.height * 3}
+
+
+def test_every_frame_of_the_longest_clip_is_different() -> None:
+    assert len(set(frames_of(params(frames=160)))) == 160
+
+
+def test_frames_depend_on_the_seed_and_the_prompt_only() -> None:
+    first = frames_of(params(seed=1))
+    assert frames_of(params(seed=1)) == first
+    assert frames_of(params(seed=2)) != first
+    assert frames_of(params("a dog", seed=1)) != first
+
+
+def test_each_step_takes_its_time_and_is_reported() -> None:
+    slept: list[float] = []
+    steps: list[tuple[int, int]] = []
+    FakeEngine(0.5, sleeper(slept)).generate(params(), lambda *step: steps.append(step))
+    assert slept == [0.5] * 10
+    assert steps == [(step, 10) for step in range(1, 11)]
+
+
+def test_an_exception_from_on_step_ends_the_generation_untouched() -> None:
+    stop = KeyboardInterrupt()
+
+    def abandon(step: int, total: int) -> None:
+        if step == 4:
+            raise stop
+
+    slept: list[float] = []
+    with pytest.raises(KeyboardInterrupt) as raised:
+        FakeEngine(0, sleeper(slept)).generate(params(), abandon)
+    assert raised.value is stop
+    assert len(slept) == 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "text"),
+    [
+        ("fake:fail no light in the room", EngineError, "no light in the room"),
+        ("fake:oom", OutOfMemoryError, "out of memory"),
+        ("fake:bug", RuntimeError, FakeEngine.BUG_TEXT),
+        ("fake:hang", TimeoutError, ""),
+        ("fake:nonsense", EngineError, "`fake:nonsense` is no command"),
+    ],
+)
+def test_a_command_is_obeyed_halfway(prompt: str, error: type[Exception], text: str) -> None:
+    steps: list[int] = []
+    engine = FakeEngine(0, sleeper([]))
+    with pytest.raises(error, match=text):
+        engine.generate(params(prompt), lambda step, _: steps.append(step))
+    assert steps == [1, 2, 3, 4, 5]
+    assert list(engine.generate(params(), ignore).frames)
+
+
+def test_the_crash_command_ends_the_process_at_once() -> None:
+    code = (
+        "from models.fake import FakeEngine; from models.params import GenerateParams\n"
+        "try: FakeEngine(0).generate(GenerateParams(prompt='fake:crash'), lambda *step: None)\n"
+        "finally: print('an exception would come by here')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, b"", b"")

@@ -1,0 +1,90 @@
+"""The worker process: settings, engine, RQ worker. `mochi-server worker` ends up here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from threading import Event
+from uuid import uuid4
+
+import structlog
+from redis import Redis
+
+from models.build import build_engine
+from models.engine import Engine
+from models.errors import EngineUnavailableError
+from worker.connection import connect_briefly, connect_worker
+from worker.heart import Heart
+from worker.lifeline import WITH_PARENT, hold_on_to_parent
+from worker.logs import configure_logs
+from worker.outputs import LocalOutputs
+from worker.reconciler import Reconciler
+from worker.rq_worker import EngineWorker
+from worker.runner import Runner
+from worker.settings import WorkerSettings
+from worker.store import JobStore
+
+EX_CONFIG = 78
+"""Exit status when the settings or the machine are at fault: starting again does not help."""
+
+_log = structlog.get_logger()
+
+
+def main() -> int:
+    """Load the engine, then work until told to stop."""
+    configure_logs()
+    if WITH_PARENT in sys.argv[1:]:
+        hold_on_to_parent()
+    settings = WorkerSettings()
+    try:
+        engine = build_engine(settings, settings.data_dir)
+    except EngineUnavailableError as error:
+        sys.stderr.write(f"{error}\n")
+        return EX_CONFIG
+    name = f"{platform.node()}-{os.getpid()}-{uuid4().hex[:8]}"
+    _log.info("worker.ready", worker=name, engine=engine.description)
+    work(name, engine, settings)
+    _log.info("worker.stopped", worker=name)
+    return 0
+
+
+def work(name: str, engine: Engine, settings: WorkerSettings) -> None:
+    """Put the worker together and run it. Returns when a signal said so."""
+
+    def store(redis: Redis) -> JobStore:
+        return JobStore(
+            redis,
+            lease_seconds=settings.lease_seconds,
+            retention_seconds=settings.retention_seconds,
+        )
+
+    stop_now = Event()
+    outputs = LocalOutputs(settings.outputs_dir)
+    brief_store = store(connect_briefly(settings.redis_url))
+    reconciler = Reconciler(
+        brief_store,
+        outputs,
+        lease_seconds=settings.lease_seconds,
+        draft_seconds=settings.run_seconds,
+    )
+    heart = Heart(name, brief_store, reconciler, stall_seconds=settings.stall_seconds)
+    runner = Runner(
+        name,
+        engine,
+        store(connect_worker(settings.redis_url)),
+        outputs,
+        heart,
+        run_seconds=settings.run_seconds,
+        stop_now=stop_now,
+    )
+    connection = connect_worker(settings.redis_url, decode_responses=False)
+    heart.start()
+    try:
+        EngineWorker(name, runner, connection, stop_now=stop_now).work()
+    finally:
+        heart.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The thread that beats: it keeps the lease, looks after the dead, and ends a worker that hangs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import structlog
+
+from worker.errors import BrokerUnavailableError
+from worker.keyspace import BEAT_SECONDS
+from worker.reconciler import INTERVAL_SECONDS, Reconciler
+from worker.run import Run
+from worker.store import JobStore
+
+EX_HUNG = 75
+"""Exit status of a worker that hung: EX_TEMPFAIL, start it again."""
+
+_log = structlog.get_logger()
+
+
+class Heart(threading.Thread):
+    """Beats for `worker` until stopped; `run` is what the worker does at the moment."""
+
+    def __init__(
+        self, worker: str, store: JobStore, reconciler: Reconciler, *, stall_seconds: float
+    ) -> None:
+        super().__init__(name="heart", daemon=True)
+        self.run_now: Run | None = None
+        self._worker = worker
+        self._store = store
+        self._reconciler = reconciler
+        self._stall_seconds = stall_seconds
+        self._stopped = threading.Event()
+        self._broker_answers = True
+
+    def run(self) -> None:
+        """Beat, and every second look for overdue requests."""
+        next_pass = time.monotonic()
+        while not self._stopped.wait(BEAT_SECONDS):
+            self._end_if_hung()
+            try:
+                self._beat()
+                if time.monotonic() >= next_pass:
+                    next_pass = time.monotonic() + INTERVAL_SECONDS
+                    self._reconciler.pass_over()
+                self._note(broker_answers=True)
+            except BrokerUnavailableError:
+                self._note(broker_answers=False)
+            except Exception:  # noqa: BLE001 (a heart that stops kills a healthy worker)
+                _log.exception("heart.skipped")
+
+    def stop(self) -> None:
+        """Stop beating and sign the worker off."""
+        self._stopped.set()
+        self.join()
+        try:
+            self._store.sign_off(self._worker)
+        except BrokerUnavailableError:
+            _log.warning("worker.not_signed_off", hint="it counts as alive until its lease ends")
+
+    def _beat(self) -> None:
+        run = self.run_now
+        if run is None:
+            self._store.beat(self._worker)
+        elif not self._store.beat(self._worker, run.lease, run.step):
+            run.lost.set()
+
+    def _end_if_hung(self) -> None:
+        """A call that never returns cannot be interrupted: only the end of the process frees it."""
+        run = self.run_now
+        if run is not None and run.silent_seconds() > self._stall_seconds:
+            _log.error("worker.hung", request_id=run.lease.request_id, step=run.step)
+            os._exit(EX_HUNG)
+
+    def _note(self, *, broker_answers: bool) -> None:
+        if broker_answers != self._broker_answers:
+            _log.warning("broker.back" if broker_answers else "broker.silent")
+        self._broker_answers = broker_answers

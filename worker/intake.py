@@ -1,0 +1,112 @@
+"""The gateway's side of the job store: accept a request, and look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, cast
+from uuid import uuid4
+
+from redis.asyncio import Redis
+
+from models.params import GenerateParams
+from worker import keyspace, scripts
+from worker.connection import broker_errors
+from worker.dispatch import rq_fields
+from worker.errors import NoWorkerError, QueueFullError, RequestNotFoundError
+from worker.job import Job, Status
+
+
+class Intake:
+    """Every method raises BrokerUnavailableError when the broker does not answer."""
+
+    def __init__(self, redis: Redis, *, most_waiting: int) -> None:
+        self._redis = redis
+        self._most_waiting = most_waiting
+        self._submit = redis.register_script(scripts.source("submit"))
+        self._alive = redis.register_script(scripts.source("alive"))
+
+    async def submit(
+        self, params: GenerateParams, owner: str, *, needs_worker: bool = False
+    ) -> str:
+        """Accept a request: when this returns, it is in the broker and will be run.
+
+        Args:
+            params: with the seed drawn.
+            owner: id of the API key.
+            needs_worker: refuse when nobody is there to run it soon.
+
+        Returns:
+            The request's id, a UUID v4.
+
+        Raises:
+            QueueFullError: too many requests wait already.
+            NoWorkerError: `needs_worker`, and none is alive.
+        """
+        request_id = str(uuid4())
+        with broker_errors():
+            answer = await self._submit(
+                keys=keyspace.for_scripts(request_id),
+                args=[
+                    request_id,
+                    self._most_waiting,
+                    int(needs_worker),
+                    owner,
+                    params.model_dump_json(),
+                    *rq_fields(request_id),
+                ],
+            )
+        match answer:
+            case "queue_full":
+                raise QueueFullError(
+                    f"The queue is full: {self._most_waiting} requests wait already."
+                )
+            case "no_worker":
+                raise NoWorkerError("No worker is alive to run this; start one, or submit to /v2.")
+        return request_id
+
+    async def find(self, request_id: str, owner: str) -> Job:
+        """The request as it is now.
+
+        Raises:
+            RequestNotFoundError: never made, expired, or made with another key.
+        """
+        job = await self.find_signed(request_id)
+        if job.owner != owner:
+            raise RequestNotFoundError(request_id)
+        return job
+
+    async def find_signed(self, request_id: str) -> Job:
+        """The same for somebody who has shown otherwise that he may see it.
+
+        Raises:
+            RequestNotFoundError: never made, or expired.
+        """
+        with broker_errors():
+            record = cast(dict[str, str], await self._redis.hgetall(keyspace.record(request_id)))
+        if not record:
+            raise RequestNotFoundError(request_id)
+        return Job.from_record(request_id, record)
+
+    async def position(self, request_id: str) -> int | None:
+        """The place among the waiting, 1 is next; None when it does not wait."""
+        with broker_errors():
+            rank = await self._redis.zrank(keyspace.WAITING, request_id)
+        return None if rank is None else cast(int, rank) + 1
+
+    async def ended(self, request_ids: Collection[str]) -> set[str]:
+        """Those of `request_ids` that are final, or gone."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for request_id in request_ids:
+            pipeline.hget(keyspace.record(request_id), "status")
+        with broker_errors():
+            statuses: list[Any] = await pipeline.execute()
+        return {
+            request_id
+            for request_id, status in zip(request_ids, statuses, strict=True)
+            if status is None or Status(status).is_final
+        }
+
+    async def live_workers(self) -> int:
+        """How many workers have the model loaded and have beaten lately."""
+        with broker_errors():
+            return cast(int, await self._alive(keys=keyspace.for_scripts()))

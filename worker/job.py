@@ -1,0 +1,138 @@
+"""The job record, the only source of truth for a request's state. Pure: no Redis, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from models.params import GenerateParams
+
+
+class Status(StrEnum):
+    """The four states a client sees. There is no other."""
+
+    QUEUED = "QUEUED"
+    """Accepted; waits for a worker, for the first time or again."""
+    PROCESSING = "PROCESSING"
+    """A worker holds its lease."""
+    COMPLETED = "COMPLETED"
+    """The video is published. Final."""
+    FAILED = "FAILED"
+    """Ended without a video; `error` says why. Final."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the record can never change again."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.PROCESSING, Status.FAILED}),
+    Status.PROCESSING: frozenset({Status.COMPLETED, Status.FAILED, Status.QUEUED}),
+    Status.COMPLETED: frozenset(),
+    Status.FAILED: frozenset(),
+}
+"""Every change of state there is. The scripts in `worker/lua` make them, each behind a guard:
+
+QUEUED -> PROCESSING      start.lua: a worker takes the lease
+PROCESSING -> COMPLETED   finish.lua: by the run that holds the lease, after the file is published
+PROCESSING -> FAILED      finish.lua: by the same run; reap.lua: the last attempt's lease ended
+PROCESSING -> QUEUED      reap.lua: the lease ended; give_back.lua: the worker must stop
+QUEUED -> FAILED          recover.lua: popped and lost on every attempt
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request, as it was when it was read.
+
+    Attributes:
+        request_id: UUID v4, as text.
+        owner: id of the API key that made it.
+        status: see `Status`.
+        params_json: the validated parameters; `params` decodes them.
+        attempt: runs so far, the present one included; those given back do not count.
+        created_at, started_at, ended_at: milliseconds since 1970 by the broker's clock.
+        step: denoising steps done in the present run.
+        file_name: name in the output store; only when COMPLETED.
+        file_size: bytes; only when COMPLETED.
+        error: text for the client; only when FAILED.
+        error_code: its machine-readable form; only when FAILED.
+    """
+
+    request_id: str
+    owner: str
+    status: Status
+    params_json: str
+    attempt: int
+    created_at: int
+    started_at: int | None = None
+    ended_at: int | None = None
+    step: int = 0
+    file_name: str = ""
+    file_size: int = 0
+    error: str = ""
+    error_code: str = ""
+
+    @classmethod
+    def from_record(cls, request_id: str, record: Mapping[str, str]) -> Job:
+        """Read the hash that the store keeps."""
+        return cls(
+            request_id=request_id,
+            owner=record["owner"],
+            status=Status(record["status"]),
+            params_json=record["params"],
+            attempt=int(record["attempt"]),
+            created_at=int(record["created_at"]),
+            started_at=_optional_int(record.get("started_at")),
+            ended_at=_optional_int(record.get("ended_at")),
+            step=int(record.get("step", 0)),
+            file_name=record.get("file_name", ""),
+            file_size=int(record.get("file_size", 0)),
+            error=record.get("error", ""),
+            error_code=record.get("error_code", ""),
+        )
+
+    @cached_property
+    def params(self) -> GenerateParams:
+        """The parameters, with the seed that is used."""
+        return GenerateParams.model_validate_json(self.params_json)
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """From the submit to the start of the last run."""
+        return _seconds_between(self.created_at, self.started_at)
+
+    @property
+    def inference_seconds(self) -> float | None:
+        """The last run, from its start to the end: engine, encoder and publishing."""
+        return _seconds_between(self.started_at, self.ended_at)
+
+    @property
+    def total_seconds(self) -> float | None:
+        """From the submit to the end."""
+        return _seconds_between(self.created_at, self.ended_at)
+
+    @property
+    def retries(self) -> int:
+        """Runs after the first."""
+        return max(0, self.attempt - 1)
+
+    @property
+    def progress(self) -> int:
+        """Per cent of the denoising steps done, 0 to 100; 100 only when COMPLETED."""
+        if self.status is Status.COMPLETED:
+            return 100
+        if not self.step:
+            return 0
+        return min(99, 100 * self.step // self.params.steps)
+
+
+def _optional_int(text: str | None) -> int | None:
+    return int(text) if text else None
+
+
+def _seconds_between(start: int | None, end: int | None) -> float | None:
+    return (end - start) / 1000 if start is not None and end is not None else None

@@ -1,0 +1,60 @@
+"""Every Redis key that we touch, and the constants of the life cycle that are no settings."""
+
+from __future__ import annotations
+
+from rq.job import Job as RqJob
+from rq.queue import Queue as RqQueue
+
+from models.params import MODEL
+
+QUEUE = MODEL
+"""The RQ queue; there is one per model."""
+
+WAITING = "mochi:waiting"
+"""Sorted set: ids that are QUEUED, by place in the queue."""
+SEQUENCE = "mochi:sequence"
+"""Counter that gives the places."""
+LEASES = "mochi:leases"
+"""Sorted set: ids that are PROCESSING, by the broker's time in ms at which their lease ends."""
+WORKERS = "mochi:workers"
+"""Sorted set: workers with the model loaded, by the time in ms until which they count as alive."""
+API_KEYS = "mochi:keys"
+"""Hash: SHA-256 of an API key to what it may do."""
+LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
+"""String: what signs the links to videos, shared by all gateways."""
+
+RQ_QUEUES = RqQueue.redis_queues_keys
+RQ_QUEUE = RqQueue.redis_queue_namespace_prefix + QUEUE
+"""List: ids that a worker may pop."""
+RQ_INTERMEDIATE = RQ_QUEUE + ":intermediate"
+"""List: ids that a worker has popped and not started yet."""
+
+BEAT_SECONDS = 0.5
+"""Between two beats of a worker; each also carries the progress."""
+MOST_ATTEMPTS = 3
+"""A request is started at most so often."""
+
+
+def record(request_id: str) -> str:
+    """Hash: the job record."""
+    return f"mochi:request:{request_id}"
+
+
+def rq_job(request_id: str) -> str:
+    """Hash: what RQ keeps of a job."""
+    return RqJob.redis_job_namespace_prefix + request_id
+
+
+def for_scripts(request_id: str = "") -> list[str]:
+    """The KEYS of every script, in the order that `lua/common.lua` gives them names."""
+    return [
+        record(request_id),
+        rq_job(request_id),
+        WAITING,
+        SEQUENCE,
+        LEASES,
+        WORKERS,
+        RQ_QUEUE,
+        RQ_INTERMEDIATE,
+        RQ_QUEUES,
+    ]

@@ -1,0 +1,11 @@
+-- PROCESSING -> COMPLETED | FAILED, for the run that holds the lease and for no other.
+-- ARGV: id, run, status, retention in ms, fields … Returns 1 when the end is this run's.
+local record = redis.call('HMGET', keys.record, 'status', 'run')
+if record[2] ~= ARGV[2] then
+  return 0
+end
+if record[1] == 'PROCESSING' then
+  finish(ARGV[1], ARGV[3], ARGV[4], { unpack(ARGV, 5) })
+  return 1
+end
+return record[1] == ARGV[3] and 1 or 0 -- asked again because the first reply was lost

@@ -1,0 +1,12 @@
+-- A run whose lease has ended: another attempt, or FAILED. Any number of reapers may try at once.
+-- ARGV: id, most attempts, retention in ms, error.
+local id = ARGV[1]
+local lease = redis.call('ZSCORE', keys.leases, id)
+if not lease or tonumber(lease) > now_ms() then
+  return nil
+end
+if redis.call('HGET', keys.record, 'status') ~= 'PROCESSING' then
+  redis.call('ZREM', keys.leases, id)
+  return nil
+end
+return retry(id, tonumber(ARGV[2]), ARGV[3], ARGV[4])

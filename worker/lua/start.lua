@@ -1,0 +1,17 @@
+-- QUEUED -> PROCESSING under a lease. The run token fences all that this attempt writes later.
+-- ARGV: id, run, worker, lease in ms. Returns the attempt and the parameters, or nil: nothing to do.
+local id, run = ARGV[1], ARGV[2]
+local now = now_ms()
+
+redis.call('LREM', keys.intermediate, 0, id)
+local record = redis.call('HMGET', keys.record, 'status', 'run')
+if record[1] == 'QUEUED' then
+  redis.call('HINCRBY', keys.record, 'attempt', 1)
+  redis.call('HSET', keys.record, 'status', 'PROCESSING', 'run', run, 'worker', ARGV[3],
+             'started_at', text(now))
+  redis.call('ZREM', keys.waiting, id)
+elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
+  return nil
+end
+redis.call('ZADD', keys.leases, text(now + ARGV[4]), id)
+return redis.call('HMGET', keys.record, 'attempt', 'params', 'owner', 'created_at')

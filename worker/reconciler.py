@@ -1,0 +1,97 @@
+"""Finds requests whose worker died and sets them going again.
+
+Every worker runs one, and any number may look at once: each repair is one guarded script, so that
+exactly one of them makes it. No lock, no leader.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+
+from worker.outputs import LocalOutputs
+from worker.store import JobStore, Recovery
+
+INTERVAL_SECONDS = 1.0
+POPPED_SECONDS = 5.0
+"""A pop is followed by a start within milliseconds, unless the worker died in between."""
+MISSING_SECONDS = 30.0
+SWEEP_SECONDS = 30.0
+
+_log = structlog.get_logger()
+
+
+class Reconciler:
+    """Call `pass_over` every second."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        outputs: LocalOutputs,
+        *,
+        lease_seconds: float,
+        draft_seconds: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._outputs = outputs
+        self._lease_seconds = lease_seconds
+        self._draft_seconds = draft_seconds
+        self._monotonic = monotonic
+        self._last_pass = monotonic()
+        self._trusted_from = 0.0
+        self._popped_since: dict[str, float] = {}
+        self._missing_since: float | None = None
+        self._last_sweep = monotonic()
+
+    def pass_over(self) -> None:
+        """Look once, and repair what is overdue.
+
+        Raises:
+            BrokerUnavailableError: look again later.
+        """
+        overdue = self._store.overdue()
+        now = self._monotonic()
+        self._notice_outage(now)
+        if overdue.expired and self._beats_count(now):
+            for request_id in overdue.expired:
+                _report(request_id, self._store.reap(request_id))
+        self._recover_popped(overdue.popped, now)
+        self._recover_missing(overdue.missing, now)
+        if now - self._last_sweep > SWEEP_SECONDS:
+            self._last_sweep = now
+            self._outputs.sweep(self._store.exists, older_than=self._draft_seconds)
+
+    def _notice_outage(self, now: float) -> None:
+        """While we could not look, workers could not beat: leases that ended then mean nothing."""
+        if now - self._last_pass > self._lease_seconds / 2:
+            self._trusted_from = now + self._lease_seconds
+        self._last_pass = now
+
+    def _beats_count(self, now: float) -> bool:
+        return now >= self._trusted_from and self._store.broker_uptime() > self._lease_seconds
+
+    def _recover_popped(self, popped: list[str], now: float) -> None:
+        self._popped_since = {
+            request_id: self._popped_since.get(request_id, now) for request_id in popped
+        }
+        for request_id, since in self._popped_since.items():
+            if now - since > POPPED_SECONDS:
+                _report(request_id, self._store.recover(request_id))
+
+    def _recover_missing(self, missing: int, now: float) -> None:
+        if missing <= 0:
+            self._missing_since = None
+        elif self._missing_since is None:
+            self._missing_since = now
+        elif now - self._missing_since > MISSING_SECONDS:
+            self._missing_since = None
+            for request_id in self._store.unlisted():
+                _report(request_id, self._store.recover(request_id))
+
+
+def _report(request_id: str, recovery: Recovery | None) -> None:
+    if recovery is not None:
+        _log.warning("request.recovered", request_id=request_id, outcome=recovery.value)

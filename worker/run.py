@@ -1,0 +1,76 @@
+"""One run of one request: what the denoising loop asks at each step, and what may end it early."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from threading import Event
+
+from worker.store import Lease
+
+
+class AbandonedRun(BaseException):
+    """Leaves the engine from within a step. No `except Exception` on the way can hold it."""
+
+
+class LeaseLost(AbandonedRun):
+    """Another worker has the request, or it has ended: write nothing."""
+
+
+class GivenBack(AbandonedRun):
+    """This worker must stop now: back to the queue with the request."""
+
+
+class TimeLimit(AbandonedRun):
+    """The run took longer than a run may."""
+
+
+@dataclass
+class Run:
+    """Shared by the thread that denoises and the one that beats.
+
+    Attributes:
+        lease: what this run may write to.
+        seconds: how long it may take.
+        stop_now: set when the process must stop and the request goes back.
+        lost: set by the heart when the lease is not ours any more.
+        step: denoising steps done.
+    """
+
+    lease: Lease
+    seconds: float
+    stop_now: Event
+    lost: Event = field(default_factory=Event)
+    step: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _last_sign: float = field(default_factory=time.monotonic)
+
+    def on_step(self, step: int, _total: int) -> None:
+        """The engine's step callback."""
+        self.step = step
+        self.check()
+
+    def checked(self, frames: Iterator[bytes]) -> Iterator[bytes]:
+        """The frames, with a check before each: decoding takes long as well."""
+        for frame in frames:
+            self.check()
+            yield frame
+
+    def check(self) -> None:
+        """Note a sign of life, and leave the engine if there is a reason to.
+
+        Raises:
+            AbandonedRun: one of its kinds.
+        """
+        self._last_sign = time.monotonic()
+        if self.lost.is_set():
+            raise LeaseLost
+        if self.stop_now.is_set():
+            raise GivenBack
+        if self._last_sign - self._started > self.seconds:
+            raise TimeLimit
+
+    def silent_seconds(self) -> float:
+        """Since the last sign of life."""
+        return time.monotonic() - self._last_sign

@@ -1,0 +1,97 @@
+"""The life of one request in a worker, from the lease to the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from threading import Event
+from uuid import uuid4
+
+import structlog
+
+from models.engine import Engine
+from models.errors import EngineError
+from models.video import encode
+from worker.errors import StorageError
+from worker.heart import Heart
+from worker.job import Job
+from worker.outputs import LocalOutputs
+from worker.run import GivenBack, LeaseLost, Run, TimeLimit
+from worker.store import JobStore, Lease
+
+_log = structlog.get_logger()
+
+
+class Runner:
+    """Holds the engine for the life of the process and runs one request at a time."""
+
+    def __init__(
+        self,
+        worker: str,
+        engine: Engine,
+        store: JobStore,
+        outputs: LocalOutputs,
+        heart: Heart,
+        *,
+        run_seconds: float,
+        stop_now: Event,
+    ) -> None:
+        self._worker = worker
+        self._engine = engine
+        self._store = store
+        self._outputs = outputs
+        self._heart = heart
+        self._run_seconds = run_seconds
+        self._stop_now = stop_now
+
+    def run(self, request_id: str) -> None:
+        """Take the request, make its video, publish the file, then say so. Never raises for it."""
+        lease = Lease(request_id, uuid4().hex[:12])
+        job = self._store.start(lease, self._worker)
+        if job is None:
+            return
+        log = _log.bind(request_id=request_id, attempt=job.attempt)
+        log.info("run.started")
+        run = Run(lease, self._run_seconds, self._stop_now)
+        self._heart.run_now = run
+        try:
+            size = self._make_video(job, run)
+        except LeaseLost:
+            log.warning("run.lost")
+        except GivenBack:
+            log.info("run.given_back", step=run.step)
+            self._store.give_back(lease)
+        except TimeLimit:
+            self._fail(lease, "timeout", f"The run took longer than {self._run_seconds:g} seconds.")
+        except StorageError as error:
+            self._fail(lease, "storage", str(error))
+        except EngineError as error:
+            self._fail(lease, error.code, str(error))
+        except Exception:
+            log.exception("run.bug")
+            self._fail(lease, "internal", "The worker failed on this request; its log says why.")
+        else:
+            self._complete(lease, size)
+        finally:
+            self._heart.run_now = None
+
+    def _make_video(self, job: Job, run: Run) -> int:
+        name = self._outputs.name(job.request_id, run.lease.run)
+        clip = self._engine.generate(job.params, run.on_step)
+        encode(
+            replace(clip, frames=run.checked(clip.frames)),
+            job.params.fps,
+            self._outputs.draft(name),
+        )
+        return self._outputs.publish(name)
+
+    def _complete(self, lease: Lease, size: int) -> None:
+        name = self._outputs.name(lease.request_id, lease.run)
+        if self._store.complete(lease, name, size):
+            _log.info("run.completed", request_id=lease.request_id, bytes=size)
+        else:
+            self._outputs.remove(name)
+            _log.warning("run.late", request_id=lease.request_id)
+
+    def _fail(self, lease: Lease, code: str, error: str) -> None:
+        self._store.fail(lease, code, error)
+        _log.warning("run.failed", request_id=lease.request_id, error_code=code)

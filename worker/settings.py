@@ -1,0 +1,46 @@
+"""Settings of the job system, on top of the engine's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from models.settings import EngineSettings
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "mochi-server"
+
+
+class WorkerSettings(EngineSettings):
+    """Where jobs and videos are kept and how long anything may take."""
+
+    data_dir: Path = Field(
+        default_factory=_default_data_dir,
+        description="Folder for videos, mock weights and the embedded broker.",
+    )
+    redis_url: str = Field(
+        default="",
+        pattern=r"^((redis|rediss|unix)://.+)?$",
+        description="Redis or Valkey to use; empty means the embedded one of `mochi-server up`.",
+    )
+    retention_seconds: float = Field(
+        default=3600, gt=0, description="How long a finished request and its video are kept."
+    )
+    lease_seconds: float = Field(
+        default=10, ge=2, description="A worker silent for so long is taken for dead."
+    )
+    run_seconds: float = Field(
+        default=3600, gt=0, description="A run that takes longer ends FAILED."
+    )
+    stall_seconds: float = Field(
+        default=600, gt=0, description="A worker without progress for so long ends itself."
+    )
+
+    @property
+    def outputs_dir(self) -> Path:
+        """Where the videos are."""
+        return self.data_dir / "outputs"

@@ -1,0 +1,142 @@
+"""The worker's side of the job store: take a request, keep it, end it, pick up after the dead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from redis import Redis
+
+from worker import keyspace, scripts
+from worker.connection import broker_errors
+from worker.job import Job, Status
+
+_SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue")
+_LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right of one run to write to a record. `run` is unique and fences its writes."""
+
+    request_id: str
+    run: str
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """What a reconciler should look at.
+
+    Attributes:
+        expired: ids that are PROCESSING and whose lease has ended.
+        popped: ids that some worker has popped from RQ's queue and not started.
+        missing: how many waiting requests stand in neither of RQ's lists.
+    """
+
+    expired: list[str]
+    popped: list[str]
+    missing: int
+
+
+class Recovery(StrEnum):
+    """What became of a request whose worker died."""
+
+    REQUEUED = "requeued"
+    FAILED = "failed"
+
+
+class JobStore:
+    """Every method raises BrokerUnavailableError when the broker does not answer."""
+
+    def __init__(self, redis: Redis, *, lease_seconds: float, retention_seconds: float) -> None:
+        self._redis = redis
+        self._lease_ms = round(lease_seconds * 1000)
+        self._retention_ms = round(retention_seconds * 1000)
+        self._scripts = {name: redis.register_script(scripts.source(name)) for name in _SCRIPTS}
+
+    def start(self, lease: Lease, worker: str) -> Job | None:
+        """QUEUED -> PROCESSING. None when the request is gone, has ended, or runs elsewhere."""
+        record = self._run("start", lease.request_id, lease.run, worker, self._lease_ms)
+        if record is None:
+            return None
+        names = ("attempt", "params", "owner", "created_at")
+        fields = dict(zip(names, record, strict=True)) | {"status": Status.PROCESSING}
+        return Job.from_record(lease.request_id, fields)
+
+    def beat(self, worker: str, lease: Lease | None = None, step: int = 0) -> bool:
+        """Say that the worker lives and, with a lease, how far its run is.
+
+        Returns:
+            False when the run is not ours any more: somebody took us for dead.
+        """
+        request_id, run = (lease.request_id, lease.run) if lease else ("", "")
+        return bool(self._run("beat", request_id, worker, self._lease_ms, run, step))
+
+    def sign_off(self, worker: str) -> None:
+        """Say that the worker stops."""
+        with broker_errors():
+            self._redis.zrem(keyspace.WORKERS, worker)
+
+    def complete(self, lease: Lease, file_name: str, file_size: int) -> bool:
+        """PROCESSING -> COMPLETED, after the file is published. False when it is not ours."""
+        return self._finish(lease, Status.COMPLETED, "file_name", file_name, "file_size", file_size)
+
+    def fail(self, lease: Lease, error_code: str, error: str) -> bool:
+        """PROCESSING -> FAILED, with a text for the client. False when it is not ours."""
+        return self._finish(lease, Status.FAILED, "error_code", error_code, "error", error)
+
+    def give_back(self, lease: Lease) -> bool:
+        """PROCESSING -> QUEUED, first in the queue, the attempt not counted."""
+        return bool(self._run("give_back", lease.request_id, lease.run))
+
+    def reap(self, request_id: str) -> Recovery | None:
+        """Another attempt, or FAILED, for a run whose lease has ended; None if it has not."""
+        return self._recovery("reap", request_id)
+
+    def recover(self, request_id: str) -> Recovery | None:
+        """The same for a request that was popped or lost from RQ's lists before it started."""
+        return self._recovery("recover", request_id)
+
+    def overdue(self) -> Overdue:
+        """See `Overdue`."""
+        return Overdue(*self._run("overdue", ""))
+
+    def unlisted(self) -> list[str]:
+        """Ids that are waiting and stand in neither of RQ's lists. Linear in the queue's length."""
+        with broker_errors():
+            pipeline = self._redis.pipeline()
+            pipeline.zrange(keyspace.WAITING, 0, -1)
+            pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
+            pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
+            waiting, queued, popped = pipeline.execute()
+        listed = {*queued, *popped}
+        return [request_id for request_id in waiting if request_id not in listed]
+
+    def broker_uptime(self) -> float:
+        """Seconds since the broker started."""
+        with broker_errors():
+            info = self._redis.info("server")
+        return float(info["uptime_in_seconds"])
+
+    def exists(self, request_id: str) -> bool:
+        """Whether the record is still kept."""
+        with broker_errors():
+            return bool(self._redis.exists(keyspace.record(request_id)))
+
+    def _finish(self, lease: Lease, status: Status, *fields: str | int) -> bool:
+        answer = self._run(
+            "finish", lease.request_id, lease.run, status, self._retention_ms, *fields
+        )
+        return bool(answer)
+
+    def _recovery(self, script: str, request_id: str) -> Recovery | None:
+        answer = self._run(script, request_id, keyspace.MOST_ATTEMPTS, self._retention_ms, _LOST)
+        return Recovery(answer) if answer else None
+
+    def _run(self, script: str, request_id: str, *args: str | int) -> Any:  # noqa: ANN401
+        """Every script takes all keys, and the id before its own arguments."""
+        with broker_errors():
+            return self._scripts[script](
+                keys=keyspace.for_scripts(request_id), args=[request_id, *args]
+            )
