@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from server.errors import BodyTooLargeError, MalformedBodyError, WrongContentTypeError
 
@@ -16,7 +16,7 @@ async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
     Raises:
         WrongContentTypeError: it is not declared to be JSON.
         BodyTooLargeError: it is longer than `most_bytes`; no more than that is ever held.
-        MalformedBodyError: it is not one JSON object in UTF-8.
+        MalformedBodyError: it is not one JSON object in UTF-8, or ends early.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -55,10 +55,13 @@ async def _read(request: Request, most_bytes: int) -> bytes:
     if declared.isdigit() and int(declared) > most_bytes:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most_bytes:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most_bytes:
+                raise too_large
+    except ClientDisconnect:
+        raise MalformedBodyError("The body ends early.") from None
     return bytes(body)
 
 

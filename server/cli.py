@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from models.errors import MochiError
 from models.params import GenerateParams
 from models.settings import ENV_PREFIX
+from server.bench.gateway import run as measure_gateway
 from server.client import Client
 from server.first_key import read_first_key
 from server.keyring import Scope, create_key
@@ -24,6 +25,8 @@ from server.settings import ServerSettings, load_settings
 from server.up import supervise
 from worker.broker import broker_of
 from worker.connection import connect_briefly
+from worker.names import worker_name_prefix
+from worker.store import JobStore
 
 EX_CONFIG = 78
 
@@ -36,6 +39,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+bench = typer.Typer(help="Measure this server on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 
 def _setting(name: str, *flags: str) -> Any:  # noqa: ANN401 (as typer.Option)
@@ -113,12 +118,17 @@ def worker(
     device: Device = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether a worker of this host is alive.")
+    ] = False,
 ) -> None:
     """Run a worker: it holds the model on one GPU and takes requests from the broker.
 
     Example: `mochi-server worker --device cuda:1 --redis-url redis://broker:6379/0`
     """
     _apply(ctx)
+    if check:
+        _check_worker()
     _become("worker")
 
 
@@ -176,6 +186,21 @@ def create(
         typer.echo(create_key(redis, name, frozenset(scope or Scope), time.time()))
 
 
+@bench.command("gateway")
+def bench_gateway(
+    connections: Annotated[
+        list[int] | None, typer.Option(help="At once; may be repeated. [default: 32, 64]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="For each measurement.")] = 5.0,
+    output: Annotated[Path | None, typer.Option("-o", help="Where to write JSON.")] = None,
+) -> None:
+    """Requests a second, latency and CPU time of the gateway, beside a bare prototype.
+
+    Uses wrk where it is installed. Example: `mochi-server bench gateway --connections 64`
+    """
+    measure_gateway(connections or [32, 64], seconds, output)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
@@ -209,6 +234,16 @@ def _become(package: str) -> NoReturn:
         )
     # -P: a folder named `server` where the command is typed is not ours.
     os.execv(sys.executable, [sys.executable, "-P", "-m", package])  # noqa: S606 (no shell)
+
+
+def _check_worker() -> NoReturn:
+    """The health check of a worker's container. Exit status 0 when it is alive."""
+    settings = _settings()
+    with _errors_end(), broker_of(settings) as url:
+        names = JobStore(connect_briefly(url), lease_seconds=1, retention_seconds=1).live_workers()
+    here = [name for name in names if name.startswith(worker_name_prefix())]
+    typer.echo(", ".join(here) or "no live worker on this host")
+    raise typer.Exit(0 if here else 1)
 
 
 @contextmanager

@@ -10,16 +10,12 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from models.errors import MochiError
 from models.params import MODEL
+from server.errors import ClientError
 
 POLL_SECONDS = 0.5
 TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 1 << 20
-
-
-class ClientError(MochiError):
-    """The server could not be reached, or refused; its own words where it gave some."""
 
 
 class Client:

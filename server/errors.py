@@ -79,6 +79,10 @@ class WaitTimeoutError(HttpError):
         self.request_id = request_id
 
 
+class ClientError(MochiError):
+    """Our own client could not reach a server, or was refused; in its words where it gave some."""
+
+
 STATUS: dict[type[MochiError], int] = {
     InvalidParametersError: 400,
     MalformedBodyError: 400,
@@ -102,9 +106,10 @@ STATUS: dict[type[MochiError], int] = {
 """Every error that an HTTP client can cause or meet. 422 is no error but the answer for FAILED."""
 
 NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
-    {EngineError, EngineUnavailableError, SettingsError, jobs.BrokerStartError}
+    {ClientError, EngineError, EngineUnavailableError, SettingsError, jobs.BrokerStartError}
 )
-"""These stop a process at its start or end in a job record, with all that derive from them."""
+"""These stop a process at its start, end in a job record or are for the command line, with all that
+derive from them."""
 
 MEANING: dict[int, str] = {
     400: "The body is not JSON, or a parameter is missing, of a wrong type or out of range",

@@ -75,7 +75,7 @@ async def _send(answer: Response, scope: Scope, receive: Receive, send: Send) ->
 
 
 def _host(headers: Headers) -> str:
-    host = headers.get("host", "")
+    host = ",".join(headers.getlist("host"))
     if not _HOST.fullmatch(host):
         raise BadHostError("The Host header must be a host name or address, with or without port.")
     return host

@@ -137,7 +137,7 @@ def submitted_body(links: Links) -> SubmittedBody:
     )
 
 
-def status_body(job: Job, links: Links, position: int | None) -> StatusBody:
+def status_body(job: Job, links: Links) -> StatusBody:
     """The light answer, for a request that has not failed."""
     return StatusBody(
         status=job.status,
@@ -146,7 +146,7 @@ def status_body(job: Job, links: Links, position: int | None) -> StatusBody:
         response_url=links.response,
         metrics=metrics(job),
         progress=job.progress,
-        queue_position=position,
+        queue_position=job.position,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import MochiError
 from models.settings import ENV_PREFIX
@@ -16,6 +16,8 @@ from worker.settings import WorkerSettings
 
 class ServerSettings(WorkerSettings):
     """How the gateway listens and what it lets in."""
+
+    model_config = SettingsConfigDict(allow_inf_nan=False)
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(

@@ -178,7 +178,7 @@ class Supervisor:
 def supervise(settings: ServerSettings) -> int:
     """Run everything on this machine until a signal comes. Returns the exit status."""
     if settings.port == 0:
-        settings = settings.model_copy(update={"port": _free_port(settings.host)})
+        settings = settings.model_copy(update={"port": free_port(settings.host)})
     broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir)
     try:
         if broker is not None:
@@ -192,7 +192,8 @@ def supervise(settings: ServerSettings) -> int:
             broker.stop()
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """A port of `host` that is free at the moment."""
     with socket.create_server((host, 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 from threading import Event
-from uuid import uuid4
 
 import structlog
 from redis import Redis
@@ -18,6 +15,7 @@ from worker.connection import connect_briefly, connect_worker
 from worker.heart import Heart
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.logs import configure_logs
+from worker.names import new_worker_name
 from worker.outputs import LocalOutputs
 from worker.reconciler import Reconciler
 from worker.rq_worker import EngineWorker
@@ -42,7 +40,7 @@ def main() -> int:
     except EngineUnavailableError as error:
         sys.stderr.write(f"{error}\n")
         return EX_CONFIG
-    name = f"{platform.node()}-{os.getpid()}-{uuid4().hex[:8]}"
+    name = new_worker_name()
     _log.info("worker.ready", worker=name, engine=engine.description)
     work(name, engine, settings)
     _log.info("worker.stopped", worker=name)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from typing import Any, cast
 from uuid import uuid4
 
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from models.params import GenerateParams
 from worker import keyspace, scripts
-from worker.connection import broker_errors
+from worker.batch import Batch
 from worker.dispatch import rq_fields
-from worker.errors import NoWorkerError, QueueFullError, RequestNotFoundError
+from worker.errors import (
+    BrokerUnavailableError,
+    NoWorkerError,
+    QueueFullError,
+    RequestNotFoundError,
+)
 from worker.job import Job, Status
 
 
@@ -20,10 +27,10 @@ class Intake:
     """Every method raises BrokerUnavailableError when the broker does not answer."""
 
     def __init__(self, redis: Redis, *, most_waiting: int) -> None:
-        self._redis = redis
+        self._batch = Batch(redis)
         self._most_waiting = most_waiting
-        self._submit = redis.register_script(scripts.source("submit"))
-        self._alive = redis.register_script(scripts.source("alive"))
+        self._scripts = {name: scripts.source(name) for name in ("submit", "alive")}
+        self._digests = {name: _digest(source) for name, source in self._scripts.items()}
 
     async def submit(
         self, params: GenerateParams, owner: str, *, needs_worker: bool = False
@@ -43,18 +50,15 @@ class Intake:
             NoWorkerError: `needs_worker`, and none is alive.
         """
         request_id = str(uuid4())
-        with broker_errors():
-            answer = await self._submit(
-                keys=keyspace.for_scripts(request_id),
-                args=[
-                    request_id,
-                    self._most_waiting,
-                    int(needs_worker),
-                    owner,
-                    params.model_dump_json(),
-                    *rq_fields(request_id),
-                ],
-            )
+        answer = await self._run(
+            "submit",
+            request_id,
+            self._most_waiting,
+            int(needs_worker),
+            owner,
+            params.model_dump_json(),
+            *rq_fields(request_id),
+        )
         match answer:
             case "queue_full":
                 raise QueueFullError(
@@ -81,25 +85,18 @@ class Intake:
         Raises:
             RequestNotFoundError: never made, or expired.
         """
-        with broker_errors():
-            record = cast(dict[str, str], await self._redis.hgetall(keyspace.record(request_id)))
+        record, rank = await self._batch.execute(
+            ("HGETALL", keyspace.record(request_id)), ("ZRANK", keyspace.WAITING, request_id)
+        )
         if not record:
             raise RequestNotFoundError(request_id)
-        return Job.from_record(request_id, record)
-
-    async def position(self, request_id: str) -> int | None:
-        """The place among the waiting, 1 is next; None when it does not wait."""
-        with broker_errors():
-            rank = await self._redis.zrank(keyspace.WAITING, request_id)
-        return None if rank is None else cast(int, rank) + 1
+        return Job.from_record(request_id, record, position=None if rank is None else rank + 1)
 
     async def ended(self, request_ids: Collection[str]) -> set[str]:
         """Those of `request_ids` that are final, or gone."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for request_id in request_ids:
-            pipeline.hget(keyspace.record(request_id), "status")
-        with broker_errors():
-            statuses: list[Any] = await pipeline.execute()
+        statuses = await self._batch.execute(
+            *(("HGET", keyspace.record(request_id), "status") for request_id in request_ids)
+        )
         return {
             request_id
             for request_id, status in zip(request_ids, statuses, strict=True)
@@ -108,5 +105,20 @@ class Intake:
 
     async def live_workers(self) -> int:
         """How many workers have the model loaded and have beaten lately."""
-        with broker_errors():
-            return cast(int, await self._alive(keys=keyspace.for_scripts()))
+        return cast(int, await self._run("alive", ""))
+
+    async def _run(self, script: str, request_id: str, *args: str | bytes | int) -> Any:  # noqa: ANN401
+        """Every script takes all keys, and the id before its own arguments."""
+        keys = keyspace.for_scripts(request_id)
+        rest = (len(keys), *keys, request_id, *args)
+        try:
+            return (await self._batch.execute(("EVALSHA", self._digests[script], *rest)))[0]
+        except BrokerUnavailableError as error:
+            if not isinstance(error.__cause__, NoScriptError):
+                raise
+        # A broker that has just started knows no scripts yet.
+        return (await self._batch.execute(("EVAL", self._scripts[script], *rest)))[0]
+
+
+def _digest(source: str) -> str:
+    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()

@@ -56,6 +56,7 @@ class Job:
         attempt: runs so far, the present one included; those given back do not count.
         created_at, started_at, ended_at: milliseconds since 1970 by the broker's clock.
         step: denoising steps done in the present run.
+        position: place among the waiting, 1 is next; only when QUEUED.
         file_name: name in the output store; only when COMPLETED.
         file_size: bytes; only when COMPLETED.
         error: text for the client; only when FAILED.
@@ -71,13 +72,16 @@ class Job:
     started_at: int | None = None
     ended_at: int | None = None
     step: int = 0
+    position: int | None = None
     file_name: str = ""
     file_size: int = 0
     error: str = ""
     error_code: str = ""
 
     @classmethod
-    def from_record(cls, request_id: str, record: Mapping[str, str]) -> Job:
+    def from_record(
+        cls, request_id: str, record: Mapping[str, str], *, position: int | None = None
+    ) -> Job:
         """Read the hash that the store keeps."""
         return cls(
             request_id=request_id,
@@ -89,6 +93,7 @@ class Job:
             started_at=_optional_int(record.get("started_at")),
             ended_at=_optional_int(record.get("ended_at")),
             step=int(record.get("step", 0)),
+            position=position,
             file_name=record.get("file_name", ""),
             file_size=int(record.get("file_size", 0)),
             error=record.get("error", ""),

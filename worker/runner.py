@@ -50,7 +50,7 @@ class Runner:
         if job is None:
             return
         log = _log.bind(request_id=request_id, attempt=job.attempt)
-        log.info("run.started")
+        log.info("run.started", owner=job.owner, queue_seconds=job.queue_seconds)
         run = Run(lease, self._run_seconds, self._stop_now)
         self._heart.run_now = run
         try:

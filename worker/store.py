@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 
@@ -72,6 +72,13 @@ class JobStore:
         """
         request_id, run = (lease.request_id, lease.run) if lease else ("", "")
         return bool(self._run("beat", request_id, worker, self._lease_ms, run, step))
+
+    def live_workers(self) -> list[str]:
+        """Names of the workers that have the model loaded and have beaten lately."""
+        with broker_errors():
+            seconds, micros = self._redis.time()
+            now_ms = seconds * 1000 + micros // 1000
+            return cast(list[str], self._redis.zrangebyscore(keyspace.WORKERS, now_ms, "+inf"))
 
     def sign_off(self, worker: str) -> None:
         """Say that the worker stops."""

@@ -40,7 +40,7 @@ def load(settings: EngineSettings, cache_dir: Path) -> Engine:
         # Threads that wait for each other over so little work cost more than they bring, and up to
         # ten times as much where other processes want the same cores.
         torch.set_num_threads(1)
-        return MockEngine(_pipeline(write_mock_checkpoint(cache_dir), "", torch.float32))
+        return MockEngine(_pipeline(_mock_checkpoint(cache_dir), "", torch.float32))
     _check(settings)
     pipeline = _pipeline(settings.weights, settings.revision, torch.bfloat16)
     return MochiEngine(_move(pipeline, settings.device), WIDTH, HEIGHT)
@@ -51,6 +51,15 @@ def _silence() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+
+
+def _mock_checkpoint(cache_dir: Path) -> Path:
+    try:
+        return write_mock_checkpoint(cache_dir)
+    except (OSError, SafetensorError) as error:
+        raise EngineUnavailableError(
+            f"The mock weights cannot be written to {cache_dir}: {error}"
+        ) from error
 
 
 def _pipeline(weights: str | Path, revision: str, dtype: torch.dtype) -> MochiPipeline:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterable
 from urllib.parse import quote
 
-import structlog
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,7 +33,6 @@ MOST_NAME_LENGTH = 40
 
 router = APIRouter(tags=["Generate"])
 _seeds = random.SystemRandom()
-_log = structlog.get_logger()
 
 
 @router.post(
@@ -48,7 +46,6 @@ async def submit(request: Request) -> Response:
     call = Call.of(request)
     params, ignored = await _read_params(call)
     request_id = await call.services.intake.submit(params, call.key.key_id)
-    _log.info("request.accepted", request_id=request_id, owner=call.key.key_id)
     return answer(submitted_body(call.links(request_id)), headers=_ignored_header(ignored))
 
 
@@ -68,7 +65,6 @@ async def generate(request: Request) -> Response:
     params, ignored = await _read_params(call)
     intake = call.services.intake
     request_id = await intake.submit(params, call.key.key_id, needs_worker=True)
-    _log.info("request.accepted", request_id=request_id, owner=call.key.key_id)
     await call.services.watch.until_ended(request_id, call.services.settings.v1_seconds)
     job = await intake.find(request_id, call.key.key_id)
     if job.status is Status.FAILED:

@@ -30,7 +30,7 @@ async def status(request_id: str, request: Request) -> Response:
     job = await _find(call, request_id)
     if job.status is Status.FAILED:
         return answer(failed_body(job), 422)
-    return await _status_answer(call, job)
+    return answer(status_body(job, call.links(request_id)))
 
 
 @router.get(
@@ -53,14 +53,19 @@ async def result(request_id: str, request: Request) -> Response:
         case Status.COMPLETED:
             return answer(result_body(job, call.links(request_id), await call.services.signer()))
         case _:
-            return await _status_answer(call, job)
+            return answer(status_body(job, call.links(request_id)))
 
 
-@router.api_route(
+@router.get(
     VIDEO_PATH,
-    methods=["GET", "HEAD"],
     response_class=Response,
     responses={200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
+    openapi_extra={"security": [], "parameters": [SIGNATURE]},
+)
+@router.head(
+    VIDEO_PATH,
+    response_class=Response,
+    responses={200: VIDEO_BYTES, **errors(400, 404, 500, 502)},
     openapi_extra={"security": [], "parameters": [SIGNATURE]},
 )
 async def video(request_id: str, request: Request) -> Response:
@@ -79,9 +84,3 @@ async def video(request_id: str, request: Request) -> Response:
 async def _find(call: Call, request_id: str) -> Job:
     call.key.require(Scope.READ)
     return await call.services.intake.find(request_id, call.key.key_id)
-
-
-async def _status_answer(call: Call, job: Job) -> Response:
-    waits = job.status is Status.QUEUED
-    position = await call.services.intake.position(job.request_id) if waits else None
-    return answer(status_body(job, call.links(job.request_id), position))

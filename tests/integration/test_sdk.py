@@ -119,9 +119,9 @@ def test_a_drawn_seed_is_reported_and_gives_the_same_video_again(server: Stack) 
 
 
 def test_the_balance_can_be_asked_for(server: Stack) -> None:
-    credits = server.http().get("/v1/get-user-credits").json()
-    assert set(credits) == {"credits", "free-credits"}
-    assert all(isinstance(value, float) for value in credits.values())
+    balance = server.http().get("/v1/get-user-credits").json()
+    assert set(balance) == {"credits", "free-credits"}
+    assert all(isinstance(value, float) for value in balance.values())
 
 
 def test_a_bearer_token_is_as_good_as_x_api_key(server: Stack) -> None:

@@ -10,6 +10,7 @@ if record[1] == 'QUEUED' then
   redis.call('HSET', keys.record, 'status', 'PROCESSING', 'run', run, 'worker', ARGV[3],
              'started_at', text(now))
   redis.call('ZREM', keys.waiting, id)
+  redis.call('LREM', keys.rq_queue, 0, id) -- a pop that took long has been recovered meanwhile
 elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
   return nil
 end

@@ -21,7 +21,7 @@ def through_h264(pictures: list[Image.Image], folder: Path) -> list[Image.Image]
     path = folder / "video.mp4"
     encode(Clip(*CANVAS, (picture.tobytes() for picture in pictures)), 16, path)
     with av.open(path) as file:
-        return [frame.to_image() for frame in file.decode(video=0)]
+        return [frame.to_image() for frame in file.decode(video=0)]  # type: ignore[no-untyped-call]
 
 
 def test_every_letter_can_be_read_back_from_a_video(tmp_path: Path) -> None:

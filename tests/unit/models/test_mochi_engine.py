@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from models.mochi.load import load
 from models.mochi.mock import write_mock_checkpoint
 from models.params import GenerateParams
 from models.settings import EngineSettings
+
+bare = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+"""For tests that run the pipeline without `MockEngine`, which keeps this warning quiet."""
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -114,6 +117,7 @@ def test_the_same_parameters_give_the_same_frames_after_a_restart(
     assert frames_of(again, params()) == frames_of(engine, params())
 
 
+@bare
 @pytest.mark.parametrize(
     "other",
     [
@@ -130,6 +134,7 @@ def test_every_parameter_matters(pipeline: MochiPipeline, other: dict[str, Any])
     assert frames_of(engine, params(**other)) != frames_of(engine, params())
 
 
+@bare
 def test_the_frames_are_those_of_the_stock_pipeline(pipeline: MochiPipeline) -> None:
     asked = params(7, seed=5, negative_prompt="blurry", guidance_scale=3)
     stock = pipeline(
@@ -174,6 +179,7 @@ def test_an_exception_from_on_step_ends_the_generation_there(engine: Engine) -> 
     assert frames_of(engine, params()) == expected
 
 
+@bare
 @pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae.decoder"])
 def test_running_out_of_memory_says_what_to_change_and_does_no_harm(
     pipeline: MochiPipeline, part: str
@@ -280,7 +286,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.fixture
-def copy(checkpoint: Path, tmp_path: Path) -> Iterator[Path]:
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint of the test's own, to be damaged."""
     return shutil.copytree(checkpoint, tmp_path / "copy")
 

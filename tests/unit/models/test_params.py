@@ -49,7 +49,7 @@ def test_the_defaults_are_those_of_the_hosted_api() -> None:
 
 def test_parameters_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        parsed().frames = 1
+        parsed().frames = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -1,0 +1,1 @@
+"""Measures the product. Nothing here is part of serving."""
