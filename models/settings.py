@@ -13,7 +13,9 @@ ENV_PREFIX = "MOCHI_"
 class EngineSettings(BaseSettings):
     """Which engine a worker holds. Read once, in a `__main__`, and passed down."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="ignore", allow_inf_nan=False
+    )
 
     mock: bool = Field(
         default=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 
@@ -30,7 +29,7 @@ def main() -> int:
     if WITH_PARENT in sys.argv[1:]:
         hold_on_to_parent()
     try:
-        settings = load_settings(ServerSettings, os.environ)
+        settings = load_settings()
         listener = listen(settings)
     except MochiError as error:
         sys.stderr.write(f"{error}\n")

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.errors import MochiError
-from server.errors import STATUS, UnknownRouteError, WrongVerbError
+from server.errors import STATUS, RangeError, UnknownRouteError, WrongVerbError
 from server.schemas import ErrorBody
 
 RETRY_SECONDS = 30
@@ -25,12 +25,13 @@ def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = 
     return Response(body.model_dump_json(), status, headers=headers, media_type="application/json")
 
 
-def answer_for_error(error: MochiError) -> Response:
-    """By the table in `server/errors.py`."""
+def answer_for_error(error: MochiError, request_id: str | None = None) -> Response:
+    """By the table in `server/errors.py`. `request_id` is that of a job already accepted."""
     status = STATUS[type(error)]
     _log.info("http.refused", status=status, reason=type(error).__name__)
-    request_id = getattr(error, "request_id", None)
-    headers = _retry_headers() if status == 429 else None  # noqa: PLR2004
+    headers = _retry_headers() if status == 429 else {}  # noqa: PLR2004
+    if isinstance(error, RangeError):
+        headers = {"content-range": f"bytes */{error.size}"}
     return answer(ErrorBody(error=str(error), request_id=request_id), status, headers)
 
 
@@ -47,13 +48,13 @@ async def handle_routing_error(_request: Request, error: Exception) -> Response:
         refusal = answer_for_error(WrongVerbError(f"Wrong verb. This path takes: {allowed}."))
         refusal.headers["Allow"] = allowed
         return refusal
-    return answer_for_error(UnknownRouteError("There is no such path. See /docs for all of them."))
+    return answer_for_error(UnknownRouteError())
 
 
-async def handle_error(_request: Request, error: Exception) -> Response:
+async def handle_error(request: Request, error: Exception) -> Response:
     """What our own code raises within a route."""
     assert isinstance(error, MochiError)  # noqa: S101 (how it is registered)
-    return answer_for_error(error)
+    return answer_for_error(error, getattr(request.state, "request_id", None))
 
 
 def _retry_headers() -> dict[str, str]:

@@ -38,12 +38,13 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         exception_handlers={MochiError: handle_error, HTTPException: handle_routing_error},
     )
     app.state.services = services = Services(settings, redis)
     app.add_middleware(Gate, keyring=services.keyring, public_url=settings.public_url)
-    for module in (account, requests, operations, generate):  # the last one takes any model's name
+    for module in (account, requests, operations, generate):
         app.include_router(module.router)
     app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's documented way

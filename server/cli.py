@@ -17,6 +17,7 @@ from models.errors import MochiError
 from models.params import GenerateParams
 from models.settings import ENV_PREFIX
 from server.bench.gateway import run as measure_gateway
+from server.bench.request import run as measure_request
 from server.client import Client
 from server.first_key import read_first_key
 from server.keyring import Scope, create_key
@@ -201,6 +202,17 @@ def bench_gateway(
     measure_gateway(connections or [32, 64], seconds, output)
 
 
+@bench.command("request")
+def bench_request(
+    count: Annotated[int, typer.Option(help="How many, one after the other.")] = 5,
+) -> None:
+    """Where the time of the default request goes, on mock weights: engine, encoder, all else.
+
+    Example: `mochi-server bench request --count 10`
+    """
+    measure_request(count)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
@@ -220,7 +232,7 @@ def _apply(ctx: typer.Context) -> None:
 
 def _settings() -> ServerSettings:
     with _errors_end(EX_CONFIG):
-        return load_settings(ServerSettings, os.environ)
+        return load_settings()
 
 
 def _become(package: str) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from models.errors import EngineError, EngineUnavailableError, InvalidParametersError, MochiError
+from models.params import MODEL
 from server.settings import SettingsError
 from worker import errors as jobs
 
@@ -33,12 +34,13 @@ class ForbiddenError(HttpError):
     """The API key may not do this."""
 
 
-class UnknownModelError(HttpError):
-    """There is one model here."""
-
-
 class UnknownRouteError(HttpError):
-    """No such path."""
+    """No such path. A model's name is part of one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"There is no such path or model here. The model is `{MODEL}`; /docs shows all paths."
+        )
 
 
 class WrongVerbError(HttpError):
@@ -76,10 +78,22 @@ class WaitTimeoutError(HttpError):
             f"The video is not ready after {seconds:g} seconds. It is still being made: poll "
             f"/v2/requests/{request_id}"
         )
-        self.request_id = request_id
 
 
-class ClientError(MochiError):
+class CommandError(MochiError):
+    """Base of the errors that only the command line knows."""
+
+
+class KeyNameError(CommandError):
+    """An API key cannot have this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"A key's name has 1 to 64 letters, digits, spaces or `.@_-`; got {name!r}."
+        )
+
+
+class ClientError(CommandError):
     """Our own client could not reach a server, or was refused; in its words where it gave some."""
 
 
@@ -90,7 +104,6 @@ STATUS: dict[type[MochiError], int] = {
     MissingKeyError: 401,
     InvalidKeyError: 401,
     ForbiddenError: 403,
-    UnknownModelError: 404,
     UnknownRouteError: 404,
     jobs.RequestNotFoundError: 404,
     WrongVerbError: 405,
@@ -106,7 +119,7 @@ STATUS: dict[type[MochiError], int] = {
 """Every error that an HTTP client can cause or meet. 422 is no error but the answer for FAILED."""
 
 NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
-    {ClientError, EngineError, EngineUnavailableError, SettingsError, jobs.BrokerStartError}
+    {CommandError, EngineError, EngineUnavailableError, SettingsError, jobs.BrokerStartError}
 )
 """These stop a process at its start, end in a job record or are for the command line, with all that
 derive from them."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import structlog
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import MochiError
@@ -24,6 +23,8 @@ PUBLIC_FOLDERS = ("/docs/", "/v2/videos/")
 """Below these: the pages of /docs, and videos, whose links are signed instead."""
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 _log = structlog.get_logger()
 
@@ -42,22 +43,26 @@ class Gate:
             await self._app(scope, receive, send)
             return
         started = False
+        has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
-        async def note_start(message: Message) -> None:
+        async def send_on(message: Message) -> None:
             nonlocal started
             started = True
+            if has_body and message.get("status", 200) >= 400:  # noqa: PLR2004
+                # What is left of a refused body is not worth reading: it may never end.
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         try:
             await self._admit(scope)
-            await self._app(scope, receive, note_start)
+            await self._app(scope, receive, send_on)
         except MochiError as error:
-            await _send(answer_for_error(error), scope, receive, send)
+            await answer_for_error(error)(scope, receive, send_on)
         except Exception:  # the last resort of every route
             _log.exception("http.bug", method=scope["method"], path=scope["path"])
             if started:
                 raise  # too late for an answer: the connection must break
-            await _send(answer_for_bug(), scope, receive, send)
+            await answer_for_bug()(scope, receive, send_on)
 
     async def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -66,12 +71,6 @@ class Gate:
         path = scope["path"]
         if path not in PUBLIC and not path.startswith(PUBLIC_FOLDERS):
             state["api_key"] = await self._keyring.find(_secret(headers))
-
-
-async def _send(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    # What is left of a refused body is not worth reading.
-    answer.headers["connection"] = "close"
-    await answer(scope, receive, send)
 
 
 def _host(headers: Headers) -> str:

@@ -10,10 +10,10 @@ from enum import StrEnum
 from uuid import uuid4
 
 import redis.asyncio
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis import Redis
 
-from server.errors import ForbiddenError, InvalidKeyError
+from server.errors import ForbiddenError, InvalidKeyError, KeyNameError
 from worker import keyspace
 from worker.batch import Batch
 from worker.connection import broker_errors
@@ -64,10 +64,14 @@ def create_key(redis: Redis, name: str, scopes: frozenset[Scope], now: float) ->
     256 random bits need no slow hash.
 
     Raises:
+        KeyNameError: the name is not fit to be shown in a table.
         BrokerUnavailableError: no key was made.
     """
     secret = PREFIX + secrets.token_urlsafe(32)
-    key = ApiKey(key_id=uuid4().hex, name=name, scopes=scopes, created_at=now)
+    try:
+        key = ApiKey(key_id=uuid4().hex, name=name, scopes=scopes, created_at=now)
+    except ValidationError:
+        raise KeyNameError(name) from None
     with broker_errors():
         redis.hset(keyspace.API_KEYS, _digest(secret), key.model_dump_json())
     return secret

@@ -1,23 +1,25 @@
-"""Settings of the gateway, on top of the job system's; and the one way to load any of them."""
+"""Settings of the gateway, on top of the job system's; and the one way to load them all."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import os
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_core import ErrorDetails
 
 from models.errors import MochiError
 from models.settings import ENV_PREFIX
 from worker.settings import WorkerSettings
 
+CLIENT_VARIABLES = frozenset({"MOCHI_URL", "MOCHI_API_KEY"})
+"""Read by the commands that are clients."""
+SECRET = frozenset({"redis_url"})
+"""Settings that may hold a password."""
+
 
 class ServerSettings(WorkerSettings):
     """How the gateway listens and what it lets in."""
-
-    model_config = SettingsConfigDict(allow_inf_nan=False)
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(
@@ -28,7 +30,7 @@ class ServerSettings(WorkerSettings):
         pattern=r"^(https?://[^/?#\s]+)?$",
         description="Scheme and host of the links in answers; empty means those that were called.",
     )
-    body_bytes: int = Field(default=65536, ge=1024, description="Largest request body.")
+    body_bytes: int = Field(default=131_072, ge=1024, description="Largest request body.")
     v1_seconds: float = Field(
         default=600, gt=0, description="How long a blocking call waits before it answers 504."
     )
@@ -47,38 +49,31 @@ class SettingsError(MochiError):
     """A setting has a bad value, or there is no such setting. The text names the variable."""
 
 
-_Settings = TypeVar("_Settings", bound=BaseSettings)
-
-
-def load_settings(
-    kind: type[_Settings],
-    environ: Mapping[str, str],
-    **given: Any,  # noqa: ANN401
-) -> _Settings:
-    """Read `MOCHI_*` variables; what is in `given` and not None goes before them.
+def load_settings() -> ServerSettings:
+    """Read the `MOCHI_*` variables of this process. A worker's are among them.
 
     Raises:
         SettingsError: naming the variable, the rule and what came.
     """
-    _refuse_unknown(environ)
+    _refuse_unknown()
     try:
-        return kind(**{name: value for name, value in given.items() if value is not None})
+        return ServerSettings()
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        variable = ENV_PREFIX + str(first["loc"][0]).upper()
-        raise SettingsError(
-            f"{variable}: {first['msg'].lower()}; got {first['input']!r}."
-        ) from None
+        raise SettingsError(_explain(error.errors(include_url=False)[0])) from None
 
 
-def _refuse_unknown(environ: Mapping[str, str]) -> None:
+def _explain(error: ErrorDetails) -> str:
+    name = str(error["loc"][0])
+    what = ServerSettings.model_fields[name].description
+    came = "what came has a wrong form" if name in SECRET else f"got {error['input']!r}"
+    rule = "" if error["type"] == "string_pattern_mismatch" else f" {error['msg']}."
+    return f"{ENV_PREFIX}{name.upper()}: {came}.{rule} It is: {what}"
+
+
+def _refuse_unknown() -> None:
     known = {ENV_PREFIX + name.upper() for name in ServerSettings.model_fields} | CLIENT_VARIABLES
-    for variable in environ:
+    for variable in os.environ:
         if variable.startswith(ENV_PREFIX) and variable not in known:
             close = difflib.get_close_matches(variable, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise SettingsError(f"{variable}: there is no such setting.{hint}")
-
-
-CLIENT_VARIABLES = {"MOCHI_URL", "MOCHI_API_KEY"}
-"""Read by the commands that are clients."""

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from server.errors import RangeError
 from server.schemas import VIDEO_TYPE
 
-_ONE_RANGE = re.compile(rb"bytes=(\d{1,18})-(\d{0,18})|bytes=-\d{1,18}")
+_ONE_RANGE = re.compile(rb"bytes=(\d{1,18})-(\d{0,18})|bytes=-(?!0+$)\d{1,18}")
 
 
 class _VideoResponse(FileResponse):
@@ -35,7 +35,7 @@ def video_response(
     Raises:
         RangeError: the range starts beyond the end.
     """
-    if request is not None:
+    if request is not None and request.method == "GET":
         _check_range(request.headers.get("range", "").encode("latin-1"), path.stat().st_size)
     return _VideoResponse(path, media_type=VIDEO_TYPE, headers=headers)
 

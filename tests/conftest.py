@@ -38,9 +38,7 @@ def redis_url(redis: Redis, _broker: EmbeddedBroker) -> str:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A gateway and a worker with the fake engine, for tests that leave them as they are."""
-    with Stack(
-        tmp_path_factory.mktemp("server"), engine="fake", fake_step_seconds="0.01"
-    ) as stack:
+    with Stack(tmp_path_factory.mktemp("server"), engine="fake", fake_step_seconds="0.01") as stack:
         stack.start_gateway()
         stack.start_worker()
         yield stack

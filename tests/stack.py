@@ -45,7 +45,7 @@ class Stack:
         self.folder = folder
         self.broker = EmbeddedBroker(folder)
         self._settings = {f"MOCHI_{name.upper()}": value for name, value in settings.items()}
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
         self._clients: list[httpx.Client] = []
         self.redis = connect_briefly(self.broker.url)
         self.url = ""
@@ -55,14 +55,14 @@ class Stack:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for process in self._processes:
+        for process in self.processes:
             process.send_signal(signal.SIGCONT)  # one that a test has paused
             process.terminate()
         try:
-            for process in self._processes:
+            for process in self.processes:
                 process.wait(STOP_SECONDS)
         finally:
-            for process in self._processes:
+            for process in self.processes:
                 process.kill()
                 process.wait()
             for client in self._clients:
@@ -88,7 +88,7 @@ class Stack:
         self, package: str, *, environ: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a process of `server` or `worker`; its output goes to a file in the folder."""
-        log = self.folder / f"{package}-{len(self._processes)}.log"
+        log = self.folder / f"{package}-{len(self.processes)}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", package],
@@ -98,7 +98,7 @@ class Stack:
                 stderr=file,
                 start_new_session=True,
             )
-        self._processes.append(process)
+        self.processes.append(process)
         return process
 
     def start_gateway(self, **settings: str) -> str:
@@ -129,12 +129,12 @@ class Stack:
 
     def log_of(self, process: subprocess.Popen[bytes]) -> str:
         """All that a process has printed."""
-        index = self._processes.index(process)
+        index = self.processes.index(process)
         return next(self.folder.glob(f"*-{index}.log")).read_text()
 
     def logs(self) -> str:
         """All that every process has printed."""
-        return "".join(self.log_of(process) for process in self._processes)
+        return "".join(self.log_of(process) for process in self.processes)
 
     def key(self, name: str = "test", scopes: frozenset[Scope] = frozenset(Scope)) -> str:
         """A new API key."""

@@ -42,13 +42,17 @@ def main() -> int:
         return EX_CONFIG
     name = new_worker_name()
     _log.info("worker.ready", worker=name, engine=engine.description)
-    work(name, engine, settings)
+    was_told = work(name, engine, settings)
     _log.info("worker.stopped", worker=name)
-    return 0
+    return 0 if was_told else 1
 
 
-def work(name: str, engine: Engine, settings: WorkerSettings) -> None:
-    """Put the worker together and run it. Returns when a signal said so."""
+def work(name: str, engine: Engine, settings: WorkerSettings) -> bool:
+    """Put the worker together and run it.
+
+    Returns:
+        True when a signal ended it; False when a bug did, which is in the log.
+    """
 
     def store(redis: Redis) -> JobStore:
         return JobStore(
@@ -64,7 +68,7 @@ def work(name: str, engine: Engine, settings: WorkerSettings) -> None:
         brief_store,
         outputs,
         lease_seconds=settings.lease_seconds,
-        draft_seconds=settings.run_seconds,
+        retention_seconds=settings.retention_seconds,
     )
     heart = Heart(name, brief_store, reconciler, stall_seconds=settings.stall_seconds)
     runner = Runner(
@@ -79,7 +83,9 @@ def work(name: str, engine: Engine, settings: WorkerSettings) -> None:
     connection = connect_worker(settings.redis_url, decode_responses=False)
     heart.start()
     try:
-        EngineWorker(name, runner, connection, stop_now=stop_now).work()
+        worker = EngineWorker(name, runner, connection, stop_now=stop_now)
+        worker.work()
+        return worker.was_told_to_stop
     finally:
         heart.stop()
 

@@ -10,8 +10,13 @@ import asyncio
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.connection import broker_errors
+
+LONGEST_SECONDS = 1.8
+"""A read that times out is tried again on a new connection, which may time out as well: longer than
+an HTTP client should wait to hear that the broker is down."""
 
 Command = tuple[str | bytes | int | float, ...]
 
@@ -52,7 +57,10 @@ class Batch:
             for command in commands:
                 pipeline.execute_command(*command)
         try:
-            results = iter(await pipeline.execute(raise_on_error=False))
+            async with asyncio.timeout(LONGEST_SECONDS):
+                results = iter(await pipeline.execute(raise_on_error=False))
+        except TimeoutError:
+            results = iter([RedisTimeoutError("no answer")] * sum(len(one) for one, _ in callers))
         except Exception as error:  # noqa: BLE001 (goes to each caller)
             results = iter([error] * sum(len(commands) for commands, _ in callers))
         for commands, answers in callers:

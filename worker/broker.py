@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -34,7 +34,12 @@ LONGEST_SOCKET_PATH = 100
 
 
 class EmbeddedBroker:
-    """Owns the Valkey server of one data folder; at most one owner a folder at a time."""
+    """Owns the Valkey server of one data folder; at most one owner a folder at a time.
+
+    Two file locks, which end with their processes however those end: the owner's, and one that the
+    server inherits. A second server would write into the same files, so silence alone is no reason
+    to start one.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir.resolve() / "broker"
@@ -48,56 +53,91 @@ class EmbeddedBroker:
         return f"unix://{self._socket}"
 
     def start(self) -> None:
-        """Attach to the server that runs already, or start one.
+        """Attach to the server that runs already, or start one. Again: start it if it died.
 
         Raises:
             BrokerStartError: another process owns the folder, or the server does not come up.
         """
+        is_new = self._lock is None
         if self._lock is None:
-            self._lock = self._take_lock()
-        if not self.is_alive():
-            self._socket.unlink(missing_ok=True)
-            self._process = self._spawn()
-            self._wait_until_ready(self._process)
+            self._lock = self._own_folder()
+        guard = self._free_guard()
+        if guard is not None:
+            with guard:
+                self._process = self._spawn(guard)
+            is_new = True
+        if is_new:
+            self._wait_until_ready()
 
     def is_alive(self) -> bool:
-        """Whether a server answers on the folder's socket."""
-        return self._pid() is not None
+        """Whether a server answers on the folder's socket, with its data loaded."""
+        try:
+            with Redis.from_url(self.url, socket_timeout=1.0, retry=None) as client:
+                return bool(client.ping())
+        except (RedisError, OSError):
+            return False
 
     def stop(self) -> None:
         """Stop the server, however it was started, and let go of the folder."""
         if self._lock is None:
             return  # it is somebody else's
-        pid = self._pid()
-        if pid is not None:
-            self._end(pid)
+        self._end()
         self._lock.close()
         self._lock = None
 
-    def _take_lock(self) -> IO[str]:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (self._folder / "lock").open("a+")
+    def _own_folder(self) -> IO[str]:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
+            for folder in (self._folder, self._socket.parent):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if folder.stat().st_uid != os.getuid():
+                    raise BrokerStartError(f"{folder} belongs to another user.")
+            lock = self._open("lock")
+        except OSError as error:
             raise BrokerStartError(
-                f"{self._folder.parent} is in use by another mochi-server (pid {owner}). Stop that "
-                "one, or give this one another folder with --data-dir."
+                f"The folder {self._folder} cannot be used: {error.strerror}. "
+                "Choose another with --data-dir."
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        return lock
+        if _take(lock):
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            return lock
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise BrokerStartError(
+            f"{self._folder.parent} is in use by another mochi-server (pid {owner}). Stop that "
+            "one, or give this one another folder with --data-dir."
+        )
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _free_guard(self) -> IO[str] | None:
+        """The lock that a server holds while it runs; None when one does."""
+        guard = self._open("guard")
+        if _take(guard):
+            return guard
+        guard.close()
+        return None
+
+    def _runs(self) -> bool:
+        guard = self._free_guard()
+        if guard is None:
+            return True
+        guard.close()
+        return False
+
+    def _open(self, name: str) -> IO[str]:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        return os.fdopen(os.open(self._folder / name, flags, 0o600), "a+")
+
+    def _spawn(self, guard: IO[str]) -> subprocess.Popen[bytes]:
+        if self._process is not None:
+            self._process.wait()  # it is dead: its guard was free
+        self._socket.unlink(missing_ok=True)
         options = {
             "port": "0",
             "unixsocket": str(self._socket),
             "unixsocketperm": "700",
+            "pidfile": str(self._pid_path),
             "dir": str(self._folder),
             "appendonly": "yes",
             "appendfsync": "always",
@@ -108,13 +148,14 @@ class EmbeddedBroker:
         command = [str(get_binary_path())]
         for name, value in options.items():
             command += [f"--{name}", value]
-        with self._log_path.open("ab") as log:
+        with self._open(self._log_path.name) as log:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 umask=0o077,
+                pass_fds=[guard.fileno()],
                 start_new_session=True,  # Ctrl-C is for us; the server is stopped last
             )
 
@@ -122,44 +163,39 @@ class EmbeddedBroker:
     def _log_path(self) -> Path:
         return self._folder / "valkey.log"
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+    @property
+    def _pid_path(self) -> Path:
+        return self._folder / "valkey.pid"
+
+    def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not self.is_alive():
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                process.wait()
+            if not self._runs() or time.monotonic() > deadline:
+                self.stop()
                 last = self._log_path.read_text(errors="replace").strip().splitlines()[-1:]
                 raise BrokerStartError(
                     f"The embedded Valkey did not start: {''.join(last)} (see {self._log_path})"
                 )
             time.sleep(0.02)
 
-    def _pid(self) -> int | None:
-        """The server's process id, asked of itself, which also shows that it is ready."""
-        if not self._socket.exists():
-            return None
-        try:
-            with Redis.from_url(self.url, socket_timeout=1.0, retry=None) as client:
-                return int(client.info("server")["process_id"])
-        except (RedisError, OSError):
-            return None
-
-    def _end(self, pid: int) -> None:
-        os.kill(pid, signal.SIGTERM)
+    def _end(self) -> None:
         deadline = time.monotonic() + STOP_SECONDS
-        while self._runs(pid):
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
+        while self._runs():
+            is_late = time.monotonic() > deadline
+            with suppress(OSError, ValueError):  # not written yet, or gone meanwhile
+                pid = int(self._pid_path.read_text())
+                os.kill(pid, signal.SIGKILL if is_late else signal.SIGTERM)
             time.sleep(0.02)
+        if self._process is not None:
+            self._process.wait()
 
-    def _runs(self, pid: int) -> bool:
-        if self._process is not None and self._process.pid == pid:
-            return self._process.poll() is None  # reaps it, too
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+
+def _take(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

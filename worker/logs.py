@@ -21,7 +21,9 @@ def configure_logs(*, verbose: bool = False) -> None:
     ]
     renderers: list[Processor]
     if sys.stderr.isatty():
-        renderers = [structlog.dev.ConsoleRenderer()]
+        renderers = [
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        ]
     else:
         renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(

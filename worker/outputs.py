@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from worker.errors import StorageError
@@ -29,13 +30,14 @@ class LocalOutputs:
         """Where to write a video before it is published.
 
         Raises:
-            StorageError: the folder cannot be made.
+            StorageError: the folder cannot be made, or the name is not one of ours.
         """
+        path = self._inside(name)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"The folder for videos cannot be made: {error.strerror}") from error
-        return self._folder / (name + _DRAFT_SUFFIX)
+        return path.with_name(name + _DRAFT_SUFFIX)
 
     def publish(self, name: str) -> int:
         """Make the draft durable and give it its name.
@@ -62,15 +64,17 @@ class LocalOutputs:
         Raises:
             StorageError: there is none, or the name is not one of ours.
         """
-        path = self._folder / name
-        if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
+        path = self._inside(name)
+        if path.is_symlink() or not path.is_file():
             raise StorageError("The video is gone")
         return path
 
     def remove(self, name: str) -> None:
-        """Forget a video and its draft, if they are there."""
-        (self._folder / name).unlink(missing_ok=True)
-        (self._folder / (name + _DRAFT_SUFFIX)).unlink(missing_ok=True)
+        """Forget a video and its draft, if they are there. What the disk keeps is swept later."""
+        path = self._inside(name)
+        for file in (path, path.with_name(name + _DRAFT_SUFFIX)):
+            with suppress(OSError):
+                file.unlink()
 
     def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
         """Remove the files of requests that are not kept any more.
@@ -94,6 +98,12 @@ class LocalOutputs:
                 path.unlink(missing_ok=True)
                 removed += 1
         return removed
+
+    def _inside(self, name: str) -> Path:
+        # A request id comes from the broker, and with it the name.
+        if not _NAME.fullmatch(name):
+            raise StorageError("The video is gone")
+        return self._folder / name
 
 
 def _sync(path: Path) -> None:

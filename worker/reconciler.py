@@ -32,13 +32,14 @@ class Reconciler:
         outputs: LocalOutputs,
         *,
         lease_seconds: float,
-        draft_seconds: float,
+        retention_seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._outputs = outputs
         self._lease_seconds = lease_seconds
-        self._draft_seconds = draft_seconds
+        self._retention_seconds = retention_seconds
+        self._sweep_seconds = min(SWEEP_SECONDS, retention_seconds)
         self._monotonic = monotonic
         self._last_pass = monotonic()
         self._trusted_from = 0.0
@@ -60,13 +61,14 @@ class Reconciler:
                 _report(request_id, self._store.reap(request_id))
         self._recover_popped(overdue.popped, now)
         self._recover_missing(overdue.missing, now)
-        if now - self._last_sweep > SWEEP_SECONDS:
+        if now - self._last_sweep > self._sweep_seconds:
             self._last_sweep = now
-            self._outputs.sweep(self._store.exists, older_than=self._draft_seconds)
+            # A record outlives its file's last change by the retention, or more.
+            self._outputs.sweep(self._store.exists, older_than=self._retention_seconds)
 
     def _notice_outage(self, now: float) -> None:
         """While we could not look, workers could not beat: leases that ended then mean nothing."""
-        if now - self._last_pass > self._lease_seconds / 2:
+        if now - self._last_pass > INTERVAL_SECONDS + self._lease_seconds / 2:
             self._trusted_from = now + self._lease_seconds
         self._last_pass = now
 

@@ -56,6 +56,9 @@ class EngineWorker(SimpleWorker):
         if not _is_ours(job):
             _log.error("job.refused", job_id=job.id, queue=queue.name)
             return
+        if self._stop_requested:  # while the pop waited
+            self._runner.hand_back(job.id)
+            return
         self.set_state(WorkerStatus.BUSY)
         self._runner.run(job.id)
 
@@ -73,7 +76,18 @@ class EngineWorker(SimpleWorker):
                 )
             except DequeueTimeout:
                 continue
+            except Exception as error:
+                # RQ notes the id of what it has popped and cannot read.
+                job_id = getattr(error, "job_id", None)
+                if job_id is None:
+                    raise
+                _log.error("job.refused", job_id=job_id, reason=type(error).__name__)
         return None
+
+    @property
+    def was_told_to_stop(self) -> bool:
+        """Whether a signal came."""
+        return self._stop_requested
 
     @override
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -81,6 +95,11 @@ class EngineWorker(SimpleWorker):
         if self._stop_requested:
             self._stop_now.set()
         self._stop_requested = True
+
+    @override
+    def _set_connection(self, connection: Redis) -> Redis:
+        """As it is: RQ would let a call wait 415 seconds for a server that hangs."""
+        return connection
 
     @override
     def _install_signal_handlers(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -36,6 +37,7 @@ class Run:
         stop_now: set when the process must stop and the request goes back.
         lost: set by the heart when the lease is not ours any more.
         step: denoising steps done.
+        is_watched: whether silence means that the engine hangs.
     """
 
     lease: Lease
@@ -43,6 +45,7 @@ class Run:
     stop_now: Event
     lost: Event = field(default_factory=Event)
     step: int = 0
+    is_watched: bool = True
     _started: float = field(default_factory=time.monotonic)
     _last_sign: float = field(default_factory=time.monotonic)
 
@@ -71,6 +74,14 @@ class Run:
         if self._last_sign - self._started > self.seconds:
             raise TimeLimit
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """What runs within may hang; what comes after may wait for the broker for long."""
+        try:
+            yield
+        finally:
+            self.is_watched = False
+
     def silent_seconds(self) -> float:
-        """Since the last sign of life."""
-        return time.monotonic() - self._last_sign
+        """Since the last sign of life of a run that is watched."""
+        return time.monotonic() - self._last_sign if self.is_watched else 0.0

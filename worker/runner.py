@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from threading import Event
 from uuid import uuid4
@@ -54,7 +55,8 @@ class Runner:
         run = Run(lease, self._run_seconds, self._stop_now)
         self._heart.run_now = run
         try:
-            size = self._make_video(job, run)
+            with run.watched():
+                size = self._make_video(job, run)
         except LeaseLost:
             log.warning("run.lost")
         except GivenBack:
@@ -74,13 +76,24 @@ class Runner:
         finally:
             self._heart.run_now = None
 
+    def hand_back(self, request_id: str) -> None:
+        """A request that was popped when this worker had been told to stop."""
+        lease = Lease(request_id, uuid4().hex[:12])
+        if self._store.start(lease, self._worker) is not None:
+            self._store.give_back(lease)
+
     def _make_video(self, job: Job, run: Run) -> int:
         name = self._outputs.name(job.request_id, run.lease.run)
+        draft = self._outputs.draft(name)
+        started = time.perf_counter()
         clip = self._engine.generate(job.params, run.on_step)
-        encode(
-            replace(clip, frames=run.checked(clip.frames)),
-            job.params.fps,
-            self._outputs.draft(name),
+        generated = time.perf_counter()
+        encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
+        _log.info(
+            "run.encoded",
+            request_id=job.request_id,
+            engine_seconds=round(generated - started, 3),
+            encoder_seconds=round(time.perf_counter() - generated, 3),
         )
         return self._outputs.publish(name)
 

@@ -8,6 +8,10 @@ _FOLDER = files("worker") / "lua"
 
 
 def source(name: str) -> str:
-    """The text of script `name`, with what all scripts share before it."""
+    """The text of script `name`, with what all scripts share before it.
+
+    A broker whose memory is full accepts no new request, and still takes beats and results.
+    """
+    first_line = "" if name == "submit" else "#!lua flags=allow-oom\n"
     common, script = (_FOLDER / f"{part}.lua" for part in ("common", name))
-    return common.read_text("utf-8") + script.read_text("utf-8")
+    return first_line + common.read_text("utf-8") + script.read_text("utf-8")

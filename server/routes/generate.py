@@ -14,7 +14,6 @@ from models.params import MODEL, GenerateParams, parse_params
 from server.answers import answer
 from server.body import read_object
 from server.documents import GENERATE_BODY, VIDEO_BYTES, errors
-from server.errors import UnknownModelError
 from server.keyring import Scope
 from server.schemas import (
     COST,
@@ -65,19 +64,13 @@ async def generate(request: Request) -> Response:
     params, ignored = await _read_params(call)
     intake = call.services.intake
     request_id = await intake.submit(params, call.key.key_id, needs_worker=True)
+    request.state.request_id = request_id  # from here on, errors tell it: the job runs
     await call.services.watch.until_ended(request_id, call.services.settings.v1_seconds)
     job = await intake.find(request_id, call.key.key_id)
     if job.status is Status.FAILED:
         return answer(failed_body(job), 422, {"x-request-id": request_id})
     path = call.services.outputs.path(job.file_name)
     return video_response(path, {**_result_headers(job), **_ignored_header(ignored)})
-
-
-@router.post("/v1/{model}", include_in_schema=False)
-@router.post("/v2/{model}", include_in_schema=False)
-async def unknown_model() -> Response:
-    """Any other name."""
-    raise UnknownModelError(f"There is no such model here. This server has `{MODEL}`.")
 
 
 async def _read_params(call: Call) -> tuple[GenerateParams, list[str]]:

@@ -30,7 +30,7 @@ def _routes() -> list[str]:
     return _rows(
         *(
             (
-                f"`{' '.join(sorted(route.methods))} {route.path}`",
+                f"`{' '.join(sorted(route.methods or ()))} {route.path}`",
                 (route.endpoint.__doc__ or "").partition("\n")[0],
             )
             for route in routes

@@ -1,7 +1,7 @@
 -- PROCESSING -> COMPLETED | FAILED, for the run that holds the lease and for no other.
 -- ARGV: id, run, status, retention in ms, fields … Returns 1 when the end is this run's.
 local record = redis.call('HMGET', keys.record, 'status', 'run')
-if false then
+if record[2] ~= ARGV[2] then
   return 0
 end
 if record[1] == 'PROCESSING' then

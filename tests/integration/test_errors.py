@@ -1,0 +1,437 @@
+"""The error table of the contract, row by row, against real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from redis import Redis
+from structlog.testing import capture_logs
+
+from models.fake import FakeEngine
+from models.params import GenerateParams
+from server.app import create_app
+from server.keyring import Scope, create_key
+from server.settings import ServerSettings
+from tests.stack import Stack, eventually
+from tests.wire import BODY_LIMIT, another_gateway, call, connect, read_answer, refusal
+from worker.connection import connect_gateway
+
+NO_KEY = "Missing Authorization or x-api-key in header"
+SUBMITS = ["/v1/mochi-1", "/v2/mochi-1"]
+POND = {"prompt": "a pond", "frames": 1}
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
+JSON_HEADER = {"content-type": "application/json"}
+MEGABYTE = 1 << 20
+
+
+# 400
+
+
+@pytest.mark.parametrize("path", SUBMITS)
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, ["`prompt` is required", "not blank"]),
+        ({"prompt": "  "}, ["`prompt` must be", "not blank", "only white space"]),
+        ({"prompt": 7}, ["`prompt` must be", "text", "got 7"]),
+        (
+            {"steps": "30"},
+            ["`steps` must be", "a whole number from 10 to 75", "a string of 2 char"],
+        ),
+        ({"steps": 9}, ["`steps` must be", "a whole number from 10 to 75", "got 9"]),
+        ({"frames": 1.5}, ["`frames` must be", "a whole number from 1 to 160", "got 1.5"]),
+        ({"fps": 31}, ["`fps` must be", "a number from 7 to 30", "got 31"]),
+        ({"guidance_scale": None}, ["`guidance_scale` must be", "from 2 to 10", "got null"]),
+        ({"seed": True}, ["`seed` must be", "a whole number from -1", "got true"]),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_its_rule_and_what_came(
+    server: Stack, path: str, body: dict[str, object], words: list[str]
+) -> None:
+    pond = POND if body and "prompt" not in body else {}
+    text = refusal(server.http().post(path, json=pond | body), 400)
+    assert text.startswith(words[0])
+    assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize("path", SUBMITS)
+def test_what_is_not_json_is_told_where_it_stops_to_be(server: Stack, path: str) -> None:
+    answer = server.http().post(path, content=b'{"prompt": oops}', headers=JSON_HEADER)
+    assert "at line 1, column 12" in refusal(answer, 400)
+
+
+# 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("x-api-key", "")],
+        [("authorization", "")],
+        [("authorization", "Bearer")],
+        [("authorization", "Basic bW9jaGk6bW9jaGk=")],
+    ],
+)
+def test_a_request_without_a_key_is_told_so(server: Stack, headers: list[tuple[str, str]]) -> None:
+    answer = httpx.get(f"{server.url}/v1/get-user-credits", headers=headers)
+    assert refusal(answer, 401) == NO_KEY
+
+
+@pytest.mark.parametrize(
+    "key", [b"nonsense", b"mochi_", b"mochi_" + b"x" * 43, b"x" * 30_000, b"\xe9\xff", b"a, b"]
+)
+@pytest.mark.parametrize("header", [(b"x-api-key", b""), (b"authorization", b"Bearer ")])
+def test_a_bad_key_is_told_otherwise(
+    server: Stack, header: tuple[bytes, bytes], key: bytes
+) -> None:
+    name, scheme = header
+    answer = httpx.get(f"{server.url}/v1/get-user-credits", headers=[(name, scheme + key)])
+    text = refusal(answer, 401)
+    assert text != NO_KEY
+    assert key.decode("latin-1") not in text
+
+
+def test_two_keys_are_none_even_if_both_are_good(server: Stack) -> None:
+    one, other = server.key(), server.key()
+    for headers in (
+        [("x-api-key", one), ("x-api-key", other)],
+        [("x-api-key", one), ("authorization", f"Bearer {other}")],
+    ):
+        answer = httpx.get(f"{server.url}/v1/get-user-credits", headers=headers)
+        assert refusal(answer, 401) != NO_KEY
+
+
+def test_a_key_in_the_query_string_is_no_key(server: Stack) -> None:
+    answer = httpx.get(f"{server.url}/v1/get-user-credits", params={"x-api-key": server.key()})
+    assert refusal(answer, 401) == NO_KEY
+
+
+def test_a_large_body_without_a_key_is_refused_unread(server: Stack) -> None:
+    gateway = psutil.Process(server.processes[0].pid)
+    refusal(httpx.post(f"{server.url}/v2/mochi-1", json={}), 401)
+    before = gateway.memory_info().rss
+    began = time.monotonic()
+    sent = 0
+    with connect(server.url) as connection:
+        length = 64 * MEGABYTE
+        connection.sendall(_head("/v2/mochi-1", f"content-length: {length}"))
+        assert refusal(read_answer(connection), 401) == NO_KEY
+        sent = _send_until_refused(connection, [b"x" * MEGABYTE] * 64)
+    assert time.monotonic() - began < 2
+    assert sent < length
+    assert gateway.memory_info().rss - before < 5 * MEGABYTE
+
+
+# 403, 404, 405, 406
+
+
+def test_a_key_without_the_scope_is_told_which(server: Stack) -> None:
+    reader = server.http(server.key(scopes=frozenset({Scope.READ})))
+    maker = server.http(server.key(scopes=frozenset({Scope.GENERATE})))
+    for path in SUBMITS:
+        assert "`generate`" in refusal(reader.post(path, json=POND), 403)
+    for path in (f"/v2/requests/{UNKNOWN_ID}", "/v1/get-user-credits"):
+        assert "`read`" in refusal(maker.get(path), 403)
+    assert maker.post("/v2/mochi-1", json=POND).status_code == 200
+
+
+@pytest.mark.parametrize("verb", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "path",
+    ["/nowhere", "/v1", "/v2/", "/v3/mochi-1", "/v2/requests", "/v2/requests/1/2/3",
+     "/docs/nowhere", "/docs/%00", "/docs/" + "x" * 5_000, "/docs/%ff"],
+)  # fmt: skip
+def test_an_unknown_path_is_json_too(server: Stack, verb: str, path: str) -> None:
+    answer = server.http().request(verb, path)
+    assert refusal(answer, 405 if path.startswith("/docs/") and verb == "POST" else 404)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_an_unknown_model_is_told_which_one_there_is(server: Stack, version: str) -> None:
+    answer = server.http().post(f"/{version}/mochi-2", json=POND)
+    assert "`mochi-1`" in refusal(answer, 404)
+
+
+@pytest.mark.parametrize("request_id", [UNKNOWN_ID, "x", "%C3%A9", "*", "%00", "x" * 10_000])
+def test_an_unknown_request_is_named(server: Stack, request_id: str) -> None:
+    text = httpx.URL(f"http://x/{request_id}").path.removeprefix("/")
+    for path in ("/v2/requests/{}", "/v2/requests/{}/status", "/v1/requests/{}"):
+        answer = server.http().get(path.format(request_id))
+        assert refusal(answer, 404) == f"Request {text} not found"
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "allowed"),
+    [
+        ("GET", "/v1/mochi-1", {"POST"}),
+        ("PUT", "/v2/mochi-1", {"POST"}),
+        ("POST", "/v1/get-user-credits", {"GET"}),
+        ("POST", f"/v2/requests/{UNKNOWN_ID}", {"GET"}),
+        ("DELETE", f"/v1/requests/{UNKNOWN_ID}", {"GET"}),
+        ("PATCH", f"/v2/requests/{UNKNOWN_ID}/status", {"GET"}),
+        ("POST", f"/v2/videos/{UNKNOWN_ID}.mp4", {"GET", "HEAD"}),
+        ("POST", "/docs/swagger-ui.css", {"GET", "HEAD"}),
+        ("POST", "/docs", {"GET"}),
+        ("POST", "/openapi.json", {"GET", "HEAD"}),
+        ("DELETE", "/healthz", {"GET"}),
+    ],
+)
+def test_a_wrong_verb_is_told_the_right_ones(
+    server: Stack, verb: str, path: str, allowed: set[str]
+) -> None:
+    answer = server.http().request(verb, path)
+    text = refusal(answer, 405)
+    assert set(answer.headers["allow"].split(", ")) == allowed
+    assert all(verb in text for verb in allowed)
+
+
+@pytest.mark.parametrize("path", SUBMITS)
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}, {"content-type": "json"}])
+def test_a_wrong_or_missing_content_type_is_406(
+    server: Stack, path: str, headers: dict[str, str]
+) -> None:
+    answer = server.http().post(path, content=b'{"prompt": "a pond"}', headers=headers)
+    assert refusal(answer, 406).startswith("Invalid content type")
+
+
+# 413
+
+
+@pytest.mark.parametrize("path", SUBMITS)
+def test_a_body_over_the_limit_is_413(server: Stack, path: str) -> None:
+    answer = server.http().post(path, json={"prompt": "x" * BODY_LIMIT})
+    assert f"{BODY_LIMIT:,} bytes" in refusal(answer, 413)
+
+
+@pytest.mark.parametrize("path", SUBMITS)
+def test_a_declared_length_over_the_limit_is_refused_before_the_body(
+    server: Stack, path: str
+) -> None:
+    with connect(server.url) as connection:
+        connection.sendall(_head(path, f"content-length: {BODY_LIMIT + 1}", key=server.key()))
+        assert refusal(read_answer(connection), 413)
+
+
+@pytest.mark.parametrize("path", SUBMITS)
+def test_an_endless_body_is_cut_off_at_the_limit(server: Stack, path: str) -> None:
+    gateway = psutil.Process(server.processes[0].pid)
+    before = gateway.memory_info().rss
+    chunk = b"%x\r\n%s\r\n" % (16_384, b" " * 16_384)
+    with connect(server.url) as connection:
+        connection.sendall(_head(path, "transfer-encoding: chunked", key=server.key()))
+        for _ in range(BODY_LIMIT // 16_384 + 1):
+            connection.sendall(chunk)
+        assert refusal(read_answer(connection), 413)
+        sent = _send_until_refused(connection, [chunk] * 4_096)
+    assert sent < 64 * MEGABYTE
+    assert gateway.memory_info().rss - before < 5 * MEGABYTE
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("/v2/mochi-1", "content-type: text/plain", 406),
+        ("/v2/mochi-2", "x: y", 404),
+        ("/v2/requests/1", "x: y", 405),
+        ("/nowhere", "x: y", 404),
+    ],
+)
+def test_no_endless_body_outlives_its_refusal(
+    server: Stack, path: str, header: str, status: int
+) -> None:
+    head = _head(path, f"transfer-encoding: chunked\r\n{header}", key=server.key())
+    if "content-type" in header:
+        head = head.replace(b"content-type: application/json\r\n", b"")
+    with connect(server.url) as connection:
+        connection.sendall(head)
+        assert refusal(read_answer(connection), status)
+        chunk = b"%x\r\n%s\r\n" % (16_384, b" " * 16_384)
+        assert _send_until_refused(connection, [chunk] * 4_096) < 64 * MEGABYTE
+
+
+def test_a_client_that_hangs_up_within_its_body_is_logged_as_no_bug(server: Stack) -> None:
+    with connect(server.url) as connection:
+        connection.sendall(_head("/v2/mochi-1", "content-length: 1000", key=server.key()))
+        connection.sendall(b'{"prompt": ')
+    assert server.http().get("/v1/get-user-credits").is_success
+    time.sleep(0.1)
+    assert "http.bug" not in server.logs()
+
+
+# 422
+
+
+def test_a_failed_request_is_422_wherever_it_is_asked_for(server: Stack) -> None:
+    client = server.http()
+    submitted = client.post("/v2/mochi-1", json={"prompt": "fake:fail no film", "steps": 10}).json()
+    urls = [submitted[name] for name in ("status_url", "response_url", "poll_url")]
+    eventually(lambda: client.get(urls[0]).status_code == 422)
+    for body in (client.get(url) for url in urls):
+        assert body.status_code == 422
+        assert body.json() == {
+            "status": "FAILED",
+            "request_id": submitted["request_id"],
+            "error": "no film",
+            "error_code": "internal",
+            "metrics": body.json()["metrics"],
+        }
+        assert set(body.json()["metrics"]) == {"inference_time", "queue_time", "total_time"}
+
+
+def test_v1_is_422_when_its_job_fails(server: Stack) -> None:
+    answer = server.http().post("/v1/mochi-1", json={"prompt": "fake:bug", "steps": 10})
+    assert answer.status_code == 422
+    body = answer.json()
+    assert body["status"] == "FAILED"
+    assert answer.headers["x-request-id"] == body["request_id"]
+    assert FakeEngine.BUG_TEXT not in answer.text
+
+
+# 429
+
+
+def test_a_full_queue_is_429_and_says_when_to_come_again(tmp_path: Path) -> None:
+    with Stack(tmp_path, engine="fake") as stack:
+        stack.start_gateway()
+        small = another_gateway(stack, most_waiting="1")
+        client = stack.http()
+        assert client.post("/v2/mochi-1", json=POND).is_success
+        answer = client.post(f"{small}/v2/mochi-1", json=POND)
+        assert "queue is full" in refusal(answer, 429)
+        reset = datetime.fromisoformat(answer.headers["x-rate-limit-reset-at-utc"])
+        wait = int(answer.headers["retry-after"])
+        assert 0 < wait <= 60
+        assert abs((reset - datetime.now(UTC)).total_seconds() - wait) < 5
+        assert client.post("/v2/mochi-1", json=POND).is_success  # the other one has room
+        refusal(client.post(f"{small}/v1/mochi-1", json=POND), 502)  # nobody works at all
+
+
+# 500
+
+
+def test_a_bug_leaks_nothing(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    app = create_app(
+        ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
+    )
+
+    class Broken:
+        async def submit(self, params: GenerateParams, *_: object, **__: object) -> str:
+            raise RuntimeError(f"{FakeEngine.BUG_TEXT}: {params.prompt}")
+
+    app.state.services.intake = Broken()
+    key = create_key(redis, "test", frozenset(Scope), now=0.0)
+    headers = {"x-api-key": key}
+    requests = [
+        httpx.Request("POST", f"http://gateway{path}", headers=headers, json=POND)
+        for path in SUBMITS
+    ]
+    with capture_logs() as log:
+        answers = call(app, *requests)
+    assert [(line["event"], line["path"]) for line in log] == [
+        ("http.bug", path) for path in SUBMITS
+    ]
+    for answer in answers:
+        refusal(answer, 500)
+        assert "/srv" not in answer.text
+        assert "pond" not in answer.text
+        assert "RuntimeError" not in answer.text
+
+
+# 502
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Stack]:
+    """A gateway and its broker, without a worker."""
+    with Stack(tmp_path, engine="fake") as stack:
+        stack.start_gateway()
+        yield stack
+
+
+def test_without_a_live_worker_v1_is_502_and_v2_waits(alone: Stack) -> None:
+    client = alone.http()
+    refusal(client.post("/v1/mochi-1", json=POND), 502)
+    assert client.post("/v2/mochi-1", json=POND).json()["status"] == "QUEUED"
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert "worker" in ready.json()["missing"][0]
+
+
+def test_with_the_broker_down_every_route_is_502_and_soon(alone: Stack) -> None:
+    client = alone.http()
+    submitted = client.post("/v2/mochi-1", json=POND).json()
+    alone.broker.stop()
+    _assert_down(client, submitted["status_url"])
+    alone.broker.start()
+    assert eventually(lambda: client.get(submitted["status_url"]).status_code == 200)
+
+
+def test_with_the_broker_hanging_every_route_is_502_and_soon(alone: Stack) -> None:
+    client = alone.http()
+    submitted = client.post("/v2/mochi-1", json=POND).json()
+    pid = int(alone.redis.info("server")["process_id"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        _assert_down(client, submitted["status_url"])
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert eventually(lambda: client.get(submitted["status_url"]).status_code == 200)
+
+
+def _assert_down(client: httpx.Client, status_url: str) -> None:
+    asked = [("GET", status_url), ("POST", "/v2/mochi-1"), ("POST", "/v1/mochi-1")]
+    for verb, url in asked:
+        began = time.monotonic()
+        answer = client.request(verb, url, json=POND if verb == "POST" else None)
+        assert "broker" in refusal(answer, 502)
+        assert time.monotonic() - began < 2.5
+    began = time.monotonic()
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert "broker" in ready.json()["missing"][0]
+    assert time.monotonic() - began < 2.5
+    assert client.get("/healthz").is_success
+
+
+# 504
+
+
+def test_v1_past_its_limit_is_504_and_its_job_runs_on(server: Stack) -> None:
+    hasty = another_gateway(server, v1_seconds="0.05")
+    client = server.http()
+    answer = client.post(f"{hasty}/v1/mochi-1", json=POND | {"steps": 20})
+    refusal(answer, 504)
+    request_id = answer.json()["request_id"]
+    status_url = f"/v2/requests/{request_id}/status"
+    assert eventually(lambda: client.get(status_url).json()["status"] == "COMPLETED")
+    assert client.get(f"/v2/requests/{request_id}").json()["video"]["file_size"] > 0
+
+
+def _head(path: str, *headers: str, key: str = "") -> bytes:
+    """The head of a POST whose body is still to come."""
+    lines = [f"POST {path} HTTP/1.1", "host: gateway", "content-type: application/json", *headers]
+    if key:
+        lines.append(f"x-api-key: {key}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _send_until_refused(connection: socket.socket, chunks: list[bytes]) -> int:
+    """How many bytes could be sent before the other side had enough."""
+    sent = 0
+    for chunk in chunks:
+        try:
+            connection.sendall(chunk)
+        except OSError:
+            break
+        sent += len(chunk)
+    return sent

@@ -1,0 +1,180 @@
+"""The OpenAPI document: true to the gateway, true to the parameters, and readable offline."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from jsonschema_rs import Draft202012Validator
+
+from server.example import EXAMPLE_REQUEST
+from tests.stack import Stack
+
+SUBMITS = ["/v1/mochi-1", "/v2/mochi-1"]
+PARAMETERS = {
+    "prompt": {"type": "string", "maxLength": 4000},
+    "negative_prompt": {"type": "string", "maxLength": 4000, "default": ""},
+    "guidance_scale": {"type": "number", "minimum": 2, "maximum": 10, "default": 4.5},
+    "fps": {"type": "number", "minimum": 7, "maximum": 30, "default": 16},
+    "frames": {"type": "integer", "minimum": 1, "maximum": 160, "default": 52},
+    "steps": {"type": "integer", "minimum": 10, "maximum": 75, "default": 30},
+    "seed": {"type": "integer", "minimum": -1, "maximum": 2**63 - 1, "default": 985521},
+}
+"""As the contract has them."""
+
+SCHEMATHESIS = """
+seed = 1
+headers = {{ x-api-key = "{key}" }}
+continue-on-failure = true
+
+[generation]
+max-examples = {examples}
+no-shrink = true
+
+[checks]
+# Whether there is room in the queue is not for the document to say.
+positive_data_acceptance.enabled = false
+negative_data_rejection.expected-statuses = ["400", "401", "404", "405", "406", "413", "429", "5xx"]
+
+[[operations]]
+include-path = "/v1/mochi-1"
+generation.max-examples = 10
+checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "504"]
+"""
+
+
+@pytest.fixture(scope="module")
+def document(server: Stack) -> dict[str, Any]:
+    answer = httpx.get(f"{server.url}/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, verbs in document["paths"].items():
+        for verb, operation in verbs.items():
+            yield f"{verb.upper()} {path}", operation
+
+
+def test_the_gateway_does_what_its_document_says(tmp_path: Path) -> None:
+    with Stack(
+        tmp_path, engine="fake", fake_step_seconds="0", v1_seconds="0.1", most_waiting="3"
+    ) as stack:
+        url = stack.start_gateway()
+        stack.start_worker()
+        config = tmp_path / "schemathesis.toml"
+        config.write_text(SCHEMATHESIS.format(key=stack.key(), examples=280))
+        done = subprocess.run(
+            [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "http.bug" not in stack.logs()
+    cases = re.search(r"(\d+) generated", done.stdout)
+    assert cases
+    assert int(cases[1]) >= 2_000
+
+
+@pytest.mark.parametrize("path", SUBMITS)
+def test_parameters_have_the_types_ranges_and_defaults_of_the_contract(
+    document: dict[str, Any], path: str
+) -> None:
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    shown = {
+        name: {key: value for key, value in field.items() if key not in {"title", "description"}}
+        for name, field in schema["properties"].items()
+    }
+    assert shown == PARAMETERS
+    assert schema["required"] == ["prompt"]
+
+
+@pytest.mark.parametrize("path", SUBMITS)
+def test_the_example_is_that_of_the_api_page_and_valid(document: dict[str, Any], path: str) -> None:
+    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    assert content["example"] == EXAMPLE_REQUEST
+    Draft202012Validator(content["schema"]).validate(content["example"])
+
+
+def test_every_operation_has_an_id_of_its_own_a_text_and_only_our_errors(
+    document: dict[str, Any],
+) -> None:
+    found = dict(operations(document))
+    ids = [operation["operationId"] for operation in found.values()]
+    assert len(set(ids)) == len(ids)
+    for name, operation in found.items():
+        assert operation["summary"], name
+        assert operation["description"], name
+        for status, response in operation["responses"].items():
+            if status >= "400" and status not in {"422", "503"}:
+                schema = response["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (name, status)
+    assert "ValidationError" not in str(document)
+
+
+def test_422_is_documented_as_failed_and_as_nothing_else(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        if "422" in operation["responses"]:
+            schema = operation["responses"]["422"]["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/FailedBody"}, name
+
+
+def test_what_is_shown_as_open_is_open_and_all_else_needs_a_key(
+    server: Stack, document: dict[str, Any]
+) -> None:
+    assert {"x-api-key": []} in document["security"]
+    for name, operation in operations(document):
+        verb, path = name.split()
+        answer = httpx.request(verb, server.url + path)
+        is_open = operation.get("security") == []
+        assert (answer.status_code == 401) is not is_open, name
+
+
+class _Addresses(HTMLParser):
+    """Collects what a browser would load for a page, and what its scripts call."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, _tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if name in {"src", "href"} and value]
+
+
+def test_docs_load_nothing_from_elsewhere(server: Stack) -> None:
+    page = httpx.get(f"{server.url}/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "//" not in re.sub(r"(?m)^\s*(//|<!--).*$", "", page.text)
+    assert "'/openapi.json'" in page.text
+    assets = _Addresses(page.text).found
+    assert len(assets) >= 3
+    for address in assets:
+        assert urlsplit(address).netloc == ""
+        asset = httpx.get(server.url + address)
+        assert asset.is_success, address
+        assert len(asset.content) > 500
+
+
+def test_the_assets_of_docs_call_nobody(server: Stack) -> None:
+    css = httpx.get(f"{server.url}/docs/swagger-ui.css").text
+    assert not re.findall(r"url\(\s*['\"]?(?:https?:)?//", css)
+    assert "@import" not in css
+
+
+def test_a_browser_at_the_root_is_led_to_the_docs(server: Stack) -> None:
+    answer = httpx.get(server.url, follow_redirects=True)
+    assert answer.is_success
+    assert answer.url.path == "/docs"

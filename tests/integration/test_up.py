@@ -1,0 +1,226 @@
+"""`mochi-server up` and the other commands, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from segmind import SegmindClient
+
+from server.up import free_port
+from tests.stack import eventually
+
+COMMAND = str(Path(sys.executable).with_name("mochi-server"))
+
+
+class Up:
+    """A running `mochi-server up` with the fake engine."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.port = free_port("127.0.0.1")
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "up.log"
+        folder.mkdir(exist_ok=True)
+        with self.log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [COMMAND, "up", "--port", str(self.port), "--data-dir", str(folder), *options],
+                env=environ(MOCHI_ENGINE="fake", MOCHI_FAKE_STEP_SECONDS="0.02"),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def is_ready(self) -> bool:
+        """Whether requests would be run now."""
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return httpx.get(f"{self.url}/readyz").is_success
+        except httpx.HTTPError:
+            return False
+
+    def family(self) -> list[psutil.Process]:
+        """All its processes that run, the broker included."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+    def workers(self) -> list[psutil.Process]:
+        """Its workers."""
+        return [child for child in self.family() if "worker" in child.cmdline()]
+
+    @contextmanager
+    def client(self) -> Iterator[SegmindClient]:
+        """The SDK with the first key."""
+        client = SegmindClient(
+            api_key=(self.folder / "key").read_text().strip(), base_url=f"{self.url}/v1"
+        )
+        yield client
+        client._client.close()
+
+
+def environ(**settings: str) -> dict[str, str]:
+    """The environment without settings from outside."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MOCHI_")}
+    return outside | settings
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [COMMAND, *arguments],
+        env=environ(COLUMNS="200", NO_COLOR="1", **settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether none of them runs."""
+    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    """A ready server."""
+    server = Up(tmp_path / "data")
+    try:
+        eventually(server.is_ready)
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.terminate()
+        server.process.wait(60)
+
+
+def test_up_makes_a_private_key_serves_and_leaves_no_process(up: Up, tmp_path: Path) -> None:
+    family = up.family()
+    assert len(family) == 3
+    assert (up.folder / "key").stat().st_mode & 0o777 == 0o600
+    with up.client() as client:
+        assert client.run("mochi-1", prompt="a pond", frames=1, steps=10)["status"] == "COMPLETED"
+    target = tmp_path / "pond.mp4"
+    made = run("generate", "a pond", "-o", str(target), "--frames", "2", "--steps", "10",
+               MOCHI_URL=up.url, MOCHI_DATA_DIR=str(up.folder))  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert target.read_bytes()[4:8] == b"ftyp"
+    assert run("worker", "--check", "--data-dir", str(up.folder)).returncode == 0
+    key = run("keys", "create", "alice", "--data-dir", str(up.folder)).stdout.strip()
+    assert httpx.get(f"{up.url}/v1/get-user-credits", headers={"x-api-key": key}).is_success
+    up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(60) == 0
+    assert gone(family)
+
+
+def test_a_worker_that_dies_is_started_again(up: Up) -> None:
+    (worker,) = up.workers()
+    worker.kill()
+    eventually(lambda: [one for one in up.workers() if one.pid != worker.pid])
+    with up.client() as client:
+        assert client.run("mochi-1", prompt="a pond", frames=1, steps=10)["status"] == "COMPLETED"
+
+
+def test_a_second_up_on_the_same_folder_is_refused_and_names_the_first(up: Up) -> None:
+    second = run("up", "--data-dir", str(up.folder), "--port", "0", MOCHI_ENGINE="fake")
+    assert second.returncode == 78
+    assert f"in use by another mochi-server (pid {up.process.pid})" in second.stderr
+    assert up.is_ready()
+
+
+def test_ctrl_c_stops_everything(up: Up) -> None:
+    family = up.family()
+    os.killpg(up.process.pid, signal.SIGINT)
+    assert up.process.wait(60) == 0
+    assert gone(family)
+
+
+def test_after_kill_9_the_next_up_finds_every_request_again(up: Up) -> None:
+    with up.client() as client:
+        job = client.submit_async("mochi-1", prompt="a pond", frames=1, steps=75)
+        family = up.family()
+        up.process.kill()
+        up.process.wait()
+        parts = [one for one in family if "valkey" not in one.name()]
+        eventually(lambda: gone(parts))
+    again = Up(up.folder)
+    try:
+        eventually(again.is_ready)
+        key = (up.folder / "key").read_text().strip()
+        url = f"{again.url}/v2/requests/{job.request_id}"
+        headers = {"x-api-key": key}
+        eventually(lambda: httpx.get(url, headers=headers).json()["status"] == "COMPLETED")
+    finally:
+        again.process.terminate()
+        assert again.process.wait(60) == 0
+    assert gone(family)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"MOCHI_PORT": "99999"}, "MOCHI_PORT"),
+        ({"MOCHI_REVISION": "main"}, "MOCHI_REVISION"),
+        ({"MOCHI_PROT": "8000"}, "MOCHI_PROT: there is no such setting. Did you mean MOCHI_PORT?"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_and_is_named(settings: dict[str, str], said: str) -> None:
+    for command in ("up", "gateway", "worker"):
+        refused = run(command, **settings)
+        assert refused.returncode == 78
+        assert said in refused.stderr
+
+
+def test_gateway_and_worker_say_that_they_need_a_broker() -> None:
+    for command in ("gateway", "worker"):
+        refused = run(command)
+        assert refused.returncode == 78
+        assert "MOCHI_REDIS_URL is empty" in refused.stderr
+
+
+def test_without_a_gpu_and_weights_up_says_what_is_missing_and_what_to_type(tmp_path: Path) -> None:
+    refused = run("up", "--data-dir", str(tmp_path / "data"), "--port", "0")
+    assert refused.returncode == 78
+    for words in ("no CUDA device", "MOCHI_REVISION=", "MOCHI_WEIGHTS=", "mochi-server up --mock"):
+        assert words in refused.stderr
+
+
+def test_a_key_is_printed_alone(tmp_path: Path) -> None:
+    made = run("keys", "create", "laptop", "--data-dir", str(tmp_path / "data"))
+    assert made.returncode == 0
+    assert made.stdout.startswith("mochi_")
+    assert len(made.stdout.split()) == 1
+
+
+def test_generate_says_what_to_do_when_there_is_no_server(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.mp4"
+    refused = run("generate", "a pond", "-o", str(missing), "--api-key", "k",
+                  MOCHI_URL=f"http://127.0.0.1:{free_port('127.0.0.1')}")  # fmt: skip
+    assert refused.returncode == 1
+    assert "Is it running? `mochi-server up`" in refused.stderr
+    assert not missing.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["up", "gateway", "worker", "generate", "keys create", "bench gateway", "bench request"],
+)
+def test_the_help_of_a_command_has_an_example(command: str) -> None:
+    helped = run(*command.split(), "--help")
+    assert helped.returncode == 0
+    assert f"mochi-server {command}" in helped.stdout.partition("Options")[0].split("Usage", 1)[1]
+    assert "Example" in helped.stdout or "--mock" in helped.stdout
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert run("version").stdout.strip() == "0.1.0"

@@ -1,0 +1,63 @@
+"""Requests for tests of the job system, submitted and looked at as the gateway does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from redis import Redis
+
+from models.params import GenerateParams
+from worker import keyspace
+from worker.connection import connect_gateway
+from worker.intake import Intake
+from worker.job import Job
+
+OWNER = "a-key"
+
+_Result = TypeVar("_Result")
+
+
+def params(prompt: str = "a pond", **others: Any) -> GenerateParams:
+    """Ten steps, one frame: little work."""
+    given: dict[str, Any] = {"prompt": prompt, "frames": 1, "steps": 10} | others
+    return GenerateParams(**given)
+
+
+def intake(
+    url: str, ask: Callable[[Intake], Awaitable[_Result]], *, most_waiting: int = 1000
+) -> _Result:
+    """What `ask` gets from a gateway's intake."""
+
+    async def run() -> _Result:
+        async with connect_gateway(url) as redis:
+            return await ask(Intake(redis, most_waiting=most_waiting))
+
+    return asyncio.run(run())
+
+
+def submit(url: str, prompt: str = "a pond", **others: Any) -> str:
+    """The id of a new request."""
+    return intake(url, lambda it: it.submit(params(prompt, **others), OWNER))
+
+
+def find(url: str, request_id: str) -> Job:
+    """The request as it is now."""
+    return intake(url, lambda it: it.find(request_id, OWNER))
+
+
+def pop(redis: Redis) -> str | None:
+    """The next id, popped as RQ does."""
+    popped = redis.lmove(keyspace.RQ_QUEUE, keyspace.RQ_INTERMEDIATE, "LEFT", "RIGHT")
+    return None if popped is None else str(popped)
+
+
+def waiting(redis: Redis) -> list[str]:
+    """Ids that a worker may pop, the next one first."""
+    return list(redis.lrange(keyspace.RQ_QUEUE, 0, -1))  # type: ignore[arg-type]
+
+
+def end_lease(redis: Redis, request_id: str) -> None:
+    """As if the worker had been silent for the length of a lease."""
+    assert redis.zadd(keyspace.LEASES, {request_id: 1}, xx=True, ch=True)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from server.settings import ServerSettings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("MOCHI_"):
+            monkeypatch.delenv(name)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> ServerSettings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def test_by_default_only_this_machine_is_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch)
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert (settings.body_bytes, settings.public_url) == (131072, "")
+
+
+def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, MOCHI_PORT="9000", MOCHI_PUBLIC_URL="https://videos.example:8443")
+    assert (settings.port, settings.public_url) == (9000, "https://videos.example:8443")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MOCHI_PORT", "http"),
+        ("MOCHI_PORT", "65536"),
+        ("MOCHI_PORT", ""),
+        ("MOCHI_HOST", ""),
+        ("MOCHI_PUBLIC_URL", "videos.example"),
+        ("MOCHI_PUBLIC_URL", "https://videos.example/"),
+        ("MOCHI_PUBLIC_URL", "https://videos.example/\nx"),
+        ("MOCHI_PUBLIC_URL", "javascript://videos.example"),
+        ("MOCHI_BODY_BYTES", "0"),
+        ("MOCHI_V1_SECONDS", "0"),
+        ("MOCHI_V1_SECONDS", "nan"),
+        ("MOCHI_V1_SECONDS", "inf"),
+        ("MOCHI_MOST_WAITING", "-1"),
+        ("MOCHI_WORKERS", "1.5"),
+        ("MOCHI_DRAIN_SECONDS", "nan"),
+        ("MOCHI_MOCK", "perhaps"),
+        ("MOCHI_REDIS_URL", "http://broker"),
+        ("MOCHI_LEASE_SECONDS", "1"),
+        ("MOCHI_RETENTION_SECONDS", "inf"),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch, **{name: value})
+    assert str(error.value).startswith(f"{name}: ")
+    assert repr(value) in str(error.value) or name == "MOCHI_REDIS_URL"
+
+
+def test_a_password_in_a_refused_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch, MOCHI_REDIS_URL="http://:hunter2@broker")
+    assert "hunter2" not in str(error.value)
+
+
+def test_an_unknown_variable_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"MOCHI_PROT: .* Did you mean MOCHI_PORT"):
+        load(monkeypatch, MOCHI_PROT="9000")
+
+
+def test_a_variable_like_no_other_is_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch, MOCHI_QQQQQQQQ="1")
+    assert str(error.value) == "MOCHI_QQQQQQQQ: there is no such setting."
+
+
+def test_the_variables_of_clients_and_of_others_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(monkeypatch, MOCHI_URL="http://here", MOCHI_API_KEY="mochi_x", MOCHIS_PORT="x")

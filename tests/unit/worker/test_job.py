@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.jobs import params
+from worker.job import TRANSITIONS, Job, Status
+
+
+def job(**fields: Any) -> Job:
+    record = {
+        "owner": "a-key",
+        "status": "QUEUED",
+        "params": params(steps=30).model_dump_json(),
+        "attempt": "0",
+        "created_at": "1000",
+    } | {name: str(value) for name, value in fields.items()}
+    return Job.from_record("an-id", record)
+
+
+def test_a_request_waits_then_runs_then_ends_and_may_wait_again() -> None:
+    assert {
+        Status.QUEUED: {Status.PROCESSING, Status.FAILED},
+        Status.PROCESSING: {Status.COMPLETED, Status.FAILED, Status.QUEUED},
+        Status.COMPLETED: set(),
+        Status.FAILED: set(),
+    } == TRANSITIONS
+
+
+def test_what_can_never_change_is_final() -> None:
+    assert {status for status in Status if status.is_final} == {Status.COMPLETED, Status.FAILED}
+
+
+def test_a_record_is_read_as_the_store_keeps_it() -> None:
+    ended = job(
+        status="COMPLETED", attempt=2, started_at=3500, ended_at=9000, step=30,
+        file_name="a.mp4", file_size=17, run="r", worker="w",
+    )  # fmt: skip
+    assert ended == Job(
+        request_id="an-id",
+        owner="a-key",
+        status=Status.COMPLETED,
+        params_json=params(steps=30).model_dump_json(),
+        attempt=2,
+        created_at=1000,
+        started_at=3500,
+        ended_at=9000,
+        step=30,
+        file_name="a.mp4",
+        file_size=17,
+    )
+    assert ended.params == params(steps=30)
+
+
+def test_times_are_between_submit_last_start_and_end() -> None:
+    ended = job(status="COMPLETED", started_at=3500, ended_at=9000)
+    assert (ended.queue_seconds, ended.inference_seconds, ended.total_seconds) == (2.5, 5.5, 8.0)
+
+
+def test_times_that_are_not_known_yet_are_none() -> None:
+    waiting, running = job(), job(status="PROCESSING", started_at=3500)
+    assert (waiting.queue_seconds, waiting.inference_seconds, waiting.total_seconds) == (None,) * 3
+    assert (running.queue_seconds, running.inference_seconds) == (2.5, None)
+
+
+def test_a_request_that_failed_before_any_start_has_a_total_time_only() -> None:
+    lost = job(status="FAILED", ended_at=9000, error="gone", error_code="worker_lost")
+    assert (lost.queue_seconds, lost.inference_seconds, lost.total_seconds) == (None, None, 8.0)
+
+
+@pytest.mark.parametrize(("attempt", "retries"), [(0, 0), (1, 0), (2, 1), (3, 2)])
+def test_retries_are_the_runs_after_the_first(attempt: int, retries: int) -> None:
+    assert job(attempt=attempt).retries == retries
+
+
+@pytest.mark.parametrize(
+    ("status", "step", "progress"),
+    [
+        ("QUEUED", 0, 0),
+        ("PROCESSING", 0, 0),
+        ("PROCESSING", 1, 3),
+        ("PROCESSING", 15, 50),
+        ("PROCESSING", 30, 99),
+        ("PROCESSING", 31, 99),
+        ("FAILED", 15, 50),
+        ("COMPLETED", 29, 100),
+    ],
+)
+def test_progress_is_of_the_steps_and_100_only_when_completed(
+    status: str, step: int, progress: int
+) -> None:
+    assert job(status=status, step=step).progress == progress
+
+
+def test_an_unknown_status_is_no_job() -> None:
+    with pytest.raises(ValueError, match="STARTED"):
+        job(status="STARTED")

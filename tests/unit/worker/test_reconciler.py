@@ -1,0 +1,220 @@
+"""With the real store, and a clock that the test moves."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from tests.jobs import end_lease, find, pop, submit, waiting
+from worker import keyspace
+from worker.job import Status
+from worker.outputs import LocalOutputs
+from worker.reconciler import MISSING_SECONDS, POPPED_SECONDS, Reconciler
+from worker.store import JobStore, Lease
+
+LEASE_SECONDS = 10.0
+RETENTION_SECONDS = 60.0
+
+
+class Uptime(JobStore):
+    """A store whose broker has been up for as long as the test says."""
+
+    seconds = 1000.0
+
+    def broker_uptime(self) -> float:
+        assert super().broker_uptime() >= 0
+        return self.seconds
+
+
+class Bench:
+    """A reconciler that looks every second of its own time."""
+
+    def __init__(self, redis: Redis, folder: Path, lease_seconds: float = LEASE_SECONDS) -> None:
+        self.now = 0.0
+        self.outputs = LocalOutputs(folder)
+        self.store = Uptime(redis, lease_seconds=lease_seconds, retention_seconds=RETENTION_SECONDS)
+        self.reconciler = Reconciler(
+            self.store,
+            self.outputs,
+            lease_seconds=lease_seconds,
+            retention_seconds=RETENTION_SECONDS,
+            monotonic=lambda: self.now,
+        )
+
+    def look(self, seconds: float) -> None:
+        """Once a second for so long."""
+        for _ in range(round(seconds)):
+            self.now += 1
+            self.reconciler.pass_over()
+
+    def sleep(self, seconds: float) -> None:
+        """Without a look, as when the broker does not answer."""
+        self.now += seconds
+
+
+@pytest.fixture
+def bench(redis: Redis, tmp_path: Path) -> Bench:
+    return Bench(redis, tmp_path / "outputs")
+
+
+def start(bench: Bench, redis: Redis, redis_url: str) -> str:
+    """A request that runs, and whose worker died a lease ago."""
+    request_id = submit(redis_url)
+    pop(redis)
+    assert bench.store.start(Lease(request_id, "run"), "ann")
+    end_lease(redis, request_id)
+    return request_id
+
+
+def test_a_run_whose_lease_ended_is_queued_again_at_the_next_look(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = start(bench, redis, redis_url)
+    bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+    assert waiting(redis) == [request_id]
+
+
+def test_after_an_outage_leases_count_again_when_one_has_gone_by(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    bench.look(3)
+    request_id = start(bench, redis, redis_url)
+    bench.sleep(LEASE_SECONDS)
+    bench.look(LEASE_SECONDS)
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+def test_a_worker_that_beats_after_an_outage_keeps_its_run(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = start(bench, redis, redis_url)
+    bench.sleep(3 * LEASE_SECONDS)
+    bench.look(1)
+    assert bench.store.beat("ann", Lease(request_id, "run"), 3)
+    bench.look(2 * LEASE_SECONDS)
+    assert find(redis_url, request_id).attempt == 1
+    assert find(redis_url, request_id).status is Status.PROCESSING
+
+
+def test_the_shortest_lease_is_trusted_although_looks_are_as_far_apart(
+    redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    bench = Bench(redis, tmp_path, lease_seconds=2)
+    request_id = start(bench, redis, redis_url)
+    for _ in range(3):
+        bench.sleep(0.5)  # one beat that came late
+        bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+def test_a_broker_that_has_just_started_gives_workers_a_lease_to_beat(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = start(bench, redis, redis_url)
+    bench.store.seconds = LEASE_SECONDS - 1
+    bench.look(3)
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    bench.store.seconds = LEASE_SECONDS + 1
+    bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+def test_what_was_popped_and_never_started_goes_back_first(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    popped, next_one = submit(redis_url), submit(redis_url)
+    assert pop(redis) == popped
+    bench.look(POPPED_SECONDS + 1)
+    assert waiting(redis) == [next_one]
+    bench.look(1)
+    assert waiting(redis) == [popped, next_one]
+    assert redis.llen(keyspace.RQ_INTERMEDIATE) == 0
+
+
+def test_a_pop_that_kills_each_worker_ends_failed(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = submit(redis_url)
+    for _ in range(keyspace.MOST_ATTEMPTS):
+        assert pop(redis) == request_id
+        bench.look(POPPED_SECONDS + 2)
+    job = find(redis_url, request_id)
+    assert (job.status, job.error_code) == (Status.FAILED, "worker_lost")
+    assert not redis.keys("rq:job:*")
+    assert waiting(redis) == []
+
+
+def test_an_id_that_is_no_request_is_dropped_from_the_popped(bench: Bench, redis: Redis) -> None:
+    redis.rpush(keyspace.RQ_INTERMEDIATE, "planted")
+    bench.look(POPPED_SECONDS + 2)
+    assert redis.llen(keyspace.RQ_INTERMEDIATE) == 0
+
+
+def test_a_request_that_is_in_no_list_goes_back_after_half_a_minute(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    lost, next_one = submit(redis_url), submit(redis_url)
+    redis.lrem(keyspace.RQ_QUEUE, 0, lost)
+    bench.look(MISSING_SECONDS + 1)
+    assert waiting(redis) == [next_one]
+    bench.look(1)
+    assert waiting(redis) == [lost, next_one]
+    assert find(redis_url, next_one).attempt == 0
+
+
+def test_a_request_that_waits_is_left_alone_for_ever(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = submit(redis_url)
+    before = find(redis_url, request_id)
+    bench.look(300)
+    assert find(redis_url, request_id) == before
+
+
+def test_files_without_a_record_are_swept_and_all_others_left(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    kept, gone = submit(redis_url), "00000000-0000-4000-8000-000000000000"
+    names = {
+        "kept": f"{kept}-{'0' * 12}.mp4",
+        "kept draft": f"{kept}-{'1' * 12}.mp4.part",
+        "orphan": f"{gone}-{'0' * 12}.mp4",
+        "orphan draft": f"{gone}-{'1' * 12}.mp4.part",
+        "fresh orphan": f"{gone}-{'2' * 12}.mp4",
+        "fresh draft": f"{gone}-{'3' * 12}.mp4.part",
+        "not ours": "holiday.mp4",
+    }
+    folder = bench.outputs.draft(names["orphan"]).parent
+    for what, name in names.items():
+        (folder / name).write_bytes(b"video")
+        if "fresh" not in what:
+            old = time.time() - RETENTION_SECONDS - 1
+            os.utime(folder / name, (old, old))
+    bench.look(31)
+    left = {path.name for path in folder.iterdir()}
+    assert left == set(names.values()) - {names["orphan"], names["orphan draft"]}
+
+
+def test_a_short_retention_is_swept_as_often(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    now = 0.0
+    outputs = LocalOutputs(tmp_path)
+    reconciler = Reconciler(
+        JobStore(redis, lease_seconds=LEASE_SECONDS, retention_seconds=2),
+        outputs,
+        lease_seconds=LEASE_SECONDS,
+        retention_seconds=2,
+        monotonic=lambda: now,
+    )
+    orphan = tmp_path / f"00000000-0000-4000-8000-000000000000-{'0' * 12}.mp4"
+    orphan.touch()
+    os.utime(orphan, (time.time() - 3, time.time() - 3))
+    now = 2.5
+    reconciler.pass_over()
+    assert not orphan.exists()

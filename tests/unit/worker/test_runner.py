@@ -1,0 +1,279 @@
+"""One run in this process: the fake engine, the real store, real files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+from redis import Redis
+
+from models.engine import Clip, Engine, OnStep
+from models.fake import FakeEngine
+from models.params import GenerateParams
+from tests.jobs import end_lease, find, pop, submit, waiting
+from worker import keyspace
+from worker.heart import Heart
+from worker.job import Job, Status
+from worker.outputs import LocalOutputs
+from worker.reconciler import Reconciler
+from worker.run import Run
+from worker.runner import Runner
+from worker.store import JobStore, Lease, Recovery
+
+
+class Hooked(FakeEngine):
+    """Calls `at_step` instead of sleeping, and `at_end` after the last frame."""
+
+    def __init__(
+        self,
+        at_step: Callable[[int], object] = lambda _: None,
+        at_end: Callable[[], object] = lambda: None,
+    ) -> None:
+        super().__init__(0, self._count)
+        self.steps = 0
+        self._at_step = at_step
+        self._at_end = at_end
+
+    def _count(self, _seconds: float) -> None:
+        self.steps += 1
+        self._at_step(self.steps)
+
+    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+        clip = super().generate(params, on_step)
+        return replace(clip, frames=self._frames(clip))
+
+    def _frames(self, clip: Clip) -> Iterator[bytes]:
+        yield from clip.frames
+        self._at_end()
+
+
+class Stubborn(Hooked):
+    """Goes on whatever a step raises, as code with a bare `except Exception` does."""
+
+    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+        def swallow(step: int, total: int) -> None:
+            try:
+                on_step(step, total)
+            except Exception:  # noqa: BLE001
+                time.sleep(0)
+
+        return super().generate(params, swallow)
+
+
+class Desk:
+    """A worker without its process."""
+
+    def __init__(self, redis: Redis, url: str, folder: Path) -> None:
+        self.redis, self.url = redis, url
+        self.folder = folder
+        self.outputs = LocalOutputs(folder)
+        self.store = JobStore(redis, lease_seconds=10, retention_seconds=60)
+        reconciler = Reconciler(self.store, self.outputs, lease_seconds=10, retention_seconds=60)
+        self.heart = Heart("ann", self.store, reconciler, stall_seconds=60)
+        self.stop_now = Event()
+
+    def runner(self, engine: Engine, run_seconds: float = 60) -> Runner:
+        return Runner(
+            "ann",
+            engine,
+            self.store,
+            self.outputs,
+            self.heart,
+            run_seconds=run_seconds,
+            stop_now=self.stop_now,
+        )
+
+    def run(self, engine: Engine, prompt: str = "a pond", *, run_seconds: float = 60) -> Job:
+        """A new request, after its run."""
+        request_id = submit(self.url, prompt, frames=3)
+        assert pop(self.redis) == request_id
+        self.runner(engine, run_seconds).run(request_id)
+        return find(self.url, request_id)
+
+    def take_away(self) -> Recovery | None:
+        """Take the worker for dead, and its request from it."""
+        (request_id,) = self.redis.zrange(keyspace.LEASES, 0, -1)
+        end_lease(self.redis, str(request_id))
+        return self.store.reap(str(request_id))
+
+    def files(self) -> list[str]:
+        return [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
+
+
+@pytest.fixture
+def desk(redis: Redis, redis_url: str, tmp_path: Path) -> Desk:
+    return Desk(redis, redis_url, tmp_path / "outputs")
+
+
+def test_a_run_leaves_one_private_video_and_a_record_of_it(desk: Desk) -> None:
+    job = desk.run(Hooked())
+    assert (job.status, job.attempt) == (Status.COMPLETED, 1)
+    assert desk.files() == [job.file_name]
+    path = desk.outputs.path(job.file_name)
+    assert path.stat().st_size == job.file_size > 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert desk.heart.run_now is None
+
+
+def test_the_video_is_there_before_the_record_says_so(desk: Desk) -> None:
+    seen: list[list[str]] = []
+
+    class Watched(JobStore):
+        def complete(self, lease: Lease, file_name: str, file_size: int) -> bool:
+            seen.append(desk.files())
+            return super().complete(lease, file_name, file_size)
+
+    desk.store = Watched(desk.redis, lease_seconds=10, retention_seconds=60)
+    job = desk.run(Hooked())
+    assert seen == [[job.file_name]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "error"),
+    [
+        ("fake:fail the lens cap was on", "internal", "the lens cap was on"),
+        ("fake:oom", "out_of_memory", "The fake engine is out of memory, as it was told to be."),
+        ("fake:bug", "internal", "The worker failed on this request; its log says why."),
+    ],
+)
+def test_an_engine_that_raises_fails_the_request(
+    desk: Desk, prompt: str, code: str, error: str
+) -> None:
+    job = desk.run(Hooked(), prompt)
+    assert (job.status, job.error_code, job.error) == (Status.FAILED, code, error)
+    assert desk.files() == []
+    assert waiting(desk.redis) == []
+
+
+def test_a_disk_that_refuses_fails_the_request(desk: Desk) -> None:
+    desk.folder.touch()
+    job = desk.run(Hooked())
+    assert (job.status, job.error_code) == (Status.FAILED, "storage")
+    assert job.error == "The folder for videos cannot be made: File exists"
+
+
+def test_a_video_that_vanishes_before_it_is_published_fails_the_request(desk: Desk) -> None:
+    class Wiped(LocalOutputs):
+        def publish(self, name: str) -> int:
+            self.draft(name).unlink()
+            return super().publish(name)
+
+    desk.outputs = Wiped(desk.folder)
+    job = desk.run(Hooked())
+    assert (job.status, job.error_code) == (Status.FAILED, "storage")
+    assert desk.files() == []
+
+
+@pytest.mark.parametrize("kind", [Hooked, Stubborn])
+def test_the_time_limit_ends_a_run_at_its_next_step(desk: Desk, kind: type[Hooked]) -> None:
+    engine = kind(lambda _: time.sleep(0.02))
+    job = desk.run(engine, run_seconds=0.09)
+    assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "timeout", 1)
+    assert job.error == "The run took longer than 0.09 seconds."
+    assert engine.steps <= 5
+    assert desk.files() == []
+
+
+def test_the_time_limit_holds_while_frames_are_decoded(desk: Desk) -> None:
+    class SlowDecoder(FakeEngine):
+        def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+            clip = super().generate(params, on_step)
+            return replace(clip, frames=self._decoded(clip))
+
+        def _decoded(self, clip: Clip) -> Iterator[bytes]:
+            for frame in clip.frames:
+                time.sleep(0.06)
+                yield frame
+
+    job = desk.run(SlowDecoder(0), run_seconds=0.1)
+    assert (job.status, job.error_code) == (Status.FAILED, "timeout")
+    assert desk.files() == []
+
+
+@pytest.mark.parametrize("kind", [Hooked, Stubborn])
+def test_a_run_that_lost_its_lease_stops_and_writes_nothing(desk: Desk, kind: type[Hooked]) -> None:
+    def lose(step: int) -> None:
+        if step == 3:
+            assert desk.take_away() is Recovery.REQUEUED
+            desk.heart._beat()
+
+    engine = kind(lose)
+    job = desk.run(engine)
+    assert (job.status, job.attempt) == (Status.QUEUED, 1)
+    assert engine.steps == 3
+    assert desk.files() == []
+    assert waiting(desk.redis) == [job.request_id]
+
+
+def test_a_run_that_lost_its_lease_at_the_very_end_removes_its_video(desk: Desk) -> None:
+    job = desk.run(Hooked(at_end=desk.take_away))
+    assert job.status is Status.QUEUED
+    assert desk.files() == []
+
+
+def test_a_late_run_leaves_the_video_of_the_one_that_won(desk: Desk) -> None:
+    def another_wins() -> None:
+        desk.take_away()
+        desk.runner(FakeEngine(0)).run(str(pop(desk.redis)))
+
+    job = desk.run(Hooked(at_end=another_wins))
+    assert (job.status, job.attempt) == (Status.COMPLETED, 2)
+    assert desk.files() == [job.file_name]
+
+
+@pytest.mark.parametrize("kind", [Hooked, Stubborn])
+def test_a_run_that_must_stop_is_given_back_at_its_next_step(
+    desk: Desk, kind: type[Hooked]
+) -> None:
+    def stop(step: int) -> None:
+        if step == 3:
+            desk.stop_now.set()
+
+    engine = kind(stop)
+    job = desk.run(engine)
+    assert (job.status, job.attempt, job.position) == (Status.QUEUED, 0, 1)
+    assert engine.steps == 3
+    assert desk.files() == []
+    assert waiting(desk.redis) == [job.request_id]
+
+
+def test_a_request_that_was_popped_too_late_goes_back_as_it_was(desk: Desk) -> None:
+    first, second = submit(desk.url), submit(desk.url)
+    before = find(desk.url, first)
+    assert pop(desk.redis) == first
+    desk.runner(Hooked()).hand_back(first)
+    assert find(desk.url, first) == before
+    assert waiting(desk.redis) == [first, second]
+
+
+def test_an_id_that_is_not_queued_is_left_alone(desk: Desk) -> None:
+    done = desk.run(Hooked())
+    engine = Hooked()
+    for request_id in (done.request_id, "never-made"):
+        desk.runner(engine).run(request_id)
+        desk.runner(engine).hand_back(request_id)
+    assert engine.steps == 0
+    assert find(desk.url, done.request_id) == done
+
+
+def test_an_id_that_somebody_planted_writes_no_file_elsewhere(desk: Desk, tmp_path: Path) -> None:
+    job = desk.run(Hooked())
+    escape = "../stolen"
+    desk.redis.copy(keyspace.record(job.request_id), keyspace.record(escape))
+    desk.redis.hset(keyspace.record(escape), mapping={"status": "QUEUED", "attempt": 0})
+    desk.runner(Hooked()).run(escape)
+    assert desk.redis.hget(keyspace.record(escape), "status") == "FAILED"
+    assert desk.files() == [job.file_name]
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+def test_only_an_engine_at_work_can_hang() -> None:
+    run = Run(Lease("an-id", "run"), 60, Event())
+    with run.watched():
+        time.sleep(0.01)
+        assert run.silent_seconds() >= 0.01
+    assert run.silent_seconds() == 0

@@ -1,0 +1,368 @@
+"""The life of requests in any order of events, against a real Valkey.
+
+Workers die at any point simply by being forgotten; zombies are leases that somebody still uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import redis.asyncio
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from hypothesis.strategies import booleans, integers, sampled_from
+from redis import Redis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.jobs import OWNER, end_lease, params, pop
+from worker import keyspace, scripts
+from worker.errors import QueueFullError
+from worker.intake import Intake
+from worker.job import TRANSITIONS, Job, Status
+from worker.store import JobStore, Lease, Recovery
+
+MOST_WAITING = 4
+LEASE_SECONDS = 30
+RETENTION_SECONDS = 60
+WORKERS = sampled_from(["ann", "bob", "cid"])
+
+
+class Forgetful(redis.UnixDomainSocketConnection):
+    """Loses the next reply on request: the command was executed, and nobody knows."""
+
+    lose_next = False
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        response = super().read_response(*args, **options)
+        if Forgetful.lose_next:
+            Forgetful.lose_next = False
+            raise redis.ConnectionError("the reply is lost")
+        return response
+
+
+class AsyncForgetful(redis.asyncio.UnixDomainSocketConnection):
+    lose_next = False
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        response = await super().read_response(*args, **options)
+        if AsyncForgetful.lose_next:
+            AsyncForgetful.lose_next = False
+            raise redis.ConnectionError("the reply is lost")
+        return response
+
+
+@dataclass
+class Snapshot:
+    """All that the broker holds of the requests, at one moment."""
+
+    jobs: dict[str, Job]
+    runs: dict[str, str]
+    has_ttl: dict[str, bool]
+    rq_jobs: set[str]
+    waiting: set[str]
+    leased: set[str]
+    queued: list[str]
+    popped: list[str]
+
+
+class Requests(RuleBasedStateMachine):
+    """One gateway, three workers, and a reconciler that may look at any time."""
+
+    ids: Bundle[str] = Bundle("ids")
+    pops: Bundle[tuple[str, str]] = Bundle("pops")
+    leases: Bundle[Lease] = Bundle("leases")
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        path = url.removeprefix("unix://")
+        self.redis = Redis(
+            connection_pool=redis.ConnectionPool(
+                connection_class=Forgetful,
+                path=path,
+                decode_responses=True,
+                retry=Retry(NoBackoff(), 1),
+            )
+        )
+        self.gateway_redis = redis.asyncio.Redis(
+            connection_pool=redis.asyncio.ConnectionPool(
+                connection_class=AsyncForgetful,
+                path=path,
+                decode_responses=True,
+                retry=AsyncRetry(NoBackoff(), 1),
+            )
+        )
+        self.loop = asyncio.Runner()
+        self.store = JobStore(
+            self.redis, lease_seconds=LEASE_SECONDS, retention_seconds=RETENTION_SECONDS
+        )
+        self.intake = Intake(self.gateway_redis, most_waiting=MOST_WAITING)
+        self.runs = itertools.count()
+        self.accepted: set[str] = set()
+        self.expired: set[str] = set()
+        self.unlisted: set[str] = set()
+        self.last: dict[str, Job] = {}
+
+    @initialize()
+    def flush(self) -> None:
+        self.redis.flushall()
+        for name in ("submit", "start", "beat", "finish", "give_back", "reap", "recover"):
+            self.redis.script_load(
+                scripts.source(name)
+            )  # or the reply to this would be the lost one
+
+    def teardown(self) -> None:
+        Forgetful.lose_next = AsyncForgetful.lose_next = False
+        self.loop.run(self.gateway_redis.connection_pool.disconnect())
+        self.loop.close()
+        self.redis.connection_pool.disconnect()
+
+    def job(self, request_id: str) -> Job | None:
+        record = self.redis.hgetall(keyspace.record(request_id))
+        return Job.from_record(request_id, record) if record else None  # type: ignore[arg-type]
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether the record says that this run may write."""
+        status, run = self.redis.hmget(keyspace.record(lease.request_id), "status", "run")
+        return bool(status == Status.PROCESSING and run == lease.run)
+
+    @rule(target=ids, lost=booleans())
+    def submit(self, lost: bool) -> Any:
+        room = self.redis.zcard(keyspace.WAITING) < MOST_WAITING
+        AsyncForgetful.lose_next = lost
+        submit = self.intake.submit(params(), OWNER)
+        if not room:
+            with pytest.raises(QueueFullError):
+                self.loop.run(submit)
+            return multiple()
+        request_id = self.loop.run(submit)
+        self.accepted.add(request_id)
+        return request_id
+
+    @rule(target=pops, worker=WORKERS)
+    def pop(self, worker: str) -> Any:
+        request_id = pop(self.redis)
+        return multiple() if request_id is None else (worker, request_id)
+
+    @rule(target=leases, popped=consumes(pops), lost=booleans())
+    def start(self, popped: tuple[str, str], lost: bool) -> Any:
+        return self.start_popped(*popped, lost=lost) or multiple()
+
+    def start_popped(self, worker: str, request_id: str, *, lost: bool = False) -> Lease | None:
+        before = self.job(request_id)
+        lease = Lease(request_id, f"run-{next(self.runs)}")
+        Forgetful.lose_next = lost
+        job = self.store.start(lease, worker)
+        assert (job is not None) == (before is not None and before.status is Status.QUEUED)
+        if before is None or job is None:
+            return None
+        assert (job.status, job.attempt) == (Status.PROCESSING, before.attempt + 1)
+        assert job.params == params()
+        self.unlisted.discard(request_id)
+        return lease
+
+    @rule(lease=leases, worker=WORKERS, step=integers(1, 10))
+    def beat(self, lease: Lease, worker: str, step: int) -> None:
+        holds = self.holds(lease)
+        assert self.store.beat(worker, lease, step) == holds
+        if holds:
+            assert self.redis.hget(keyspace.record(lease.request_id), "step") == str(step)
+
+    @rule(lease=leases, lost=booleans())
+    def complete(self, lease: Lease, lost: bool) -> None:
+        name = f"{lease.request_id}-{lease.run}.mp4"
+        self.end(lease, lambda: self.store.complete(lease, name, 1000), lost, Status.COMPLETED)
+
+    @rule(lease=leases, lost=booleans())
+    def fail(self, lease: Lease, lost: bool) -> None:
+        self.end(lease, lambda: self.store.fail(lease, "internal", "no"), lost, Status.FAILED)
+
+    def end(self, lease: Lease, end: Callable[[], bool], lost: bool, status: Status) -> None:
+        holds = self.holds(lease)
+        run = self.redis.hget(keyspace.record(lease.request_id), "run")
+        before = self.job(lease.request_id)
+        said_so = before is not None and run == lease.run and before.status is status
+        Forgetful.lose_next = lost
+        assert end() == (holds or said_so)
+        if not holds:
+            assert self.job(lease.request_id) == before
+
+    @rule(lease=leases, lost=booleans())
+    def give_back(self, lease: Lease, lost: bool) -> None:
+        holds, before = self.holds(lease), self.job(lease.request_id)
+        Forgetful.lose_next = lost
+        given = self.store.give_back(lease)
+        assert given == (holds and not lost)
+        if before is not None and holds:
+            self.assert_next(lease.request_id, attempt=before.attempt - 1)
+
+    @rule(request_id=ids)
+    def end_lease(self, request_id: str) -> None:
+        if self.redis.zscore(keyspace.LEASES, request_id) not in {None, 1.0}:
+            end_lease(self.redis, request_id)
+
+    @rule(request_id=ids, lost=booleans())
+    def reap(self, request_id: str, lost: bool) -> None:
+        is_over = self.redis.zscore(keyspace.LEASES, request_id) == 1.0
+        self.recovery(request_id, self.store.reap, is_due=is_over, lost=lost)
+
+    @rule(request_id=ids, lost=booleans())
+    def recover(self, request_id: str, lost: bool) -> None:
+        before = self.job(request_id)
+        listed = request_id in self.redis.lrange(keyspace.RQ_QUEUE, 0, -1)
+        is_due = before is not None and before.status is Status.QUEUED and not listed
+        self.recovery(request_id, self.store.recover, is_due=is_due, lost=lost)
+        self.unlisted.discard(request_id)
+
+    def recovery(
+        self,
+        request_id: str,
+        act: Callable[[str], Recovery | None],
+        *,
+        is_due: bool,
+        lost: bool,
+    ) -> None:
+        before = self.job(request_id)
+        Forgetful.lose_next = lost
+        outcome = act(request_id)
+        after = self.job(request_id)
+        if not is_due or before is None or after is None:
+            assert outcome is None
+            assert after == before
+        elif after.status is Status.FAILED:
+            assert outcome is (None if lost else Recovery.FAILED)
+            assert (after.error_code, after.attempt) == ("worker_lost", keyspace.MOST_ATTEMPTS)
+        else:
+            assert outcome is (None if lost else Recovery.REQUEUED)
+            self.assert_next(request_id, attempt=after.attempt)
+
+    def assert_next(self, request_id: str, *, attempt: int) -> None:
+        """It is QUEUED, before all others, and nothing of the last run is left."""
+        job = self.job(request_id)
+        assert job is not None
+        assert (job.status, job.attempt, job.started_at, job.step) == (
+            Status.QUEUED, attempt, None, 0,
+        )  # fmt: skip
+        assert self.redis.zrange(keyspace.WAITING, 0, 0) == [request_id]
+        assert self.redis.lindex(keyspace.RQ_QUEUE, 0) == request_id
+
+    @rule(worker=WORKERS)
+    def crash(self, worker: str) -> None:
+        """All of it in one step, so that a request comes to its last attempt more often."""
+        request_id = pop(self.redis)
+        if request_id is None:
+            return
+        if self.start_popped(worker, request_id) is not None:
+            self.end_lease(request_id)
+            self.reap(request_id, lost=False)
+
+    @rule(request_id=ids)
+    def lose_from_lists(self, request_id: str) -> None:
+        job = self.job(request_id)
+        if job is not None and job.status is Status.QUEUED:
+            self.redis.lrem(keyspace.RQ_QUEUE, 0, request_id)
+            self.redis.lrem(keyspace.RQ_INTERMEDIATE, 0, request_id)
+            self.unlisted.add(request_id)
+
+    @rule(request_id=ids)
+    def expire(self, request_id: str) -> None:
+        job = self.job(request_id)
+        if job is not None and job.status.is_final:
+            self.redis.delete(keyspace.record(request_id))
+            self.expired.add(request_id)
+
+    def look(self) -> Snapshot:
+        known = sorted(self.accepted)
+        pipeline = self.redis.pipeline()
+        pipeline.zrange(keyspace.WAITING, 0, -1)
+        pipeline.zrange(keyspace.LEASES, 0, -1)
+        pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
+        pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
+        for request_id in known:
+            pipeline.hgetall(keyspace.record(request_id))
+            pipeline.pttl(keyspace.record(request_id))
+            pipeline.exists(keyspace.rq_job(request_id))
+        waiting, leased, queued, popped, *rest = pipeline.execute()
+        records = dict(zip(known, rest[0::3], strict=True))
+        return Snapshot(
+            jobs={
+                name: Job.from_record(name, record) for name, record in records.items() if record
+            },
+            runs={name: record.get("run", "") for name, record in records.items()},
+            has_ttl={name: ttl > 0 for name, ttl in zip(known, rest[1::3], strict=True)},
+            rq_jobs={name for name, there in zip(known, rest[2::3], strict=True) if there},
+            waiting=set(waiting),
+            leased=set(leased),
+            queued=queued,
+            popped=popped,
+        )
+
+    @invariant()
+    def holds_together(self) -> None:
+        now = self.look()
+        assert set(now.jobs) == self.accepted - self.expired
+        by_status = {
+            status: {name for name, job in now.jobs.items() if job.status is status}
+            for status in Status
+        }
+        assert now.waiting == by_status[Status.QUEUED]
+        assert now.leased == by_status[Status.PROCESSING]
+        ended = by_status[Status.COMPLETED] | by_status[Status.FAILED]
+        assert {name for name, has_ttl in now.has_ttl.items() if has_ttl} == ended
+        self.check_changes(now.jobs)
+        self.check_rq(now, by_status)
+
+    def check_changes(self, jobs: dict[str, Job]) -> None:
+        for name, job in jobs.items():
+            before = self.last.get(name)
+            assert 0 <= job.attempt <= keyspace.MOST_ATTEMPTS
+            assert bool(job.file_name) == (job.status is Status.COMPLETED)
+            assert bool(job.error_code) == (job.status is Status.FAILED)
+            if before is None:
+                assert (job.status, job.attempt) == (Status.QUEUED, 0)
+            elif before.status.is_final:
+                assert job == before
+            else:
+                assert job.status in TRANSITIONS[before.status] | {before.status}
+        self.last = jobs
+
+    def check_rq(self, now: Snapshot, by_status: dict[Status, set[str]]) -> None:
+        listed = [*now.queued, *now.popped]
+        assert len(set(listed)) == len(listed)
+        assert set(listed) == by_status[Status.QUEUED] - self.unlisted
+        assert now.rq_jobs == by_status[Status.QUEUED] | by_status[Status.PROCESSING]
+        overdue = self.store.overdue()
+        assert overdue.popped == now.popped
+        assert overdue.missing == len(self.unlisted)
+        assert set(self.store.unlisted()) == self.unlisted
+
+
+def test_no_order_of_events_breaks_a_promise(redis_url: str) -> None:
+    run_state_machine_as_test(
+        partial(Requests, redis_url),  # type: ignore[arg-type]  # any factory will do
+        settings=settings(
+            max_examples=120,
+            stateful_step_count=50,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

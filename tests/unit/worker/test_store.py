@@ -1,0 +1,206 @@
+"""What the state machine does not show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from redis import Redis
+
+from tests.jobs import OWNER, end_lease, find, intake, params, pop, submit, waiting
+from worker import keyspace
+from worker.connection import connect_briefly
+from worker.errors import (
+    BrokerUnavailableError,
+    NoWorkerError,
+    QueueFullError,
+    RequestNotFoundError,
+)
+from worker.job import Status
+from worker.store import JobStore, Lease, Recovery
+
+REAPERS = 3
+
+
+@pytest.fixture
+def store(redis: Redis) -> JobStore:
+    return JobStore(redis, lease_seconds=10, retention_seconds=60)
+
+
+def started(store: JobStore, redis: Redis, run: str = "run") -> Lease:
+    """The lease of the next request in the queue."""
+    request_id = pop(redis)
+    assert request_id is not None
+    lease = Lease(request_id, run)
+    assert store.start(lease, "ann") is not None
+    return lease
+
+
+def test_three_reapers_at_once_requeue_exactly_once(redis: Redis, redis_url: str) -> None:
+    clients = [connect_briefly(redis_url) for _ in range(REAPERS)]
+    stores = [JobStore(client, lease_seconds=10, retention_seconds=60) for client in clients]
+    with ThreadPoolExecutor(REAPERS) as threads:
+        for _ in range(30):
+            request_id = submit(redis_url)
+            started(stores[0], redis)
+            end_lease(redis, request_id)
+            outcomes = list(threads.map(lambda store: store.reap(request_id), stores))  # noqa: B023
+            assert outcomes.count(Recovery.REQUEUED) == 1
+            assert outcomes.count(None) == REAPERS - 1
+            assert waiting(redis) == [request_id]
+            redis.flushall()
+    for client in clients:
+        client.close()
+
+
+def test_requests_are_run_in_the_order_they_came(redis: Redis, redis_url: str) -> None:
+    ids = [submit(redis_url) for _ in range(5)]
+    assert [pop(redis) for _ in range(5)] == ids
+
+
+def test_what_had_its_turn_goes_before_all_that_wait(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    crashed, handed_back, popped, new = (submit(redis_url) for _ in range(4))
+    lease = started(store, redis, "one")
+    store.give_back(started(store, redis, "two"))
+    assert waiting(redis) == [handed_back, popped, new]
+    end_lease(redis, lease.request_id)
+    store.reap(crashed)
+    assert waiting(redis) == [crashed, handed_back, popped, new]
+    for _ in range(3):
+        pop(redis)
+    store.recover(popped)
+    assert waiting(redis) == [popped, new]
+    assert [find(redis_url, name).position for name in (popped, crashed, handed_back, new)] == [
+        1, 2, 3, 4,
+    ]  # fmt: skip
+
+
+def test_only_what_waits_has_a_place(store: JobStore, redis: Redis, redis_url: str) -> None:
+    first, second = submit(redis_url), submit(redis_url)
+    assert [find(redis_url, name).position for name in (first, second)] == [1, 2]
+    lease = started(store, redis)
+    assert [find(redis_url, name).position for name in (first, second)] == [None, 1]
+    store.fail(lease, "internal", "no")
+    assert find(redis_url, first).position is None
+
+
+def test_a_full_queue_takes_no_more_until_one_has_started(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    def submit_to_a_queue_of_two() -> str:
+        return intake(redis_url, lambda it: it.submit(params(), OWNER), most_waiting=2)
+
+    ids = [submit_to_a_queue_of_two() for _ in range(2)]
+    with pytest.raises(QueueFullError, match="2 requests wait already"):
+        submit_to_a_queue_of_two()
+    assert waiting(redis) == ids
+    assert len(redis.keys("mochi:request:*")) == 2
+    started(store, redis)
+    submit_to_a_queue_of_two()
+
+
+def test_who_needs_a_worker_is_refused_when_none_beats(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    def submit_and_wait() -> str:
+        return intake(redis_url, lambda it: it.submit(params(), OWNER, needs_worker=True))
+
+    with pytest.raises(NoWorkerError):
+        submit_and_wait()
+    assert not redis.keys("mochi:request:*")
+    store.beat("ann")
+    assert find(redis_url, submit_and_wait()).status is Status.QUEUED
+    store.sign_off("ann")
+    with pytest.raises(NoWorkerError):
+        submit_and_wait()
+
+
+def test_a_worker_that_is_silent_for_a_lease_counts_as_dead(redis: Redis, redis_url: str) -> None:
+    JobStore(redis, lease_seconds=0.05, retention_seconds=60).beat("ann")
+    JobStore(redis, lease_seconds=10, retention_seconds=60).beat("bob")
+    time.sleep(0.06)
+    assert intake(redis_url, lambda it: it.live_workers()) == 1
+    assert JobStore(redis, lease_seconds=10, retention_seconds=60).live_workers() == ["bob"]
+
+
+def test_a_beat_makes_the_lease_longer(redis: Redis, redis_url: str) -> None:
+    store = JobStore(redis, lease_seconds=0.3, retention_seconds=60)
+    submit(redis_url)
+    lease = started(store, redis)
+    for step in range(5):
+        time.sleep(0.1)
+        assert store.reap(lease.request_id) is None
+        assert store.beat("ann", lease, step)
+    time.sleep(0.31)
+    assert store.overdue().expired == [lease.request_id]
+    assert store.reap(lease.request_id) is Recovery.REQUEUED
+
+
+def test_an_ended_request_is_kept_for_the_retention(redis: Redis, redis_url: str) -> None:
+    store = JobStore(redis, lease_seconds=10, retention_seconds=0.1)
+    submit(redis_url)
+    waits = submit(redis_url)
+    lease = started(store, redis)
+    assert redis.pttl(keyspace.record(lease.request_id)) == -1
+    assert store.complete(lease, "a.mp4", 17)
+    assert store.exists(lease.request_id)
+    time.sleep(0.11)
+    assert not store.exists(lease.request_id)
+    with pytest.raises(RequestNotFoundError):
+        find(redis_url, lease.request_id)
+    assert store.exists(waits)
+
+
+def test_what_has_ended_or_is_gone_is_told_from_what_goes_on(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    done, failed, runs, waits = (submit(redis_url) for _ in range(4))
+    store.complete(started(store, redis, "one"), "a.mp4", 17)
+    store.fail(started(store, redis, "two"), "internal", "no")
+    started(store, redis, "three")
+    asked = [done, failed, runs, waits, "never-made"]
+    assert intake(redis_url, lambda it: it.ended(asked)) == {done, failed, "never-made"}
+
+
+def test_a_broker_with_full_memory_refuses_requests_and_takes_results(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    for _ in range(3):
+        submit(redis_url)
+    done, crashed = started(store, redis, "one"), started(store, redis, "two")
+    redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(BrokerUnavailableError):
+            submit(redis_url)
+        assert store.beat("ann", done, 7)
+        assert store.complete(done, "a.mp4", 17)
+        assert store.give_back(crashed)
+        assert store.start(Lease(crashed.request_id, "three"), "bob") is not None
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert find(redis_url, done.request_id).file_name == "a.mp4"
+
+
+def test_a_broker_that_is_gone_is_one_error_for_all_who_ask(redis_url: str) -> None:
+    nowhere = redis_url + "-not"
+    client = connect_briefly(nowhere)
+    store = JobStore(client, lease_seconds=10, retention_seconds=60)
+    lease = Lease("an-id", "run")
+    asks: tuple[Callable[[], object], ...] = (
+        lambda: store.start(lease, "ann"),
+        lambda: store.beat("ann"),
+        lambda: store.complete(lease, "a.mp4", 17),
+        store.overdue,
+        store.unlisted,
+        store.broker_uptime,
+        lambda: submit(nowhere),
+        lambda: find(nowhere, "an-id"),
+    )
+    for ask in asks:
+        with pytest.raises(BrokerUnavailableError):
+            ask()
+    client.close()
