@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 
@@ -36,7 +37,12 @@ def main() -> int:
         return EX_CONFIG
     host, port = listener.getsockname()[:2]
     _log.info("gateway.listening", url=f"http://{host}:{port}")
-    server(settings).run(sockets=[listener])
+    gateway = server(settings)
+    # All that lives until the end need not be looked at by every collection of garbage: measured,
+    # that is a third of a poll's CPU time.
+    gc.collect()
+    gc.freeze()
+    gateway.run(sockets=[listener])
     return 0
 
 

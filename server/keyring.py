@@ -15,7 +15,6 @@ from redis import Redis
 
 from server.errors import ForbiddenError, InvalidKeyError, KeyNameError
 from worker import keyspace
-from worker.batch import Batch
 from worker.connection import broker_errors
 
 PREFIX = "mochi_"
@@ -89,7 +88,7 @@ class Keyring:
     def __init__(
         self, redis: redis.asyncio.Redis, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._batch = Batch(redis)
+        self._redis = redis
         self._monotonic = monotonic
         self._remembered: dict[str, tuple[float, ApiKey]] = {}
 
@@ -104,7 +103,8 @@ class Keyring:
         known = self._remembered.get(digest)
         if known is not None and self._monotonic() < known[0]:
             return known[1]
-        (stored,) = await self._batch.execute(("HGET", keyspace.API_KEYS, digest))
+        with broker_errors():
+            stored = await self._redis.hget(keyspace.API_KEYS, digest)
         if stored is None:
             self._remembered.pop(digest, None)
             raise InvalidKeyError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from typing import Any, cast
 from uuid import uuid4
@@ -13,13 +12,9 @@ from redis.exceptions import NoScriptError
 from models.params import GenerateParams
 from worker import keyspace, scripts
 from worker.batch import Batch
+from worker.connection import broker_errors
 from worker.dispatch import rq_fields
-from worker.errors import (
-    BrokerUnavailableError,
-    NoWorkerError,
-    QueueFullError,
-    RequestNotFoundError,
-)
+from worker.errors import NoWorkerError, QueueFullError, RequestNotFoundError
 from worker.job import Job, Status
 
 
@@ -27,10 +22,13 @@ class Intake:
     """Every method raises BrokerUnavailableError when the broker does not answer."""
 
     def __init__(self, redis: Redis, *, most_waiting: int) -> None:
-        self._batch = Batch(redis)
+        self._redis = redis
         self._most_waiting = most_waiting
-        self._scripts = {name: scripts.source(name) for name in ("submit", "alive")}
-        self._digests = {name: _digest(source) for name, source in self._scripts.items()}
+        self._submit = redis.register_script(scripts.source("submit"))
+        self._alive = redis.register_script(scripts.source("alive"))
+        self._look = redis.register_script(scripts.source("look"))
+        self._looks = Batch(self._look_at_all)
+        self._submits = Batch(self._submit_all)
 
     async def submit(
         self, params: GenerateParams, owner: str, *, needs_worker: bool = False
@@ -50,14 +48,16 @@ class Intake:
             NoWorkerError: `needs_worker`, and none is alive.
         """
         request_id = str(uuid4())
-        answer = await self._run(
-            "submit",
-            request_id,
-            self._most_waiting,
-            int(needs_worker),
-            owner,
-            params.model_dump_json(),
-            *rq_fields(request_id),
+        answer = await self._submits.ask(
+            [
+                *keyspace.for_scripts(request_id),
+                request_id,
+                self._most_waiting,
+                int(needs_worker),
+                owner,
+                params.model_dump_json(),
+                *rq_fields(request_id),
+            ]
         )
         match answer:
             case "queue_full":
@@ -85,18 +85,19 @@ class Intake:
         Raises:
             RequestNotFoundError: never made, or expired.
         """
-        record, rank = await self._batch.execute(
-            ("HGETALL", keyspace.record(request_id)), ("ZRANK", keyspace.WAITING, request_id)
-        )
+        record, rank = await self._looks.ask(request_id)
         if not record:
             raise RequestNotFoundError(request_id)
-        return Job.from_record(request_id, record, position=None if rank is None else rank + 1)
+        fields = dict(zip(record[::2], record[1::2], strict=True))
+        return Job.from_record(request_id, fields, position=None if rank is None else rank + 1)
 
     async def ended(self, request_ids: Collection[str]) -> set[str]:
         """Those of `request_ids` that are final, or gone."""
-        statuses = await self._batch.execute(
-            *(("HGET", keyspace.record(request_id), "status") for request_id in request_ids)
-        )
+        pipeline = self._redis.pipeline(transaction=False)
+        for request_id in request_ids:
+            pipeline.hget(keyspace.record(request_id), "status")
+        with broker_errors():
+            statuses: list[Any] = await pipeline.execute()
         return {
             request_id
             for request_id, status in zip(request_ids, statuses, strict=True)
@@ -105,20 +106,22 @@ class Intake:
 
     async def live_workers(self) -> int:
         """How many workers have the model loaded and have beaten lately."""
-        return cast(int, await self._run("alive", ""))
+        with broker_errors():
+            return cast(int, await self._alive(keyspace.for_scripts()))
 
-    async def _run(self, script: str, request_id: str, *args: str | bytes | int) -> Any:  # noqa: ANN401
-        """Every script takes all keys, and the id before its own arguments."""
-        keys = keyspace.for_scripts(request_id)
-        rest = (len(keys), *keys, request_id, *args)
-        try:
-            return (await self._batch.execute(("EVALSHA", self._digests[script], *rest)))[0]
-        except BrokerUnavailableError as error:
-            if not isinstance(error.__cause__, NoScriptError):
-                raise
-        # A broker that has just started knows no scripts yet.
-        return (await self._batch.execute(("EVAL", self._scripts[script], *rest)))[0]
+    async def _submit_all(self, arguments: list[list[str | bytes | int]]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for each in arguments:
+            pipeline.evalsha(self._submit.sha, keyspace.SCRIPT_KEYS, *each)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            # The broker is new and knows no scripts. None has run, or, at worst, some have:
+            # a submit that is repeated changes nothing.
+            await self._redis.script_load(self._submit.script)
+            return await self._submit_all(arguments)
+        return answers
 
-
-def _digest(source: str) -> str:
-    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    async def _look_at_all(self, request_ids: list[str]) -> list[tuple[list[str], int | None]]:
+        keys = [keyspace.WAITING, *map(keyspace.record, request_ids)]
+        found = await self._look(keys, request_ids)
+        return list(zip(found[::2], found[1::2], strict=True))

@@ -45,6 +45,10 @@ def rq_job(request_id: str) -> str:
     return RqJob.redis_job_namespace_prefix + request_id
 
 
+SCRIPT_KEYS = 9
+"""How many of them `for_scripts` gives."""
+
+
 def for_scripts(request_id: str = "") -> list[str]:
     """The KEYS of every script, in the order that `lua/common.lua` gives them names."""
     return [
