@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import sys
 
@@ -16,7 +17,6 @@ from worker.connection import connect_gateway
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.logs import configure_logs
 
-EX_CONFIG = 78
 STOP_SECONDS = 10
 """Running answers get so long to finish when the gateway stops."""
 BACKLOG = 2048
@@ -34,7 +34,7 @@ def main() -> int:
         listener = listen(settings)
     except MochiError as error:
         sys.stderr.write(f"{error}\n")
-        return EX_CONFIG
+        return os.EX_CONFIG
     host, port = listener.getsockname()[:2]
     _log.info("gateway.listening", url=f"http://{host}:{port}")
     gateway = server(settings)

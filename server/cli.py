@@ -29,8 +29,6 @@ from worker.connection import connect_briefly
 from worker.names import worker_name_prefix
 from worker.store import JobStore
 
-EX_CONFIG = 78
-
 app = typer.Typer(
     help="The Mochi 1 text-to-video API on your own machines.",
     no_args_is_help=True,
@@ -199,7 +197,8 @@ def bench_gateway(
 
     Uses wrk where it is installed. Example: `mochi-server bench gateway --connections 64`
     """
-    measure_gateway(connections or [32, 64], seconds, output)
+    with _errors_end():
+        measure_gateway(connections or [32, 64], seconds, output)
 
 
 @bench.command("request")
@@ -210,7 +209,8 @@ def bench_request(
 
     Example: `mochi-server bench request --count 10`
     """
-    measure_request(count)
+    with _errors_end():
+        measure_request(count)
 
 
 @app.command()
@@ -231,7 +231,7 @@ def _apply(ctx: typer.Context) -> None:
 
 
 def _settings() -> ServerSettings:
-    with _errors_end(EX_CONFIG):
+    with _errors_end(os.EX_CONFIG):
         return load_settings()
 
 
@@ -242,7 +242,7 @@ def _become(package: str) -> NoReturn:
         _end(
             "MOCHI_REDIS_URL is empty. Give the Redis or Valkey that gateways and workers share, "
             "like redis://127.0.0.1:6379/0; or run all in one with `mochi-server up`.",
-            EX_CONFIG,
+            os.EX_CONFIG,
         )
     # -P: a folder named `server` where the command is typed is not ours.
     os.execv(sys.executable, [sys.executable, "-P", "-m", package])  # noqa: S606 (no shell)

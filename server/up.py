@@ -20,7 +20,7 @@ import structlog
 from rich.console import Console
 
 from models.errors import MochiError
-from server.__main__ import EX_CONFIG, STOP_SECONDS
+from server.__main__ import STOP_SECONDS
 from server.first_key import make_first_key
 from server.settings import ServerSettings
 from worker.broker import EmbeddedBroker
@@ -50,7 +50,7 @@ class Child:
         status = self._process.poll()
         if status is None:
             return True
-        if status == EX_CONFIG:
+        if status == os.EX_CONFIG:
             return False
         if self._restart_at is None:
             _log.error("process.died", process=self.package, status=status)
@@ -130,7 +130,7 @@ class Supervisor:
             ready = False
             while not self._stop.wait(WATCH_SECONDS):
                 if not all(child.watch() for child in children):
-                    return EX_CONFIG
+                    return os.EX_CONFIG
                 if self._broker is not None:
                     self._broker.start()  # attaches, unless it died
                 if not ready and self._is_ready():
@@ -186,7 +186,7 @@ def supervise(settings: ServerSettings) -> int:
         return Supervisor(settings, broker).run()
     except MochiError as error:
         _console.print(str(error), style="red", markup=False)
-        return EX_CONFIG
+        return os.EX_CONFIG
     finally:
         if broker is not None:
             broker.stop()

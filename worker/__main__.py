@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from threading import Event
 
@@ -23,9 +24,6 @@ from worker.runner import Runner
 from worker.settings import WorkerSettings
 from worker.store import JobStore
 
-EX_CONFIG = 78
-"""Exit status when the settings or the machine are at fault: starting again does not help."""
-
 _log = structlog.get_logger()
 
 
@@ -39,7 +37,7 @@ def main() -> int:
         engine = build_engine(settings, settings.data_dir)
     except EngineUnavailableError as error:
         sys.stderr.write(f"{error}\n")
-        return EX_CONFIG
+        return os.EX_CONFIG  # starting again does not help
     name = new_worker_name()
     _log.info("worker.ready", worker=name, engine=engine.description)
     was_told = work(name, engine, settings)

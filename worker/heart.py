@@ -14,9 +14,6 @@ from worker.reconciler import INTERVAL_SECONDS, Reconciler
 from worker.run import Run
 from worker.store import JobStore
 
-EX_HUNG = 75
-"""Exit status of a worker that hung: EX_TEMPFAIL, start it again."""
-
 _log = structlog.get_logger()
 
 
@@ -72,7 +69,7 @@ class Heart(threading.Thread):
         run = self.run_now
         if run is not None and run.silent_seconds() > self._stall_seconds:
             _log.error("worker.hung", request_id=run.lease.request_id, step=run.step)
-            os._exit(EX_HUNG)
+            os._exit(os.EX_TEMPFAIL)  # start it again
 
     def _note(self, *, broker_answers: bool) -> None:
         if broker_answers != self._broker_answers:
