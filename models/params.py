@@ -25,8 +25,8 @@ MAX_TEXT = 4000
 TEMPORAL_FACTOR = 6
 """Mochi's VAE turns k+1 latent frames into 6k+1 pictures."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-"""Unicode's category Cc, without tab and line ends."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+"""ASCII's, without tab and line ends. Those above it come with text pasted from old encodings."""
 
 
 def _whole(value: object) -> object:

@@ -26,7 +26,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from segmind import SegmindClient
 from segmind.exceptions import SegmindError
 
+from models.errors import MochiError
 from server.example import EXAMPLE_REQUEST
+from server.first_key import read_first_key
 
 MODEL = "mochi-1"
 START_SECONDS = 180  # importing torch is slow on a cold disk
@@ -52,9 +54,9 @@ def main() -> int:
         with data_folder(options.data_dir) as data_dir:
             port = options.port or free_port()
             with running_server(data_dir, port) as server:
-                key = (data_dir / "key").read_text().strip()  # the first start makes one
+                key = read_first_key(data_dir)  # the first start makes one
                 make_video(server, key, options.output)
-    except (DemoError, SegmindError, httpx.HTTPError, OSError) as error:
+    except (DemoError, MochiError, SegmindError, httpx.HTTPError, OSError) as error:
         reason = error.detail if isinstance(error, SegmindError) else None
         console.print(f"The demo failed: {reason or error}", style="red", markup=False)
         return 1
@@ -248,7 +250,7 @@ def print_next_steps() -> None:
         """
 The pictures are noise because the weights are: everything else was the real thing. Next:
 
-  .venv/bin/mochi-server up --mock      the same server, to stay; it prints its key
+  .venv/bin/mochi-server up --mock      the same server, to stay; it says where its key is
 
   from segmind import SegmindClient
   client = SegmindClient(api_key="THE KEY", base_url="http://127.0.0.1:8000/v1")

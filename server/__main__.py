@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 import sys
 
 import structlog
@@ -12,14 +11,12 @@ import uvicorn
 
 from models.errors import MochiError
 from server.app import create_app
-from server.settings import ServerSettings, SettingsError, load_settings
+from server.listener import listen
+from server.protocol import GuardedProtocol
+from server.settings import ServerSettings, load_settings
 from worker.connection import connect_gateway
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.logs import configure_logs
-
-STOP_SECONDS = 10
-"""Running answers get so long to finish when the gateway stops."""
-BACKLOG = 2048
 
 _log = structlog.get_logger()
 
@@ -31,7 +28,7 @@ def main() -> int:
         hold_on_to_parent()
     try:
         settings = load_settings()
-        listener = listen(settings)
+        listener = listen(settings.host, settings.port)
     except MochiError as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG
@@ -46,33 +43,19 @@ def main() -> int:
     return 0
 
 
-def listen(settings: ServerSettings) -> socket.socket:
-    """The listening socket.
-
-    Raises:
-        SettingsError: the address cannot be listened on.
-    """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise SettingsError(
-            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "
-            "Choose another with --port or MOCHI_PORT."
-        ) from None
-
-
 def server(settings: ServerSettings) -> uvicorn.Server:
     """Uvicorn with our settings: it believes no forwarded headers and never waits for ever."""
     app = create_app(settings, connect_gateway(settings.redis_url))
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=GuardedProtocol,
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=STOP_SECONDS,
+            timeout_graceful_shutdown=round(settings.drain_seconds),
         )
     )
 

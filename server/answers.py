@@ -35,9 +35,10 @@ def answer_for_error(error: MochiError, request_id: str | None = None) -> Respon
     return answer(ErrorBody(error=str(error), request_id=request_id), status, headers)
 
 
-def answer_for_bug() -> Response:
+def answer_for_bug(request_id: str | None) -> Response:
     """Says nothing of what happened: that is in the log."""
-    return answer(ErrorBody(error="Internal error. The server's log says more."), 500)
+    error = "Internal error. The server's log says more."
+    return answer(ErrorBody(error=error, request_id=request_id), 500)
 
 
 async def handle_routing_error(_request: Request, error: Exception) -> Response:

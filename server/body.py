@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import BodyTooLargeError, MalformedBodyError, WrongContentTypeError
+
+BODY_SECONDS = 10.0
 
 
 async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
@@ -16,7 +19,7 @@ async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
     Raises:
         WrongContentTypeError: it is not declared to be JSON.
         BodyTooLargeError: it is longer than `most_bytes`; no more than that is ever held.
-        MalformedBodyError: it is not one JSON object in UTF-8, or ends early.
+        MalformedBodyError: it is not one JSON object in UTF-8, ends early, or takes too long.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -56,10 +59,15 @@ async def _read(request: Request, most_bytes: int) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most_bytes:
-                raise too_large
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise MalformedBodyError(
+            f"The body did not arrive within {BODY_SECONDS:g} seconds."
+        ) from None
     except ClientDisconnect:
         raise MalformedBodyError("The body ends early.") from None
     return bytes(body)

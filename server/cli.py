@@ -24,7 +24,7 @@ from server.keyring import Scope, create_key
 from server.routes.operations import VERSION
 from server.settings import ServerSettings, load_settings
 from server.up import supervise
-from worker.broker import broker_of
+from worker.broker import EmbeddedBroker, broker_of
 from worker.connection import connect_briefly
 from worker.names import worker_name_prefix
 from worker.store import JobStore
@@ -251,7 +251,8 @@ def _become(package: str) -> NoReturn:
 def _check_worker() -> NoReturn:
     """The health check of a worker's container. Exit status 0 when it is alive."""
     settings = _settings()
-    with _errors_end(), broker_of(settings) as url:
+    url = settings.redis_url or EmbeddedBroker(settings.data_dir).url
+    with _errors_end():
         names = JobStore(connect_briefly(url), lease_seconds=1, retention_seconds=1).live_workers()
     here = [name for name in names if name.startswith(worker_name_prefix())]
     typer.echo(", ".join(here) or "no live worker on this host")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from models.params import MODEL
-from server.errors import ClientError
+from server.errors import ClientError, UnreachableError
 
 POLL_SECONDS = 0.5
 TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 1 << 20
+PATIENT_POLLS = 20
+"""Polls that may fail in a row before the video is given up."""
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Client:
@@ -23,7 +27,12 @@ class Client:
 
     def __init__(self, url: str, api_key: str) -> None:
         self._url = url.rstrip("/")
-        self._http = httpx.Client(headers={"x-api-key": api_key}, timeout=TIMEOUT_SECONDS)
+        self._http = httpx.Client(
+            headers={"x-api-key": api_key},
+            timeout=TIMEOUT_SECONDS,
+            # A proxy for the outside knows nothing of this machine.
+            trust_env=urlsplit(url).hostname not in LOOPBACK,
+        )
         self._console = Console(stderr=True)
 
     def generate(self, params: dict[str, Any], output: Path) -> None:
@@ -32,10 +41,15 @@ class Client:
         Raises:
             ClientError: there is no video; nothing was written.
         """
+        if not output.parent.is_dir():
+            raise ClientError(f"There is no folder {output.parent} to write the video to.")
         submitted = self._json("POST", f"{self._url}/v2/{MODEL}", json=params)
-        self._follow(submitted["status_url"])
-        result = self._json("GET", submitted["response_url"])
-        size = self._download(result["output"], output)
+        try:
+            self._follow(submitted["status_url"])
+            result = self._json("GET", submitted["response_url"])
+            size = self._download(result["output"], output)
+        except ClientError as error:
+            raise ClientError(f"{error} The request is {submitted['request_id']}.") from None
         seconds = result["metrics"]["total_time"]
         self._console.print(
             f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds"
@@ -46,13 +60,22 @@ class Client:
         with Progress(*columns, TimeElapsedColumn(), console=self._console) as progress:
             bar = progress.add_task("submitted", total=100)
             while True:
-                body = self._json("GET", status_url)
+                body = self._poll(status_url)
                 position = body.get("queue_position")
                 place = f"queued, place {position}" if position else body["status"].lower()
                 progress.update(bar, description=place, completed=body.get("progress", 0))
                 if body["status"] == "COMPLETED":
                     return
                 time.sleep(POLL_SECONDS)
+
+    def _poll(self, status_url: str) -> Any:  # noqa: ANN401 (JSON)
+        """A server that is restarted meanwhile knows the request afterwards."""
+        for _ in range(PATIENT_POLLS):
+            try:
+                return self._json("GET", status_url)
+            except UnreachableError:
+                time.sleep(POLL_SECONDS)
+        return self._json("GET", status_url)
 
     def _download(self, url: str, output: Path) -> int:
         draft = output.with_name(output.name + ".part")
@@ -76,11 +99,12 @@ class Client:
             response = self._http.request(verb, url, **options)
             body = response.json()
         except httpx.HTTPError as error:
-            raise ClientError(
+            raise UnreachableError(
                 f"No answer from {self._url}: {error}. Is it running? `mochi-server up`"
             ) from None
         except ValueError:
             raise ClientError(f"{self._url} is no mochi-server: it does not answer JSON.") from None
         if response.is_success:
             return body
-        raise ClientError(f"{body.get('error', 'refused')} ({response.status_code})")
+        kind = UnreachableError if response.status_code == httpx.codes.BAD_GATEWAY else ClientError
+        raise kind(f"{body.get('error', 'refused')} ({response.status_code})")

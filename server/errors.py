@@ -97,6 +97,10 @@ class ClientError(CommandError):
     """Our own client could not reach a server, or was refused; in its words where it gave some."""
 
 
+class UnreachableError(ClientError):
+    """The same, and another try may go better."""
+
+
 STATUS: dict[type[MochiError], int] = {
     InvalidParametersError: 400,
     MalformedBodyError: 400,

@@ -9,22 +9,27 @@ from pathlib import Path
 from redis import Redis
 
 from server.errors import MissingKeyError
-from server.keyring import Scope, any_key, create_key
+from server.keyring import Scope, any_key, new_secret, register_key
 
 
-def make_first_key(redis: Redis, data_dir: Path) -> Path | None:
-    """Make a key, if there is none at all, and return the file that holds it.
+def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
+    """The file that holds the first key, which is made if there is no key at all.
+
+    None where other keys were made before, and none in this folder.
 
     Raises:
         BrokerUnavailableError: no key was made.
     """
-    if any_key(redis):
-        return None
-    secret = create_key(redis, "first", frozenset(Scope), time.time())
     path = _path(data_dir)
+    if any_key(redis):
+        return path if path.exists() else None
+    secret = new_secret()
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # First the file: a key that is known to nobody could never be found again.
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 (with a mode)
         file.write(secret + "\n")
+    register_key(redis, secret, "first", frozenset(Scope), time.time())
     return path
 
 

@@ -18,7 +18,8 @@ from server.answers import answer_for_bug, answer_for_error
 from server.errors import BadHostError, InvalidKeyError, MissingKeyError
 from server.keyring import Keyring
 
-PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/version"})
+PROBES = frozenset({"/healthz", "/readyz"})
+PUBLIC = PROBES | {"/", "/docs", "/openapi.json", "/version"}
 PUBLIC_FOLDERS = ("/docs/", "/v2/videos/")
 """Below these: the pages of /docs, and videos, whose links are signed instead."""
 
@@ -59,16 +60,20 @@ class Gate:
         except MochiError as error:
             await answer_for_error(error)(scope, receive, send_on)
         except Exception:  # the last resort of every route
-            _log.exception("http.bug", method=scope["method"], path=scope["path"])
+            request_id = scope.get("state", {}).get("request_id")
+            _log.exception(
+                "http.bug", method=scope["method"], path=scope["path"], request_id=request_id
+            )
             if started:
                 raise  # too late for an answer: the connection must break
-            await answer_for_bug()(scope, receive, send_on)
+            await answer_for_bug(request_id)(scope, receive, send_on)
 
     async def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         state = scope.setdefault("state", {})
-        state["base_url"] = self._public_url or f"{scope['scheme']}://{_host(headers)}"
         path = scope["path"]
+        if path not in PROBES:  # which may be plain HTTP/1.0
+            state["base_url"] = self._public_url or f"{scope['scheme']}://{_host(headers)}"
         if path not in PUBLIC and not path.startswith(PUBLIC_FOLDERS):
             state["api_key"] = await self._keyring.find(_secret(headers))
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from typing import cast
 from uuid import uuid4
 
 import redis.asyncio
@@ -15,6 +16,7 @@ from redis import Redis
 
 from server.errors import ForbiddenError, InvalidKeyError, KeyNameError
 from worker import keyspace
+from worker.batch import Batch
 from worker.connection import broker_errors
 
 PREFIX = "mochi_"
@@ -57,22 +59,36 @@ class ApiKey(BaseModel):
             raise ForbiddenError(f"This API key may not do this: it lacks the scope `{scope}`.")
 
 
-def create_key(redis: Redis, name: str, scopes: frozenset[Scope], now: float) -> str:
-    """Make a key and return its secret, which nobody can look up afterwards.
+def new_secret() -> str:
+    """A key that nobody has. 256 random bits need no slow hash."""
+    return PREFIX + secrets.token_urlsafe(32)
 
-    256 random bits need no slow hash.
+
+def register_key(
+    redis: Redis, secret: str, name: str, scopes: frozenset[Scope], now: float
+) -> None:
+    """Let `secret` in from now on. Only its hash is kept.
 
     Raises:
         KeyNameError: the name is not fit to be shown in a table.
-        BrokerUnavailableError: no key was made.
+        BrokerUnavailableError: it is not let in.
     """
-    secret = PREFIX + secrets.token_urlsafe(32)
     try:
         key = ApiKey(key_id=uuid4().hex, name=name, scopes=scopes, created_at=now)
     except ValidationError:
         raise KeyNameError(name) from None
     with broker_errors():
         redis.hset(keyspace.API_KEYS, _digest(secret), key.model_dump_json())
+
+
+def create_key(redis: Redis, name: str, scopes: frozenset[Scope], now: float) -> str:
+    """Make a key and return its secret, which nobody can look up afterwards.
+
+    Raises:
+        KeyNameError, BrokerUnavailableError: see `register_key`.
+    """
+    secret = new_secret()
+    register_key(redis, secret, name, scopes, now)
     return secret
 
 
@@ -89,6 +105,7 @@ class Keyring:
         self, redis: redis.asyncio.Redis, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._redis = redis
+        self._lookups = Batch(self._look_up)
         self._monotonic = monotonic
         self._remembered: dict[str, tuple[float, ApiKey]] = {}
 
@@ -103,8 +120,7 @@ class Keyring:
         known = self._remembered.get(digest)
         if known is not None and self._monotonic() < known[0]:
             return known[1]
-        with broker_errors():
-            stored = await self._redis.hget(keyspace.API_KEYS, digest)
+        stored = await self._lookups.ask(digest)
         if stored is None:
             self._remembered.pop(digest, None)
             raise InvalidKeyError
@@ -113,6 +129,10 @@ class Keyring:
             self._remembered.clear()
         self._remembered[digest] = (self._monotonic() + REMEMBER_SECONDS, key)
         return key
+
+    async def _look_up(self, digests: list[str]) -> list[str | None]:
+        """All in one call: strangers with bad keys must not use up the connections."""
+        return cast(list[str | None], await self._redis.hmget(keyspace.API_KEYS, digests))
 
 
 def _digest(secret: str) -> str:

@@ -41,7 +41,9 @@ class ServerSettings(WorkerSettings):
         default=1, ge=1, le=64, description="Worker processes that `mochi-server up` starts."
     )
     drain_seconds: float = Field(
-        default=30, ge=0, description="How long `up` lets running requests finish when it stops."
+        default=30,
+        ge=0,
+        description="How long running requests may go on when the server stops.",
     )
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from threading import Event
 from types import FrameType
 
@@ -20,8 +20,8 @@ import structlog
 from rich.console import Console
 
 from models.errors import MochiError
-from server.__main__ import STOP_SECONDS
-from server.first_key import make_first_key
+from server.first_key import first_key_file
+from server.listener import listen
 from server.settings import ServerSettings
 from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
@@ -96,6 +96,7 @@ class Supervisor:
         self._url = broker.url if broker else settings.redis_url
         self._stop = Event()
         self._stop_now = Event()
+        self._key_file: Path | None = None
 
     def run(self) -> int:
         """Run everything until a signal comes. Returns the exit status.
@@ -105,9 +106,7 @@ class Supervisor:
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        key_file = make_first_key(connect_briefly(self._url), self._settings.data_dir)
-        if key_file:
-            _console.print(f"A first API key was made: see {key_file}")
+        self._key_file = first_key_file(connect_briefly(self._url), self._settings.data_dir)
         environ = os.environ | {
             "MOCHI_REDIS_URL": self._url,
             "MOCHI_DATA_DIR": str(self._settings.data_dir),
@@ -141,22 +140,26 @@ class Supervisor:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(self._local_url + "/readyz", timeout=1.0).is_success
+            # A proxy for the outside knows nothing of this machine.
+            return httpx.get(f"{self._local_url}/readyz", timeout=1.0, trust_env=False).is_success
         except httpx.HTTPError:
             return False
 
     @property
     def _local_url(self) -> str:
-        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (compared, not bound)
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared, not bound)
         host = everywhere.get(self._settings.host, self._settings.host)
-        return f"http://{host}:{self._settings.port}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._settings.port}"
 
     def _announce(self) -> None:
-        weights = "mock weights" if self._settings.mock else self._settings.weights
-        _console.print(
-            f"[bold]Ready[/bold] on {self._local_url}/v1 ({weights}). Documents: "
-            f"{self._local_url}/docs. Stop with Ctrl-C."
-        )
+        key = self._key_file or "made with `mochi-server keys create NAME`"
+        for line in (
+            f"Ready on {self._local_url}/v1 ({_engine(self._settings)})",
+            f"API key: {key}",
+            f"Documents: {self._local_url}/docs",
+            "Stop with Ctrl-C.",
+        ):
+            _console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _end(self, gateway: Child, workers: list[Child]) -> None:
         """Gateway and workers at once, so that a blocking call may still get its video."""
@@ -164,7 +167,7 @@ class Supervisor:
         with _console.status("Stopping: running requests finish; Ctrl-C again gives them back …"):
             for child in children:
                 child.signal()
-            deadline = time.monotonic() + max(self._settings.drain_seconds, STOP_SECONDS)
+            deadline = time.monotonic() + self._settings.drain_seconds
             while not all(child.wait(WATCH_SECONDS) for child in children):
                 if self._stop_now.is_set() or time.monotonic() > deadline:
                     break
@@ -192,8 +195,18 @@ def supervise(settings: ServerSettings) -> int:
             broker.stop()
 
 
+def _engine(settings: ServerSettings) -> str:
+    if settings.engine == "fake":
+        return "the fake engine"
+    return "mock weights" if settings.mock else settings.weights
+
+
 def free_port(host: str) -> int:
-    """A port of `host` that is free at the moment."""
-    with socket.create_server((host, 0)) as listener:
+    """A port of `host` that is free at the moment.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    with listen(host, 0) as listener:
         port: int = listener.getsockname()[1]
         return port

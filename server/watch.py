@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
+import structlog
+
 from server.errors import WaitTimeoutError
 from worker.errors import BrokerUnavailableError
 from worker.intake import Intake
 
 INTERVAL_SECONDS = 0.04
+
+_log = structlog.get_logger()
 
 
 class Watch:
@@ -46,6 +50,10 @@ class Watch:
                 ended = await self._intake.ended(list(self._waiting))
             except BrokerUnavailableError:
                 continue  # those who wait have their own limit
+            except Exception:  # noqa: BLE001 (who waits must not wait for a poller that is gone)
+                _log.exception("watch.bug")
+                await asyncio.sleep(1)
+                continue
             for request_id in ended:
                 for event in self._waiting.get(request_id, ()):
                     event.set()

@@ -29,6 +29,7 @@ class Intake:
         self._look = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._submits = Batch(self._submit_all)
+        self._counts = Batch(self._count_for_all)
 
     async def submit(
         self, params: GenerateParams, owner: str, *, needs_worker: bool = False
@@ -106,8 +107,7 @@ class Intake:
 
     async def live_workers(self) -> int:
         """How many workers have the model loaded and have beaten lately."""
-        with broker_errors():
-            return cast(int, await self._alive(keyspace.for_scripts()))
+        return await self._counts.ask(None)
 
     async def _submit_all(self, arguments: list[list[str | bytes | int]]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
@@ -120,6 +120,9 @@ class Intake:
             await self._redis.script_load(self._submit.script)
             return await self._submit_all(arguments)
         return answers
+
+    async def _count_for_all(self, questions: list[None]) -> list[int]:
+        return [cast(int, await self._alive(keyspace.for_scripts()))] * len(questions)
 
     async def _look_at_all(self, request_ids: list[str]) -> list[tuple[list[str], int | None]]:
         keys = [keyspace.WAITING, *map(keyspace.record, request_ids)]

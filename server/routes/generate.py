@@ -13,12 +13,11 @@ from starlette.responses import Response
 from models.params import MODEL, GenerateParams, parse_params
 from server.answers import answer
 from server.body import read_object
-from server.documents import GENERATE_BODY, VIDEO_BYTES, errors
+from server.documents import FAILED, GENERATE_BODY, VIDEO_BYTES, errors
 from server.keyring import Scope
 from server.schemas import (
     COST,
     UNMETERED_CREDITS,
-    FailedBody,
     SubmittedBody,
     failed_body,
     submitted_body,
@@ -53,7 +52,7 @@ async def submit(request: Request) -> Response:
     response_class=Response,
     responses={
         200: VIDEO_BYTES,
-        422: {"model": FailedBody, "description": "The request ran and FAILED"},
+        422: FAILED,
         **errors(400, 401, 403, 406, 413, 429, 500, 502, 504),
     },
     openapi_extra=GENERATE_BODY,

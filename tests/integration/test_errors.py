@@ -31,6 +31,8 @@ POND = {"prompt": "a pond", "frames": 1}
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 JSON_HEADER = {"content-type": "application/json"}
 MEGABYTE = 1 << 20
+SOON_SECONDS = 10.0
+"""No measure of speed: what tells an answer from a call that hangs."""
 
 
 # 400
@@ -127,7 +129,7 @@ def test_a_large_body_without_a_key_is_refused_unread(server: Stack) -> None:
         connection.sendall(_head("/v2/mochi-1", f"content-length: {length}"))
         assert refusal(read_answer(connection), 401) == NO_KEY
         sent = _send_until_refused(connection, [b"x" * MEGABYTE] * 64)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < SOON_SECONDS
     assert sent < length
     assert gateway.memory_info().rss - before < 5 * MEGABYTE
 
@@ -394,12 +396,12 @@ def _assert_down(client: httpx.Client, status_url: str) -> None:
         began = time.monotonic()
         answer = client.request(verb, url, json=POND if verb == "POST" else None)
         assert "broker" in refusal(answer, 502)
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < SOON_SECONDS
     began = time.monotonic()
     ready = client.get("/readyz")
     assert ready.status_code == 503
     assert "broker" in ready.json()["missing"][0]
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < SOON_SECONDS
     assert client.get("/healthz").is_success
 
 

@@ -69,7 +69,6 @@ BODIES = {
     "escaped NUL in a string": b'{"prompt": "a\\u0000pond"}',
     "raw line end in a string": b'{"prompt": "a\npond"}',
     "escape character": b'{"prompt": "\\u001b[2Ja pond"}',
-    "C1 control character": b'{"prompt": "a\\u0085pond"}',
     "bad escape": b'{"prompt": "\\x41"}',
     "empty prompt": b'{"prompt": ""}',
     "white prompt": b'{"prompt": " \\t\\n\\u00a0\\u2003"}',

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from server.errors import ForbiddenError, InvalidKeyError, KeyNameError
-from server.first_key import make_first_key
+from server.first_key import first_key_file
 from server.keyring import PREFIX, REMEMBER_SECONDS, ApiKey, Keyring, Scope, any_key, create_key
 from worker import keyspace
 from worker.connection import connect_gateway
@@ -109,8 +109,20 @@ def test_a_scope_that_is_missing_is_named() -> None:
 
 def test_the_first_key_is_made_once_and_for_its_owner_only(redis: Redis, tmp_path: Path) -> None:
     assert not any_key(redis)
-    path = make_first_key(redis, tmp_path)
+    path = first_key_file(redis, tmp_path)
     assert path is not None
     assert path.stat().st_mode & 0o777 == 0o600
     assert any_key(redis)
-    assert make_first_key(redis, tmp_path) is None
+    assert first_key_file(redis, tmp_path) == path
+    assert first_key_file(redis, tmp_path / "elsewhere") is None
+
+
+def test_a_first_key_that_could_not_be_let_in_is_made_again(redis: Redis, tmp_path: Path) -> None:
+    lost = first_key_file(redis, tmp_path)
+    assert lost is not None
+    secret = lost.read_text()
+    redis.delete(keyspace.API_KEYS)  # as if the process had died before it came so far
+    again = first_key_file(redis, tmp_path)
+    assert again == lost
+    assert lost.read_text() != secret
+    assert any_key(redis)

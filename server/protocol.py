@@ -1,0 +1,81 @@
+"""uvicorn's HTTP protocol with limits to what may come before a request is whole.
+
+uvicorn holds a header of any size, and a partial request for ever; both are free for a stranger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.schemas import ErrorBody
+
+MOST_HEAD_BYTES = 32_768
+"""Request line and headers together."""
+HEAD_SECONDS = 10.0
+"""From the opening of a connection, or the first byte of a further request, to the last header."""
+TOO_LARGE = "The headers are too large."
+
+
+class HeadTooLargeError(Exception):
+    """Raised within the parser, which then refuses the request."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """Refuses heads that are too large or too slow, and what is no HTTP, in JSON."""
+
+    _head_bytes = 0
+    _deadline: asyncio.TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._open_head()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._close_head()
+        super().connection_lost(exc)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._deadline is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)  # the callbacks see a header only when it is whole
+            if self._head_bytes > MOST_HEAD_BYTES:
+                self.send_400_response(TOO_LARGE)
+
+    @override
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._open_head()
+
+    @override
+    def on_headers_complete(self) -> None:
+        self._close_head()
+        self._head_bytes = len(self.url) + sum(len(name) + len(text) for name, text in self.headers)
+        if self._head_bytes > MOST_HEAD_BYTES:
+            raise HeadTooLargeError
+        super().on_headers_complete()
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        error = TOO_LARGE if self._head_bytes > MOST_HEAD_BYTES else msg
+        body = ErrorBody(error=error).model_dump_json().encode()
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
+
+    def _open_head(self) -> None:
+        self._close_head()
+        self._head_bytes = 0
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _close_head(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
