@@ -33,7 +33,7 @@ from server.first_key import read_first_key
 MODEL = "mochi-1"
 START_SECONDS = 180  # importing torch is slow on a cold disk
 VIDEO_SECONDS = 1200
-STOP_SECONDS = 30
+STOP_SECONDS = 60  # longer than the server lets a running request finish
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -130,11 +130,14 @@ class Server:
         """Ask it to end, and wait until it and its children have."""
         if self.process.poll() is not None:
             return
+        # Stopped half-way it would leave its broker behind: from here on nobody interrupts.
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, signal.SIG_IGN)
         with console.status("Stopping the server"):
             self.process.terminate()
             try:
                 self.process.wait(STOP_SECONDS)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 import structlog
@@ -11,7 +12,7 @@ import uvicorn
 
 from models.errors import MochiError
 from server.app import create_app
-from server.listener import listen
+from server.listener import inherited, listen
 from server.protocol import GuardedProtocol
 from server.settings import ServerSettings, load_settings
 from worker.connection import connect_gateway
@@ -28,7 +29,7 @@ def main() -> int:
         hold_on_to_parent()
     try:
         settings = load_settings()
-        listener = listen(settings.host, settings.port)
+        listener = inherited(sys.argv) or listen(settings.host, settings.port)
     except MochiError as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG
@@ -39,6 +40,9 @@ def main() -> int:
     # that is a third of a poll's CPU time.
     gc.collect()
     gc.freeze()
+    # uvicorn stops on these, puts back what was there before, and then sends them once more.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     gateway.run(sockets=[listener])
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import structlog
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,8 +16,6 @@ from server.schemas import ErrorBody
 RETRY_SECONDS = 30
 """After a full queue: about the shortest time in which a GPU makes a video."""
 
-_log = structlog.get_logger()
-
 
 def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A model as JSON."""
@@ -28,7 +25,6 @@ def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = 
 def answer_for_error(error: MochiError, request_id: str | None = None) -> Response:
     """By the table in `server/errors.py`. `request_id` is that of a job already accepted."""
     status = STATUS[type(error)]
-    _log.info("http.refused", status=status, reason=type(error).__name__)
     headers = _retry_headers() if status == 429 else {}  # noqa: PLR2004
     if isinstance(error, RangeError):
         headers = {"content-range": f"bytes */{error.size}"}

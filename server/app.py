@@ -20,7 +20,8 @@ from server.settings import ServerSettings
 
 DESCRIPTION = (
     "Text to video with Mochi 1, on your own machines. "
-    "Every route but the last group needs a key, in `x-api-key` or as a bearer token."
+    "All routes need a key, in `x-api-key` or as a bearer token, but the video's, whose link is "
+    "signed, and those under Operations."
 )
 
 
@@ -44,7 +45,7 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
     )
     app.state.services = services = Services(settings, redis)
     app.add_middleware(Gate, keyring=services.keyring, public_url=settings.public_url)
-    for module in (account, requests, operations, generate):
+    for module in (generate, requests, account, operations):
         app.include_router(module.router)
     app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's documented way

@@ -26,6 +26,7 @@ from server.settings import ServerSettings, load_settings
 from server.up import supervise
 from worker.broker import EmbeddedBroker, broker_of
 from worker.connection import connect_briefly
+from worker.errors import BrokerUnavailableError
 from worker.names import worker_name_prefix
 from worker.store import JobStore
 
@@ -263,6 +264,8 @@ def _check_worker() -> NoReturn:
 def _errors_end(status: int = 1) -> Iterator[None]:
     try:
         yield
+    except BrokerUnavailableError as error:
+        _end(f"{error} Does it run, and is MOCHI_REDIS_URL right?", status)
     except MochiError as error:
         _end(str(error), status)
 

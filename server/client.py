@@ -26,7 +26,9 @@ class Client:
     """Talks to one server with one key."""
 
     def __init__(self, url: str, api_key: str) -> None:
-        self._url = url.rstrip("/")
+        # As the SDK's base URL, or as a person would type it.
+        url = url if "://" in url else f"http://{url}"
+        self._url = url.rstrip("/").removesuffix("/v1")
         self._http = httpx.Client(
             headers={"x-api-key": api_key},
             timeout=TIMEOUT_SECONDS,
@@ -50,6 +52,9 @@ class Client:
             size = self._download(result["output"], output)
         except ClientError as error:
             raise ClientError(f"{error} The request is {submitted['request_id']}.") from None
+        except KeyboardInterrupt:
+            self._console.print(f"Request {submitted['request_id']} goes on without us.")
+            raise
         seconds = result["metrics"]["total_time"]
         self._console.print(
             f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds"

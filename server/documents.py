@@ -14,6 +14,23 @@ from server.example import EXAMPLE_REQUEST
 from server.gate import PUBLIC
 from server.schemas import VIDEO_TYPE, ErrorBody, FailedBody
 
+
+def _header(description: str, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}}
+
+
+IGNORED_HEADER = {"x-ignored-parameters": _header("Names in the body that mean nothing to us.")}
+RETRY_HEADERS = {
+    "retry-after": _header("Seconds.", "integer"),
+    "x-rate-limit-reset-at-utc": _header("The same as a time."),
+}
+RESULT_HEADERS = {
+    "x-request-id": _header("The id of the request."),
+    "x-generation-time": _header("Seconds of the run.", "number"),
+    "x-seed-value": _header("The seed that was used.", "integer"),
+    "x-cost": _header("Credits.", "number"),
+    "x-remaining-credits": _header("Credits.", "number"),
+}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 VIDEO_BYTES: dict[str, Any] = {"description": "The MP4", "content": {VIDEO_TYPE: _BINARY}}
 VIDEO_RANGE: dict[str, Any] = {"description": "A range of it", "content": {VIDEO_TYPE: _BINARY}}
@@ -51,7 +68,12 @@ _SECURITY: dict[str, Any] = {
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these statuses."""
-    return {status: {"model": ErrorBody, "description": MEANING[status]} for status in statuses}
+    answers: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorBody, "description": MEANING[status]} for status in statuses
+    }
+    if 429 in answers:  # noqa: PLR2004
+        answers[429]["headers"] = RETRY_HEADERS
+    return answers
 
 
 def document(app: FastAPI) -> Callable[[], dict[str, Any]]:

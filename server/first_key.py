@@ -44,7 +44,7 @@ def read_first_key(data_dir: Path) -> str:
     except OSError:
         raise MissingKeyError(
             f"No API key: set MOCHI_API_KEY or give --api-key. (There is none in {data_dir}; "
-            "`mochi-server keys create NAME` makes one.)"
+            "`mochi-server keys create NAME` prints a new one.)"
         ) from None
 
 

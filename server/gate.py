@@ -49,7 +49,10 @@ class Gate:
         async def send_on(message: Message) -> None:
             nonlocal started
             started = True
-            if has_body and message.get("status", 200) >= 400:  # noqa: PLR2004
+            status = message.get("status", 200)
+            if status >= 400 and scope["path"] not in PROBES:  # noqa: PLR2004
+                _log.info("http.refused", method=scope["method"], path=scope["path"], status=status)
+            if status >= 400 and has_body:  # noqa: PLR2004
                 # What is left of a refused body is not worth reading: it may never end.
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)

@@ -7,6 +7,8 @@ import socket
 from server.settings import SettingsError
 
 BACKLOG = 2048
+INHERITED = "--listen-fd"
+"""The argument that gives a gateway the number of a socket that listens already."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -23,3 +25,21 @@ def listen(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host} port {port}: {error.strerror}. "
             "Choose another with --host and --port, or MOCHI_HOST and MOCHI_PORT."
         ) from None
+
+
+def inherited(arguments: list[str]) -> socket.socket | None:
+    """The socket that the parent opened for this process, if it did."""
+    if INHERITED not in arguments:
+        return None
+    return socket.socket(fileno=int(arguments[arguments.index(INHERITED) + 1]))
+
+
+def free_port(host: str) -> int:
+    """A port of `host` that is free at the moment.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    with listen(host, 0) as listener:
+        port: int = listener.getsockname()[1]
+        return port

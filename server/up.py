@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from models.errors import MochiError
 from server.first_key import first_key_file
-from server.listener import listen
+from server.listener import INHERITED, listen
 from server.settings import ServerSettings
 from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
@@ -39,9 +40,12 @@ _console = Console(stderr=True)
 class Child:
     """One process of ours, started again when it dies."""
 
-    def __init__(self, package: str, environ: dict[str, str]) -> None:
+    def __init__(
+        self, package: str, environ: dict[str, str], listener: socket.socket | None = None
+    ) -> None:
         self.package = package
         self._environ = environ
+        self._listener = listener
         self._process = self._spawn()
         self._restart_at: float | None = None
 
@@ -79,19 +83,31 @@ class Child:
         self._process.wait()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-m", self.package, WITH_PARENT]
+        descriptors = [self._listener.fileno()] if self._listener else []
+        if descriptors:
+            command += [INHERITED, str(descriptors[0])]
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", self.package, WITH_PARENT],
+            command,
             env=self._environ,
+            pass_fds=descriptors,
             stdin=subprocess.PIPE,  # our end of its lifeline
             start_new_session=True,  # Ctrl-C is for us, who stop them in order
         )
 
 
 class Supervisor:
-    """The parts of one machine. `broker` is None when it is not ours."""
+    """The parts of one machine. `broker` is None when it is not ours.
 
-    def __init__(self, settings: ServerSettings, broker: EmbeddedBroker | None) -> None:
+    It is the supervisor that listens: the port is taken before anything else is done, and stays
+    taken while a gateway is started again.
+    """
+
+    def __init__(
+        self, settings: ServerSettings, listener: socket.socket, broker: EmbeddedBroker | None
+    ) -> None:
         self._settings = settings
+        self._listener = listener
         self._broker = broker
         self._url = broker.url if broker else settings.redis_url
         self._stop = Event()
@@ -110,9 +126,8 @@ class Supervisor:
         environ = os.environ | {
             "MOCHI_REDIS_URL": self._url,
             "MOCHI_DATA_DIR": str(self._settings.data_dir),
-            "MOCHI_PORT": str(self._settings.port),
         }
-        gateway = Child("server", environ)
+        gateway = Child("server", environ, self._listener)
         workers = [Child("worker", environ) for _ in range(self._settings.workers)]
         try:
             return self._watch([gateway, *workers])
@@ -125,17 +140,17 @@ class Supervisor:
         self._stop.set()
 
     def _watch(self, children: list[Child]) -> int:
-        with _console.status("Starting: the model is being loaded …") as spinner:
-            ready = False
-            while not self._stop.wait(WATCH_SECONDS):
-                if not all(child.watch() for child in children):
-                    return os.EX_CONFIG
-                if self._broker is not None:
-                    self._broker.start()  # attaches, unless it died
-                if not ready and self._is_ready():
-                    ready = True
-                    spinner.stop()
-                    self._announce()
+        _say("Starting: the model is being loaded …")
+        ready = False
+        while not self._stop.wait(WATCH_SECONDS):
+            if not all(child.watch() for child in children):
+                return os.EX_CONFIG  # the child has said why
+            if self._broker is not None:
+                self._broker.start()  # attaches, unless it died
+            if not ready and self._is_ready():
+                ready = True
+                self._announce()
+        _say("Stopping: running requests finish; Ctrl-C again gives them back …")
         return 0
 
     def _is_ready(self) -> bool:
@@ -149,64 +164,56 @@ class Supervisor:
     def _local_url(self) -> str:
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared, not bound)
         host = everywhere.get(self._settings.host, self._settings.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._settings.port}"
+        port = self._listener.getsockname()[1]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def _announce(self) -> None:
         key = self._key_file or "made with `mochi-server keys create NAME`"
-        for line in (
-            f"Ready on {self._local_url}/v1 ({_engine(self._settings)})",
-            f"API key: {key}",
-            f"Documents: {self._local_url}/docs",
-            "Stop with Ctrl-C.",
-        ):
-            _console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(f"Ready on {self._local_url}/v1 ({_engine(self._settings)})")
+        _say(f"API key: {key}")
+        _say(f"Documents: {self._local_url}/docs")
+        _say("Stop with Ctrl-C.")
 
     def _end(self, gateway: Child, workers: list[Child]) -> None:
         """Gateway and workers at once, so that a blocking call may still get its video."""
         children = [gateway, *workers]
-        with _console.status("Stopping: running requests finish; Ctrl-C again gives them back …"):
-            for child in children:
-                child.signal()
-            deadline = time.monotonic() + self._settings.drain_seconds
-            while not all(child.wait(WATCH_SECONDS) for child in children):
-                if self._stop_now.is_set() or time.monotonic() > deadline:
-                    break
-            for child in children:
-                child.signal()
-            for child in children:
-                if not child.wait(GIVE_BACK_SECONDS):
-                    child.kill()
+        for child in children:
+            child.signal()
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while not all(child.wait(WATCH_SECONDS) for child in children):
+            if self._stop_now.is_set() or time.monotonic() > deadline:
+                break
+        for child in children:
+            child.signal()
+        for child in children:
+            if not child.wait(GIVE_BACK_SECONDS):
+                child.kill()
 
 
 def supervise(settings: ServerSettings) -> int:
     """Run everything on this machine until a signal comes. Returns the exit status."""
-    if settings.port == 0:
-        settings = settings.model_copy(update={"port": free_port(settings.host)})
     broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir)
     try:
-        if broker is not None:
-            broker.start()
-        return Supervisor(settings, broker).run()
+        with listen(settings.host, settings.port) as listener:
+            if broker is not None:
+                broker.start()
+            status = Supervisor(settings, listener, broker).run()
     except MochiError as error:
-        _console.print(str(error), style="red", markup=False)
+        _console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return os.EX_CONFIG
     finally:
         if broker is not None:
             broker.stop()
+    if status == 0:
+        _say("Stopped.")
+    return status
+
+
+def _say(line: str) -> None:
+    _console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _engine(settings: ServerSettings) -> str:
     if settings.engine == "fake":
         return "the fake engine"
     return "mock weights" if settings.mock else settings.weights
-
-
-def free_port(host: str) -> int:
-    """A port of `host` that is free at the moment.
-
-    Raises:
-        SettingsError: there is none.
-    """
-    with listen(host, 0) as listener:
-        port: int = listener.getsockname()[1]
-        return port

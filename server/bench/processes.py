@@ -15,7 +15,7 @@ import httpx
 
 from server.bench.prototype import BROKER_VARIABLE, PORT_VARIABLE
 from server.errors import CommandError
-from server.up import free_port
+from server.listener import free_port
 from worker.broker import EmbeddedBroker
 
 START_SECONDS = 120.0

@@ -13,7 +13,14 @@ from starlette.responses import Response
 from models.params import MODEL, GenerateParams, parse_params
 from server.answers import answer
 from server.body import read_object
-from server.documents import FAILED, GENERATE_BODY, VIDEO_BYTES, errors
+from server.documents import (
+    FAILED,
+    GENERATE_BODY,
+    IGNORED_HEADER,
+    RESULT_HEADERS,
+    VIDEO_BYTES,
+    errors,
+)
 from server.keyring import Scope
 from server.schemas import (
     COST,
@@ -36,7 +43,10 @@ _seeds = random.SystemRandom()
 @router.post(
     f"/v2/{MODEL}",
     response_model=SubmittedBody,
-    responses=errors(400, 401, 403, 406, 413, 429, 500, 502),
+    responses={
+        200: {"headers": IGNORED_HEADER},
+        **errors(400, 401, 403, 406, 413, 429, 500, 502),
+    },
     openapi_extra=GENERATE_BODY,
 )
 async def submit(request: Request) -> Response:
@@ -51,7 +61,7 @@ async def submit(request: Request) -> Response:
     f"/v1/{MODEL}",
     response_class=Response,
     responses={
-        200: VIDEO_BYTES,
+        200: {**VIDEO_BYTES, "headers": RESULT_HEADERS | IGNORED_HEADER},
         422: FAILED,
         **errors(400, 401, 403, 406, 413, 429, 500, 502, 504),
     },

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from segmind import SegmindClient
 
-from server.up import free_port
+from server.listener import free_port
 from tests.stack import eventually
 
 COMMAND = str(Path(sys.executable).with_name("mochi-server"))
