@@ -36,7 +36,7 @@ class Engine(Protocol):
 
     @property
     def description(self) -> str:
-        """What runs where, in one line for logs and `/version`."""
+        """What runs where, in one line for logs."""
         ...
 
     def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
@@ -49,6 +49,7 @@ class Engine(Protocol):
             on_step: see `OnStep`.
 
         Raises:
+            EngineBrokenError: the worker must end; the request may succeed in another process.
             EngineError: the generation failed; the worker can go on with the next request.
         """
         ...

@@ -27,6 +27,10 @@ class OutOfMemoryError(EngineError):
     code = "out_of_memory"
 
 
+class EngineBrokenError(EngineError):
+    """The device refuses all further work of this process: only a new process helps."""
+
+
 class EncodingError(EngineError):
     """ffmpeg did not turn the frames into a video."""
 

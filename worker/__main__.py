@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from threading import Event
 
 import structlog
 from redis import Redis
@@ -22,7 +21,9 @@ from worker.reconciler import Reconciler
 from worker.rq_worker import EngineWorker
 from worker.runner import Runner
 from worker.settings import WorkerSettings
+from worker.stop import Stop
 from worker.store import JobStore
+from worker.sweeper import Sweeper
 
 _log = structlog.get_logger()
 
@@ -59,29 +60,27 @@ def work(name: str, engine: Engine, settings: WorkerSettings) -> bool:
             retention_seconds=settings.retention_seconds,
         )
 
-    stop_now = Event()
+    stop = Stop()
     outputs = LocalOutputs(settings.outputs_dir)
     brief_store = store(connect_briefly(settings.redis_url))
-    reconciler = Reconciler(
-        brief_store,
-        outputs,
-        lease_seconds=settings.lease_seconds,
-        retention_seconds=settings.retention_seconds,
-    )
-    heart = Heart(name, brief_store, reconciler, stall_seconds=settings.stall_seconds)
+    reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
+    heart = Heart(name, brief_store, reconciler, stall_seconds=settings.stall_seconds, stop=stop)
     runner = Runner(
         name,
         engine,
-        store(connect_worker(settings.redis_url)),
+        store(connect_worker(settings.redis_url, is_over=lambda: stop.now)),
         outputs,
         heart,
         run_seconds=settings.run_seconds,
-        stop_now=stop_now,
+        stop=stop,
     )
-    connection = connect_worker(settings.redis_url, decode_responses=False)
+    connection = connect_worker(
+        settings.redis_url, is_over=lambda: stop.soon, decode_responses=False
+    )
+    worker = EngineWorker(name, runner, connection, stop=stop)
+    Sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds).start()
     heart.start()
     try:
-        worker = EngineWorker(name, runner, connection, stop_now=stop_now)
         worker.work()
         return worker.was_told_to_stop
     finally:

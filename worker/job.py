@@ -53,7 +53,8 @@ class Job:
         owner: id of the API key that made it.
         status: see `Status`.
         params_json: the validated parameters; `params` decodes them.
-        attempt: runs so far, the present one included; those given back do not count.
+        attempt: runs so far, the present one included, and pops that were lost with their worker;
+            runs that were given back do not count.
         created_at, started_at, ended_at: milliseconds since 1970 by the broker's clock.
         step: denoising steps done in the present run.
         position: place among the waiting, 1 is next; only when QUEUED.
@@ -122,7 +123,7 @@ class Job:
 
     @property
     def retries(self) -> int:
-        """Runs after the first."""
+        """Attempts after the first."""
         return max(0, self.attempt - 1)
 
     @property

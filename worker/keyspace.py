@@ -45,10 +45,6 @@ def rq_job(request_id: str) -> str:
     return RqJob.redis_job_namespace_prefix + request_id
 
 
-SCRIPT_KEYS = 9
-"""How many of them `for_scripts` gives."""
-
-
 def for_scripts(request_id: str = "") -> list[str]:
     """The KEYS of every script, in the order that `lua/common.lua` gives them names."""
     return [
@@ -62,3 +58,7 @@ def for_scripts(request_id: str = "") -> list[str]:
         RQ_INTERMEDIATE,
         RQ_QUEUES,
     ]
+
+
+SCRIPT_KEYS = len(for_scripts())
+"""How many they are."""

@@ -15,16 +15,23 @@ import time
 WITH_PARENT = "--with-parent"
 """The argument that asks a process for this."""
 GRACE_SECONDS = 30.0
+INTERVAL_SECONDS = 1.0
+"""Between two signals: two at once may arrive as one."""
 
 
 def hold_on_to_parent() -> None:
-    """From now on, SIGTERM to ourselves when standard input ends, and SIGKILL a while later."""
+    """From now on, SIGTERM to ourselves when standard input ends, and SIGKILL a while later.
+
+    SIGTERM more than once: nobody waits for what runs, and the next owner may need the GPU.
+    """
     threading.Thread(target=_wait_for_end, name="lifeline", daemon=True).start()
 
 
 def _wait_for_end() -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_SECONDS)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(INTERVAL_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -12,20 +12,26 @@ import structlog
 from structlog.typing import Processor
 
 
-def configure_logs(*, verbose: bool = False) -> None:
+def configure_logs() -> None:
     """Set up structlog and the standard library's logging. Call once, in a `__main__`."""
+    renderers: list[Processor]
+    if sys.stderr.isatty():
+        stamper = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        renderers = [
+            structlog.dev.ConsoleRenderer(
+                pad_event_to=0,
+                # Not the one with local variables: prompts and keys are among them.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
+    else:
+        stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        stamper,
     ]
-    renderers: list[Processor]
-    if sys.stderr.isatty():
-        renderers = [
-            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-        ]
-    else:
-        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -41,6 +47,7 @@ def configure_logs(*, verbose: bool = False) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.DEBUG if verbose else logging.INFO)
-    # RQ tells of every state change of its own at INFO; ours are in our events.
-    logging.getLogger("rq").setLevel(logging.WARNING)
+    root.setLevel(logging.INFO)
+    # They tell of every state change of their own; what matters of it is in our events.
+    for name in ("rq.worker", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)

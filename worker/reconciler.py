@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 import structlog
 
-from worker.outputs import LocalOutputs
 from worker.store import JobStore, Recovery
 
 INTERVAL_SECONDS = 1.0
 POPPED_SECONDS = 5.0
 """A pop is followed by a start within milliseconds, unless the worker died in between."""
 MISSING_SECONDS = 30.0
-SWEEP_SECONDS = 30.0
+MOST_REPAIRS = 20
+"""In one pass and of one kind: the beats that keep leases wait for it."""
 
 _log = structlog.get_logger()
 
@@ -29,23 +29,17 @@ class Reconciler:
     def __init__(
         self,
         store: JobStore,
-        outputs: LocalOutputs,
         *,
         lease_seconds: float,
-        retention_seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._outputs = outputs
         self._lease_seconds = lease_seconds
-        self._retention_seconds = retention_seconds
-        self._sweep_seconds = min(SWEEP_SECONDS, retention_seconds)
         self._monotonic = monotonic
         self._last_pass = monotonic()
-        self._trusted_from = 0.0
+        self._trusted_from = monotonic() + lease_seconds  # an outage may just have ended
         self._popped_since: dict[str, float] = {}
         self._missing_since: float | None = None
-        self._last_sweep = monotonic()
 
     def pass_over(self) -> None:
         """Look once, and repair what is overdue.
@@ -57,18 +51,20 @@ class Reconciler:
         now = self._monotonic()
         self._notice_outage(now)
         if overdue.expired and self._beats_count(now):
-            for request_id in overdue.expired:
+            for request_id in overdue.expired[:MOST_REPAIRS]:
                 _report(request_id, self._store.reap(request_id))
         self._recover_popped(overdue.popped, now)
         self._recover_missing(overdue.missing, now)
-        if now - self._last_sweep > self._sweep_seconds:
-            self._last_sweep = now
-            # A record outlives its file's last change by the retention, or more.
-            self._outputs.sweep(self._store.exists, older_than=self._retention_seconds)
 
     def _notice_outage(self, now: float) -> None:
-        """While we could not look, workers could not beat: leases that ended then mean nothing."""
-        if now - self._last_pass > INTERVAL_SECONDS + self._lease_seconds / 2:
+        """While we could not look, workers could not beat: leases that ended then mean nothing.
+
+        Nor could they start what they had popped.
+        """
+        silence = now - self._last_pass
+        if silence > POPPED_SECONDS / 2:
+            self._popped_since.clear()
+        if silence > INTERVAL_SECONDS + self._lease_seconds / 2:
             self._trusted_from = now + self._lease_seconds
         self._last_pass = now
 
@@ -79,9 +75,9 @@ class Reconciler:
         self._popped_since = {
             request_id: self._popped_since.get(request_id, now) for request_id in popped
         }
-        for request_id, since in self._popped_since.items():
-            if now - since > POPPED_SECONDS:
-                _report(request_id, self._store.recover(request_id))
+        lost = [name for name, since in self._popped_since.items() if now - since > POPPED_SECONDS]
+        for request_id in lost[:MOST_REPAIRS]:
+            _report(request_id, self._store.recover(request_id))
 
     def _recover_missing(self, missing: int, now: float) -> None:
         if missing <= 0:
@@ -89,8 +85,7 @@ class Reconciler:
         elif self._missing_since is None:
             self._missing_since = now
         elif now - self._missing_since > MISSING_SECONDS:
-            self._missing_since = None
-            for request_id in self._store.unlisted():
+            for request_id in self._store.unlisted()[:MOST_REPAIRS]:
                 _report(request_id, self._store.recover(request_id))
 
 

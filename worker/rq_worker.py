@@ -7,6 +7,8 @@ when that process dies or is told to stop (found by experiment with RQ 3.0):
   gives the running request back to the queue at its next step.
 - RQ's own execution, retries, results, registries and their cleaning are left out: the job record
   is the only truth, and the reconciler brings back what a dead worker leaves.
+- RQ's registry of workers is left out: nobody reads it, and a broker whose memory is full would
+  refuse to write it.
 - RQ takes commands by publish/subscribe and imports the function that a job names; this one takes
   none, and compares the name.
 """
@@ -14,21 +16,25 @@ when that process dies or is told to stop (found by experiment with RQ 3.0):
 from __future__ import annotations
 
 import signal
-from threading import Event
+import time
 from types import FrameType
+from typing import Any
 
 import structlog
 from redis import Redis
-from rq import SimpleWorker, worker_registration
-from rq.exceptions import DequeueTimeout, DeserializationError
+from redis.client import Pipeline
+from redis.exceptions import OutOfMemoryError
+from rq import SimpleWorker
+from rq.exceptions import DequeueTimeout, DeserializationError, StopRequested
 from rq.job import Job as RqJob
 from rq.queue import Queue
-from rq.worker.base import WorkerStatus
 from typing_extensions import override
 
-from worker import keyspace
+from models.errors import EngineBrokenError
+from worker import keyspace, scripts
 from worker.dispatch import SERIALIZER, TASK
 from worker.runner import Runner
+from worker.stop import Stop
 
 POP_SECONDS = 1
 """One blocking pop; also how long a signal may wait while the worker is idle."""
@@ -36,40 +42,67 @@ POP_SECONDS = 1
 _log = structlog.get_logger()
 
 
+class OomProofQueue(Queue):
+    """One that can be popped from when the broker's memory is full."""
+
+    @override
+    @classmethod
+    def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
+        try:
+            return super().lmove(connection, queue_key, timeout)
+        except OutOfMemoryError:
+            pop = connection.register_script(scripts.source("pop"))
+            popped = pop(keys=keyspace.for_scripts())
+            if popped is None:
+                time.sleep(POP_SECONDS)  # a script cannot wait for an id
+                raise DequeueTimeout(timeout, queue_key) from None
+            return queue_key, popped
+
+
 class EngineWorker(SimpleWorker):
     """Pops ids, one queue, one at a time, and hands each to the runner."""
 
-    def __init__(self, name: str, runner: Runner, connection: Redis, *, stop_now: Event) -> None:
+    queue_class = OomProofQueue
+
+    def __init__(self, name: str, runner: Runner, connection: Redis, *, stop: Stop) -> None:
         super().__init__(
-            [Queue(keyspace.QUEUE, connection=connection, serializer=SERIALIZER)],
+            [OomProofQueue(keyspace.QUEUE, connection=connection, serializer=SERIALIZER)],
             name=name,
             connection=connection,
             serializer=SERIALIZER,
             log_job_description=False,
         )
         self._runner = runner
-        self._stop_now = stop_now
+        self._stop = stop
 
     @override
     def execute_job(self, job: RqJob, queue: Queue) -> None:
-        """Run a popped request, if it is the one function that we run."""
+        """Run a popped request, if it is the one function that we run.
+
+        Raises:
+            EngineBrokenError: end the process.
+        """
         if not _is_ours(job):
             _log.error("job.refused", job_id=job.id, queue=queue.name)
             return
-        if self._stop_requested:  # while the pop waited
-            self._runner.hand_back(job.id)
-            return
-        self.set_state(WorkerStatus.BUSY)
-        self._runner.run(job.id)
+        try:
+            if self._stop.soon:  # while the pop waited
+                self._runner.hand_back(job.id)
+            else:
+                self._runner.run(job.id)
+        except EngineBrokenError:
+            raise
+        except Exception:  # noqa: BLE001 (this worker can run the next one)
+            # The broker refuses to write, holds a record that makes no sense, or is away when we
+            # must stop. What is left is a lease that ends, and a file that is swept.
+            _log.exception("run.unfinished", request_id=job.id)
 
     @override
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RqJob, Queue] | None:
         """Wait for an id in short pops. None, which ends `work`, when told to stop."""
-        self.set_state(WorkerStatus.IDLE)
-        while not self._stop_requested:
-            self.heartbeat()
+        while not self._stop.soon:
             try:
                 return self.queue_class.dequeue_any(
                     self.queues, POP_SECONDS, connection=self.connection, serializer=self.serializer
@@ -79,7 +112,7 @@ class EngineWorker(SimpleWorker):
             except Exception as error:
                 # RQ notes the id of what it has popped and cannot read.
                 job_id = getattr(error, "job_id", None)
-                if job_id is None:
+                if job_id is None or isinstance(error, StopRequested):
                     raise
                 _log.error("job.refused", job_id=job_id, reason=type(error).__name__)
         return None
@@ -87,14 +120,13 @@ class EngineWorker(SimpleWorker):
     @property
     def was_told_to_stop(self) -> bool:
         """Whether a signal came."""
-        return self._stop_requested
+        return self._stop.soon
 
     @override
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: finish the running request, take no other. Second: give it back."""
-        if self._stop_requested:
-            self._stop_now.set()
-        self._stop_requested = True
+        self._stop.ask()
+        self._stop_requested = True  # RQ's own
 
     @override
     def _set_connection(self, connection: Redis) -> Redis:
@@ -107,11 +139,26 @@ class EngineWorker(SimpleWorker):
             signal.signal(number, self.request_stop)
 
     @override
+    def _set_ip_address(self, connection: Redis) -> None:
+        """For the registry."""
+        self.ip_address = "unknown"
+
+    @override
     def register_birth(self) -> None:
-        """Join RQ's list of workers, without those that died in it."""
-        for queue in self.queues:
-            worker_registration.clean_worker_registry(queue)
-        super().register_birth()  # type: ignore[no-untyped-call]  # RQ's is not annotated
+        """Nothing: no registry."""
+
+    @override
+    def register_death(self) -> None:
+        """Nothing: no registry."""
+
+    @override
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Nothing: no registry; see the heart."""
+
+    @override
+    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
+        """For the log only: no registry."""
+        self._state = state
 
     @override
     def run_maintenance_tasks(self) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 
+from worker.stop import Stop
 from worker.store import Lease
 
 
@@ -34,7 +35,7 @@ class Run:
     Attributes:
         lease: what this run may write to.
         seconds: how long it may take.
-        stop_now: set when the process must stop and the request goes back.
+        stop: whether the process must stop, and the request goes back.
         lost: set by the heart when the lease is not ours any more.
         step: denoising steps done.
         is_watched: whether silence means that the engine hangs.
@@ -42,7 +43,7 @@ class Run:
 
     lease: Lease
     seconds: float
-    stop_now: Event
+    stop: Stop
     lost: Event = field(default_factory=Event)
     step: int = 0
     is_watched: bool = True
@@ -69,7 +70,7 @@ class Run:
         self._last_sign = time.monotonic()
         if self.lost.is_set():
             raise LeaseLost
-        if self.stop_now.is_set():
+        if self.stop.now:
             raise GivenBack
         if self._last_sign - self._started > self.seconds:
             raise TimeLimit

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from threading import Event
 from uuid import uuid4
 
 import structlog
 
 from models.engine import Engine
-from models.errors import EngineError
+from models.errors import EngineBrokenError, EngineError
 from models.video import encode
-from worker.errors import StorageError
+from worker.errors import BrokerUnavailableError, StorageError
 from worker.heart import Heart
 from worker.job import Job
 from worker.outputs import LocalOutputs
 from worker.run import GivenBack, LeaseLost, Run, TimeLimit
+from worker.stop import Stop
 from worker.store import JobStore, Lease
+
+REFUSED_PAUSES = (1.0, 2.0, 4.0)
+"""Seconds after which a broker that refused to take a result is asked again."""
 
 _log = structlog.get_logger()
 
@@ -34,7 +37,7 @@ class Runner:
         heart: Heart,
         *,
         run_seconds: float,
-        stop_now: Event,
+        stop: Stop,
     ) -> None:
         self._worker = worker
         self._engine = engine
@@ -42,17 +45,22 @@ class Runner:
         self._outputs = outputs
         self._heart = heart
         self._run_seconds = run_seconds
-        self._stop_now = stop_now
+        self._stop = stop
 
     def run(self, request_id: str) -> None:
-        """Take the request, make its video, publish the file, then say so. Never raises for it."""
+        """Take the request, make its video, publish the file, then say so.
+
+        Raises:
+            EngineBrokenError: nothing can be generated in this process any more.
+            BrokerUnavailableError: the broker refuses to write; the lease ends by itself.
+        """
         lease = Lease(request_id, uuid4().hex[:12])
         job = self._store.start(lease, self._worker)
         if job is None:
             return
         log = _log.bind(request_id=request_id, attempt=job.attempt)
         log.info("run.started", owner=job.owner, queue_seconds=job.queue_seconds)
-        run = Run(lease, self._run_seconds, self._stop_now)
+        run = Run(lease, self._run_seconds, self._stop)
         self._heart.run_now = run
         try:
             with run.watched():
@@ -66,6 +74,10 @@ class Runner:
             self._fail(lease, "timeout", f"The run took longer than {self._run_seconds:g} seconds.")
         except StorageError as error:
             self._fail(lease, "storage", str(error))
+        except EngineBrokenError:
+            # No end for the request: when the lease is over, another worker tries it.
+            log.exception("engine.broken", step=run.step)
+            raise
         except EngineError as error:
             self._fail(lease, error.code, str(error))
         except Exception:
@@ -99,11 +111,21 @@ class Runner:
 
     def _complete(self, lease: Lease, size: int) -> None:
         name = self._outputs.name(lease.request_id, lease.run)
-        if self._store.complete(lease, name, size):
+        if self._say_completed(lease, name, size):
             _log.info("run.completed", request_id=lease.request_id, bytes=size)
         else:
             self._outputs.remove(name)
             _log.warning("run.late", request_id=lease.request_id)
+
+    def _say_completed(self, lease: Lease, name: str, size: int) -> bool:
+        """Patiently, when the broker answers and refuses: the video took minutes of GPU time."""
+        for pause in REFUSED_PAUSES:
+            try:
+                return self._store.complete(lease, name, size)
+            except BrokerUnavailableError:
+                _log.warning("run.refused", request_id=lease.request_id, again_in=pause)
+                time.sleep(pause)
+        return self._store.complete(lease, name, size)
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
         self._store.fail(lease, code, error)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import SettingsConfigDict
+from redis.connection import parse_url
 
 from models.settings import EngineSettings
 
@@ -18,6 +21,8 @@ def _default_data_dir() -> Path:
 class WorkerSettings(EngineSettings):
     """Where jobs and videos are kept and how long anything may take."""
 
+    model_config = SettingsConfigDict(hide_input_in_errors=True)  # a URL may hold a password
+
     data_dir: Path = Field(
         default_factory=_default_data_dir,
         description="Folder for videos, mock weights and the embedded broker.",
@@ -25,7 +30,7 @@ class WorkerSettings(EngineSettings):
     redis_url: str = Field(
         default="",
         pattern=r"^((redis|rediss|unix)://.+)?$",
-        description="Redis or Valkey to use; empty means the embedded one of `mochi-server up`.",
+        description="Redis or Valkey, like redis://host:6379/0; empty: that of `mochi-server up`.",
     )
     retention_seconds: float = Field(
         default=3600, gt=0, description="How long a finished request and its video are kept."
@@ -39,6 +44,19 @@ class WorkerSettings(EngineSettings):
     stall_seconds: float = Field(
         default=600, gt=0, description="A worker without progress for so long ends itself."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _can_be_parsed(cls, url: str) -> str:
+        if url:
+            try:
+                parse_url(url)  # type: ignore[no-untyped-call]
+            except ValueError:
+                # Its text may quote a part of the password.
+                raise PydanticCustomError(
+                    "redis_url", "The port or an option in it is not one"
+                ) from None
+        return url
 
     @property
     def outputs_dir(self) -> Path:

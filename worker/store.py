@@ -60,18 +60,27 @@ class JobStore:
         record = self._run("start", lease.request_id, lease.run, worker, self._lease_ms)
         if record is None:
             return None
-        names = ("attempt", "params", "owner", "created_at")
+        names = ("attempt", "params", "owner", "created_at", "started_at")
         fields = dict(zip(names, record, strict=True)) | {"status": Status.PROCESSING}
         return Job.from_record(lease.request_id, fields)
 
-    def beat(self, worker: str, lease: Lease | None = None, step: int = 0) -> bool:
+    def beat(
+        self, worker: str, lease: Lease | None = None, step: int = 0, *, takes_more: bool = True
+    ) -> bool:
         """Say that the worker lives and, with a lease, how far its run is.
+
+        Args:
+            worker: its name.
+            lease: of the run that it is at.
+            step: denoising steps done.
+            takes_more: whether to count it among those that will run what waits.
 
         Returns:
             False when the run is not ours any more: somebody took us for dead.
         """
         request_id, run = (lease.request_id, lease.run) if lease else ("", "")
-        return bool(self._run("beat", request_id, worker, self._lease_ms, run, step))
+        answer = self._run("beat", request_id, worker, self._lease_ms, run, step, int(takes_more))
+        return bool(answer)
 
     def live_workers(self) -> list[str]:
         """Names of the workers that have the model loaded and have beaten lately."""

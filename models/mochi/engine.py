@@ -10,7 +10,7 @@ import torch
 from diffusers import MochiPipeline
 
 from models.engine import Clip, OnStep
-from models.errors import OutOfMemoryError
+from models.errors import EngineBrokenError, OutOfMemoryError
 from models.params import GenerateParams
 
 
@@ -43,8 +43,9 @@ class MochiEngine:
 
         Raises:
             OutOfMemoryError: the device is too small for so many frames.
+            EngineBrokenError: an error of CUDA, after which it refuses this process all work.
         """
-        with contextlib.suppress(torch.OutOfMemoryError):
+        with contextlib.suppress(torch.OutOfMemoryError), _broken_device():
             return Clip(self._width, self._height, _bytes(self._frames(params, on_step)))
         # The exception held the tensors of the failed run; without it their memory can go back.
         torch.cuda.empty_cache()
@@ -76,6 +77,16 @@ class MochiEngine:
         # Converted on the device: a quarter of the bytes to copy, and no work for the CPU.
         wanted = video[: params.frames].float().mul(255).round().to(torch.uint8)
         return wanted.permute(0, 2, 3, 1).contiguous().cpu()
+
+
+@contextlib.contextmanager
+def _broken_device() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            raise EngineBrokenError("The GPU failed.") from error
+        raise
 
 
 def _bytes(frames: torch.Tensor) -> Iterator[bytes]:

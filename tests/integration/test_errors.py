@@ -339,9 +339,7 @@ def test_a_bug_leaks_nothing(redis: Redis, redis_url: str, tmp_path: Path) -> No
     ]
     with capture_logs() as log:
         answers = call(app, *requests)
-    assert [(line["event"], line["path"]) for line in log] == [
-        ("http.bug", path) for path in SUBMITS
-    ]
+    assert [line["path"] for line in log if line["event"] == "http.bug"] == SUBMITS
     for answer in answers:
         refusal(answer, 500)
         assert "/srv" not in answer.text

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from models.build import build_engine
 from models.caption import CANVAS, caption_lines, read
 from models.engine import Engine
-from models.errors import EngineUnavailableError, OutOfMemoryError
+from models.errors import EngineBrokenError, EngineUnavailableError, OutOfMemoryError
 from models.mochi.engine import MochiEngine
 from models.mochi.load import load
 from models.mochi.mock import write_mock_checkpoint
@@ -203,6 +203,29 @@ def test_running_out_of_memory_says_what_to_change_and_does_no_harm(
     )
     assert error.value.code == "out_of_memory"
     assert frames_of(engine, params()) == expected
+
+
+@bare
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"),
+    ],
+)
+def test_a_gpu_that_fails_is_told_from_a_request_that_does(
+    pipeline: MochiPipeline, error: RuntimeError
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    hook = pipeline.transformer.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(EngineBrokenError) as raised:
+            MochiEngine(pipeline, 32, 32).generate(params(), ignore)
+    finally:
+        hook.remove()
+    assert raised.value.__cause__ is error
 
 
 def test_loading_and_generating_write_nothing_to_the_log(

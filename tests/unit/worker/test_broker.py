@@ -172,6 +172,43 @@ def test_a_server_that_does_not_answer_is_stopped_all_the_same(
     assert not server.is_running()
 
 
+def test_a_server_of_a_dead_owner_that_does_not_answer_is_stopped_too(
+    broker: EmbeddedBroker, owner: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.broker.STOP_SECONDS", 0.3)
+    owner.kill()
+    owner.wait()
+    broker.start()
+    server = server_of(broker)
+    server.suspend()
+    broker.stop()
+    eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_number_in_an_old_file_harms_no_other_process(
+    broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        broker.start()
+        (tmp_path / "broker" / "valkey.pid").write_text(str(stranger.pid))
+        broker.stop()
+        assert not broker.is_alive()
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_server_that_cannot_be_ended_is_given_up(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.start()
+    server = server_of(broker)
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.broker.STOP_SECONDS", 0.1)
+        patch.setattr("worker.broker.os.kill", lambda *_: None)
+        broker.stop()
+    assert server.is_running()
+
+
 def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30) / "folder"
     broker, client = EmbeddedBroker(folder), EmbeddedBroker(folder)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import time
-from pathlib import Path
-
 import pytest
 from redis import Redis
 
 from tests.jobs import end_lease, find, pop, submit, waiting
 from worker import keyspace
 from worker.job import Status
-from worker.outputs import LocalOutputs
-from worker.reconciler import MISSING_SECONDS, POPPED_SECONDS, Reconciler
+from worker.reconciler import MISSING_SECONDS, MOST_REPAIRS, POPPED_SECONDS, Reconciler
 from worker.store import JobStore, Lease
 
 LEASE_SECONDS = 10.0
@@ -31,19 +26,15 @@ class Uptime(JobStore):
 
 
 class Bench:
-    """A reconciler that looks every second of its own time."""
+    """A reconciler that looks every second of its own time, and has done so for a lease."""
 
-    def __init__(self, redis: Redis, folder: Path, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, redis: Redis, lease_seconds: float = LEASE_SECONDS) -> None:
         self.now = 0.0
-        self.outputs = LocalOutputs(folder)
         self.store = Uptime(redis, lease_seconds=lease_seconds, retention_seconds=RETENTION_SECONDS)
         self.reconciler = Reconciler(
-            self.store,
-            self.outputs,
-            lease_seconds=lease_seconds,
-            retention_seconds=RETENTION_SECONDS,
-            monotonic=lambda: self.now,
+            self.store, lease_seconds=lease_seconds, monotonic=lambda: self.now
         )
+        self.look(lease_seconds)
 
     def look(self, seconds: float) -> None:
         """Once a second for so long."""
@@ -57,8 +48,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(redis: Redis, tmp_path: Path) -> Bench:
-    return Bench(redis, tmp_path / "outputs")
+def bench(redis: Redis) -> Bench:
+    return Bench(redis)
 
 
 def start(bench: Bench, redis: Redis, redis_url: str) -> str:
@@ -77,6 +68,21 @@ def test_a_run_whose_lease_ended_is_queued_again_at_the_next_look(
     bench.look(1)
     assert find(redis_url, request_id).status is Status.QUEUED
     assert waiting(redis) == [request_id]
+
+
+def test_a_new_reconciler_waits_for_a_lease_before_it_trusts_any(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    """An outage, of which it knows nothing, may just have ended."""
+    request_id = start(bench, redis, redis_url)
+    newcomer = Reconciler(bench.store, lease_seconds=LEASE_SECONDS, monotonic=lambda: bench.now)
+    for _ in range(round(LEASE_SECONDS) - 1):
+        bench.now += 1
+        newcomer.pass_over()
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    bench.now += 1
+    newcomer.pass_over()
+    assert find(redis_url, request_id).status is Status.QUEUED
 
 
 def test_after_an_outage_leases_count_again_when_one_has_gone_by(
@@ -104,9 +110,9 @@ def test_a_worker_that_beats_after_an_outage_keeps_its_run(
 
 
 def test_the_shortest_lease_is_trusted_although_looks_are_as_far_apart(
-    redis: Redis, redis_url: str, tmp_path: Path
+    redis: Redis, redis_url: str
 ) -> None:
-    bench = Bench(redis, tmp_path, lease_seconds=2)
+    bench = Bench(redis, lease_seconds=2)
     request_id = start(bench, redis, redis_url)
     for _ in range(3):
         bench.sleep(0.5)  # one beat that came late
@@ -136,6 +142,38 @@ def test_what_was_popped_and_never_started_goes_back_first(
     bench.look(1)
     assert waiting(redis) == [popped, next_one]
     assert redis.llen(keyspace.RQ_INTERMEDIATE) == 0
+
+
+def test_an_outage_between_pop_and_start_counts_for_nothing(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    popped = submit(redis_url)
+    pop(redis)
+    bench.look(3)
+    bench.sleep(POPPED_SECONDS)
+    bench.look(POPPED_SECONDS)
+    assert waiting(redis) == []
+    assert bench.store.start(Lease(popped, "run"), "ann")
+    assert find(redis_url, popped).attempt == 1
+
+
+def test_many_repairs_are_made_over_many_looks(bench: Bench, redis: Redis, redis_url: str) -> None:
+    ids = [start(bench, redis, redis_url) for _ in range(MOST_REPAIRS + 1)]
+    bench.look(1)
+    assert len(waiting(redis)) == MOST_REPAIRS
+    bench.look(1)
+    assert set(waiting(redis)) == set(ids)
+
+
+def test_many_that_are_in_no_list_go_back_over_many_looks(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    ids = [submit(redis_url) for _ in range(MOST_REPAIRS + 1)]
+    redis.delete(keyspace.RQ_QUEUE)
+    bench.look(MISSING_SECONDS + 2)
+    assert len(waiting(redis)) == MOST_REPAIRS
+    bench.look(1)
+    assert set(waiting(redis)) == set(ids)
 
 
 def test_a_pop_that_kills_each_worker_ends_failed(
@@ -176,45 +214,3 @@ def test_a_request_that_waits_is_left_alone_for_ever(
     before = find(redis_url, request_id)
     bench.look(300)
     assert find(redis_url, request_id) == before
-
-
-def test_files_without_a_record_are_swept_and_all_others_left(
-    bench: Bench, redis: Redis, redis_url: str
-) -> None:
-    kept, gone = submit(redis_url), "00000000-0000-4000-8000-000000000000"
-    names = {
-        "kept": f"{kept}-{'0' * 12}.mp4",
-        "kept draft": f"{kept}-{'1' * 12}.mp4.part",
-        "orphan": f"{gone}-{'0' * 12}.mp4",
-        "orphan draft": f"{gone}-{'1' * 12}.mp4.part",
-        "fresh orphan": f"{gone}-{'2' * 12}.mp4",
-        "fresh draft": f"{gone}-{'3' * 12}.mp4.part",
-        "not ours": "holiday.mp4",
-    }
-    folder = bench.outputs.draft(names["orphan"]).parent
-    for what, name in names.items():
-        (folder / name).write_bytes(b"video")
-        if "fresh" not in what:
-            old = time.time() - RETENTION_SECONDS - 1
-            os.utime(folder / name, (old, old))
-    bench.look(31)
-    left = {path.name for path in folder.iterdir()}
-    assert left == set(names.values()) - {names["orphan"], names["orphan draft"]}
-
-
-def test_a_short_retention_is_swept_as_often(redis: Redis, redis_url: str, tmp_path: Path) -> None:
-    now = 0.0
-    outputs = LocalOutputs(tmp_path)
-    reconciler = Reconciler(
-        JobStore(redis, lease_seconds=LEASE_SECONDS, retention_seconds=2),
-        outputs,
-        lease_seconds=LEASE_SECONDS,
-        retention_seconds=2,
-        monotonic=lambda: now,
-    )
-    orphan = tmp_path / f"00000000-0000-4000-8000-000000000000-{'0' * 12}.mp4"
-    orphan.touch()
-    os.utime(orphan, (time.time() - 3, time.time() - 3))
-    now = 2.5
-    reconciler.pass_over()
-    assert not orphan.exists()

@@ -7,6 +7,8 @@ import os
 import pickle
 import resource
 import socket
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -15,16 +17,25 @@ from typing import Any
 
 import pytest
 
+from models.errors import EngineBrokenError
+from models.fake import FakeEngine
 from tests.jobs import find, submit, waiting
-from tests.stack import Stack, eventually
+from tests.stack import PATIENCE_SECONDS, Stack, eventually
 from worker import keyspace
+from worker.__main__ import work
 from worker.connection import WORKER_TIMEOUT_SECONDS, connect_worker
 from worker.dispatch import TASK, rq_fields
+from worker.errors import BrokerUnavailableError
 from worker.job import Status
+from worker.lifeline import WITH_PARENT
 from worker.rq_worker import EngineWorker
+from worker.settings import WorkerSettings
+from worker.stop import Stop
 
 SLOW = 20
 """Steps: two seconds, at a tenth of a second a step."""
+LONG = 75
+"""Steps that are not over before a test has seen some of them and sent its signals."""
 
 
 @pytest.fixture
@@ -89,9 +100,58 @@ def test_a_worker_takes_no_commands(stack: Stack) -> None:
     assert stack.redis.client_list("pubsub") == []
 
 
+def test_a_worker_leaves_nothing_in_rqs_registry(stack: Stack) -> None:
+    stack.start_worker()
+    request_id = submit(stack.broker.url)
+    eventually(lambda: find(stack.broker.url, request_id).status is Status.COMPLETED)
+    assert stack.redis.keys("rq:worker*") == []
+
+
+def test_a_broker_whose_memory_is_full_still_gets_every_result(stack: Stack) -> None:
+    worker = stack.start_worker()
+    running, queued = (submit(stack.broker.url, steps=SLOW) for _ in range(2))
+    eventually(lambda: is_running(stack, running))
+    stack.redis.config_set("maxmemory", "1")
+    with pytest.raises(BrokerUnavailableError):
+        submit(stack.broker.url)
+    for request_id in (running, queued):
+        eventually(lambda: find(stack.broker.url, request_id).status is Status.COMPLETED)  # noqa: B023
+    time.sleep(2)  # idle, and refused
+    with pytest.raises(BrokerUnavailableError):
+        submit(stack.broker.url)
+    stack.redis.config_set("maxmemory", "0")
+    later = submit(stack.broker.url)
+    eventually(lambda: find(stack.broker.url, later).status is Status.COMPLETED)
+    assert worker.poll() is None
+    assert {find(stack.broker.url, name).attempt for name in (running, queued, later)} == {1}
+
+
+def test_a_record_that_makes_no_sense_is_left_and_the_worker_goes_on(stack: Stack) -> None:
+    broken, sound = (submit(stack.broker.url) for _ in range(2))
+    stack.redis.hset(keyspace.record(broken), "created_at", "EVIL")
+    worker = stack.start_worker()
+    eventually(lambda: find(stack.broker.url, sound).status is Status.COMPLETED)
+    assert stack.log_of(worker).count("run.unfinished") == 1
+    assert worker.poll() is None
+
+
+def test_a_broken_engine_ends_the_worker_as_a_failure(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(FakeEngine):
+        def _obey(self, command: str) -> None:
+            raise EngineBrokenError(command)
+
+    monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
+    first, second = (submit(redis_url, "fake:broken") for _ in range(2))
+    assert not work("ann", Broken(0), WorkerSettings(data_dir=tmp_path, redis_url=redis_url))
+    assert find(redis_url, first).status is Status.PROCESSING
+    assert find(redis_url, second).attempt == 0
+
+
 def test_rq_does_not_make_the_worker_wait_longer_for_a_broker_that_hangs(redis_url: str) -> None:
     connection = connect_worker(redis_url, decode_responses=False)
-    worker = EngineWorker("ann", None, connection, stop_now=None)  # type: ignore[arg-type]
+    worker = EngineWorker("ann", None, connection, stop=Stop())  # type: ignore[arg-type]
     options = worker.connection.connection_pool.connection_kwargs
     assert options["socket_timeout"] == WORKER_TIMEOUT_SECONDS
     connection.close()
@@ -106,8 +166,7 @@ def test_sigterm_stops_idle_workers_and_what_comes_then_stays_in_the_queue(stack
     while time.monotonic() < told + 1:
         ids.add(submit(stack.broker.url))
         time.sleep(0.15)
-    assert [worker.wait(3) for worker in workers] == [0, 0, 0]
-    assert time.monotonic() - told < 3
+    assert [worker.wait(PATIENCE_SECONDS) for worker in workers] == [0, 0, 0]
     assert set(waiting(stack.redis)) == ids
     assert {find(stack.broker.url, name).attempt for name in ids} == {0}
     assert stack.live_workers() == 0
@@ -118,7 +177,7 @@ def test_sigterm_in_a_run_finishes_it_and_takes_no_other(stack: Stack) -> None:
     first, second = (submit(stack.broker.url, steps=SLOW) for _ in range(2))
     eventually(lambda: is_running(stack, first))
     worker.terminate()
-    assert worker.wait(10) == 0
+    assert worker.wait(PATIENCE_SECONDS) == 0
     assert find(stack.broker.url, first).status is Status.COMPLETED
     assert find(stack.broker.url, second).attempt == 0
     assert waiting(stack.redis) == [second]
@@ -126,17 +185,78 @@ def test_sigterm_in_a_run_finishes_it_and_takes_no_other(stack: Stack) -> None:
 
 def test_a_second_sigterm_gives_the_run_back_first_in_the_queue(stack: Stack) -> None:
     worker = stack.start_worker()
-    first, second = (submit(stack.broker.url, steps=SLOW) for _ in range(2))
+    first, second = (submit(stack.broker.url, steps=LONG) for _ in range(2))
     eventually(lambda: is_running(stack, first))
     worker.terminate()
     time.sleep(0.2)
     assert worker.poll() is None
     worker.terminate()
-    assert worker.wait(3) == 0
+    assert worker.wait(PATIENCE_SECONDS) == 0
     job = find(stack.broker.url, first)
     assert (job.status, job.attempt, job.position) == (Status.QUEUED, 0, 1)
     assert waiting(stack.redis) == [first, second]
     assert stack.outputs() == []
+
+
+def test_sigterm_ends_an_idle_worker_while_the_broker_is_away(stack: Stack) -> None:
+    worker = stack.start_worker()
+    stack.broker.stop()
+    eventually(lambda: "broker.silent" in stack.log_of(worker))
+    worker.terminate()
+    assert worker.wait(PATIENCE_SECONDS) == 0
+
+
+def test_sigterm_ends_a_worker_that_has_never_met_its_broker(stack: Stack) -> None:
+    stack.broker.stop()
+    worker = stack.start("worker")
+    eventually(lambda: "broker.silent" in stack.log_of(worker))
+    worker.terminate()
+    assert worker.wait(PATIENCE_SECONDS) == 0
+
+
+def finished_without_a_broker(stack: Stack) -> tuple[subprocess.Popen[bytes], str]:
+    """A worker that was told to stop, and its request, whose video waits for the broker."""
+    worker = stack.start_worker()
+    request_id = submit(stack.broker.url, steps=SLOW)
+    eventually(lambda: is_running(stack, request_id))
+    stack.broker.stop()
+    eventually(lambda: "run.encoded" in stack.log_of(worker))
+    worker.terminate()
+    time.sleep(2)
+    assert worker.poll() is None
+    return worker, request_id
+
+
+def test_after_sigterm_a_result_still_waits_for_the_broker(stack: Stack) -> None:
+    worker, request_id = finished_without_a_broker(stack)
+    stack.broker.start()
+    assert worker.wait(PATIENCE_SECONDS) == 0
+    assert find(stack.broker.url, request_id).status is Status.COMPLETED
+
+
+def test_a_second_sigterm_leaves_a_result_that_waits_for_the_broker(stack: Stack) -> None:
+    worker, request_id = finished_without_a_broker(stack)
+    worker.terminate()
+    assert worker.wait(PATIENCE_SECONDS) == 0
+    assert "run.unfinished" in stack.log_of(worker)
+    stack.broker.start()
+    assert find(stack.broker.url, request_id).status is Status.PROCESSING
+
+
+def test_a_worker_whose_parent_dies_gives_its_run_back_at_once(stack: Stack) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "worker", WITH_PARENT],
+        env=stack.environ,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as worker:
+        request_id = submit(stack.broker.url, steps=LONG)
+        eventually(lambda: is_running(stack, request_id))
+        assert worker.stdin is not None
+        worker.stdin.close()
+        assert worker.wait(PATIENCE_SECONDS) == 0
+    job = find(stack.broker.url, request_id)
+    assert (job.status, job.attempt) == (Status.QUEUED, 0)
 
 
 def test_a_full_disk_fails_the_request_and_leaves_no_part_of_a_video(stack: Stack) -> None:

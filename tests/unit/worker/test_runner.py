@@ -6,22 +6,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
 import pytest
 from redis import Redis
 
 from models.engine import Clip, Engine, OnStep
+from models.errors import EngineBrokenError
 from models.fake import FakeEngine
 from models.params import GenerateParams
 from tests.jobs import end_lease, find, pop, submit, waiting
 from worker import keyspace
+from worker.errors import BrokerUnavailableError
 from worker.heart import Heart
 from worker.job import Job, Status
 from worker.outputs import LocalOutputs
 from worker.reconciler import Reconciler
 from worker.run import Run
 from worker.runner import Runner
+from worker.stop import Stop
 from worker.store import JobStore, Lease, Recovery
 
 
@@ -72,9 +74,9 @@ class Desk:
         self.folder = folder
         self.outputs = LocalOutputs(folder)
         self.store = JobStore(redis, lease_seconds=10, retention_seconds=60)
-        reconciler = Reconciler(self.store, self.outputs, lease_seconds=10, retention_seconds=60)
-        self.heart = Heart("ann", self.store, reconciler, stall_seconds=60)
-        self.stop_now = Event()
+        self.stop = Stop()
+        reconciler = Reconciler(self.store, lease_seconds=10)
+        self.heart = Heart("ann", self.store, reconciler, stall_seconds=60, stop=self.stop)
 
     def runner(self, engine: Engine, run_seconds: float = 60) -> Runner:
         return Runner(
@@ -84,7 +86,7 @@ class Desk:
             self.outputs,
             self.heart,
             run_seconds=run_seconds,
-            stop_now=self.stop_now,
+            stop=self.stop,
         )
 
     def run(self, engine: Engine, prompt: str = "a pond", *, run_seconds: float = 60) -> Job:
@@ -147,6 +149,70 @@ def test_an_engine_that_raises_fails_the_request(
     assert (job.status, job.error_code, job.error) == (Status.FAILED, code, error)
     assert desk.files() == []
     assert waiting(desk.redis) == []
+
+
+def test_a_broken_engine_ends_the_worker_and_leaves_the_request_to_another(desk: Desk) -> None:
+    def fall_off_the_bus(step: int) -> None:
+        raise EngineBrokenError("The GPU failed.")
+
+    request_id = submit(desk.url)
+    pop(desk.redis)
+    with pytest.raises(EngineBrokenError):
+        desk.runner(Hooked(fall_off_the_bus)).run(request_id)
+    assert find(desk.url, request_id).status is Status.PROCESSING
+    assert desk.take_away() is Recovery.REQUEUED
+    assert desk.heart.run_now is None
+
+
+class Refusing(JobStore):
+    """A store whose broker refuses to take a result as often as the test says."""
+
+    times = 0
+
+    def complete(self, lease: Lease, file_name: str, file_size: int) -> bool:
+        self.times -= 1
+        if self.times >= 0:
+            raise BrokerUnavailableError
+        return super().complete(lease, file_name, file_size)
+
+
+@pytest.fixture
+def refusing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Refusing:
+    monkeypatch.setattr("worker.runner.REFUSED_PAUSES", (0, 0, 0))
+    desk.store = store = Refusing(desk.redis, lease_seconds=10, retention_seconds=60)
+    return store
+
+
+def test_a_result_that_is_refused_is_offered_again(desk: Desk, refusing: Refusing) -> None:
+    refusing.times = 3
+    job = desk.run(Hooked())
+    assert job.status is Status.COMPLETED
+    assert desk.files() == [job.file_name]
+
+
+def test_a_result_that_is_refused_for_long_is_left_to_the_lease(
+    desk: Desk, refusing: Refusing
+) -> None:
+    refusing.times = 4
+    with pytest.raises(BrokerUnavailableError):
+        desk.run(Hooked())
+    assert desk.take_away() is Recovery.REQUEUED
+    assert desk.heart.run_now is None
+
+
+def test_a_worker_that_must_stop_beats_for_its_run_and_counts_no_more(desk: Desk) -> None:
+    beats: list[tuple[list[str], list[str]]] = []
+
+    def beat(_step: int) -> None:
+        desk.heart._beat()
+        leases = [str(name) for name in desk.redis.zrange(keyspace.LEASES, 0, -1)]
+        beats.append((desk.store.live_workers(), leases))
+        desk.stop.soon = True
+
+    job = desk.run(Hooked(beat))
+    assert beats[0] == (["ann"], [job.request_id])
+    assert beats[1] == ([], [job.request_id])
+    assert job.status is Status.COMPLETED
 
 
 def test_a_disk_that_refuses_fails_the_request(desk: Desk) -> None:
@@ -231,7 +297,7 @@ def test_a_run_that_must_stop_is_given_back_at_its_next_step(
 ) -> None:
     def stop(step: int) -> None:
         if step == 3:
-            desk.stop_now.set()
+            desk.stop.now = True
 
     engine = kind(stop)
     job = desk.run(engine)
@@ -272,7 +338,7 @@ def test_an_id_that_somebody_planted_writes_no_file_elsewhere(desk: Desk, tmp_pa
 
 
 def test_only_an_engine_at_work_can_hang() -> None:
-    run = Run(Lease("an-id", "run"), 60, Event())
+    run = Run(Lease("an-id", "run"), 60, Stop())
     with run.watched():
         time.sleep(0.01)
         assert run.silent_seconds() >= 0.01
