@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
+from types import FrameType
 
 import structlog
 import uvicorn
+from typing_extensions import override
 
 from models.errors import MochiError
 from server.app import create_app
@@ -40,17 +41,24 @@ def main() -> int:
     # that is a third of a poll's CPU time.
     gc.collect()
     gc.freeze()
-    # uvicorn stops on these, puts back what was there before, and then sends them once more.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
     gateway.run(sockets=[listener])
     return 0
 
 
-def server(settings: ServerSettings) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Ends quietly: uvicorn's own sends itself the signal once more when it has stopped."""
+
+    @override
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: running answers finish. Second: they do not."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def server(settings: ServerSettings) -> Server:
     """Uvicorn with our settings: it believes no forwarded headers and never waits for ever."""
     app = create_app(settings, connect_gateway(settings.redis_url))
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             app,
             http=GuardedProtocol,

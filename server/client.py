@@ -19,6 +19,8 @@ TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 1 << 20
 PATIENT_POLLS = 20
 """Polls that may fail in a row before the video is given up."""
+PASSING = frozenset({502, 503, 504})
+"""Said by the server without its broker, or by a proxy without the server."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -102,6 +104,8 @@ class Client:
     def _json(self, verb: str, url: str, **options: Any) -> Any:  # noqa: ANN401 (JSON)
         try:
             response = self._http.request(verb, url, **options)
+            if response.status_code in PASSING:
+                raise UnreachableError(_words(response))
             body = response.json()
         except httpx.HTTPError as error:
             raise UnreachableError(
@@ -111,5 +115,13 @@ class Client:
             raise ClientError(f"{self._url} is no mochi-server: it does not answer JSON.") from None
         if response.is_success:
             return body
-        kind = UnreachableError if response.status_code == httpx.codes.BAD_GATEWAY else ClientError
-        raise kind(f"{body.get('error', 'refused')} ({response.status_code})")
+        raise ClientError(_words(response))
+
+
+def _words(response: httpx.Response) -> str:
+    """The server's own, where it is one of ours."""
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        error = "The server does not answer."
+    return f"{error} ({response.status_code})"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from redis import Redis
 
 from server.errors import MissingKeyError
-from server.keyring import Scope, any_key, new_secret, register_key
+from server.keyring import Scope, any_key, is_registered, new_secret, register_key
+from server.settings import SettingsError
 
 
 def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
@@ -18,17 +18,21 @@ def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
     None where other keys were made before, and none in this folder.
 
     Raises:
+        SettingsError: the folder cannot be written to; no key was made.
         BrokerUnavailableError: no key was made.
     """
     path = _path(data_dir)
     if any_key(redis):
-        return path if path.exists() else None
+        return path if path.exists() and is_registered(redis, read_first_key(data_dir)) else None
     secret = new_secret()
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     # First the file: a key that is known to nobody could never be found again.
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 (with a mode)
-        file.write(secret + "\n")
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(secret + "\n")
+    except OSError as error:
+        raise SettingsError(f"The key cannot be kept in {path}: {error.strerror}.") from None
     register_key(redis, secret, "first", frozenset(Scope), time.time())
     return path
 

@@ -98,6 +98,12 @@ def any_key(redis: Redis) -> bool:
         return bool(redis.exists(keyspace.API_KEYS))
 
 
+def is_registered(redis: Redis, secret: str) -> bool:
+    """Whether a key is let in."""
+    with broker_errors():
+        return bool(redis.hexists(keyspace.API_KEYS, _digest(secret)))
+
+
 class Keyring:
     """The gateway's lookup of keys."""
 

@@ -12,7 +12,7 @@ INHERITED = "--listen-fd"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Listen on an IPv4 or IPv6 address or a host name; port 0 takes a free one.
+    """Listen on an IPv4 or IPv6 address, or a name of an IPv4 one; port 0 takes a free one.
 
     Raises:
         SettingsError: that cannot be listened on.
@@ -20,9 +20,9 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise SettingsError(
-            f"Cannot listen on {host} port {port}: {error.strerror}. "
+            f"Cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}. "
             "Choose another with --host and --port, or MOCHI_HOST and MOCHI_PORT."
         ) from None
 

@@ -15,7 +15,7 @@ from server.schemas import ErrorBody
 MOST_HEAD_BYTES = 32_768
 """Request line and headers together."""
 HEAD_SECONDS = 10.0
-"""From the opening of a connection, or the first byte of a further request, to the last header."""
+"""From the opening of a connection, or the first byte after an answer, to the last header."""
 TOO_LARGE = "The headers are too large."
 
 
@@ -28,6 +28,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _head_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
+    """Set while a head is awaited."""
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -41,11 +42,17 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        awaited = self._deadline
         super().data_received(data)
-        if self._deadline is not None and not self.transport.is_closing():
-            self._head_bytes += len(data)  # the callbacks see a header only when it is whole
+        if self.transport.is_closing():
+            return
+        if awaited is not None and self._deadline is awaited:
+            # All of it belongs to this head; the callbacks see a header only when it is whole.
+            self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES:
                 self.send_400_response(TOO_LARGE)
+        elif self._is_idle() and self.timeout_keep_alive_task is None:
+            self._open_head()  # bytes that begin no request have ended uvicorn's own timer
 
     @override
     def on_message_begin(self) -> None:
@@ -71,11 +78,21 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _open_head(self) -> None:
-        self._close_head()
         self._head_bytes = 0
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._time_out)
 
     def _close_head(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _time_out(self) -> None:
+        self._deadline = None
+        if self.cycle is None or self._is_idle():
+            self.transport.close()
+        else:
+            self._open_head()  # an earlier answer is still on its way: not the client's fault
+
+    def _is_idle(self) -> bool:
+        return self.cycle is not None and self.cycle.response_complete

@@ -13,8 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Event
-from types import FrameType
 
 import httpx
 import structlog
@@ -27,6 +25,7 @@ from server.settings import ServerSettings
 from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
 from worker.lifeline import WITH_PARENT
+from worker.stop import Stop
 
 WATCH_SECONDS = 0.2
 RESTART_SECONDS = 1.0
@@ -104,14 +103,17 @@ class Supervisor:
     """
 
     def __init__(
-        self, settings: ServerSettings, listener: socket.socket, broker: EmbeddedBroker | None
+        self,
+        settings: ServerSettings,
+        listener: socket.socket,
+        broker: EmbeddedBroker | None,
+        stop: Stop,
     ) -> None:
         self._settings = settings
         self._listener = listener
         self._broker = broker
         self._url = broker.url if broker else settings.redis_url
-        self._stop = Event()
-        self._stop_now = Event()
+        self._stop = stop
         self._key_file: Path | None = None
 
     def run(self) -> int:
@@ -120,8 +122,6 @@ class Supervisor:
         Raises:
             MochiError: the broker cannot be started, or does not answer.
         """
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
         self._key_file = first_key_file(connect_briefly(self._url), self._settings.data_dir)
         environ = os.environ | {
             "MOCHI_REDIS_URL": self._url,
@@ -134,15 +134,11 @@ class Supervisor:
         finally:
             self._end(gateway, workers)
 
-    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
-        if self._stop.is_set():
-            self._stop_now.set()
-        self._stop.set()
-
     def _watch(self, children: list[Child]) -> int:
         _say("Starting: the model is being loaded …")
         ready = False
-        while not self._stop.wait(WATCH_SECONDS):
+        while not self._stop.soon:
+            time.sleep(WATCH_SECONDS)
             if not all(child.watch() for child in children):
                 return os.EX_CONFIG  # the child has said why
             if self._broker is not None:
@@ -176,12 +172,13 @@ class Supervisor:
 
     def _end(self, gateway: Child, workers: list[Child]) -> None:
         """Gateway and workers at once, so that a blocking call may still get its video."""
+        self._listener.close()  # or clients would wait for a gateway that is gone
         children = [gateway, *workers]
         for child in children:
             child.signal()
         deadline = time.monotonic() + self._settings.drain_seconds
         while not all(child.wait(WATCH_SECONDS) for child in children):
-            if self._stop_now.is_set() or time.monotonic() > deadline:
+            if self._stop.now or time.monotonic() > deadline:
                 break
         for child in children:
             child.signal()
@@ -192,12 +189,15 @@ class Supervisor:
 
 def supervise(settings: ServerSettings) -> int:
     """Run everything on this machine until a signal comes. Returns the exit status."""
+    stop = Stop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.ask())
     broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir)
     try:
         with listen(settings.host, settings.port) as listener:
             if broker is not None:
                 broker.start()
-            status = Supervisor(settings, listener, broker).run()
+            status = Supervisor(settings, listener, broker, stop).run()
     except MochiError as error:
         _console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return os.EX_CONFIG

@@ -70,6 +70,27 @@ def test_requests_that_never_become_whole_are_closed(server: Stack) -> None:
     ]
 
 
+def test_requests_sent_in_one_go_are_all_answered(server: Stack) -> None:
+    whole = b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n"
+    count = 2 * MOST_HEAD_BYTES // len(whole)
+    with connect(server.url) as connection:
+        connection.sendall(whole * count + whole[:-2])
+        connection.sendall(whole[-2:])
+        received = b""
+        while received.count(b"HTTP/1.1 200") <= count:
+            received += connection.recv(65_536)
+    assert b" 400 " not in received
+
+
+def test_a_stray_byte_after_an_answer_does_not_keep_a_connection(server: Stack) -> None:
+    with connect(server.url) as connection:
+        connection.settimeout(3 * HEAD_SECONDS)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n")
+        assert read_answer(connection).is_success
+        connection.sendall(b"\r\n")
+        assert not _rest(connection)
+
+
 def test_many_strangers_take_no_answer_from_those_with_a_key(server: Stack) -> None:
     done = threading.Event()
     statuses: set[int] = set()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +88,12 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def refused(port: int) -> bool:
+    """Whether nobody listens."""
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) != 0
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     """Whether none of them runs."""
     return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
@@ -136,6 +144,28 @@ def test_a_second_up_on_the_same_folder_is_refused_and_names_the_first(up: Up) -
     assert second.returncode == 78
     assert f"in use by another mochi-server (pid {up.process.pid})" in second.stderr
     assert up.is_ready()
+
+
+def test_nobody_is_let_in_while_it_stops(up: Up) -> None:
+    with up.client() as client:
+        client.submit_async("mochi-1", prompt="a pond", frames=1, steps=75)
+        up.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "Stopping" in up.log.read_text())
+        eventually(lambda: refused(up.port))
+    assert up.process.wait(60) == 0
+
+
+def test_a_gateway_stops_whenever_it_is_told_to(tmp_path: Path) -> None:
+    for pause in (0.0, 0.5, 1.0, 1.5):
+        gateway = subprocess.Popen(
+            [COMMAND, "gateway", "--port", "0", "--data-dir", str(tmp_path)],
+            env=environ(MOCHI_REDIS_URL="redis://127.0.0.1:1/0"),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(pause)
+        gateway.terminate()
+        assert gateway.wait(60) in {0, -signal.SIGTERM}
 
 
 def test_ctrl_c_stops_everything(up: Up) -> None:
