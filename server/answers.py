@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -25,7 +26,7 @@ def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = 
 def answer_for_error(error: MochiError, request_id: str | None = None) -> Response:
     """By the table in `server/errors.py`. `request_id` is that of a job already accepted."""
     status = STATUS[type(error)]
-    headers = _retry_headers() if status == 429 else {}  # noqa: PLR2004
+    headers = _retry_headers() if status == HTTPStatus.TOO_MANY_REQUESTS else {}
     if isinstance(error, RangeError):
         headers = {"content-range": f"bytes */{error.size}"}
     return answer(ErrorBody(error=str(error), request_id=request_id), status, headers)
@@ -40,7 +41,7 @@ def answer_for_bug(request_id: str | None) -> Response:
 async def handle_routing_error(_request: Request, error: Exception) -> Response:
     """What Starlette's router raises for an unknown path or a wrong verb."""
     assert isinstance(error, HTTPException)  # noqa: S101 (how it is registered)
-    if error.status_code == 405:  # noqa: PLR2004
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
         refusal = answer_for_error(WrongVerbError(f"Wrong verb. This path takes: {allowed}."))
         refusal.headers["Allow"] = allowed

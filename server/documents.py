@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -71,8 +72,8 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     answers: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorBody, "description": MEANING[status]} for status in statuses
     }
-    if 429 in answers:  # noqa: PLR2004
-        answers[429]["headers"] = RETRY_HEADERS
+    if HTTPStatus.TOO_MANY_REQUESTS in answers:
+        answers[HTTPStatus.TOO_MANY_REQUESTS]["headers"] = RETRY_HEADERS
     return answers
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from http import HTTPStatus
 
 import structlog
 from starlette.datastructures import Headers
@@ -50,9 +51,10 @@ class Gate:
             nonlocal started
             started = True
             status = message.get("status", 200)
-            if status >= 400 and scope["path"] not in PROBES:  # noqa: PLR2004
+            refused = status >= HTTPStatus.BAD_REQUEST
+            if refused and scope["path"] not in PROBES:
                 _log.info("http.refused", method=scope["method"], path=scope["path"], status=status)
-            if status >= 400 and has_body:  # noqa: PLR2004
+            if refused and has_body:
                 # What is left of a refused body is not worth reading: it may never end.
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)

@@ -21,7 +21,7 @@ ESCAPES = [
     "..",
     "",
     "key",
-    LocalOutputs.name("../../../../../../../../../root/secret/x", "0123456789ab"),
+    LocalOutputs.name("../../../../../../../../../secret/x", "0123456789ab"),
     LocalOutputs.name(REQUEST, "../x"),
     NAME.replace("0", "\N{FULLWIDTH DIGIT ZERO}"),
 ]
