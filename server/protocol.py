@@ -31,7 +31,9 @@ class GuardedProtocol(HttpToolsProtocol):
     """Set while a head is awaited."""
 
     @override
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(  # type: ignore[override]  # as uvicorn narrows it
+        self, transport: asyncio.Transport
+    ) -> None:
         super().connection_made(transport)
         self._open_head()
 
