@@ -72,11 +72,13 @@ CMD ["gateway"]
 # ---- worker
 FROM ${WORKER_IMAGE} AS worker-base
 # The CUDA image has no Python; a Python image, as docker/compose.mock.yaml gives, has its own.
+# Triton, which compiles the model on the GPU, builds its launchers with gcc and Python's headers.
 # DL3008 wants package versions, but Ubuntu keeps one build of each: a pinned one is soon gone.
 # hadolint ignore=DL3008
 RUN if ! command -v python3; then \
         apt-get update \
-        && apt-get install --yes --no-install-recommends python3 python3-venv \
+        && apt-get install --yes --no-install-recommends \
+            gcc libc6-dev python3 python3-dev python3-venv \
         && rm -rf /var/lib/apt/lists/*; \
     fi
 
@@ -99,12 +101,11 @@ FROM worker-base AS worker
 RUN groupadd --gid 10001 mochi \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp mochi \
     && install --directory --owner=mochi --group=mochi --mode=0750 \
-        /data /data/outputs /data/huggingface
+        /data /data/outputs /data/weights
 COPY --from=worker-build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HF_HOME=/data/huggingface \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     MOCHI_DATA_DIR=/data
@@ -119,7 +120,7 @@ USER 10001:10001
 WORKDIR /data
 VOLUME /data
 STOPSIGNAL SIGTERM
-# Registered alive at the broker. The long start is the download of the weights.
+# Registered alive at the broker. The long start is the loading of the weights.
 HEALTHCHECK --interval=30s --timeout=15s --start-period=60m --retries=3 \
     CMD ["mochi-server", "worker", "--check"]
 ENTRYPOINT ["mochi-server"]

@@ -24,23 +24,53 @@ class Clip:
         height: rows in a frame.
         frames: yields exactly as many frames as were asked for, each `width * height * 3` bytes:
             RGB, 8 bits a channel, rows from the top, no padding.
+        warnings: sentences for the client about what he gets, such as a prompt that was cut.
     """
 
     width: int
     height: int
     frames: Iterator[bytes]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an engine is, for logs, `/version` and results.
+
+    Attributes:
+        model: which weights, such as `Mochi 1` or `mock weights`.
+        device: name of the card, or `CPU`.
+        precision: `reference` or `bf16`; for mock weights `float32`; for pictures without a model
+            `none`.
+        profile: what stays in GPU memory; `` on a CPU.
+        lossy: names of the speed modes that change the pictures, none by default.
+    """
+
+    model: str
+    device: str
+    precision: str
+    profile: str = ""
+    lossy: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        named = (self.model, self.device, self.precision, self.profile)
+        lossy = (f"lossy: {name}" for name in self.lossy)
+        return ", ".join(filter(None, (*named, *lossy)))
 
 
 class Engine(Protocol):
     """Turns parameters into frames. Holds its weights for the whole life of the process."""
 
     @property
-    def description(self) -> str:
-        """What runs where, in one line for logs."""
+    def traits(self) -> Traits:
+        """What runs where."""
         ...
 
     def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
         """Run the denoising loop and return the frames, which may still be decoded lazily.
+
+        Drawing the frames may raise the same errors. One clip at a time: the frames of the one
+        before are void.
 
         The same parameters on the same machine give the same bytes.
 

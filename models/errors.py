@@ -37,3 +37,7 @@ class EncodingError(EngineError):
 
 class EngineUnavailableError(MochiError):
     """The engine cannot be built here; the text says what is missing and what to type."""
+
+
+class WeightsError(MochiError):
+    """Weights are absent, damaged or cannot be fetched; the text says what to type."""

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from models.engine import Clip, OnStep
+from models.engine import Clip, OnStep, Traits
 from models.errors import EngineError, OutOfMemoryError
 from models.params import GenerateParams
 
@@ -26,6 +26,7 @@ class FakeEngine:
 
     | prompt              | outcome                                                           |
     |---------------------|-------------------------------------------------------------------|
+    | `fake:warn MESSAGE` | a clip as ever, with the warning MESSAGE                          |
     | `fake:fail MESSAGE` | raises `EngineError(MESSAGE)`                                     |
     | `fake:oom`          | raises `OutOfMemoryError`                                         |
     | `fake:bug`          | raises a `RuntimeError` whose text, `BUG_TEXT`, no client may see |
@@ -46,22 +47,26 @@ class FakeEngine:
         self._sleep = sleep
 
     @property
-    def description(self) -> str:
+    def traits(self) -> Traits:
         """See `Engine`."""
-        return f"fake engine, {self._step_seconds:g} s a step"
+        return Traits("fake engine", "CPU", "none")
 
     def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
         """See `Engine`, and this class for the commands."""
+        warnings: tuple[str, ...] = ()
         for step in range(1, params.steps + 1):
             self._sleep(self._step_seconds)
             on_step(step, params.steps)
             if step == params.steps // 2 and params.prompt.startswith(COMMAND):
-                self._obey(params.prompt.removeprefix(COMMAND))
-        return Clip(FRAME_WIDTH, FRAME_HEIGHT, _frames(params))
+                warnings = self._obey(params.prompt.removeprefix(COMMAND))
+        return Clip(FRAME_WIDTH, FRAME_HEIGHT, _frames(params), warnings)
 
-    def _obey(self, command: str) -> None:
+    def _obey(self, command: str) -> tuple[str, ...]:
+        """Returns the warnings of the clip, if there is to be one."""
         name, _, message = command.partition(" ")
         match name:
+            case "warn":
+                return (message,)
             case "fail":
                 raise EngineError(message)
             case "oom":

@@ -28,17 +28,50 @@ class EngineSettings(BaseSettings):
     weights: str = Field(
         default="genmo/mochi-1-preview",
         min_length=1,
-        description="A folder with Mochi weights in diffusers' layout, or a hub id.",
+        description=(
+            "A folder with Mochi weights in diffusers' layout, a hub id, or `dummy`: "
+            "random numbers of full size, to measure speed and memory."
+        ),
     )
     revision: str = Field(
         default="",
         pattern="^([0-9a-f]{40})?$",
-        description="The hub commit to load, 40 hex digits. A hub id needs one; a folder has none.",
+        description="The hub commit, 40 hex digits; empty: the one that `weights pull` fetched.",
     )
     device: str = Field(
         default="cuda",
         pattern=r"^cuda(:\d+)?$",
         description="The CUDA device of a worker with real weights.",
+    )
+    profile: Literal["auto", "80gb", "48gb", "24gb", "offload"] = Field(
+        default="auto",
+        description="What stays in GPU memory; `auto` takes the first that fits. All are lossless.",
+    )
+    precision: Literal["auto", "reference", "bf16"] = Field(
+        default="auto",
+        description="`reference` as Genmo's: T5 and VAE in float32; `auto` takes it where it fits.",
+    )
+    attention: Literal["auto", "cudnn", "fa3", "fa4", "flash", "efficient", "math"] = Field(
+        default="auto", description="The attention kernel; `auto` takes the card's fastest."
+    )
+    compile: bool = Field(
+        default=True, description="Compile the model for the GPU; kept on disk for later starts."
+    )
+    lora: str = Field(
+        default="",
+        description=(
+            "LoRA files to fuse in, comma-separated: FILE.safetensors or FILE.safetensors=0.8."
+        ),
+    )
+    fp8: bool = Field(
+        default=False,
+        description="Lossy: matrix products in 8-bit floats. Needs Ada, Hopper or newer.",
+    )
+    step_cache: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Lossy: skip blocks when a step changes less than this share; 0 is off.",
     )
     fake_step_seconds: float = Field(
         default=0.05, ge=0, le=60, description="How long a step of the fake engine takes."

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -24,6 +24,7 @@ from server.keyring import Scope, create_key
 from server.routes.operations import VERSION
 from server.settings import ServerSettings, load_settings
 from server.up import supervise
+from server.weights import fetch_missing, pull_weights, verify_weights, weights_folder
 from worker.broker import EmbeddedBroker, broker_of
 from worker.connection import connect_briefly
 from worker.errors import BrokerUnavailableError
@@ -39,6 +40,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+weights_app = typer.Typer(help="The weights of the model.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 bench = typer.Typer(help="Measure this server on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
@@ -46,8 +49,10 @@ app.add_typer(bench, name="bench")
 def _setting(name: str, *flags: str) -> Any:  # noqa: ANN401 (as typer.Option)
     field = ServerSettings.model_fields[name]
     default = field.get_default(call_default_factory=True)
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    values = f" [values: {', '.join(choices)}]" if choices else ""
     shown = "" if default in ("", False) else f" [default: {default}]"
-    text = f"{field.description}{shown} [env: {ENV_PREFIX}{name.upper()}]"
+    text = f"{field.description}{values}{shown} [env: {ENV_PREFIX}{name.upper()}]"
     return typer.Option(*(flags or ("--" + name.replace("_", "-"),)), help=text)
 
 
@@ -61,6 +66,13 @@ Mock = Annotated[bool | None, _setting("mock", "--mock")]
 Weights = Annotated[str | None, _setting("weights")]
 Revision = Annotated[str | None, _setting("revision")]
 Device = Annotated[str | None, _setting("device")]
+Profile = Annotated[str | None, _setting("profile")]
+Precision = Annotated[str | None, _setting("precision")]
+Attention = Annotated[str | None, _setting("attention")]
+Compile = Annotated[bool | None, _setting("compile", "--compile/--no-compile")]
+Lora = Annotated[str | None, _setting("lora")]
+Fp8 = Annotated[bool | None, _setting("fp8", "--fp8")]
+StepCache = Annotated[float | None, _setting("step_cache")]
 DataDir = Annotated[Path | None, _setting("data_dir")]
 RedisUrl = Annotated[str | None, _setting("redis_url")]
 Host = Annotated[str | None, _setting("host")]
@@ -75,6 +87,13 @@ def up(
     weights: Weights = None,
     revision: Revision = None,
     device: Device = None,
+    profile: Profile = None,
+    precision: Precision = None,
+    attention: Attention = None,
+    compile: Compile = None,  # noqa: A002 (an option is named as its setting)
+    lora: Lora = None,
+    fp8: Fp8 = None,
+    step_cache: StepCache = None,
     host: Host = None,
     port: Port = None,
     public_url: PublicUrl = None,
@@ -86,10 +105,15 @@ def up(
 
     Without a GPU: `mochi-server up --mock`
 
-    With one: `mochi-server up --weights /models/mochi-1-preview`
+    With one: `mochi-server up`, which fetches the weights the first time
+
+    Faster, with other pictures: `mochi-server up --weights /models/mochi-1-preview --fp8`
     """
     _apply(ctx)
-    raise typer.Exit(supervise(_settings()))
+    settings = _settings()
+    with _errors_end(os.EX_CONFIG):
+        fetch_missing(settings)
+    raise typer.Exit(supervise(settings))
 
 
 @app.command()
@@ -116,6 +140,13 @@ def worker(
     weights: Weights = None,
     revision: Revision = None,
     device: Device = None,
+    profile: Profile = None,
+    precision: Precision = None,
+    attention: Attention = None,
+    compile: Compile = None,  # noqa: A002 (an option is named as its setting)
+    lora: Lora = None,
+    fp8: Fp8 = None,
+    step_cache: StepCache = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
     check: Annotated[
@@ -125,6 +156,8 @@ def worker(
     """Run a worker: it holds the model on one GPU and takes requests from the broker.
 
     Example: `mochi-server worker --device cuda:1 --redis-url redis://broker:6379/0`
+
+    With a LoRA at 80 per cent: `mochi-server worker --lora style.safetensors=0.8`
     """
     _apply(ctx)
     if check:
@@ -186,6 +219,59 @@ def create(
         typer.echo(create_key(redis, name, frozenset(scope or Scope), time.time()))
 
 
+@weights_app.command("pull")
+def weights_pull(
+    ctx: typer.Context,
+    weights: Weights = None,
+    revision: Revision = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Fetch the weights from the Hugging Face hub and check them. Goes on where it was stopped.
+
+    Without a revision the present one is fetched, and kept. Reads HF_TOKEN and HF_ENDPOINT, too.
+
+    Example: `mochi-server weights pull --data-dir /big/disk`
+    """
+    _apply(ctx)
+    with _errors_end():
+        pull_weights(_settings())
+
+
+@weights_app.command("verify")
+def weights_verify(
+    ctx: typer.Context,
+    folder: Annotated[
+        Path | None, typer.Argument(help="That or a copy of it. [default: what was pulled]")
+    ] = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Read all weights again, without a network, and name each file that is not as it was pulled.
+
+    Example: `mochi-server weights verify /models/mochi-1-preview`
+    """
+    _apply(ctx)
+    with _errors_end():
+        verify_weights(_settings(), folder)
+
+
+@weights_app.command("path")
+def weights_path(
+    ctx: typer.Context,
+    weights: Weights = None,
+    revision: Revision = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print the folder of the weights, alone, on standard output.
+
+    Example: `export MOCHI_WEIGHTS=$(mochi-server weights path)`
+    """
+    _apply(ctx)
+    with _errors_end():
+        typer.echo(weights_folder(_settings()))
+
+
 @bench.command("gateway")
 def bench_gateway(
     connections: Annotated[
@@ -202,11 +288,83 @@ def bench_gateway(
         measure_gateway(connections or [32, 64], seconds, output)
 
 
+@bench.command("engine")
+def bench_engine(
+    ctx: typer.Context,
+    frames: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=160, help="May be repeated. [default: 49]"),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=10, max=75, help="Of denoising.")] = 30,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Warm requests at each length; the median counts.")
+    ] = 3,
+    compare: Annotated[
+        Literal["stock"] | None,
+        typer.Option(help="Measure this beside it: `stock` is the pipeline of diffusers, eager."),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="Pretend that the card is only so large."),
+    ] = None,
+    counts: Annotated[
+        bool,
+        typer.Option(
+            "--counts",
+            help="Count launches, bytes and waits of stock and ours, and measure nothing: "
+            "needs no GPU.",
+        ),
+    ] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="As for a worker. [default: dummy, random numbers]")
+    ] = None,
+    revision: Revision = None,
+    device: Device = None,
+    profile: Profile = None,
+    precision: Precision = None,
+    attention: Attention = None,
+    compile: Compile = None,  # noqa: A002 (an option is named as its setting)
+    lora: Lora = None,
+    fp8: Fp8 = None,
+    step_cache: StepCache = None,
+    data_dir: DataDir = None,
+    output: Annotated[Path | None, typer.Option("-o", help="Where to write JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Where to write a PNG of it. Needs the extra `bench`.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="A folder for a trace of one step, by torch's profiler.")
+    ] = None,
+) -> None:
+    """Seconds of each stage of a request, and how well they use the GPU.
+
+    Beside diffusers: `mochi-server bench engine --frames 49 --frames 160 --compare stock`
+
+    Without a GPU: `mochi-server bench engine --counts`
+    """
+    _apply(ctx)
+    settings = _settings()
+    flags = ["--steps", str(steps), "--repeats", str(repeats)]
+    flags += [flag for number in frames or () for flag in ("--frames", str(number))]
+    flags += ["--counts"] if counts else []
+    for name, value in (
+        ("--compare", compare),
+        ("--memory", memory),
+        ("--output", output),
+        ("--plot", plot),
+        ("--trace", trace),
+        ("--data-dir", settings.data_dir),
+    ):
+        flags += [] if value is None else [name, str(value)]
+    command = [sys.executable, "-P", "-m", "models.mochi.bench", *flags]
+    os.execv(sys.executable, command)  # noqa: S606 (no shell)
+
+
 @bench.command("request")
 def bench_request(
     count: Annotated[int, typer.Option(help="How many, one after the other.")] = 5,
 ) -> None:
-    """Where the time of the default request goes, on mock weights: engine, encoder, all else.
+    """Where the time of the default request goes, on mock weights: denoising, video, all else.
 
     Example: `mochi-server bench request --count 10`
     """
@@ -254,7 +412,8 @@ def _check_worker() -> NoReturn:
     settings = _settings()
     url = settings.redis_url or EmbeddedBroker(settings.data_dir).url
     with _errors_end():
-        names = JobStore(connect_briefly(url), lease_seconds=1, retention_seconds=1).live_workers()
+        store = JobStore(connect_briefly(url), lease_seconds=1, retention_seconds=1)
+        names = [worker.name for worker in store.live_workers()]
     here = [name for name in names if name.startswith(worker_name_prefix())]
     typer.echo(", ".join(here) or "no live worker on this host")
     raise typer.Exit(0 if here else 1)

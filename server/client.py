@@ -61,6 +61,8 @@ class Client:
         self._console.print(
             f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds"
         )
+        for warning in result.get("warnings", ()):
+            self._console.print(warning, style="yellow")
 
     def _follow(self, status_url: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())

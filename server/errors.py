@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from models.errors import EngineError, EngineUnavailableError, InvalidParametersError, MochiError
+from models.errors import (
+    EngineError,
+    EngineUnavailableError,
+    InvalidParametersError,
+    MochiError,
+    WeightsError,
+)
 from models.params import MODEL
 from server.settings import SettingsError
 from worker import errors as jobs
@@ -123,7 +129,14 @@ STATUS: dict[type[MochiError], int] = {
 """Every error that an HTTP client can cause or meet. 422 is no error but the answer for FAILED."""
 
 NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
-    {CommandError, EngineError, EngineUnavailableError, SettingsError, jobs.BrokerStartError}
+    {
+        CommandError,
+        EngineError,
+        EngineUnavailableError,
+        SettingsError,
+        WeightsError,
+        jobs.BrokerStartError,
+    }
 )
 """These stop a process at its start, end in a job record or are for the command line, with all that
 derive from them."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from itsdangerous import Signer
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.engine import Traits
 from server.links import Links
 from worker.job import Job, Status
 
@@ -63,6 +64,7 @@ class StatusBody(BaseModel):
     metrics: Metrics
     progress: int = Field(ge=0, le=100, description="Per cent of the denoising steps.")
     queue_position: int | None = _absent_when_none("While QUEUED; 1 is next.")
+    warnings: list[str] | None = _absent_when_none("As in the result; only after the end.")
 
 
 class FailedBody(BaseModel):
@@ -95,6 +97,12 @@ class ResultBody(BaseModel):
     seed: int = Field(description="The seed that was used.")
     prompt: str
     metrics: Metrics
+    precision: str | None = _absent_when_none(
+        "What the model was computed in, such as `bf16`; absent where there was no model."
+    )
+    warnings: list[str] = Field(
+        description="Sentences on the video, such as that the prompt was cut; mostly none."
+    )
 
 
 class CreditsBody(BaseModel):
@@ -120,11 +128,24 @@ class ReadyBody(BaseModel):
     missing: list[str]
 
 
+class EngineBody(BaseModel):
+    """The engine of a live worker. The route needs no key, so hosts are not named."""
+
+    model: str = Field(description="Which weights.")
+    device: str = Field(description="Name of the card, or `CPU`.")
+    precision: str = Field(description="As in a result; `none` without a model.")
+    profile: str = Field(description="What stays in GPU memory; empty on a CPU.")
+    lossy: list[str] = Field(description="Speed modes that are on and change the picture.")
+
+
 class VersionBody(BaseModel):
     """What runs here."""
 
     version: str
     model: str
+    engines: list[EngineBody] = Field(
+        description="One for each live worker; none while the broker does not answer."
+    )
 
 
 def submitted_body(links: Links) -> SubmittedBody:
@@ -147,6 +168,7 @@ def status_body(job: Job, links: Links) -> StatusBody:
         metrics=metrics(job),
         progress=job.progress,
         queue_position=job.position,
+        warnings=job.warnings if job.status.is_final else None,
     )
 
 
@@ -170,6 +192,19 @@ def result_body(job: Job, links: Links, signer: Signer) -> ResultBody:
         seed=job.params.seed,
         prompt=job.params.prompt,
         metrics=metrics(job),
+        precision=None if job.precision in {"", "none"} else job.precision,
+        warnings=job.warnings,
+    )
+
+
+def engine_body(engine: Traits) -> EngineBody:
+    """One line of `/version`."""
+    return EngineBody(
+        model=engine.model,
+        device=engine.device,
+        precision=engine.precision,
+        profile=engine.profile,
+        lossy=list(engine.lossy),
     )
 
 

@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 from redis import Redis
 
+from models.engine import Traits
 from models.params import GenerateParams
 from worker import keyspace
 from worker.connection import connect_gateway
 from worker.intake import Intake
 from worker.job import Job
+from worker.live import LiveWorker
 
 OWNER = "a-key"
 
@@ -23,6 +25,11 @@ def params(prompt: str = "a pond", **others: Any) -> GenerateParams:
     """Ten steps, one frame: little work."""
     given: dict[str, Any] = {"prompt": prompt, "frames": 1, "steps": 10} | others
     return GenerateParams(**given)
+
+
+def live(name: str = "ann") -> LiveWorker:
+    """A worker with some engine."""
+    return LiveWorker(name, Traits("some weights", "CPU", "float32"))
 
 
 def intake(

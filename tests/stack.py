@@ -114,18 +114,22 @@ class Stack:
 
     def start_worker(self, **settings: str) -> subprocess.Popen[bytes]:
         """Start a worker and return it when it has signed on."""
-        before = self.live_workers()
+        before = self._signed_on()
         process = self.start(
             "worker",
             environ={f"MOCHI_{name.upper()}": value for name, value in settings.items()},
         )
-        eventually(lambda: process.poll() is not None or self.live_workers() > before)
+        # Not by their number: one that was killed may be struck off meanwhile.
+        eventually(lambda: process.poll() is not None or self._signed_on() - before)
         assert process.poll() is None, self.log_of(process)
         return process
 
     def live_workers(self) -> int:
         """Workers that are signed on, the lately killed ones included."""
-        return int(self.redis.zcard("mochi:workers"))
+        return len(self._signed_on())
+
+    def _signed_on(self) -> set[str]:
+        return set(self.redis.zrange("mochi:workers", 0, -1))
 
     def log_of(self, process: subprocess.Popen[bytes]) -> str:
         """All that a process has printed."""

@@ -14,6 +14,7 @@ from models.errors import EngineUnavailableError
 from worker.connection import connect_briefly, connect_worker
 from worker.heart import Heart
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
+from worker.live import LiveWorker
 from worker.logs import configure_logs
 from worker.names import new_worker_name
 from worker.outputs import LocalOutputs
@@ -40,7 +41,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG  # starting again does not help
     name = new_worker_name()
-    _log.info("worker.ready", worker=name, engine=engine.description)
+    _log.info("worker.ready", worker=name, engine=str(engine.traits))
     was_told = work(name, engine, settings)
     _log.info("worker.stopped", worker=name)
     return 0 if was_told else 1
@@ -64,7 +65,13 @@ def work(name: str, engine: Engine, settings: WorkerSettings) -> bool:
     outputs = LocalOutputs(settings.outputs_dir)
     brief_store = store(connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
-    heart = Heart(name, brief_store, reconciler, stall_seconds=settings.stall_seconds, stop=stop)
+    heart = Heart(
+        LiveWorker(name, engine.traits),
+        brief_store,
+        reconciler,
+        stall_seconds=settings.stall_seconds,
+        stop=stop,
+    )
     runner = Runner(
         name,
         engine,

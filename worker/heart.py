@@ -10,6 +10,7 @@ import structlog
 
 from worker.errors import BrokerUnavailableError
 from worker.keyspace import BEAT_SECONDS
+from worker.live import LiveWorker
 from worker.reconciler import INTERVAL_SECONDS, Reconciler
 from worker.run import Run
 from worker.stop import Stop
@@ -23,7 +24,7 @@ class Heart(threading.Thread):
 
     def __init__(
         self,
-        worker: str,
+        worker: LiveWorker,
         store: JobStore,
         reconciler: Reconciler,
         *,

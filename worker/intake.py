@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from redis.asyncio import Redis
@@ -16,6 +16,7 @@ from worker.connection import broker_errors
 from worker.dispatch import rq_fields
 from worker.errors import NoWorkerError, QueueFullError, RequestNotFoundError
 from worker.job import Job, Status
+from worker.live import LiveWorker, read_all
 
 
 class Intake:
@@ -29,7 +30,7 @@ class Intake:
         self._look = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._submits = Batch(self._submit_all)
-        self._counts = Batch(self._count_for_all)
+        self._roll_calls = Batch(self._call_for_all)
 
     async def submit(
         self, params: GenerateParams, owner: str, *, needs_worker: bool = False
@@ -105,9 +106,9 @@ class Intake:
             if status is None or Status(status).is_final
         }
 
-    async def live_workers(self) -> int:
-        """How many workers have the model loaded and have beaten lately."""
-        return await self._counts.ask(None)
+    async def live_workers(self) -> list[LiveWorker]:
+        """The workers that have the model loaded and have beaten lately."""
+        return await self._roll_calls.ask(None)
 
     async def _submit_all(self, arguments: list[list[str | bytes | int]]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
@@ -121,8 +122,8 @@ class Intake:
             return await self._submit_all(arguments)
         return answers
 
-    async def _count_for_all(self, questions: list[None]) -> list[int]:
-        return [cast(int, await self._alive(keyspace.for_scripts()))] * len(questions)
+    async def _call_for_all(self, questions: list[None]) -> list[list[LiveWorker]]:
+        return [read_all(await self._alive(keyspace.for_scripts()))] * len(questions)
 
     async def _look_at_all(self, request_ids: list[str]) -> list[tuple[list[str], int | None]]:
         keys = [keyspace.WAITING, *map(keyspace.record, request_ids)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -60,6 +61,9 @@ class Job:
         position: place among the waiting, 1 is next; only when QUEUED.
         file_name: name in the output store; only when COMPLETED.
         file_size: bytes; only when COMPLETED.
+        precision: of the engine that made it, or empty; only when COMPLETED.
+        warnings_json: sentences for the client, a JSON list; only when COMPLETED. `warnings`
+            decodes them.
         error: text for the client; only when FAILED.
         error_code: its machine-readable form; only when FAILED.
     """
@@ -76,6 +80,8 @@ class Job:
     position: int | None = None
     file_name: str = ""
     file_size: int = 0
+    precision: str = ""
+    warnings_json: str = "[]"
     error: str = ""
     error_code: str = ""
 
@@ -97,6 +103,8 @@ class Job:
             position=position,
             file_name=record.get("file_name", ""),
             file_size=int(record.get("file_size", 0)),
+            precision=record.get("precision", ""),
+            warnings_json=record.get("warnings", "[]"),
             error=record.get("error", ""),
             error_code=record.get("error_code", ""),
         )
@@ -107,13 +115,19 @@ class Job:
         return GenerateParams.model_validate_json(self.params_json)
 
     @property
+    def warnings(self) -> list[str]:
+        """What the client should know about the video."""
+        warnings: list[str] = json.loads(self.warnings_json)
+        return warnings
+
+    @property
     def queue_seconds(self) -> float | None:
         """From the submit to the start of the last run."""
         return _seconds_between(self.created_at, self.started_at)
 
     @property
     def inference_seconds(self) -> float | None:
-        """The last run, from its start to the end: engine, encoder and publishing."""
+        """The last run, from its start to the end: denoising, video and publishing."""
         return _seconds_between(self.started_at, self.ended_at)
 
     @property

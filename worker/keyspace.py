@@ -17,7 +17,8 @@ SEQUENCE = "mochi:sequence"
 LEASES = "mochi:leases"
 """Sorted set: ids that are PROCESSING, by the broker's time in ms at which their lease ends."""
 WORKERS = "mochi:workers"
-"""Sorted set: workers with the model loaded, by the time in ms until which they count as alive."""
+"""Sorted set: workers with the model loaded, each with what its engine is (see `live.py`), by the
+time in ms until which they count as alive."""
 API_KEYS = "mochi:keys"
 """Hash: SHA-256 of an API key to what it may do."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import structlog
 
-from models.engine import Engine
+from models.engine import Clip, Engine
 from models.errors import EngineBrokenError, EngineError
 from models.video import encode
 from worker.errors import BrokerUnavailableError, StorageError
@@ -17,10 +17,12 @@ from worker.job import Job
 from worker.outputs import LocalOutputs
 from worker.run import GivenBack, LeaseLost, Run, TimeLimit
 from worker.stop import Stop
-from worker.store import JobStore, Lease
+from worker.store import JobStore, Lease, Result
 
 REFUSED_PAUSES = (1.0, 2.0, 4.0)
 """Seconds after which a broker that refused to take a result is asked again."""
+LOSSY = "The speed mode {} is on, which changes the picture."
+"""Among the warnings of every video that such an engine makes."""
 
 _log = structlog.get_logger()
 
@@ -64,7 +66,7 @@ class Runner:
         self._heart.run_now = run
         try:
             with run.watched():
-                size = self._make_video(job, run)
+                result = self._make_video(job, run)
         except LeaseLost:
             log.warning("run.lost")
         except GivenBack:
@@ -84,7 +86,7 @@ class Runner:
             log.exception("run.bug")
             self._fail(lease, "internal", "The worker failed on this request; its log says why.")
         else:
-            self._complete(lease, size)
+            self._complete(lease, result)
         finally:
             self._heart.run_now = None
 
@@ -94,38 +96,41 @@ class Runner:
         if self._store.start(lease, self._worker) is not None:
             self._store.give_back(lease)
 
-    def _make_video(self, job: Job, run: Run) -> int:
+    def _make_video(self, job: Job, run: Run) -> Result:
         name = self._outputs.name(job.request_id, run.lease.run)
         draft = self._outputs.draft(name)
         started = time.perf_counter()
         clip = self._engine.generate(job.params, run.on_step)
-        generated = time.perf_counter()
+        denoised = time.perf_counter()
         encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
         _log.info(
             "run.encoded",
             request_id=job.request_id,
-            engine_seconds=round(generated - started, 3),
-            encoder_seconds=round(time.perf_counter() - generated, 3),
+            denoising_seconds=round(denoised - started, 3),
+            video_seconds=round(time.perf_counter() - denoised, 3),
         )
-        return self._outputs.publish(name)
+        size = self._outputs.publish(name)
+        return Result(name, size, self._engine.traits.precision, self._warnings(clip))
 
-    def _complete(self, lease: Lease, size: int) -> None:
-        name = self._outputs.name(lease.request_id, lease.run)
-        if self._say_completed(lease, name, size):
-            _log.info("run.completed", request_id=lease.request_id, bytes=size)
+    def _warnings(self, clip: Clip) -> tuple[str, ...]:
+        return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))
+
+    def _complete(self, lease: Lease, result: Result) -> None:
+        if self._say_completed(lease, result):
+            _log.info("run.completed", request_id=lease.request_id, bytes=result.file_size)
         else:
-            self._outputs.remove(name)
+            self._outputs.remove(result.file_name)
             _log.warning("run.late", request_id=lease.request_id)
 
-    def _say_completed(self, lease: Lease, name: str, size: int) -> bool:
+    def _say_completed(self, lease: Lease, result: Result) -> bool:
         """Patiently, when the broker answers and refuses: the video took minutes of GPU time."""
         for pause in REFUSED_PAUSES:
             try:
-                return self._store.complete(lease, name, size)
+                return self._store.complete(lease, result)
             except BrokerUnavailableError:
                 _log.warning("run.refused", request_id=lease.request_id, again_in=pause)
                 time.sleep(pause)
-        return self._store.complete(lease, name, size)
+        return self._store.complete(lease, result)
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
         self._store.fail(lease, code, error)

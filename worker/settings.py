@@ -25,7 +25,7 @@ class WorkerSettings(EngineSettings):
 
     data_dir: Path = Field(
         default_factory=_default_data_dir,
-        description="Folder for videos, mock weights and the embedded broker.",
+        description="Folder for videos, weights, compiled code and the embedded broker.",
     )
     redis_url: str = Field(
         default="",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
 from redis import Redis
 
 from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.job import Job, Status
+from worker.live import LiveWorker, read_all
 
-_SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue")
+_SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue", "alive")
 _LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
 
 
@@ -22,6 +24,16 @@ class Lease:
 
     request_id: str
     run: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has made, and its record keeps; see `Job`."""
+
+    file_name: str
+    file_size: int
+    precision: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,17 @@ class JobStore:
         return Job.from_record(lease.request_id, fields)
 
     def beat(
-        self, worker: str, lease: Lease | None = None, step: int = 0, *, takes_more: bool = True
+        self,
+        worker: LiveWorker,
+        lease: Lease | None = None,
+        step: int = 0,
+        *,
+        takes_more: bool = True,
     ) -> bool:
         """Say that the worker lives and, with a lease, how far its run is.
 
         Args:
-            worker: its name.
+            worker: its name and engine, the same in every beat.
             lease: of the run that it is at.
             step: denoising steps done.
             takes_more: whether to count it among those that will run what waits.
@@ -79,24 +96,28 @@ class JobStore:
             False when the run is not ours any more: somebody took us for dead.
         """
         request_id, run = (lease.request_id, lease.run) if lease else ("", "")
-        answer = self._run("beat", request_id, worker, self._lease_ms, run, step, int(takes_more))
-        return bool(answer)
+        arguments = (str(worker), self._lease_ms, run, step, int(takes_more))
+        return bool(self._run("beat", request_id, *arguments))
 
-    def live_workers(self) -> list[str]:
-        """Names of the workers that have the model loaded and have beaten lately."""
-        with broker_errors():
-            seconds, micros = self._redis.time()
-            now_ms = seconds * 1000 + micros // 1000
-            return cast(list[str], self._redis.zrangebyscore(keyspace.WORKERS, now_ms, "+inf"))
+    def live_workers(self) -> list[LiveWorker]:
+        """The workers that have the model loaded and have beaten lately."""
+        return read_all(self._run("alive", ""))
 
-    def sign_off(self, worker: str) -> None:
+    def sign_off(self, worker: LiveWorker) -> None:
         """Say that the worker stops."""
         with broker_errors():
-            self._redis.zrem(keyspace.WORKERS, worker)
+            self._redis.zrem(keyspace.WORKERS, str(worker))
 
-    def complete(self, lease: Lease, file_name: str, file_size: int) -> bool:
+    def complete(self, lease: Lease, result: Result) -> bool:
         """PROCESSING -> COMPLETED, after the file is published. False when it is not ours."""
-        return self._finish(lease, Status.COMPLETED, "file_name", file_name, "file_size", file_size)
+        return self._finish(
+            lease,
+            Status.COMPLETED,
+            *("file_name", result.file_name),
+            *("file_size", result.file_size),
+            *("precision", result.precision),
+            *("warnings", json.dumps(result.warnings)),
+        )
 
     def fail(self, lease: Lease, error_code: str, error: str) -> bool:
         """PROCESSING -> FAILED, with a text for the client. False when it is not ours."""

@@ -1,82 +1,131 @@
-"""Mochi 1 as an `Engine`, over the pipeline of diffusers. Does not know where weights come from."""
+"""Mochi 1 as an `Engine`: a prompt to frames, through the parts of the model.
+
+Does not know where weights come from, nor why the parts are where they are.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from diffusers import MochiPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
-from models.engine import Clip, OnStep
+from models.engine import Clip, OnStep, Traits
 from models.errors import EngineBrokenError, OutOfMemoryError
-from models.params import GenerateParams
+from models.mochi.attention import Kernel, use_kernel
+from models.mochi.denoise import denoise
+from models.mochi.frames import to_host
+from models.mochi.modulation import Conditioner
+from models.mochi.schedule import Schedule
+from models.mochi.step_cache import StepCache
+from models.mochi.text import MOST_TOKENS, Prompt, TextEncoder
+from models.mochi.transformer import Core
+from models.mochi.vae import Decoder
+from models.params import TEMPORAL_FACTOR, GenerateParams
+
+SPATIAL_FACTOR = 8
+"""Pixels in a row for each latent one, and in a column."""
+LATENT_CHANNELS = 12
 
 
+@dataclass(frozen=True)
 class MochiEngine:
-    """Runs one request at a time, on the device that the pipeline was put on."""
+    """Runs one request at a time.
 
-    def __init__(self, pipeline: MochiPipeline, width: int, height: int) -> None:
-        """Make an engine.
+    Attributes:
+        text_encoder, conditioner, core, scheduler, decoder: the model, each part in its place.
+        device: where the latents are.
+        width, height: of a frame, pixels, multiples of 16.
+        traits: see `Engine`.
+        kernel: of the attention.
+        step_cache: threshold of the step cache; 0 is off.
+        remedy: what to do when the GPU's memory is too small, besides asking for fewer frames.
+    """
 
-        Args:
-            pipeline: with its weights loaded; the engine's own from now on.
-            width: pixels in a row of a frame, a multiple of 16.
-            height: rows of a frame, a multiple of 16.
-        """
-        pipeline.set_progress_bar_config(disable=True)
-        self._pipeline = pipeline
-        self._width = width
-        self._height = height
-
-    @property
-    def description(self) -> str:
-        """See `Engine`."""
-        device = self._pipeline.device
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        precision = str(self._pipeline.dtype).removeprefix("torch.")
-        return f"Mochi 1, {precision}, {where}"
+    text_encoder: TextEncoder
+    conditioner: Conditioner
+    core: Core
+    scheduler: FlowMatchEulerDiscreteScheduler
+    decoder: Decoder
+    device: torch.device
+    width: int
+    height: int
+    traits: Traits
+    kernel: Kernel
+    step_cache: float = 0.0
+    remedy: str = ""
 
     def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
-        """See `Engine`. The frames are all made, as bytes in main memory, when this returns.
+        """See `Engine`. The frames are decoded while they are drawn.
 
         Raises:
             OutOfMemoryError: the device is too small for so many frames.
             EngineBrokenError: an error of CUDA, after which it refuses this process all work.
         """
         with contextlib.suppress(torch.OutOfMemoryError), _broken_device():
-            return Clip(self._width, self._height, _bytes(self._frames(params, on_step)))
-        # The exception held the tensors of the failed run; without it their memory can go back.
+            prompts = {
+                name: self.text_encoder.encode(text)
+                for name, text in (
+                    ("negative_prompt", params.negative_prompt),
+                    ("prompt", params.prompt),
+                )
+            }
+            latents = self._denoise(params, list(prompts.values()), on_step)
+            frames = self._frames(latents, params)
+            return Clip(self.width, self.height, frames, tuple(_warnings(prompts)))
+        raise self._out_of_memory(params)
+
+    def _denoise(self, params: GenerateParams, prompts: list[Prompt], on_step: OnStep) -> Tensor:
+        schedule = Schedule.of(self.scheduler, params.steps)
+        away_from, towards = self.conditioner(
+            [prompt.embedding for prompt in prompts], schedule.timesteps
+        )
+        with use_kernel(self.kernel):
+            return denoise(
+                self.core,
+                self._noise(params),
+                (away_from, towards),
+                schedule,
+                guidance_scale=params.guidance_scale,
+                on_step=on_step,
+                cache=StepCache(self.step_cache) if self.step_cache else None,
+            )
+
+    def _noise(self, params: GenerateParams) -> Tensor:
+        """Made on the CPU, so that a seed means the same noise whatever the device."""
+        frames = (params.model_frames - 1) // TEMPORAL_FACTOR + 1
+        shape = (
+            *(1, LATENT_CHANNELS, frames),
+            *(self.height // SPATIAL_FACTOR, self.width // SPATIAL_FACTOR),
+        )
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(params.seed))
+        return noise.to(self.device)
+
+    def _frames(self, latents: Tensor, params: GenerateParams) -> Iterator[bytes]:
+        with contextlib.suppress(torch.OutOfMemoryError), _broken_device():
+            yield from to_host(self.decoder.decode(latents), params.frames)
+            return
+        raise self._out_of_memory(params)
+
+    def _out_of_memory(self, params: GenerateParams) -> OutOfMemoryError:
+        # The exception held the tensors of the failed run; it is gone, and they can be too.
         torch.cuda.empty_cache()
-        raise OutOfMemoryError(
-            f"The GPU has too little memory for {params.frames} frames. Ask for fewer frames."
+        return OutOfMemoryError(
+            f"The GPU has too little memory for {params.frames} frames. Ask for fewer frames"
+            f"{self.remedy}."
         )
 
-    def _frames(self, params: GenerateParams, on_step: OnStep) -> torch.Tensor:
-        """Generate; uint8 RGB of the shape (frames, height, width, 3), in main memory."""
 
-        def step_ended(_: MochiPipeline, index: int, *__: object) -> dict[str, Any]:
-            on_step(index + 1, params.steps)
-            return {}
-
-        video: torch.Tensor = self._pipeline(
-            prompt=params.prompt,
-            negative_prompt=params.negative_prompt,
-            width=self._width,
-            height=self._height,
-            num_frames=params.model_frames,
-            num_inference_steps=params.steps,
-            guidance_scale=params.guidance_scale,
-            # On the CPU, so that a seed means the same noise whatever the device.
-            generator=torch.Generator().manual_seed(params.seed),
-            callback_on_step_end=step_ended,
-            callback_on_step_end_tensor_inputs=[],
-            output_type="pt",
-        ).frames[0]
-        # Converted on the device: a quarter of the bytes to copy, and no work for the CPU.
-        wanted = video[: params.frames].float().mul(255).round().to(torch.uint8)
-        return wanted.permute(0, 2, 3, 1).contiguous().cpu()
+def _warnings(prompts: dict[str, Prompt]) -> Iterator[str]:
+    for name, prompt in prompts.items():
+        if prompt.is_cut:
+            yield (
+                f"`{name}` has {prompt.tokens} tokens, and the text encoder reads {MOST_TOKENS}: "
+                "its end was left out."
+            )
 
 
 @contextlib.contextmanager
@@ -87,8 +136,3 @@ def _broken_device() -> Iterator[None]:
         if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
             raise EngineBrokenError("The GPU failed.") from error
         raise
-
-
-def _bytes(frames: torch.Tensor) -> Iterator[bytes]:
-    for frame in frames:
-        yield frame.numpy().tobytes()

@@ -2,51 +2,146 @@
 
 from __future__ import annotations
 
-import re
+import os
 from pathlib import Path
 
 import diffusers
+import structlog
 import torch
 import transformers
-from diffusers import MochiPipeline
 from safetensors import SafetensorError
 
-from models.engine import Engine
+from models import weights
+from models.engine import Engine, Traits
 from models.errors import EngineUnavailableError
+from models.mochi import fp8, lora
+from models.mochi.assemble import Options, assemble
+from models.mochi.attention import choose_kernel
+from models.mochi.compiling import keep_on_disk
+from models.mochi.dummy import make_dummy
 from models.mochi.engine import MochiEngine
+from models.mochi.memory import PROFILES, Plan, choose_plan
+from models.mochi.mock import HEIGHT as MOCK_HEIGHT
+from models.mochi.mock import WIDTH as MOCK_WIDTH
 from models.mochi.mock import MockEngine, write_mock_checkpoint
-from models.params import HEIGHT, WIDTH
+from models.mochi.parts import Dtypes, Parts
+from models.params import HEIGHT, WIDTH, GenerateParams
 from models.settings import EngineSettings
 
-PARTS = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 """Of a folder of weights. Without the folder `tokenizer`, say, an empty one would be made up."""
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+DUMMY = "dummy"
+GIB = 2**30
+WARM_UP_FRAMES = 25
+"""Enough for every kind of chunk that the decoder meets."""
+
+_log = structlog.get_logger()
 
 
 def load(settings: EngineSettings, cache_dir: Path) -> Engine:
-    """Load Mochi, real or mock.
+    """Load Mochi, real, dummy or mock.
 
     Args:
-        settings: which weights, and the device of real ones; mock weights run on the CPU.
-        cache_dir: where the mock checkpoint is kept; made if missing. A hub download goes to the
-            Hugging Face cache instead.
+        settings: which weights, and where and how real ones are to run; mock weights run on the
+            CPU, in float32 and not compiled.
+        cache_dir: where mock and pulled weights and compiled code are kept; made if missing.
 
     Raises:
         EngineUnavailableError: no such device, no such weights; the text says what to type.
     """
-    _silence()
+    silence()
     if settings.mock:
-        # Threads that wait for each other over so little work cost more than they bring, and up to
-        # ten times as much where other processes want the same cores.
-        torch.set_num_threads(1)
-        return MockEngine(_pipeline(_mock_checkpoint(cache_dir), "", torch.float32))
-    _check(settings)
-    pipeline = _pipeline(settings.weights, settings.revision, torch.bfloat16)
-    return MochiEngine(_move(pipeline, settings.device), WIDTH, HEIGHT)
+        return _load_mock(settings, cache_dir)
+    _check(settings, cache_dir)
+    device = torch.device(settings.device)
+    torch.cuda.set_device(device)  # streams and events are those of the current device
+    keep_on_disk(cache_dir / "compiled")
+    # Videos of many lengths would otherwise leave gaps in the GPU's memory that fit nothing.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    plan = choose_plan(
+        torch.cuda.mem_get_info(device)[0] / GIB, settings.profile, settings.precision
+    )
+    _log.info(
+        "engine.profile", profile=plan.profile.name, precision=plan.precision, reason=plan.reason
+    )
+    engine = _assemble(settings, _parts(settings, plan, cache_dir, device), plan, device)
+    _warm_up(engine, compiles=settings.compile)
+    return engine
 
 
-def _silence() -> None:
+def _load_mock(settings: EngineSettings, cache_dir: Path) -> Engine:
+    # Threads that wait for each other over so little work cost more than they bring, and up to
+    # ten times as much where other processes want the same cores.
+    torch.set_num_threads(1)
+    parts = read_weights(_mock_checkpoint(cache_dir), Dtypes())
+    device = torch.device("cpu")
+    options = Options(
+        PROFILES["80gb"], choose_kernel("auto", device), step_cache=settings.step_cache
+    )
+    traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy)
+    return MockEngine(assemble(parts, options, traits, device, (MOCK_WIDTH, MOCK_HEIGHT)))
+
+
+def _parts(settings: EngineSettings, plan: Plan, cache_dir: Path, device: torch.device) -> Parts:
+    dtypes = plan_dtypes(plan)
+    if settings.weights == DUMMY:
+        parts = make_dummy(dtypes, device)
+    else:
+        folder = weights.find(settings.weights, settings.revision, cache_dir)
+        assert folder is not None  # noqa: S101 (`_check` has looked)
+        _log.info("engine.reading", folder=str(folder))
+        parts = read_weights(folder, dtypes)
+    lora.fuse(parts.transformer, lora.parse(settings.lora))
+    return parts
+
+
+def plan_dtypes(plan: Plan) -> Dtypes:
+    """What each part is loaded as. T5 on a CPU is fastest, too, in float32."""
+    is_reference = plan.precision == "reference"
+    return Dtypes(
+        text=torch.float32 if is_reference or plan.profile.text == "cpu" else torch.bfloat16,
+        transformer=torch.bfloat16,
+        vae=torch.float32 if is_reference else torch.bfloat16,
+    )
+
+
+def _assemble(
+    settings: EngineSettings, parts: Parts, plan: Plan, device: torch.device
+) -> MochiEngine:
+    if settings.fp8:
+        fp8.check(device)
+    options = Options(
+        plan.profile,
+        choose_kernel(settings.attention, device),
+        compiles=settings.compile,
+        fp8=settings.fp8,
+        step_cache=settings.step_cache,
+    )
+    name = "dummy weights" if settings.weights == DUMMY else "Mochi 1"
+    card = torch.cuda.get_device_name(device)
+    traits = Traits(name, card, plan.precision, plan.profile.name, options.lossy)
+    try:
+        return assemble(parts, options, traits, device, (WIDTH, HEIGHT))
+    except torch.OutOfMemoryError as error:
+        free, total = (size / GIB for size in torch.cuda.mem_get_info(device))
+        raise EngineUnavailableError(
+            f"The weights do not fit on {settings.device} with the profile {plan.profile.name}: "
+            f"{free:.1f} of its {total:.1f} GiB are left. Choose a smaller profile with "
+            "MOCHI_PROFILE, or another card with MOCHI_DEVICE=cuda:N."
+        ) from error
+
+
+def _warm_up(engine: MochiEngine, *, compiles: bool) -> None:
+    """Run everything once, so that no request waits for compilers and first launches."""
+    if compiles:
+        _log.info("engine.compiling", hint="minutes the first time, less at later starts")
+    params = GenerateParams(prompt="A red panda drinks tea", frames=WARM_UP_FRAMES, steps=10)
+    for _ in engine.generate(params, lambda _step, _steps: None).frames:
+        pass
+
+
+def silence() -> None:
     """Keep progress bars, and warnings that quote prompts, out of the worker's log."""
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
@@ -62,33 +157,24 @@ def _mock_checkpoint(cache_dir: Path) -> Path:
         ) from error
 
 
-def _pipeline(weights: str | Path, revision: str, dtype: torch.dtype) -> MochiPipeline:
+def read_weights(folder: Path, dtypes: Dtypes) -> Parts:
+    """Load a folder, into main memory.
+
+    Raises:
+        EngineUnavailableError: something in it is missing or damaged; the text says what to do.
+    """
     try:
-        # Only safetensors: a pickle runs whatever code its author put there.
-        return MochiPipeline.from_pretrained(
-            weights, revision=revision or None, dtype=dtype, use_safetensors=True
-        )
+        return Parts.read(folder, dtypes)
     except (OSError, ValueError, SafetensorError) as error:
         raise EngineUnavailableError(
-            f"The weights {weights} cannot be loaded: {error}\n"
-            "If a download broke off, start again; if it cannot work here, copy the weights from "
-            "another machine and type MOCHI_WEIGHTS=/path/to/folder."
+            f"The weights in {folder} cannot be loaded: {error}\n"
+            "`mochi-server weights verify` finds damaged files, `mochi-server weights pull` "
+            "fetches them again."
         ) from error
 
 
-def _move(pipeline: MochiPipeline, device: str) -> MochiPipeline:
-    try:
-        return pipeline.to(device)
-    except torch.OutOfMemoryError as error:
-        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
-        raise EngineUnavailableError(
-            f"The weights do not fit on {device}: {free:.0f} of its {total:.0f} GiB are free, and "
-            "they take 30 GiB before any request. Choose another with MOCHI_DEVICE=cuda:N."
-        ) from error
-
-
-def _check(settings: EngineSettings) -> None:
-    problems = [*_device_problems(settings.device), *_weights_problems(settings)]
+def _check(settings: EngineSettings, cache_dir: Path) -> None:
+    problems = [*_device_problems(settings.device), *_weights_problems(settings, cache_dir)]
     if problems:
         hint = "To try the server without a GPU and without weights: mochi-server up --mock"
         raise EngineUnavailableError("\n".join([*problems, hint]))
@@ -108,25 +194,16 @@ def _device_problems(device: str) -> list[str]:
     return []
 
 
-def _weights_problems(settings: EngineSettings) -> list[str]:
-    weights, folder = settings.weights, Path(settings.weights)
-    if folder.is_dir():
-        missing = ", ".join(part for part in PARTS if not (folder / part).exists())
-        if not missing:
-            return []
-        return [
-            f"The folder MOCHI_WEIGHTS={weights} lacks {missing}: it must hold the weights in the "
-            "layout of diffusers, as `hf download genmo/mochi-1-preview` writes them."
-        ]
-    if not HUB_ID.fullmatch(weights):
-        return [
-            f"There is no folder MOCHI_WEIGHTS={weights}. "
-            "Type MOCHI_WEIGHTS=/path/to/folder, or a hub id such as genmo/mochi-1-preview."
-        ]
-    if not settings.revision:
-        return [
-            f"There is no folder of weights: {weights} is a hub id, and needs the commit to load. "
-            f"Pick one at https://huggingface.co/{weights}/commits/main and type "
-            "MOCHI_REVISION=<its 40 hex digits>; or type MOCHI_WEIGHTS=/path/to/folder."
-        ]
-    return []
+def _weights_problems(settings: EngineSettings, cache_dir: Path) -> list[str]:
+    if settings.weights == DUMMY:
+        return []
+    folder = weights.find(settings.weights, settings.revision, cache_dir)
+    if folder is None:
+        return [weights.absent(settings.weights, settings.revision, cache_dir)]
+    missing = ", ".join(part for part in PARTS if not (folder / part).exists())
+    if not missing:
+        return []
+    return [
+        f"The folder MOCHI_WEIGHTS={settings.weights} lacks {missing}: it must hold the weights in "
+        "the layout of diffusers, as `mochi-server weights pull` writes them."
+    ]

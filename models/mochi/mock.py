@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import string
 import tempfile
-import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import (
     AutoencoderKLMochi,
     FlowMatchEulerDiscreteScheduler,
-    MochiPipeline,
     MochiTransformer3DModel,
 )
 from PIL import Image
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from models.caption import CANVAS, caption_lines, draw
-from models.engine import Clip, OnStep
-from models.mochi.engine import MochiEngine
+from models.engine import Clip, Engine, OnStep, Traits
+from models.mochi.parts import Parts
+from models.mochi.randomise import random_values
 from models.params import GenerateParams
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when what is written below changes, so that an older checkpoint is not reused."""
 
 SEED = 1
@@ -43,22 +43,18 @@ TEXT_WIDTH = 32
 class MockEngine:
     """A Mochi with mock weights, whose small pictures are enlarged and captioned."""
 
-    def __init__(self, pipeline: MochiPipeline) -> None:
-        """Make an engine of a loaded mock checkpoint."""
-        self._engine = MochiEngine(pipeline, WIDTH, HEIGHT)
+    def __init__(self, engine: Engine) -> None:
+        """Make an engine of one that holds the mock checkpoint."""
+        self._engine = engine
 
     @property
-    def description(self) -> str:
+    def traits(self) -> Traits:
         """See `Engine`."""
-        return f"mock weights, {self._engine.description}"
+        return self._engine.traits
 
     def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
         """See `Engine`."""
-        with warnings.catch_warnings():
-            # Diffusers asks for an autocast that a CPU does not need, and torch says so each step.
-            warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)
-            clip = self._engine.generate(params, on_step)
-        return _captioned(clip, params)
+        return _captioned(self._engine.generate(params, on_step), params)
 
 
 def write_mock_checkpoint(cache_dir: Path) -> Path:
@@ -77,7 +73,7 @@ def write_mock_checkpoint(cache_dir: Path) -> Path:
         return checkpoint
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir) as draft:
-        _pipeline().save_pretrained(draft)
+        _parts().pipeline().save_pretrained(draft)
         try:
             Path(draft).rename(checkpoint)
         except OSError:
@@ -93,22 +89,23 @@ def _captioned(clip: Clip, params: GenerateParams) -> Clip:
             draw(picture, caption_lines(params, number))
             yield picture.tobytes()
 
-    return Clip(*CANVAS, frames())
+    return replace(clip, width=CANVAS[0], height=CANVAS[1], frames=frames())
 
 
-def _pipeline() -> MochiPipeline:
-    tokenizer = _tokenizer()
+def _parts() -> Parts:
+    tokenizer = character_tokenizer()
     transformer, vae, text_encoder = _transformer(), _vae(), _text_encoder(len(tokenizer))
     generator = torch.Generator().manual_seed(SEED)
     for module in (transformer, vae, text_encoder):
-        _randomise(module, generator)
+        for name, parameter in module.named_parameters():
+            parameter.data = random_values(name, parameter.shape, generator)
     vae.decoder.proj_out.weight.data *= CONTRAST
-    return MochiPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        transformer=transformer,
+    return Parts(
+        tokenizer,
+        text_encoder,
+        transformer,
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae,
     )
 
 
@@ -146,24 +143,8 @@ def _text_encoder(vocabulary: int) -> T5EncoderModel:
     )
 
 
-def _tokenizer() -> T5Tokenizer:
+def character_tokenizer() -> T5Tokenizer:
     """A T5 tokenizer whose tokens are single ASCII characters; all others are unknown."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     characters = [(character, -1.0) for character in "▁" + string.printable.strip()]
     return T5Tokenizer(vocab=special + characters, extra_ids=0, model_max_length=256)
-
-
-def _randomise(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Give every parameter a random value, those that start as 0 or 1 too.
-
-    Otherwise some inputs would not matter: with the stock `pos_frequencies` of zeros, say,
-    positions make no difference.
-    """
-    for name, parameter in module.named_parameters():
-        torch.nn.init.normal_(parameter, std=_std(parameter), generator=generator)
-        if parameter.dim() == 1 and name.endswith("weight"):
-            parameter.data += 1  # a norm's scale
-
-
-def _std(parameter: torch.nn.Parameter) -> float:
-    return 0.1 if parameter.dim() == 1 else float(parameter[0].numel() ** -0.5)

@@ -1,7 +1,8 @@
 """`mochi-server bench request`: where the time of the default request goes, on mock weights.
 
-A client's time is engine + encoder + the rest; the rest is what this server adds to the work:
-HTTP, the queue, the store, publishing the file and sending it.
+A client's time is denoising + video + the rest. The video's part is to decode the latents and to
+encode the frames, which go hand in hand; the rest is what this server adds to the work: HTTP, the
+queue, the store, publishing the file and sending it.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ class Times:
     """Seconds of one request: as the client saw it, and as the worker logged it."""
 
     total: float
-    engine: float
-    encoder: float
+    denoising: float
+    video: float
 
     @property
     def row(self) -> tuple[float, float, float, float]:
-        """All of them, and what is neither engine nor encoder."""
-        return self.total, self.engine, self.encoder, self.total - self.engine - self.encoder
+        """All of them, and what is neither denoising nor video."""
+        return self.total, self.denoising, self.video, self.total - self.denoising - self.video
 
 
 def run(count: int) -> None:
     """Measure `count` requests, one after the other, and print their times and medians."""
     table = Table(title=f"{EXAMPLE_REQUEST['frames']} frames, {EXAMPLE_REQUEST['steps']} steps")
-    for heading in ("request", "total s", "engine s", "encoder s", "the rest s"):
+    for heading in ("request", "total s", "denoising s", "video s", "the rest s"):
         table.add_column(heading, justify="right")
     measured = list(_measure(count))
     for number, times in enumerate(measured, start=1):
@@ -82,7 +83,7 @@ def _times(total: float, log: Path, request_id: str) -> Times:
     for line in log.read_text().splitlines():
         event = json.loads(line)
         if event["event"] == "run.encoded" and event["request_id"] == request_id:
-            return Times(total, event["engine_seconds"], event["encoder_seconds"])
+            return Times(total, event["denoising_seconds"], event["video_seconds"])
     raise LookupError(request_id)
 
 

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from models.params import MODEL
 from server.answers import answer
 from server.documents import errors
-from server.schemas import HealthBody, ReadyBody, VersionBody
+from server.schemas import HealthBody, ReadyBody, VersionBody, engine_body
 from server.services import Call
 from worker.errors import BrokerUnavailableError
 
@@ -39,13 +39,18 @@ async def readyz(request: Request) -> Response:
         return _not_ready(["The broker does not answer: check MOCHI_REDIS_URL."])
     if not workers:
         return _not_ready(["No live worker: start one with `mochi-server worker`."])
-    return answer(ReadyBody(status="ready", live_workers=workers, missing=[]))
+    return answer(ReadyBody(status="ready", live_workers=len(workers), missing=[]))
 
 
 @router.get("/version", response_model=VersionBody, responses=errors(500))
-async def version() -> Response:
-    """What runs here."""
-    return answer(VersionBody(version=VERSION, model=MODEL))
+async def version(request: Request) -> Response:
+    """What runs here: the version, and the engines of the live workers."""
+    try:
+        workers = await Call.of(request).services.intake.live_workers()
+    except BrokerUnavailableError:
+        workers = []  # the version is known all the same
+    engines = [engine_body(worker.engine) for worker in workers]
+    return answer(VersionBody(version=VERSION, model=MODEL, engines=engines))
 
 
 @router.get("/docs", include_in_schema=False)

@@ -53,6 +53,47 @@ def worker_of(
     return next(worker for worker in workers if f"-{worker.pid}-" in name)
 
 
+FAKE = {
+    "model": "fake engine",
+    "device": "CPU",
+    "precision": "none",
+    "profile": "",
+    "lossy": [],
+}
+"""What /version says of a worker with the fake engine."""
+
+
+def engines(stack: Stack) -> list[dict[str, Any]]:
+    answer = stack.http().get("/version")
+    assert answer.status_code == 200
+    engines: list[dict[str, Any]] = answer.json()["engines"]
+    return engines
+
+
+def test_version_names_the_engines_of_workers_while_they_are_alive(stack: Stack) -> None:
+    assert engines(stack) == []
+    told, killed = (stack.start_worker(lease_seconds="2") for _ in range(2))
+    assert engines(stack) == [FAKE, FAKE]
+    stack.redis.delete("mochi:workers")
+    assert eventually(lambda: engines(stack) == [FAKE, FAKE])
+    told.terminate()
+    assert told.wait(30) == 0
+    assert engines(stack) == [FAKE]
+    killed.kill()
+    eventually(lambda: engines(stack) == [], seconds=10)
+
+
+def test_version_answers_without_the_broker(stack: Stack) -> None:
+    worker = stack.start_worker()
+    client = stack.http()
+    whole = client.get("/version").json()
+    stack.broker.stop()
+    assert client.get("/version").json() == whole | {"engines": []}
+    stack.broker.start()
+    assert eventually(lambda: client.get("/version").json()["engines"]) == whole["engines"]
+    assert worker.poll() is None
+
+
 def test_a_killed_workers_request_is_finished_by_another_and_seen_once(stack: Stack) -> None:
     workers = [stack.start_worker() for _ in range(2)]
     key = stack.key()

@@ -401,6 +401,9 @@ def _assert_down(client: httpx.Client, status_url: str) -> None:
     assert "broker" in ready.json()["missing"][0]
     assert time.monotonic() - began < SOON_SECONDS
     assert client.get("/healthz").is_success
+    began = time.monotonic()
+    assert client.get("/version").json()["engines"] == []
+    assert time.monotonic() - began < SOON_SECONDS
 
 
 # 504

@@ -80,6 +80,12 @@ def test_the_same_seed_gives_the_same_frames_and_another_does_not(mock_server: S
     assert not np.array_equal(first[:, above_caption], other[:, above_caption])
 
 
+def test_a_result_says_in_what_precision_it_was_computed(mock_server: Stack) -> None:
+    result = mock_server.sdk().run("mochi-1", prompt="a pond", frames=1, steps=10)
+    assert result["precision"] == "float32"
+    assert result["warnings"] == []
+
+
 def test_the_times_of_the_api_pages_example_add_up(mock_server: Stack) -> None:
     result = mock_server.sdk().run("mochi-1", **EXAMPLE_REQUEST)
     metrics = result["metrics"]

@@ -55,6 +55,29 @@ def test_poll_url_answers_as_the_result_does(server: Stack) -> None:
     assert httpx.get(poll_url, headers={"x-api-key": key}).json() == result
 
 
+def test_warnings_come_with_the_end_and_not_before(server: Stack) -> None:
+    job = server.sdk().submit_async("mochi-1", prompt="fake:warn The prompt was cut.", frames=1)
+    followed = [job.status()]
+    while followed[-1]["status"] != "COMPLETED":
+        followed.append(job.status())
+    before, after = followed[:-1], followed[-1]
+    assert {body["status"] for body in before} <= {"QUEUED", "PROCESSING"}
+    assert before
+    assert not [body for body in before if "warnings" in body or "precision" in body]
+    assert after["warnings"] == ["The prompt was cut."]
+    assert job.result()["warnings"] == ["The prompt was cut."]
+
+
+def test_what_is_as_it_was_asked_for_has_an_empty_list_of_warnings(server: Stack) -> None:
+    job = server.sdk().submit_async("mochi-1", prompt="a pond", frames=1)
+    result = job.wait(timeout=30, interval=0.05)
+    assert result["warnings"] == job.status()["warnings"] == []
+
+
+def test_pictures_without_a_model_have_no_precision(server: Stack) -> None:
+    assert "precision" not in server.sdk().run("mochi-1", prompt="a pond", frames=1)
+
+
 def test_a_failed_request_raises_inference_failed_with_its_detail(server: Stack) -> None:
     job = server.sdk().submit_async("mochi-1", prompt="fake:fail the lens cap was on")
     with pytest.raises(InferenceFailed) as failure:

@@ -18,6 +18,7 @@ import pytest
 from segmind import SegmindClient
 
 from server.listener import free_port
+from server.weights import has_nvidia_gpu
 from tests.stack import eventually
 
 COMMAND = str(Path(sys.executable).with_name("mochi-server"))
@@ -211,6 +212,22 @@ def test_a_bad_setting_stops_the_start_and_is_named(settings: dict[str, str], sa
         assert said in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--profile", "3gb", "MOCHI_PROFILE: got '3gb'. Input should be 'auto', '80gb'"),
+        ("--step-cache", "1.5", "MOCHI_STEP_CACHE: got '1.5'"),
+    ],
+)
+def test_a_bad_value_of_an_option_stops_the_start_and_is_named(
+    option: str, value: str, said: str
+) -> None:
+    for command in ("up", "worker"):
+        refused = run(command, option, value)
+        assert refused.returncode == 78
+        assert said in refused.stderr
+
+
 def test_gateway_and_worker_say_that_they_need_a_broker() -> None:
     for command in ("gateway", "worker"):
         refused = run(command)
@@ -218,11 +235,13 @@ def test_gateway_and_worker_say_that_they_need_a_broker() -> None:
         assert "MOCHI_REDIS_URL is empty" in refused.stderr
 
 
-def test_without_a_gpu_and_weights_up_says_what_is_missing_and_what_to_type(tmp_path: Path) -> None:
+@pytest.mark.skipif(has_nvidia_gpu(), reason="there is a GPU")
+def test_without_a_gpu_up_says_so_and_what_to_type(tmp_path: Path) -> None:
     refused = run("up", "--data-dir", str(tmp_path / "data"), "--port", "0")
     assert refused.returncode == 78
-    for words in ("no CUDA device", "MOCHI_REVISION=", "MOCHI_WEIGHTS=", "mochi-server up --mock"):
+    for words in ("no NVIDIA GPU", "mochi-server up --mock"):
         assert words in refused.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_key_is_printed_alone(tmp_path: Path) -> None:
@@ -243,7 +262,18 @@ def test_generate_says_what_to_do_when_there_is_no_server(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "gateway", "worker", "generate", "keys create", "bench gateway", "bench request"],
+    [
+        "up",
+        "gateway",
+        "worker",
+        "generate",
+        "keys create",
+        "bench gateway",
+        "bench request",
+        "weights pull",
+        "weights verify",
+        "weights path",
+    ],
 )
 def test_the_help_of_a_command_has_an_example(command: str) -> None:
     helped = run(*command.split(), "--help")

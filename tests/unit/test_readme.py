@@ -79,7 +79,8 @@ def _settings() -> list[str]:
 def _default(name: str, default: object) -> str:
     if name == "data_dir":
         return "`~/.local/share/mochi-server`"
-    return "" if default == "" else f"`{str(default).lower() if default is False else default}`"
+    shown = str(default).lower() if isinstance(default, bool) else default
+    return "" if default == "" else f"`{shown}`"
 
 
 @pytest.mark.parametrize("table", [_routes, _errors, _parameters, _settings])

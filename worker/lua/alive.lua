@@ -1,2 +1,2 @@
--- How many workers are alive by the broker's clock.
-return redis.call('ZCOUNT', keys.workers, text(now_ms()), '+inf')
+-- The workers that are alive by the broker's clock.
+return redis.call('ZRANGEBYSCORE', keys.workers, text(now_ms()), '+inf')

@@ -1,5 +1,5 @@
 -- The worker lives, and so does its run, if it has one.
--- ARGV: id or '', worker, lease in ms, run, step, whether it takes more (0 or 1).
+-- ARGV: id or '', worker with its engine, lease in ms, run, step, whether it takes more (0 or 1).
 -- Returns 0 when the run is no longer the worker's.
 local id, lease_ms = ARGV[1], ARGV[3]
 local now = now_ms()

@@ -46,7 +46,7 @@ def run_blocked(code: str) -> str:
 def test_the_fake_engine_can_be_asked_for(tmp_path: Path) -> None:
     engine = build_engine(EngineSettings(engine="fake", fake_step_seconds=0.5), tmp_path)
     assert isinstance(engine, FakeEngine)
-    assert engine.description == "fake engine, 0.5 s a step"
+    assert str(engine.traits) == "fake engine, CPU, none"
 
 
 def test_the_fake_engine_needs_none_of_the_workers_libraries() -> None:

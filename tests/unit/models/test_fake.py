@@ -38,7 +38,7 @@ def sleeper(record: list[float]) -> Callable[[float], None]:
 
 def test_it_is_an_engine() -> None:
     engine: Engine = FakeEngine(0.25)
-    assert engine.description == "fake engine, 0.25 s a step"
+    assert str(engine.traits) == "fake engine, CPU, none"
 
 
 @pytest.mark.parametrize("frames", [1, 2, 52, 160])
@@ -99,6 +99,14 @@ def test_a_command_is_obeyed_halfway(prompt: str, error: type[Exception], text: 
         engine.generate(params(prompt), lambda step, _: steps.append(step))
     assert steps == [1, 2, 3, 4, 5]
     assert list(engine.generate(params(), ignore).frames)
+
+
+def test_a_clip_carries_the_warning_that_it_is_told_to_and_no_other() -> None:
+    engine = FakeEngine(0)
+    warned = engine.generate(params("fake:warn The prompt was cut."), ignore)
+    assert warned.warnings == ("The prompt was cut.",)
+    assert len(list(warned.frames)) == 3
+    assert engine.generate(params(), ignore).warnings == ()
 
 
 def test_the_crash_command_ends_the_process_at_once() -> None:

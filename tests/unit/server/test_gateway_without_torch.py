@@ -15,7 +15,8 @@ SCRIPT = """
 import asyncio, json, sys
 from importlib.abc import MetaPathFinder
 
-BLOCKED = {"torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "imageio_ffmpeg"}
+BLOCKED = {"torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "imageio_ffmpeg",
+           "huggingface_hub"}
 
 class Absent(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):

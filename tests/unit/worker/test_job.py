@@ -35,7 +35,7 @@ def test_what_can_never_change_is_final() -> None:
 def test_a_record_is_read_as_the_store_keeps_it() -> None:
     ended = job(
         status="COMPLETED", attempt=2, started_at=3500, ended_at=9000, step=30,
-        file_name="a.mp4", file_size=17, run="r", worker="w",
+        file_name="a.mp4", file_size=17, precision="bf16", warnings='["cut"]', run="r", worker="w",
     )  # fmt: skip
     assert ended == Job(
         request_id="an-id",
@@ -49,8 +49,16 @@ def test_a_record_is_read_as_the_store_keeps_it() -> None:
         step=30,
         file_name="a.mp4",
         file_size=17,
+        precision="bf16",
+        warnings_json='["cut"]',
     )
     assert ended.params == params(steps=30)
+    assert ended.warnings == ["cut"]
+
+
+def test_before_the_end_there_is_nothing_to_say_of_a_video() -> None:
+    running = job(status="PROCESSING", started_at=3500)
+    assert (running.file_name, running.precision, running.warnings) == ("", "", [])
 
 
 def test_times_are_between_submit_last_start_and_end() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from tests.jobs import end_lease, find, pop, submit, waiting
+from tests.jobs import end_lease, find, live, pop, submit, waiting
 from worker import keyspace
 from worker.job import Status
 from worker.reconciler import MISSING_SECONDS, MOST_REPAIRS, POPPED_SECONDS, Reconciler
@@ -103,7 +103,7 @@ def test_a_worker_that_beats_after_an_outage_keeps_its_run(
     request_id = start(bench, redis, redis_url)
     bench.sleep(3 * LEASE_SECONDS)
     bench.look(1)
-    assert bench.store.beat("ann", Lease(request_id, "run"), 3)
+    assert bench.store.beat(live(), Lease(request_id, "run"), 3)
     bench.look(2 * LEASE_SECONDS)
     assert find(redis_url, request_id).attempt == 1
     assert find(redis_url, request_id).status is Status.PROCESSING

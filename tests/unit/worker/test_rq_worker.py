@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -139,7 +139,7 @@ def test_a_broken_engine_ends_the_worker_as_a_failure(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(FakeEngine):
-        def _obey(self, command: str) -> None:
+        def _obey(self, command: str) -> NoReturn:
             raise EngineBrokenError(command)
 
     monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)

@@ -10,21 +10,22 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from models.engine import Clip, Engine, OnStep
+from models.engine import Clip, Engine, OnStep, Traits
 from models.errors import EngineBrokenError
 from models.fake import FakeEngine
 from models.params import GenerateParams
-from tests.jobs import end_lease, find, pop, submit, waiting
+from tests.jobs import end_lease, find, live, pop, submit, waiting
 from worker import keyspace
 from worker.errors import BrokerUnavailableError
 from worker.heart import Heart
 from worker.job import Job, Status
+from worker.live import LiveWorker
 from worker.outputs import LocalOutputs
 from worker.reconciler import Reconciler
 from worker.run import Run
 from worker.runner import Runner
 from worker.stop import Stop
-from worker.store import JobStore, Lease, Recovery
+from worker.store import JobStore, Lease, Recovery, Result
 
 
 class Hooked(FakeEngine):
@@ -76,7 +77,7 @@ class Desk:
         self.store = JobStore(redis, lease_seconds=10, retention_seconds=60)
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
-        self.heart = Heart("ann", self.store, reconciler, stall_seconds=60, stop=self.stop)
+        self.heart = Heart(live("ann"), self.store, reconciler, stall_seconds=60, stop=self.stop)
 
     def runner(self, engine: Engine, run_seconds: float = 60) -> Runner:
         return Runner(
@@ -125,13 +126,35 @@ def test_the_video_is_there_before_the_record_says_so(desk: Desk) -> None:
     seen: list[list[str]] = []
 
     class Watched(JobStore):
-        def complete(self, lease: Lease, file_name: str, file_size: int) -> bool:
+        def complete(self, lease: Lease, result: Result) -> bool:
             seen.append(desk.files())
-            return super().complete(lease, file_name, file_size)
+            return super().complete(lease, result)
 
     desk.store = Watched(desk.redis, lease_seconds=10, retention_seconds=60)
     job = desk.run(Hooked())
     assert seen == [[job.file_name]]
+
+
+class Lossy(FakeEngine):
+    """One that computes as real engines do."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits("Mochi 1", "a card", "bf16", "24gb", ("fp8", "step_cache"))
+
+
+def test_a_record_has_the_warnings_of_its_video_then_those_of_its_engine(desk: Desk) -> None:
+    job = desk.run(Lossy(0), "fake:warn The prompt was cut.")
+    assert job.precision == "bf16"
+    assert job.warnings == [
+        "The prompt was cut.",
+        "The speed mode fp8 is on, which changes the picture.",
+        "The speed mode step_cache is on, which changes the picture.",
+    ]
+
+
+def test_there_is_mostly_nothing_to_warn_of(desk: Desk) -> None:
+    assert desk.run(FakeEngine(0)).warnings == []
 
 
 @pytest.mark.parametrize(
@@ -169,11 +192,11 @@ class Refusing(JobStore):
 
     times = 0
 
-    def complete(self, lease: Lease, file_name: str, file_size: int) -> bool:
+    def complete(self, lease: Lease, result: Result) -> bool:
         self.times -= 1
         if self.times >= 0:
             raise BrokerUnavailableError
-        return super().complete(lease, file_name, file_size)
+        return super().complete(lease, result)
 
 
 @pytest.fixture
@@ -201,7 +224,7 @@ def test_a_result_that_is_refused_for_long_is_left_to_the_lease(
 
 
 def test_a_worker_that_must_stop_beats_for_its_run_and_counts_no_more(desk: Desk) -> None:
-    beats: list[tuple[list[str], list[str]]] = []
+    beats: list[tuple[list[LiveWorker], list[str]]] = []
 
     def beat(_step: int) -> None:
         desk.heart._beat()
@@ -210,7 +233,7 @@ def test_a_worker_that_must_stop_beats_for_its_run_and_counts_no_more(desk: Desk
         desk.stop.soon = True
 
     job = desk.run(Hooked(beat))
-    assert beats[0] == (["ann"], [job.request_id])
+    assert beats[0] == ([live("ann")], [job.request_id])
     assert beats[1] == ([], [job.request_id])
     assert job.status is Status.COMPLETED
 

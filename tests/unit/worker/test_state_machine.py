@@ -31,12 +31,12 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.jobs import OWNER, end_lease, params, pop
+from tests.jobs import OWNER, end_lease, live, params, pop
 from worker import keyspace, scripts
 from worker.errors import QueueFullError
 from worker.intake import Intake
 from worker.job import TRANSITIONS, Job, Status
-from worker.store import JobStore, Lease, Recovery
+from worker.store import JobStore, Lease, Recovery, Result
 
 MOST_WAITING = 4
 LEASE_SECONDS = 30
@@ -180,14 +180,14 @@ class Requests(RuleBasedStateMachine):
     @rule(lease=leases, worker=WORKERS, step=integers(1, 10))
     def beat(self, lease: Lease, worker: str, step: int) -> None:
         holds = self.holds(lease)
-        assert self.store.beat(worker, lease, step) == holds
+        assert self.store.beat(live(worker), lease, step) == holds
         if holds:
             assert self.redis.hget(keyspace.record(lease.request_id), "step") == str(step)
 
     @rule(lease=leases, lost=booleans())
     def complete(self, lease: Lease, lost: bool) -> None:
-        name = f"{lease.request_id}-{lease.run}.mp4"
-        self.end(lease, lambda: self.store.complete(lease, name, 1000), lost, Status.COMPLETED)
+        result = Result(f"{lease.request_id}-{lease.run}.mp4", 1000, "bf16", ("Cut.",))
+        self.end(lease, lambda: self.store.complete(lease, result), lost, Status.COMPLETED)
 
     @rule(lease=leases, lost=booleans())
     def fail(self, lease: Lease, lost: bool) -> None:
@@ -332,7 +332,8 @@ class Requests(RuleBasedStateMachine):
         for name, job in jobs.items():
             before = self.last.get(name)
             assert 0 <= job.attempt <= keyspace.MOST_ATTEMPTS
-            assert bool(job.file_name) == (job.status is Status.COMPLETED)
+            is_completed = job.status is Status.COMPLETED
+            assert {bool(job.file_name), bool(job.precision), bool(job.warnings)} == {is_completed}
             assert bool(job.error_code) == (job.status is Status.FAILED)
             if before is None:
                 assert (job.status, job.attempt) == (Status.QUEUED, 0)

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
-from tests.jobs import OWNER, end_lease, find, intake, params, pop, submit, waiting
+from models.engine import Traits
+from tests.jobs import OWNER, end_lease, find, intake, live, params, pop, submit, waiting
 from worker import keyspace
 from worker.connection import connect_briefly
 from worker.errors import (
@@ -19,9 +20,11 @@ from worker.errors import (
     RequestNotFoundError,
 )
 from worker.job import Status
-from worker.store import JobStore, Lease, Recovery
+from worker.live import LiveWorker
+from worker.store import JobStore, Lease, Recovery, Result
 
 REAPERS = 3
+RESULT = Result("a.mp4", 17)
 
 
 @pytest.fixture
@@ -112,19 +115,57 @@ def test_who_needs_a_worker_is_refused_when_none_beats(
     with pytest.raises(NoWorkerError):
         submit_and_wait()
     assert not redis.keys("mochi:request:*")
-    store.beat("ann")
+    store.beat(live("ann"))
     assert find(redis_url, submit_and_wait()).status is Status.QUEUED
-    store.sign_off("ann")
+    store.sign_off(live("ann"))
     with pytest.raises(NoWorkerError):
         submit_and_wait()
 
 
 def test_a_worker_that_is_silent_for_a_lease_counts_as_dead(redis: Redis, redis_url: str) -> None:
-    JobStore(redis, lease_seconds=0.05, retention_seconds=60).beat("ann")
-    JobStore(redis, lease_seconds=10, retention_seconds=60).beat("bob")
+    JobStore(redis, lease_seconds=0.05, retention_seconds=60).beat(live("ann"))
+    JobStore(redis, lease_seconds=10, retention_seconds=60).beat(live("bob"))
     time.sleep(0.06)
-    assert intake(redis_url, lambda it: it.live_workers()) == 1
-    assert JobStore(redis, lease_seconds=10, retention_seconds=60).live_workers() == ["bob"]
+    assert intake(redis_url, lambda it: it.live_workers()) == [live("bob")]
+    assert JobStore(redis, lease_seconds=10, retention_seconds=60).live_workers() == [live("bob")]
+
+
+def test_a_live_worker_is_read_as_it_told_of_itself(store: JobStore, redis_url: str) -> None:
+    traits = Traits("Mochi 1", 'A card, of "some" kind', "bf16", "24gb", ("fp8", "größer"))
+    told = LiveWorker("zoe", traits)
+    for worker in (told, live("ann"), told):
+        store.beat(worker)
+    assert store.live_workers() == [live("ann"), told]
+    assert intake(redis_url, lambda it: it.live_workers()) == [live("ann"), told]
+
+
+def test_a_broker_that_has_lost_its_workers_knows_them_after_the_next_beat(
+    store: JobStore, redis: Redis
+) -> None:
+    store.beat(live("ann"))
+    redis.flushall()
+    assert store.live_workers() == []
+    store.beat(live("ann"))
+    assert store.live_workers() == [live("ann")]
+
+
+def test_nothing_is_kept_of_workers_that_died_or_signed_off(store: JobStore, redis: Redis) -> None:
+    hasty = JobStore(redis, lease_seconds=0.05, retention_seconds=60)
+    for number in range(20):
+        hasty.beat(live(f"dead-{number}"))
+    time.sleep(0.06)
+    store.beat(live("ann"))
+    assert redis.keys() == [keyspace.WORKERS]
+    assert redis.zcard(keyspace.WORKERS) == 1
+    store.sign_off(live("ann"))
+    assert redis.keys() == []
+
+
+def test_what_no_worker_of_ours_wrote_is_no_live_worker(store: JobStore, redis: Redis) -> None:
+    store.beat(live("ann"))
+    for planted in ("EVIL", "{}", '{"name": "eve"}', '{"name": 1, "engine": null}'):
+        redis.zadd(keyspace.WORKERS, {planted: "+inf"})
+    assert store.live_workers() == [live("ann")]
 
 
 def test_a_beat_makes_the_lease_longer(redis: Redis, redis_url: str) -> None:
@@ -134,7 +175,7 @@ def test_a_beat_makes_the_lease_longer(redis: Redis, redis_url: str) -> None:
     for step in range(5):
         time.sleep(0.1)
         assert store.reap(lease.request_id) is None
-        assert store.beat("ann", lease, step)
+        assert store.beat(live(), lease, step)
     time.sleep(0.31)
     assert store.overdue().expired == [lease.request_id]
     assert store.reap(lease.request_id) is Recovery.REQUEUED
@@ -146,7 +187,7 @@ def test_an_ended_request_is_kept_for_the_retention(redis: Redis, redis_url: str
     waits = submit(redis_url)
     lease = started(store, redis)
     assert redis.pttl(keyspace.record(lease.request_id)) == -1
-    assert store.complete(lease, "a.mp4", 17)
+    assert store.complete(lease, RESULT)
     assert store.exists(lease.request_id)
     time.sleep(0.11)
     assert not store.exists(lease.request_id)
@@ -155,11 +196,24 @@ def test_an_ended_request_is_kept_for_the_retention(redis: Redis, redis_url: str
     assert store.exists(waits)
 
 
+def test_what_a_run_says_of_its_video_is_read_after_the_end(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    request_id = submit(redis_url)
+    lease = started(store, redis)
+    assert find(redis_url, request_id).warnings == []
+    warnings = ("Cut: “ein Bär …”.", "Two\nlines.")
+    assert store.complete(lease, Result("a.mp4", 17, "bf16", warnings))
+    job = find(redis_url, request_id)
+    assert (job.file_name, job.file_size) == ("a.mp4", 17)
+    assert (job.precision, job.warnings) == ("bf16", list(warnings))
+
+
 def test_what_has_ended_or_is_gone_is_told_from_what_goes_on(
     store: JobStore, redis: Redis, redis_url: str
 ) -> None:
     done, failed, runs, waits = (submit(redis_url) for _ in range(4))
-    store.complete(started(store, redis, "one"), "a.mp4", 17)
+    store.complete(started(store, redis, "one"), RESULT)
     store.fail(started(store, redis, "two"), "internal", "no")
     started(store, redis, "three")
     asked = [done, failed, runs, waits, "never-made"]
@@ -176,8 +230,8 @@ def test_a_broker_with_full_memory_refuses_requests_and_takes_results(
     try:
         with pytest.raises(BrokerUnavailableError):
             submit(redis_url)
-        assert store.beat("ann", done, 7)
-        assert store.complete(done, "a.mp4", 17)
+        assert store.beat(live(), done, 7)
+        assert store.complete(done, RESULT)
         assert store.give_back(crashed)
         assert store.start(Lease(crashed.request_id, "three"), "bob") is not None
     finally:
@@ -192,13 +246,15 @@ def test_a_broker_that_is_gone_is_one_error_for_all_who_ask(redis_url: str) -> N
     lease = Lease("an-id", "run")
     asks: tuple[Callable[[], object], ...] = (
         lambda: store.start(lease, "ann"),
-        lambda: store.beat("ann"),
-        lambda: store.complete(lease, "a.mp4", 17),
+        lambda: store.beat(live()),
+        lambda: store.complete(lease, RESULT),
         store.overdue,
+        store.live_workers,
         store.unlisted,
         store.broker_uptime,
         lambda: submit(nowhere),
         lambda: find(nowhere, "an-id"),
+        lambda: intake(nowhere, lambda it: it.live_workers()),
     )
     for ask in asks:
         with pytest.raises(BrokerUnavailableError):

@@ -1,0 +1,107 @@
+"""Parts to an engine: puts each where the plan says, and switches on what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from models.engine import Traits
+from models.mochi import fp8
+from models.mochi.attention import Kernel
+from models.mochi.compiling import compile_blocks
+from models.mochi.engine import MochiEngine
+from models.mochi.memory import Profile
+from models.mochi.modulation import Conditioner
+from models.mochi.parts import Parts
+from models.mochi.text import TextEncoder
+from models.mochi.transformer import Core
+from models.mochi.vae import Decoder
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an engine is put together.
+
+    Attributes:
+        profile: what stays on the device.
+        kernel: of the attention.
+        compiles: whether blocks and decoder are compiled when they first run.
+        fp8: matrix products of the blocks in 8-bit floats. Lossy.
+        step_cache: threshold of the step cache; 0 is off. Lossy.
+    """
+
+    profile: Profile
+    kernel: Kernel
+    compiles: bool = False
+    fp8: bool = False
+    step_cache: float = 0.0
+
+    @property
+    def lossy(self) -> tuple[str, ...]:
+        """What changes the pictures, by name."""
+        modes = {"fp8": self.fp8, f"step cache {self.step_cache:g}": bool(self.step_cache)}
+        return tuple(name for name, is_on in modes.items() if is_on)
+
+
+def assemble(
+    parts: Parts,
+    options: Options,
+    traits: Traits,
+    device: torch.device,
+    size: tuple[int, int],
+) -> MochiEngine:
+    """Build an engine.
+
+    Args:
+        parts: on the CPU; useless afterwards.
+        options: see `Options`.
+        traits: what the engine says of itself.
+        device: where the work is done.
+        size: width and height of the frames in pixels, multiples of 16.
+
+    Raises:
+        torch.OutOfMemoryError: the weights alone are too large for the device.
+    """
+    profile = options.profile
+    for module in (parts.text_encoder, parts.transformer, parts.vae):
+        module.requires_grad_(False)  # noqa: FBT003 (torch's own signature)
+    conditioner, core = Conditioner(parts.transformer), Core(parts.transformer)
+    conditioner.place(device, big_layers_too=profile.keeps_modulation)
+    if options.fp8:
+        for block in core.blocks:
+            fp8.quantize(block.to(device))
+            if profile.streams_blocks:
+                block.to(CPU)
+    core.place(device, streamed=profile.streams_blocks)
+    decoder = Decoder(parts.vae, chunk=profile.chunk)
+    parts.vae.to(device)  # without its encoder by now
+    if options.compiles:
+        compile_blocks(core.blocks)
+        decoder.compile()
+    return MochiEngine(
+        text_encoder=TextEncoder(
+            parts.tokenizer,
+            parts.text_encoder,
+            lives_on=device if profile.text == "gpu" else CPU,
+            works_on=CPU if profile.text == "cpu" else device,
+        ),
+        conditioner=conditioner,
+        core=core,
+        scheduler=parts.scheduler,
+        decoder=decoder,
+        device=device,
+        width=size[0],
+        height=size[1],
+        traits=traits,
+        kernel=options.kernel,
+        step_cache=options.step_cache,
+        remedy=_remedy(profile),
+    )
+
+
+def _remedy(profile: Profile) -> str:
+    smaller = {"80gb": "48gb", "48gb": "24gb", "24gb": "offload"}.get(profile.name)
+    return f", or start the worker with MOCHI_PROFILE={smaller}" if smaller else ""

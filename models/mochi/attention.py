@@ -1,0 +1,159 @@
+"""Attention over pictures and text together: the kernel, and the rotary position tables.
+
+Mochi's blocks attend over [visual ‖ text]. The text is never padded, so there is no mask.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from diffusers import MochiTransformer3DModel
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import (
+    SDPBackend,
+    activate_flash_attention_impl,
+    restore_flash_attention_impl,
+    sdpa_kernel,
+)
+
+from models.errors import EngineUnavailableError
+
+Kernel = Literal["cudnn", "fa3", "fa4", "flash", "efficient", "math"]
+
+HOPPER, BLACKWELL = 9, 10
+"""Major compute capabilities of H100 and H200, and of B200. Consumers' Blackwells have 12."""
+
+_BACKENDS: dict[Kernel, SDPBackend] = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "fa3": SDPBackend.FLASH_ATTENTION,
+    "fa4": SDPBackend.FLASH_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+_PACKAGES = {"fa3": "flash_attn_interface", "fa4": "flash_attn.cute"}
+"""What PyTorch loads when it is told to use these for its flash attention."""
+
+
+def choose_kernel(wanted: Kernel | Literal["auto"], device: torch.device) -> Kernel:
+    """The attention kernel for a device.
+
+    `auto` takes FlashAttention 3 on Hopper and 4 on Blackwell where it is installed, and else
+    cuDNN's; on older cards PyTorch's own flash attention, which is as fast there. A CPU has that as
+    its only fused one.
+
+    Raises:
+        EngineUnavailableError: the package of the wanted kernel is not installed.
+    """
+    if wanted != "auto":
+        if not _is_installed(wanted):
+            raise EngineUnavailableError(
+                f"MOCHI_ATTENTION={wanted} needs the Python package {_PACKAGES[wanted]}, which is "
+                "not installed here. Install it, or leave the choice to MOCHI_ATTENTION=auto."
+            )
+        return wanted
+    if device.type != "cuda":
+        return "flash"
+    major = torch.cuda.get_device_capability(device)[0]
+    if major < HOPPER:
+        return "flash"
+    made_for: dict[int, Kernel] = {HOPPER: "fa3", BLACKWELL: "fa4"}
+    newest = made_for.get(major)
+    return newest if newest and _is_installed(newest) else "cudnn"
+
+
+@contextmanager
+def use_kernel(kernel: Kernel) -> Iterator[None]:
+    """Let `functional.scaled_dot_product_attention` use this kernel, and no other, inside."""
+    if kernel not in _PACKAGES:
+        with sdpa_kernel(_BACKENDS[kernel]):
+            yield
+        return
+    activate_flash_attention_impl(kernel.upper())
+    try:
+        with sdpa_kernel(_BACKENDS[kernel]):
+            yield
+    finally:
+        restore_flash_attention_impl()
+
+
+def _is_installed(kernel: Kernel) -> bool:
+    package = _PACKAGES.get(kernel)
+    if package is None:
+        return True
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # of the parent package
+        return False
+
+
+def joint_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention without a mask.
+
+    Args:
+        query: `(1, M, heads, head_dim)`.
+        key: `(1, N, heads, head_dim)`.
+        value: of the shape of `key`.
+
+    Returns:
+        `(1, M, heads * head_dim)`.
+    """
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+class RopeTables:
+    """Cosines and sines of the rotary position embedding, kept for the latest shapes."""
+
+    def __init__(self, stock: MochiTransformer3DModel) -> None:
+        self._area: int = stock.rope.target_area
+        self._frequencies: Tensor = stock.pos_frequencies.data.float()
+        self.of = lru_cache(maxsize=2)(self._of)
+
+    def to(self, device: torch.device) -> None:
+        """Move to `device`; the tables of before are dropped."""
+        self._frequencies = self._frequencies.to(device)
+        self.of.cache_clear()
+
+    def _of(self, frames: int, height: int, width: int) -> Tensor:
+        """The tables for a grid of visual tokens in the order of (frame, row, column).
+
+        A position counts frames from 0, and rows and columns from the middle, in a unit that gives
+        every grid the area that Mochi was trained on.
+
+        Returns:
+            float32 `(2, frames * height * width, heads, head_dim / 2)`: cosines, then sines.
+        """
+        device = self._frequencies.device
+        unit = (self._area / (height * width)) ** 0.5
+        axes = (
+            torch.arange(frames, device=device, dtype=torch.float32),
+            _centres(height, unit, device),
+            _centres(width, unit, device),
+        )
+        positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
+        angles = torch.einsum("nd,dhf->nhf", positions, self._frequencies)
+        return torch.stack((angles.cos(), angles.sin()))
+
+
+def _centres(count: int, unit: float, device: torch.device) -> Tensor:
+    edges = torch.linspace(-count * unit / 2, count * unit / 2, count + 1, device=device)
+    return (edges[:-1] + edges[1:]) / 2
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Turn each pair of neighbouring channels by its position's angle.
+
+    Args:
+        x: float32 `(1, N, heads, head_dim)`.
+        rope: from `RopeTables.of`.
+    """
+    cos, sin = rope
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)

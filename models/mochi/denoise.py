@@ -1,0 +1,45 @@
+"""The denoising loop."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.engine import OnStep
+from models.mochi.modulation import Condition
+from models.mochi.schedule import Schedule
+from models.mochi.step_cache import StepCache
+from models.mochi.transformer import Core
+
+
+def denoise(
+    core: Core,
+    latents: Tensor,
+    conditions: tuple[Condition, Condition],
+    schedule: Schedule,
+    *,
+    guidance_scale: float,
+    on_step: OnStep,
+    cache: StepCache | None = None,
+) -> Tensor:
+    """Noise to latents of a video, by Euler steps along the guided velocity.
+
+    Nothing in here waits for a GPU. Its driver holds about a thousand launches, so this process is
+    ahead of it by a step or so, and `on_step` with it.
+
+    Args:
+        core: the transformer.
+        latents: noise, `(1, channels, T, h, w)`. Each step rounds to its dtype: float32, as Genmo
+            does it, or bfloat16, as diffusers does it when the text embeddings are.
+        conditions: of the negative prompt and of the prompt.
+        schedule: with as many steps as the conditions.
+        guidance_scale: 1 ignores the negative prompt, more leads away from it.
+        on_step: see `OnStep`.
+        cache: see `Core.forward`.
+    """
+    steps = len(schedule.deltas)
+    for step, delta in enumerate(schedule.deltas):
+        away_from, towards = core(latents, conditions, step, cache)
+        velocity = away_from + guidance_scale * (towards - away_from)
+        latents = (latents.float() + delta * velocity).to(latents.dtype)
+        on_step(step + 1, steps)
+    return latents

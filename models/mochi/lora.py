@@ -1,0 +1,245 @@
+"""LoRA files, added to the transformer's weights before anything runs.
+
+Our own code rather than peft: diffusers over peft passes over text-encoder weights and halves of
+pairs without an error, knows neither alphas nor `lora_down` nor Genmo's names for Mochi, and rounds
+to bfloat16 after each LoRA. Here a file is used in full or refused, and a weight is rounded once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from models.errors import EngineUnavailableError
+
+ITEM = re.compile(r"(?P<path>.+?\.safetensors)(\s*=\s*(?P<scale>\S+))?")
+
+KEY = re.compile(r"(transformer\.)?(?P<layer>.+)\.((?P<half>lora_(A|B|down|up))(\.weight)?|alpha)")
+PARTS = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up", None: "alpha"}
+TEXT_ENCODER_KEY = re.compile(r"text_encoder|lora_te")
+
+GENMO_LAYER = re.compile(r"blocks\.(?P<block>\d+)\.attn\.(?P<name>\w+)")
+GENMO_LAYERS = {
+    "qkv_x": ("to_q", "to_k", "to_v"),
+    "qkv_y": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "proj_x": ("to_out.0",),
+    "proj_y": ("to_add_out",),
+}
+"""What Genmo's trainer adapts, and the layers of diffusers that its outputs are, in order. Source:
+AsymmetricAttention in https://github.com/genmoai/mochi, and diffusers'
+`convert_mochi_transformer_checkpoint_to_diffusers`."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file, and how much of it.
+
+    Attributes:
+        path: a safetensors file.
+        scale: 1 for the strength that it was trained with; any finite number.
+    """
+
+    path: Path
+    scale: float = 1.0
+
+
+def parse(text: str) -> list[Lora]:
+    """Read the setting.
+
+    Args:
+        text: `FILE.safetensors` or `FILE.safetensors=0.8`, comma-separated; may be empty.
+
+    Raises:
+        EngineUnavailableError: it is something else.
+    """
+    return [_parse_item(item.strip()) for item in text.split(",")] if text.strip() else []
+
+
+def _parse_item(item: str) -> Lora:
+    match = ITEM.fullmatch(item)
+    try:
+        scale = float(match["scale"] or 1) if match else math.nan
+    except ValueError:
+        scale = math.nan
+    if not match or not math.isfinite(scale):
+        raise EngineUnavailableError(
+            f"MOCHI_LORA contains {item!r}, which is not understood. "
+            "Type FILE.safetensors or FILE.safetensors=0.8, and a comma between two of them."
+        )
+    return Lora(Path(match["path"]), scale)
+
+
+def fuse(transformer: nn.Module, loras: Iterable[Lora]) -> None:
+    """Add LoRAs to the weights of a transformer. Their order does not matter.
+
+    Args:
+        transformer: of diffusers, still in one piece; of any dtype, on any device.
+        loras: all of them are read and checked before the first weight changes.
+
+    Raises:
+        EngineUnavailableError: a file is missing or broken, or does not fit the transformer.
+    """
+    weights = {
+        name.removesuffix(".weight"): parameter
+        for name, parameter in transformer.named_parameters()
+        if name.endswith(".weight") and parameter.dim() > 1
+    }
+    changes: dict[str, list[_Change]] = {}
+    for lora in loras:
+        for change in _read(lora, weights):
+            changes.setdefault(change.layer, []).append(change)
+    with torch.no_grad():
+        for layer, its_changes in changes.items():
+            fused = weights[layer].to(
+                torch.float32, copy=True, memory_format=torch.contiguous_format
+            )
+            for change in its_changes:
+                change.add_to(fused)
+            weights[layer].copy_(fused)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Adds `factor * up @ down` to the weight of a layer, `(out, in)`.
+
+    Attributes:
+        layer: its name in the transformer of diffusers.
+        down: `(rank, in)`; of a convolution `(rank, in, height, width)`.
+        up: `(out, rank)`; of a convolution `(out, rank, 1, 1)`.
+        factor: scale and alpha in one.
+    """
+
+    layer: str
+    down: Tensor
+    up: Tensor
+    factor: float
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether the shapes agree."""
+        return (
+            self.down.dim() == self.up.dim() == weight.dim()
+            and self.down.shape[1:] == weight.shape[1:]
+            and self.up.shape[:2] == (weight.shape[0], self.down.shape[0])
+            and math.prod(self.up.shape[2:]) == 1
+        )
+
+    def add_to(self, weight: Tensor) -> None:
+        """Change a contiguous float32 weight that `fits`, where it is."""
+        up, down = (half.to(weight.device).float().flatten(1) for half in (self.up, self.down))
+        # In place: of the largest layers each copy is 200 MB, and takes longer than the product.
+        weight.view(len(weight), -1).addmm_(up, down, alpha=self.factor)
+
+
+class _MisfitError(Exception):
+    """What is wrong with a file, as the end of a sentence."""
+
+
+def _read(lora: Lora, weights: Mapping[str, Tensor]) -> Iterator[_Change]:
+    """All that a file changes; `weights` are the transformer's, by layer."""
+    try:
+        tensors, settings = _load(lora.path)
+        for layer, parts in _by_layer(tensors).items():
+            yield from _changes(layer, parts, settings, lora.scale, weights)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise EngineUnavailableError(
+            f"The LoRA {lora.path} cannot be read: {error}\nCheck the path in MOCHI_LORA, and that "
+            "the file is complete and of the format safetensors."
+        ) from error
+    except _MisfitError as misfit:
+        raise EngineUnavailableError(
+            f"The LoRA {lora.path} cannot be used: {misfit}. Take it out of MOCHI_LORA, or replace "
+            "it by one for Mochi 1 in the format of diffusers or of Genmo's trainer."
+        ) from misfit
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by key, and the settings of the trainer as far as the file holds them."""
+    with safe_open(path, framework="pt") as file:
+        keys, metadata = file.keys(), file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in keys}
+    settings = json.loads(metadata.get("kwargs", "{}"))  # Genmo's
+    for name, value in json.loads(metadata.get("lora_adapter_metadata", "{}")).items():  # peft's
+        settings[name.removeprefix("transformer.")] = value
+    return tensors, settings
+
+
+def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors by layer, as the file calls it, and by part: down, up, alpha."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if TEXT_ENCODER_KEY.match(key):
+            raise _MisfitError(
+                f"its key {key} is for the text encoder, and only LoRAs for the "
+                "transformer are supported"
+            )
+        match = KEY.fullmatch(key)
+        if not match:
+            raise _MisfitError(f"its key {key} is no part of a LoRA (lora_A, lora_B, alpha)")
+        part = PARTS[match["half"]]
+        if not (tensor.numel() == 1 if part == "alpha" else tensor.dim() > 1 and len(tensor)):
+            raise _MisfitError(f"its key {key} has the shape {tuple(tensor.shape)}")
+        parts = layers.setdefault(match["layer"], {})
+        if part in parts:
+            raise _MisfitError(f"its key {key} says again what another one says")
+        parts[part] = tensor
+    if not layers:
+        raise _MisfitError("it is empty")
+    return layers
+
+
+def _changes(
+    layer: str,
+    parts: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    scale: float,
+    weights: Mapping[str, Tensor],
+) -> Iterator[_Change]:
+    """What the file's `layer` changes: one layer of diffusers, or three."""
+    if not parts.keys() >= {"down", "up"}:
+        raise _MisfitError(f"its layer {layer} lacks a half: lora_A and lora_B are a pair")
+    factor = scale * _strength(layer, parts, settings)
+    names = _names_in_diffusers(layer)
+    for name, up in zip(names, parts["up"].tensor_split(len(names)), strict=True):
+        change = _Change(name, parts["down"], up, factor)
+        if name not in weights:
+            raise _MisfitError(f"its layer {layer} is none of Mochi's transformer")
+        if not change.fits(weights[name]):
+            shapes = ", ".join(f"{part} {tuple(half.shape)}" for part, half in parts.items())
+            raise _MisfitError(
+                f"its layer {layer} ({shapes}) does not fit {name} {tuple(weights[name].shape)}"
+            )
+        yield change
+
+
+def _names_in_diffusers(layer: str) -> list[str]:
+    match = GENMO_LAYER.fullmatch(layer)
+    if not match or match["name"] not in GENMO_LAYERS:
+        return [layer]
+    attention = f"transformer_blocks.{match['block']}.attn1"
+    return [f"{attention}.{name}" for name in GENMO_LAYERS[match["name"]]]
+
+
+def _strength(layer: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> float:
+    """What the trainer multiplied up @ down by: alpha / rank, or 1 where the file has no alpha."""
+    rank = len(parts["down"])
+    if "alpha" in parts:
+        return parts["alpha"].item() / rank
+    genmo_alpha = "qkv_proj_lora_alpha" if ".qkv_" in layer else "out_proj_lora_alpha"
+    if genmo_alpha in settings:
+        return float(settings[genmo_alpha]) / rank
+    # peft's LoraConfig; a layer may have an alpha of its own, found as `get_pattern_key` does.
+    alpha = settings.get("lora_alpha", rank)
+    for pattern, its_alpha in (settings.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            alpha = its_alpha
+            break
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)

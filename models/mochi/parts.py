@@ -1,0 +1,79 @@
+"""The parts of a Mochi as diffusers loads them, before the engine takes them over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import (
+    AutoencoderKLMochi,
+    FlowMatchEulerDiscreteScheduler,
+    MochiPipeline,
+    MochiTransformer3DModel,
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+
+KEPT_IN_FLOAT32 = ("norm_q", "norm_k", "norm_added_q", "norm_added_k", "pos_frequencies")
+"""Of the transformer: small, delicate, and float32 in Genmo's own code."""
+
+
+class _Transformer(MochiTransformer3DModel):  # type: ignore[misc]
+    """Keeps its delicate parameters in float32, whatever the rest is loaded as."""
+
+    _keep_in_fp32_modules: ClassVar = list(KEPT_IN_FLOAT32)  # a list: diffusers wants one
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """What each part is loaded as."""
+
+    text: torch.dtype = torch.float32
+    transformer: torch.dtype = torch.float32
+    vae: torch.dtype = torch.float32
+
+
+@dataclass
+class Parts:
+    """On the CPU, or wherever they were made. An engine that takes them makes them useless."""
+
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: T5EncoderModel
+    transformer: MochiTransformer3DModel
+    scheduler: FlowMatchEulerDiscreteScheduler
+    vae: AutoencoderKLMochi
+
+    @classmethod
+    def read(cls, folder: Path, dtypes: Dtypes) -> Parts:
+        """Load a folder in diffusers' layout.
+
+        Raises:
+            OSError, ValueError, SafetensorError: something is missing, or not what it should be.
+        """
+        # Only safetensors: a pickle runs whatever code its author put there.
+        safely: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+        return cls(
+            AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+            T5EncoderModel.from_pretrained(
+                folder, subfolder="text_encoder", dtype=dtypes.text, **safely
+            ),
+            _Transformer.from_pretrained(
+                folder, subfolder="transformer", torch_dtype=dtypes.transformer, **safely
+            ),
+            FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
+            AutoencoderKLMochi.from_pretrained(
+                folder, subfolder="vae", torch_dtype=dtypes.vae, **safely
+            ),
+        )
+
+    def pipeline(self) -> MochiPipeline:
+        """The stock pipeline over these parts, with an empty prompt as Genmo has it."""
+        return MochiPipeline(
+            scheduler=self.scheduler,
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            transformer=self.transformer,
+            force_zeros_for_empty_prompt=True,
+        )

@@ -1,0 +1,109 @@
+"""Where weights live, and how they get to the device when it has no room for all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def pin(module: nn.Module) -> None:
+    """Put the weights where a GPU can fetch them without help of the CPU, if there is a GPU."""
+    if torch.cuda.is_available():
+        for parameter in module.parameters():
+            parameter.data = parameter.data.pin_memory()
+
+
+@contextmanager
+def visit(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have the weights of `module` on `device` inside. They are never copied back."""
+    home = [(parameter, parameter.data) for parameter in module.parameters()]
+    for parameter, data in home:
+        parameter.data = data.to(device, non_blocking=True)
+    try:
+        yield
+    finally:
+        for parameter, data in home:
+            parameter.data = data
+
+
+class StreamedBlocks:
+    """Blocks that live in main memory and visit the device in turn, the next while one works.
+
+    Two copies of a block are on the device; the weights go to them alternately, over a stream of
+    their own. Iterating yields the copies: each is valid until the next is drawn.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        """Take over `blocks`: two or more, of one structure, in main memory.
+
+        Args:
+            blocks: in the order in which they are yielded.
+            device: where they work.
+        """
+        for block in blocks:
+            pin(block)
+        self._homes = [[parameter.data for parameter in block.parameters()] for block in blocks]
+        self._slots = [_Slot(copy.deepcopy(block).to(device)) for block in blocks[:2]]
+        self._fetching: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._fetching = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @property
+    def copies(self) -> list[nn.Module]:
+        """The two blocks on the device."""
+        return [slot.block for slot in self._slots]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Yield all blocks once, in order."""
+        self._fetch(0)
+        for index in range(len(self._homes)):
+            if index + 1 < len(self._homes):
+                self._fetch(index + 1)
+            slot = self._slots[index % 2]
+            slot.wait_until_fetched()
+            try:
+                yield slot.block
+            finally:  # also when the caller leaves early
+                slot.say_free()
+
+    def _fetch(self, index: int) -> None:
+        self._slots[index % 2].fetch(self._homes[index], self._fetching)
+
+
+class _Slot:
+    """A block on the device whose weights change."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self._weights = [parameter.data for parameter in block.parameters()]
+        self._fetched: torch.cuda.Event | None = None
+        self._free: torch.cuda.Event | None = None
+
+    def fetch(self, home: list[Tensor], stream: torch.cuda.Stream | None) -> None:
+        """Begin to overwrite the weights, once the work on the old ones is done."""
+        if stream is None:
+            self._copy(home)
+            return
+        if self._free is not None:
+            stream.wait_event(self._free)
+        with torch.cuda.stream(stream):
+            self._copy(home)
+        self._fetched = stream.record_event()
+
+    def wait_until_fetched(self) -> None:
+        """Let the device, not this process, wait for the weights."""
+        if self._fetched is not None:
+            torch.cuda.current_stream().wait_event(self._fetched)
+
+    def say_free(self) -> None:
+        """All work on the present weights has been given to the device."""
+        if self._fetched is not None:
+            self._free = torch.cuda.current_stream().record_event()
+
+    def _copy(self, home: list[Tensor]) -> None:
+        for weight, source in zip(self._weights, home, strict=True):
+            weight.copy_(source, non_blocking=True)

@@ -1,0 +1,256 @@
+"""The VAE's decoder: latents to frames, a few at a time, exactly as if all at once.
+
+Only the causal convolutions look back in time, by two frames: group norms are per frame, and
+upsampling is local. So all that a chunk needs of those before it is two frames per convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLMochi
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_mochi import (
+    MochiChunkedGroupNorm3D,
+    MochiUpBlock3D,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+PAST = 2
+"""Frames that a convolution looks back: its length in time, less one."""
+
+CONV_LIMIT = 2**31
+"""cuDNN wants the input of a 3-D convolution to have fewer elements; the fallback is slow.
+
+In the widest input, that of the last blocks, a latent frame is 6 frames, and there are 2 past ones
+and a pixel on each side: 128 x (6 chunk + 2) x 482 x 850 elements at 848x480. So there `chunk` is
+at most 6.
+"""
+
+_Caches = dict[str, Any]
+"""Per block, per residual block: the tensor of each convolution, as `_Conv` takes and gives it."""
+
+
+class Decoder:
+    """Decodes latents chunk by chunk, in memory that does not grow with the clip."""
+
+    def __init__(self, vae: AutoencoderKLMochi, *, chunk: int) -> None:
+        """Take over the decoder of a VAE, whose encoder is dropped.
+
+        Args:
+            vae: its decoder's modules are replaced by others that use the same parameters. What
+                is left of it may still be moved between devices.
+            chunk: latent frames to decode at a time, 1 or more. Memory grows with it.
+        """
+        del vae.encoder
+        _adapt(vae.decoder)
+        self._decoder = vae.decoder
+        self._forward: Callable[..., tuple[Tensor, _Caches]] = vae.decoder
+        self._config = vae.config
+        self._time: int = vae.temporal_compression_ratio
+        self._space: int = vae.spatial_compression_ratio
+        self._chunk = chunk
+
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the decoder, for frames of one size.
+
+        There are at most `chunk` + 1 graphs, whatever the lengths of the clips: for a first chunk
+        of 1 to `chunk` latent frames, and for all chunks after it. So `chunk` is at most 7, torch
+        allowing 8. Each is compiled when it is first needed.
+
+        Args:
+            backend: as for `torch.compile`.
+        """
+        # Otherwise the frames from the caches are written first, for all convolutions at once,
+        # whose inputs are then all in memory together.
+        options: dict[str, Any] = {"force_pointwise_cat": True}
+        self._forward = torch.compile(
+            self._decoder,
+            fullgraph=True,
+            dynamic=False,
+            backend=backend,
+            options=options if backend == "inductor" else None,
+        )
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """Decode a clip. On a GPU, asking for a chunk launches its kernels and waits for none.
+
+        Args:
+            latents: (1, channels, T, h, w), float32, normalised, on the VAE's device.
+
+        Returns:
+            Yields RGB of the shape (frames, 8 h, 8 w, 3), uint8, on the same device: 6 T - 5 frames
+            in all. It can be abandoned.
+
+        Raises:
+            ValueError: the chunks are too large for cuDNN.
+        """
+        length, height, width = latents.shape[2:]
+        frames = PAST + self._time * min(self._chunk, length)
+        channels: int = self._config.decoder_block_out_channels[0]
+        if channels * frames * (height * self._space + 2) * (width * self._space + 2) >= CONV_LIMIT:
+            raise ValueError(f"chunk={self._chunk} is too large for latents of {width}x{height}.")
+        return self._frames(latents)
+
+    def _frames(self, latents: Tensor) -> Iterator[Tensor]:
+        surplus = self._time - 1
+        for video in self._videos(latents):
+            yield _to_bytes(video[:, :, surplus:])
+            surplus = 0
+
+    def _videos(self, latents: Tensor) -> Iterator[Tensor]:
+        """Yields (1, 3, frames, 8 h, 8 w), the surplus frames too, mostly between -1 and 1."""
+        # All at once, before any kernel: its constants' way to the device waits for the device.
+        latents = self._unnormalised(latents)
+        length = latents.shape[2]
+        # The remainder comes first, where it costs a graph for each length of it. Later it would
+        # also cost one for each, and padding it would cost time.
+        first = (length - 1) % self._chunk + 1
+        caches: _Caches | None = None
+        for end in range(first, length + 1, self._chunk):
+            video, caches = self._step(latents[:, :, max(end - self._chunk, 0) : end], caches)
+            yield video
+
+    @torch.no_grad()
+    def _step(self, latents: Tensor, caches: _Caches | None) -> tuple[Tensor, _Caches]:
+        inputs = latents.to(self._decoder.conv_in.weight.dtype)
+        # A clone, for strides that do not tell how long the clip is: a graph is made for strides.
+        inputs = inputs.clone(memory_format=torch.channels_last_3d)
+        return self._forward(inputs, conv_cache=caches)
+
+    def _unnormalised(self, latents: Tensor) -> Tensor:
+        config = self._config
+        scale: float = config.scaling_factor
+        if config.latents_mean is None or config.latents_std is None:
+            return latents / scale
+        mean = latents.new_tensor(config.latents_mean).view(1, -1, 1, 1, 1)
+        std = latents.new_tensor(config.latents_std).view(1, -1, 1, 1, 1)
+        return latents * std / scale + mean
+
+
+def _to_bytes(video: Tensor) -> Tensor:
+    """(1, 3, frames, height, width) between -1 and 1 to (frames, height, width, 3), uint8."""
+    frames = video[0].permute(1, 2, 3, 0).float()
+    return (frames / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def _adapt(decoder: nn.Module) -> None:
+    """Replace what keeps the stock decoder from chunks, channels-last tensors and one graph."""
+    for parent in list(decoder.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, CogVideoXCausalConv3d):
+                setattr(parent, name, _Conv(child))
+            elif isinstance(child, MochiChunkedGroupNorm3D):
+                setattr(parent, name, _Norm(child))
+            elif isinstance(child, MochiUpBlock3D):
+                setattr(parent, name, _UpBlock(child))
+    decoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+class _Conv(nn.Module):
+    """A causal convolution, 3 in each direction, that can go on where it stopped.
+
+    Everything outside of its input is a copy of the nearest element, but before it in time are the
+    last frames of the call before.
+    """
+
+    def __init__(self, stock: CogVideoXCausalConv3d) -> None:
+        super().__init__()
+        self.weight = stock.conv.weight
+        self.bias = stock.conv.bias
+
+    def forward(self, inputs: Tensor, conv_cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Convolve.
+
+        Args:
+            inputs: (1, channels, frames, height, width).
+            conv_cache: what the call before returned; overwritten. None at the first frames.
+
+        Returns:
+            The same shape with other channels, and the cache for the next call:
+            (1, 2, height + 2, width + 2, channels).
+        """
+        frames, height, width = inputs.shape[2:]
+        # By indices: `pad` would give up channels-last on CUDA, and filling a buffer with its
+        # middle and its edges does not fuse. All this is one kernel with the norm before it.
+        padded = inputs.permute(0, 2, 3, 4, 1)
+        rows = torch.arange(-1, height + 1, device=inputs.device).clamp(0, height - 1)[:, None]
+        columns = torch.arange(-1, width + 1, device=inputs.device).clamp(0, width - 1)
+        if conv_cache is None:
+            times = torch.arange(-PAST, frames, device=inputs.device).clamp(0)[:, None, None]
+            padded = padded[:, times, rows, columns]
+            # With a format that is named: otherwise the compiler takes it for no change, and
+            # keeps all of `padded` for the sake of two frames.
+            conv_cache = padded[:, -PAST:].clone(memory_format=torch.contiguous_format)
+        else:
+            padded = torch.cat([conv_cache, padded[:, :, rows, columns]], dim=1)
+            conv_cache.copy_(padded[:, -PAST:])
+        padded = padded.permute(0, 4, 1, 2, 3)
+        return functional.conv3d(padded, self.weight, self.bias), conv_cache
+
+
+class _Norm(nn.Module):
+    """A group norm of each frame, that copies nothing."""
+
+    def __init__(self, stock: MochiChunkedGroupNorm3D) -> None:
+        super().__init__()
+        self.norm: nn.GroupNorm = stock.norm_layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(1, channels, frames, height, width), returned in the same format."""
+        inputs = _stored(inputs)
+        frames = inputs[0].transpose(0, 1)
+        frames = self._fusible(frames) if torch.compiler.is_compiling() else self.norm(frames)
+        return frames.transpose(0, 1)[None]
+
+    def _fusible(self, frames: Tensor) -> Tensor:
+        """`self.norm` in other words; its own merge dimensions, and so do not fuse on a GPU."""
+        norm, exact = self.norm, frames.float()
+        groups = exact.unflatten(1, (norm.num_groups, -1))  # type: ignore[no-untyped-call]
+        variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0)
+        scale = (variance + norm.eps).rsqrt()[..., None] * norm.weight.view(norm.num_groups, -1)
+        shift = norm.bias.view(norm.num_groups, -1) - mean[..., None] * scale
+        scale, shift = (_stored(each.flatten(1))[..., None, None] for each in (scale, shift))
+        return (exact * scale + shift).to(frames.dtype)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """The same, but the compiler has to put it into memory, in this layout.
+
+    Otherwise it computes sums, and pixels of channels, anew in each kernel that reads them.
+    """
+    return tensor.as_strided(tensor.shape, tensor.stride())
+
+
+class _UpBlock(nn.Module):
+    """The stock block, but pixels are made of channels in one copy, to channels-last."""
+
+    def __init__(self, stock: MochiUpBlock3D) -> None:
+        super().__init__()
+        self.resnets = stock.resnets
+        self.proj = stock.proj
+        time, space = stock.temporal_expansion, stock.spatial_expansion
+        self.factors = (time, space, space)
+        # From (channels, time, row, column) to channels last: the copy moves runs of them.
+        for parameter in self.proj.parameters():
+            rows = parameter.data.view(-1, *self.factors, *parameter.shape[1:])
+            parameter.data = rows.movedim(0, 3).flatten(0, 3)
+
+    def forward(
+        self, hidden_states: Tensor, conv_cache: _Caches | None = None
+    ) -> tuple[Tensor, _Caches]:
+        """(1, channels, frames, height, width) to fewer channels, and more of all others."""
+        past, caches = conv_cache or {}, {}
+        for number, resnet in enumerate(self.resnets):
+            name = f"resnet_{number}"
+            hidden_states, caches[name] = resnet(hidden_states, conv_cache=past.get(name))
+        pixels: Tensor = self.proj(hidden_states.permute(0, 2, 3, 4, 1))
+        _, frames, height, width, _ = pixels.shape
+        time, row, column = self.factors
+        pixels = pixels.view(frames, height, width, time, row, column, -1)
+        pixels = pixels.permute(0, 3, 1, 4, 2, 5, 6)
+        pixels = pixels.reshape(1, frames * time, height * row, width * column, -1)
+        return pixels.permute(0, 4, 1, 2, 3), caches

@@ -1,0 +1,506 @@
+"""Weights in a folder: fetched from the hub once, checked, and found again without a network.
+
+What is pulled lies in `<data_dir>/weights/<org>--<name>/<commit>/`, in diffusers' layout. The
+manifest in it is written last: a folder that has one is complete, and no other is ever loaded. A
+draft (`*.part`) is what a pull that broke off has left, and where the next one goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import fnmatch
+import hashlib
+import os
+import re
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.filesize import decimal
+
+from models.errors import EngineUnavailableError, WeightsError
+from models.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from models.hub import Hub
+
+MANIFEST = "mochi-weights.json"
+PART = ".part"
+AT_ONCE = 8
+"""Files that are fetched or read at the same time; huggingface_hub takes as many."""
+STOP_SECONDS = 1.0
+"""How long threads are waited for when one of them has failed."""
+CHUNK_BYTES = 1 << 20
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# A name becomes a path here, so it is one of a known folder and has no further part. Pickles are
+# left out: they run whatever code their author put there.
+_LOADED = re.compile(
+    r"model_index\.json"
+    r"|(scheduler|text_encoder|tokenizer|transformer|vae)/[\w-][\w.-]*\.(json|safetensors)"
+    r"|tokenizer/[\w-][\w.-]*\.(model|txt)"
+)
+_VARIANT = re.compile(r"\.(bf16|fp16)[.-]")
+"""Rounded copies of the weights, beside the full ones: `x.bf16.safetensors` and the like."""
+_REQUIRED = (
+    "model_index.json",
+    "scheduler/*.json",
+    "text_encoder/*.safetensors",
+    "tokenizer/*",
+    "transformer/*.safetensors",
+    "vae/*.safetensors",
+)
+
+
+class Progress(Protocol):
+    """Told how far a long thing is, often, and by any thread, but by one at a time."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` bytes of `what`."""
+
+
+class WeightsFile(BaseModel):
+    """One file of a commit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int = Field(ge=0, description="In bytes.")
+    checksum: str = Field(
+        pattern="^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$",
+        description="Of the content; of a small file the hub only has git's blob id.",
+    )
+
+
+class Manifest(BaseModel):
+    """What a complete folder holds, and of which commit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    hub_id: str
+    commit: str
+    files: dict[str, WeightsFile]
+
+
+def is_hub_id(weights: str) -> bool:
+    """Whether a setting names a model of the hub: it looks like one and is no folder here."""
+    return bool(_HUB_ID.fullmatch(weights)) and not Path(weights).is_dir()
+
+
+def find(weights: str, revision: str, data_dir: Path) -> Path | None:
+    """The folder to load. Asks nothing of the network.
+
+    Args:
+        weights: a folder, which is taken as it is, or a hub id.
+        revision: the commit, or empty: of those that were pulled, the one that was completed last.
+        data_dir: where pulled weights are kept.
+
+    Returns:
+        None when nothing complete was pulled; `absent` says so to a user.
+    """
+    folder = locate(weights, revision, data_dir)
+    if folder is None or Path(weights).is_dir():
+        return folder
+    files = read_manifest(folder).files
+    is_whole = all(_size(folder / name) == file.size for name, file in files.items())
+    return folder if is_whole else None
+
+
+def locate(weights: str, revision: str, data_dir: Path) -> Path | None:
+    """As `find`, but damaged weights too: those whose manifest is there and whose files are not."""
+    if Path(weights).is_dir():
+        return Path(weights)
+    if not is_hub_id(weights):
+        return None
+    folders = [
+        folder
+        for folder in _commits(weights, data_dir)
+        if revision in {"", folder.name} and _is_readable(folder)
+    ]
+    return max(folders, key=lambda folder: _changed_at(folder / MANIFEST), default=None)
+
+
+def absent(weights: str, revision: str, data_dir: Path) -> str:
+    """What to tell a user for whom `find` gives None."""
+    if not is_hub_id(weights):
+        return (
+            f"There is no folder MOCHI_WEIGHTS={weights}. "
+            "Type MOCHI_WEIGHTS=/path/to/folder, or a hub id such as genmo/mochi-1-preview."
+        )
+    commit = f" at commit {revision}" if revision else ""
+    return (
+        f"The weights {weights}{commit} are not in {data_dir / 'weights'}, or not all of them. "
+        f"Type: {pull_command(weights, revision)}"
+    )
+
+
+def pull_command(weights: str, revision: str) -> str:
+    """What to type to have weights fetched or mended."""
+    command = ["mochi-server", "weights", "pull"]
+    if weights != EngineSettings.model_fields["weights"].default:
+        command += ["--weights", weights]
+    if revision:
+        command += ["--revision", revision]
+    return " ".join(command)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a folder should hold.
+
+    Raises:
+        WeightsError: it has no manifest, or one that cannot be read.
+    """
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise WeightsError(
+            f"{folder} cannot be checked: {MANIFEST} in it cannot be read ({error.strerror}). "
+            "`mochi-server weights pull` writes one, last, into the folders that it makes."
+        ) from None
+    except ValidationError:
+        raise WeightsError(
+            f"{folder / MANIFEST} is damaged. Remove it, then type: mochi-server weights pull"
+        ) from None
+
+
+def verify(folder: Path, progress: Progress) -> list[str]:
+    """Read every file of a complete folder again. Asks nothing of the network.
+
+    Returns:
+        A line for each file that is not as it was pulled.
+
+    Raises:
+        WeightsError: the folder has no manifest to check against.
+    """
+    manifest = read_manifest(folder)
+    with _disk_in_our_words(folder):
+        faults = _faults(folder, manifest.files, "Checking", progress)
+    return [f"{name}: {faults[name]}" for name in manifest.files if name in faults]
+
+
+def pull(
+    weights: str,
+    revision: str,
+    data_dir: Path,
+    *,
+    progress: Progress,
+    say: Callable[[str], None],
+    endpoint: str | None = None,
+) -> Path:
+    """Make sure that weights are here, complete and right; fetch what is missing.
+
+    Without a revision it stays with the commit that is here, whole or in part; where there is none,
+    `main` is resolved, once. The hub is asked only when something is missing.
+
+    Args:
+        weights: a hub id.
+        revision: the commit, or empty.
+        data_dir: where pulled weights are kept.
+        progress: told what is done, in bytes.
+        say: told in a line what is being done.
+        endpoint: the hub; None is huggingface_hub's own default, HF_ENDPOINT.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: the weights are not complete. The next pull goes on from here.
+        EngineUnavailableError: huggingface_hub is not installed.
+    """
+    if not is_hub_id(weights):
+        raise WeightsError(
+            f"MOCHI_WEIGHTS={weights} is no hub id, such as genmo/mochi-1-preview: "
+            "there is nothing to pull."
+        )
+    root = data_dir / "weights"
+    with _disk_in_our_words(root), _alone(root, say), _hub(weights, endpoint) as hub:
+        known = locate(weights, revision, data_dir)
+        if known is not None:
+            manifest = read_manifest(known)
+        else:
+            manifest = _listing(hub, revision or _begun(weights, data_dir))
+        folder = known or _model_folder(weights, data_dir) / manifest.commit
+        folder.mkdir(parents=True, exist_ok=True)
+        fetched = _complete(folder, manifest, hub, progress, say)
+        if known is None or fetched:
+            _write_manifest(folder, manifest)
+    return folder
+
+
+def _hub(hub_id: str, endpoint: str | None) -> Hub:
+    try:
+        from models.hub import Hub  # noqa: PLC0415 - a gateway's installation lacks what it imports
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"The worker's libraries are not installed ({error}). "
+            "Type: pip install 'mochi-server[worker]'"
+        ) from error
+    except ValueError as error:  # huggingface_hub has read its variables
+        raise WeightsError(
+            f"HF_ENDPOINT={os.environ.get('HF_ENDPOINT', '')} cannot be read ({error}). "
+            "Mend it, or unset it."
+        ) from None
+    return Hub(hub_id, endpoint)
+
+
+def _listing(hub: Hub, revision: str) -> Manifest:
+    commit, files = hub.list_files(revision or "main")
+    if not _COMMIT.fullmatch(commit) or (revision and commit != revision):
+        raise WeightsError(f"{hub.endpoint} answers with commit {commit!r}. Is HF_ENDPOINT right?")
+    loaded = {
+        name: file
+        for name, file in files.items()
+        if _LOADED.fullmatch(name) and not _VARIANT.search(name)
+    }
+    lacking = [pattern for pattern in _REQUIRED if not fnmatch.filter(loaded, pattern)]
+    if lacking:
+        raise WeightsError(
+            f"{hub.hub_id} at commit {commit} lacks {', '.join(lacking)}: it holds no Mochi in "
+            "diffusers' layout as safetensors. Choose another with MOCHI_WEIGHTS."
+        )
+    return Manifest(hub_id=hub.hub_id, commit=commit, files=loaded)
+
+
+def _complete(
+    folder: Path, manifest: Manifest, hub: Hub, progress: Progress, say: Callable[[str], None]
+) -> bool:
+    """Fetch what is missing or wrong. Whether anything was."""
+    faults = _faults(folder, manifest.files, "Checking what is here", progress)
+    missing = {name: file for name, file in manifest.files.items() if name in faults}
+    total = sum(file.size for file in missing.values())
+    for name in missing:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+    have = sum(min(_size(_part(folder / name)) or 0, file.size) for name, file in missing.items())
+    say(
+        f"{manifest.hub_id} at commit {manifest.commit}, "
+        f"{decimal(sum(file.size for file in manifest.files.values()))} in {folder}: "
+        + (f"{decimal(total - have)} to fetch" if missing else "complete")
+    )
+    free = shutil.disk_usage(folder).free
+    if free < total - have:
+        raise WeightsError(
+            f"{decimal(total - have)} are to be fetched, and {folder} has room for "
+            f"{decimal(free)}. Make room, or choose another place with MOCHI_DATA_DIR=/path."
+        )
+    stop = threading.Event()
+    fetched = _Tally("Fetching", have, total, progress, stop)
+    checked = _Tally("Checking what came", 0, total, progress, stop)
+
+    def get(name: str, file: WeightsFile) -> None:
+        part = _part(folder / name)
+        hub.fetch(manifest.commit, name, part, file.size, on_bytes=fetched, stop=stop)
+        if _fault(part, file, checked):
+            part.unlink()
+            raise WeightsError(
+                f"{name} came damaged from {hub.endpoint} and was removed. "
+                "Type again: mochi-server weights pull"
+            )
+        _sync(part)
+        part.replace(folder / name)
+
+    _each(get, missing, stop)
+    return bool(missing)
+
+
+def _faults(
+    folder: Path, files: Mapping[str, WeightsFile], what: str, progress: Progress
+) -> dict[str, str]:
+    """What is wrong with which file."""
+    faults: dict[str, str] = {}
+    readable = sum(
+        file.size for name, file in files.items() if _size(folder / name) == file.size
+    )  # of a file of another size nothing is read
+    stop = threading.Event()
+    tally = _Tally(what, 0, readable, progress, stop)
+
+    def check(name: str, file: WeightsFile) -> None:
+        fault = _fault(folder / name, file, tally)
+        if fault:
+            faults[name] = fault
+
+    _each(check, files, stop)
+    return faults
+
+
+def _fault(path: Path, file: WeightsFile, on_bytes: Callable[[int], None]) -> str:
+    size = _size(path)
+    if size is None:
+        return "missing"
+    if size != file.size:
+        return f"{size:,} bytes instead of {file.size:,}"
+    if _checksum(path, file, on_bytes) != file.checksum:
+        return "changed"
+    return ""
+
+
+def _checksum(path: Path, file: WeightsFile, on_bytes: Callable[[int], None]) -> str:
+    kind = file.checksum.partition(":")[0]
+    if kind == "sha256":
+        digest = hashlib.sha256()
+    else:  # git's name for a small file, which is all that the hub has
+        digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    with path.open("rb") as source:
+        while chunk := source.read(CHUNK_BYTES):
+            digest.update(chunk)
+            on_bytes(len(chunk))
+    return f"{kind}:{digest.hexdigest()}"
+
+
+class _StoppedError(Exception):
+    """Ends a thread; nobody sees it."""
+
+
+class _Tally:
+    """Adds up the bytes of all threads; ends a thread that comes when it is over."""
+
+    def __init__(
+        self, what: str, done: int, total: int, progress: Progress, stop: threading.Event
+    ) -> None:
+        self._what, self._done, self._total = what, done, total
+        self._progress = progress
+        self._stop = stop
+        self._lock = threading.Lock()
+        if total:
+            progress(what, done, total)
+
+    def __call__(self, count: int) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
+        with self._lock:
+            self._done += count
+            self._progress(self._what, self._done, self._total)
+
+
+def _each(
+    work: Callable[[str, WeightsFile], None],
+    files: Mapping[str, WeightsFile],
+    stop: threading.Event,
+) -> None:
+    """Do it for all files, several at once. The first error, or Ctrl-C, ends all of it.
+
+    The threads are daemons: one that listens to a dead connection holds nobody up.
+    """
+    waiting = iter(files.items())
+    results: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def run() -> None:
+        for name, file in waiting:  # an iterator of a dict is safe among threads
+            try:
+                work(name, file)
+            except BaseException as error:  # noqa: BLE001 (the caller raises it)
+                results.put(error)
+                return
+            results.put(None)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in files:
+            error = results.get()
+            if error is not None:
+                raise error
+    finally:
+        stop.set()
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    part = _part(folder / MANIFEST)
+    part.write_text(manifest.model_dump_json(indent=1) + "\n")
+    _sync(part)
+    for inner in folder.iterdir():
+        if inner.is_dir():
+            _sync(inner)  # the names in it
+    part.replace(folder / MANIFEST)
+    _sync(folder)
+
+
+def _model_folder(hub_id: str, data_dir: Path) -> Path:
+    return data_dir / "weights" / hub_id.replace("/", "--")
+
+
+def _commits(hub_id: str, data_dir: Path) -> list[Path]:
+    """The folders of a model, complete or not."""
+    folders = _model_folder(hub_id, data_dir).glob("*")
+    return [folder for folder in folders if _COMMIT.fullmatch(folder.name)]
+
+
+def _begun(hub_id: str, data_dir: Path) -> str:
+    """The commit with which an earlier pull began and was not done; empty for none."""
+    newest = max(_commits(hub_id, data_dir), key=_changed_at, default=None)
+    return newest.name if newest else ""
+
+
+def _changed_at(path: Path) -> int:
+    """In nanoseconds."""
+    return path.stat().st_mtime_ns
+
+
+def _is_readable(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except WeightsError:
+        return False
+    return True
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + PART)
+
+
+def _size(path: Path) -> int | None:
+    """In bytes; None for no file that can be seen."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _alone(root: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """One pull at a time in a data folder. The lock ends with its process, however that ends."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"Another pull works in {root}: waiting for it …")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _disk_in_our_words(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise WeightsError(
+                f"The disk of {folder} is full. Make room and type again: mochi-server weights "
+                "pull. It goes on where it stopped."
+            ) from None
+        raise WeightsError(
+            f"{error.filename or folder} cannot be used: {error.strerror or error}. "
+            "Mend that, or choose another place with MOCHI_DATA_DIR=/path."
+        ) from None

@@ -1,0 +1,234 @@
+"""A stand-in for the Hugging Face hub, over real HTTP on loopback.
+
+It answers as the hub does where the product asks: the list of a commit's files, and the files, the
+large ones by way of another host, whole or in ranges. It counts, and misbehaves when told to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+HUB_ID = "genmo/mochi-1-preview"
+FIRST = "1" * 40
+SECOND = "2" * 40
+
+_random = random.Random(1)
+
+LOADED: dict[str, bytes] = {
+    "model_index.json": b'{"_class_name": "MochiPipeline"}',
+    "scheduler/scheduler_config.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "text_encoder/model-00001-of-00002.safetensors": _random.randbytes(3000),
+    "text_encoder/model-00002-of-00002.safetensors": _random.randbytes(2000),
+    "text_encoder/model.safetensors.index.json": b'{"weight_map": {}}',
+    "tokenizer/added_tokens.json": b"{}",
+    "tokenizer/special_tokens_map.json": b"{}",
+    "tokenizer/spiece.model": _random.randbytes(500),
+    "tokenizer/tokenizer.json": b'{"version": "1.0"}',
+    "transformer/config.json": b"{}",
+    "transformer/diffusion_pytorch_model.safetensors": _random.randbytes(200_000),
+    "vae/config.json": b"{}",
+    "vae/diffusion_pytorch_model.safetensors": _random.randbytes(1000),
+}
+"""What Mochi is loaded from, and what a pull should bring."""
+
+OTHERS: dict[str, bytes] = {
+    ".gitattributes": b"* lfs",
+    "README.md": b"# Mochi",
+    "dit.safetensors": b"another layout",
+    "assets/video.mp4": b"moving",
+    "text_encoder/pytorch_model.bin": b"a pickle",
+    "transformer/deeper/config.json": b"{}",
+    "transformer/../../../escaped.json": b"{}",
+    "transformer/diffusion_pytorch_model.bf16-00001-of-00002.safetensors": b"rounded",
+    "transformer/diffusion_pytorch_model.safetensors.index.bf16.json": b"{}",
+    "vae/diffusion_pytorch_model.bf16.safetensors": b"rounded",
+    "vae/diffusion_pytorch_model.fp16.safetensors": b"rounded",
+    "vae/model.pt": b"a pickle",
+}
+LARGE = (".safetensors", ".model", ".bin", ".pt", ".mp4")
+BIG = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@dataclass
+class Request:
+    """One that came."""
+
+    path: str
+    range: str
+    authorization: str
+    host: str
+
+
+@dataclass
+class StandIn:
+    """The model that it has, how it misbehaves, and what it was asked."""
+
+    port: int = 0
+    main: str = FIRST
+    commits: list[str] = field(default_factory=lambda: [FIRST, SECOND])
+    files: dict[str, bytes] = field(default_factory=lambda: LOADED | OTHERS)
+    claimed_sizes: dict[str, int] = field(default_factory=dict)
+    spoiled: set[str] = field(default_factory=set)
+    """Files of which other bytes are sent than are listed."""
+    refusal: tuple[int, dict[str, str]] | None = None
+    """Status and headers of every answer."""
+    refused_files: set[str] = field(default_factory=set)
+    breaks_after: dict[str, list[int]] = field(default_factory=dict)
+    """For each file: after how many bytes the next answers break off."""
+    busy: dict[str, int] = field(default_factory=dict)
+    """For each file: how many of the next answers are 503."""
+    then_refuses: bool = False
+    """Whether a file is refused once its last answer has broken off."""
+    halts: set[str] = field(default_factory=set)
+    """Files of which half is sent, and then nothing until the stand-in ends."""
+    ignores_ranges: bool = False
+    halted: threading.Event = field(default_factory=threading.Event)
+    """Set when that has happened."""
+    over: threading.Event = field(default_factory=threading.Event)
+    requests: list[Request] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """What HF_ENDPOINT is set to."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def ranges(self, name: str) -> list[str]:
+        """The ranges that were asked of a file."""
+        return [one.range for one in self.requests if one.path == f"/cdn/{name}"]
+
+    def sent(self) -> set[str]:
+        """The files that were sent, or begun with."""
+        return {
+            one.path.removeprefix("/cdn/") for one in self.requests if one.path.startswith("/cdn/")
+        }
+
+    def listing(self, commit: str) -> dict[str, Any]:
+        """The hub's answer on a commit."""
+        siblings = [self._sibling(name, content) for name, content in self.files.items()]
+        return {"id": HUB_ID, "sha": commit, "siblings": siblings}
+
+    def _sibling(self, name: str, content: bytes) -> dict[str, Any]:
+        size = self.claimed_sizes.get(name, len(content))
+        git = b"blob %d\0%b" % (len(content), content)
+        blob = hashlib.sha1(git, usedforsecurity=False).hexdigest()
+        sibling = {"rfilename": name, "size": size, "blobId": blob}
+        if name.endswith(LARGE):
+            sha256 = hashlib.sha256(content).hexdigest()
+            sibling["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 100}
+        return sibling
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: StandIn
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        headers = self.headers
+        self.hub.requests.append(
+            Request(path, headers["range"] or "", headers["authorization"] or "", headers["host"])
+        )
+        if self.hub.refusal:
+            status, extra = self.hub.refusal
+            self._answer(status, b"no", extra)
+        elif path.startswith(f"/api/models/{HUB_ID}/revision/"):
+            self._list(path.rpartition("/")[2])
+        elif path.startswith(f"/{HUB_ID}/resolve/"):
+            commit, _, name = path.removeprefix(f"/{HUB_ID}/resolve/").partition("/")
+            self._resolve(commit, name)
+        elif path.startswith("/cdn/"):
+            self._send(path.removeprefix("/cdn/"))
+        else:
+            self._answer(404, b"no", {"X-Error-Code": "RepoNotFound"})
+
+    def _list(self, revision: str) -> None:
+        commit = self.hub.main if revision == "main" else revision
+        assert parse_qs(urlsplit(self.path).query).get("blobs"), "sizes and checksums are wanted"
+        if commit not in self.hub.commits:
+            self._answer(404, b"no", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            self._answer(200, json.dumps(self.hub.listing(commit)).encode(), {})
+
+    def _resolve(self, commit: str, name: str) -> None:
+        if name not in self.hub.files or commit not in self.hub.commits:
+            self._answer(404, b"no", {"X-Error-Code": "EntryNotFound"})
+        elif name in self.hub.refused_files:
+            self._answer(403, b"no", {})
+        else:
+            # As the hub: small files from another path, large ones from another host.
+            host = f"http://localhost:{self.hub.port}" if name.endswith(LARGE) else ""
+            self._answer(302, b"", {"Location": f"{host}/cdn/{name}", "X-Repo-Commit": commit})
+
+    def _send(self, name: str) -> None:
+        if self.hub.busy.get(name):
+            self.hub.busy[name] -= 1
+            self._answer(503, b"busy", {})
+            return
+        content = self.hub.files[name]
+        if name in self.hub.spoiled:
+            content = bytes(byte ^ 1 for byte in content)
+        start = 0
+        if self.headers["range"] and not self.hub.ignores_ranges:
+            start = int(self.headers["range"].removeprefix("bytes=").removesuffix("-"))
+        rest = content[start:]
+        self.send_response(206 if self.headers["range"] and not self.hub.ignores_ranges else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        breaks = self.hub.breaks_after.get(name)
+        if breaks:
+            self.wfile.write(rest[: breaks.pop(0)])
+            if self.hub.then_refuses and not breaks:
+                self.hub.refused_files.add(name)
+            self.close_connection = True
+        elif name in self.hub.halts:
+            self.wfile.write(rest[: len(rest) // 2])
+            self.hub.halted.set()
+            self.hub.over.wait(30)
+            self.close_connection = True
+        else:
+            self.wfile.write(rest)
+
+    def _answer(self, status: int, body: bytes, extra: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in extra.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base's)
+        """Nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def handle_error(self, *_request: object) -> None:
+        """A client that went away."""
+
+
+@contextmanager
+def stand_in() -> Iterator[StandIn]:
+    """A hub for one test."""
+    hub = StandIn()
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    with _Server(("127.0.0.1", 0), handler) as server:
+        hub.port = server.server_port
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield hub
+        finally:
+            hub.over.set()
+            server.shutdown()
+            thread.join()

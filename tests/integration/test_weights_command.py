@@ -1,0 +1,164 @@
+"""`mochi-server weights` and the pull of `mochi-server up`, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models.weights import MANIFEST
+from server.listener import free_port
+from tests.hub import BIG, FIRST, LOADED, SECOND, StandIn, stand_in
+from tests.stack import eventually
+
+COMMAND = str(Path(sys.executable).with_name("mochi-server"))
+FOLDER = f"weights/genmo--mochi-1-preview/{FIRST}"
+
+
+@pytest.fixture
+def hub() -> Iterator[StandIn]:
+    with stand_in() as hub:
+        yield hub
+
+
+def environ(endpoint: str, data_dir: Path, **more: str) -> dict[str, str]:
+    """Nothing of ours, and nothing of the hub's, from outside."""
+    outside = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MOCHI_", "HF_"))
+    }
+    own = {
+        "MOCHI_DATA_DIR": str(data_dir),
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(data_dir / "hf"),
+        "NO_PROXY": "127.0.0.1,localhost",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+    }
+    return outside | own | more
+
+
+def run(
+    endpoint: str, data_dir: Path, *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [COMMAND, *arguments],
+        env=environ(endpoint, data_dir, **more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def nobody() -> str:
+    """An endpoint at which nobody listens."""
+    return f"http://127.0.0.1:{free_port('127.0.0.1')}"
+
+
+def test_weights_are_pulled_found_and_verified(hub: StandIn, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    folder = data_dir / FOLDER
+
+    before = run(hub.url, data_dir, "weights", "path")
+    assert (before.returncode, before.stdout) == (1, "")
+    assert "Type: mochi-server weights pull" in before.stderr
+
+    pulled = run(hub.url, data_dir, "weights", "pull")
+    assert (pulled.returncode, pulled.stdout) == (0, "")
+    assert f"genmo/mochi-1-preview at commit {FIRST}" in pulled.stderr
+    assert "Fetching: 206.6 kB of 206.6 kB" in pulled.stderr
+    assert pulled.stderr.endswith(f"Complete and checked: {folder}\n")
+    assert all((folder / name).read_bytes() == content for name, content in LOADED.items())
+    assert [path.name for path in data_dir.iterdir()] == ["weights"]  # nothing in a hidden cache
+
+    offline = nobody()
+    assert run(offline, data_dir, "weights", "path").stdout == f"{folder}\n"
+    verified = run(offline, data_dir, "weights", "verify")
+    assert verified.returncode == 0, verified.stderr
+    assert "all as pulled" in verified.stderr
+
+    (folder / BIG).write_bytes(LOADED[BIG][:-1] + b"?")
+    (folder / "vae/config.json").unlink()
+    damaged = run(offline, data_dir, "weights", "verify")
+    assert damaged.returncode == 1
+    remedy = f"\nType: mochi-server weights pull --revision {FIRST}\n"
+    for words in (f"\n{BIG}: changed\n", "\nvae/config.json: missing", remedy):
+        assert words in damaged.stderr
+    elsewhere = run(offline, tmp_path / "other", "weights", "verify", str(folder))
+    assert "Copy these files again" in elsewhere.stderr
+
+
+def test_a_revision_can_be_asked_for(hub: StandIn, tmp_path: Path) -> None:
+    pulled = run(hub.url, tmp_path, "weights", "pull", "--revision", SECOND)
+    assert pulled.returncode == 0, pulled.stderr
+    path = run(hub.url, tmp_path, "weights", "path", MOCHI_REVISION=SECOND)
+    assert path.stdout.endswith(f"/{SECOND}\n")
+    other = run(hub.url, tmp_path, "weights", "path", "--revision", FIRST)
+    assert other.returncode == 1
+    assert f"mochi-server weights pull --revision {FIRST}" in other.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_pull_that_was_ended_goes_on_where_it_was(
+    hub: StandIn, tmp_path: Path, number: signal.Signals
+) -> None:
+    hub.halts.add(BIG)
+    draft = tmp_path / FOLDER / f"{BIG}.part"
+    with subprocess.Popen(
+        [COMMAND, "weights", "pull"],
+        env=environ(hub.url, tmp_path),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        eventually(lambda: draft.exists() and draft.stat().st_size)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=8)  # it does not wait for the silent connection
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "`mochi-server weights pull` goes on from here." in said
+        assert "Traceback" not in said
+    assert not (tmp_path / FOLDER / MANIFEST).exists()
+    assert run(hub.url, tmp_path, "weights", "path").returncode == 1
+
+    had = draft.stat().st_size
+    hub.halts.clear()
+    hub.requests.clear()
+    again = run(hub.url, tmp_path, "weights", "pull")
+    assert again.returncode == 0, again.stderr
+    assert hub.ranges(BIG) == [f"bytes={had}-"]
+
+
+def test_errors_are_one_message_without_a_trace(tmp_path: Path) -> None:
+    endpoint = nobody()
+    for arguments in (["pull"], ["pull", "--weights", "dummy"], ["verify", str(tmp_path)]):
+        refused = run(endpoint, tmp_path, "weights", *arguments)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "Traceback" not in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    refused = run("http://127.0.0.1:none", tmp_path, "weights", "pull")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "HF_ENDPOINT=http://127.0.0.1:none cannot be read" in refused.stderr
+    wrong = run(endpoint, tmp_path, "weights", "pull", "--revision", "main")
+    assert wrong.returncode == os.EX_CONFIG
+    assert "MOCHI_REVISION: got 'main'" in wrong.stderr
+
+
+def test_up_pulls_before_it_starts_anything(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: a card'\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    endpoint = nobody()
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    refused = run(endpoint, tmp_path / "data", "up", "--port", "0", PATH=path)
+    assert refused.returncode == os.EX_CONFIG
+    assert f"{endpoint} is out of reach" in refused.stderr
+    assert [folder.name for folder in (tmp_path / "data").iterdir()] == ["weights"]
