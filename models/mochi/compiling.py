@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch._dynamo import maybe_mark_dynamic
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from models.mochi.modulation import Tables
 from models.mochi.transformer import Block
@@ -20,7 +21,9 @@ from models.mochi.transformer import Block
 
 def keep_on_disk(folder: Path) -> None:
     """Let compilers keep their results below `folder`, unless the environment names another."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    # Torch sets this variable itself, to a folder below /tmp, when it is imported.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in {None, default_cache_dir()}:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 

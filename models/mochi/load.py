@@ -25,7 +25,7 @@ from models.mochi.mock import HEIGHT as MOCK_HEIGHT
 from models.mochi.mock import WIDTH as MOCK_WIDTH
 from models.mochi.mock import MockEngine, write_mock_checkpoint
 from models.mochi.parts import Dtypes, Parts
-from models.params import HEIGHT, WIDTH, GenerateParams
+from models.params import HEIGHT, TEMPORAL_FACTOR, WIDTH, GenerateParams
 from models.settings import EngineSettings
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
@@ -33,8 +33,6 @@ PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
 DUMMY = "dummy"
 GIB = 2**30
-WARM_UP_FRAMES = 25
-"""Enough for every kind of chunk that the decoder meets."""
 
 _log = structlog.get_logger()
 
@@ -66,7 +64,7 @@ def load(settings: EngineSettings, cache_dir: Path) -> Engine:
         "engine.profile", profile=plan.profile.name, precision=plan.precision, reason=plan.reason
     )
     engine = _assemble(settings, _parts(settings, plan, cache_dir, device), plan, device)
-    _warm_up(engine, compiles=settings.compile)
+    _warm_up(engine, plan.profile.chunk, compiles=settings.compile)
     return engine
 
 
@@ -132,13 +130,22 @@ def _assemble(
         ) from error
 
 
-def _warm_up(engine: MochiEngine, *, compiles: bool) -> None:
-    """Run everything once, so that no request waits for compilers and first launches."""
+def _warm_up(engine: MochiEngine, chunk: int, *, compiles: bool) -> None:
+    """Run everything once, so that no request waits for compilers and first launches.
+
+    Args:
+        engine: all of it.
+        chunk: latent frames decoded at a time. The first chunk of a clip may be any shorter, and
+            each length of it is compiled.
+        compiles: whether this takes minutes.
+    """
     if compiles:
         _log.info("engine.compiling", hint="minutes the first time, less at later starts")
-    params = GenerateParams(prompt="A red panda drinks tea", frames=WARM_UP_FRAMES, steps=10)
-    for _ in engine.generate(params, lambda _step, _steps: None).frames:
-        pass
+    for latent_frames in range(chunk + 1, 2 * chunk + 1):
+        frames = TEMPORAL_FACTOR * (latent_frames - 1) + 1
+        params = GenerateParams(prompt="A red panda drinks tea", frames=frames, steps=10)
+        for _ in engine.generate(params, lambda _step, _steps: None).frames:
+            pass
 
 
 def silence() -> None:

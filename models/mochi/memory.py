@@ -128,10 +128,13 @@ def choose_plan(
     smallest, kind = candidates[-1]
     needs = smallest.gib(kind)
     if profile == "auto":
+        remedy = "Choose"
+        if precision == "reference":
+            remedy = "Type MOCHI_PRECISION=auto, which needs less; or choose"
         raise EngineUnavailableError(
             f"{free_gib:.1f} GiB of GPU memory are free, and the smallest profile needs about "
-            f"{needs:.1f}. Choose another card with MOCHI_DEVICE=cuda:N, free its memory, or type "
-            f"MOCHI_PROFILE={smallest.name} to try all the same, with short videos."
+            f"{needs:.1f}. {remedy} another card with MOCHI_DEVICE=cuda:N, free its memory, or "
+            f"type MOCHI_PROFILE={smallest.name} to try all the same, with short videos."
         )
     return Plan(
         smallest, kind, f"asked for, though {free_gib:.1f} GiB are free of about {needs:.1f}"

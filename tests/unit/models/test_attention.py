@@ -22,7 +22,7 @@ def _no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget packages of earlier tests, and do not find any that is installed."""
     for name in ("flash_attn_interface", "flash_attn", "flash_attn.cute"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    paths = [path for path in sys.path if not (Path(path) / "flash_attn").exists()]
+    paths = [path for path in sys.path if not list(Path(path).glob("flash_attn*"))]
     monkeypatch.setattr(sys, "path", paths)
 
 

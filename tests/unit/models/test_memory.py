@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -83,6 +83,7 @@ def rank(free_gib: float, precision: Precision | Literal["auto"]) -> int:
     return order.index((plan.profile.name, plan.precision))
 
 
+@settings(deadline=None)
 @given(sizes, sizes, precisions)
 def test_more_memory_never_gives_a_worse_plan(
     one: float, other: float, precision: Precision | Literal["auto"]
@@ -91,6 +92,7 @@ def test_more_memory_never_gives_a_worse_plan(
     assert rank(less, precision) <= rank(more, precision)
 
 
+@settings(deadline=None)
 @given(sizes, precisions)
 def test_what_is_chosen_fits_and_what_fits_is_chosen(
     free_gib: float, precision: Precision | Literal["auto"]
@@ -106,6 +108,7 @@ def test_what_is_chosen_fits_and_what_fits_is_chosen(
         assert plan.precision in kinds
 
 
+@settings(deadline=None)
 @given(sizes, st.sampled_from(NAMES), precisions)
 def test_a_named_profile_and_precision_are_kept_to_however_small_the_card(
     free_gib: float, profile: ProfileName, precision: Precision | Literal["auto"]
@@ -137,6 +140,12 @@ def test_float32_comes_before_more_on_the_gpu_but_after_resident_blocks() -> Non
 def test_a_smaller_profile_needs_less(precision: Precision) -> None:
     needs = [PROFILES[name].gib(precision) for name in NAMES]
     assert needs == sorted(set(needs), reverse=True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_text_encoder_that_visits_has_left_when_the_work_begins(precision: Precision) -> None:
+    elsewhere, visiting = (PROFILES[name].gib(precision) for name in ("24gb", "48gb"))
+    assert visiting < elsewhere + memory.TEXT[precision]
 
 
 @pytest.mark.parametrize("profile", NAMES)
