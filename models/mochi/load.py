@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -181,7 +182,11 @@ def read_weights(folder: Path, dtypes: Dtypes) -> Parts:
 
 
 def _check(settings: EngineSettings, cache_dir: Path) -> None:
-    problems = [*_device_problems(settings.device), *_weights_problems(settings, cache_dir)]
+    problems = [
+        *_device_problems(settings.device),
+        *_weights_problems(settings, cache_dir),
+        *_compiler_problems(settings),
+    ]
     if problems:
         hint = "To try the server without a GPU and without weights: mochi-server up --mock"
         raise EngineUnavailableError("\n".join([*problems, hint]))
@@ -213,4 +218,14 @@ def _weights_problems(settings: EngineSettings, cache_dir: Path) -> list[str]:
     return [
         f"The folder MOCHI_WEIGHTS={settings.weights} lacks {missing}: it must hold the weights in "
         "the layout of diffusers, as `mochi-server weights pull` writes them."
+    ]
+
+
+def _compiler_problems(settings: EngineSettings) -> list[str]:
+    """Triton builds what starts its kernels with the compiler that it finds in this way."""
+    if not settings.compile or any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang"))):
+        return []
+    return [
+        "Compiling the model for the GPU needs a C compiler, and there is none here: install one "
+        "(Debian, Ubuntu: apt install gcc python3-dev), or type --no-compile to run slower."
     ]

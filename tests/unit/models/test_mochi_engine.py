@@ -399,6 +399,16 @@ def test_with_a_gpu_only_the_missing_weights_are_named(
     assert REVISION in message
 
 
+def test_a_missing_compiler_is_named_unless_nothing_is_compiled(
+    tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert "apt install gcc python3-dev" in refusal(tmp_path)
+    assert "gcc" not in refusal(tmp_path, compile=False)
+
+
 def test_a_device_that_does_not_exist_is_named(tmp_path: Path, gpus: Callable[[int], None]) -> None:
     gpus(2)
     message = refusal(tmp_path, device="cuda:2", revision=REVISION)
