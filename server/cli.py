@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
@@ -342,6 +343,11 @@ def bench_engine(
 
     Without a GPU: `mochi-server bench engine --counts`
     """
+    if find_spec("torch") is None:
+        _end(
+            "The worker's libraries are not installed. Type: pip install 'mochi-server[worker]'",
+            os.EX_CONFIG,
+        )
     _apply(ctx)
     settings = _settings()
     flags = ["--steps", str(steps), "--repeats", str(repeats)]

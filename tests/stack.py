@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
 from segmind import SegmindClient
@@ -129,7 +129,7 @@ class Stack:
         return len(self._signed_on())
 
     def _signed_on(self) -> set[str]:
-        return set(self.redis.zrange("mochi:workers", 0, -1))
+        return set(cast("list[str]", self.redis.zrange("mochi:workers", 0, -1)))
 
     def log_of(self, process: subprocess.Popen[bytes]) -> str:
         """All that a process has printed."""

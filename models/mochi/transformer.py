@@ -102,12 +102,14 @@ class Block(nn.Module):
         """Joint attention; the text's part is not projected yet, and empty in the last block."""
         q, k, v = self._heads(self.to_qkv(visual))
         *text_q, text_k, text_v = self._heads(self.text_to_qkv(text))
-        query = rotate(self.norm_q(q), rope)
+        # Rounded before they are joined: so the compiler writes each part where it belongs at once.
+        queries = [rotate(self.norm_q(q), rope).to(v.dtype)]
         if self.updates_text:
-            query = torch.cat((query, self.norm_text_q(text_q[0])), dim=1)
-        key = torch.cat((rotate(self.norm_k(k), rope), self.norm_text_k(text_k)), dim=1)
-        value = torch.cat((v, text_v), dim=1)
-        out = joint_attention(query.to(v.dtype), key.to(v.dtype), value)
+            queries.append(self.norm_text_q(text_q[0]).to(v.dtype))
+        keys = [rotate(self.norm_k(k), rope).to(v.dtype), self.norm_text_k(text_k).to(v.dtype)]
+        out = joint_attention(
+            torch.cat(queries, dim=1), torch.cat(keys, dim=1), torch.cat((v, text_v), dim=1)
+        )
         tokens = visual.shape[1]
         return self.to_out(out[:, :tokens]), out[:, tokens:]
 

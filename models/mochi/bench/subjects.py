@@ -1,0 +1,206 @@
+"""What is measured: our engine, and the stock pipeline beside it over the same weights."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import MochiPipeline
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from models import weights
+from models.engine import Traits
+from models.errors import EngineUnavailableError
+from models.mochi import fp8, lora
+from models.mochi.assemble import Options, assemble
+from models.mochi.attention import choose_kernel
+from models.mochi.compiling import keep_on_disk
+from models.mochi.dummy import make_dummy
+from models.mochi.engine import MochiEngine
+from models.mochi.load import DUMMY, plan_dtypes, read_weights, silence
+from models.mochi.memory import PROFILES, Plan, choose_plan
+from models.mochi.mock import HEIGHT as MOCK_HEIGHT
+from models.mochi.mock import WIDTH as MOCK_WIDTH
+from models.mochi.mock import write_mock_checkpoint
+from models.mochi.parts import Dtypes, Parts
+from models.params import HEIGHT, WIDTH
+from models.settings import EngineSettings
+
+GIB = 2**30
+
+console = Console(stderr=True)
+
+SMALL = (
+    "No CUDA device: a small model of another shape ran on the CPU, in float32 and not compiled. "
+    "Nothing here tells how fast Mochi is."
+)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Loaded and ready.
+
+    Attributes:
+        ours: our engine.
+        stock: the pipeline of diffusers, if it is compared with.
+        mixed: whether the stock transformer runs under autocast to bfloat16, as diffusers'
+            documents say for the precision of Genmo's code.
+        tokenizer: of the prompts.
+        config: of the transformer.
+        plan: of our engine; None for the small model.
+        load_seconds: to make or read the weights and put them in their places.
+        note: what a reader of the figures must know; `` where there is a GPU.
+    """
+
+    ours: MochiEngine
+    stock: MochiPipeline | None
+    mixed: bool
+    tokenizer: PreTrainedTokenizerBase
+    config: Any
+    plan: Plan | None
+    load_seconds: float
+    note: str = ""
+
+
+def prepare(
+    settings: EngineSettings, cache_dir: Path, *, compares: bool, memory_gib: float | None = None
+) -> Subjects:
+    """Load what `settings` ask for; where there is no CUDA device, a small model instead.
+
+    Args:
+        settings: of the engine; weights are `dummy`, a folder or a hub id.
+        cache_dir: where pulled weights are.
+        compares: whether the stock pipeline is wanted, too.
+        memory_gib: pretend that the card is this large.
+
+    Raises:
+        EngineUnavailableError: the text says what to change.
+    """
+    started = time.perf_counter()
+    silence()
+    if not torch.cuda.is_available():
+        return _small(settings, started, compares=compares)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    device = torch.device(settings.device)
+    torch.cuda.set_device(device)
+    # Compiled anew for each measurement, unless the environment names a folder to keep it in.
+    compiled = Path(tempfile.mkdtemp(prefix="mochi-bench-"))
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    keep_on_disk(compiled)
+    plan = choose_plan(_free(device, memory_gib), settings.profile, settings.precision)
+    if compares and plan.profile.name != "80gb":
+        raise EngineUnavailableError(
+            "The stock pipeline has all weights on the GPU, and ours shares them with it only in "
+            f"the profile 80gb, not in {plan.profile.name}. Leave --compare out, or type --profile "
+            "80gb."
+        )
+    if settings.fp8:
+        fp8.check(device)
+    options = Options(
+        plan.profile,
+        choose_kernel(settings.attention, device),
+        compiles=settings.compile,
+        fp8=settings.fp8,
+        step_cache=settings.step_cache,
+    )
+    traits = Traits(
+        "dummy weights" if settings.weights == DUMMY else "Mochi 1",
+        torch.cuda.get_device_name(device),
+        plan.precision,
+        plan.profile.name,
+        options.lossy,
+    )
+    console.print(f"loading {traits}, {plan.reason} …")
+    parts = _parts(settings, plan, cache_dir, device)
+    console.print("moving the weights to their places …")
+    stock, parts = stock_beside(parts) if compares else (None, parts)
+    engine = assemble(parts, options, traits, device, (WIDTH, HEIGHT))
+    if stock is not None:
+        stock.to(device)
+    torch.cuda.empty_cache()  # what the random numbers were drawn in
+    return Subjects(
+        engine,
+        stock,
+        mixed=plan.precision == "reference",
+        tokenizer=parts.tokenizer,
+        config=parts.transformer.config,
+        plan=plan,
+        load_seconds=time.perf_counter() - started,
+    )
+
+
+def stock_beside(parts: Parts) -> tuple[MochiPipeline, Parts]:
+    """The stock pipeline over `parts`, and parts for our engine that share its weights.
+
+    Only the VAE is there twice, as ours changes the order of its weights, and of the transformer
+    what ours concatenates.
+    """
+    twin = replace(parts, transformer=_twin(parts.transformer), vae=copy.deepcopy(parts.vae))
+    pipeline = parts.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, twin
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """Another structure over the same parameters."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+
+
+def _free(device: torch.device, memory_gib: float | None) -> float:
+    free, total = torch.cuda.mem_get_info(device)
+    if memory_gib is None:
+        return free / GIB
+    torch.cuda.set_per_process_memory_fraction(min(memory_gib * GIB / total, 1.0), device)
+    return min(free / GIB, memory_gib)
+
+
+def _parts(settings: EngineSettings, plan: Plan, cache_dir: Path, device: torch.device) -> Parts:
+    dtypes = plan_dtypes(plan)
+    if settings.weights == DUMMY:
+        parts = make_dummy(dtypes, device)
+    else:
+        folder = weights.find(settings.weights, settings.revision, cache_dir)
+        if folder is None:
+            raise EngineUnavailableError(
+                f"{weights.absent(settings.weights, settings.revision, cache_dir)} "
+                "Or leave --weights out, to measure with random numbers."
+            )
+        parts = read_weights(folder, dtypes)
+    lora.fuse(parts.transformer, lora.parse(settings.lora))
+    return parts
+
+
+def _small(settings: EngineSettings, started: float, *, compares: bool) -> Subjects:
+    if settings.fp8:
+        fp8.check(settings.device)
+    # As the mock engine: threads would wait for each other over so little work.
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = Parts.read(write_mock_checkpoint(Path(folder)), Dtypes())
+    stock, parts = stock_beside(parts) if compares else (None, parts)
+    device = torch.device("cpu")
+    options = Options(
+        PROFILES["80gb"], choose_kernel("auto", device), step_cache=settings.step_cache
+    )
+    traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy)
+    engine = assemble(parts, options, traits, device, (MOCK_WIDTH, MOCK_HEIGHT))
+    return Subjects(
+        engine,
+        stock,
+        mixed=False,
+        tokenizer=parts.tokenizer,
+        config=parts.transformer.config,
+        plan=None,
+        load_seconds=time.perf_counter() - started,
+        note=SMALL,
+    )
