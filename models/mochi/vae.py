@@ -103,11 +103,10 @@ class Decoder:
 
     def _videos(self, latents: Tensor) -> Iterator[Tensor]:
         """Yields (1, 3, frames, 8 h, 8 w), the surplus frames too, mostly between -1 and 1."""
-        # All at once, before any kernel: its constants' way to the device waits for the device.
+        # Not for each chunk: its constants are copied to the device, which waits for the kernels.
         latents = self._unnormalised(latents)
         length = latents.shape[2]
-        # The remainder comes first, where it costs a graph for each length of it. Later it would
-        # also cost one for each, and padding it would cost time.
+        # The remainder comes first: so only first chunks differ in length, and need several graphs.
         first = (length - 1) % self._chunk + 1
         caches: _Caches | None = None
         for end in range(first, length + 1, self._chunk):
@@ -144,7 +143,7 @@ def _adapt(decoder: nn.Module) -> None:
             if isinstance(child, CogVideoXCausalConv3d):
                 setattr(parent, name, _Conv(child))
             elif isinstance(child, MochiChunkedGroupNorm3D):
-                setattr(parent, name, _Norm(child))
+                setattr(parent, name, _Norm(child, of_sum=name == "norm1"))
             elif isinstance(child, MochiUpBlock3D):
                 setattr(parent, name, _UpBlock(child))
     decoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -174,19 +173,19 @@ class _Conv(nn.Module):
             (1, 2, height + 2, width + 2, channels).
         """
         frames, height, width = inputs.shape[2:]
-        # By indices: `pad` would give up channels-last on CUDA, and filling a buffer with its
-        # middle and its edges does not fuse. All this is one kernel with the norm before it.
-        padded = inputs.permute(0, 2, 3, 4, 1)
+        # By indices: `pad` gives up channels-last on CUDA, and filling a buffer piece by piece does
+        # not fuse. So all this is one kernel, together with the norm before it.
         rows = torch.arange(-1, height + 1, device=inputs.device).clamp(0, height - 1)[:, None]
         columns = torch.arange(-1, width + 1, device=inputs.device).clamp(0, width - 1)
+        padded = inputs.permute(0, 2, 3, 4, 1)
         if conv_cache is None:
             times = torch.arange(-PAST, frames, device=inputs.device).clamp(0)[:, None, None]
-            padded = padded[:, times, rows, columns]
-            # With a format that is named: otherwise the compiler takes it for no change, and
-            # keeps all of `padded` for the sake of two frames.
+            padded = _stored(padded[:, times, rows, columns])
+            # A format is named since the compiler takes a plain clone for nothing, and would keep
+            # all of `padded` for the sake of two frames.
             conv_cache = padded[:, -PAST:].clone(memory_format=torch.contiguous_format)
         else:
-            padded = torch.cat([conv_cache, padded[:, :, rows, columns]], dim=1)
+            padded = _stored(torch.cat([conv_cache, padded[:, :, rows, columns]], dim=1))
             conv_cache.copy_(padded[:, -PAST:])
         padded = padded.permute(0, 4, 1, 2, 3)
         return functional.conv3d(padded, self.weight, self.bias), conv_cache
@@ -195,19 +194,25 @@ class _Conv(nn.Module):
 class _Norm(nn.Module):
     """A group norm of each frame, that copies nothing."""
 
-    def __init__(self, stock: MochiChunkedGroupNorm3D) -> None:
+    def __init__(self, stock: MochiChunkedGroupNorm3D, *, of_sum: bool) -> None:
         super().__init__()
         self.norm: nn.GroupNorm = stock.norm_layer
+        self.of_sum = of_sum
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(1, channels, frames, height, width), returned in the same format."""
-        inputs = _stored(inputs)
+        # A sum is needed again. A convolution's output is not; but for its bias, it is stored.
+        inputs = _stored(inputs) if self.of_sum else inputs
         frames = inputs[0].transpose(0, 1)
         frames = self._fusible(frames) if torch.compiler.is_compiling() else self.norm(frames)
         return frames.transpose(0, 1)[None]
 
     def _fusible(self, frames: Tensor) -> Tensor:
-        """`self.norm` in other words; its own merge dimensions, and so do not fuse on a GPU."""
+        """`self.norm` in other words.
+
+        PyTorch's own, when compiled for a GPU, merge dimensions, which keeps them from fusing with
+        the convolution's padding.
+        """
         norm, exact = self.norm, frames.float()
         groups = exact.unflatten(1, (norm.num_groups, -1))  # type: ignore[no-untyped-call]
         variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0)
@@ -218,9 +223,10 @@ class _Norm(nn.Module):
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """The same, but the compiler has to put it into memory, in this layout.
+    """The same, but the compiler has to put it into memory, in its present layout.
 
-    Otherwise it computes sums, and pixels of channels, anew in each kernel that reads them.
+    Otherwise it computes it anew in each kernel that reads it, which takes longer and keeps what it
+    is made of in memory.
     """
     return tensor.as_strided(tensor.shape, tensor.stride())
 
