@@ -72,13 +72,14 @@ CMD ["gateway"]
 # ---- worker
 FROM ${WORKER_IMAGE} AS worker-base
 # The CUDA image has no Python; a Python image, as docker/compose.mock.yaml gives, has its own.
-# Triton, which compiles the model on the GPU, builds its launchers with gcc and Python's headers.
+# Triton, which compiles the model on the GPU, builds its launchers with gcc and Python's headers;
+# g++ brings both compilers that PyTorch may call.
 # DL3008 wants package versions, but Ubuntu keeps one build of each: a pinned one is soon gone.
 # hadolint ignore=DL3008
 RUN if ! command -v python3; then \
         apt-get update \
         && apt-get install --yes --no-install-recommends \
-            gcc libc6-dev python3 python3-dev python3-venv \
+            g++ python3 python3-dev python3-venv \
         && rm -rf /var/lib/apt/lists/*; \
     fi
 

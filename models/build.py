@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.engine import Engine
-from models.errors import EngineUnavailableError
+from models.errors import not_installed
 from models.fake import FakeEngine
 from models.settings import EngineSettings
 
@@ -25,8 +25,5 @@ def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
     try:
         from models.mochi.load import load  # noqa: PLC0415 - torch takes seconds to import
     except ImportError as error:
-        raise EngineUnavailableError(
-            f"The worker's libraries are not installed ({error}). "
-            "Type: pip install 'mochi-server[worker]'"
-        ) from error
+        raise not_installed(error) from error
     return load(settings, cache_dir)

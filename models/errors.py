@@ -39,5 +39,13 @@ class EngineUnavailableError(MochiError):
     """The engine cannot be built here; the text says what is missing and what to type."""
 
 
+def not_installed(error: ImportError) -> EngineUnavailableError:
+    """What to raise where the extra `worker` was not installed."""
+    return EngineUnavailableError(
+        f"The worker's libraries are not installed ({error}). "
+        "Type: pip install 'mochi-server[worker]'"
+    )
+
+
 class WeightsError(MochiError):
     """Weights are absent, damaged or cannot be fetched; the text says what to type."""

@@ -180,7 +180,8 @@ class Hub:
             text = (
                 f"{place} is out of reach ({error or type(error).__name__}). Type again later; or "
                 "check the network, HTTPS_PROXY and HF_ENDPOINT; or copy the folder of weights "
-                "from another machine and type MOCHI_WEIGHTS=/path/to/folder."
+                "from another machine and set MOCHI_WEIGHTS=/path/to/folder (or --weights "
+                "/path/to/folder)."
             )
         else:
             return

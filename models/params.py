@@ -56,7 +56,8 @@ class GenerateParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     prompt: Annotated[Text, AfterValidator(_not_blank)] = Field(
-        max_length=MAX_TEXT, description="What the video shows. Not blank."
+        max_length=MAX_TEXT,
+        description="What the video shows. Not blank; the first 256 tokens are read.",
     )
     negative_prompt: Text = Field(
         default="", max_length=MAX_TEXT, description="What the video should not show."

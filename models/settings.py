@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "MOCHI_"
+_WITHOUT_REAL_WEIGHTS = frozenset({"mock", "engine", "step_cache", "fake_step_seconds"})
+"""Settings that the other engines know."""
+
+
+def default_data_dir() -> Path:
+    """Where all files are kept unless a setting says otherwise."""
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "mochi-server"
 
 
 class EngineSettings(BaseSettings):
     """Which engine a worker holds. Read once, in a `__main__`, and passed down."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, frozen=True, extra="ignore", allow_inf_nan=False
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,  # what a compose file passes on from an empty variable
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=False,
     )
 
     mock: bool = Field(
@@ -41,7 +55,7 @@ class EngineSettings(BaseSettings):
     device: str = Field(
         default="cuda",
         pattern=r"^cuda(:\d+)?$",
-        description="The CUDA device of a worker with real weights.",
+        description="The CUDA device of a worker with real weights, like cuda or cuda:1.",
     )
     profile: Literal["auto", "80gb", "48gb", "24gb", "offload"] = Field(
         default="auto",
@@ -76,3 +90,11 @@ class EngineSettings(BaseSettings):
     fake_step_seconds: float = Field(
         default=0.05, ge=0, le=60, description="How long a step of the fake engine takes."
     )
+
+    @property
+    def ignored(self) -> list[str]:
+        """The variables that were set and mean nothing without real weights."""
+        if not self.mock and self.engine == "mochi":
+            return []
+        names = self.model_fields_set & (EngineSettings.model_fields.keys() - _WITHOUT_REAL_WEIGHTS)
+        return sorted(ENV_PREFIX + name.upper() for name in names)

@@ -11,10 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO, cast
 
-import imageio_ffmpeg
-
 from models.engine import Clip
-from models.errors import EncodingError
+from models.errors import EncodingError, EngineUnavailableError, not_installed
 from models.params import HEIGHT, WIDTH
 
 MAX_DENOMINATOR = 30_000
@@ -55,12 +53,28 @@ def encode(clip: Clip, fps: float, path: Path) -> None:
         raise
 
 
+def encoder() -> str:
+    """The ffmpeg that encodes.
+
+    Raises:
+        EngineUnavailableError: there is none; the text says what to do.
+    """
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe  # noqa: PLC0415 - comes with the extra `worker`
+    except ImportError as error:
+        raise not_installed(error) from error
+    try:
+        return str(get_ffmpeg_exe())
+    except RuntimeError as error:
+        raise EngineUnavailableError(f"There is no ffmpeg: {error}") from error
+
+
 def _command(clip: Clip, fps: float, path: Path) -> list[str]:
     rate = Fraction(str(fps)).limit_denominator(MAX_DENOMINATOR)
     # A clock that hits the end of every frame; the usual milliseconds would round the duration.
     clock = rate.numerator * math.ceil(1000 / rate.numerator)
     return [
-        imageio_ffmpeg.get_ffmpeg_exe(),
+        encoder(),
         *("-hide_banner", "-nostdin", "-nostats", "-loglevel", "error", "-y"),
         *("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{clip.width}x{clip.height}"),
         *("-framerate", str(rate), "-i", "pipe:0"),

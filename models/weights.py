@@ -13,6 +13,7 @@ import fnmatch
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import stat
 import threading
@@ -26,8 +27,8 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.filesize import decimal
 
-from models.errors import EngineUnavailableError, WeightsError
-from models.settings import EngineSettings
+from models.errors import WeightsError, not_installed
+from models.settings import EngineSettings, default_data_dir
 
 if TYPE_CHECKING:
     from models.hub import Hub
@@ -133,23 +134,26 @@ def absent(weights: str, revision: str, data_dir: Path) -> str:
     if not is_hub_id(weights):
         return (
             f"There is no folder MOCHI_WEIGHTS={weights}. "
-            "Type MOCHI_WEIGHTS=/path/to/folder, or a hub id such as genmo/mochi-1-preview."
+            "Set MOCHI_WEIGHTS=/path/to/folder (or --weights /path/to/folder), or a hub id such as "
+            "genmo/mochi-1-preview."
         )
     commit = f" at commit {revision}" if revision else ""
     return (
         f"The weights {weights}{commit} are not in {data_dir / 'weights'}, or not all of them. "
-        f"Type: {pull_command(weights, revision)}"
+        f"Type: {pull_command(weights, revision, data_dir)}"
     )
 
 
-def pull_command(weights: str, revision: str) -> str:
+def pull_command(weights: str, revision: str, data_dir: Path) -> str:
     """What to type to have weights fetched or mended."""
     command = ["mochi-server", "weights", "pull"]
     if weights != EngineSettings.model_fields["weights"].default:
         command += ["--weights", weights]
     if revision:
         command += ["--revision", revision]
-    return " ".join(command)
+    if data_dir != default_data_dir():
+        command += ["--data-dir", str(data_dir)]
+    return shlex.join(command)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -239,10 +243,7 @@ def _hub(hub_id: str, endpoint: str | None) -> Hub:
     try:
         from models.hub import Hub  # noqa: PLC0415 - a gateway's installation lacks what it imports
     except ImportError as error:
-        raise EngineUnavailableError(
-            f"The worker's libraries are not installed ({error}). "
-            "Type: pip install 'mochi-server[worker]'"
-        ) from error
+        raise not_installed(error) from error
     except ValueError as error:  # huggingface_hub has read its variables
         raise WeightsError(
             f"HF_ENDPOINT={os.environ.get('HF_ENDPOINT', '')} cannot be read ({error}). "

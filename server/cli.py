@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from urllib.parse import urlsplit
 
 import typer
 from pydantic.fields import FieldInfo
@@ -20,6 +21,7 @@ from models.settings import ENV_PREFIX
 from server.bench.gateway import run as measure_gateway
 from server.bench.request import run as measure_request
 from server.client import Client
+from server.files import check_file, check_folder
 from server.first_key import read_first_key
 from server.keyring import Scope, create_key
 from server.routes.operations import VERSION
@@ -81,6 +83,24 @@ Port = Annotated[int | None, _setting("port")]
 PublicUrl = Annotated[str | None, _setting("public_url")]
 
 
+def _print_version(value: bool) -> None:  # noqa: FBT001 (typer calls it)
+    if value:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """The Mochi 1 text-to-video API on your own machines."""
+
+
 @app.command()
 def up(
     ctx: typer.Context,
@@ -112,6 +132,7 @@ def up(
     """
     _apply(ctx)
     settings = _settings()
+    _name_ignored(settings)
     with _errors_end(os.EX_CONFIG):
         fetch_missing(settings)
     raise typer.Exit(supervise(settings))
@@ -163,6 +184,7 @@ def worker(
     _apply(ctx)
     if check:
         _check_worker()
+    _name_ignored(_settings())
     _become("worker")
 
 
@@ -211,13 +233,21 @@ def create(
 ) -> None:
     """Make an API key and print it, alone, on standard output. It cannot be shown again.
 
+    Standard error says which server it is for: the one on the same broker or data folder.
+
     Example: `export SEGMIND_API_KEY=$(mochi-server keys create laptop)`
     """
     _apply(ctx)
     settings = _settings()
     with _errors_end(), broker_of(settings) as broker_url:
         redis = connect_briefly(broker_url)
-        typer.echo(create_key(redis, name, frozenset(scope or Scope), time.time()))
+        key = create_key(redis, name, frozenset(scope or Scope), time.time())
+    if settings.redis_url:
+        place = f"on the broker {_without_password(settings.redis_url)}"
+    else:
+        place = f"with the data folder {settings.data_dir}"
+    typer.echo(f"A key for the server {place}:", err=True)
+    typer.echo(key)
 
 
 @weights_app.command("pull")
@@ -276,9 +306,10 @@ def weights_path(
 @bench.command("gateway")
 def bench_gateway(
     connections: Annotated[
-        list[int] | None, typer.Option(help="At once; may be repeated. [default: 32, 64]")
+        list[int] | None,
+        typer.Option(min=1, max=10_000, help="At once; may be repeated. [default: 32, 64]"),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="For each measurement.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=1, help="For each measurement.")] = 5.0,
     output: Annotated[Path | None, typer.Option("-o", help="Where to write JSON.")] = None,
 ) -> None:
     """Requests a second, latency and CPU time of the gateway, beside a bare prototype.
@@ -286,6 +317,8 @@ def bench_gateway(
     Uses wrk where it is installed. Example: `mochi-server bench gateway --connections 64`
     """
     with _errors_end():
+        if output is not None:
+            check_file(output)
         measure_gateway(connections or [32, 64], seconds, output)
 
 
@@ -350,6 +383,11 @@ def bench_engine(
         )
     _apply(ctx)
     settings = _settings()
+    with _errors_end():
+        for file in filter(None, (output, plot)):
+            check_file(file)
+        if trace is not None:
+            check_folder(trace)
     flags = ["--steps", str(steps), "--repeats", str(repeats)]
     flags += [flag for number in frames or () for flag in ("--frames", str(number))]
     flags += ["--counts"] if counts else []
@@ -368,7 +406,7 @@ def bench_engine(
 
 @bench.command("request")
 def bench_request(
-    count: Annotated[int, typer.Option(help="How many, one after the other.")] = 5,
+    count: Annotated[int, typer.Option(min=1, help="How many, one after the other.")] = 5,
 ) -> None:
     """Where the time of the default request goes, on mock weights: denoising, video, all else.
 
@@ -398,6 +436,17 @@ def _apply(ctx: typer.Context) -> None:
 def _settings() -> ServerSettings:
     with _errors_end(os.EX_CONFIG):
         return load_settings()
+
+
+def _name_ignored(settings: ServerSettings) -> None:
+    if settings.ignored:
+        names = ", ".join(settings.ignored)
+        typer.secho(f"Without real weights these mean nothing: {names}.", err=True, fg="yellow")
+
+
+def _without_password(redis_url: str) -> str:
+    parts = urlsplit(redis_url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _become(package: str) -> NoReturn:

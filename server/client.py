@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from models.params import MODEL
 from server.errors import ClientError, UnreachableError
+from server.files import check_file, draft_of
 
 POLL_SECONDS = 0.5
 TIMEOUT_SECONDS = 30.0
@@ -43,17 +44,18 @@ class Client:
         """Make a video and write it to `output`, with a progress bar on standard error.
 
         Raises:
+            OutputError: it cannot be written there; nothing was asked for.
             ClientError: there is no video; nothing was written.
         """
-        if not output.parent.is_dir():
-            raise ClientError(f"There is no folder {output.parent} to write the video to.")
+        check_file(output)
         submitted = self._json("POST", f"{self._url}/v2/{MODEL}", json=params)
         try:
             self._follow(submitted["status_url"])
             result = self._json("GET", submitted["response_url"])
             size = self._download(result["output"], output)
         except ClientError as error:
-            raise ClientError(f"{error} The request is {submitted['request_id']}.") from None
+            said = str(error).removesuffix(".")
+            raise ClientError(f"{said}. The request is {submitted['request_id']}.") from None
         except KeyboardInterrupt:
             self._console.print(f"Request {submitted['request_id']} goes on without us.")
             raise
@@ -87,7 +89,8 @@ class Client:
         return self._json("GET", status_url)
 
     def _download(self, url: str, output: Path) -> int:
-        draft = output.with_name(output.name + ".part")
+        draft = draft_of(output)
+        remedy = f"The video is made and kept for a while; fetch it with: curl -o FILE '{url}'"
         try:
             with self._http.stream("GET", url) as response, draft.open("wb") as file:
                 response.raise_for_status()
@@ -96,9 +99,10 @@ class Client:
             size = draft.stat().st_size
             draft.replace(output)
         except httpx.HTTPError as error:
-            raise ClientError(f"The video cannot be downloaded: {error}") from None
+            said = str(error).removesuffix(".")
+            raise ClientError(f"The video cannot be downloaded: {said}. {remedy}") from None
         except OSError as error:
-            raise ClientError(f"{output} cannot be written: {error.strerror}") from None
+            raise ClientError(f"{output} cannot be written: {error.strerror}. {remedy}") from None
         finally:
             draft.unlink(missing_ok=True)
         return size

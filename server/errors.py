@@ -103,6 +103,10 @@ class ClientError(CommandError):
     """Our own client could not reach a server, or was refused; in its words where it gave some."""
 
 
+class OutputError(CommandError):
+    """What was asked for cannot be written where it was asked for."""
+
+
 class UnreachableError(ClientError):
     """The same, and another try may go better."""
 

@@ -28,7 +28,10 @@ class ServerSettings(WorkerSettings):
     public_url: str = Field(
         default="",
         pattern=r"^(https?://[^/?#\s]+)?$",
-        description="Scheme and host of the links in answers; empty means those that were called.",
+        description=(
+            "Scheme and host of the links in answers, like https://videos.example; "
+            "empty means those that were called."
+        ),
     )
     body_bytes: int = Field(default=131_072, ge=1024, description="Largest request body.")
     v1_seconds: float = Field(
@@ -38,7 +41,10 @@ class ServerSettings(WorkerSettings):
         default=10_000, ge=1, description="Requests that may wait; one more is answered 429."
     )
     workers: int = Field(
-        default=1, ge=1, le=64, description="Worker processes that `mochi-server up` starts."
+        default=1,
+        ge=1,
+        le=64,
+        description="Workers that `mochi-server up` starts; each has a GPU, from cuda:0 on.",
     )
     drain_seconds: float = Field(
         default=30,
@@ -67,9 +73,10 @@ def load_settings() -> ServerSettings:
 def _explain(error: ErrorDetails) -> str:
     name = str(error["loc"][0])
     what = ServerSettings.model_fields[name].description
-    came = "what came has a wrong form" if name in SECRET else f"got {error['input']!r}"
-    rule = "" if error["type"] == "string_pattern_mismatch" else f" {error['msg']}."
-    return f"{ENV_PREFIX}{name.upper()}: {came}.{rule} It is: {what}"
+    came = "what came may hold a password" if name in SECRET else f"got {error['input']!r}"
+    is_form = error["type"] == "string_pattern_mismatch"  # a regular expression helps nobody
+    rule = "The form is wrong" if is_form else error["msg"]
+    return f"{ENV_PREFIX}{name.upper()}: {came}. {rule}. It is: {what}"
 
 
 def _refuse_unknown() -> None:

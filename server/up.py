@@ -95,6 +95,13 @@ class Child:
         )
 
 
+def devices(settings: ServerSettings) -> list[str]:
+    """The device of each worker: one card each, as none has room for two engines."""
+    if settings.workers == 1 or settings.device != "cuda":
+        return [settings.device] * settings.workers
+    return [f"cuda:{index}" for index in range(settings.workers)]
+
+
 class Supervisor:
     """The parts of one machine. `broker` is None when it is not ours.
 
@@ -128,7 +135,10 @@ class Supervisor:
             "MOCHI_DATA_DIR": str(self._settings.data_dir),
         }
         gateway = Child("server", environ, self._listener)
-        workers = [Child("worker", environ) for _ in range(self._settings.workers)]
+        workers = [
+            Child("worker", environ | {"MOCHI_DEVICE": device})
+            for device in devices(self._settings)
+        ]
         try:
             return self._watch([gateway, *workers])
         finally:

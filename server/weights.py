@@ -42,7 +42,8 @@ def pull_weights(settings: WorkerSettings) -> Path:
                 say=meter.say,
             )
         except KeyboardInterrupt:
-            meter.say("Stopped. `mochi-server weights pull` goes on from here.")
+            command = pull_command(settings.weights, settings.revision, settings.data_dir)
+            meter.say(f"Stopped. `{command}` goes on from here.")
             raise
         meter.say(f"Complete and checked: {folder}")
     return folder
@@ -64,7 +65,7 @@ def verify_weights(settings: WorkerSettings, folder: Path | None) -> None:
             meter.say(f"{folder}: {manifest.hub_id} at commit {manifest.commit}, all as pulled.")
             return
     if folder.resolve().is_relative_to(settings.data_dir.resolve()):
-        remedy = f"Type: {pull_command(manifest.hub_id, manifest.commit)}"
+        remedy = f"Type: {pull_command(manifest.hub_id, manifest.commit, settings.data_dir)}"
     else:
         remedy = "Copy these files again from where the folder came from."
     raise WeightsError("\n".join([f"{folder} is damaged:", *faults, remedy]))

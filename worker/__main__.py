@@ -11,6 +11,7 @@ from redis import Redis
 from models.build import build_engine
 from models.engine import Engine
 from models.errors import EngineUnavailableError
+from models.video import encoder
 from worker.connection import connect_briefly, connect_worker
 from worker.heart import Heart
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
@@ -36,6 +37,7 @@ def main() -> int:
         hold_on_to_parent()
     settings = WorkerSettings()
     try:
+        encoder()  # or every request would fail at its end
         engine = build_engine(settings, settings.data_dir)
     except EngineUnavailableError as error:
         sys.stderr.write(f"{error}\n")

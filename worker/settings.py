@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -10,12 +9,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 from redis.connection import parse_url
 
-from models.settings import EngineSettings
-
-
-def _default_data_dir() -> Path:
-    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "mochi-server"
+from models.settings import EngineSettings, default_data_dir
 
 
 class WorkerSettings(EngineSettings):
@@ -24,7 +18,7 @@ class WorkerSettings(EngineSettings):
     model_config = SettingsConfigDict(hide_input_in_errors=True)  # a URL may hold a password
 
     data_dir: Path = Field(
-        default_factory=_default_data_dir,
+        default_factory=default_data_dir,
         description="Folder for videos, weights, compiled code and the embedded broker.",
     )
     redis_url: str = Field(

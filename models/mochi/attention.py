@@ -29,6 +29,9 @@ Kernel = Literal["cudnn", "fa3", "fa4", "flash", "efficient", "math"]
 HOPPER, BLACKWELL = 9, 10
 """Major compute capabilities of H100 and H200, and of B200. Consumers' Blackwells have 12."""
 
+FIRST_CAPABILITY = (8, 0)
+"""Ampere's, the first cards with bfloat16 products and fused attention for it."""
+
 _BACKENDS: dict[Kernel, SDPBackend] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "fa3": SDPBackend.FLASH_ATTENTION,
@@ -42,14 +45,14 @@ _PACKAGES = {"fa3": "flash_attn_interface", "fa4": "flash_attn.cute"}
 
 
 def choose_kernel(wanted: Kernel | Literal["auto"], device: torch.device) -> Kernel:
-    """The attention kernel for a device.
+    """The attention kernel for a device, which has been seen to run.
 
-    `auto` takes FlashAttention 3 on Hopper and 4 on Blackwell where it is installed, and else
-    cuDNN's; on older cards PyTorch's own flash attention, which is as fast there. A CPU has that as
-    its only fused one.
+    `auto` takes FlashAttention 3 on Hopper and 4 on Blackwell where it works, and else cuDNN's; on
+    older cards PyTorch's own flash attention, which is as fast there. A CPU has that as its only
+    fused one.
 
     Raises:
-        EngineUnavailableError: the package of the wanted kernel is not installed.
+        EngineUnavailableError: the wanted kernel is not installed, or does not run.
     """
     if wanted != "auto":
         if not _is_installed(wanted):
@@ -57,15 +60,39 @@ def choose_kernel(wanted: Kernel | Literal["auto"], device: torch.device) -> Ker
                 f"MOCHI_ATTENTION={wanted} needs the Python package {_PACKAGES[wanted]}, which is "
                 "not installed here. Install it, or leave the choice to MOCHI_ATTENTION=auto."
             )
+        if not _runs(wanted, device):
+            raise EngineUnavailableError(
+                f"MOCHI_ATTENTION={wanted} does not run on this device. Leave the choice to "
+                "MOCHI_ATTENTION=auto."
+            )
         return wanted
+    return next(
+        (kernel for kernel in _fastest(device) if _is_installed(kernel) and _runs(kernel, device)),
+        "math",
+    )
+
+
+def _fastest(device: torch.device) -> tuple[Kernel, ...]:
+    """Best first."""
     if device.type != "cuda":
-        return "flash"
+        return ("flash",)
     major = torch.cuda.get_device_capability(device)[0]
-    if major < HOPPER:
-        return "flash"
-    made_for: dict[int, Kernel] = {HOPPER: "fa3", BLACKWELL: "fa4"}
-    newest = made_for.get(major)
-    return newest if newest and _is_installed(newest) else "cudnn"
+    made_for: dict[int, tuple[Kernel, ...]] = {HOPPER: ("fa3",), BLACKWELL: ("fa4",)}
+    newer: tuple[Kernel, ...] = ("cudnn",) if major >= HOPPER else ()
+    return (*made_for.get(major, ()), *newer, "flash", "efficient")
+
+
+def _runs(kernel: Kernel, device: torch.device) -> bool:
+    """Try it once on a GPU: a package may be there and be made for another torch."""
+    if device.type != "cuda":
+        return True
+    some = torch.zeros(1, 64, 1, 128, dtype=torch.bfloat16, device=device)
+    try:
+        with use_kernel(kernel):
+            joint_attention(some, some, some)
+    except (RuntimeError, ImportError):
+        return False
+    return True
 
 
 @contextmanager
@@ -109,12 +136,12 @@ def joint_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class RopeTables:
-    """Cosines and sines of the rotary position embedding, kept for the latest shapes."""
+    """Cosines and sines of the rotary position embedding, kept for the latest shape."""
 
     def __init__(self, stock: MochiTransformer3DModel) -> None:
         self._area: int = stock.rope.target_area
         self._frequencies: Tensor = stock.pos_frequencies.data.float()
-        self.of = lru_cache(maxsize=2)(self._of)
+        self.of = lru_cache(maxsize=1)(self._of)  # half a GiB for the longest video
 
     def to(self, device: torch.device) -> None:
         """Move to `device`; the tables of before are dropped."""

@@ -18,6 +18,9 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from models.mochi.modulation import Tables
 from models.mochi.transformer import Block
 
+MOST_GRAPHS = 64
+"""Should a kernel tell lengths apart after all, a request must wait for a compiler, and not fail."""
+
 
 def keep_on_disk(folder: Path) -> None:
     """Let compilers keep their results below `folder`, unless the environment names another."""
@@ -37,6 +40,7 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str = "inductor") -> No
         blocks: of `Core`; their `forward` is replaced.
         backend: of `torch.compile`.
     """
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS  # noqa: SLF001
     compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
         Block.forward, fullgraph=True, backend=backend
     )

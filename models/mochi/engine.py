@@ -65,7 +65,7 @@ class MochiEngine:
             OutOfMemoryError: the device is too small for so many frames.
             EngineBrokenError: an error of CUDA, after which it refuses this process all work.
         """
-        with contextlib.suppress(torch.OutOfMemoryError), _broken_device():
+        with contextlib.suppress(torch.OutOfMemoryError), told_apart(self.device):
             prompts = {
                 name: self.text_encoder.encode(text)
                 for name, text in (
@@ -105,7 +105,7 @@ class MochiEngine:
         return noise.to(self.device)
 
     def _frames(self, latents: Tensor, params: GenerateParams) -> Iterator[bytes]:
-        with contextlib.suppress(torch.OutOfMemoryError), _broken_device():
+        with contextlib.suppress(torch.OutOfMemoryError), told_apart(self.device):
             yield from to_host(self.decoder.decode(latents), params.frames)
             return
         raise self._out_of_memory(params)
@@ -128,11 +128,37 @@ def _warnings(prompts: dict[str, Prompt]) -> Iterator[str]:
             )
 
 
+FULL = ("out of memory", "unable to find an engine")
+"""What errors other than torch's own say when the device's memory is full: of CUDA's libraries, and
+of a convolution that finds no room to work in."""
+
+
 @contextlib.contextmanager
-def _broken_device() -> Iterator[None]:
+def told_apart(device: torch.device) -> Iterator[None]:
+    """Raise what has happened to the device, and not what it was doing.
+
+    Raises:
+        torch.OutOfMemoryError: its memory is full.
+        EngineBrokenError: it answers nothing any more.
+    """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        if any(text in str(error) for text in FULL):
+            raise torch.OutOfMemoryError(str(error)) from error
+        if isinstance(error, torch.AcceleratorError) or _is_broken(device):
             raise EngineBrokenError("The GPU failed.") from error
         raise
+
+
+def _is_broken(device: torch.device) -> bool:
+    """After an error that it cannot get over, a GPU refuses everything to this process."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False

@@ -21,9 +21,9 @@ def pin(module: nn.Module) -> None:
 def visit(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Have the weights of `module` on `device` inside. They are never copied back."""
     home = [(parameter, parameter.data) for parameter in module.parameters()]
-    for parameter, data in home:
-        parameter.data = data.to(device, non_blocking=True)
     try:
+        for parameter, data in home:
+            parameter.data = data.to(device, non_blocking=True)
         yield
     finally:
         for parameter, data in home:

@@ -8,7 +8,7 @@ between a norm and the rotation after it, this does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import MochiTransformer3DModel
@@ -148,11 +148,6 @@ class Core(nn.Module):
             self._streamed = StreamedBlocks(blocks, device)
             self.blocks = nn.ModuleList((*self._streamed.copies, last))
         self.to(device)
-
-    def wrap_blocks(self, wrap: Callable[[nn.Module], None]) -> None:
-        """Let `wrap` change how each block on the device runs."""
-        for block in self.blocks:
-            wrap(block)
 
     def forward(
         self,

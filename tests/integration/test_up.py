@@ -249,6 +249,47 @@ def test_a_key_is_printed_alone(tmp_path: Path) -> None:
     assert made.returncode == 0
     assert made.stdout.startswith("mochi_")
     assert len(made.stdout.split()) == 1
+    assert made.stderr == f"A key for the server with the data folder {tmp_path / 'data'}:\n"
+
+
+def test_the_broker_that_got_a_key_is_named_without_its_password(up: Up) -> None:
+    socket_path = up.folder / "broker" / "valkey.sock"
+    made = run("keys", "create", "laptop", MOCHI_REDIS_URL=f"unix://{socket_path}?client_name=x")
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == f"A key for the server on the broker unix://{socket_path}:\n"
+
+
+@pytest.mark.parametrize(
+    "target", [".", "absent/pond.mp4", "x" * 300], ids=["folder", "no", "long"]
+)
+def test_a_place_that_cannot_be_written_is_named_before_a_video_is_asked_for(
+    target: str, tmp_path: Path
+) -> None:
+    nobody = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+    refused = run("generate", "a pond", "-o", str(tmp_path / target), "--api-key", "k",
+                  MOCHI_URL=nobody)  # fmt: skip
+    assert refused.returncode == 1
+    assert str(tmp_path) in refused.stderr
+    assert "Is it running" not in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_that_could_not_be_written_is_not_lost(up: Up, tmp_path: Path) -> None:
+    target = tmp_path / "pond.mp4"
+    command = [COMMAND, "generate", "a pond", "-o", str(target), "--frames", "9", "--steps", "10"]
+    failed = subprocess.run(
+        # Files of at most one block: a write beyond that fails as on a full disk.
+        ["/bin/sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *command],
+        env=environ(COLUMNS="200", NO_COLOR="1", PYTHONDONTWRITEBYTECODE="1",
+                    MOCHI_URL=up.url, MOCHI_DATA_DIR=str(up.folder)),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert f"{target} cannot be written: File too large. The video is made" in failed.stderr
+    assert ". The request is " in failed.stderr
+    link = failed.stderr.partition("curl -o FILE '")[2].partition("'")[0]
+    assert httpx.get(link).content[4:8] == b"ftyp"
+    assert list(tmp_path.glob("pond*")) == []
 
 
 def test_generate_says_what_to_do_when_there_is_no_server(tmp_path: Path) -> None:
@@ -284,3 +325,27 @@ def test_the_help_of_a_command_has_an_example(command: str) -> None:
 
 def test_version_is_that_of_the_distribution() -> None:
     assert run("version").stdout.strip() == "0.1.0"
+    assert run("--version").stdout.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize("chosen", [{"MOCHI_MOCK": "true"}, {"MOCHI_ENGINE": "fake"}], ids=str)
+def test_without_the_workers_libraries_up_ends_and_says_what_to_type(
+    chosen: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "imageio_ffmpeg.py").write_text("raise ModuleNotFoundError('imageio_ffmpeg')")
+    ended = run("up", "--port", "0", "--data-dir", str(tmp_path / "data"),
+                PYTHONPATH=str(tmp_path), **chosen)  # fmt: skip
+    assert ended.returncode == 78
+    assert "The worker's libraries are not installed (imageio_ffmpeg). Type: pip" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_options_that_mean_nothing_to_mock_weights_are_named(tmp_path: Path) -> None:
+    server = Up(tmp_path / "data", "--fp8", "--profile", "24gb")
+    try:
+        eventually(server.is_ready)
+        line = "Without real weights these mean nothing: MOCHI_FP8, MOCHI_PROFILE.\n"
+        assert server.log.read_text().count(line) == 1
+    finally:
+        server.process.terminate()
+        assert server.process.wait(60) == 0

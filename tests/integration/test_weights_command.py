@@ -88,7 +88,7 @@ def test_weights_are_pulled_found_and_verified(hub: StandIn, tmp_path: Path) -> 
     (folder / "vae/config.json").unlink()
     damaged = run(offline, data_dir, "weights", "verify")
     assert damaged.returncode == 1
-    remedy = f"\nType: mochi-server weights pull --revision {FIRST}\n"
+    remedy = f"\nType: mochi-server weights pull --revision {FIRST} --data-dir {data_dir}\n"
     for words in (f"\n{BIG}: changed\n", "\nvae/config.json: missing", remedy):
         assert words in damaged.stderr
     elsewhere = run(offline, tmp_path / "other", "weights", "verify", str(folder))
@@ -123,7 +123,7 @@ def test_a_pull_that_was_ended_goes_on_where_it_was(
         _, said = process.communicate(timeout=8)  # it does not wait for the silent connection
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert "`mochi-server weights pull` goes on from here." in said
+        assert f"`mochi-server weights pull --data-dir {tmp_path}` goes on from here." in said
         assert "Traceback" not in said
     assert not (tmp_path / FOLDER / MANIFEST).exists()
     assert run(hub.url, tmp_path, "weights", "path").returncode == 1

@@ -15,8 +15,8 @@ from models.errors import MochiError
 from models.mochi.bench import listing, plot
 from models.mochi.bench.measure import Bench
 from models.mochi.bench.report import Result, Setup, tables
-from models.mochi.bench.subjects import console, prepare
-from models.mochi.load import DUMMY
+from models.mochi.bench.subjects import console, load_subjects
+from models.mochi.prepare import DUMMY
 from models.settings import EngineSettings
 
 FRAMES = 49
@@ -46,7 +46,7 @@ def _measure(options: argparse.Namespace) -> bool:
     settings = EngineSettings()
     if "weights" not in settings.model_fields_set:
         settings = settings.model_copy(update={"weights": DUMMY})
-    subjects = prepare(
+    subjects = load_subjects(
         settings, options.data_dir, compares=options.compare == "stock", memory_gib=options.memory
     )
     if subjects.note:

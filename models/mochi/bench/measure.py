@@ -21,10 +21,11 @@ from models.engine import Clip, OnStep
 from models.mochi.bench.counts import Request, count_stock_decoding
 from models.mochi.bench.flops import step_flops
 from models.mochi.bench.stages import Times, run_ours, run_stock, wait
-from models.mochi.bench.subjects import GIB, Subjects, console
+from models.mochi.bench.subjects import Subjects, console
 from models.mochi.dummy import empty_dummy
 from models.mochi.frames import to_host
 from models.mochi.parts import Dtypes
+from models.mochi.prepare import GIB
 from models.params import GenerateParams
 from models.video import encode
 

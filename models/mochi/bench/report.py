@@ -15,7 +15,8 @@ import transformers
 from rich.table import Table
 
 from models.mochi.bench.measure import Bench, Kernel, Row
-from models.mochi.bench.subjects import GIB, Subjects
+from models.mochi.bench.subjects import Subjects
+from models.mochi.prepare import GIB
 
 
 @dataclass(frozen=True)

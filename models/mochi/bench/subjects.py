@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import copy
-import os
 import shutil
 import tempfile
 import time
@@ -18,25 +17,21 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from models import weights
 from models.engine import Traits
 from models.errors import EngineUnavailableError
-from models.mochi import fp8, lora
+from models.mochi import fp8
 from models.mochi.assemble import Options, assemble
 from models.mochi.attention import choose_kernel
-from models.mochi.compiling import keep_on_disk
-from models.mochi.dummy import make_dummy
 from models.mochi.engine import MochiEngine
-from models.mochi.load import DUMMY, plan_dtypes, read_weights, silence
-from models.mochi.memory import PROFILES, Plan, choose_plan
+from models.mochi.load import make_parts, silence
+from models.mochi.memory import PROFILES, Plan
 from models.mochi.mock import HEIGHT as MOCK_HEIGHT
 from models.mochi.mock import WIDTH as MOCK_WIDTH
 from models.mochi.mock import write_mock_checkpoint
 from models.mochi.parts import Dtypes, Parts
+from models.mochi.prepare import prepare
 from models.params import HEIGHT, WIDTH
 from models.settings import EngineSettings
-
-GIB = 2**30
 
 console = Console(stderr=True)
 
@@ -72,7 +67,7 @@ class Subjects:
     note: str = ""
 
 
-def prepare(
+def load_subjects(
     settings: EngineSettings, cache_dir: Path, *, compares: bool, memory_gib: float | None = None
 ) -> Subjects:
     """Load what `settings` ask for; where there is no CUDA device, a small model instead.
@@ -90,41 +85,22 @@ def prepare(
     silence()
     if not torch.cuda.is_available():
         return _small(settings, started, compares=compares)
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    device = torch.device(settings.device)
-    torch.cuda.set_device(device)
     # Compiled anew for each measurement, unless the environment names a folder to keep it in.
     compiled = Path(tempfile.mkdtemp(prefix="mochi-bench-"))
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
-    keep_on_disk(compiled)
-    plan = choose_plan(_free(device, memory_gib), settings.profile, settings.precision)
+    prepared = prepare(settings, cache_dir, compiled, memory_gib)
+    plan, device = prepared.plan, prepared.device
     if compares and plan.profile.name != "80gb":
         raise EngineUnavailableError(
             "The stock pipeline has all weights on the GPU, and ours shares them with it only in "
             f"the profile 80gb, not in {plan.profile.name}. Leave --compare out, or type --profile "
             "80gb."
         )
-    if settings.fp8:
-        fp8.check(device)
-    options = Options(
-        plan.profile,
-        choose_kernel(settings.attention, device),
-        compiles=settings.compile,
-        fp8=settings.fp8,
-        step_cache=settings.step_cache,
-    )
-    traits = Traits(
-        "dummy weights" if settings.weights == DUMMY else "Mochi 1",
-        torch.cuda.get_device_name(device),
-        plan.precision,
-        plan.profile.name,
-        options.lossy,
-    )
-    console.print(f"loading {traits}, {plan.reason} …")
-    parts = _parts(settings, plan, cache_dir, device)
+    console.print(f"loading {prepared.traits}, {plan.reason} …")
+    parts = make_parts(prepared)
     console.print("moving the weights to their places …")
     stock, parts = stock_beside(parts) if compares else (None, parts)
-    engine = assemble(parts, options, traits, device, (WIDTH, HEIGHT))
+    engine = assemble(parts, prepared.options, prepared.traits, device, (WIDTH, HEIGHT))
     if stock is not None:
         stock.to(device)
     torch.cuda.empty_cache()  # what the random numbers were drawn in
@@ -154,30 +130,6 @@ def stock_beside(parts: Parts) -> tuple[MochiPipeline, Parts]:
 def _twin(module: nn.Module) -> nn.Module:
     """Another structure over the same parameters."""
     return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
-
-
-def _free(device: torch.device, memory_gib: float | None) -> float:
-    free, total = torch.cuda.mem_get_info(device)
-    if memory_gib is None:
-        return free / GIB
-    torch.cuda.set_per_process_memory_fraction(min(memory_gib * GIB / total, 1.0), device)
-    return min(free / GIB, memory_gib)
-
-
-def _parts(settings: EngineSettings, plan: Plan, cache_dir: Path, device: torch.device) -> Parts:
-    dtypes = plan_dtypes(plan)
-    if settings.weights == DUMMY:
-        parts = make_dummy(dtypes, device)
-    else:
-        folder = weights.find(settings.weights, settings.revision, cache_dir)
-        if folder is None:
-            raise EngineUnavailableError(
-                f"{weights.absent(settings.weights, settings.revision, cache_dir)} "
-                "Or leave --weights out, to measure with random numbers."
-            )
-        parts = read_weights(folder, dtypes)
-    lora.fuse(parts.transformer, lora.parse(settings.lora))
-    return parts
 
 
 def _small(settings: EngineSettings, started: float, *, compares: bool) -> Subjects:

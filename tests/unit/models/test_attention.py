@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.errors import EngineUnavailableError
+from models.mochi import attention
 from models.mochi.attention import Kernel, choose_kernel, joint_attention, rotate, use_kernel
 from tests.unit.models.tiny_mochi import CPU, normal
 
@@ -24,6 +25,7 @@ def _no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
     paths = [path for path in sys.path if not list(Path(path).glob("flash_attn*"))]
     monkeypatch.setattr(sys, "path", paths)
+    monkeypatch.setattr(attention, "_runs", lambda *_: True)
 
 
 @pytest.fixture
@@ -65,6 +67,18 @@ def test_a_kernel_whose_package_is_missing_is_refused_by_name(
     )
     install(site, package)
     assert choose_kernel(wanted, GPU) == wanted
+
+
+def test_a_kernel_that_does_not_run_is_passed_over_or_refused(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    install(site, "flash_attn_interface")
+    assert choose_kernel("auto", GPU) == "fa3"
+    monkeypatch.setattr(attention, "_runs", lambda kernel, _: kernel not in {"fa3", "cudnn"})
+    assert choose_kernel("auto", GPU) == "flash"
+    with pytest.raises(EngineUnavailableError, match="MOCHI_ATTENTION=fa3 does not run"):
+        choose_kernel("fa3", GPU)
 
 
 def test_flash_attention_2_alone_is_not_4(site: Path) -> None:

@@ -43,7 +43,7 @@ def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def both() -> Subjects:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        return subjects.prepare(EngineSettings(), Path(), compares=True)
+        return subjects.load_subjects(EngineSettings(), Path(), compares=True)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_without_matplotlib_nothing_is_measured_and_it_says_what_to_type(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(plot, "find_spec", lambda _: None)
-    monkeypatch.setattr(command, "prepare", lambda *_, **__: pytest.fail("it began"))
+    monkeypatch.setattr(command, "load_subjects", lambda *_, **__: pytest.fail("it began"))
     assert command.main(["--plot", str(tmp_path / "out.png")]) == 1
     assert "pip install 'mochi-server[bench]'" in capsys.readouterr().err
 

@@ -20,11 +20,12 @@ from models.caption import CANVAS, caption_lines, read
 from models.engine import Engine, Traits
 from models.errors import EngineBrokenError, EngineUnavailableError, OutOfMemoryError
 from models.mochi.assemble import Options, assemble
-from models.mochi.engine import MochiEngine
-from models.mochi.load import load, read_weights
+from models.mochi.engine import MochiEngine, told_apart
+from models.mochi.load import load, read_weights, warm_up_requests
 from models.mochi.memory import PROFILES
 from models.mochi.mock import write_mock_checkpoint
 from models.mochi.parts import KEPT_IN_FLOAT32, Dtypes, Parts
+from models.mochi.prepare import prepare
 from models.params import GenerateParams
 from models.settings import EngineSettings
 
@@ -231,17 +232,10 @@ def _module(engine: MochiEngine, part: str) -> torch.nn.Module:
     return modules[part]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.AcceleratorError("an illegal memory access was encountered"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"),
-    ],
-)
 @pytest.mark.parametrize("part", ["transformer", "decoder"])
-def test_a_gpu_that_fails_is_told_from_a_request_that_does(
-    checkpoint: Path, error: RuntimeError, part: str
-) -> None:
+def test_a_gpu_that_fails_is_told_from_a_request_that_does(checkpoint: Path, part: str) -> None:
+    error = torch.AcceleratorError("an illegal memory access was encountered")
+
     def fail(*_: object) -> None:
         raise error
 
@@ -250,6 +244,69 @@ def test_a_gpu_that_fails_is_told_from_a_request_that_does(
     with pytest.raises(EngineBrokenError) as raised:
         frames_of(engine, params())
     assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 31.00 GiB."),
+    ],
+)
+def test_a_full_memory_is_no_broken_gpu_whoever_says_so(error: RuntimeError) -> None:
+    with pytest.raises(torch.OutOfMemoryError), told_apart(torch.device("cuda")):
+        raise error
+
+
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_whether_a_gpu_is_broken_is_found_by_asking_it(
+    monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    def answer(_: torch.device) -> None:
+        if is_broken:
+            raise RuntimeError("CUDA driver error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", answer)
+    expected = EngineBrokenError if is_broken else RuntimeError
+    with pytest.raises(expected), told_apart(torch.device("cuda")):
+        raise RuntimeError("Triton Error [CUDA]: an error")
+
+
+def test_what_is_warmed_up_needs_every_graph() -> None:
+    for chunk in (1, 2, 3):
+        requests = warm_up_requests(chunk)
+        latent_frames = {(request.model_frames - 1) // 6 + 1 for request in requests}
+        # A shorter chunk comes first.
+        assert {(frames - 1) % chunk + 1 for frames in latent_frames} == set(range(1, chunk + 1))
+        assert min(latent_frames) > chunk
+        assert {request.negative_prompt for request in requests} == {"", " "}
+
+
+def test_a_named_card_has_an_index_and_settings_reach_the_engine(
+    tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[torch.device] = []
+    gpus(2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40 * 2**30, 48 * 2**30))
+    monkeypatch.setattr("models.mochi.attention._runs", lambda *_: True)
+    for name in ("PYTORCH_ALLOC_CONF", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "/elsewhere")
+        monkeypatch.delenv(name)
+    for device, index in (("cuda", 0), ("cuda:1", 1)):
+        settings = EngineSettings(weights="dummy", device=device, step_cache=0.1, compile=False)
+        prepared = prepare(settings, tmp_path, tmp_path / "compiled")
+        assert chosen[-1] == prepared.device == torch.device("cuda", index)
+        assert str(prepared.traits) == (
+            "dummy weights, a card, reference, 48gb, lossy: step cache 0.1"
+        )
+        assert prepared.options.kernel == "cudnn"
+    assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path / "compiled" / "cudnn"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert "a card is too old" in refusal(tmp_path, weights="dummy", compile=False)
 
 
 def test_a_prompt_that_is_cut_is_reported(engine: Engine) -> None:
@@ -407,6 +464,17 @@ def test_a_missing_compiler_is_named_unless_nothing_is_compiled(
     monkeypatch.delenv("CC", raising=False)
     assert "apt install gcc python3-dev" in refusal(tmp_path)
     assert "gcc" not in refusal(tmp_path, compile=False)
+
+
+def test_loras_that_are_not_there_are_named_before_anything_is_read(
+    tmp_path: Path, copy: Path, gpus: Callable[[int], None]
+) -> None:
+    gpus(1)
+    message = refusal(tmp_path, weights=str(copy), lora="/no/such.safetensors")
+    assert "There is no file /no/such.safetensors, which MOCHI_LORA names." in message
+    assert "'nonsense', which is not understood" in refusal(
+        tmp_path, weights=str(copy), lora="nonsense"
+    )
 
 
 def test_a_device_that_does_not_exist_is_named(tmp_path: Path, gpus: Callable[[int], None]) -> None:

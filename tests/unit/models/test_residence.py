@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -118,13 +119,30 @@ def test_a_streamed_core_keeps_three_blocks_on_the_device() -> None:
         sum(parameter.numel() for parameter in each.parameters())
         for each in (core, take_over(make_stock(6))[1])
     )
-    seen: list[nn.Module] = []
-    core.wrap_blocks(seen.append)
-    assert len(set(seen)) == len(seen) == 3
+    assert len(set(core.blocks)) == len(core.blocks) == 3
     assert resident < 0.6 * whole
 
 
 # One module that visits
+
+
+def test_a_visitor_that_finds_no_room_is_at_home_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_blocks(1)[0]
+    homes = [parameter.data_ptr() for parameter in module.parameters()]
+    moves = 0
+    move = torch.Tensor.to
+
+    def full(self: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        nonlocal moves
+        moves += 1
+        if moves > 2:
+            raise torch.OutOfMemoryError
+        return move(self, *args, **options).clone()
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(torch.OutOfMemoryError), visit(module, CPU):
+        pytest.fail("there was room")
+    assert [parameter.data_ptr() for parameter in module.parameters()] == homes
 
 
 def test_a_visitor_s_home_is_as_it_was_afterwards() -> None:

@@ -214,8 +214,10 @@ def test_a_clip_can_be_abandoned(single: AutoencoderKLMochi) -> None:
     assert torch.equal(joined(decoder.decode(latents)), expected)
 
 
-def test_the_consumer_may_compute_gradients(single: AutoencoderKLMochi) -> None:
-    for _ in make_decoder(single, 1).decode(make_latents(2)):
+def test_gradients_are_off_for_the_decoder_and_on_for_the_consumer() -> None:
+    stock = make_vae(torch.float32).requires_grad_(True)
+    for video in Decoder(stock, chunk=1)._videos(make_latents(2)):
+        assert not video.requires_grad
         assert torch.is_grad_enabled()
 
 

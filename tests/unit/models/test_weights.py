@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import WeightsError
+from models.settings import default_data_dir
 from models.weights import (
     MANIFEST,
     absent,
@@ -425,11 +426,14 @@ def test_a_commit_that_is_none_is_not_taken_for_a_folder(hub: StandIn, tmp_path:
 
 def test_who_has_no_weights_reads_what_to_type(tmp_path: Path) -> None:
     assert f"are not in {tmp_path}/weights" in absent(HUB_ID, "", tmp_path)
-    assert absent(HUB_ID, "", tmp_path).endswith("Type: mochi-server weights pull")
+    assert absent(HUB_ID, "", tmp_path).endswith(f"pull --data-dir {tmp_path}")
     assert "There is no folder MOCHI_WEIGHTS=/nowhere" in absent("/nowhere", "", tmp_path)
-    assert pull_command("me/mine", FIRST) == (
+    usual = default_data_dir()
+    assert absent(HUB_ID, "", usual).endswith("Type: mochi-server weights pull")
+    assert pull_command("me/mine", FIRST, usual) == (
         f"mochi-server weights pull --weights me/mine --revision {FIRST}"
     )
+    assert pull_command(HUB_ID, "", Path("/my disk")).endswith(" pull --data-dir '/my disk'")
 
 
 def test_without_the_workers_libraries_a_pull_says_what_to_install(tmp_path: Path) -> None:

@@ -83,9 +83,9 @@ def test_help_lists_the_values_that_a_setting_may_have() -> None:
     assert "[values: auto, 80gb, 48gb, 24gb, offload] [default: auto]" in helps["profile"]
 
 
-def refused(*options: str) -> tuple[int, str]:
-    """Exit status and message of `mochi-server bench engine` when it does not begin."""
-    result = CliRunner().invoke(cli.app, ["bench", "engine", *options])
+def refused(*options: str, what: str = "engine") -> tuple[int, str]:
+    """Exit status and message of `mochi-server bench` when it does not begin."""
+    result = CliRunner().invoke(cli.app, ["bench", what, *options], env={"COLUMNS": "200"})
     return result.exit_code, result.output
 
 
@@ -126,6 +126,31 @@ def test_a_wrong_setting_is_refused_before_torch_is_loaded() -> None:
     status, message = refused("--profile", "16gb")
     assert status == os.EX_CONFIG
     assert "MOCHI_PROFILE" in message
+
+
+@pytest.mark.parametrize(
+    ("what", "option", "value"),
+    [("gateway", "--seconds", "0"), ("gateway", "--connections", "0"), ("request", "--count", "0")],
+)
+def test_a_measurement_of_nothing_is_refused(what: str, option: str, value: str) -> None:
+    status, message = refused(option, value, what=what)
+    assert status == 2
+    assert option in message
+
+
+@pytest.mark.parametrize(
+    ("what", "option"),
+    [("gateway", "-o"), ("engine", "-o"), ("engine", "--plot"), ("engine", "--trace")],
+)
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(
+    what: str, option: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "result"
+    status, message = refused(option, str(place), what=what)
+    assert status == 1
+    assert str(place.parent) in message
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_without_torch_a_measurement_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,6 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("MOCHI_PORT", "http"),
         ("MOCHI_PORT", "65536"),
-        ("MOCHI_PORT", ""),
-        ("MOCHI_HOST", ""),
         ("MOCHI_PUBLIC_URL", "videos.example"),
         ("MOCHI_PUBLIC_URL", "https://videos.example/"),
         ("MOCHI_PUBLIC_URL", "https://videos.example/\nx"),
@@ -62,6 +60,39 @@ def test_a_bad_value_is_refused_by_the_name_of_its_variable(
         load(monkeypatch, **{name: value})
     assert str(error.value).startswith(f"{name}: ")
     assert repr(value) in str(error.value) or name == "MOCHI_REDIS_URL"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "form"),
+    [
+        ("MOCHI_DEVICE", "cpu", "like cuda or cuda:1"),
+        ("MOCHI_REVISION", "main", "40 hex digits"),
+        ("MOCHI_PUBLIC_URL", "videos.example", "like https://videos.example"),
+        ("MOCHI_REDIS_URL", "broker", "like redis://host:6379/0"),
+    ],
+)
+def test_a_value_of_a_wrong_form_is_answered_with_a_right_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, form: str
+) -> None:
+    with pytest.raises(SettingsError, match="The form is wrong") as error:
+        load(monkeypatch, **{name: value})
+    assert form in str(error.value)
+
+
+def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"MOCHI_{name.upper()}" for name in ServerSettings.model_fields]
+    settings = load(monkeypatch, **dict.fromkeys(names, ""))
+    assert settings == ServerSettings.model_construct()
+    assert not settings.model_fields_set
+
+
+@pytest.mark.parametrize("chosen", [{"MOCHI_MOCK": "true"}, {"MOCHI_ENGINE": "fake"}], ids=str)
+def test_settings_of_real_weights_are_known_to_mean_nothing_without_them(
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str]
+) -> None:
+    others = {"MOCHI_FP8": "true", "MOCHI_DEVICE": "cuda:1", "MOCHI_LORA": "", "MOCHI_PORT": "1"}
+    assert load(monkeypatch, **others).ignored == []
+    assert load(monkeypatch, **others, **chosen).ignored == ["MOCHI_DEVICE", "MOCHI_FP8"]
 
 
 def test_a_password_in_a_refused_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
