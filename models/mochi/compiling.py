@@ -19,7 +19,7 @@ from models.mochi.modulation import Tables
 from models.mochi.transformer import Block
 
 MOST_GRAPHS = 64
-"""Should a kernel tell lengths apart after all, a request must wait for a compiler, and not fail."""
+"""Should a kernel tell lengths apart after all, requests wait for a compiler rather than fail."""
 
 
 def keep_on_disk(folder: Path) -> None:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from models.errors import MochiError
+from models.errors import EngineUnavailableError
 
 STAGES = {
     "text": ("text", "#4c78a8"),
@@ -24,8 +24,8 @@ STAGES = {
 """Of `Seconds`: what they are called, and their colours."""
 
 
-class PlotError(MochiError):
-    """The picture cannot be drawn."""
+class PlotError(EngineUnavailableError):
+    """There is nothing to draw, or nothing to draw it with."""
 
 
 def check() -> None:
