@@ -22,10 +22,10 @@ from models.errors import EngineBrokenError, EngineUnavailableError, OutOfMemory
 from models.mochi.assemble import Options, assemble
 from models.mochi.engine import MochiEngine, told_apart
 from models.mochi.load import load, read_weights, warm_up_requests
-from models.mochi.memory import PROFILES
+from models.mochi.memory import PROFILES, Plan, ProfileName
 from models.mochi.mock import write_mock_checkpoint
 from models.mochi.parts import KEPT_IN_FLOAT32, Dtypes, Parts
-from models.mochi.prepare import prepare
+from models.mochi.prepare import Prepared, prepare
 from models.params import GenerateParams
 from models.settings import EngineSettings
 
@@ -498,6 +498,49 @@ def test_a_folder_that_lacks_a_part_is_refused_by_the_parts_name(
     gpus(1)
     (copy / part).rename(tmp_path / "elsewhere")
     assert f"MOCHI_WEIGHTS={copy} lacks {part}:" in refusal(tmp_path, weights=str(copy))
+
+
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path, profile: ProfileName) -> Engine:
+    """Load as on a GPU, though what there is is a CPU, and the pictures are small."""
+    plan = Plan(PROFILES[profile], "reference", "asked for")
+    options = Options(plan.profile, "flash")
+    traits = Traits("Mochi 1", "a card", "reference", profile)
+    prepared = Prepared(CPU, plan, options, traits, folder, loras=[])
+    monkeypatch.setattr("models.mochi.load.prepare", lambda *_: prepared)
+    monkeypatch.setattr("models.mochi.load.WIDTH", 80)
+    monkeypatch.setattr("models.mochi.load.HEIGHT", 48)
+    return load(EngineSettings(), folder)
+
+
+def test_every_profile_gives_the_same_pictures(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = params(20, negative_prompt="blurry")
+    first, *others = (
+        torch.frombuffer(
+            bytearray(b"".join(frames_of(on_a_cpu(monkeypatch, checkpoint, profile), asked))),
+            dtype=torch.uint8,
+        ).float()
+        for profile in PROFILES
+    )
+    for other in others:
+        # A CPU rounds convolutions of other lengths otherwise.
+        assert (other - first).abs().max() <= 1
+        assert (other - first).abs().mean() < 1e-3
+
+
+def test_an_engine_that_fails_its_warm_up_stops_the_start_with_what_to_change(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr("models.mochi.engine.denoise", fail)
+    with pytest.raises(EngineUnavailableError) as error:
+        on_a_cpu(monkeypatch, checkpoint, "24gb")
+    assert "does not run on a card: no kernel image" in str(error.value)
+    assert "--no-compile" in str(error.value)
+    assert "--profile than 24gb" in str(error.value)
 
 
 def unreadable(folder: Path) -> str:
