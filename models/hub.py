@@ -32,7 +32,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented,
 from pydantic import ValidationError
 
 from models.errors import WeightsError
-from models.weights import WeightsFile
+from models.manifest import WeightsFile
 
 LIST_SECONDS = 30.0
 SILENCE_SECONDS = 10.0

@@ -24,10 +24,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from rich.filesize import decimal
 
 from models.errors import WeightsError, not_installed
+from models.manifest import Manifest, WeightsFile
 from models.settings import EngineSettings, default_data_dir
 
 if TYPE_CHECKING:
@@ -67,28 +68,6 @@ class Progress(Protocol):
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """`done` of `total` bytes of `what`."""
-
-
-class WeightsFile(BaseModel):
-    """One file of a commit."""
-
-    model_config = ConfigDict(frozen=True)
-
-    size: int = Field(ge=0, description="In bytes.")
-    checksum: str = Field(
-        pattern="^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$",
-        description="Of the content; of a small file the hub only has git's blob id.",
-    )
-
-
-class Manifest(BaseModel):
-    """What a complete folder holds, and of which commit."""
-
-    model_config = ConfigDict(frozen=True)
-
-    hub_id: str
-    commit: str
-    files: dict[str, WeightsFile]
 
 
 def is_hub_id(weights: str) -> bool:

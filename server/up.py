@@ -97,9 +97,10 @@ class Child:
 
 def devices(settings: ServerSettings) -> list[str]:
     """The device of each worker: one card each, as none has room for two engines."""
-    if settings.workers == 1 or settings.device != "cuda":
-        return [settings.device] * settings.workers
-    return [f"cuda:{index}" for index in range(settings.workers)]
+    if settings.workers == 1:
+        return [settings.device]
+    first = int(settings.device.partition(":")[2] or 0)
+    return [f"cuda:{first + index}" for index in range(settings.workers)]
 
 
 class Supervisor:

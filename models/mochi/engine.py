@@ -128,7 +128,7 @@ def _warnings(prompts: dict[str, Prompt]) -> Iterator[str]:
             )
 
 
-FULL = ("out of memory", "unable to find an engine")
+FULL = ("out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine")
 """What errors other than torch's own say when the device's memory is full: of CUDA's libraries, and
 of a convolution that finds no room to work in."""
 

@@ -11,7 +11,7 @@ import transformers
 from safetensors import SafetensorError
 
 from models.engine import Engine, Traits
-from models.errors import EngineUnavailableError
+from models.errors import EngineBrokenError, EngineUnavailableError
 from models.mochi import lora
 from models.mochi.assemble import Options, assemble
 from models.mochi.attention import choose_kernel
@@ -94,6 +94,12 @@ def _assembled(prepared: Prepared) -> MochiEngine:
             f"{prepared.plan.profile.name}: {free:.1f} of its {total:.1f} GiB are left. Choose a "
             "smaller profile with MOCHI_PROFILE, or another card with MOCHI_DEVICE=cuda:N."
         ) from error
+    except RuntimeError as error:
+        raise EngineUnavailableError(
+            f"The weights cannot be put in their places: {error}\nIs main memory too small, or the "
+            f"share of it that may be pinned (ulimit -l)? The profile {prepared.plan.profile.name} "
+            "keeps some weights there; 80gb keeps none."
+        ) from error
 
 
 def _warm_up(engine: MochiEngine, prepared: Prepared) -> None:
@@ -104,6 +110,8 @@ def _warm_up(engine: MochiEngine, prepared: Prepared) -> None:
         for params in warm_up_requests(prepared.plan.profile.chunk):
             for _ in engine.generate(params, lambda _step, _steps: None).frames:
                 pass
+    except EngineBrokenError:
+        raise  # starting again may help
     except Exception as error:
         _log.exception("engine.unfit")
         raise EngineUnavailableError(

@@ -75,7 +75,20 @@ def prepare(
         EngineUnavailableError: it cannot work; the text names all that is missing, and remedies.
     """
     _check(settings, data_dir)
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", _allocator())  # before CUDA is first used
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name that it had before
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", _allocator())  # before CUDA is first used
+    try:
+        return _choose(settings, data_dir, compiled, memory_gib)
+    except RuntimeError as error:
+        raise EngineUnavailableError(
+            f"{settings.device} cannot be used: {error}\nCheck that the driver is new enough for "
+            "this torch, and that nobody else fills the card or holds it alone (nvidia-smi)."
+        ) from error
+
+
+def _choose(
+    settings: EngineSettings, data_dir: Path, compiled: Path, memory_gib: float | None
+) -> Prepared:
     # With an index, as streams and events are those of the current device.
     device = torch.device("cuda", torch.device(settings.device).index or 0)
     torch.cuda.set_device(device)

@@ -250,6 +250,7 @@ def test_a_gpu_that_fails_is_told_from_a_request_that_does(checkpoint: Path, par
     "error",
     [
         torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("GET was unable to find an engine to execute this computation"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 31.00 GiB."),
     ],
@@ -454,6 +455,19 @@ def test_with_a_gpu_only_the_missing_weights_are_named(
     assert NO_GPU not in message
     assert NO_WEIGHTS in message
     assert REVISION in message
+
+
+def test_a_device_that_cuda_cannot_use_is_no_bug(
+    tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: torch.device) -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old")
+
+    gpus(1)
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    message = refusal(tmp_path, weights="dummy", compile=False)
+    assert "cuda cannot be used: The NVIDIA driver on your system is too old" in message
 
 
 def test_a_missing_compiler_is_named_unless_nothing_is_compiled(

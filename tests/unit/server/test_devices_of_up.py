@@ -12,10 +12,10 @@ from server.up import devices
         (1, "cuda", ["cuda"]),
         (3, "cuda", ["cuda:0", "cuda:1", "cuda:2"]),
         (1, "cuda:1", ["cuda:1"]),
-        (2, "cuda:1", ["cuda:1", "cuda:1"]),
+        (2, "cuda:1", ["cuda:1", "cuda:2"]),
     ],
 )
-def test_each_worker_has_a_card_of_its_own_unless_one_is_named(
+def test_each_worker_has_a_card_of_its_own_from_the_named_one_on(
     workers: int, device: str, expected: list[str]
 ) -> None:
     assert devices(ServerSettings(workers=workers, device=device)) == expected
