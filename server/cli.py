@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import typer
 from pydantic.fields import FieldInfo
 
-from models.errors import MochiError
+from models.errors import MochiError, not_installed
 from models.params import GenerateParams
 from models.settings import ENV_PREFIX
 from server.bench.gateway import run as measure_gateway
@@ -377,10 +377,7 @@ def bench_engine(
     Without a GPU: `mochi-server bench engine --counts`
     """
     if find_spec("torch") is None:
-        _end(
-            "The worker's libraries are not installed. Type: pip install 'mochi-server[worker]'",
-            os.EX_CONFIG,
-        )
+        _end(str(not_installed(ModuleNotFoundError("No module named 'torch'"))), os.EX_CONFIG)
     _apply(ctx)
     settings = _settings()
     with _errors_end():

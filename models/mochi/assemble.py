@@ -11,7 +11,7 @@ from models.mochi import fp8
 from models.mochi.attention import Kernel
 from models.mochi.compiling import compile_blocks
 from models.mochi.engine import MochiEngine
-from models.mochi.memory import Profile
+from models.mochi.memory import PROFILES, Profile
 from models.mochi.modulation import Conditioner
 from models.mochi.parts import Parts
 from models.mochi.text import TextEncoder
@@ -103,5 +103,6 @@ def assemble(
 
 
 def _remedy(profile: Profile) -> str:
-    smaller = {"80gb": "48gb", "48gb": "24gb", "24gb": "offload"}.get(profile.name)
-    return f", or start the worker with MOCHI_PROFILE={smaller}" if smaller else ""
+    names = list(PROFILES)
+    smaller = names[names.index(profile.name) + 1 :]
+    return f", or start the worker with MOCHI_PROFILE={smaller[0]}" if smaller else ""

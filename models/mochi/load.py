@@ -56,16 +56,19 @@ def load(settings: EngineSettings, cache_dir: Path) -> Engine:
 
 
 def _load_mock(settings: EngineSettings, cache_dir: Path) -> Engine:
+    parts = read_weights(_mock_checkpoint(cache_dir), Dtypes())
+    return MockEngine(assemble_mock(parts, settings.step_cache))
+
+
+def assemble_mock(parts: Parts, step_cache: float) -> MochiEngine:
+    """Put the mock checkpoint's parts together, on the CPU; its frames are small and bare."""
     # Threads that wait for each other over so little work cost more than they bring, and up to
     # ten times as much where other processes want the same cores.
     torch.set_num_threads(1)
-    parts = read_weights(_mock_checkpoint(cache_dir), Dtypes())
     device = torch.device("cpu")
-    options = Options(
-        PROFILES["80gb"], choose_kernel("auto", device), step_cache=settings.step_cache
-    )
+    options = Options(PROFILES["80gb"], choose_kernel("auto", device), step_cache=step_cache)
     traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy)
-    return MockEngine(assemble(parts, options, traits, device, (MOCK_WIDTH, MOCK_HEIGHT)))
+    return assemble(parts, options, traits, device, (MOCK_WIDTH, MOCK_HEIGHT))
 
 
 def make_parts(prepared: Prepared) -> Parts:

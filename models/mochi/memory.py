@@ -83,6 +83,7 @@ PROFILES: dict[ProfileName, Profile] = {
         Profile("offload", "cpu", keeps_modulation=False, streams_blocks=True, chunk=1),
     )
 }
+"""The largest first."""
 
 _PREFERRED: tuple[tuple[ProfileName, Precision], ...] = (
     ("80gb", "reference"),

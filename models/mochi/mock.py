@@ -94,7 +94,7 @@ def _captioned(clip: Clip, params: GenerateParams) -> Clip:
 
 def _parts() -> Parts:
     tokenizer = character_tokenizer()
-    transformer, vae, text_encoder = _transformer(), _vae(), _text_encoder(len(tokenizer))
+    transformer, vae, text_encoder = tiny_transformer(), _vae(), _text_encoder(len(tokenizer))
     generator = torch.Generator().manual_seed(SEED)
     for module in (transformer, vae, text_encoder):
         for name, parameter in module.named_parameters():
@@ -109,11 +109,12 @@ def _parts() -> Parts:
     )
 
 
-def _transformer() -> MochiTransformer3DModel:
+def tiny_transformer(blocks: int = 2) -> MochiTransformer3DModel:
+    """A narrow one, with the numbers that diffusers starts with."""
     return MochiTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        num_layers=2,
+        num_layers=blocks,
         pooled_projection_dim=16,
         text_embed_dim=TEXT_WIDTH,
         time_embed_dim=16,

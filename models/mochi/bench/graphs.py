@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import MochiTransformer3DModel
 from torch._dynamo.utils import counters
 
 from models.mochi.compiling import compile_blocks
+from models.mochi.mock import TEXT_WIDTH, tiny_transformer
 from models.mochi.modulation import Conditioner
 from models.mochi.transformer import Core
 
 TEXT_LENGTHS = (20, 60, 256, 1, 0)
 LATENT_FRAMES = (9, 1, 10, 28)
 STEPS = (30, 10)
-TEXT_WIDTH = 32
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,7 @@ def count_graphs(
     steps: Sequence[int] = STEPS,
 ) -> Graphs:
     """Run three narrow blocks in every combination, captured as for a GPU but not compiled."""
-    transformer = MochiTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=3,
-        pooled_projection_dim=16,
-        text_embed_dim=TEXT_WIDTH,
-        time_embed_dim=16,
-    ).requires_grad_(False)  # noqa: FBT003 (torch's own signature)
+    transformer = tiny_transformer(3).requires_grad_(False)  # noqa: FBT003 (torch's own signature)
     conditioner, core = Conditioner(transformer), Core(transformer)
     torch._dynamo.reset()  # noqa: SLF001 (its only name)
     counters.clear()

@@ -17,16 +17,12 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from models.engine import Traits
 from models.errors import EngineUnavailableError
 from models.mochi import fp8
-from models.mochi.assemble import Options, assemble
-from models.mochi.attention import choose_kernel
+from models.mochi.assemble import assemble
 from models.mochi.engine import MochiEngine
-from models.mochi.load import make_parts, silence
-from models.mochi.memory import PROFILES, Plan
-from models.mochi.mock import HEIGHT as MOCK_HEIGHT
-from models.mochi.mock import WIDTH as MOCK_WIDTH
+from models.mochi.load import assemble_mock, make_parts, silence
+from models.mochi.memory import Plan
 from models.mochi.mock import write_mock_checkpoint
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.prepare import prepare
@@ -135,17 +131,10 @@ def _twin(module: nn.Module) -> nn.Module:
 def _small(settings: EngineSettings, started: float, *, compares: bool) -> Subjects:
     if settings.fp8:
         fp8.check(settings.device)
-    # As the mock engine: threads would wait for each other over so little work.
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts.read(write_mock_checkpoint(Path(folder)), Dtypes())
     stock, parts = stock_beside(parts) if compares else (None, parts)
-    device = torch.device("cpu")
-    options = Options(
-        PROFILES["80gb"], choose_kernel("auto", device), step_cache=settings.step_cache
-    )
-    traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy)
-    engine = assemble(parts, options, traits, device, (MOCK_WIDTH, MOCK_HEIGHT))
+    engine = assemble_mock(parts, settings.step_cache)
     return Subjects(
         engine,
         stock,
