@@ -35,7 +35,7 @@ from models.errors import WeightsError
 from models.manifest import WeightsFile
 
 LIST_SECONDS = 30.0
-SILENCE_SECONDS = 10.0
+SILENCE_SECONDS = 30.0
 """A connection over which nothing comes for so long is given up."""
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0)
 """Before each further try, when the last one has brought nothing."""

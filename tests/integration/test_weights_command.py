@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from models.hub import SILENCE_SECONDS
 from models.weights import MANIFEST
 from server.listener import free_port
 from tests.hub import BIG, FIRST, LOADED, SECOND, StandIn, stand_in
@@ -120,7 +121,7 @@ def test_a_pull_that_was_ended_goes_on_where_it_was(
     ) as process:
         eventually(lambda: draft.exists() and draft.stat().st_size)
         process.send_signal(number)
-        _, said = process.communicate(timeout=8)  # it does not wait for the silent connection
+        _, said = process.communicate(timeout=SILENCE_SECONDS - 5)  # the hub is silent
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert f"`mochi-server weights pull --data-dir {tmp_path}` goes on from here." in said

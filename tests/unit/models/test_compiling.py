@@ -158,7 +158,7 @@ def start_worker(folder: Path, temporary: Path) -> dict[str, float]:
         stdout=subprocess.PIPE,
         check=True,
     )
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
