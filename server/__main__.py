@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import math
 import os
+import socket
 import sys
 from types import FrameType
 
@@ -16,9 +19,13 @@ from server.app import create_app
 from server.listener import inherited, listen
 from server.protocol import GuardedProtocol
 from server.settings import ServerSettings, load_settings
+from server.watch import Watch
 from worker.connection import connect_gateway
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.logs import configure_logs
+
+LAST_WORDS_SECONDS = 1.0
+"""In which answers leave that the end of the drain has brought about."""
 
 _log = structlog.get_logger()
 
@@ -48,11 +55,22 @@ def main() -> int:
 class Server(uvicorn.Server):
     """Ends quietly: uvicorn's own sends itself the signal once more when it has stopped."""
 
+    def __init__(self, config: uvicorn.Config, watch: Watch, *, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._watch = watch
+        self._drain_seconds = drain_seconds
+
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: running answers finish. Second: they do not."""
         self.force_exit = self.should_exit
         self.should_exit = True
+
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Blocking calls that are not answered in time are told where to poll, not cut off."""
+        asyncio.get_running_loop().call_later(self._drain_seconds, self._watch.let_go)
+        await super().shutdown(sockets)
 
 
 def server(settings: ServerSettings) -> Server:
@@ -67,8 +85,10 @@ def server(settings: ServerSettings) -> Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=round(settings.drain_seconds),
-        )
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds + LAST_WORDS_SECONDS),
+        ),
+        app.state.services.watch,
+        drain_seconds=settings.drain_seconds,
     )
 
 

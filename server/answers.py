@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from models.errors import MochiError
 from server.errors import STATUS, RangeError, UnknownRouteError, WrongVerbError
@@ -38,11 +39,11 @@ def answer_for_bug(request_id: str | None) -> Response:
     return answer(ErrorBody(error=error, request_id=request_id), 500)
 
 
-async def handle_routing_error(_request: Request, error: Exception) -> Response:
+async def handle_routing_error(request: Request, error: Exception) -> Response:
     """What Starlette's router raises for an unknown path or a wrong verb."""
     assert isinstance(error, HTTPException)  # noqa: S101 (how it is registered)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = _verbs(request) or (error.headers or {}).get("Allow", "")
         refusal = answer_for_error(WrongVerbError(f"Wrong verb. This path takes: {allowed}."))
         refusal.headers["Allow"] = allowed
         return refusal
@@ -53,6 +54,15 @@ async def handle_error(request: Request, error: Exception) -> Response:
     """What our own code raises within a route."""
     assert isinstance(error, MochiError)  # noqa: S101 (how it is registered)
     return answer_for_error(error, getattr(request.state, "request_id", None))
+
+
+def _verbs(request: Request) -> str:
+    """Of all routes with this path: the router names those of the first one only."""
+    verbs: set[str] = set()
+    for route in request.app.state.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            verbs |= route.methods
+    return ", ".join(sorted(verbs))
 
 
 def _retry_headers() -> dict[str, str]:

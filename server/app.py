@@ -45,8 +45,10 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
     )
     app.state.services = services = Services(settings, redis)
     app.add_middleware(Gate, keyring=services.keyring, public_url=settings.public_url)
-    for module in (generate, requests, account, operations):
-        app.include_router(module.router)
+    routers = [module.router for module in (generate, requests, account, operations)]
+    for router in routers:
+        app.include_router(router)
+    app.state.routes = [route for router in routers for route in router.routes]
     app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

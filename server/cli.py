@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import typer
 from pydantic.fields import FieldInfo
+from redis import Redis
 
 from models.errors import MochiError, not_installed
 from models.params import GenerateParams
@@ -23,16 +24,17 @@ from server.bench.request import run as measure_request
 from server.client import Client
 from server.files import check_file, check_folder
 from server.first_key import read_first_key
-from server.keyring import Scope, create_key
+from server.keyring import MOST_SHARE, Scope, create_key
 from server.routes.operations import VERSION
 from server.settings import ServerSettings, load_settings
 from server.up import supervise
 from server.weights import fetch_missing, pull_weights, verify_weights, weights_folder
+from server.workers import drain_workers, list_workers
 from worker.broker import EmbeddedBroker, broker_of
 from worker.connection import connect_briefly
 from worker.errors import BrokerUnavailableError
+from worker.fleet import fleet
 from worker.names import worker_name_prefix
-from worker.store import JobStore
 
 app = typer.Typer(
     help="The Mochi 1 text-to-video API on your own machines.",
@@ -43,6 +45,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+workers_app = typer.Typer(help="The workers of a broker.", no_args_is_help=True)
+app.add_typer(workers_app, name="workers")
 weights_app = typer.Typer(help="The weights of the model.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 bench = typer.Typer(help="Measure this server on this machine.", no_args_is_help=True)
@@ -228,6 +232,10 @@ def create(
         list[Scope] | None,
         typer.Option(help="What it may do; give it more than once. [default: all]"),
     ] = None,
+    share: Annotated[
+        int,
+        typer.Option(min=1, max=MOST_SHARE, help="Its turns in the queue for one of other keys."),
+    ] = 1,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -241,13 +249,50 @@ def create(
     settings = _settings()
     with _errors_end(), broker_of(settings) as broker_url:
         redis = connect_briefly(broker_url)
-        key = create_key(redis, name, frozenset(scope or Scope), time.time())
+        key = create_key(redis, name, frozenset(scope or Scope), time.time(), share=share)
     if settings.redis_url:
         place = f"on the broker {_without_password(settings.redis_url)}"
     else:
         place = f"with the data folder {settings.data_dir}"
     typer.echo(f"A key for the server {place}:", err=True)
     typer.echo(key)
+
+
+@workers_app.command("list")
+def workers_list(ctx: typer.Context, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """Who is alive, and what each works at.
+
+    Example: `mochi-server workers list --redis-url redis://broker:6379/0`
+    """
+    _apply(ctx)
+    with _errors_end(), _redis() as redis:
+        list_workers(redis)
+
+
+@workers_app.command("drain")
+def workers_drain(
+    ctx: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(help="As `workers list` has them.")] = None,
+    all: Annotated[  # noqa: A002 (an option)
+        bool, typer.Option("--all", help="Every worker that is alive now.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Stay until they have ended.")
+    ] = True,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Let workers finish what they run, take no more, and end with exit status 0.
+
+    What supervises them may start new ones then, as `up` does, of another version perhaps.
+
+    Example: `mochi-server workers drain gpu1-4711-1f2e3d4c`
+    """
+    _apply(ctx)
+    if all == bool(names):
+        _end("Name the workers to drain, or give --all; `mochi-server workers list` has them.", 2)
+    with _errors_end(), _redis() as redis:
+        drain_workers(redis, names or [], wait=wait)
 
 
 @weights_app.command("pull")
@@ -435,6 +480,15 @@ def _settings() -> ServerSettings:
         return load_settings()
 
 
+@contextmanager
+def _redis() -> Iterator[Redis]:
+    """The broker of a running server, for a command that looks at it."""
+    settings = _settings()
+    url = settings.redis_url or EmbeddedBroker(settings.data_dir).url
+    with connect_briefly(url) as redis:
+        yield redis
+
+
 def _name_ignored(settings: ServerSettings) -> None:
     if settings.ignored:
         names = ", ".join(settings.ignored)
@@ -461,11 +515,8 @@ def _become(package: str) -> NoReturn:
 
 def _check_worker() -> NoReturn:
     """The health check of a worker's container. Exit status 0 when it is alive."""
-    settings = _settings()
-    url = settings.redis_url or EmbeddedBroker(settings.data_dir).url
-    with _errors_end():
-        store = JobStore(connect_briefly(url), lease_seconds=1, retention_seconds=1)
-        names = [worker.name for worker in store.live_workers()]
+    with _errors_end(), _redis() as redis:
+        names = [worker.name for worker in fleet(redis)]
     here = [name for name in names if name.startswith(worker_name_prefix())]
     typer.echo(", ".join(here) or "no live worker on this host")
     raise typer.Exit(0 if here else 1)

@@ -57,7 +57,7 @@ class Client:
             said = str(error).removesuffix(".")
             raise ClientError(f"{said}. The request is {submitted['request_id']}.") from None
         except KeyboardInterrupt:
-            self._console.print(f"Request {submitted['request_id']} goes on without us.")
+            self._cancel(submitted["response_url"])
             raise
         seconds = result["metrics"]["total_time"]
         self._console.print(
@@ -65,6 +65,15 @@ class Client:
         )
         for warning in result.get("warnings", ()):
             self._console.print(warning, style="yellow")
+
+    def _cancel(self, url: str) -> None:
+        """Nobody wants the video any more; the GPU has others to work for."""
+        try:
+            self._json("PUT", f"{url}/cancel")
+        except ClientError as error:
+            self._console.print(f"Cancelling {url} failed: {error}", style="red", markup=False)
+        else:
+            self._console.print("The request is cancelled.")
 
     def _follow(self, status_url: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())

@@ -13,6 +13,7 @@ from models.params import GenerateParams
 from server.errors import MEANING
 from server.example import EXAMPLE_REQUEST
 from server.gate import PUBLIC
+from server.headers import MOST_KEY_LENGTH
 from server.schemas import VIDEO_TYPE, ErrorBody, FailedBody
 
 
@@ -21,6 +22,9 @@ def _header(description: str, kind: str = "string") -> dict[str, Any]:
 
 
 IGNORED_HEADER = {"x-ignored-parameters": _header("Names in the body that mean nothing to us.")}
+REPLAYED_HEADER = {
+    "Idempotency-Replayed": _header("`true`: the request had been made before, by the same key.")
+}
 RETRY_HEADERS = {
     "retry-after": _header("Seconds.", "integer"),
     "x-rate-limit-reset-at-utc": _header("The same as a time."),
@@ -43,6 +47,16 @@ REQUEST_ID: dict[str, Any] = {
     "description": "As in the answer to the submit.",
     "schema": {"type": "string"},
 }
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": (
+        "The same key with the same parameters is answered with the first request, as long as that "
+        "is kept. A blocking call that has one is not cancelled when its client hangs up."
+    ),
+    "schema": {"type": "string", "minLength": 1, "maxLength": MOST_KEY_LENGTH},
+}
 SIGNATURE: dict[str, Any] = {
     "name": "signature",
     "in": "query",
@@ -50,7 +64,8 @@ SIGNATURE: dict[str, Any] = {
     "description": "As in the `output` of the result.",
     "schema": {"type": "string"},
 }
-GENERATE_BODY: dict[str, Any] = {
+GENERATE_REQUEST: dict[str, Any] = {
+    "parameters": [IDEMPOTENCY_KEY],
     "requestBody": {
         "required": True,
         "content": {
@@ -59,7 +74,7 @@ GENERATE_BODY: dict[str, Any] = {
                 "example": EXAMPLE_REQUEST,
             }
         },
-    }
+    },
 }
 _SECURITY: dict[str, Any] = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -104,4 +119,4 @@ def _restore_limits(schema: dict[str, Any]) -> None:
     for operations in schema["paths"].values():
         for operation in operations.values():
             if "requestBody" in operation:
-                operation.update(GENERATE_BODY)
+                operation.update(GENERATE_REQUEST)

@@ -60,6 +60,10 @@ class WrongContentTypeError(HttpError):
         super().__init__("Invalid content type: send JSON as `application/json`")
 
 
+class BadHeaderError(HttpError):
+    """A header of ours has a value that it cannot have."""
+
+
 class BodyTooLargeError(HttpError):
     """The body is over the limit."""
 
@@ -77,11 +81,11 @@ class RangeError(HttpError):
 
 
 class WaitTimeoutError(HttpError):
-    """A blocking call passed its limit. The job runs on."""
+    """A blocking call passed its limit, or the gateway stops. The job runs on."""
 
     def __init__(self, request_id: str, seconds: float) -> None:
         super().__init__(
-            f"The video is not ready after {seconds:g} seconds. It is still being made: poll "
+            f"The video is not ready after {seconds:.0f} seconds. It is still being made: poll "
             f"/v2/requests/{request_id}"
         )
 
@@ -114,6 +118,7 @@ class UnreachableError(ClientError):
 STATUS: dict[type[MochiError], int] = {
     InvalidParametersError: 400,
     MalformedBodyError: 400,
+    BadHeaderError: 400,
     BadHostError: 400,
     MissingKeyError: 401,
     InvalidKeyError: 401,
@@ -122,6 +127,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.RequestNotFoundError: 404,
     WrongVerbError: 405,
     WrongContentTypeError: 406,
+    jobs.IdempotencyConflictError: 409,
     BodyTooLargeError: 413,
     RangeError: 416,
     jobs.QueueFullError: 429,
@@ -146,18 +152,19 @@ NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
 derive from them."""
 
 MEANING: dict[int, str] = {
-    400: "The body is not JSON, or a parameter is missing, of a wrong type or out of range",
+    400: "The body is not JSON, or a parameter or header is missing, wrong or out of range",
     401: "No API key, or a bad one",
     403: "The API key may not do this",
     404: "Unknown model or route; unknown or expired request, or one made with another key",
     405: "Wrong verb",
     406: "Wrong or missing content type",
+    409: "The `Idempotency-Key` came before, with other parameters",
     413: "The body is over the limit",
     416: "The range lies beyond the end of the video",
     422: "The request ran and FAILED",
     429: "The queue is full",
     500: "Our bug; the log has the trace",
     502: "The broker is unreachable, or (v1) no live worker serves the model",
-    504: "v1 passed its time limit; the job runs on and can be polled on v2",
+    504: "v1 passed its time limit, or the gateway stops; the job runs on and can be polled on v2",
 }
 """One line for each status, for the OpenAPI document and the README."""

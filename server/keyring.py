@@ -23,6 +23,7 @@ PREFIX = "mochi_"
 REMEMBER_SECONDS = 1.0
 """A key that was good is taken for good so long; it spares most lookups of a polling client."""
 MOST_REMEMBERED = 10_000
+MOST_SHARE = 100
 
 
 class Scope(StrEnum):
@@ -39,6 +40,7 @@ class ApiKey(BaseModel):
         key_id: owner of the requests made with it.
         name: for people.
         scopes: what it may do.
+        share: turns in the queue for each one of a key whose share is 1.
         created_at: seconds since 1970.
     """
 
@@ -47,6 +49,7 @@ class ApiKey(BaseModel):
     key_id: str
     name: str = Field(pattern=r"^[\w .@-]{1,64}$")
     scopes: frozenset[Scope] = frozenset(Scope)
+    share: int = Field(default=1, ge=1, le=MOST_SHARE)
     created_at: float
 
     def require(self, scope: Scope) -> None:
@@ -65,7 +68,7 @@ def new_secret() -> str:
 
 
 def register_key(
-    redis: Redis, secret: str, name: str, scopes: frozenset[Scope], now: float
+    redis: Redis, secret: str, name: str, scopes: frozenset[Scope], now: float, *, share: int = 1
 ) -> None:
     """Let `secret` in from now on. Only its hash is kept.
 
@@ -74,21 +77,23 @@ def register_key(
         BrokerUnavailableError: it is not let in.
     """
     try:
-        key = ApiKey(key_id=uuid4().hex, name=name, scopes=scopes, created_at=now)
+        key = ApiKey(key_id=uuid4().hex, name=name, scopes=scopes, share=share, created_at=now)
     except ValidationError:
         raise KeyNameError(name) from None
     with broker_errors():
         redis.hset(keyspace.API_KEYS, _digest(secret), key.model_dump_json())
 
 
-def create_key(redis: Redis, name: str, scopes: frozenset[Scope], now: float) -> str:
+def create_key(
+    redis: Redis, name: str, scopes: frozenset[Scope], now: float, *, share: int = 1
+) -> str:
     """Make a key and return its secret, which nobody can look up afterwards.
 
     Raises:
         KeyNameError, BrokerUnavailableError: see `register_key`.
     """
     secret = new_secret()
-    register_key(redis, secret, name, scopes, now)
+    register_key(redis, secret, name, scopes, now, share=share)
     return secret
 
 

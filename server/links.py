@@ -49,6 +49,11 @@ class Links:
         """Result, at its older address."""
         return f"{self.base}/v1/requests/{self.request_id}"
 
+    @property
+    def cancel(self) -> str:
+        """To be called with PUT."""
+        return f"{self.base}/v2/requests/{self.request_id}/cancel"
+
     def video(self, signer: Signer) -> str:
         """The video. Whoever has the link may see it, as long as the record lives."""
         signature = signer.get_signature(self.request_id).decode()

@@ -64,7 +64,15 @@ class StatusBody(BaseModel):
     metrics: Metrics
     progress: int = Field(ge=0, le=100, description="Per cent of the denoising steps.")
     queue_position: int | None = _absent_when_none("While QUEUED; 1 is next.")
+    cancel_url: str | None = _absent_when_none("To be called with PUT; until the end.")
     warnings: list[str] | None = _absent_when_none("As in the result; only after the end.")
+
+
+class CancelBody(BaseModel):
+    """What became of the wish to cancel."""
+
+    status: Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED"]
+    request_id: str
 
 
 class FailedBody(BaseModel):
@@ -168,6 +176,7 @@ def status_body(job: Job, links: Links) -> StatusBody:
         metrics=metrics(job),
         progress=job.progress,
         queue_position=job.position,
+        cancel_url=None if job.status.is_final else links.cancel,
         warnings=job.warnings if job.status.is_final else None,
     )
 

@@ -22,7 +22,11 @@ class Services:
     def __init__(self, settings: ServerSettings, redis: redis.asyncio.Redis) -> None:
         self.settings = settings
         self.keyring = Keyring(redis)
-        self.intake = Intake(redis, most_waiting=settings.most_waiting)
+        self.intake = Intake(
+            redis,
+            most_waiting=settings.most_waiting,
+            retention_seconds=settings.retention_seconds,
+        )
         self.watch = Watch(self.intake)
         self.outputs = LocalOutputs(settings.outputs_dir)
         self._redis = redis

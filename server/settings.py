@@ -46,11 +46,6 @@ class ServerSettings(WorkerSettings):
         le=64,
         description="Workers that `mochi-server up` starts; each has a GPU, from cuda:0 on.",
     )
-    drain_seconds: float = Field(
-        default=30,
-        ge=0,
-        description="How long running requests may go on when the server stops.",
-    )
 
 
 class SettingsError(MochiError):

@@ -30,7 +30,7 @@ from worker.stop import Stop
 WATCH_SECONDS = 0.2
 RESTART_SECONDS = 1.0
 GIVE_BACK_SECONDS = 5.0
-"""From the second signal to the kill: a request is given back within a step."""
+"""From when it is urgent to the kill: a request is given back within a beat."""
 
 _log = structlog.get_logger()
 _console = Console(stderr=True)
@@ -56,7 +56,10 @@ class Child:
         if status == os.EX_CONFIG:
             return False
         if self._restart_at is None:
-            _log.error("process.died", process=self.package, status=status)
+            if status == 0:
+                _log.info("process.drained", process=self.package)
+            else:
+                _log.error("process.died", process=self.package, status=status)
             self._restart_at = time.monotonic() + RESTART_SECONDS
         elif time.monotonic() >= self._restart_at:
             self._restart_at = None
@@ -187,14 +190,18 @@ class Supervisor:
         children = [gateway, *workers]
         for child in children:
             child.signal()
-        deadline = time.monotonic() + self._settings.drain_seconds
+        deadline = time.monotonic() + self._settings.drain_seconds + GIVE_BACK_SECONDS
+        is_urgent = False
         while not all(child.wait(WATCH_SECONDS) for child in children):
-            if self._stop.now or time.monotonic() > deadline:
+            if self._stop.now and not is_urgent:
+                is_urgent = True
+                deadline = time.monotonic() + GIVE_BACK_SECONDS
+                for child in children:
+                    child.signal()
+            if time.monotonic() > deadline:
                 break
         for child in children:
-            child.signal()
-        for child in children:
-            if not child.wait(GIVE_BACK_SECONDS):
+            if not child.wait(0):
                 child.kill()
 
 

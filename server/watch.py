@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 
 import structlog
@@ -21,27 +22,35 @@ class Watch:
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
-        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
         self._poller: asyncio.Task[None] | None = None
 
     async def until_ended(self, request_id: str, seconds: float) -> None:
         """Return when the request is final, or gone.
 
         Raises:
-            WaitTimeoutError: it is neither after `seconds`.
+            WaitTimeoutError: it is neither after `seconds`, or we were told to let go.
         """
-        ended = asyncio.Event()
+        ended = asyncio.get_running_loop().create_future()
         self._waiting[request_id].add(ended)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
+        started = time.monotonic()
         try:
-            await asyncio.wait_for(ended.wait(), seconds)
+            await asyncio.wait_for(ended, seconds)
         except TimeoutError:
-            raise WaitTimeoutError(request_id, seconds) from None
+            raise WaitTimeoutError(request_id, time.monotonic() - started) from None
         finally:
             self._waiting[request_id].discard(ended)
             if not self._waiting[request_id]:
                 del self._waiting[request_id]
+
+    def let_go(self) -> None:
+        """Whoever still waits has waited long enough."""
+        for futures in self._waiting.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(TimeoutError())
 
     async def _poll(self) -> None:
         while self._waiting:
@@ -55,5 +64,6 @@ class Watch:
                 await asyncio.sleep(1)
                 continue
             for request_id in ended:
-                for event in self._waiting.get(request_id, ()):
-                    event.set()
+                for future in self._waiting.get(request_id, ()):
+                    if not future.done():
+                        future.set_result(None)

@@ -10,7 +10,7 @@ from redis import Redis
 
 from models.engine import Traits
 from models.params import GenerateParams
-from worker import keyspace
+from worker import keyspace, scripts
 from worker.connection import connect_gateway
 from worker.intake import Intake
 from worker.job import Job
@@ -39,14 +39,14 @@ def intake(
 
     async def run() -> _Result:
         async with connect_gateway(url) as redis:
-            return await ask(Intake(redis, most_waiting=most_waiting))
+            return await ask(Intake(redis, most_waiting=most_waiting, retention_seconds=60))
 
     return asyncio.run(run())
 
 
 def submit(url: str, prompt: str = "a pond", **others: Any) -> str:
     """The id of a new request."""
-    return intake(url, lambda it: it.submit(params(prompt, **others), OWNER))
+    return intake(url, lambda it: it.submit(params(prompt, **others), OWNER)).request_id
 
 
 def find(url: str, request_id: str) -> Job:
@@ -55,8 +55,8 @@ def find(url: str, request_id: str) -> Job:
 
 
 def pop(redis: Redis) -> str | None:
-    """The next id, popped as RQ does."""
-    popped = redis.lmove(keyspace.RQ_QUEUE, keyspace.RQ_INTERMEDIATE, "LEFT", "RIGHT")
+    """The next id, popped as a worker does."""
+    popped = redis.register_script(scripts.source("pop"))(keys=keyspace.for_scripts())
     return None if popped is None else str(popped)
 
 

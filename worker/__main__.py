@@ -63,7 +63,7 @@ def work(name: str, engine: Engine, settings: WorkerSettings) -> bool:
             retention_seconds=settings.retention_seconds,
         )
 
-    stop = Stop()
+    stop = Stop(settings.drain_seconds)
     outputs = LocalOutputs(settings.outputs_dir)
     brief_store = store(connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)

@@ -32,5 +32,15 @@ class RequestNotFoundError(JobError):
         super().__init__(f"Request {request_id} not found")
 
 
+class IdempotencyConflictError(JobError):
+    """The idempotency key belongs to a request with other parameters."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"This Idempotency-Key made request {request_id}, with other parameters. Send the same "
+            "parameters to get that one, or another key to make a new one."
+        )
+
+
 class StorageError(JobError):
     """A video could not be kept on disk."""

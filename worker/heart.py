@@ -14,7 +14,7 @@ from worker.live import LiveWorker
 from worker.reconciler import INTERVAL_SECONDS, Reconciler
 from worker.run import Run
 from worker.stop import Stop
-from worker.store import JobStore
+from worker.store import JobStore, Order
 
 _log = structlog.get_logger()
 
@@ -70,9 +70,20 @@ class Heart(threading.Thread):
         run = self.run_now
         takes_more = not self._told.soon
         if run is None:
-            self._store.beat(self._worker, takes_more=takes_more)
-        elif not self._store.beat(self._worker, run.lease, run.step, takes_more=takes_more):
-            run.lost.set()
+            orders = self._store.beat(self._worker, takes_more=takes_more)
+        elif self._told.now:
+            # Not left to the run: its step, or a call that hangs, may last longer than we may.
+            self._store.give_back(run.lease)
+            return
+        else:
+            orders = self._store.beat(self._worker, run.lease, run.step, takes_more=takes_more)
+            if Order.LOST in orders:
+                run.lost.set()
+            if Order.CANCEL in orders:
+                run.cancelled.set()
+        if Order.DRAIN in orders and not self._told.soon:
+            self._told.drain()
+            _log.info("worker.draining", worker=self._worker.name)
 
     def _end_if_hung(self) -> None:
         """A call that never returns cannot be interrupted: only the end of the process frees it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
@@ -14,38 +16,69 @@ from worker import keyspace, scripts
 from worker.batch import Batch
 from worker.connection import broker_errors
 from worker.dispatch import rq_fields
-from worker.errors import NoWorkerError, QueueFullError, RequestNotFoundError
-from worker.job import Job, Status
+from worker.errors import (
+    IdempotencyConflictError,
+    NoWorkerError,
+    QueueFullError,
+    RequestNotFoundError,
+)
+from worker.idempotency import Idempotency
+from worker.job import CANCELLED, Job, Status
 from worker.live import LiveWorker, read_all
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A request that is in the broker. `is_replay`: it was before, by the same idempotency key."""
+
+    request_id: str
+    is_replay: bool = False
+
+
+class Cancellation(StrEnum):
+    """What became of the wish to cancel."""
+
+    REQUESTED = "requested"
+    """It ends FAILED at its next step, or has ended so already: it was waiting."""
+    ENDED = "ended"
+    """It had ended before."""
 
 
 class Intake:
     """Every method raises BrokerUnavailableError when the broker does not answer."""
 
-    def __init__(self, redis: Redis, *, most_waiting: int) -> None:
+    def __init__(self, redis: Redis, *, most_waiting: int, retention_seconds: float) -> None:
         self._redis = redis
         self._most_waiting = most_waiting
+        self._retention_ms = round(retention_seconds * 1000)
         self._submit = redis.register_script(scripts.source("submit"))
         self._alive = redis.register_script(scripts.source("alive"))
+        self._cancel = redis.register_script(scripts.source("cancel"))
         self._look = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._submits = Batch(self._submit_all)
         self._roll_calls = Batch(self._call_for_all)
 
     async def submit(
-        self, params: GenerateParams, owner: str, *, needs_worker: bool = False
-    ) -> str:
+        self,
+        params: GenerateParams,
+        owner: str,
+        *,
+        share: int = 1,
+        needs_worker: bool = False,
+        idempotency: Idempotency | None = None,
+    ) -> Accepted:
         """Accept a request: when this returns, it is in the broker and will be run.
 
         Args:
             params: with the seed drawn.
             owner: id of the API key.
+            share: turns that the owner has in the queue for each one of another; 1 or more.
             needs_worker: refuse when nobody is there to run it soon.
-
-        Returns:
-            The request's id, a UUID v4.
+            idempotency: accept it only once, and say afterwards which request it was.
 
         Raises:
+            IdempotencyConflictError: the key came before, with other parameters.
             QueueFullError: too many requests wait already.
             NoWorkerError: `needs_worker`, and none is alive.
         """
@@ -57,18 +90,39 @@ class Intake:
                 self._most_waiting,
                 int(needs_worker),
                 owner,
+                share,
+                idempotency.key if idempotency else "",
+                idempotency.fingerprint if idempotency else "",
                 params.model_dump_json(),
                 *rq_fields(request_id),
             ]
         )
         match answer:
-            case "queue_full":
+            case ["replayed", first_id]:
+                return Accepted(first_id, is_replay=True)
+            case ["conflict", first_id]:
+                raise IdempotencyConflictError(first_id)
+            case ["queue_full"]:
                 raise QueueFullError(
                     f"The queue is full: {self._most_waiting} requests wait already."
                 )
-            case "no_worker":
+            case ["no_worker"]:
                 raise NoWorkerError("No worker is alive to run this; start one, or submit to /v2.")
-        return request_id
+        return Accepted(request_id)
+
+    async def cancel(self, request_id: str, owner: str) -> Cancellation:
+        """Let a request end FAILED, as soon as its run can be stopped.
+
+        Raises:
+            RequestNotFoundError: never made, expired, or made with another key.
+        """
+        with broker_errors():
+            answer = await self._cancel(
+                keyspace.for_scripts(request_id), [request_id, owner, self._retention_ms, CANCELLED]
+            )
+        if answer is None:
+            raise RequestNotFoundError(request_id)
+        return Cancellation(answer)
 
     async def find(self, request_id: str, owner: str) -> Job:
         """The request as it is now.

@@ -39,10 +39,15 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 
 QUEUED -> PROCESSING      start.lua: a worker takes the lease
 PROCESSING -> COMPLETED   finish.lua: by the run that holds the lease, after the file is published
-PROCESSING -> FAILED      finish.lua: by the same run; reap.lua: the last attempt's lease ended
+PROCESSING -> FAILED      finish.lua: by the same run; reap.lua: the last attempt's lease ended, or
+                          the request was cancelled meanwhile; give_back.lua: cancelled, too
 PROCESSING -> QUEUED      reap.lua: the lease ended; give_back.lua: the worker must stop
-QUEUED -> FAILED          recover.lua: popped and lost on every attempt
+QUEUED -> FAILED          cancel.lua; recover.lua: popped and lost on every attempt
 """
+
+
+CANCELLED = "The request was cancelled."
+"""What the client then reads under `error`."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ QUEUE = MODEL
 """The RQ queue; there is one per model."""
 
 WAITING = "mochi:waiting"
-"""Sorted set: ids that are QUEUED, by place in the queue."""
+"""Sorted set: ids that are QUEUED, by place in the queue. One of the same kind for each owner has
+the owner's id after a colon."""
 SEQUENCE = "mochi:sequence"
-"""Counter that gives the places."""
+"""Counter of submits since the queue was empty."""
+TURNS = "mochi:turns"
+"""Hash: owner to the place of the last request that was started, since the queue was empty."""
 LEASES = "mochi:leases"
 """Sorted set: ids that are PROCESSING, by the broker's time in ms at which their lease ends."""
 WORKERS = "mochi:workers"
@@ -32,6 +35,8 @@ RQ_INTERMEDIATE = RQ_QUEUE + ":intermediate"
 
 BEAT_SECONDS = 0.5
 """Between two beats of a worker; each also carries the progress."""
+DRAIN_ORDER_SECONDS = 3600
+"""A worker that has not read its order by then is not going to."""
 MOST_ATTEMPTS = 3
 """A request is started at most so often."""
 
@@ -39,6 +44,16 @@ MOST_ATTEMPTS = 3
 def record(request_id: str) -> str:
     """Hash: the job record."""
     return f"mochi:request:{request_id}"
+
+
+def idempotency_key(digest: str) -> str:
+    """Hash: the request that was first made with an idempotency key, and its fingerprint."""
+    return f"mochi:idempotency:{digest}"
+
+
+def drain_order(worker: str) -> str:
+    """String, there for a while: this worker is to finish what it runs, and end."""
+    return f"mochi:drain:{worker}"
 
 
 def rq_job(request_id: str) -> str:
@@ -58,6 +73,7 @@ def for_scripts(request_id: str = "") -> list[str]:
         RQ_QUEUE,
         RQ_INTERMEDIATE,
         RQ_QUEUES,
+        TURNS,
     ]
 
 

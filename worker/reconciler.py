@@ -37,6 +37,7 @@ class Reconciler:
         self._lease_seconds = lease_seconds
         self._monotonic = monotonic
         self._last_pass = monotonic()
+        self._broker_ahead: float | None = None
         self._trusted_from = monotonic() + lease_seconds  # an outage may just have ended
         self._popped_since: dict[str, float] = {}
         self._missing_since: float | None = None
@@ -49,27 +50,26 @@ class Reconciler:
         """
         overdue = self._store.overdue()
         now = self._monotonic()
-        self._notice_outage(now)
-        if overdue.expired and self._beats_count(now):
+        self._notice_outage(now, overdue.broker_seconds)
+        if now >= self._trusted_from:
             for request_id in overdue.expired[:MOST_REPAIRS]:
                 _report(request_id, self._store.reap(request_id))
         self._recover_popped(overdue.popped, now)
         self._recover_missing(overdue.missing, now)
 
-    def _notice_outage(self, now: float) -> None:
+    def _notice_outage(self, now: float, broker_seconds: float) -> None:
         """While we could not look, workers could not beat: leases that ended then mean nothing.
 
-        Nor could they start what they had popped.
+        Nor could they start what they had popped. It is the same when the broker's clock was set.
         """
         silence = now - self._last_pass
+        ahead = broker_seconds - now
+        clock_step = abs(ahead - self._broker_ahead) if self._broker_ahead is not None else 0
         if silence > POPPED_SECONDS / 2:
             self._popped_since.clear()
-        if silence > INTERVAL_SECONDS + self._lease_seconds / 2:
+        if max(silence - INTERVAL_SECONDS, clock_step) > self._lease_seconds / 2:
             self._trusted_from = now + self._lease_seconds
-        self._last_pass = now
-
-    def _beats_count(self, now: float) -> bool:
-        return now >= self._trusted_from and self._store.broker_uptime() > self._lease_seconds
+        self._last_pass, self._broker_ahead = now, ahead
 
     def _recover_popped(self, popped: list[str], now: float) -> None:
         self._popped_since = {

@@ -42,31 +42,31 @@ POP_SECONDS = 1
 _log = structlog.get_logger()
 
 
-class OomProofQueue(Queue):
-    """One that can be popped from when the broker's memory is full."""
+class FairQueue(Queue):
+    """Pops whose turn it is; RQ's own knows only who came first, and waits when nobody is there."""
 
     @override
     @classmethod
     def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
+        pop = connection.register_script(scripts.source("pop"))
+        popped = pop(keys=keyspace.for_scripts())
+        if popped is not None:
+            return queue_key, popped
         try:
             return super().lmove(connection, queue_key, timeout)
         except OutOfMemoryError:
-            pop = connection.register_script(scripts.source("pop"))
-            popped = pop(keys=keyspace.for_scripts())
-            if popped is None:
-                time.sleep(POP_SECONDS)  # a script cannot wait for an id
-                raise DequeueTimeout(timeout, queue_key) from None
-            return queue_key, popped
+            time.sleep(POP_SECONDS)  # the broker's memory is full: it refuses the plain command
+            raise DequeueTimeout(timeout, queue_key) from None
 
 
 class EngineWorker(SimpleWorker):
     """Pops ids, one queue, one at a time, and hands each to the runner."""
 
-    queue_class = OomProofQueue
+    queue_class = FairQueue
 
     def __init__(self, name: str, runner: Runner, connection: Redis, *, stop: Stop) -> None:
         super().__init__(
-            [OomProofQueue(keyspace.QUEUE, connection=connection, serializer=SERIALIZER)],
+            [FairQueue(keyspace.QUEUE, connection=connection, serializer=SERIALIZER)],
             name=name,
             connection=connection,
             serializer=SERIALIZER,

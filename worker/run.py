@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 
+from worker.job import CANCELLED
 from worker.stop import Stop
 from worker.store import Lease
 
@@ -24,8 +25,13 @@ class GivenBack(AbandonedRun):
     """This worker must stop now: back to the queue with the request."""
 
 
-class TimeLimit(AbandonedRun):
-    """The run took longer than a run may."""
+class EndedEarly(AbandonedRun):
+    """The request ends FAILED."""
+
+    def __init__(self, error_code: str, error: str) -> None:
+        super().__init__(error)
+        self.error_code = error_code
+        self.error = error
 
 
 @dataclass
@@ -37,6 +43,7 @@ class Run:
         seconds: how long it may take.
         stop: whether the process must stop, and the request goes back.
         lost: set by the heart when the lease is not ours any more.
+        cancelled: set by the heart when the client wants it no more.
         step: denoising steps done.
         is_watched: whether silence means that the engine hangs.
     """
@@ -45,6 +52,7 @@ class Run:
     seconds: float
     stop: Stop
     lost: Event = field(default_factory=Event)
+    cancelled: Event = field(default_factory=Event)
     step: int = 0
     is_watched: bool = True
     _started: float = field(default_factory=time.monotonic)
@@ -68,12 +76,14 @@ class Run:
             AbandonedRun: one of its kinds.
         """
         self._last_sign = time.monotonic()
-        if self.lost.is_set():
-            raise LeaseLost
         if self.stop.now:
             raise GivenBack
+        if self.lost.is_set():
+            raise LeaseLost
+        if self.cancelled.is_set():
+            raise EndedEarly("cancelled", CANCELLED)
         if self._last_sign - self._started > self.seconds:
-            raise TimeLimit
+            raise EndedEarly("timeout", f"The run took longer than {self.seconds:g} seconds.")
 
     @contextmanager
     def watched(self) -> Iterator[None]:

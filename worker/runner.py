@@ -15,7 +15,7 @@ from worker.errors import BrokerUnavailableError, StorageError
 from worker.heart import Heart
 from worker.job import Job
 from worker.outputs import LocalOutputs
-from worker.run import GivenBack, LeaseLost, Run, TimeLimit
+from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.store import JobStore, Lease, Result
 
@@ -72,8 +72,8 @@ class Runner:
         except GivenBack:
             log.info("run.given_back", step=run.step)
             self._store.give_back(lease)
-        except TimeLimit:
-            self._fail(lease, "timeout", f"The run took longer than {self._run_seconds:g} seconds.")
+        except EndedEarly as end:
+            self._fail(lease, end.error_code, end.error)
         except StorageError as error:
             self._fail(lease, "storage", str(error))
         except EngineBrokenError:

@@ -35,6 +35,11 @@ class WorkerSettings(EngineSettings):
     run_seconds: float = Field(
         default=3600, gt=0, description="A run that takes longer ends FAILED."
     )
+    drain_seconds: float = Field(
+        default=30,
+        ge=0,
+        description="How long running requests may go on when a process is told to stop.",
+    )
     stall_seconds: float = Field(
         default=600, gt=0, description="A worker without progress for so long ends itself."
     )

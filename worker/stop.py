@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 
 
@@ -10,14 +12,25 @@ class Stop:
     """Written by a signal handler, so plain flags: an Event's lock could be held by whom it stops.
 
     Attributes:
+        grace_seconds: from the first signal until it becomes urgent by itself.
         soon: finish the running request, take no other.
-        now: give the running request back.
     """
 
+    grace_seconds: float = math.inf
     soon: bool = False
-    now: bool = False
+    _was_asked: bool = False
+    _now_from: float = math.inf
+
+    @property
+    def now(self) -> bool:
+        """Give the running request back."""
+        return time.monotonic() >= self._now_from
 
     def ask(self) -> None:
-        """Once: soon. Again: now."""
-        self.now = self.soon
+        """A signal. The first: soon, and now after the grace. The second: now."""
+        self._now_from = time.monotonic() + (0 if self._was_asked else self.grace_seconds)
+        self._was_asked = self.soon = True
+
+    def drain(self) -> None:
+        """Soon, however long the running request may take."""
         self.soon = True

@@ -12,9 +12,9 @@ from redis import Redis
 from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.job import Job, Status
-from worker.live import LiveWorker, read_all
+from worker.live import LiveWorker
 
-_SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue", "alive")
+_SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue")
 _LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
 
 
@@ -44,11 +44,24 @@ class Overdue:
         expired: ids that are PROCESSING and whose lease has ended.
         popped: ids that some worker has popped from RQ's queue and not started.
         missing: how many waiting requests stand in neither of RQ's lists.
+        broker_seconds: the broker's time, since 1970.
     """
 
     expired: list[str]
     popped: list[str]
     missing: int
+    broker_seconds: float
+
+
+class Order(StrEnum):
+    """What a worker is told in answer to a beat."""
+
+    LOST = "lost"
+    """The run is not its own any more: somebody took it for dead, or the record is gone."""
+    CANCEL = "cancel"
+    """The client does not want the video any more."""
+    DRAIN = "drain"
+    """Finish the run and end the process."""
 
 
 class Recovery(StrEnum):
@@ -83,7 +96,7 @@ class JobStore:
         step: int = 0,
         *,
         takes_more: bool = True,
-    ) -> bool:
+    ) -> frozenset[Order]:
         """Say that the worker lives and, with a lease, how far its run is.
 
         Args:
@@ -91,22 +104,17 @@ class JobStore:
             lease: of the run that it is at.
             step: denoising steps done.
             takes_more: whether to count it among those that will run what waits.
-
-        Returns:
-            False when the run is not ours any more: somebody took us for dead.
         """
         request_id, run = (lease.request_id, lease.run) if lease else ("", "")
         arguments = (str(worker), self._lease_ms, run, step, int(takes_more))
-        return bool(self._run("beat", request_id, *arguments))
-
-    def live_workers(self) -> list[LiveWorker]:
-        """The workers that have the model loaded and have beaten lately."""
-        return read_all(self._run("alive", ""))
+        order = keyspace.drain_order(worker.name)
+        return frozenset(map(Order, self._run("beat", request_id, *arguments, order)))
 
     def sign_off(self, worker: LiveWorker) -> None:
         """Say that the worker stops."""
         with broker_errors():
             self._redis.zrem(keyspace.WORKERS, str(worker))
+            self._redis.delete(keyspace.drain_order(worker.name))
 
     def complete(self, lease: Lease, result: Result) -> bool:
         """PROCESSING -> COMPLETED, after the file is published. False when it is not ours."""
@@ -125,7 +133,7 @@ class JobStore:
 
     def give_back(self, lease: Lease) -> bool:
         """PROCESSING -> QUEUED, first in the queue, the attempt not counted."""
-        return bool(self._run("give_back", lease.request_id, lease.run))
+        return bool(self._run("give_back", lease.request_id, lease.run, self._retention_ms))
 
     def reap(self, request_id: str) -> Recovery | None:
         """Another attempt, or FAILED, for a run whose lease has ended; None if it has not."""
@@ -137,7 +145,8 @@ class JobStore:
 
     def overdue(self) -> Overdue:
         """See `Overdue`."""
-        return Overdue(*self._run("overdue", ""))
+        expired, popped, missing, broker_ms = self._run("overdue", "", self._lease_ms)
+        return Overdue(expired, popped, missing, int(broker_ms) / 1000)
 
     def unlisted(self) -> list[str]:
         """Ids that are waiting and stand in neither of RQ's lists. Linear in the queue's length."""
@@ -149,12 +158,6 @@ class JobStore:
             waiting, queued, popped = pipeline.execute()
         listed = {*queued, *popped}
         return [request_id for request_id in waiting if request_id not in listed]
-
-    def broker_uptime(self) -> float:
-        """Seconds since the broker started."""
-        with broker_errors():
-            info = self._redis.info("server")
-        return float(info["uptime_in_seconds"])
 
     def exists(self, request_id: str) -> bool:
         """Whether the record is still kept."""

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from urllib.parse import quote
+from dataclasses import dataclass
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.params import MODEL, GenerateParams, parse_params
+from models.params import MODEL, parse_params
 from server.answers import answer
 from server.body import read_object
 from server.documents import (
     FAILED,
-    GENERATE_BODY,
+    GENERATE_REQUEST,
     IGNORED_HEADER,
+    REPLAYED_HEADER,
     RESULT_HEADERS,
     VIDEO_BYTES,
     errors,
 )
+from server.hangup import HungUp, unless_hung_up
+from server.headers import REPLAYED, idempotency_key, ignored_parameters
 from server.keyring import Scope
 from server.schemas import (
     COST,
@@ -31,10 +33,11 @@ from server.schemas import (
 )
 from server.services import Call
 from server.videos import video_response
+from worker.idempotency import Idempotency
 from worker.job import Job, Status
 
-MOST_IGNORED_NAMES = 20
-MOST_NAME_LENGTH = 40
+NOBODY_LISTENS = 499
+"""What proxies log for a client that has hung up."""
 
 router = APIRouter(tags=["Generate"])
 _seeds = random.SystemRandom()
@@ -44,64 +47,79 @@ _seeds = random.SystemRandom()
     f"/v2/{MODEL}",
     response_model=SubmittedBody,
     responses={
-        200: {"headers": IGNORED_HEADER},
-        **errors(400, 401, 403, 406, 413, 429, 500, 502),
+        200: {"headers": IGNORED_HEADER | REPLAYED_HEADER},
+        **errors(400, 401, 403, 406, 409, 413, 429, 500, 502),
     },
-    openapi_extra=GENERATE_BODY,
+    openapi_extra=GENERATE_REQUEST,
 )
 async def submit(request: Request) -> Response:
     """Queue a video and answer at once with the addresses to poll."""
     call = Call.of(request)
-    params, ignored = await _read_params(call)
-    request_id = await call.services.intake.submit(params, call.key.key_id)
-    return answer(submitted_body(call.links(request_id)), headers=_ignored_header(ignored))
+    asked = await _submit(call)
+    return answer(submitted_body(call.links(asked.request_id)), headers=asked.headers)
 
 
 @router.post(
     f"/v1/{MODEL}",
     response_class=Response,
     responses={
-        200: {**VIDEO_BYTES, "headers": RESULT_HEADERS | IGNORED_HEADER},
+        200: {**VIDEO_BYTES, "headers": RESULT_HEADERS | IGNORED_HEADER | REPLAYED_HEADER},
         422: FAILED,
-        **errors(400, 401, 403, 406, 413, 429, 500, 502, 504),
+        **errors(400, 401, 403, 406, 409, 413, 429, 500, 502, 504),
     },
-    openapi_extra=GENERATE_BODY,
+    openapi_extra=GENERATE_REQUEST,
 )
 async def generate(request: Request) -> Response:
-    """Make a video and answer with it. Blocks until it is ready."""
+    """Make a video and answer with it. Blocks until it is ready; hanging up cancels it."""
     call = Call.of(request)
-    params, ignored = await _read_params(call)
-    intake = call.services.intake
-    request_id = await intake.submit(params, call.key.key_id, needs_worker=True)
-    request.state.request_id = request_id  # from here on, errors tell it: the job runs
-    await call.services.watch.until_ended(request_id, call.services.settings.v1_seconds)
-    job = await intake.find(request_id, call.key.key_id)
+    services = call.services
+    asked = await _submit(call, needs_worker=True)
+    request.state.request_id = asked.request_id  # from here on, errors tell it: the job runs
+    try:
+        await unless_hung_up(
+            request, services.watch.until_ended(asked.request_id, services.settings.v1_seconds)
+        )
+    except HungUp:
+        if not asked.comes_back:
+            await services.intake.cancel(asked.request_id, call.key.key_id)
+        return Response(status_code=NOBODY_LISTENS)
+    job = await services.intake.find(asked.request_id, call.key.key_id)
+    headers = {"x-request-id": asked.request_id, **asked.headers}
     if job.status is Status.FAILED:
-        return answer(failed_body(job), 422, {"x-request-id": request_id})
-    path = call.services.outputs.path(job.file_name)
-    return video_response(path, {**_result_headers(job), **_ignored_header(ignored)})
+        return answer(failed_body(job), 422, headers)
+    path = services.outputs.path(job.file_name)
+    return video_response(path, headers | _result_headers(job))
 
 
-async def _read_params(call: Call) -> tuple[GenerateParams, list[str]]:
+@dataclass(frozen=True)
+class _Asked:
+    """A request that was accepted. `comes_back`: its client can ask for it again by its own key."""
+
+    request_id: str
+    headers: dict[str, str]
+    comes_back: bool
+
+
+async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
     call.key.require(Scope.GENERATE)
+    key = idempotency_key(call.request)
     body = await read_object(call.request, call.services.settings.body_bytes)
     params, ignored = parse_params(body)
-    return params.with_seed(_seeds), ignored
+    accepted = await call.services.intake.submit(
+        params.with_seed(_seeds),
+        call.key.key_id,
+        share=call.key.share,
+        needs_worker=needs_worker,
+        idempotency=None if key is None else Idempotency.of(call.key.key_id, key, params),
+    )
+    headers = ignored_parameters(ignored) | (REPLAYED if accepted.is_replay else {})
+    return _Asked(accepted.request_id, headers, comes_back=key is not None)
 
 
 def _result_headers(job: Job) -> dict[str, str]:
     return {
-        "x-request-id": job.request_id,
         "x-generation-time": f"{job.inference_seconds:.3f}",
         "x-seed-value": str(job.params.seed),
         "x-cost": f"{COST:g}",
         "x-remaining-credits": f"{UNMETERED_CREDITS:.0f}",
     }
-
-
-def _ignored_header(names: Iterable[str]) -> dict[str, str]:
-    """Names that mean nothing to us, quoted: they come from the client and go into a header."""
-    quoted = [quote(name[:MOST_NAME_LENGTH], errors="replace") for name in names]
-    if not quoted:
-        return {}
-    return {"x-ignored-parameters": ", ".join(quoted[:MOST_IGNORED_NAMES])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hmac import compare_digest
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -12,11 +13,21 @@ from server.answers import answer
 from server.documents import FAILED, REQUEST_ID, SIGNATURE, VIDEO_BYTES, VIDEO_RANGE, errors
 from server.keyring import Scope
 from server.links import VIDEO_PATH
-from server.schemas import ResultBody, StatusBody, failed_body, result_body, status_body
+from server.schemas import CancelBody, ResultBody, StatusBody, failed_body, result_body, status_body
 from server.services import Call
 from server.videos import video_response
 from worker.errors import RequestNotFoundError
+from worker.intake import Cancellation
 from worker.job import Job, Status
+
+_CANCEL: dict[str, Any] = {
+    "status_code": 202,
+    "responses": {
+        200: {"model": CancelBody, "description": "It had ended before"},
+        **errors(401, 403, 404, 500, 502),
+    },
+    "openapi_extra": {"parameters": [REQUEST_ID]},
+}
 
 router = APIRouter(tags=["Requests"])
 
@@ -61,6 +72,22 @@ async def result(request: Request) -> Response:
             )
         case _:
             return answer(status_body(job, call.links(job.request_id)))
+
+
+@router.put(
+    "/v2/requests/{request_id}/cancel",
+    response_model=CancelBody,
+    **_CANCEL,
+)
+@router.delete("/v2/requests/{request_id}", response_model=CancelBody, **_CANCEL)
+async def cancel(request: Request) -> Response:
+    """Let a request end FAILED as `cancelled`, at its next step. It may be asked for twice."""
+    call = Call.of(request)
+    call.key.require(Scope.GENERATE)
+    outcome = await call.services.intake.cancel(call.request_id, call.key.key_id)
+    if outcome is Cancellation.ENDED:
+        return answer(CancelBody(status="ALREADY_COMPLETED", request_id=call.request_id))
+    return answer(CancelBody(status="CANCELLATION_REQUESTED", request_id=call.request_id), 202)
 
 
 @router.get(

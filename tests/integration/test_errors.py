@@ -178,7 +178,7 @@ def test_an_unknown_request_is_named(server: Stack, request_id: str) -> None:
         ("GET", "/v1/mochi-1", {"POST"}),
         ("PUT", "/v2/mochi-1", {"POST"}),
         ("POST", "/v1/get-user-credits", {"GET"}),
-        ("POST", f"/v2/requests/{UNKNOWN_ID}", {"GET"}),
+        ("POST", f"/v2/requests/{UNKNOWN_ID}", {"GET", "DELETE"}),
         ("DELETE", f"/v1/requests/{UNKNOWN_ID}", {"GET"}),
         ("PATCH", f"/v2/requests/{UNKNOWN_ID}/status", {"GET"}),
         ("POST", f"/v2/videos/{UNKNOWN_ID}.mp4", {"GET", "HEAD"}),

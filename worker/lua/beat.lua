@@ -1,6 +1,7 @@
 -- The worker lives, and so does its run, if it has one.
--- ARGV: id or '', worker with its engine, lease in ms, run, step, whether it takes more (0 or 1).
--- Returns 0 when the run is no longer the worker's.
+-- ARGV: id or '', worker with its engine, lease in ms, run, step, whether it takes more (0 or 1),
+-- key of the order to drain.
+-- Returns what it must do: any of 'drain', 'lost' (the run is its own no more) and 'cancel'.
 local id, lease_ms = ARGV[1], ARGV[3]
 local now = now_ms()
 if ARGV[6] == '1' then
@@ -9,13 +10,21 @@ else
   redis.call('ZREM', keys.workers, ARGV[2])
 end
 redis.call('ZREMRANGEBYSCORE', keys.workers, '-inf', text(now))
-if id == '' then
-  return 1
+local orders = {}
+if redis.call('EXISTS', ARGV[7]) == 1 then
+  orders[#orders + 1] = 'drain'
 end
-local record = redis.call('HMGET', keys.record, 'status', 'run')
+if id == '' then
+  return orders
+end
+local record = redis.call('HMGET', keys.record, 'status', 'run', 'cancelled')
 if record[1] ~= 'PROCESSING' or record[2] ~= ARGV[4] then
-  return 0
+  orders[#orders + 1] = 'lost'
+  return orders
+end
+if record[3] then
+  orders[#orders + 1] = 'cancel'
 end
 redis.call('ZADD', keys.leases, text(now + lease_ms), id)
 redis.call('HSET', keys.record, 'step', ARGV[5])
-return 1
+return orders

@@ -1,9 +1,11 @@
 -- PROCESSING -> QUEUED by a worker that must stop: the attempt does not count.
--- ARGV: id, run. Returns 1 when it was ours to give.
+-- ARGV: id, run, retention in ms. Returns 1 when it was ours to give.
 local record = redis.call('HMGET', keys.record, 'status', 'run')
 if record[1] ~= 'PROCESSING' or record[2] ~= ARGV[2] then
   return 0
 end
-redis.call('HINCRBY', keys.record, 'attempt', -1)
-requeue(ARGV[1])
+if not end_if_cancelled(ARGV[1], ARGV[3]) then
+  redis.call('HINCRBY', keys.record, 'attempt', -1)
+  requeue(ARGV[1])
+end
 return 1

@@ -1,5 +1,13 @@
--- What a reconciler should look at. Returns ids whose lease has ended, ids that are popped and not
--- started, and how many waiting requests stand in neither of RQ's lists.
+-- What a reconciler should look at.
+-- ARGV: '', lease in ms. Returns ids whose lease has ended, ids that are popped and not started, how
+-- many waiting requests stand in neither of RQ's lists, and the broker's time in ms.
+local now = now_ms()
+-- No lease is that long: the clock was set back. Who is alive beats again within a second.
+local farthest = text(now + ARGV[2] + 60000)
+redis.call('ZREMRANGEBYSCORE', keys.workers, farthest, '+inf')
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.leases, farthest, '+inf')) do
+  redis.call('ZADD', keys.leases, text(now + ARGV[2]), id)
+end
 local popped = redis.call('LRANGE', keys.intermediate, 0, -1)
 local missing = redis.call('ZCARD', keys.waiting) - redis.call('LLEN', keys.rq_queue) - #popped
-return { redis.call('ZRANGEBYSCORE', keys.leases, '-inf', now_ms()), popped, missing }
+return { redis.call('ZRANGEBYSCORE', keys.leases, '-inf', text(now)), popped, missing, text(now) }

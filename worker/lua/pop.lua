@@ -1,3 +1,14 @@
--- What RQ's pop does, for a broker whose memory is full: it refuses the plain command.
+-- What RQ's pop does, in the order of the waiting set: RQ's list only knows who came first.
 -- Returns the id, or nil.
-return redis.call('LMOVE', keys.rq_queue, keys.intermediate, 'LEFT', 'RIGHT')
+local popped = {}
+for _, id in ipairs(redis.call('LRANGE', keys.intermediate, 0, -1)) do
+  popped[#popped + 1], popped[id] = id, true
+end
+for _, id in ipairs(redis.call('ZRANGE', keys.waiting, 0, #popped)) do
+  if not popped[id] then
+    redis.call('LREM', keys.rq_queue, 0, id)
+    redis.call('RPUSH', keys.intermediate, id)
+    return id
+  end
+end
+return nil

@@ -3,7 +3,7 @@
 local id = ARGV[1]
 if redis.call('HGET', keys.record, 'status') ~= 'QUEUED' then
   redis.call('LREM', keys.intermediate, 0, id)
-  redis.call('ZREM', keys.waiting, id)
+  leave_queue(id)
   return nil
 end
 if redis.call('LPOS', keys.rq_queue, id) then

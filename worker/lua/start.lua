@@ -9,7 +9,11 @@ if record[1] == 'QUEUED' then
   redis.call('HINCRBY', keys.record, 'attempt', 1)
   redis.call('HSET', keys.record, 'status', 'PROCESSING', 'run', run, 'worker', ARGV[3],
              'started_at', text(now))
-  redis.call('ZREM', keys.waiting, id)
+  local place = redis.call('ZSCORE', keys.waiting, id)
+  if place and tonumber(place) >= 0 then
+    redis.call('HSET', keys.turns, redis.call('HGET', keys.record, 'owner'), place)
+  end
+  leave_queue(id)
   redis.call('LREM', keys.rq_queue, 0, id) -- a pop that took long has been recovered meanwhile
 elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
   return nil

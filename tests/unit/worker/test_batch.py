@@ -59,10 +59,13 @@ def test_a_caller_that_goes_away_takes_nothing_from_the_others() -> None:
 def test_a_broker_that_forgot_the_scripts_is_told_them_again(redis: Redis, redis_url: str) -> None:
     redis.script_flush()
 
-    ids = intake(
-        redis_url,
-        lambda it: asyncio.gather(*(it.submit(params(), "owner") for _ in range(3))),
-    )
+    ids = [
+        accepted.request_id
+        for accepted in intake(
+            redis_url,
+            lambda it: asyncio.gather(*(it.submit(params(), "owner") for _ in range(3))),
+        )
+    ]
     assert len(set(ids)) == 3
     assert redis.zcard("mochi:waiting") == 3
     redis.script_flush()

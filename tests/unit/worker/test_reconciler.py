@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from redis import Redis
 
 from tests.jobs import end_lease, find, live, pop, submit, waiting
 from worker import keyspace
+from worker.fleet import fleet
 from worker.job import Status
 from worker.reconciler import MISSING_SECONDS, MOST_REPAIRS, POPPED_SECONDS, Reconciler
-from worker.store import JobStore, Lease
+from worker.store import JobStore, Lease, Overdue
 
 LEASE_SECONDS = 10.0
 RETENTION_SECONDS = 60.0
 
 
-class Uptime(JobStore):
-    """A store whose broker has been up for as long as the test says."""
+class Clock(JobStore):
+    """A store whose broker has the time that the test says."""
 
-    seconds = 1000.0
+    seconds = 0.0
 
-    def broker_uptime(self) -> float:
-        assert super().broker_uptime() >= 0
-        return self.seconds
+    def overdue(self) -> Overdue:
+        return replace(super().overdue(), broker_seconds=self.seconds)
 
 
 class Bench:
@@ -30,7 +32,7 @@ class Bench:
 
     def __init__(self, redis: Redis, lease_seconds: float = LEASE_SECONDS) -> None:
         self.now = 0.0
-        self.store = Uptime(redis, lease_seconds=lease_seconds, retention_seconds=RETENTION_SECONDS)
+        self.store = Clock(redis, lease_seconds=lease_seconds, retention_seconds=RETENTION_SECONDS)
         self.reconciler = Reconciler(
             self.store, lease_seconds=lease_seconds, monotonic=lambda: self.now
         )
@@ -39,12 +41,13 @@ class Bench:
     def look(self, seconds: float) -> None:
         """Once a second for so long."""
         for _ in range(round(seconds)):
-            self.now += 1
+            self.sleep(1)
             self.reconciler.pass_over()
 
     def sleep(self, seconds: float) -> None:
         """Without a look, as when the broker does not answer."""
         self.now += seconds
+        self.store.seconds += seconds
 
 
 @pytest.fixture
@@ -77,10 +80,10 @@ def test_a_new_reconciler_waits_for_a_lease_before_it_trusts_any(
     request_id = start(bench, redis, redis_url)
     newcomer = Reconciler(bench.store, lease_seconds=LEASE_SECONDS, monotonic=lambda: bench.now)
     for _ in range(round(LEASE_SECONDS) - 1):
-        bench.now += 1
+        bench.sleep(1)
         newcomer.pass_over()
     assert find(redis_url, request_id).status is Status.PROCESSING
-    bench.now += 1
+    bench.sleep(1)
     newcomer.pass_over()
     assert find(redis_url, request_id).status is Status.QUEUED
 
@@ -103,7 +106,7 @@ def test_a_worker_that_beats_after_an_outage_keeps_its_run(
     request_id = start(bench, redis, redis_url)
     bench.sleep(3 * LEASE_SECONDS)
     bench.look(1)
-    assert bench.store.beat(live(), Lease(request_id, "run"), 3)
+    assert not bench.store.beat(live(), Lease(request_id, "run"), 3)
     bench.look(2 * LEASE_SECONDS)
     assert find(redis_url, request_id).attempt == 1
     assert find(redis_url, request_id).status is Status.PROCESSING
@@ -120,16 +123,31 @@ def test_the_shortest_lease_is_trusted_although_looks_are_as_far_apart(
     assert find(redis_url, request_id).status is Status.QUEUED
 
 
-def test_a_broker_that_has_just_started_gives_workers_a_lease_to_beat(
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_broker_whose_clock_is_set_gives_workers_a_lease_to_beat(
+    bench: Bench, redis: Redis, redis_url: str, hours: int
+) -> None:
+    bench.look(3)
+    request_id = start(bench, redis, redis_url)
+    bench.store.seconds += hours * 3600
+    bench.look(LEASE_SECONDS)
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+def test_a_lease_from_before_the_clock_was_set_back_ends_all_the_same(
     bench: Bench, redis: Redis, redis_url: str
 ) -> None:
     request_id = start(bench, redis, redis_url)
-    bench.store.seconds = LEASE_SECONDS - 1
-    bench.look(3)
-    assert find(redis_url, request_id).status is Status.PROCESSING
-    bench.store.seconds = LEASE_SECONDS + 1
+    in_an_hour = (redis.time()[0] + 3600) * 1000
+    redis.zadd(keyspace.LEASES, {request_id: in_an_hour})
+    redis.zadd(keyspace.WORKERS, {str(live()): in_an_hour})
     bench.look(1)
-    assert find(redis_url, request_id).status is Status.QUEUED
+    lease = redis.zscore(keyspace.LEASES, request_id)
+    assert lease
+    assert lease <= (redis.time()[0] + LEASE_SECONDS + 1) * 1000
+    assert [worker.state for worker in fleet(redis)] == ["draining"]  # none is signed on
 
 
 def test_what_was_popped_and_never_started_goes_back_first(

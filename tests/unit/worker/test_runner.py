@@ -17,9 +17,9 @@ from models.params import GenerateParams
 from tests.jobs import end_lease, find, live, pop, submit, waiting
 from worker import keyspace
 from worker.errors import BrokerUnavailableError
+from worker.fleet import fleet
 from worker.heart import Heart
 from worker.job import Job, Status
-from worker.live import LiveWorker
 from worker.outputs import LocalOutputs
 from worker.reconciler import Reconciler
 from worker.run import Run
@@ -224,17 +224,17 @@ def test_a_result_that_is_refused_for_long_is_left_to_the_lease(
 
 
 def test_a_worker_that_must_stop_beats_for_its_run_and_counts_no_more(desk: Desk) -> None:
-    beats: list[tuple[list[LiveWorker], list[str]]] = []
+    beats: list[tuple[list[str], list[str]]] = []
 
     def beat(_step: int) -> None:
         desk.heart._beat()
         leases = [str(name) for name in desk.redis.zrange(keyspace.LEASES, 0, -1)]
-        beats.append((desk.store.live_workers(), leases))
+        beats.append(([worker.state for worker in fleet(desk.redis)], leases))
         desk.stop.soon = True
 
     job = desk.run(Hooked(beat))
-    assert beats[0] == ([live("ann")], [job.request_id])
-    assert beats[1] == ([], [job.request_id])
+    assert beats[0] == (["running"], [job.request_id])
+    assert beats[1] == (["draining"], [job.request_id])
     assert job.status is Status.COMPLETED
 
 
@@ -320,7 +320,8 @@ def test_a_run_that_must_stop_is_given_back_at_its_next_step(
 ) -> None:
     def stop(step: int) -> None:
         if step == 3:
-            desk.stop.now = True
+            desk.stop.ask()
+            desk.stop.ask()
 
     engine = kind(stop)
     job = desk.run(engine)

@@ -33,10 +33,11 @@ from redis.retry import Retry
 
 from tests.jobs import OWNER, end_lease, live, params, pop
 from worker import keyspace, scripts
-from worker.errors import QueueFullError
-from worker.intake import Intake
+from worker.errors import QueueFullError, RequestNotFoundError
+from worker.idempotency import Idempotency
+from worker.intake import Accepted, Cancellation, Intake
 from worker.job import TRANSITIONS, Job, Status
-from worker.store import JobStore, Lease, Recovery, Result
+from worker.store import JobStore, Lease, Order, Recovery, Result
 
 MOST_WAITING = 4
 LEASE_SECONDS = 30
@@ -112,8 +113,11 @@ class Requests(RuleBasedStateMachine):
         self.store = JobStore(
             self.redis, lease_seconds=LEASE_SECONDS, retention_seconds=RETENTION_SECONDS
         )
-        self.intake = Intake(self.gateway_redis, most_waiting=MOST_WAITING)
+        self.intake = Intake(
+            self.gateway_redis, most_waiting=MOST_WAITING, retention_seconds=RETENTION_SECONDS
+        )
         self.runs = itertools.count()
+        self.key = Idempotency.of(OWNER, "a key", params())
         self.accepted: set[str] = set()
         self.expired: set[str] = set()
         self.unlisted: set[str] = set()
@@ -122,7 +126,7 @@ class Requests(RuleBasedStateMachine):
     @initialize()
     def flush(self) -> None:
         self.redis.flushall()
-        for name in ("submit", "start", "beat", "finish", "give_back", "reap", "recover"):
+        for name in ("submit", "start", "beat", "finish", "give_back", "reap", "recover", "cancel"):
             self.redis.script_load(
                 scripts.source(name)
             )  # or the reply to this would be the lost one
@@ -142,23 +146,33 @@ class Requests(RuleBasedStateMachine):
         status, run = self.redis.hmget(keyspace.record(lease.request_id), "status", "run")
         return bool(status == Status.PROCESSING and run == lease.run)
 
-    @rule(target=ids, lost=booleans())
-    def submit(self, lost: bool) -> Any:
+    @rule(target=ids, lost=booleans(), keyed=booleans())
+    def submit(self, lost: bool, keyed: bool) -> Any:
+        first = self.redis.hget(self.key.key, "request_id") if keyed else None
         room = self.redis.zcard(keyspace.WAITING) < MOST_WAITING
         AsyncForgetful.lose_next = lost
-        submit = self.intake.submit(params(), OWNER)
+        submit = self.intake.submit(params(), OWNER, idempotency=self.key if keyed else None)
+        if first:
+            assert self.loop.run(submit) == Accepted(str(first), is_replay=True)
+            return multiple()
         if not room:
             with pytest.raises(QueueFullError):
                 self.loop.run(submit)
             return multiple()
-        request_id = self.loop.run(submit)
+        accepted = self.loop.run(submit)
+        # Asked again after a lost reply, the broker knows it already by its id.
+        assert not accepted.is_replay
+        request_id = accepted.request_id
         self.accepted.add(request_id)
         return request_id
 
     @rule(target=pops, worker=WORKERS)
     def pop(self, worker: str) -> Any:
         request_id = pop(self.redis)
-        return multiple() if request_id is None else (worker, request_id)
+        if request_id is None:
+            return multiple()
+        self.unlisted.discard(request_id)  # whose turn it is comes up wherever it is listed
+        return worker, request_id
 
     @rule(target=leases, popped=consumes(pops), lost=booleans())
     def start(self, popped: tuple[str, str], lost: bool) -> Any:
@@ -180,7 +194,9 @@ class Requests(RuleBasedStateMachine):
     @rule(lease=leases, worker=WORKERS, step=integers(1, 10))
     def beat(self, lease: Lease, worker: str, step: int) -> None:
         holds = self.holds(lease)
-        assert self.store.beat(live(worker), lease, step) == holds
+        cancelled = self.is_cancelled(lease.request_id)
+        expected = {Order.CANCEL} if holds and cancelled else set() if holds else {Order.LOST}
+        assert self.store.beat(live(worker), lease, step) == expected
         if holds:
             assert self.redis.hget(keyspace.record(lease.request_id), "step") == str(step)
 
@@ -206,11 +222,48 @@ class Requests(RuleBasedStateMachine):
     @rule(lease=leases, lost=booleans())
     def give_back(self, lease: Lease, lost: bool) -> None:
         holds, before = self.holds(lease), self.job(lease.request_id)
+        cancelled = self.is_cancelled(lease.request_id)
         Forgetful.lose_next = lost
         given = self.store.give_back(lease)
         assert given == (holds and not lost)
-        if before is not None and holds:
+        if before is None or not holds:
+            return
+        if cancelled:
+            self.assert_cancelled(lease.request_id)
+        else:
             self.assert_next(lease.request_id, attempt=before.attempt - 1)
+
+    @rule(request_id=ids, lost=booleans())
+    def cancel(self, request_id: str, lost: bool) -> None:
+        before = self.job(request_id)
+        with pytest.raises(RequestNotFoundError):
+            self.loop.run(self.intake.cancel(request_id, "somebody else"))
+        assert self.job(request_id) == before
+        AsyncForgetful.lose_next = lost
+        cancel = self.intake.cancel(request_id, OWNER)
+        if before is None:
+            with pytest.raises(RequestNotFoundError):
+                self.loop.run(cancel)
+            return
+        outcome = self.loop.run(cancel)
+        if before.status.is_final:
+            assert outcome is Cancellation.ENDED
+            assert self.job(request_id) == before
+        elif before.status is Status.QUEUED:
+            assert outcome is (Cancellation.ENDED if lost else Cancellation.REQUESTED)
+            self.assert_cancelled(request_id)
+            self.unlisted.discard(request_id)
+        else:
+            assert outcome is Cancellation.REQUESTED
+            assert self.is_cancelled(request_id)
+
+    def is_cancelled(self, request_id: str) -> bool:
+        return bool(self.redis.hexists(keyspace.record(request_id), "cancelled"))
+
+    def assert_cancelled(self, request_id: str) -> None:
+        job = self.job(request_id)
+        assert job is not None
+        assert (job.status, job.error_code) == (Status.FAILED, "cancelled")
 
     @rule(request_id=ids)
     def end_lease(self, request_id: str) -> None:
@@ -238,7 +291,7 @@ class Requests(RuleBasedStateMachine):
         is_due: bool,
         lost: bool,
     ) -> None:
-        before = self.job(request_id)
+        before, cancelled = self.job(request_id), self.is_cancelled(request_id)
         Forgetful.lose_next = lost
         outcome = act(request_id)
         after = self.job(request_id)
@@ -247,7 +300,10 @@ class Requests(RuleBasedStateMachine):
             assert after == before
         elif after.status is Status.FAILED:
             assert outcome is (None if lost else Recovery.FAILED)
-            assert (after.error_code, after.attempt) == ("worker_lost", keyspace.MOST_ATTEMPTS)
+            if cancelled:
+                self.assert_cancelled(request_id)
+            else:
+                assert (after.error_code, after.attempt) == ("worker_lost", keyspace.MOST_ATTEMPTS)
         else:
             assert outcome is (None if lost else Recovery.REQUEUED)
             self.assert_next(request_id, attempt=after.attempt)
@@ -268,6 +324,7 @@ class Requests(RuleBasedStateMachine):
         request_id = pop(self.redis)
         if request_id is None:
             return
+        self.unlisted.discard(request_id)
         if self.start_popped(worker, request_id) is not None:
             self.end_lease(request_id)
             self.reap(request_id, lost=False)
@@ -284,13 +341,15 @@ class Requests(RuleBasedStateMachine):
     def expire(self, request_id: str) -> None:
         job = self.job(request_id)
         if job is not None and job.status.is_final:
-            self.redis.delete(keyspace.record(request_id))
+            key = self.redis.hget(keyspace.record(request_id), "idempotency_key")
+            self.redis.delete(keyspace.record(request_id), *([str(key)] if key else []))
             self.expired.add(request_id)
 
     def look(self) -> Snapshot:
         known = sorted(self.accepted)
         pipeline = self.redis.pipeline()
-        pipeline.zrange(keyspace.WAITING, 0, -1)
+        pipeline.zrange(keyspace.WAITING, 0, -1, withscores=True)
+        pipeline.zrange(f"{keyspace.WAITING}:{OWNER}", 0, -1, withscores=True)
         pipeline.zrange(keyspace.LEASES, 0, -1)
         pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
         pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
@@ -298,7 +357,8 @@ class Requests(RuleBasedStateMachine):
             pipeline.hgetall(keyspace.record(request_id))
             pipeline.pttl(keyspace.record(request_id))
             pipeline.exists(keyspace.rq_job(request_id))
-        waiting, leased, queued, popped, *rest = pipeline.execute()
+        waiting, mine, leased, queued, popped, *rest = pipeline.execute()
+        assert mine == waiting
         records = dict(zip(known, rest[0::3], strict=True))
         return Snapshot(
             jobs={
@@ -307,7 +367,7 @@ class Requests(RuleBasedStateMachine):
             runs={name: record.get("run", "") for name, record in records.items()},
             has_ttl={name: ttl > 0 for name, ttl in zip(known, rest[1::3], strict=True)},
             rq_jobs={name for name, there in zip(known, rest[2::3], strict=True) if there},
-            waiting=set(waiting),
+            waiting={name for name, _ in waiting},
             leased=set(leased),
             queued=queued,
             popped=popped,

@@ -19,6 +19,7 @@ from worker.errors import (
     QueueFullError,
     RequestNotFoundError,
 )
+from worker.fleet import Worker, fleet
 from worker.job import Status
 from worker.live import LiveWorker
 from worker.store import JobStore, Lease, Recovery, Result
@@ -95,7 +96,7 @@ def test_a_full_queue_takes_no_more_until_one_has_started(
     store: JobStore, redis: Redis, redis_url: str
 ) -> None:
     def submit_to_a_queue_of_two() -> str:
-        return intake(redis_url, lambda it: it.submit(params(), OWNER), most_waiting=2)
+        return intake(redis_url, lambda it: it.submit(params(), OWNER), most_waiting=2).request_id
 
     ids = [submit_to_a_queue_of_two() for _ in range(2)]
     with pytest.raises(QueueFullError, match="2 requests wait already"):
@@ -110,7 +111,9 @@ def test_who_needs_a_worker_is_refused_when_none_beats(
     store: JobStore, redis: Redis, redis_url: str
 ) -> None:
     def submit_and_wait() -> str:
-        return intake(redis_url, lambda it: it.submit(params(), OWNER, needs_worker=True))
+        return intake(
+            redis_url, lambda it: it.submit(params(), OWNER, needs_worker=True)
+        ).request_id
 
     with pytest.raises(NoWorkerError):
         submit_and_wait()
@@ -127,7 +130,7 @@ def test_a_worker_that_is_silent_for_a_lease_counts_as_dead(redis: Redis, redis_
     JobStore(redis, lease_seconds=10, retention_seconds=60).beat(live("bob"))
     time.sleep(0.06)
     assert intake(redis_url, lambda it: it.live_workers()) == [live("bob")]
-    assert JobStore(redis, lease_seconds=10, retention_seconds=60).live_workers() == [live("bob")]
+    assert [worker.name for worker in fleet(redis)] == ["bob"]
 
 
 def test_a_live_worker_is_read_as_it_told_of_itself(store: JobStore, redis_url: str) -> None:
@@ -135,7 +138,6 @@ def test_a_live_worker_is_read_as_it_told_of_itself(store: JobStore, redis_url: 
     told = LiveWorker("zoe", traits)
     for worker in (told, live("ann"), told):
         store.beat(worker)
-    assert store.live_workers() == [live("ann"), told]
     assert intake(redis_url, lambda it: it.live_workers()) == [live("ann"), told]
 
 
@@ -144,9 +146,9 @@ def test_a_broker_that_has_lost_its_workers_knows_them_after_the_next_beat(
 ) -> None:
     store.beat(live("ann"))
     redis.flushall()
-    assert store.live_workers() == []
+    assert fleet(redis) == []
     store.beat(live("ann"))
-    assert store.live_workers() == [live("ann")]
+    assert fleet(redis) == [Worker("ann", live().engine)]
 
 
 def test_nothing_is_kept_of_workers_that_died_or_signed_off(store: JobStore, redis: Redis) -> None:
@@ -165,7 +167,7 @@ def test_what_no_worker_of_ours_wrote_is_no_live_worker(store: JobStore, redis: 
     store.beat(live("ann"))
     for planted in ("EVIL", "{}", '{"name": "eve"}', '{"name": 1, "engine": null}'):
         redis.zadd(keyspace.WORKERS, {planted: "+inf"})
-    assert store.live_workers() == [live("ann")]
+    assert fleet(redis) == [Worker("ann", live().engine)]
 
 
 def test_a_beat_makes_the_lease_longer(redis: Redis, redis_url: str) -> None:
@@ -175,7 +177,7 @@ def test_a_beat_makes_the_lease_longer(redis: Redis, redis_url: str) -> None:
     for step in range(5):
         time.sleep(0.1)
         assert store.reap(lease.request_id) is None
-        assert store.beat(live(), lease, step)
+        assert not store.beat(live(), lease, step)
     time.sleep(0.31)
     assert store.overdue().expired == [lease.request_id]
     assert store.reap(lease.request_id) is Recovery.REQUEUED
@@ -230,7 +232,7 @@ def test_a_broker_with_full_memory_refuses_requests_and_takes_results(
     try:
         with pytest.raises(BrokerUnavailableError):
             submit(redis_url)
-        assert store.beat(live(), done, 7)
+        assert not store.beat(live(), done, 7)
         assert store.complete(done, RESULT)
         assert store.give_back(crashed)
         assert store.start(Lease(crashed.request_id, "three"), "bob") is not None
@@ -249,9 +251,8 @@ def test_a_broker_that_is_gone_is_one_error_for_all_who_ask(redis_url: str) -> N
         lambda: store.beat(live()),
         lambda: store.complete(lease, RESULT),
         store.overdue,
-        store.live_workers,
+        lambda: fleet(client),
         store.unlisted,
-        store.broker_uptime,
         lambda: submit(nowhere),
         lambda: find(nowhere, "an-id"),
         lambda: intake(nowhere, lambda it: it.live_workers()),

@@ -1,0 +1,40 @@
+"""Headers of requests and answers that are ours: idempotency keys, what was ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from starlette.requests import Request
+
+from server.errors import BadHeaderError
+
+MOST_KEY_LENGTH = 255
+MOST_IGNORED_NAMES = 20
+MOST_NAME_LENGTH = 40
+REPLAYED = {"Idempotency-Replayed": "true"}
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The client's own name for what it asks for; None when it gives none.
+
+    Raises:
+        BadHeaderError: it is empty, too long, or there are two.
+    """
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    if len(given) > 1 or not 0 < len(given[0]) <= MOST_KEY_LENGTH:
+        came = f"{len(given)} of them" if len(given) > 1 else f"{len(given[0])}"
+        raise BadHeaderError(
+            f"`Idempotency-Key` must be one value of 1 to {MOST_KEY_LENGTH} characters; got {came}."
+        )
+    return given[0]
+
+
+def ignored_parameters(names: Iterable[str]) -> dict[str, str]:
+    """Names that mean nothing to us, quoted: they come from the client and go into a header."""
+    quoted = [quote(name[:MOST_NAME_LENGTH], errors="replace") for name in names]
+    if not quoted:
+        return {}
+    return {"x-ignored-parameters": ", ".join(quoted[:MOST_IGNORED_NAMES])}

@@ -1,0 +1,81 @@
+"""`mochi-server workers`: who works at what, and taking workers out of service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from redis import Redis
+from rich.console import Console
+from rich.table import Table
+
+from server.errors import CommandError
+from worker.fleet import Worker, fleet, order_drain
+
+LOOK_SECONDS = 0.5
+
+_console = Console()
+_progress = Console(stderr=True)
+
+
+class NoSuchWorkerError(CommandError):
+    """No live worker has this name."""
+
+
+def list_workers(redis: Redis) -> None:
+    """Print a table of the live workers.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    workers = fleet(redis)
+    if not workers:
+        _progress.print("No live worker: start one with `mochi-server worker`.", markup=False)
+        return
+    table = Table("worker", "state", "request", "step", "engine", box=None)
+    for worker in workers:
+        table.add_row(worker.name, worker.state, *_run(worker), str(worker.engine or ""))
+    _console.print(table, soft_wrap=True)
+
+
+def drain_workers(redis: Redis, names: Sequence[str], *, wait: bool) -> None:
+    """Have workers finish what they run, and end. With `wait`, until they have.
+
+    Args:
+        redis: the broker.
+        names: of the workers; empty: all.
+        wait: whether to stay until they have ended.
+
+    Raises:
+        NoSuchWorkerError: nobody was told anything.
+        BrokerUnavailableError: some may have been told.
+    """
+    alive = [worker.name for worker in fleet(redis)]
+    unknown = [name for name in names if name not in alive]
+    if unknown:
+        known = ", ".join(alive) or "there is none"
+        raise NoSuchWorkerError(f"No live worker {unknown[0]}. Alive: {known}.")
+    draining = set(names or alive)
+    for name in draining:
+        order_drain(redis, name)
+    if wait:
+        _wait(redis, draining)
+
+
+def _wait(redis: Redis, draining: set[str]) -> None:
+    with _progress.status("Draining …") as status:
+        while left := [worker for worker in fleet(redis) if worker.name in draining]:
+            status.update("Draining: " + "; ".join(map(_describe, left)))
+            time.sleep(LOOK_SECONDS)
+    _progress.print(f"Drained: {', '.join(sorted(draining)) or 'there was none'}.", markup=False)
+
+
+def _describe(worker: Worker) -> str:
+    request, step = _run(worker)
+    return f"{worker.name} finishes {request}, step {step}" if request else worker.name
+
+
+def _run(worker: Worker) -> tuple[str, str]:
+    if worker.job is None:
+        return "", ""
+    return worker.job.request_id, f"{worker.job.step}/{worker.job.params.steps}"

@@ -1,0 +1,68 @@
+"""All workers as they are now, for people; and the order to drain one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from models.engine import Traits
+from worker import keyspace, scripts
+from worker.connection import broker_errors
+from worker.job import Job, Status
+from worker.live import read_all
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process.
+
+    Attributes:
+        name: tells its host and process.
+        engine: None when it takes no more requests and only finishes its last.
+        job: what it runs.
+    """
+
+    name: str
+    engine: Traits | None
+    job: Job | None = None
+
+    @property
+    def state(self) -> str:
+        """One word for people."""
+        if self.engine is None:
+            return "draining"
+        return "running" if self.job else "idle"
+
+
+def fleet(redis: Redis) -> list[Worker]:
+    """The workers that are alive, by name.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    with broker_errors():
+        alive = redis.register_script(scripts.source("alive"))(keys=keyspace.for_scripts())
+        leased: Any = redis.zrange(keyspace.LEASES, 0, -1)
+        pipeline = redis.pipeline(transaction=False)
+        for request_id in leased:
+            pipeline.hgetall(keyspace.record(request_id))
+        records = pipeline.execute()
+    jobs = {
+        record["worker"]: Job.from_record(request_id, record)
+        for request_id, record in zip(leased, records, strict=True)
+        if record.get("status") == Status.PROCESSING
+    }
+    engines = {worker.name: worker.engine for worker in read_all(alive)}
+    return [Worker(name, engines.get(name), jobs.get(name)) for name in sorted(engines | jobs)]
+
+
+def order_drain(redis: Redis, name: str) -> None:
+    """Have a worker finish what it runs, take no more, and end.
+
+    Raises:
+        BrokerUnavailableError: it is not told.
+    """
+    with broker_errors():
+        redis.set(keyspace.drain_order(name), "1", ex=keyspace.DRAIN_ORDER_SECONDS)

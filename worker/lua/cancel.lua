@@ -1,0 +1,16 @@
+-- The owner wants it no more. What waits ends at once; what runs, when its worker has heard of it.
+-- ARGV: id, owner, retention in ms, error. Returns 'requested', 'ended', or nil: no such request.
+local id = ARGV[1]
+local record = redis.call('HMGET', keys.record, 'status', 'owner')
+if record[2] ~= ARGV[2] then
+  return nil
+end
+if record[1] ~= 'QUEUED' and record[1] ~= 'PROCESSING' then
+  return 'ended'
+end
+redis.call('HSET', keys.record, 'cancelled', ARGV[4])
+if record[1] == 'QUEUED' then
+  end_if_cancelled(id, ARGV[3])
+  redis.call('LREM', keys.rq_queue, 0, id)
+end
+return 'requested'
