@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from redis import Redis
@@ -10,6 +10,44 @@ from redis import Redis
 from tests.stack import Stack
 from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all", action="store_true", help="Also the slow tests, and faults many times over."
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures of all tests that had one, such as how fast a dead worker was noticed."""
+    figures = sorted(
+        f"{value} [{report.nodeid.rpartition('::')[2]}]"
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "figure"
+    )
+    if figures:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(figures))
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Note a figure, to be printed at the end of the whole run."""
+    return lambda text: record_property("figure", text)
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """How often to provoke a fault: the first number in an ordinary run, the second with --all."""
+    return lambda few, many: many if request.config.getoption("--all") else few
 
 
 @pytest.fixture(scope="session")
