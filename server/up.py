@@ -58,6 +58,7 @@ class Child:
         status = self._process.poll()
         if status is None:
             return True
+        self._let_go()
         if status == os.EX_CONFIG:
             return False
         if self._restart_at is None:
@@ -97,6 +98,11 @@ class Child:
         """End it now."""
         self._process.kill()
         self._process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-m", self.package, WITH_PARENT]
