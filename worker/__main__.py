@@ -81,6 +81,7 @@ def work(name: str, engine: Engine, settings: WorkerSettings) -> bool:
         outputs,
         heart,
         run_seconds=settings.run_seconds,
+        checkpoint_steps=settings.checkpoint_steps,
         stop=stop,
     )
     connection = connect_worker(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from worker.errors import StorageError
 
 _NAME = re.compile(r"(?P<request_id>[0-9a-f-]{36})-[0-9a-f]{12}\.mp4")
+_REQUEST_ID = re.compile(r"[0-9a-f-]{36}")
 _DRAFT_SUFFIX = ".part"
 
 
@@ -98,6 +100,54 @@ class LocalOutputs:
                 path.unlink(missing_ok=True)
                 removed += 1
         return removed
+
+    def save_checkpoint(self, request_id: str, data: bytes) -> None:
+        """Keep the state of a request, in place of the one before. Whole, but maybe not durable.
+
+        Raises:
+            StorageError: the disk refused, or the id is not one of ours; the one before is kept.
+        """
+        path = self._checkpoint(request_id)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Not one name for all: two runs may do this at once.
+            descriptor, draft = tempfile.mkstemp(_DRAFT_SUFFIX, path.name, self._folder)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                Path(draft).rename(path)
+            except OSError:
+                Path(draft).unlink()
+                raise
+        except OSError as error:
+            raise StorageError(f"The checkpoint cannot be kept: {error.strerror}") from error
+
+    def load_checkpoint(self, request_id: str) -> bytes | None:
+        """What was kept last, if anything.
+
+        Raises:
+            StorageError: it cannot be read, or the id is not one of ours.
+        """
+        try:
+            return self._checkpoint(request_id).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"The checkpoint cannot be read: {error.strerror}") from error
+
+    def remove_checkpoint(self, request_id: str) -> None:
+        """Forget it, if it is there.
+
+        Raises:
+            StorageError: the id is not one of ours.
+        """
+        with suppress(OSError):
+            self._checkpoint(request_id).unlink()
+
+    def _checkpoint(self, request_id: str) -> Path:
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise StorageError("The checkpoint is gone")
+        return self._folder / f"{request_id}.checkpoint"
 
     def _inside(self, name: str) -> Path:
         # A request id comes from the broker, and with it the name.

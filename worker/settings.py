@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 from redis.connection import parse_url
@@ -43,6 +43,13 @@ class WorkerSettings(EngineSettings):
     stall_seconds: float = Field(
         default=600, gt=0, description="A worker without progress for so long ends itself."
     )
+    checkpoint_steps: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "Keep a run's latents every so many steps, for another attempt to go on from; 0 is off."
+        ),
+    )
 
     @field_validator("redis_url")
     @classmethod
@@ -56,6 +63,16 @@ class WorkerSettings(EngineSettings):
                     "redis_url", "The port or an option in it is not one"
                 ) from None
         return url
+
+    @field_validator("checkpoint_steps")
+    @classmethod
+    def _goes_without_step_cache(cls, steps: int, info: ValidationInfo) -> int:
+        if steps and info.data.get("step_cache"):
+            # What the cache knows of earlier steps is not kept, so the frames would be others.
+            raise PydanticCustomError(
+                "checkpoint_steps", "It does not go with MOCHI_STEP_CACHE: set one of the two to 0"
+            )
+        return steps
 
     @property
     def outputs_dir(self) -> Path:

@@ -32,3 +32,11 @@ def test_a_url_that_cannot_be_used_is_refused_and_not_repeated(url: str, tmp_pat
 )
 def test_a_url_that_can_be_used_is_taken(url: str, tmp_path: Path) -> None:
     assert WorkerSettings(data_dir=tmp_path, redis_url=url).redis_url == url
+
+
+def test_checkpoints_and_the_step_cache_are_refused_together(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="does not go with MOCHI_STEP_CACHE") as error:
+        WorkerSettings(data_dir=tmp_path, step_cache=0.1, checkpoint_steps=5)
+    assert error.value.errors()[0]["loc"] == ("checkpoint_steps",)
+    for alone in ({"step_cache": 0.1, "checkpoint_steps": 0}, {"checkpoint_steps": 5}):
+        WorkerSettings(data_dir=tmp_path, **alone)
