@@ -16,6 +16,7 @@ from worker import keyspace
 from worker.errors import StorageError
 from worker.job import Status
 from worker.outputs import LocalOutputs
+from worker.stop import Stop
 from worker.store import Recovery
 
 REQUEST = "0b6f4a52-1f43-4c5f-9d57-000000000000"
@@ -31,7 +32,7 @@ def desk(redis: Redis, redis_url: str, tmp_path: Path) -> Desk:
 
 def run_next(desk: Desk, engine: Hooked) -> list[dict[str, Any]]:
     """Pop a request and run it; what was logged about its checkpoints."""
-    desk.stop.now = False
+    desk.stop = desk.heart._told = Stop()
     with capture_logs() as log:
         desk.runner(engine).run(str(pop(desk.redis)))
     return [dict(event) for event in log if event["event"].startswith("checkpoint.")]
@@ -41,7 +42,9 @@ def given_back(desk: Desk, after: int) -> str:
     """A request whose run was given back at a step."""
 
     def stop(step: int) -> None:
-        desk.stop.now = step == after
+        if step == after:
+            desk.stop.ask()
+            desk.stop.ask()
 
     job = desk.run(Hooked(stop))
     assert job.status is Status.QUEUED
