@@ -16,6 +16,7 @@ from models.fake import FakeEngine
 from models.params import GenerateParams
 from tests.jobs import end_lease, find, live, pop, submit, waiting
 from worker import keyspace
+from worker.contact import Contact
 from worker.errors import BrokerUnavailableError
 from worker.heart import Heart
 from worker.job import Job, Status
@@ -77,7 +78,9 @@ class Desk:
         self.store = JobStore(redis, lease_seconds=10, retention_seconds=60)
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
-        self.heart = Heart(live("ann"), self.store, reconciler, stall_seconds=60, stop=self.stop)
+        self.heart = Heart(
+            live("ann"), self.store, reconciler, Contact(url), stall_seconds=60, stop=self.stop
+        )
 
     def runner(self, engine: Engine, run_seconds: float = 60) -> Runner:
         return Runner(
