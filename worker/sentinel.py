@@ -1,7 +1,7 @@
 """Clients of the master that Sentinels name; after a failover the next command finds the new one.
 
-redis-py's own pools and connections, asked for the master by less trouble: its own class for
-Sentinels loses some from its list when two calls ask at once and the first does not answer.
+Pools and connections are redis-py's; only the asking is ours. Its own class loses a Sentinel from
+its list, for good, when two calls ask at once and the first Sentinel does not answer.
 """
 
 from __future__ import annotations
