@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
-from urllib.parse import urlsplit
 
 import typer
 from pydantic.fields import FieldInfo
@@ -30,6 +29,7 @@ from server.settings import ServerSettings, load_settings
 from server.up import supervise
 from server.weights import fetch_missing, pull_weights, verify_weights, weights_folder
 from server.workers import drain_workers, list_workers
+from worker.address import shown
 from worker.broker import EmbeddedBroker, broker_of
 from worker.connection import connect_briefly
 from worker.errors import BrokerUnavailableError
@@ -251,7 +251,7 @@ def create(
         redis = connect_briefly(broker_url)
         key = create_key(redis, name, frozenset(scope or Scope), time.time(), share=share)
     if settings.redis_url:
-        place = f"on the broker {_without_password(settings.redis_url)}"
+        place = f"on the broker {shown(settings.redis_url)}"
     else:
         place = f"with the data folder {settings.data_dir}"
     typer.echo(f"A key for the server {place}:", err=True)
@@ -495,11 +495,6 @@ def _name_ignored(settings: ServerSettings) -> None:
         typer.secho(f"Without real weights these mean nothing: {names}.", err=True, fg="yellow")
 
 
-def _without_password(redis_url: str) -> str:
-    parts = urlsplit(redis_url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def _become(package: str) -> NoReturn:
     """Replace this process, so that signals and exit status are the real one's."""
     settings = _settings()
@@ -527,7 +522,7 @@ def _errors_end(status: int = 1) -> Iterator[None]:
     try:
         yield
     except BrokerUnavailableError as error:
-        _end(f"{error} Does it run, and is MOCHI_REDIS_URL right?", status)
+        _end(error.advice, status)
     except MochiError as error:
         _end(str(error), status)
 

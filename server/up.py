@@ -24,6 +24,7 @@ from server.listener import INHERITED, listen
 from server.settings import ServerSettings
 from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
+from worker.errors import BrokerUnavailableError
 from worker.lifeline import WITH_PARENT
 from worker.stop import Stop
 
@@ -237,7 +238,8 @@ def supervise(settings: ServerSettings) -> int:
                 broker.start()
             status = Supervisor(settings, listener, broker, stop).run()
     except MochiError as error:
-        _console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        text = error.advice if isinstance(error, BrokerUnavailableError) else str(error)
+        _console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         return os.EX_CONFIG
     finally:
         if broker is not None:

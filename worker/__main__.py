@@ -13,6 +13,7 @@ from models.engine import Engine
 from models.errors import EngineUnavailableError
 from models.video import encoder
 from worker.connection import connect_briefly, connect_worker
+from worker.contact import Contact
 from worker.heart import Heart
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.live import LiveWorker
@@ -71,6 +72,7 @@ def work(name: str, engine: Engine, settings: WorkerSettings) -> bool:
         LiveWorker(name, engine.traits),
         brief_store,
         reconciler,
+        Contact(settings.redis_url),
         stall_seconds=settings.stall_seconds,
         stop=stop,
     )

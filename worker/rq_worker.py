@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 from rq import SimpleWorker
 from rq.exceptions import DequeueTimeout, DeserializationError, StopRequested
 from rq.job import Job as RqJob
@@ -109,6 +109,8 @@ class EngineWorker(SimpleWorker):
                 )
             except DequeueTimeout:
                 continue
+            except ResponseError:  # it may take writes again; until then the heart says why not
+                time.sleep(POP_SECONDS)
             except Exception as error:
                 # RQ notes the id of what it has popped and cannot read.
                 job_id = getattr(error, "job_id", None)

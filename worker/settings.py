@@ -7,9 +7,9 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
-from redis.connection import parse_url
 
 from models.settings import EngineSettings, default_data_dir
+from worker.address import AddressError, parse
 
 
 class WorkerSettings(EngineSettings):
@@ -23,8 +23,11 @@ class WorkerSettings(EngineSettings):
     )
     redis_url: str = Field(
         default="",
-        pattern=r"^((redis|rediss|unix)://.+)?$",
-        description="Redis or Valkey, like redis://host:6379/0; empty: that of `mochi-server up`.",
+        pattern=r"^((rediss?|sentinels?|unix)://.+)?$",
+        description=(
+            "Redis or Valkey, like redis://host:6379/0 or sentinel://host1:26379,host2:26379/NAME; "
+            "empty: that of `mochi-server up`."
+        ),
     )
     retention_seconds: float = Field(
         default=3600, gt=0, description="How long a finished request and its video are kept."
@@ -56,12 +59,9 @@ class WorkerSettings(EngineSettings):
     def _can_be_parsed(cls, url: str) -> str:
         if url:
             try:
-                parse_url(url)  # type: ignore[no-untyped-call]
-            except ValueError:
-                # Its text may quote a part of the password.
-                raise PydanticCustomError(
-                    "redis_url", "The port or an option in it is not one"
-                ) from None
+                parse(url)
+            except AddressError as error:
+                raise PydanticCustomError("redis_url", "{why}", {"why": str(error)}) from None
         return url
 
     @field_validator("checkpoint_steps")

@@ -8,9 +8,11 @@ from enum import StrEnum
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from worker import keyspace, scripts
 from worker.connection import broker_errors
+from worker.contact import dangers_of
 from worker.job import Job, Status
 from worker.live import LiveWorker
 
@@ -158,6 +160,19 @@ class JobStore:
             waiting, queued, popped = pipeline.execute()
         listed = {*queued, *popped}
         return [request_id for request_id in waiting if request_id not in listed]
+
+    def dangers(self) -> list[str]:
+        """See `dangers_of`. What the broker does not tell is taken for right."""
+        with broker_errors():
+            try:
+                info = self._redis.info()
+            except ResponseError:
+                return []
+            try:
+                appendfsync = self._redis.config_get("appendfsync").get("appendfsync")
+            except ResponseError:
+                appendfsync = None
+        return dangers_of(info, appendfsync)
 
     def exists(self, request_id: str) -> bool:
         """Whether the record is still kept."""

@@ -16,6 +16,7 @@ from models.fake import FakeEngine
 from models.params import GenerateParams
 from tests.jobs import end_lease, find, live, pop, submit, waiting
 from worker import keyspace
+from worker.contact import Contact
 from worker.errors import BrokerUnavailableError
 from worker.fleet import fleet
 from worker.heart import Heart
@@ -82,7 +83,9 @@ class Desk:
         self.checkpoint_steps = 0
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
-        self.heart = Heart(live("ann"), self.store, reconciler, stall_seconds=60, stop=self.stop)
+        self.heart = Heart(
+            live("ann"), self.store, reconciler, Contact(url), stall_seconds=60, stop=self.stop
+        )
 
     def runner(self, engine: Engine, run_seconds: float = 60) -> Runner:
         return Runner(
