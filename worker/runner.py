@@ -14,7 +14,7 @@ from models.video import encode
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.heart import Heart
 from worker.job import Job
-from worker.outputs import LocalOutputs
+from worker.outputs import Outputs, video_name
 from worker.run import GivenBack, LeaseLost, Run, TimeLimit
 from worker.stop import Stop
 from worker.store import JobStore, Lease, Result
@@ -35,7 +35,7 @@ class Runner:
         worker: str,
         engine: Engine,
         store: JobStore,
-        outputs: LocalOutputs,
+        outputs: Outputs,
         heart: Heart,
         *,
         run_seconds: float,
@@ -97,7 +97,7 @@ class Runner:
             self._store.give_back(lease)
 
     def _make_video(self, job: Job, run: Run) -> Result:
-        name = self._outputs.name(job.request_id, run.lease.run)
+        name = video_name(job.request_id, run.lease.run)
         draft = self._outputs.draft(name)
         started = time.perf_counter()
         clip = self._engine.generate(job.params, run.on_step)

@@ -78,8 +78,8 @@ async def generate(request: Request) -> Response:
     job = await intake.find(request_id, call.key.key_id)
     if job.status is Status.FAILED:
         return answer(failed_body(job), 422, {"x-request-id": request_id})
-    path = call.services.outputs.path(job.file_name)
-    return video_response(path, {**_result_headers(job), **_ignored_header(ignored)})
+    headers = {**_result_headers(job), **_ignored_header(ignored)}
+    return await video_response(call.services.outputs, job, headers)
 
 
 async def _read_params(call: Call) -> tuple[GenerateParams, list[str]]:
