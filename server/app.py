@@ -29,7 +29,11 @@ DESCRIPTION = (
 
 
 def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
-    """Put the gateway together. `redis` is closed with it."""
+    """Put the gateway together. `redis` is closed with it.
+
+    Raises:
+        OutputsUnusableError: a variable for the store of videos has a bad value.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

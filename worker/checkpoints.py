@@ -10,7 +10,7 @@ from __future__ import annotations
 import structlog
 
 from worker.errors import StorageError
-from worker.outputs import LocalOutputs
+from worker.outputs import Outputs
 from worker.run import Run
 
 _log = structlog.get_logger()
@@ -19,19 +19,16 @@ _log = structlog.get_logger()
 class RunCheckpoints:
     """`models.engine.Checkpoints` for one run."""
 
-    def __init__(self, outputs: LocalOutputs, run: Run, every: int) -> None:
+    def __init__(self, outputs: Outputs, run: Run, every: int) -> None:
         self._outputs = outputs
         self._run = run
         self._request_id = run.lease.request_id
+        self._can_save = True
         self.every = every
 
     def load(self) -> bytes | None:
         """In a first attempt too: one that was given back does not count, and looking is cheap."""
-        try:
-            return self._outputs.load_checkpoint(self._request_id)
-        except StorageError as error:
-            _log.warning("checkpoint.not_loaded", request_id=self._request_id, reason=str(error))
-            return None
+        return self._outputs.load_checkpoint(self._request_id)
 
     def resumed(self, step: int) -> None:
         """The record shows it with the next beat."""
@@ -39,21 +36,14 @@ class RunCheckpoints:
         _log.info("checkpoint.resumed", request_id=self._request_id, step=step)
 
     def save(self, data: bytes) -> None:
-        """Log either outcome."""
-        request_id, step = self._request_id, self._run.step
+        """Log either outcome. A store that has refused once is not waited for again."""
+        if not self._can_save:
+            return
+        log = _log.bind(request_id=self._request_id, step=self._run.step)
         try:
-            self._outputs.save_checkpoint(request_id, data)
+            self._outputs.save_checkpoint(self._request_id, data)
         except StorageError as error:
-            _log.warning(
-                "checkpoint.not_saved", request_id=request_id, step=step, reason=str(error)
-            )
+            self._can_save = False
+            log.warning("checkpoint.not_saved", reason=str(error))
         else:
-            _log.info("checkpoint.saved", request_id=request_id, step=step, bytes=len(data))
-
-
-def forget(outputs: LocalOutputs, request_id: str) -> None:
-    """Remove the checkpoint of a request that has ended."""
-    try:
-        outputs.remove_checkpoint(request_id)
-    except StorageError as error:
-        _log.warning("checkpoint.not_removed", request_id=request_id, reason=str(error))
+            log.info("checkpoint.saved", bytes=len(data))

@@ -54,4 +54,8 @@ class IdempotencyConflictError(JobError):
 
 
 class StorageError(JobError):
-    """A video could not be kept on disk."""
+    """A video could not be kept, or not be read again."""
+
+
+class OutputsUnusableError(JobError):
+    """Videos cannot be kept where the settings say; to try again does not help."""

@@ -17,6 +17,9 @@ INTERVAL_SECONDS = 1.0
 POPPED_SECONDS = 5.0
 """A pop is followed by a start within milliseconds, unless the worker died in between."""
 MISSING_SECONDS = 30.0
+SETTLE_SECONDS = 4.0
+"""After an outage, a worker that lives has beaten by then: it was in a call that fails after two
+tries of a second each, pauses, and calls again."""
 MOST_REPAIRS = 20
 """In one pass and of one kind: the beats that keep leases wait for it."""
 
@@ -38,7 +41,8 @@ class Reconciler:
         self._monotonic = monotonic
         self._last_pass = monotonic()
         self._broker_ahead: float | None = None
-        self._trusted_from = monotonic() + lease_seconds  # an outage may just have ended
+        self._settle_seconds = min(SETTLE_SECONDS, lease_seconds)
+        self._trusted_from = monotonic() + self._settle_seconds  # an outage may just have ended
         self._popped_since: dict[str, float] = {}
         self._missing_since: float | None = None
 
@@ -68,7 +72,7 @@ class Reconciler:
         if silence > POPPED_SECONDS / 2:
             self._popped_since.clear()
         if max(silence - INTERVAL_SECONDS, clock_step) > self._lease_seconds / 2:
-            self._trusted_from = now + self._lease_seconds
+            self._trusted_from = now + self._settle_seconds
         self._last_pass, self._broker_ahead = now, ahead
 
     def _recover_popped(self, popped: list[str], now: float) -> None:

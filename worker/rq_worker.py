@@ -92,9 +92,12 @@ class EngineWorker(SimpleWorker):
                 self._runner.run(job.id)
         except EngineBrokenError:
             raise
+        except StopRequested:
+            # The broker is away, and we must stop: another worker makes the video again.
+            _log.warning("run.left_behind", request_id=job.id)
         except Exception:  # noqa: BLE001 (this worker can run the next one)
-            # The broker refuses to write, holds a record that makes no sense, or is away when we
-            # must stop. What is left is a lease that ends, and a file that is swept.
+            # The broker refuses to write, or holds a record that makes no sense. What is left is a
+            # lease that ends, and a file that is swept.
             _log.exception("run.unfinished", request_id=job.id)
 
     @override

@@ -11,11 +11,11 @@ import structlog
 from models.engine import Clip, Engine
 from models.errors import EngineBrokenError, EngineError
 from models.video import encode
-from worker.checkpoints import RunCheckpoints, forget
+from worker.checkpoints import RunCheckpoints
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.heart import Heart
 from worker.job import Job
-from worker.outputs import LocalOutputs
+from worker.outputs import Outputs, video_name
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.store import JobStore, Lease, Result
@@ -36,7 +36,7 @@ class Runner:
         worker: str,
         engine: Engine,
         store: JobStore,
-        outputs: LocalOutputs,
+        outputs: Outputs,
         heart: Heart,
         *,
         run_seconds: float,
@@ -100,7 +100,7 @@ class Runner:
             self._store.give_back(lease)
 
     def _make_video(self, job: Job, run: Run) -> Result:
-        name = self._outputs.name(job.request_id, run.lease.run)
+        name = video_name(job.request_id, run.lease.run)
         draft = self._outputs.draft(name)
         started = time.perf_counter()
         clip = self._engine.generate(job.params, run.on_step, self._checkpoints(run))
@@ -150,4 +150,4 @@ class Runner:
     def _forget_checkpoint(self, lease: Lease) -> None:
         """The request has ended. Where another run has ended it, that one does this."""
         if self._checkpoint_steps:
-            forget(self._outputs, lease.request_id)
+            self._outputs.remove_checkpoint(lease.request_id)

@@ -29,6 +29,15 @@ class WorkerSettings(EngineSettings):
             "empty: that of `mochi-server up`."
         ),
     )
+    outputs: str = Field(
+        default="",
+        # Segments that are no way up.
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?)?$",
+        description=(
+            "Where videos are kept, like s3://bucket/prefix; "
+            "empty: the folder `outputs` in the data folder."
+        ),
+    )
     retention_seconds: float = Field(
         default=3600, gt=0, description="How long a finished request and its video are kept."
     )
@@ -76,5 +85,5 @@ class WorkerSettings(EngineSettings):
 
     @property
     def outputs_dir(self) -> Path:
-        """Where the videos are."""
+        """Where the videos are, or their drafts when they are kept elsewhere."""
         return self.data_dir / "outputs"

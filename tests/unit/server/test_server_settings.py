@@ -53,6 +53,16 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MOCHI_CHECKPOINT_STEPS", "-1"),
         ("MOCHI_CHECKPOINT_STEPS", "2.5"),
         ("MOCHI_RETENTION_SECONDS", "inf"),
+        ("MOCHI_OUTPUTS", "/videos"),
+        ("MOCHI_OUTPUTS", "s3://"),
+        ("MOCHI_OUTPUTS", "s3://ab"),
+        ("MOCHI_OUTPUTS", "s3://Bucket"),
+        ("MOCHI_OUTPUTS", "gs://bucket"),
+        ("MOCHI_OUTPUTS", "s3://key:secret@bucket"),
+        ("MOCHI_OUTPUTS", "s3://bucket//x"),
+        ("MOCHI_OUTPUTS", "s3://bucket/../x"),
+        ("MOCHI_OUTPUTS", "s3://bucket/x y"),
+        ("MOCHI_OUTPUTS", "s3://bucket/x\n"),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_variable(
@@ -70,6 +80,7 @@ def test_a_bad_value_is_refused_by_the_name_of_its_variable(
         ("MOCHI_DEVICE", "cpu", "like cuda or cuda:1"),
         ("MOCHI_REVISION", "main", "40 hex digits"),
         ("MOCHI_PUBLIC_URL", "videos.example", "like https://videos.example"),
+        ("MOCHI_OUTPUTS", "bucket/prefix", "like s3://bucket/prefix"),
         ("MOCHI_REDIS_URL", "broker", "like redis://host:6379/0"),
     ],
 )
