@@ -22,7 +22,7 @@ def assert_promises_are_kept(report: Report, jobs: int) -> None:
     assert set(kept.failed) <= {WORKER_LOST}
     assert kept.completed > jobs / 2, COMPLETED
     assert (report.gave_up, report.died, report.stuck, report.processes_left) == (0, [], [], [])
-    assert report.logged_errors == {}
+    assert set(report.logged_errors) <= {"run.unfinished"}  # told to stop while the broker is away
 
 
 def test_f28_nothing_is_lost_or_done_twice_in_a_short_chaos(tmp_path: Path) -> None:

@@ -171,15 +171,16 @@ def _why_again(
     run: _Run, at: float, gone: Event | None, silences: list[_Silence], lease_seconds: float
 ) -> Why | None:
     """What explains another run at `at`."""
-    if run.end is not None and run.end.at <= at:
-        if run.end.what in {What.COMPLETED, What.FAILED}:
-            return None
-        if run.end.what in _GIVEN_UP:
-            return _GIVEN_UP[run.end.what]
-    if gone is not None and gone.at <= at:
+    end = run.end if run.end is not None and run.end.at <= at else None
+    if end is not None and end.what in _GIVEN_UP:
+        return _GIVEN_UP[end.what]
+    if end is not None and end.what in {What.COMPLETED, What.FAILED}:
+        return None
+    until = end.at if end is not None else at  # who told of a loss was alive until then
+    if gone is not None and gone.at <= until:
         return _GONE[gone.what]
     for silence in _joined(silences):
-        seconds = min(silence.end, at) - max(silence.start, run.started)
+        seconds = min(silence.end, until) - max(silence.start, run.started)
         if seconds + SLACK_SECONDS >= lease_seconds:
             return silence.why
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -204,10 +205,10 @@ def _records(url: str) -> tuple[int, set[str]]:
 
 
 def _processes_of(folder: Path) -> list[int]:
-    """Processes that work in the folder still, where there is a /proc (Linux)."""
+    """Other processes that work in the folder still, where there is a /proc (Linux)."""
     name = str(folder).encode()
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in set(Path("/proc").glob("[0-9]*")) - {Path(f"/proc/{os.getpid()}")}:
         with suppress(OSError):  # it has ended, or is another user's
             if name in (process / "environ").read_bytes() + (process / "cmdline").read_bytes():
                 found.append(int(process.name))

@@ -115,6 +115,11 @@ def test_another_worker_that_was_killed_explains_nothing() -> None:
     assert len(kept.duplicated) == 1
 
 
+def test_a_worker_that_had_lost_its_lease_before_it_was_killed_was_alive() -> None:
+    lost = ended(11, "ann", What.LOST)
+    assert len(one_run_after_another(lost, fault(12, What.KILLED, "ann"), again=13).duplicated) == 1
+
+
 def zombie(again: float, resumed: float = 40) -> Account:
     """Ann is paused at 11 and finds, when she is resumed, that the request is not hers."""
     return one_run_after_another(
