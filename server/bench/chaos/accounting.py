@@ -88,6 +88,15 @@ class _Silence:
     why: Why
 
 
+@dataclass(frozen=True)
+class _Fate:
+    """What was done to a worker: its end, when it had to give back, while it could not beat."""
+
+    gone: Event | None
+    hurried: float
+    silences: list[_Silence]
+
+
 _ENDS = {What.COMPLETED, What.FAILED, What.GIVEN_BACK, What.UNFINISHED, What.LOST, What.LATE}
 _GIVEN_UP = {What.GIVEN_BACK: Why.GIVEN_BACK, What.UNFINISHED: Why.UNFINISHED}
 _GONE = {What.KILLED: Why.KILLED, What.EXITED: Why.EXITED}
@@ -140,23 +149,12 @@ def _runs(history: list[Event]) -> dict[str, list[_Run]]:
 def _explain(
     runs: dict[str, list[_Run]], history: list[Event], lease_seconds: float
 ) -> tuple[dict[Why, int], list[str]]:
-    gone = {event.worker: event for event in reversed(history) if event.what in _GONE}
-    outages = _silences(history, What.BROKER_DOWN, What.BROKER_UP, Why.OUTAGE)
-    pauses = {
-        worker: _silences(
-            [event for event in history if event.worker == worker],
-            *(What.PAUSED, What.RESUMED, Why.PAUSED),
-        )
-        for worker in {event.worker for event in history if event.what is What.PAUSED}
-    }
+    fates = _fates(history, {run.worker for its in runs.values() for run in its})
     reasons: Counter[Why] = Counter()
     duplicated = []
     for request_id, its in runs.items():
         for before, after in pairwise(its):
-            silences = [*pauses.get(before.worker, ()), *outages]
-            why = _why_again(
-                before, after.started, gone.get(before.worker), silences, lease_seconds
-            )
+            why = _why_again(before, after.started, fates[before.worker], lease_seconds)
             if why is not None:
                 reasons[why] += 1
             else:
@@ -167,19 +165,39 @@ def _explain(
     return dict(reasons), duplicated
 
 
-def _why_again(
-    run: _Run, at: float, gone: Event | None, silences: list[_Silence], lease_seconds: float
-) -> Why | None:
+def _fates(history: list[Event], workers: Iterable[str]) -> dict[str, _Fate]:
+    about: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in history:
+        about[event.worker].append(event)
+    outages = _silences(history, What.BROKER_DOWN, What.BROKER_UP, Why.OUTAGE)
+    never = float("inf")
+    return {
+        worker: _Fate(
+            gone=next((event for event in about[worker] if event.what in _GONE), None),
+            hurried=next((e.at for e in about[worker] if e.what is What.HURRIED), never),
+            silences=[
+                *_joined(
+                    [*_silences(about[worker], What.PAUSED, What.RESUMED, Why.PAUSED), *outages]
+                )
+            ],
+        )
+        for worker in workers
+    }
+
+
+def _why_again(run: _Run, at: float, fate: _Fate, lease_seconds: float) -> Why | None:
     """What explains another run at `at`."""
+    if run.end is not None and run.end.what is What.GIVEN_BACK and fate.hurried <= at:
+        return Why.GIVEN_BACK  # by the thread that beats, before the run itself says so
     end = run.end if run.end is not None and run.end.at <= at else None
     if end is not None and end.what in _GIVEN_UP:
         return _GIVEN_UP[end.what]
     if end is not None and end.what in {What.COMPLETED, What.FAILED}:
         return None
     until = end.at if end is not None else at  # who told of a loss was alive until then
-    if gone is not None and gone.at <= until:
-        return _GONE[gone.what]
-    for silence in _joined(silences):
+    if fate.gone is not None and fate.gone.at <= until:
+        return _GONE[fate.gone.what]
+    for silence in fate.silences:
         seconds = min(silence.end, until) - max(silence.start, run.started)
         if seconds + SLACK_SECONDS >= lease_seconds:
             return silence.why

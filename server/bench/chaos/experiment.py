@@ -126,7 +126,7 @@ class _Experiment:
             case Kind.HURRY_WORKER:
                 leaver = fleet.stop_worker(fault.target)
                 await asyncio.sleep(HURRY_SECONDS)
-                leaver.process.terminate()
+                fleet.hurry(leaver)
             case Kind.PAUSE_WORKER:
                 sleeper = fleet.pause_worker(fault.target)
                 await asyncio.sleep(fault.seconds)

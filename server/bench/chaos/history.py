@@ -33,6 +33,8 @@ class What(StrEnum):
 
     KILLED = "killed"
     """SIGKILL to a worker."""
+    HURRIED = "hurried"
+    """A second SIGTERM to a worker: give back what runs."""
     EXITED = "exited"
     """A worker has ended otherwise."""
     PAUSED = "paused"

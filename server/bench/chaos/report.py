@@ -68,7 +68,12 @@ class Report:
     @property
     def is_clean(self) -> bool:
         """Whether every promise was kept."""
-        return self.account.is_clean and not self.files_missing
+        return self.account.is_clean and not self.files_missing and not self.made_twice
+
+    @property
+    def made_twice(self) -> int:
+        """Requests too many, whatever became of the submits that were given up."""
+        return max(0, self.unseen - self.gave_up)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with the figures of the table."""
@@ -96,7 +101,10 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
     yield "terminal", f"{kept.terminal}: {_listed({'completed': kept.completed} | kept.failed)}"
     yield "lost", str(len(kept.lost))
     yield "duplicated", str(len(kept.duplicated))
-    yield "other violations", str(len(kept.violations) + len(report.files_missing))
+    yield (
+        "other violations",
+        str(len([*broken_promises(report)]) - len(kept.lost + kept.duplicated)),
+    )
     yield "different ends seen: requests", _listed(kept.answers)
     yield "runs: requests", _listed(kept.runs)
     yield "runs beyond the first", _listed({why.value: kept.reruns[why] for why in kept.reruns})
@@ -125,6 +133,8 @@ def broken_promises(report: Report) -> Iterator[str]:
         yield f"violation: {sentence}"
     for name in report.files_missing:
         yield f"violation: {name} belongs to a completed request and is not there"
+    if report.made_twice:
+        yield f"violation: {report.made_twice} submits that were tried again made another request"
 
 
 def _listed(counts: Mapping[Any, int]) -> str:

@@ -105,6 +105,13 @@ def test_a_run_is_explained_by_what_became_of_the_worker_before(event: Event, wh
     assert kept.runs == {2: 1}
 
 
+def test_a_worker_that_must_hurry_may_give_back_a_run_before_the_run_says_so() -> None:
+    hurried, given_back = fault(11, What.HURRIED, "ann"), ended(12.1, "ann", What.GIVEN_BACK)
+    assert one_run_after_another(hurried, given_back, again=12).reruns == {Why.GIVEN_BACK: 1}
+    assert len(one_run_after_another(given_back, again=12).duplicated) == 1
+    assert len(one_run_after_another(hurried, again=12).duplicated) == 1
+
+
 def test_a_worker_that_is_killed_after_the_next_run_began_explains_nothing() -> None:
     kept = one_run_after_another(fault(13, What.KILLED, "ann"), again=12)
     assert len(kept.duplicated) == 1
