@@ -8,6 +8,7 @@ import pytest
 from redis import Redis
 
 from server.bench.chaos.accounting import COMPLETED, WORKER_LOST
+from server.bench.chaos.clients import SAY_TWICE
 from server.bench.chaos.experiment import experiment
 from server.bench.chaos.faults import Kind
 from server.bench.chaos.report import Plan, Report, broken_promises
@@ -21,6 +22,7 @@ def assert_promises_are_kept(report: Report, jobs: int) -> None:
     assert kept.answers == {1: jobs}
     assert set(kept.failed) <= {WORKER_LOST}
     assert kept.completed > jobs / 2, COMPLETED
+    assert report.replayed >= jobs // SAY_TWICE
     assert (report.gave_up, report.died, report.stuck, report.processes_left) == (0, [], [], [])
     assert set(report.logged_errors) <= {"run.unfinished"}  # told to stop while the broker is away
 

@@ -242,16 +242,24 @@ def _violations(
         if len(different) > 1:
             told = " and ".join(f"{end.detail} {end.body}" for end in different)
             yield f"{request_id}: clients saw {len(different)} ends: {told}"
-    submits: dict[str, str] = {}
+    submits: defaultdict[str, set[str]] = defaultdict(set)
+    ids: defaultdict[str, set[str]] = defaultdict(set)
     for event in history:
-        number = event.detail
         if event.what is What.DAMAGED:
             yield f"{event.request_id}: {event.detail}"
-        if (
-            event.what is What.ACKNOWLEDGED
-            and submits.setdefault(event.request_id, number) != number
-        ):
-            yield f"{event.request_id}: the answer to two submits"
+        if event.what is What.ACKNOWLEDGED:
+            submits[event.request_id].add(event.detail)
+            ids[event.detail].add(event.request_id)
+    yield from (
+        f"{request_id}: the answer to {len(numbers)} submits"
+        for request_id, numbers in submits.items()
+        if len(numbers) > 1
+    )
+    yield from (
+        f"{' and '.join(sorted(its))}: made by one submit that was repeated with its key"
+        for its in ids.values()
+        if len(its) > 1
+    )
     for request_id, its in runs.items():
         counted = Counter(run.end.what for run in its if run.end is not None)
         if counted[What.COMPLETED] > 1:

@@ -25,6 +25,8 @@ PATIENCE_SECONDS = 60.0
 """Tries to submit one request, longer than any fault lasts."""
 TIMEOUT_SECONDS = 10.0
 REPLAYED = "idempotency-replayed"
+SAY_TWICE = 10
+"""Each so many-th submit is sent once more after its answer, as if that had been lost."""
 
 
 class Clients:
@@ -32,7 +34,7 @@ class Clients:
 
     Attributes:
         errors: what they met on the way, by status code or kind of broken connection.
-        replayed: submits that had been accepted before, their answer being lost.
+        replayed: submits that had been accepted before and were answered with the same id.
         gave_up: submits that were never acknowledged.
     """
 
@@ -40,7 +42,6 @@ class Clients:
         self.errors: Counter[str] = Counter()
         self.replayed = 0
         self.gave_up = 0
-        self.acknowledged = 0
         self._urls = itertools.cycle(urls)
         self._all_urls = urls
         self._note = note
@@ -60,6 +61,11 @@ class Clients:
         trace: TracebackType | None,
     ) -> None:
         await self._http.aclose()
+
+    @property
+    def acknowledged(self) -> int:
+        """Requests whose id is known."""
+        return len(self._open) + len(self._ended)
 
     @property
     def terminal(self) -> int:
@@ -104,21 +110,24 @@ class Clients:
     async def _submit(self, number: int) -> None:
         body = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS}
         headers = {"idempotency-key": f"chaos-{number}"}
+        to_say = 1 if number % SAY_TWICE else 2
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             url = f"{next(self._urls)}/v2/{MODEL}"
             answer = await self._ask("POST", url, json=body, headers=headers)
             if answer is not None and answer.is_success:
                 self._accept(answer, number)
+                to_say -= 1
+            if not to_say:
                 return
             await asyncio.sleep(AGAIN_SECONDS)
         self.gave_up += 1
 
     def _accept(self, answer: httpx.Response, number: int) -> None:
         request_id = answer.json()["request_id"]
-        self.acknowledged += 1
         self.replayed += REPLAYED in answer.headers
-        self._open[request_id] = None
+        if request_id not in self._ended:
+            self._open[request_id] = None
         self._note(Event(time.time(), What.ACKNOWLEDGED, request_id, detail=str(number)))
 
     async def _look(self, url: str, request_id: str) -> bool:

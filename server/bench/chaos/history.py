@@ -15,7 +15,7 @@ class What(StrEnum):
     """Kinds of events, by who tells of them."""
 
     ACKNOWLEDGED = "acknowledged"
-    """A client has seen the id of its request; `detail` is the client's own number of it."""
+    """A client has seen the id of its request; `detail` is the submit's number."""
     ANSWERED = "answered"
     """A client was told the end: `detail` is `completed` or the error code, `body` the answer."""
     DAMAGED = "damaged"

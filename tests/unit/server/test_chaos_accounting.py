@@ -198,7 +198,14 @@ def test_one_id_for_two_submits_is_a_violation() -> None:
     again = accepted(at=1, submit="1")
     assert accounted(accepted(submit="1"), again, seen(2)).is_clean
     kept = accounted(accepted(submit="1"), accepted(submit="2"), seen(2))
-    assert kept.violations == ["r: the answer to two submits"]
+    assert kept.violations == ["r: the answer to 2 submits"]
+
+
+def test_two_ids_for_one_submit_are_a_violation() -> None:
+    kept = accounted(
+        accepted("r", submit="1"), accepted("s", submit="1"), seen(2), seen(2, request_id="s")
+    )
+    assert kept.violations == ["r and s: made by one submit that was repeated with its key"]
 
 
 def test_a_video_that_cannot_be_had_is_a_violation() -> None:
