@@ -49,7 +49,7 @@ class OwnBroker:
 
     async def fail(self, seconds: float) -> None:
         """Kill it, and start it again after so long."""
-        with connect_briefly(self.url) as redis:
+        with broker_errors(), connect_briefly(self.url) as redis:
             pid = redis.info("server")["process_id"]
         self._note(Event(time.time(), What.BROKER_DOWN))
         os.kill(pid, signal.SIGKILL)
@@ -73,7 +73,7 @@ class ExternalBroker:
 
     async def fail(self, _seconds: float) -> None:
         """Drop the connections of all its clients."""
-        with connect_briefly(self.url) as redis:
+        with broker_errors(), connect_briefly(self.url) as redis:
             redis.client_kill_filter(_type="normal", skipme=True)
 
 
