@@ -18,6 +18,8 @@ from redis import Redis
 from models.errors import MochiError, not_installed
 from models.params import GenerateParams
 from models.settings import ENV_PREFIX
+from server.bench.chaos.command import run as break_things
+from server.bench.chaos.report import Plan
 from server.bench.gateway import run as measure_gateway
 from server.bench.request import run as measure_request
 from server.client import Client
@@ -456,6 +458,62 @@ def bench_request(
     """
     with _errors_end():
         measure_request(count)
+
+
+@bench.command("chaos")
+def bench_chaos(
+    ctx: typer.Context,
+    seconds: Annotated[float, typer.Option(min=1, help="How long faults come.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of the faults: the same seed, the same faults.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Requests in all. [default: 2 a second]")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Or: requests a second. [default: 2]")
+    ] = None,
+    worker_count: Annotated[int, typer.Option("--workers", min=1, max=64, help="At any time.")] = 3,
+    lease_seconds: Annotated[float | None, _setting("lease_seconds", "--lease")] = None,
+    broker: Annotated[
+        Literal["embedded", "external"],
+        typer.Option(
+            help="`embedded`: one of our own, that is killed. `external`: that of MOCHI_REDIS_URL, "
+            "with an empty database; the connections of all its clients are dropped."
+        ),
+    ] = "embedded",
+    redis_url: RedisUrl = None,
+    output: Annotated[Path | None, typer.Option("-o", help="Where to write JSON.")] = None,
+) -> None:
+    """Kill workers, gateways and the broker under load, and count what was lost or done twice.
+
+    Starts all of them itself, with the fake engine, in a folder of its own. Exit status 1 when a
+    promise was broken; the folder with the logs is kept then.
+
+    Example: `mochi-server bench chaos --seed 7 -o chaos.json`
+
+    Short and hard: `mochi-server bench chaos --seconds 15 --lease 2 --rate 4`
+
+    On a Redis that is there: `mochi-server bench chaos --broker external --redis-url redis://127.0.0.1:6379/9`
+    """
+    _apply(ctx)
+    settings = _settings()
+    if jobs is not None and rate is not None:
+        raise typer.BadParameter("Give either --jobs or --rate.")
+    if broker == "external" and not settings.redis_url:
+        raise typer.BadParameter(
+            "--broker external needs --redis-url, or MOCHI_REDIS_URL, like redis://127.0.0.1:6379/9."
+        )
+    plan = Plan(
+        seconds=seconds,
+        seed=seed,
+        jobs=jobs or max(1, round(seconds * (rate or 2))),
+        workers=worker_count,
+        lease_seconds=settings.lease_seconds,
+    )
+    with _errors_end():
+        if output is not None:
+            check_file(output)
+        is_clean = break_things(plan, settings.redis_url if broker == "external" else "", output)
+    raise typer.Exit(0 if is_clean else 1)
 
 
 @app.command()
