@@ -10,9 +10,9 @@ import structlog
 
 from worker.contact import Contact
 from worker.errors import BrokerUnavailableError
-from worker.keyspace import BEAT_SECONDS
+from worker.keyspace import BEAT_SECONDS, LOOK_SECONDS
 from worker.live import LiveWorker
-from worker.reconciler import INTERVAL_SECONDS, Reconciler
+from worker.reconciler import Reconciler
 from worker.run import Run
 from worker.stop import Stop
 from worker.store import JobStore, Order
@@ -53,7 +53,7 @@ class Heart(threading.Thread):
                     self._contact.warn(self._store.dangers())
                 self._beat()
                 if time.monotonic() >= next_pass:
-                    next_pass = time.monotonic() + INTERVAL_SECONDS
+                    next_pass = time.monotonic() + LOOK_SECONDS
                     self._reconciler.pass_over()
                 self._contact.made()
             except BrokerUnavailableError as error:

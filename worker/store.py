@@ -46,13 +46,13 @@ class Overdue:
         expired: ids that are PROCESSING and whose lease has ended.
         popped: ids that some worker has popped from RQ's queue and not started.
         missing: how many waiting requests stand in neither of RQ's lists.
-        broker_seconds: the broker's time, since 1970.
+        watched_seconds: for how long somebody has looked, over and over, and the broker answered.
     """
 
     expired: list[str]
     popped: list[str]
     missing: int
-    broker_seconds: float
+    watched_seconds: float
 
 
 class Order(StrEnum):
@@ -146,9 +146,11 @@ class JobStore:
         return self._recovery("recover", request_id)
 
     def overdue(self) -> Overdue:
-        """See `Overdue`."""
-        expired, popped, missing, broker_ms = self._run("overdue", "", self._lease_ms)
-        return Overdue(expired, popped, missing, int(broker_ms) / 1000)
+        """See `Overdue`. To be called every second."""
+        longest_gap_ms = round(keyspace.LOOK_SECONDS * 1000) + self._lease_ms // 2
+        found = self._run("overdue", "", self._lease_ms, longest_gap_ms)
+        expired, popped, missing, watched_ms = found
+        return Overdue(expired, popped, missing, watched_ms / 1000)
 
     def unlisted(self) -> list[str]:
         """Ids that are waiting and stand in neither of RQ's lists. Linear in the queue's length."""
