@@ -27,7 +27,7 @@ class Why(StrEnum):
     KILLED = "its worker was killed"
     EXITED = "its worker ended"
     GIVEN_BACK = "it was given back"
-    UNFINISHED = "its worker had to give it up"
+    LEFT_BEHIND = "its worker had to give it up"
     PAUSED = "its worker was paused for a lease"
     OUTAGE = "the broker was away for a lease"
 
@@ -97,8 +97,8 @@ class _Fate:
     silences: list[_Silence]
 
 
-_ENDS = {What.COMPLETED, What.FAILED, What.GIVEN_BACK, What.UNFINISHED, What.LOST, What.LATE}
-_GIVEN_UP = {What.GIVEN_BACK: Why.GIVEN_BACK, What.UNFINISHED: Why.UNFINISHED}
+_ENDS = {What.COMPLETED, What.FAILED, What.GIVEN_BACK, What.LEFT_BEHIND, What.LOST, What.LATE}
+_GIVEN_UP = {What.GIVEN_BACK: Why.GIVEN_BACK, What.LEFT_BEHIND: Why.LEFT_BEHIND}
 _GONE = {What.KILLED: Why.KILLED, What.EXITED: Why.EXITED}
 
 

@@ -25,7 +25,7 @@ class What(StrEnum):
     COMPLETED = "run.completed"
     FAILED = "run.failed"
     GIVEN_BACK = "run.given_back"
-    UNFINISHED = "run.unfinished"
+    LEFT_BEHIND = "run.left_behind"
     LOST = "run.lost"
     LATE = "run.late"
     RECOVERED = "request.recovered"
@@ -70,7 +70,7 @@ _LOGGED = {
         What.COMPLETED,
         What.FAILED,
         What.GIVEN_BACK,
-        What.UNFINISHED,
+        What.LEFT_BEHIND,
         What.LOST,
         What.LATE,
         What.RECOVERED,

@@ -95,7 +95,7 @@ def test_a_run_after_one_that_has_ended_is_duplicated_even_if_its_worker_was_kil
         (fault(11, What.KILLED, "ann"), Why.KILLED),
         (fault(11, What.EXITED, "ann"), Why.EXITED),
         (ended(11, "ann", What.GIVEN_BACK), Why.GIVEN_BACK),
-        (ended(11, "ann", What.UNFINISHED), Why.UNFINISHED),
+        (ended(11, "ann", What.LEFT_BEHIND), Why.LEFT_BEHIND),
     ],
 )
 def test_a_run_is_explained_by_what_became_of_the_worker_before(event: Event, why: Why) -> None:
