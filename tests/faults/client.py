@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ class Client:
     @property
     def owner(self) -> str:
         """The id of its key."""
-        keys = self.stack.redis.hvals(keyspace.API_KEYS)
-        return ApiKey.model_validate_json(keys[-1]).key_id
+        digest = hashlib.sha256(self.key.encode()).hexdigest()
+        stored = self.stack.redis.hget(keyspace.API_KEYS, digest)
+        return ApiKey.model_validate_json(str(stored)).key_id
 
     def submit(self, prompt: str = "a pond", *, steps: int = 10, key: str = "") -> str:
         """The id of a new request, with an idempotency key if one is given."""
