@@ -19,9 +19,9 @@ from tests.stack import Stack, eventually
 from worker import keyspace
 
 LEASE_SECONDS = 2
-STEP_SECONDS = 0.08
-LONG = 60
-"""Steps: five seconds, more than an outage that outlasts the lease."""
+STEP_SECONDS = 0.06
+LONG = 75
+"""Steps: four and a half seconds, more than an outage that outlasts the lease."""
 ANSWER_SECONDS = 2.0
 """Promised: a client hears of a broker that does not answer within so long."""
 NEXT_START_SECONDS = 3.0
@@ -268,9 +268,9 @@ def test_f08_a_broker_killed_under_many_submits_loses_none_that_was_acknowledged
         f"{len(storm.accepted)} acknowledged, {storm.refused} refused, {len(kept)} kept, "
         f"p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms, max {max(storm.seconds):.2f} s"
     )
-    for request_id in kept - set(storm.accepted[:10]):
+    for request_id in kept - set(storm.accepted[:2]):
         assert client.http.delete(f"/v2/requests/{request_id}").status_code == 202
     for worker in workers_of(stack):
         worker.send_signal(signal.SIGCONT)
-    client.assert_made_once(*storm.accepted[:10])
+    client.assert_made_once(*storm.accepted[:2])
     assert stack.redis.zcard(keyspace.WAITING) == 0

@@ -76,7 +76,7 @@ def test_f29_what_waits_does_not_expire(stack: Stack) -> None:
     client = Client(stack)
     waits = client.submit(key="kept")
     with pytest.raises(AssertionError, match="not within"):
-        eventually(lambda: answers(client, waits) != {200}, seconds=2 * SECONDS)
+        eventually(lambda: answers(client, waits) != {200}, seconds=1.5 * SECONDS)
     assert client.submit(key="kept") == waits
     stack.start_worker()
     client.assert_made_once(waits)
