@@ -60,14 +60,29 @@ class Client:
         record = eventually(lambda: self._record_at(request_id, step))
         return str(record["worker"])
 
-    def assert_made_once(self, *request_ids: str) -> None:
-        """Each is COMPLETED by its first run, and there is one file for each."""
+    def assert_made_once(self, *request_ids: str, runs: int = 1) -> None:
+        """Each is COMPLETED by its first attempt, there is one file for each, and all know it.
+
+        Args:
+            request_ids: of this client.
+            runs: how often each was begun; those that were given back do not count as attempts.
+        """
         for request_id in request_ids:
             body = self.ended(request_id)
             assert (body["status"], body["metrics"].get("retry_count")) == ("COMPLETED", None)
             assert self.stack.record(request_id)["attempt"] == "1"
+            eventually(lambda: self._told("run.completed", request_id) == 1, seconds=10)  # noqa: B023
+            assert self._told("run.started", request_id) == runs
             files = [name for name in self.stack.outputs() if request_id in name]
             assert files == [self.stack.record(request_id)["file_name"]]
+
+    def _told(self, event: str, request_id: str) -> int:
+        """How often the workers' logs tell it."""
+        return sum(
+            entry["request_id"] == request_id
+            for process in self.stack.processes
+            for entry in events(self.stack, process, event)
+        )
 
     def _record_at(self, request_id: str, step: int) -> dict[str, Any]:
         record = self.stack.record(request_id)
