@@ -58,6 +58,31 @@ class Traits:
         return ", ".join(filter(None, (*named, *lossy)))
 
 
+class Checkpoints(Protocol):
+    """Where the state of one request is kept between steps, for a later run of it to go on from.
+
+    The bytes are the engine's own affair. No method raises for a storage that fails: what cannot be
+    kept or read is simply not there.
+    """
+
+    @property
+    def every(self) -> int:
+        """Steps from one to the next, 1 or more. None is kept after the last step."""
+        ...
+
+    def load(self) -> bytes | None:
+        """What an earlier run of the request has kept, or another one, or nobody: not checked."""
+        ...
+
+    def resumed(self, step: int) -> None:
+        """Told before the first step that this run goes on after `step` of them."""
+        ...
+
+    def save(self, data: bytes) -> None:
+        """Keep the state after the step that was reported last, in place of the one before."""
+        ...
+
+
 class Engine(Protocol):
     """Turns parameters into frames. Holds its weights for the whole life of the process."""
 
@@ -66,7 +91,9 @@ class Engine(Protocol):
         """What runs where."""
         ...
 
-    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+    def generate(
+        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+    ) -> Clip:
         """Run the denoising loop and return the frames, which may still be decoded lazily.
 
         Drawing the frames may raise the same errors. One clip at a time: the frames of the one
@@ -77,6 +104,9 @@ class Engine(Protocol):
         Args:
             params: validated parameters; `seed` is never -1 here.
             on_step: see `OnStep`.
+            checkpoints: where to go on, with the same frames as if from the start, and where to
+                keep what a later run may go on from. What does not fit is passed over. None: all
+                steps are done, and nothing is kept.
 
         Raises:
             EngineBrokenError: the worker must end; the request may succeed in another process.

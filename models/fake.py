@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from models.engine import Clip, OnStep, Traits
+from models.engine import Checkpoints, Clip, OnStep, Traits
 from models.errors import EngineError, OutOfMemoryError
 from models.params import GenerateParams
 
@@ -22,7 +22,7 @@ class FakeEngine:
     The colours come from the seed and the prompt; how far the picture is filled, from the frame.
 
     A prompt that begins with `fake:` is a command, so that a test of real processes can provoke an
-    outcome over HTTP. It is obeyed halfway through the steps:
+    outcome over HTTP. It is obeyed halfway through the steps, or at the first one after that:
 
     | prompt              | outcome                                                           |
     |---------------------|-------------------------------------------------------------------|
@@ -51,14 +51,19 @@ class FakeEngine:
         """See `Engine`."""
         return Traits("fake engine", "CPU", "none")
 
-    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+    def generate(
+        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+    ) -> Clip:
         """See `Engine`, and this class for the commands."""
         warnings: tuple[str, ...] = ()
-        for step in range(1, params.steps + 1):
+        first = (_resume(params, checkpoints) if checkpoints else 0) + 1
+        for step in range(first, params.steps + 1):
             self._sleep(self._step_seconds)
             on_step(step, params.steps)
-            if step == params.steps // 2 and params.prompt.startswith(COMMAND):
+            if step == max(first, params.steps // 2) and params.prompt.startswith(COMMAND):
                 warnings = self._obey(params.prompt.removeprefix(COMMAND))
+            if checkpoints and step % checkpoints.every == 0 and step < params.steps:
+                checkpoints.save(_state(params, step))
         return Clip(FRAME_WIDTH, FRAME_HEIGHT, _frames(params), warnings)
 
     def _obey(self, command: str) -> tuple[str, ...]:
@@ -80,6 +85,21 @@ class FakeEngine:
                     self._sleep(FOREVER)
             case _:
                 raise EngineError(f"`{COMMAND}{name}` is no command of the fake engine.")
+
+
+def _state(params: GenerateParams, step: int) -> bytes:
+    """How many steps are done is all there is; it can be compared, and so need not be read."""
+    return hashlib.sha256(f"{step} {params.model_dump_json()}".encode()).digest()
+
+
+def _resume(params: GenerateParams, checkpoints: Checkpoints) -> int:
+    """Steps that an earlier run has done."""
+    kept = checkpoints.load()
+    done = (step for step in range(1, params.steps) if _state(params, step) == kept)
+    step = next(done, 0)
+    if step:
+        checkpoints.resumed(step)
+    return step
 
 
 def _frames(params: GenerateParams) -> Iterator[bytes]:

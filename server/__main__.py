@@ -37,13 +37,13 @@ def main() -> int:
         hold_on_to_parent()
     try:
         settings = load_settings()
+        gateway = server(settings)
         listener = inherited(sys.argv) or listen(settings.host, settings.port)
     except MochiError as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG
     host, port = listener.getsockname()[:2]
     _log.info("gateway.listening", url=f"http://{host}:{port}")
-    gateway = server(settings)
     # All that lives until the end need not be looked at by every collection of garbage: measured,
     # that is a third of a poll's CPU time.
     gc.collect()

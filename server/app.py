@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,11 +13,13 @@ from starlette.staticfiles import StaticFiles
 
 from models.errors import MochiError
 from server.answers import handle_error, handle_routing_error
+from server.contact import stay_in_contact
 from server.documents import document
 from server.gate import Gate
 from server.routes import account, generate, operations, requests
 from server.services import Services
 from server.settings import ServerSettings
+from worker.contact import Contact
 
 DESCRIPTION = (
     "Text to video with Mochi 1, on your own machines. "
@@ -26,11 +29,17 @@ DESCRIPTION = (
 
 
 def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
-    """Put the gateway together. `redis` is closed with it."""
+    """Put the gateway together. `redis` is closed with it.
+
+    Raises:
+        OutputsUnusableError: a variable for the store of videos has a bad value.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        contact = asyncio.create_task(stay_in_contact(services.intake, Contact(settings.redis_url)))
         yield
+        contact.cancel()
         await redis.aclose()
 
     app = FastAPI(

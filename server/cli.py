@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
-from urllib.parse import urlsplit
 
 import typer
 from pydantic.fields import FieldInfo
@@ -19,6 +18,8 @@ from redis import Redis
 from models.errors import MochiError, not_installed
 from models.params import GenerateParams
 from models.settings import ENV_PREFIX
+from server.bench.chaos.command import run as break_things
+from server.bench.chaos.report import Plan
 from server.bench.gateway import run as measure_gateway
 from server.bench.request import run as measure_request
 from server.client import Client
@@ -30,6 +31,7 @@ from server.settings import ServerSettings, load_settings
 from server.up import supervise
 from server.weights import fetch_missing, pull_weights, verify_weights, weights_folder
 from server.workers import drain_workers, list_workers
+from worker.address import shown
 from worker.broker import EmbeddedBroker, broker_of
 from worker.connection import connect_briefly
 from worker.errors import BrokerUnavailableError
@@ -251,7 +253,7 @@ def create(
         redis = connect_briefly(broker_url)
         key = create_key(redis, name, frozenset(scope or Scope), time.time(), share=share)
     if settings.redis_url:
-        place = f"on the broker {_without_password(settings.redis_url)}"
+        place = f"on the broker {shown(settings.redis_url)}"
     else:
         place = f"with the data folder {settings.data_dir}"
     typer.echo(f"A key for the server {place}:", err=True)
@@ -458,6 +460,62 @@ def bench_request(
         measure_request(count)
 
 
+@bench.command("chaos")
+def bench_chaos(
+    ctx: typer.Context,
+    seconds: Annotated[float, typer.Option(min=1, help="How long faults come.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of the faults: the same seed, the same faults.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Requests in all. [default: 2 a second]")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Or: requests a second. [default: 2]")
+    ] = None,
+    worker_count: Annotated[int, typer.Option("--workers", min=1, max=64, help="At any time.")] = 3,
+    lease_seconds: Annotated[float | None, _setting("lease_seconds", "--lease")] = None,
+    broker: Annotated[
+        Literal["embedded", "external"],
+        typer.Option(
+            help="`embedded`: one of our own, that is killed. `external`: that of MOCHI_REDIS_URL, "
+            "with an empty database; the connections of all its clients are dropped."
+        ),
+    ] = "embedded",
+    redis_url: RedisUrl = None,
+    output: Annotated[Path | None, typer.Option("-o", help="Where to write JSON.")] = None,
+) -> None:
+    """Kill workers, gateways and the broker under load, and count what was lost or done twice.
+
+    Starts all of them itself, with the fake engine, in a folder of its own. Exit status 1 when a
+    promise was broken; the folder with the logs is kept then.
+
+    Example: `mochi-server bench chaos --seed 7 -o chaos.json`
+
+    Short and hard: `mochi-server bench chaos --seconds 15 --lease 2 --rate 4`
+
+    On a Redis that is there: `mochi-server bench chaos --broker external --redis-url redis://127.0.0.1:6379/9`
+    """
+    _apply(ctx)
+    settings = _settings()
+    if jobs is not None and rate is not None:
+        raise typer.BadParameter("Give either --jobs or --rate.")
+    if broker == "external" and not settings.redis_url:
+        raise typer.BadParameter(
+            "--broker external needs --redis-url, or MOCHI_REDIS_URL, like redis://127.0.0.1:6379/9."
+        )
+    plan = Plan(
+        seconds=seconds,
+        seed=seed,
+        jobs=jobs or max(1, round(seconds * (rate or 2))),
+        workers=worker_count,
+        lease_seconds=settings.lease_seconds,
+    )
+    with _errors_end():
+        if output is not None:
+            check_file(output)
+        is_clean = break_things(plan, settings.redis_url if broker == "external" else "", output)
+    raise typer.Exit(0 if is_clean else 1)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
@@ -495,11 +553,6 @@ def _name_ignored(settings: ServerSettings) -> None:
         typer.secho(f"Without real weights these mean nothing: {names}.", err=True, fg="yellow")
 
 
-def _without_password(redis_url: str) -> str:
-    parts = urlsplit(redis_url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def _become(package: str) -> NoReturn:
     """Replace this process, so that signals and exit status are the real one's."""
     settings = _settings()
@@ -527,7 +580,7 @@ def _errors_end(status: int = 1) -> Iterator[None]:
     try:
         yield
     except BrokerUnavailableError as error:
-        _end(f"{error} Does it run, and is MOCHI_REDIS_URL right?", status)
+        _end(error.advice, status)
     except MochiError as error:
         _end(str(error), status)
 

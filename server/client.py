@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,8 +36,7 @@ class Client:
         self._http = httpx.Client(
             headers={"x-api-key": api_key},
             timeout=TIMEOUT_SECONDS,
-            # A proxy for the outside knows nothing of this machine.
-            trust_env=urlsplit(url).hostname not in LOOPBACK,
+            trust_env=_may_use_proxy(url),
         )
         self._console = Console(stderr=True)
 
@@ -101,7 +101,8 @@ class Client:
         draft = draft_of(output)
         remedy = f"The video is made and kept for a while; fetch it with: curl -o FILE '{url}'"
         try:
-            with self._http.stream("GET", url) as response, draft.open("wb") as file:
+            # Without the key: the link is signed, and may lead to somebody else's object store.
+            with _get(url) as response, draft.open("wb") as file:
                 response.raise_for_status()
                 for chunk in response.iter_bytes(CHUNK_BYTES):
                     file.write(chunk)
@@ -131,6 +132,15 @@ class Client:
         if response.is_success:
             return body
         raise ClientError(_words(response))
+
+
+def _get(url: str) -> AbstractContextManager[httpx.Response]:
+    return httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, trust_env=_may_use_proxy(url))
+
+
+def _may_use_proxy(url: str) -> bool:
+    """A proxy for the outside knows nothing of this machine."""
+    return urlsplit(url).hostname not in LOOPBACK
 
 
 def _words(response: httpx.Response) -> str:

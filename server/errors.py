@@ -146,6 +146,7 @@ NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
         SettingsError,
         WeightsError,
         jobs.BrokerStartError,
+        jobs.OutputsUnusableError,
     }
 )
 """These stop a process at its start, end in a job record or are for the command line, with all that

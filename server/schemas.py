@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from itsdangerous import Signer
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.engine import Traits
@@ -191,9 +190,8 @@ def failed_body(job: Job) -> FailedBody:
     )
 
 
-def result_body(job: Job, links: Links, signer: Signer) -> ResultBody:
-    """The full answer, for a request that is COMPLETED."""
-    url = links.video(signer)
+def result_body(job: Job, url: str) -> ResultBody:
+    """The full answer, for a request that is COMPLETED and whose video is at `url`."""
     return ResultBody(
         request_id=job.request_id,
         output=url,

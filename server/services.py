@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import redis.asyncio
 from itsdangerous import Signer
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from server.keyring import ApiKey, Keyring
@@ -13,11 +15,20 @@ from server.links import Links, load_signer
 from server.settings import ServerSettings
 from server.watch import Watch
 from worker.intake import Intake
-from worker.outputs import LocalOutputs
+from worker.job import Job
+from worker.outputs import open_outputs
+
+STORE_PATIENCE_SECONDS = 10.0
+"""A client waits for the answer; less than any proxy in between does."""
+SHORTEST_LINK_SECONDS = 5.0
 
 
 class Services:
-    """One of each, for the life of the gateway."""
+    """One of each, for the life of the gateway.
+
+    Raises:
+        OutputsUnusableError: a variable for the store of videos has a bad value.
+    """
 
     def __init__(self, settings: ServerSettings, redis: redis.asyncio.Redis) -> None:
         self.settings = settings
@@ -28,7 +39,7 @@ class Services:
             retention_seconds=settings.retention_seconds,
         )
         self.watch = Watch(self.intake)
-        self.outputs = LocalOutputs(settings.outputs_dir)
+        self.outputs = open_outputs(settings, patience_seconds=STORE_PATIENCE_SECONDS)
         self._redis = redis
         self._signer: Signer | None = None
 
@@ -41,6 +52,23 @@ class Services:
         if self._signer is None:
             self._signer = await load_signer(self._redis)
         return self._signer
+
+    async def video_url(self, job: Job, links: Links) -> str:
+        """Where the video of a COMPLETED request is served: by the store itself, where it can.
+
+        Raises:
+            BrokerUnavailableError: the link cannot be signed yet.
+            StorageError: the store's link cannot be signed.
+        """
+        # In a thread: credentials that expire may have to be fetched.
+        link = await run_in_threadpool(self.outputs.link, job.file_name, self._seconds_left(job))
+        return link or links.video(await self.signer())
+
+    def _seconds_left(self, job: Job) -> float:
+        """Until the record goes, as far as the clocks of broker and gateway agree."""
+        retention = self.settings.retention_seconds
+        left = (job.ended_at or 0) / 1000 + retention - time.time()
+        return max(SHORTEST_LINK_SECONDS, min(left, retention))
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,15 @@ from server.listener import INHERITED, listen
 from server.settings import ServerSettings
 from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
+from worker.errors import BrokerUnavailableError
 from worker.lifeline import WITH_PARENT
 from worker.stop import Stop
 
 WATCH_SECONDS = 0.2
-RESTART_SECONDS = 1.0
+RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Before it is started again, for what dies again and again; the last one for ever."""
+STEADY_SECONDS = 60.0
+"""Who has lived so long has not died at its start."""
 GIVE_BACK_SECONDS = 5.0
 """From when it is urgent to the kill: a request is given back within a beat."""
 
@@ -46,6 +50,8 @@ class Child:
         self._environ = environ
         self._listener = listener
         self._process = self._spawn()
+        self._born = time.monotonic()
+        self._deaths = 0
         self._restart_at: float | None = None
 
     def watch(self) -> bool:
@@ -53,18 +59,28 @@ class Child:
         status = self._process.poll()
         if status is None:
             return True
+        self._let_go()
         if status == os.EX_CONFIG:
             return False
         if self._restart_at is None:
-            if status == 0:
-                _log.info("process.drained", process=self.package)
-            else:
-                _log.error("process.died", process=self.package, status=status)
-            self._restart_at = time.monotonic() + RESTART_SECONDS
+            self._restart_at = time.monotonic() + self._note_end(status)
         elif time.monotonic() >= self._restart_at:
             self._restart_at = None
             self._process = self._spawn()
+            self._born = time.monotonic()
         return True
+
+    def _note_end(self, status: int) -> float:
+        """Returns the seconds after which to start it again."""
+        if status == 0:
+            _log.info("process.drained", process=self.package)
+            return 0.0
+        if time.monotonic() - self._born > STEADY_SECONDS:
+            self._deaths = 0
+        seconds = RESTART_SECONDS[min(self._deaths, len(RESTART_SECONDS) - 1)]
+        self._deaths += 1
+        _log.error("process.died", process=self.package, status=status, again_in=seconds)
+        return seconds
 
     def signal(self) -> None:
         """Ask it to stop; again, more urgently."""
@@ -83,6 +99,11 @@ class Child:
         """End it now."""
         self._process.kill()
         self._process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-m", self.package, WITH_PARENT]
@@ -217,7 +238,8 @@ def supervise(settings: ServerSettings) -> int:
                 broker.start()
             status = Supervisor(settings, listener, broker, stop).run()
     except MochiError as error:
-        _console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        text = error.advice if isinstance(error, BrokerUnavailableError) else str(error)
+        _console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         return os.EX_CONFIG
     finally:
         if broker is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
@@ -10,6 +11,9 @@ from redis import Redis
 from tests.stack import Stack
 from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
+
+if TYPE_CHECKING:
+    from tests.s3 import ObjectStore
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -89,3 +93,24 @@ def mock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.start_gateway()
         stack.start_worker()
         yield stack
+
+
+@pytest.fixture(scope="session")
+def shared_object_store() -> Iterator[ObjectStore]:
+    """An S3 for as long as the tests run. Those that make it misbehave heal it."""
+    from tests.s3 import ObjectStore  # noqa: PLC0415 (a second that few tests need)
+
+    store = ObjectStore()
+    yield store
+    store.stop()
+
+
+@pytest.fixture
+def object_store(
+    shared_object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ObjectStore]:
+    """An S3 that behaves, with the variables of this process leading to it."""
+    for name, value in shared_object_store.environ().items():
+        monkeypatch.setenv(name, value)
+    yield shared_object_store
+    shared_object_store.heal()

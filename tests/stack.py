@@ -20,6 +20,8 @@ from worker.connection import connect_briefly
 from worker.settings import WorkerSettings
 from worker.store import JobStore
 
+COMMAND = str(Path(sys.executable).with_name("mochi-server"))
+"""As a user types it."""
 PATIENCE_SECONDS = 60.0
 STOP_SECONDS = 30.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import structlog
 from redis import Redis
@@ -13,12 +14,14 @@ from models.engine import Engine
 from models.errors import EngineUnavailableError
 from models.video import encoder
 from worker.connection import connect_briefly, connect_worker
+from worker.contact import Contact
+from worker.errors import OutputsUnusableError, StorageError
 from worker.heart import Heart
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.live import LiveWorker
 from worker.logs import configure_logs
 from worker.names import new_worker_name
-from worker.outputs import LocalOutputs
+from worker.outputs import Outputs, open_outputs
 from worker.reconciler import Reconciler
 from worker.rq_worker import EngineWorker
 from worker.runner import Runner
@@ -26,6 +29,13 @@ from worker.settings import WorkerSettings
 from worker.stop import Stop
 from worker.store import JobStore
 from worker.sweeper import Sweeper
+
+PATIENCE_SECONDS = 60.0
+"""With a store of videos on the network; less where a worker may be silent for less."""
+CHECK_SECONDS = 5.0
+"""The same while it is only asked whether it is there."""
+AGAIN_SECONDS = 1.0
+"""The pause before it is asked again."""
 
 _log = structlog.get_logger()
 
@@ -37,19 +47,39 @@ def main() -> int:
         hold_on_to_parent()
     settings = WorkerSettings()
     try:
+        outputs = usable_outputs(settings)
         encoder()  # or every request would fail at its end
         engine = build_engine(settings, settings.data_dir)
-    except EngineUnavailableError as error:
+    except (EngineUnavailableError, OutputsUnusableError) as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG  # starting again does not help
     name = new_worker_name()
     _log.info("worker.ready", worker=name, engine=str(engine.traits))
-    was_told = work(name, engine, settings)
+    was_told = work(name, engine, outputs, settings)
     _log.info("worker.stopped", worker=name)
     return 0 if was_told else 1
 
 
-def work(name: str, engine: Engine, settings: WorkerSettings) -> bool:
+def usable_outputs(settings: WorkerSettings) -> Outputs:
+    """The store of videos, once it answers: a request that ends while it is away would be lost.
+
+    Raises:
+        OutputsUnusableError: waiting does not help.
+    """
+    probe = open_outputs(settings, patience_seconds=CHECK_SECONDS)
+    while True:
+        try:
+            probe.check()
+            break
+        except StorageError as error:
+            _log.warning("outputs.away", reason=str(error), again_in=AGAIN_SECONDS)
+            time.sleep(AGAIN_SECONDS)
+    # The watchdog takes a publication of so long for no hang.
+    patience = min(PATIENCE_SECONDS, settings.stall_seconds / 2)
+    return open_outputs(settings, patience_seconds=patience)
+
+
+def work(name: str, engine: Engine, outputs: Outputs, settings: WorkerSettings) -> bool:
     """Put the worker together and run it.
 
     Returns:
@@ -64,13 +94,13 @@ def work(name: str, engine: Engine, settings: WorkerSettings) -> bool:
         )
 
     stop = Stop(settings.drain_seconds)
-    outputs = LocalOutputs(settings.outputs_dir)
     brief_store = store(connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
     heart = Heart(
         LiveWorker(name, engine.traits),
         brief_store,
         reconciler,
+        Contact(settings.redis_url),
         stall_seconds=settings.stall_seconds,
         stop=stop,
     )
@@ -81,6 +111,7 @@ def work(name: str, engine: Engine, settings: WorkerSettings) -> bool:
         outputs,
         heart,
         run_seconds=settings.run_seconds,
+        checkpoint_steps=settings.checkpoint_steps,
         stop=stop,
     )
     connection = connect_worker(

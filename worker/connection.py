@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import redis.asyncio
 from redis import Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import AbstractBackoff, ConstantBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 from redis.retry import Retry
 from rq.exceptions import StopRequested
 from typing_extensions import override
 
+from worker.address import parse
 from worker.errors import BrokerUnavailableError
+from worker.sentinel import async_master_client, master_client
 
 FOR_EVER = -1
 GATEWAY_TIMEOUT_SECONDS = 1.0
@@ -45,13 +47,17 @@ class Patience(AbstractBackoff):
 
 def connect_gateway(url: str) -> redis.asyncio.Redis:
     """A client that gives up within about two seconds: an HTTP client waits for the answer."""
-    return redis.asyncio.Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_timeout=GATEWAY_TIMEOUT_SECONDS,
-        socket_connect_timeout=GATEWAY_TIMEOUT_SECONDS,
-        retry=AsyncRetry(ConstantBackoff(0.05), 1),
-    )
+    options: dict[str, Any] = {
+        "decode_responses": True,
+        "socket_timeout": GATEWAY_TIMEOUT_SECONDS,
+        "socket_connect_timeout": GATEWAY_TIMEOUT_SECONDS,
+        "retry": AsyncRetry(ConstantBackoff(0.05), 1),
+        "retry_on_error": [ReadOnlyError],
+    }
+    address = parse(url)
+    if address.sentinels:
+        return async_master_client(address, **options)
+    return redis.asyncio.Redis.from_url(url, **options)
 
 
 def connect_worker(
@@ -64,7 +70,7 @@ def connect_worker(
         is_over: asked after each failure; when it says so, a call raises RQ's StopRequested.
         decode_responses: whether answers are text.
     """
-    return Redis.from_url(
+    return _connect(
         url,
         decode_responses=decode_responses,
         socket_timeout=WORKER_TIMEOUT_SECONDS,
@@ -75,12 +81,21 @@ def connect_worker(
 
 def connect_briefly(url: str) -> Redis:
     """A client for beats and commands, which are of no use when late."""
-    return Redis.from_url(
+    return _connect(
         url,
         decode_responses=True,
         socket_timeout=GATEWAY_TIMEOUT_SECONDS,
         socket_connect_timeout=GATEWAY_TIMEOUT_SECONDS,
         retry=Retry(ConstantBackoff(0.05), 1),
+    )
+
+
+def _connect(url: str, **options: Any) -> Redis:  # noqa: ANN401 (redis-py's)
+    """A server that was made a replica refuses to write: a new connection may find the master."""
+    options |= {"retry_on_error": [ReadOnlyError]}
+    address = parse(url)
+    return (
+        master_client(address, **options) if address.sentinels else Redis.from_url(url, **options)
     )
 
 

@@ -12,6 +12,17 @@ class JobError(MochiError):
 class BrokerUnavailableError(JobError):
     """Redis or Valkey does not answer, or refuses to write."""
 
+    @property
+    def reason(self) -> str:
+        """What the client library says: for the log and for operators, not for HTTP clients."""
+        cause = self.__cause__
+        return str(cause) or type(cause).__name__ if cause else str(self)
+
+    @property
+    def advice(self) -> str:
+        """For who has set up the broker."""
+        return f"{self} Does it run, and is MOCHI_REDIS_URL right? ({self.reason})"
+
 
 class BrokerStartError(JobError):
     """The embedded broker cannot be started."""
@@ -43,4 +54,8 @@ class IdempotencyConflictError(JobError):
 
 
 class StorageError(JobError):
-    """A video could not be kept on disk."""
+    """A video could not be kept, or not be read again."""
+
+
+class OutputsUnusableError(JobError):
+    """Videos cannot be kept where the settings say; to try again does not help."""

@@ -8,10 +8,11 @@ import time
 
 import structlog
 
+from worker.contact import Contact
 from worker.errors import BrokerUnavailableError
-from worker.keyspace import BEAT_SECONDS
+from worker.keyspace import BEAT_SECONDS, LOOK_SECONDS
 from worker.live import LiveWorker
-from worker.reconciler import INTERVAL_SECONDS, Reconciler
+from worker.reconciler import Reconciler
 from worker.run import Run
 from worker.stop import Stop
 from worker.store import JobStore, Order
@@ -27,6 +28,7 @@ class Heart(threading.Thread):
         worker: LiveWorker,
         store: JobStore,
         reconciler: Reconciler,
+        contact: Contact,
         *,
         stall_seconds: float,
         stop: Stop,
@@ -36,10 +38,10 @@ class Heart(threading.Thread):
         self._worker = worker
         self._store = store
         self._reconciler = reconciler
+        self._contact = contact
         self._stall_seconds = stall_seconds
         self._told = stop  # a Thread has a `_stop` of its own
         self._stopped = threading.Event()
-        self._broker_answers = True
 
     def run(self) -> None:
         """Beat, and every second look for overdue requests."""
@@ -47,13 +49,15 @@ class Heart(threading.Thread):
         while not self._stopped.wait(BEAT_SECONDS):
             self._end_if_hung()
             try:
+                if self._contact.is_new:
+                    self._contact.warn(self._store.dangers())
                 self._beat()
                 if time.monotonic() >= next_pass:
-                    next_pass = time.monotonic() + INTERVAL_SECONDS
+                    next_pass = time.monotonic() + LOOK_SECONDS
                     self._reconciler.pass_over()
-                self._note(broker_answers=True)
-            except BrokerUnavailableError:
-                self._note(broker_answers=False)
+                self._contact.made()
+            except BrokerUnavailableError as error:
+                self._contact.lost(error)
             except Exception:  # noqa: BLE001 (a heart that stops kills a healthy worker)
                 _log.exception("heart.skipped")
 
@@ -91,8 +95,3 @@ class Heart(threading.Thread):
         if run is not None and run.silent_seconds() > self._stall_seconds:
             _log.error("worker.hung", request_id=run.lease.request_id, step=run.step)
             os._exit(os.EX_TEMPFAIL)  # start it again
-
-    def _note(self, *, broker_answers: bool) -> None:
-        if broker_answers != self._broker_answers:
-            _log.warning("broker.back" if broker_answers else "broker.silent")
-        self._broker_answers = broker_answers

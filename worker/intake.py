@@ -10,12 +10,13 @@ from typing import Any
 from uuid import uuid4
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from models.params import GenerateParams
 from worker import keyspace, scripts
 from worker.batch import Batch
 from worker.connection import broker_errors
+from worker.contact import dangers_of
 from worker.dispatch import rq_fields
 from worker.errors import (
     IdempotencyConflictError,
@@ -162,6 +163,19 @@ class Intake:
     async def live_workers(self) -> list[LiveWorker]:
         """The workers that have the model loaded and have beaten lately."""
         return await self._roll_calls.ask(None)
+
+    async def dangers(self) -> list[str]:
+        """See `dangers_of`. What the broker does not tell is taken for right."""
+        with broker_errors():
+            try:
+                info = await self._redis.info()
+            except ResponseError:
+                return []
+            try:
+                appendfsync = (await self._redis.config_get("appendfsync")).get("appendfsync")
+            except ResponseError:
+                appendfsync = None
+        return dangers_of(info, appendfsync)
 
     async def _submit_all(self, arguments: list[list[str | bytes | int]]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)

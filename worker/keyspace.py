@@ -19,6 +19,8 @@ TURNS = "mochi:turns"
 """Hash: owner to the place of the last request that was started, since the queue was empty."""
 LEASES = "mochi:leases"
 """Sorted set: ids that are PROCESSING, by the broker's time in ms at which their lease ends."""
+LOOKS = "mochi:looks"
+"""Hash: when somebody looked for overdue requests last, and since when without a gap; in ms."""
 WORKERS = "mochi:workers"
 """Sorted set: workers with the model loaded, each with what its engine is (see `live.py`), by the
 time in ms until which they count as alive."""
@@ -35,6 +37,8 @@ RQ_INTERMEDIATE = RQ_QUEUE + ":intermediate"
 
 BEAT_SECONDS = 0.5
 """Between two beats of a worker; each also carries the progress."""
+LOOK_SECONDS = 1.0
+"""Between two looks of a worker for what is overdue."""
 DRAIN_ORDER_SECONDS = 3600
 """A worker that has not read its order by then is not going to."""
 MOST_ATTEMPTS = 3
@@ -74,6 +78,7 @@ def for_scripts(request_id: str = "") -> list[str]:
         RQ_INTERMEDIATE,
         RQ_QUEUES,
         TURNS,
+        LOOKS,
     ]
 
 

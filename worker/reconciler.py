@@ -13,10 +13,12 @@ import structlog
 
 from worker.store import JobStore, Recovery
 
-INTERVAL_SECONDS = 1.0
 POPPED_SECONDS = 5.0
 """A pop is followed by a start within milliseconds, unless the worker died in between."""
 MISSING_SECONDS = 30.0
+SETTLE_SECONDS = 4.0
+"""After an outage, a worker that lives has beaten by then: it was in a call that fails after two
+tries of a second each, pauses, and calls again."""
 MOST_REPAIRS = 20
 """In one pass and of one kind: the beats that keep leases wait for it."""
 
@@ -34,11 +36,9 @@ class Reconciler:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._lease_seconds = lease_seconds
         self._monotonic = monotonic
         self._last_pass = monotonic()
-        self._broker_ahead: float | None = None
-        self._trusted_from = monotonic() + lease_seconds  # an outage may just have ended
+        self._settle_seconds = min(SETTLE_SECONDS, lease_seconds)
         self._popped_since: dict[str, float] = {}
         self._missing_since: float | None = None
 
@@ -49,27 +49,16 @@ class Reconciler:
             BrokerUnavailableError: look again later.
         """
         overdue = self._store.overdue()
-        now = self._monotonic()
-        self._notice_outage(now, overdue.broker_seconds)
-        if now >= self._trusted_from:
+        # Before that, an outage may just have ended, in which workers could not beat.
+        if overdue.watched_seconds >= self._settle_seconds:
             for request_id in overdue.expired[:MOST_REPAIRS]:
                 _report(request_id, self._store.reap(request_id))
+        now = self._monotonic()
+        if now - self._last_pass > POPPED_SECONDS / 2:
+            self._popped_since.clear()  # nor could they start what they had popped
+        self._last_pass = now
         self._recover_popped(overdue.popped, now)
         self._recover_missing(overdue.missing, now)
-
-    def _notice_outage(self, now: float, broker_seconds: float) -> None:
-        """While we could not look, workers could not beat: leases that ended then mean nothing.
-
-        Nor could they start what they had popped. It is the same when the broker's clock was set.
-        """
-        silence = now - self._last_pass
-        ahead = broker_seconds - now
-        clock_step = abs(ahead - self._broker_ahead) if self._broker_ahead is not None else 0
-        if silence > POPPED_SECONDS / 2:
-            self._popped_since.clear()
-        if max(silence - INTERVAL_SECONDS, clock_step) > self._lease_seconds / 2:
-            self._trusted_from = now + self._lease_seconds
-        self._last_pass, self._broker_ahead = now, ahead
 
     def _recover_popped(self, popped: list[str], now: float) -> None:
         self._popped_since = {

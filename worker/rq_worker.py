@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 from rq import SimpleWorker
 from rq.exceptions import DequeueTimeout, DeserializationError, StopRequested
 from rq.job import Job as RqJob
@@ -92,9 +92,12 @@ class EngineWorker(SimpleWorker):
                 self._runner.run(job.id)
         except EngineBrokenError:
             raise
+        except StopRequested:
+            # The broker is away, and we must stop: another worker makes the video again.
+            _log.warning("run.left_behind", request_id=job.id)
         except Exception:  # noqa: BLE001 (this worker can run the next one)
-            # The broker refuses to write, holds a record that makes no sense, or is away when we
-            # must stop. What is left is a lease that ends, and a file that is swept.
+            # The broker refuses to write, or holds a record that makes no sense. What is left is a
+            # lease that ends, and a file that is swept.
             _log.exception("run.unfinished", request_id=job.id)
 
     @override
@@ -109,6 +112,8 @@ class EngineWorker(SimpleWorker):
                 )
             except DequeueTimeout:
                 continue
+            except ResponseError:  # it may take writes again; until then the heart says why not
+                time.sleep(POP_SECONDS)
             except Exception as error:
                 # RQ notes the id of what it has popped and cannot read.
                 job_id = getattr(error, "job_id", None)

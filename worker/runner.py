@@ -11,10 +11,11 @@ import structlog
 from models.engine import Clip, Engine
 from models.errors import EngineBrokenError, EngineError
 from models.video import encode
+from worker.checkpoints import RunCheckpoints
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.heart import Heart
 from worker.job import Job
-from worker.outputs import LocalOutputs
+from worker.outputs import Outputs, video_name
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.store import JobStore, Lease, Result
@@ -35,10 +36,11 @@ class Runner:
         worker: str,
         engine: Engine,
         store: JobStore,
-        outputs: LocalOutputs,
+        outputs: Outputs,
         heart: Heart,
         *,
         run_seconds: float,
+        checkpoint_steps: int = 0,
         stop: Stop,
     ) -> None:
         self._worker = worker
@@ -47,6 +49,7 @@ class Runner:
         self._outputs = outputs
         self._heart = heart
         self._run_seconds = run_seconds
+        self._checkpoint_steps = checkpoint_steps
         self._stop = stop
 
     def run(self, request_id: str) -> None:
@@ -97,10 +100,10 @@ class Runner:
             self._store.give_back(lease)
 
     def _make_video(self, job: Job, run: Run) -> Result:
-        name = self._outputs.name(job.request_id, run.lease.run)
+        name = video_name(job.request_id, run.lease.run)
         draft = self._outputs.draft(name)
         started = time.perf_counter()
-        clip = self._engine.generate(job.params, run.on_step)
+        clip = self._engine.generate(job.params, run.on_step, self._checkpoints(run))
         denoised = time.perf_counter()
         encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
         _log.info(
@@ -112,12 +115,18 @@ class Runner:
         size = self._outputs.publish(name)
         return Result(name, size, self._engine.traits.precision, self._warnings(clip))
 
+    def _checkpoints(self, run: Run) -> RunCheckpoints | None:
+        if not self._checkpoint_steps:
+            return None
+        return RunCheckpoints(self._outputs, run, self._checkpoint_steps)
+
     def _warnings(self, clip: Clip) -> tuple[str, ...]:
         return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))
 
     def _complete(self, lease: Lease, result: Result) -> None:
         if self._say_completed(lease, result):
             _log.info("run.completed", request_id=lease.request_id, bytes=result.file_size)
+            self._forget_checkpoint(lease)
         else:
             self._outputs.remove(result.file_name)
             _log.warning("run.late", request_id=lease.request_id)
@@ -133,5 +142,12 @@ class Runner:
         return self._store.complete(lease, result)
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
-        self._store.fail(lease, code, error)
+        is_ours = self._store.fail(lease, code, error)
         _log.warning("run.failed", request_id=lease.request_id, error_code=code)
+        if is_ours:
+            self._forget_checkpoint(lease)
+
+    def _forget_checkpoint(self, lease: Lease) -> None:
+        """The request has ended. Where another run has ended it, that one does this."""
+        if self._checkpoint_steps:
+            self._outputs.remove_checkpoint(lease.request_id)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
-from redis.connection import parse_url
 
 from models.settings import EngineSettings, default_data_dir
+from worker.address import AddressError, parse
 
 
 class WorkerSettings(EngineSettings):
@@ -23,8 +23,20 @@ class WorkerSettings(EngineSettings):
     )
     redis_url: str = Field(
         default="",
-        pattern=r"^((redis|rediss|unix)://.+)?$",
-        description="Redis or Valkey, like redis://host:6379/0; empty: that of `mochi-server up`.",
+        pattern=r"^((rediss?|sentinels?|unix)://.+)?$",
+        description=(
+            "Redis or Valkey, like redis://host:6379/0 or sentinel://host1:26379,host2:26379/NAME; "
+            "empty: that of `mochi-server up`."
+        ),
+    )
+    outputs: str = Field(
+        default="",
+        # Segments that are no way up.
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?)?$",
+        description=(
+            "Where videos are kept, like s3://bucket/prefix; "
+            "empty: the folder `outputs` in the data folder."
+        ),
     )
     retention_seconds: float = Field(
         default=3600, gt=0, description="How long a finished request and its video are kept."
@@ -43,21 +55,35 @@ class WorkerSettings(EngineSettings):
     stall_seconds: float = Field(
         default=600, gt=0, description="A worker without progress for so long ends itself."
     )
+    checkpoint_steps: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "Keep a run's latents every so many steps, for another attempt to go on from; 0 is off."
+        ),
+    )
 
     @field_validator("redis_url")
     @classmethod
     def _can_be_parsed(cls, url: str) -> str:
         if url:
             try:
-                parse_url(url)  # type: ignore[no-untyped-call]
-            except ValueError:
-                # Its text may quote a part of the password.
-                raise PydanticCustomError(
-                    "redis_url", "The port or an option in it is not one"
-                ) from None
+                parse(url)
+            except AddressError as error:
+                raise PydanticCustomError("redis_url", "{why}", {"why": str(error)}) from None
         return url
+
+    @field_validator("checkpoint_steps")
+    @classmethod
+    def _goes_without_step_cache(cls, steps: int, info: ValidationInfo) -> int:
+        if steps and info.data.get("step_cache"):
+            # What the cache knows of earlier steps is not kept, so the frames would be others.
+            raise PydanticCustomError(
+                "checkpoint_steps", "It does not go with MOCHI_STEP_CACHE: set one of the two to 0"
+            )
+        return steps
 
     @property
     def outputs_dir(self) -> Path:
-        """Where the videos are."""
+        """Where the videos are, or their drafts when they are kept elsewhere."""
         return self.data_dir / "outputs"

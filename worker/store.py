@@ -8,9 +8,11 @@ from enum import StrEnum
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from worker import keyspace, scripts
 from worker.connection import broker_errors
+from worker.contact import dangers_of
 from worker.job import Job, Status
 from worker.live import LiveWorker
 
@@ -44,13 +46,13 @@ class Overdue:
         expired: ids that are PROCESSING and whose lease has ended.
         popped: ids that some worker has popped from RQ's queue and not started.
         missing: how many waiting requests stand in neither of RQ's lists.
-        broker_seconds: the broker's time, since 1970.
+        watched_seconds: for how long somebody has looked, over and over, and the broker answered.
     """
 
     expired: list[str]
     popped: list[str]
     missing: int
-    broker_seconds: float
+    watched_seconds: float
 
 
 class Order(StrEnum):
@@ -144,9 +146,11 @@ class JobStore:
         return self._recovery("recover", request_id)
 
     def overdue(self) -> Overdue:
-        """See `Overdue`."""
-        expired, popped, missing, broker_ms = self._run("overdue", "", self._lease_ms)
-        return Overdue(expired, popped, missing, int(broker_ms) / 1000)
+        """See `Overdue`. To be called every second."""
+        longest_gap_ms = round(keyspace.LOOK_SECONDS * 1000) + self._lease_ms // 2
+        found = self._run("overdue", "", self._lease_ms, longest_gap_ms)
+        expired, popped, missing, watched_ms = found
+        return Overdue(expired, popped, missing, watched_ms / 1000)
 
     def unlisted(self) -> list[str]:
         """Ids that are waiting and stand in neither of RQ's lists. Linear in the queue's length."""
@@ -158,6 +162,19 @@ class JobStore:
             waiting, queued, popped = pipeline.execute()
         listed = {*queued, *popped}
         return [request_id for request_id in waiting if request_id not in listed]
+
+    def dangers(self) -> list[str]:
+        """See `dangers_of`. What the broker does not tell is taken for right."""
+        with broker_errors():
+            try:
+                info = self._redis.info()
+            except ResponseError:
+                return []
+            try:
+                appendfsync = self._redis.config_get("appendfsync").get("appendfsync")
+            except ResponseError:
+                appendfsync = None
+        return dangers_of(info, appendfsync)
 
     def exists(self, request_id: str) -> bool:
         """Whether the record is still kept."""

@@ -6,8 +6,8 @@ import threading
 
 import structlog
 
-from worker.errors import BrokerUnavailableError
-from worker.outputs import LocalOutputs
+from worker.errors import BrokerUnavailableError, StorageError
+from worker.outputs import Outputs
 from worker.store import JobStore
 
 SWEEP_SECONDS = 30.0
@@ -18,7 +18,7 @@ _log = structlog.get_logger()
 class Sweeper(threading.Thread):
     """Apart from the heart: a large folder, or a slow disk, may delay no beat."""
 
-    def __init__(self, store: JobStore, outputs: LocalOutputs, *, retention_seconds: float) -> None:
+    def __init__(self, store: JobStore, outputs: Outputs, *, retention_seconds: float) -> None:
         super().__init__(name="sweeper", daemon=True)
         self._store = store
         self._outputs = outputs
@@ -32,14 +32,17 @@ class Sweeper(threading.Thread):
                 self.sweep()
             except BrokerUnavailableError:
                 continue  # the heart says so
+            except StorageError:
+                continue  # the store has said so
             except Exception:  # noqa: BLE001 (the next sweep may do better)
                 _log.exception("sweep.skipped")
 
     def sweep(self) -> None:
-        """Look at the whole folder once.
+        """Look at the whole store once.
 
         Raises:
             BrokerUnavailableError: whether a request is forgotten cannot be known.
+            StorageError: the store does not answer.
         """
         # A record outlives its file's last change by the retention, or more.
         self._outputs.sweep(self._store.exists, older_than=self._retention_seconds)

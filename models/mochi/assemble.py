@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 
@@ -19,6 +20,9 @@ from models.mochi.transformer import Core
 from models.mochi.vae import Decoder
 
 CPU = torch.device("cpu")
+
+_VERSIONS = [f"{name} {version(name)}" for name in ("mochi-server", "torch", "diffusers")]
+"""Of the code that computes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ def assemble(
     traits: Traits,
     device: torch.device,
     size: tuple[int, int],
+    *,
+    weights_stamp: str = "",
 ) -> MochiEngine:
     """Build an engine.
 
@@ -61,6 +67,7 @@ def assemble(
         traits: what the engine says of itself.
         device: where the work is done.
         size: width and height of the frames in pixels, multiples of 16.
+        weights_stamp: see `Prepared`; empty where the traits say it all.
 
     Raises:
         torch.OutOfMemoryError: the weights alone are too large for the device.
@@ -99,6 +106,7 @@ def assemble(
         kernel=options.kernel,
         step_cache=options.step_cache,
         remedy=_remedy(profile),
+        origin=f"{weights_stamp} {options} {_VERSIONS}",
     )
 
 

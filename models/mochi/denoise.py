@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from models.engine import OnStep
+from models.mochi.checkpoint import LatentsKeeper
 from models.mochi.modulation import Condition
 from models.mochi.schedule import Schedule
 from models.mochi.step_cache import StepCache
@@ -20,11 +21,12 @@ def denoise(
     guidance_scale: float,
     on_step: OnStep,
     cache: StepCache | None = None,
+    keeper: LatentsKeeper | None = None,
 ) -> Tensor:
     """Noise to latents of a video, by Euler steps along the guided velocity.
 
     Nothing in here waits for a GPU. Its driver holds about a thousand launches, so this process is
-    ahead of it by a step or so, and `on_step` with it.
+    ahead of it by a step or so, and `on_step` with it. Only a step whose latents are kept waits.
 
     Args:
         core: the transformer.
@@ -34,12 +36,16 @@ def denoise(
         schedule: with as many steps as the conditions.
         guidance_scale: 1 ignores the negative prompt, more leads away from it.
         on_step: see `OnStep`.
-        cache: see `Core.forward`.
+        cache: see `Core.forward`. It knows the steps before, which a keeper does not: never both.
+        keeper: see `LatentsKeeper`. A step that `on_step` abandons is not kept.
     """
     steps = len(schedule.deltas)
-    for step, delta in enumerate(schedule.deltas):
+    first, latents = keeper.resume(latents) if keeper else (0, latents)
+    for step in range(first, steps):
         away_from, towards = core(latents, conditions, step, cache)
         velocity = away_from + guidance_scale * (towards - away_from)
-        latents = (latents.float() + delta * velocity).to(latents.dtype)
+        latents = (latents.float() + schedule.deltas[step] * velocity).to(latents.dtype)
         on_step(step + 1, steps)
+        if keeper:
+            keeper.keep(step + 1, latents)
     return latents

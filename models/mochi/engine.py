@@ -13,9 +13,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from models.engine import Clip, OnStep, Traits
+from models.engine import Checkpoints, Clip, OnStep, Traits
 from models.errors import EngineBrokenError, OutOfMemoryError
 from models.mochi.attention import Kernel, use_kernel
+from models.mochi.checkpoint import LatentsKeeper
 from models.mochi.denoise import denoise
 from models.mochi.frames import to_host
 from models.mochi.modulation import Conditioner
@@ -43,6 +44,8 @@ class MochiEngine:
         kernel: of the attention.
         step_cache: threshold of the step cache; 0 is off.
         remedy: what to do when the GPU's memory is too small, besides asking for fewer frames.
+        origin: all that its latents depend on besides a request and `traits`, as far as it is
+            known: weights, options, versions.
     """
 
     text_encoder: TextEncoder
@@ -57,8 +60,11 @@ class MochiEngine:
     kernel: Kernel
     step_cache: float = 0.0
     remedy: str = ""
+    origin: str = ""
 
-    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+    def generate(
+        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+    ) -> Clip:
         """See `Engine`. The frames are decoded while they are drawn.
 
         Raises:
@@ -73,12 +79,18 @@ class MochiEngine:
                     ("prompt", params.prompt),
                 )
             }
-            latents = self._denoise(params, list(prompts.values()), on_step)
+            latents = self._denoise(params, list(prompts.values()), on_step, checkpoints)
             frames = self._frames(latents, params)
             return Clip(self.width, self.height, frames, tuple(_warnings(prompts)))
         raise self._out_of_memory(params)
 
-    def _denoise(self, params: GenerateParams, prompts: list[Prompt], on_step: OnStep) -> Tensor:
+    def _denoise(
+        self,
+        params: GenerateParams,
+        prompts: list[Prompt],
+        on_step: OnStep,
+        checkpoints: Checkpoints | None,
+    ) -> Tensor:
         schedule = Schedule.of(self.scheduler, params.steps)
         away_from, towards = self.conditioner(
             [prompt.embedding for prompt in prompts], schedule.timesteps
@@ -92,7 +104,13 @@ class MochiEngine:
                 guidance_scale=params.guidance_scale,
                 on_step=on_step,
                 cache=StepCache(self.step_cache) if self.step_cache else None,
+                keeper=self._keeper(params, checkpoints) if checkpoints else None,
             )
+
+    def _keeper(self, params: GenerateParams, checkpoints: Checkpoints) -> LatentsKeeper:
+        size = f"{self.width}x{self.height}"
+        identity = f"{params.model_dump_json()} {self.traits!r} {size} {self.origin}"
+        return LatentsKeeper(checkpoints, identity, params.steps)
 
     def _noise(self, params: GenerateParams) -> Tensor:
         """Made on the CPU, so that a seed means the same noise whatever the device."""

@@ -89,6 +89,7 @@ def _assembled(prepared: Prepared) -> MochiEngine:
             prepared.traits,
             prepared.device,
             (WIDTH, HEIGHT),
+            weights_stamp=prepared.weights_stamp,
         )
     except torch.OutOfMemoryError as error:
         free, total = (size / GIB for size in torch.cuda.mem_get_info(prepared.device))

@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from models.caption import CANVAS, caption_lines, draw
-from models.engine import Clip, Engine, OnStep, Traits
+from models.engine import Checkpoints, Clip, Engine, OnStep, Traits
 from models.mochi.parts import Parts
 from models.mochi.randomise import random_values
 from models.params import GenerateParams
@@ -52,9 +52,11 @@ class MockEngine:
         """See `Engine`."""
         return self._engine.traits
 
-    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+    def generate(
+        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+    ) -> Clip:
         """See `Engine`."""
-        return _captioned(self._engine.generate(params, on_step), params)
+        return _captioned(self._engine.generate(params, on_step, checkpoints), params)
 
 
 def write_mock_checkpoint(cache_dir: Path) -> Path:

@@ -59,6 +59,13 @@ class Prepared:
             vae=torch.float32 if is_reference else torch.bfloat16,
         )
 
+    @property
+    def weights_stamp(self) -> str:
+        """Which weights, LoRAs included: another text when a file changes, or is a copy."""
+        found = sorted(self.folder.glob("*/*")) if self.folder else []
+        files = [*filter(Path.is_file, found), *(each.path for each in self.loras)]
+        return f"{self.loras} {[_stamp(file) for file in files]}"
+
 
 def prepare(
     settings: EngineSettings, data_dir: Path, compiled: Path, memory_gib: float | None = None
@@ -121,6 +128,11 @@ def _choose(
         folder=weights.find(settings.weights, settings.revision, data_dir),
         loras=lora.parse(settings.lora),
     )
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    stat = file.stat()
+    return str(file), stat.st_size, stat.st_mtime_ns
 
 
 def _allocator() -> str:

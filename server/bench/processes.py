@@ -112,17 +112,24 @@ def _answering(server: Server) -> Server:
     return server
 
 
-@contextmanager
-def _process(module: str, environ: Mapping[str, str], log: Path) -> Iterator[int]:
+def spawn(
+    module: str, environ: Mapping[str, str], log: Path, *flags: str, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start a process with these settings of ours and no others; it prints to `log`."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith("MOCHI_")}
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *flags],
             env=outside | dict(environ),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=file,
             stderr=file,
         )
+
+
+@contextmanager
+def _process(module: str, environ: Mapping[str, str], log: Path) -> Iterator[int]:
+    process = spawn(module, environ, log)
     try:
         yield process.pid
     finally:

@@ -87,8 +87,7 @@ async def generate(request: Request) -> Response:
     headers = {"x-request-id": asked.request_id, **asked.headers}
     if job.status is Status.FAILED:
         return answer(failed_body(job), 422, headers)
-    path = services.outputs.path(job.file_name)
-    return video_response(path, headers | _result_headers(job))
+    return await video_response(services.outputs, job, headers | _result_headers(job))
 
 
 @dataclass(frozen=True)

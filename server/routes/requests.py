@@ -67,9 +67,8 @@ async def result(request: Request) -> Response:
         case Status.FAILED:
             return answer(failed_body(job), 422)
         case Status.COMPLETED:
-            return answer(
-                result_body(job, call.links(job.request_id), await call.services.signer())
-            )
+            url = await call.services.video_url(job, call.links(job.request_id))
+            return answer(result_body(job, url))
         case _:
             return answer(status_body(job, call.links(job.request_id)))
 
@@ -109,7 +108,7 @@ async def video(request: Request) -> Response:
     job = await call.services.intake.find_signed(request_id)
     if job.status is not Status.COMPLETED:
         raise RequestNotFoundError(request_id)
-    return video_response(call.services.outputs.path(job.file_name), {}, request)
+    return await video_response(call.services.outputs, job, {}, request)
 
 
 async def _find(call: Call) -> Job:

@@ -29,6 +29,7 @@ from models.mochi.modulation import Conditioner
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.transformer import Core
 from models.params import GenerateParams
+from tests.checkpoints import Kept, abandon, run
 
 PADDED = 256
 """Tokens of a text in the stock transformer."""
@@ -107,6 +108,15 @@ def check_that_frames_are_the_same_twice(engine: MochiEngine) -> None:
     frames_of(engine, params(7, seed=2))
     assert frames_of(engine, params(13)) == first
     assert len(set(first)) > 1
+
+
+def check_that_a_run_goes_on_where_another_was_abandoned(engine: MochiEngine) -> None:
+    expected = frames_of(engine, params(13))
+    kept = Kept(4)
+    abandon(engine, params(13), kept, at=9)
+    frames_of(engine, params(7, seed=2))
+    assert run(engine, params(13), kept) == (expected, [9, 10])
+    assert kept.resumed_at == [8]
 
 
 def check_that_it_survives_too_large_a_request(

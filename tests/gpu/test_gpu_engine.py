@@ -21,6 +21,7 @@ from models.mochi.parts import Dtypes
 from models.params import HEIGHT, WIDTH
 from tests.gpu.checks import (
     Model,
+    check_that_a_run_goes_on_where_another_was_abandoned,
     check_that_frames_are_the_same_twice,
     check_that_frames_reach_main_memory,
     check_that_it_survives_too_large_a_request,
@@ -101,6 +102,11 @@ def test_frames_are_the_same_to_the_last_bit_twice(model: Model) -> None:
 
 def test_frames_of_a_compiled_engine_are_the_same_to_the_last_bit_twice(model: Model) -> None:
     check_that_frames_are_the_same_twice(model.engine(compiles=True))
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_run_goes_on_where_another_was_abandoned(model: Model, *, compiles: bool) -> None:
+    check_that_a_run_goes_on_where_another_was_abandoned(model.engine(compiles=compiles))
 
 
 def test_a_request_that_does_not_fit_leaves_the_engine_unharmed(

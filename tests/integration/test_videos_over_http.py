@@ -165,6 +165,21 @@ def test_head_tells_the_length_and_sends_nothing(
     assert answer.content == b""
 
 
+def test_a_range_is_served_only_of_the_version_that_the_client_has(made: dict[str, Any]) -> None:
+    whole = httpx.get(made["output"])
+    tags = [
+        whole.headers["etag"],
+        whole.headers["last-modified"],
+        '"another"',
+        "W/" + whole.headers["etag"],
+    ]
+    answers = [
+        httpx.get(made["output"], headers={"range": "bytes=0-9", "if-range": tag}) for tag in tags
+    ]
+    assert [answer.status_code for answer in answers] == [206, 206, 200, 200]
+    assert answers[2].content == whole.content
+
+
 def test_v1_sends_the_whole_video_whatever_range_is_asked_for(server: Stack) -> None:
     answer = server.http().post("/v1/mochi-1", json=POND, headers={"range": "bytes=0-9"})
     assert answer.status_code == 200

@@ -2,7 +2,7 @@
 local keys = {
   record = KEYS[1], rq_job = KEYS[2], waiting = KEYS[3], sequence = KEYS[4], leases = KEYS[5],
   workers = KEYS[6], rq_queue = KEYS[7], intermediate = KEYS[8], rq_queues = KEYS[9],
-  turns = KEYS[10],
+  turns = KEYS[10], looks = KEYS[11],
 }
 
 -- Time is the broker's own, so that hosts' clocks do not matter.

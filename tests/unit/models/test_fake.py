@@ -11,6 +11,7 @@ from models.engine import Engine
 from models.errors import EngineError, OutOfMemoryError
 from models.fake import FOREVER, FakeEngine
 from models.params import GenerateParams
+from tests.checkpoints import Kept, abandon, run
 
 
 def params(prompt: str = "a cat", frames: int = 3, **others: Any) -> GenerateParams:
@@ -122,3 +123,40 @@ def test_the_crash_command_ends_the_process_at_once() -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("every", "at", "done"), [(1, 1, 0), (1, 10, 9), (3, 3, 0), (3, 4, 3), (3, 10, 9), (10, 10, 0)]
+)
+def test_a_run_goes_on_where_another_one_was_abandoned(every: int, at: int, done: int) -> None:
+    kept = Kept(every)
+    abandon(FakeEngine(0), params(), kept, at)
+    slept: list[float] = []
+    frames, steps = run(FakeEngine(0, sleeper(slept)), params(), kept)
+    assert frames == frames_of(params())
+    assert steps == list(range(done + 1, 11))
+    assert len(slept) == len(steps)
+    assert kept.resumed_at == ([done] if done else [])
+
+
+@pytest.mark.parametrize(("every", "saved"), [(1, 9), (4, 2), (5, 1), (10, 0)])
+def test_it_keeps_every_so_many_steps_but_never_the_last(every: int, saved: int) -> None:
+    kept = Kept(every)
+    run(FakeEngine(0), params(), kept)
+    assert kept.saved == saved
+
+
+def test_what_another_request_or_nobody_has_kept_is_passed_over() -> None:
+    kept = Kept(4)
+    abandon(FakeEngine(0), params(), kept, at=5)
+    for other in (params(seed=1), params("a dog"), params(frames=4)):
+        assert run(FakeEngine(0), other, Kept(4, kept.data))[1] == list(range(1, 11))
+    assert run(FakeEngine(0), params(), Kept(4, b"garbage"))[1] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("at", [4, 6, 10])
+def test_a_command_is_obeyed_wherever_the_run_goes_on(at: int) -> None:
+    asked = params("fake:warn Watch out.")
+    kept = Kept(1)
+    abandon(FakeEngine(0), asked, kept, at)
+    assert FakeEngine(0).generate(asked, ignore, kept).warnings == ("Watch out.",)

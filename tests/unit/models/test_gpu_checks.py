@@ -15,6 +15,7 @@ from models.mochi.engine import MochiEngine
 from models.mochi.parts import Parts
 from tests.gpu.checks import (
     Model,
+    check_that_a_run_goes_on_where_another_was_abandoned,
     check_that_frames_are_the_same_twice,
     check_that_frames_reach_main_memory,
     check_that_it_survives_too_large_a_request,
@@ -61,6 +62,10 @@ def test_a_wait_in_a_step_is_not_overlooked(engine: MochiEngine) -> None:
 
 def test_frames_are_the_same_to_the_last_bit_twice(engine: MochiEngine) -> None:
     check_that_frames_are_the_same_twice(engine)
+
+
+def test_a_run_goes_on_where_another_was_abandoned(engine: MochiEngine) -> None:
+    check_that_a_run_goes_on_where_another_was_abandoned(engine)
 
 
 def test_a_request_that_does_not_fit_leaves_the_engine_unharmed(

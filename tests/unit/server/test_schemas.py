@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from itsdangerous import Signer
 from pydantic import BaseModel
 
 from models.engine import Traits
@@ -38,7 +37,7 @@ def test_status_and_result_after_the_end_have_the_warnings_or_an_empty_list(
 ) -> None:
     done = job(Status.COMPLETED, warnings_json=kept)
     assert shown(status_body(done, LINKS))["warnings"] == warnings
-    assert shown(result_body(done, LINKS, Signer("secret")))["warnings"] == warnings
+    assert shown(result_body(done, "http://here/v"))["warnings"] == warnings
 
 
 def test_a_failure_has_neither_warnings_nor_precision() -> None:
@@ -52,7 +51,7 @@ def test_a_failure_has_neither_warnings_nor_precision() -> None:
 def test_a_result_has_the_precision_of_its_model_if_there_was_one(
     kept: str, part: dict[str, str]
 ) -> None:
-    result = shown(result_body(job(Status.COMPLETED, precision=kept), LINKS, Signer("secret")))
+    result = shown(result_body(job(Status.COMPLETED, precision=kept), "http://here/v"))
     assert {name: result[name] for name in result if name == "precision"} == part
 
 

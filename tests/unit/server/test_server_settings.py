@@ -50,7 +50,19 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MOCHI_MOCK", "perhaps"),
         ("MOCHI_REDIS_URL", "http://broker"),
         ("MOCHI_LEASE_SECONDS", "1"),
+        ("MOCHI_CHECKPOINT_STEPS", "-1"),
+        ("MOCHI_CHECKPOINT_STEPS", "2.5"),
         ("MOCHI_RETENTION_SECONDS", "inf"),
+        ("MOCHI_OUTPUTS", "/videos"),
+        ("MOCHI_OUTPUTS", "s3://"),
+        ("MOCHI_OUTPUTS", "s3://ab"),
+        ("MOCHI_OUTPUTS", "s3://Bucket"),
+        ("MOCHI_OUTPUTS", "gs://bucket"),
+        ("MOCHI_OUTPUTS", "s3://key:secret@bucket"),
+        ("MOCHI_OUTPUTS", "s3://bucket//x"),
+        ("MOCHI_OUTPUTS", "s3://bucket/../x"),
+        ("MOCHI_OUTPUTS", "s3://bucket/x y"),
+        ("MOCHI_OUTPUTS", "s3://bucket/x\n"),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_variable(
@@ -68,6 +80,7 @@ def test_a_bad_value_is_refused_by_the_name_of_its_variable(
         ("MOCHI_DEVICE", "cpu", "like cuda or cuda:1"),
         ("MOCHI_REVISION", "main", "40 hex digits"),
         ("MOCHI_PUBLIC_URL", "videos.example", "like https://videos.example"),
+        ("MOCHI_OUTPUTS", "bucket/prefix", "like s3://bucket/prefix"),
         ("MOCHI_REDIS_URL", "broker", "like redis://host:6379/0"),
     ],
 )
@@ -99,6 +112,16 @@ def test_a_password_in_a_refused_url_is_not_repeated(monkeypatch: pytest.MonkeyP
     with pytest.raises(SettingsError) as error:
         load(monkeypatch, MOCHI_REDIS_URL="http://:hunter2@broker")
     assert "hunter2" not in str(error.value)
+
+
+def test_of_two_settings_that_exclude_each_other_both_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch, MOCHI_CHECKPOINT_STEPS="5", MOCHI_STEP_CACHE="0.1")
+    assert str(error.value).startswith(
+        "MOCHI_CHECKPOINT_STEPS: got '5'. It does not go with MOCHI_STEP_CACHE: set one of the two "
+    )
 
 
 def test_an_unknown_variable_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from redis import Redis
 
@@ -11,32 +9,34 @@ from tests.jobs import end_lease, find, live, pop, submit, waiting
 from worker import keyspace
 from worker.fleet import fleet
 from worker.job import Status
-from worker.reconciler import MISSING_SECONDS, MOST_REPAIRS, POPPED_SECONDS, Reconciler
-from worker.store import JobStore, Lease, Overdue
+from worker.reconciler import (
+    MISSING_SECONDS,
+    MOST_REPAIRS,
+    POPPED_SECONDS,
+    SETTLE_SECONDS,
+    Reconciler,
+)
+from worker.store import JobStore, Lease
 
 LEASE_SECONDS = 10.0
 RETENTION_SECONDS = 60.0
 
 
-class Clock(JobStore):
-    """A store whose broker has the time that the test says."""
-
-    seconds = 0.0
-
-    def overdue(self) -> Overdue:
-        return replace(super().overdue(), broker_seconds=self.seconds)
-
-
 class Bench:
-    """A reconciler that looks every second of its own time, and has done so for a lease."""
+    """A reconciler that looks every second, as the test passes them, and has done so for long."""
 
-    def __init__(self, redis: Redis, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(
+        self, redis: Redis, lease_seconds: float = LEASE_SECONDS, looks: float = LEASE_SECONDS
+    ) -> None:
         self.now = 0.0
-        self.store = Clock(redis, lease_seconds=lease_seconds, retention_seconds=RETENTION_SECONDS)
+        self.redis = redis
+        self.store = JobStore(
+            redis, lease_seconds=lease_seconds, retention_seconds=RETENTION_SECONDS
+        )
         self.reconciler = Reconciler(
             self.store, lease_seconds=lease_seconds, monotonic=lambda: self.now
         )
-        self.look(lease_seconds)
+        self.look(looks)
 
     def look(self, seconds: float) -> None:
         """Once a second for so long."""
@@ -47,7 +47,14 @@ class Bench:
     def sleep(self, seconds: float) -> None:
         """Without a look, as when the broker does not answer."""
         self.now += seconds
-        self.store.seconds += seconds
+        self.set_clock(seconds)
+        if self.redis.exists(keyspace.LOOKS):
+            self.redis.hincrby(keyspace.LOOKS, "since", -round(seconds * 1000))
+
+    def set_clock(self, seconds: float) -> None:
+        """As if the broker's were ahead by so much now, and the last look were long ago."""
+        if self.redis.exists(keyspace.LOOKS):
+            self.redis.hincrby(keyspace.LOOKS, "last", -round(seconds * 1000))
 
 
 @pytest.fixture
@@ -73,28 +80,34 @@ def test_a_run_whose_lease_ended_is_queued_again_at_the_next_look(
     assert waiting(redis) == [request_id]
 
 
-def test_a_new_reconciler_waits_for_a_lease_before_it_trusts_any(
+def test_a_new_reconciler_relies_on_those_who_have_looked_before(
     bench: Bench, redis: Redis, redis_url: str
 ) -> None:
-    """An outage, of which it knows nothing, may just have ended."""
+    """Workers that die one after the other, and young, must not keep the dead unnoticed."""
     request_id = start(bench, redis, redis_url)
-    newcomer = Reconciler(bench.store, lease_seconds=LEASE_SECONDS, monotonic=lambda: bench.now)
-    for _ in range(round(LEASE_SECONDS) - 1):
-        bench.sleep(1)
-        newcomer.pass_over()
-    assert find(redis_url, request_id).status is Status.PROCESSING
-    bench.sleep(1)
-    newcomer.pass_over()
+    Reconciler(bench.store, lease_seconds=LEASE_SECONDS).pass_over()
     assert find(redis_url, request_id).status is Status.QUEUED
 
 
-def test_after_an_outage_leases_count_again_when_one_has_gone_by(
+def test_where_nobody_has_looked_it_lets_workers_beat_before_it_trusts_leases(
+    redis: Redis, redis_url: str
+) -> None:
+    """An outage may just have ended."""
+    bench = Bench(redis, looks=0)
+    request_id = start(bench, redis, redis_url)
+    bench.look(SETTLE_SECONDS)
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+def test_after_an_outage_leases_count_again_when_workers_have_had_time_to_beat(
     bench: Bench, redis: Redis, redis_url: str
 ) -> None:
     bench.look(3)
     request_id = start(bench, redis, redis_url)
     bench.sleep(LEASE_SECONDS)
-    bench.look(LEASE_SECONDS)
+    bench.look(SETTLE_SECONDS)
     assert find(redis_url, request_id).status is Status.PROCESSING
     bench.look(1)
     assert find(redis_url, request_id).status is Status.QUEUED
@@ -124,13 +137,13 @@ def test_the_shortest_lease_is_trusted_although_looks_are_as_far_apart(
 
 
 @pytest.mark.parametrize("hours", [1, -1])
-def test_a_broker_whose_clock_is_set_gives_workers_a_lease_to_beat(
+def test_a_broker_whose_clock_is_set_gives_workers_time_to_beat(
     bench: Bench, redis: Redis, redis_url: str, hours: int
 ) -> None:
     bench.look(3)
     request_id = start(bench, redis, redis_url)
-    bench.store.seconds += hours * 3600
-    bench.look(LEASE_SECONDS)
+    bench.set_clock(hours * 3600)
+    bench.look(SETTLE_SECONDS)
     assert find(redis_url, request_id).status is Status.PROCESSING
     bench.look(1)
     assert find(redis_url, request_id).status is Status.QUEUED

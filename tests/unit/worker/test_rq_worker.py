@@ -28,6 +28,7 @@ from worker.dispatch import TASK, rq_fields
 from worker.errors import BrokerUnavailableError
 from worker.job import Status
 from worker.lifeline import WITH_PARENT
+from worker.outputs import LocalOutputs
 from worker.rq_worker import EngineWorker
 from worker.settings import WorkerSettings
 from worker.stop import Stop
@@ -144,7 +145,8 @@ def test_a_broken_engine_ends_the_worker_as_a_failure(
 
     monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
     first, second = (submit(redis_url, "fake:broken") for _ in range(2))
-    assert not work("ann", Broken(0), WorkerSettings(data_dir=tmp_path, redis_url=redis_url))
+    settings = WorkerSettings(data_dir=tmp_path, redis_url=redis_url)
+    assert not work("ann", Broken(0), LocalOutputs(settings.outputs_dir), settings)
     assert find(redis_url, first).status is Status.PROCESSING
     assert find(redis_url, second).attempt == 0
 
@@ -238,7 +240,7 @@ def test_a_second_sigterm_leaves_a_result_that_waits_for_the_broker(stack: Stack
     worker, request_id = finished_without_a_broker(stack)
     worker.terminate()
     assert worker.wait(PATIENCE_SECONDS) == 0
-    assert "run.unfinished" in stack.log_of(worker)
+    assert "run.left_behind" in stack.log_of(worker)
     stack.broker.start()
     assert find(stack.broker.url, request_id).status is Status.PROCESSING
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from models.engine import Clip, Engine, OnStep, Traits
+from models.engine import Checkpoints, Clip, Engine, OnStep, Traits
 from models.errors import EngineBrokenError
 from models.fake import FakeEngine
 from models.params import GenerateParams
 from tests.jobs import end_lease, find, live, pop, submit, waiting
 from worker import keyspace
+from worker.contact import Contact
 from worker.errors import BrokerUnavailableError
 from worker.fleet import fleet
 from worker.heart import Heart
@@ -45,8 +46,10 @@ class Hooked(FakeEngine):
         self.steps += 1
         self._at_step(self.steps)
 
-    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
-        clip = super().generate(params, on_step)
+    def generate(
+        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+    ) -> Clip:
+        clip = super().generate(params, on_step, checkpoints)
         return replace(clip, frames=self._frames(clip))
 
     def _frames(self, clip: Clip) -> Iterator[bytes]:
@@ -57,14 +60,16 @@ class Hooked(FakeEngine):
 class Stubborn(Hooked):
     """Goes on whatever a step raises, as code with a bare `except Exception` does."""
 
-    def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
+    def generate(
+        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+    ) -> Clip:
         def swallow(step: int, total: int) -> None:
             try:
                 on_step(step, total)
             except Exception:  # noqa: BLE001
                 time.sleep(0)
 
-        return super().generate(params, swallow)
+        return super().generate(params, swallow, checkpoints)
 
 
 class Desk:
@@ -75,9 +80,12 @@ class Desk:
         self.folder = folder
         self.outputs = LocalOutputs(folder)
         self.store = JobStore(redis, lease_seconds=10, retention_seconds=60)
+        self.checkpoint_steps = 0
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
-        self.heart = Heart(live("ann"), self.store, reconciler, stall_seconds=60, stop=self.stop)
+        self.heart = Heart(
+            live("ann"), self.store, reconciler, Contact(url), stall_seconds=60, stop=self.stop
+        )
 
     def runner(self, engine: Engine, run_seconds: float = 60) -> Runner:
         return Runner(
@@ -87,6 +95,7 @@ class Desk:
             self.outputs,
             self.heart,
             run_seconds=run_seconds,
+            checkpoint_steps=self.checkpoint_steps,
             stop=self.stop,
         )
 
@@ -269,8 +278,10 @@ def test_the_time_limit_ends_a_run_at_its_next_step(desk: Desk, kind: type[Hooke
 
 def test_the_time_limit_holds_while_frames_are_decoded(desk: Desk) -> None:
     class SlowDecoder(FakeEngine):
-        def generate(self, params: GenerateParams, on_step: OnStep) -> Clip:
-            clip = super().generate(params, on_step)
+        def generate(
+            self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        ) -> Clip:
+            clip = super().generate(params, on_step, checkpoints)
             return replace(clip, frames=self._decoded(clip))
 
         def _decoded(self, clip: Clip) -> Iterator[bytes]:

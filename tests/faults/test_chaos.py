@@ -1,0 +1,61 @@
+"""`bench chaos` as a test: everything breaks, and every accepted request still ends once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from server.bench.chaos.accounting import COMPLETED, WORKER_LOST
+from server.bench.chaos.clients import SAY_TWICE
+from server.bench.chaos.experiment import experiment
+from server.bench.chaos.faults import Kind
+from server.bench.chaos.report import Plan, Report, broken_promises
+
+
+def assert_promises_are_kept(report: Report, jobs: int, figure: Callable[[str], None]) -> None:
+    assert list(broken_promises(report)) == []
+    kept = report.account
+    assert (kept.lost, kept.duplicated, kept.violations) == ([], [], [])
+    assert (kept.acknowledged, kept.terminal) == (jobs, jobs)
+    assert kept.answers == {1: jobs}
+    assert set(kept.failed) <= {WORKER_LOST}
+    assert kept.completed > jobs / 2, COMPLETED
+    assert report.replayed >= jobs // SAY_TWICE
+    assert (report.gave_up, report.died, report.stuck, report.processes_left) == (0, [], [], [])
+    runs = ", ".join(f"{count} ran {times}x" for times, count in kept.runs.items())
+    faults = sum(report.faults.values())
+    figure(f"of {jobs} acknowledged {kept.terminal} ended: {runs}; {faults} faults")
+    assert set(report.logged_errors) <= {"run.unfinished"}  # told to stop while the broker is away
+
+
+def test_f28_nothing_is_lost_or_done_twice_in_a_short_chaos(
+    tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    plan = Plan(seconds=12, seed=1, jobs=24, workers=3, lease_seconds=2)
+    report = experiment(plan, tmp_path)
+    assert_promises_are_kept(report, 24, figure)
+    assert set(report.faults) == set(Kind) - {Kind.CONNECTIONS}
+    assert sum(report.account.reruns.values()) >= 1  # it was a chaos
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_f28_nothing_is_lost_or_done_twice_in_a_minute_of_chaos(
+    tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    plan = Plan(seconds=60, seed=1, jobs=120, workers=3, lease_seconds=10)
+    report = experiment(plan, tmp_path)
+    assert_promises_are_kept(report, 120, figure)
+
+
+def test_f28_nothing_is_lost_when_a_broker_drops_all_connections_again_and_again(
+    tmp_path: Path, redis: Redis, redis_url: str, figure: Callable[[str], None]
+) -> None:
+    plan = Plan(seconds=10, seed=1, jobs=20, workers=3, lease_seconds=2)
+    report = experiment(plan, tmp_path, redis_url)
+    assert_promises_are_kept(report, 20, figure)
+    assert report.faults[Kind.CONNECTIONS] >= 1
+    assert redis.dbsize() == 0

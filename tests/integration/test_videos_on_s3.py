@@ -1,0 +1,249 @@
+"""The whole product with its videos in a bucket: links, blocking calls, expiry, and an outage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from typing_extensions import override
+
+from server.client import Client
+from server.links import Links, load_signer
+from tests.s3 import SECRET, ObjectStore
+from tests.stack import Stack, eventually
+from tests.wire import refusal
+from worker.connection import connect_gateway
+
+POND = {"prompt": "a pond", "frames": 3, "steps": 10}
+FAKE = {"engine": "fake", "fake_step_seconds": "0.01"}
+RETENTION_SECONDS = 300
+MEGABYTE = 1_000_000
+
+
+class Bucket(Stack):
+    """A stack that keeps its videos in a new bucket."""
+
+    def __init__(self, folder: Path, store: ObjectStore, **settings: str) -> None:
+        self.s3 = store
+        self.bucket = store.new_bucket()
+        super().__init__(folder, outputs=f"s3://{self.bucket}/videos", **FAKE, **settings)
+
+    @override
+    def __enter__(self) -> Bucket:
+        super().__enter__()
+        return self
+
+    def objects(self) -> list[str]:
+        return self.s3.keys(self.bucket)
+
+    def key_of(self, request_id: str) -> str:
+        return f"videos/{self.record(request_id)['file_name']}"
+
+    @cached_property
+    def client(self) -> httpx.Client:
+        """With one key for all requests."""
+        return self.http()
+
+    def ended(self) -> httpx.Response:
+        """The result of a new request, when it has one."""
+        submitted = self.client.post("/v2/mochi-1", json=POND).json()
+        path = urlsplit(submitted["response_url"]).path
+
+        def final() -> httpx.Response | None:
+            answer = self.client.get(path)
+            return answer if answer.json()["status"] in {"COMPLETED", "FAILED"} else None
+
+        answer = eventually(final)
+        assert answer
+        return answer
+
+
+@pytest.fixture(scope="module")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, shared_object_store: ObjectStore
+) -> Iterator[Bucket]:
+    settings = {"retention_seconds": str(RETENTION_SECONDS), "stall_seconds": "4"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in shared_object_store.environ().items():
+            patch.setenv(name, value)
+        folder = tmp_path_factory.mktemp("s3")
+        with Bucket(folder, shared_object_store, **settings) as stack:
+            stack.start_gateway()
+            stack.start_worker()
+            yield stack
+
+
+@pytest.fixture
+def stack(shared: Bucket) -> Iterator[Bucket]:
+    """A gateway and a worker on a store that behaves."""
+    yield shared
+    shared.s3.heal()
+
+
+@pytest.fixture(scope="module")
+def made(shared: Bucket) -> dict[str, Any]:
+    """The result of a request."""
+    body: dict[str, Any] = shared.ended().json()
+    return body
+
+
+def own_link(stack: Bucket, request_id: str) -> str:
+    """The gateway's own link, which answers do not have here and which works all the same."""
+
+    async def sign() -> str:
+        async with connect_gateway(stack.broker.url) as redis:
+            return Links(stack.url, request_id).video(await load_signer(redis))
+
+    return asyncio.run(sign())
+
+
+def test_a_result_links_to_the_object_itself_for_as_long_as_it_lives(
+    stack: Bucket, made: dict[str, Any]
+) -> None:
+    key = stack.key_of(made["request_id"])
+    link = urlsplit(made["output"])
+    assert made["output"] == made["video"]["url"]
+    assert made["output"].startswith(f"{stack.s3.url}/{stack.bucket}/{key}?")
+    (seconds,) = parse_qs(link.query)["X-Amz-Expires"]
+    assert RETENTION_SECONDS - 30 <= int(seconds) <= RETENTION_SECONDS
+    answer = httpx.get(made["output"])
+    assert answer.headers["content-type"] == "video/mp4"
+    assert answer.content[4:8] == b"ftyp"
+    assert len(answer.content) == made["video"]["file_size"]
+    assert httpx.get(made["output"], headers={"range": "bytes=4-7"}).content == b"ftyp"
+    assert stack.outputs() == []  # no draft stays on the disk
+
+
+def test_a_blocking_call_answers_with_the_bytes(stack: Bucket) -> None:
+    answer = stack.client.post("/v1/mochi-1", json=POND | {"width": 1})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "video/mp4"
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert answer.headers["x-seed-value"] == "985521"
+    assert answer.headers["x-ignored-parameters"] == "width"
+    key = stack.key_of(answer.headers["x-request-id"])
+    assert answer.content == stack.s3.get(stack.bucket, key)
+
+
+def test_the_gateways_own_link_serves_the_whole_and_ranges(
+    stack: Bucket, made: dict[str, Any]
+) -> None:
+    link = own_link(stack, made["request_id"])
+    content = httpx.get(made["output"]).content
+    assert httpx.get(link).content == content
+    part = httpx.get(link, headers={"range": "bytes=-100"})
+    assert (part.status_code, part.content) == (206, content[-100:])
+    assert httpx.head(link).headers["content-length"] == str(len(content))
+    beyond = httpx.get(link, headers={"range": f"bytes={len(content)}-"})
+    assert f"{len(content):,} bytes" in refusal(beyond, 416)
+
+
+def test_our_own_client_downloads_it_and_keeps_its_key_to_itself(
+    stack: Bucket, tmp_path: Path
+) -> None:
+    stack.s3.heal()
+    client = Client(stack.url, stack.key())
+    client.generate(POND, tmp_path / "pond.mp4")
+    client._http.close()  # it cannot be closed otherwise
+    assert (tmp_path / "pond.mp4").read_bytes()[4:8] == b"ftyp"
+    assert "GET" in stack.s3.asked
+    assert "x-api-key" not in stack.s3.headers_seen
+
+
+def test_the_sdk_gets_both(stack: Bucket) -> None:
+    result = stack.sdk().run("mochi-1", **POND)
+    assert httpx.get(result["output"]).content[4:8] == b"ftyp"
+    assert stack.sdk().run_sync("mochi-1", **POND).content[4:8] == b"ftyp"
+
+
+def test_a_store_that_gives_no_byte_is_a_clean_500_with_the_id(stack: Bucket) -> None:
+    stack.s3.fail("GET", then=403)
+    answer = stack.client.post("/v1/mochi-1", json=POND)
+    assert "The video cannot be read" in refusal(answer, 500)
+    request_id = answer.json()["request_id"]
+    stack.s3.heal()
+    result = stack.client.get(f"/v2/requests/{request_id}").json()
+    assert httpx.get(result["output"]).is_success
+
+
+def test_a_store_that_breaks_off_breaks_the_answer_off(stack: Bucket) -> None:
+    made = stack.ended().json()
+    record = f"mochi:request:{made['request_id']}"
+    stack.redis.hset(record, "file_size", 3 * MEGABYTE)
+    key = stack.key_of(made["request_id"])
+    stack.s3.put(stack.bucket, key, os.urandom(3 * MEGABYTE))
+    stack.s3.fail("GET", "cut", then=403)
+    received: list[bytes] = []
+    with httpx.stream("GET", own_link(stack, made["request_id"])) as answer:
+        assert answer.status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            received.extend(answer.iter_raw())
+    assert stack.client.get("/healthz").is_success
+
+
+def test_an_outage_at_the_end_fails_the_request_and_not_the_worker(stack: Bucket) -> None:
+    before = stack.objects()
+    stack.s3.fail("PUT", then=503)
+    answer = stack.ended()
+    assert answer.status_code == 422
+    assert answer.json()["error_code"] == "storage"
+    assert answer.json()["error"].startswith("The video cannot be kept: the object store")
+    assert stack.objects() == before
+    assert stack.outputs() == []
+    stack.s3.heal()
+    assert stack.ended().json()["status"] == "COMPLETED"
+    assert all(process.poll() is None for process in stack.processes)
+    assert stack.live_workers() == 1
+
+
+def test_no_log_has_a_secret_or_a_signature(stack: Bucket) -> None:
+    logs = stack.logs()
+    assert "storage.failed" in logs or "worker.ready" in logs
+    assert SECRET not in logs
+    assert "X-Amz-Signature" not in logs
+
+
+def test_an_expired_video_is_taken_from_the_bucket(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
+    with Bucket(tmp_path, object_store, retention_seconds="2") as stack:
+        stack.start_gateway()
+        stack.start_worker()
+        object_store.put(stack.bucket, "videos/holiday.mp4", b"of somebody else")
+        made = stack.ended().json()
+        assert stack.key_of(made["request_id"]) in stack.objects()
+        eventually(lambda: stack.objects() == ["videos/holiday.mp4"], seconds=15)
+        assert stack.client.get(f"/v2/requests/{made['request_id']}").status_code == 404
+
+
+def test_a_worker_waits_for_a_store_that_is_away(object_store: ObjectStore, tmp_path: Path) -> None:
+    with Bucket(tmp_path, object_store) as stack:
+        object_store.fail("PUT", then=503)
+        worker = stack.start("worker")
+        eventually(lambda: "outputs.away" in stack.log_of(worker))
+        assert worker.poll() is None
+        assert stack.live_workers() == 0
+        object_store.heal()
+        eventually(lambda: stack.live_workers() == 1)
+
+
+def test_a_start_with_a_store_that_cannot_be_used_ends_with_a_remedy(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
+    with Bucket(tmp_path, object_store) as stack:
+        other = stack.start("worker", environ={"MOCHI_OUTPUTS": "s3://no-such-bucket"})
+        gateway = stack.start("server", environ={"AWS_ENDPOINT_URL": "minio:9000"})
+        for process, said in [
+            (other, "MOCHI_OUTPUTS: there is no bucket for s3://no-such-bucket. Make it"),
+            (gateway, "AWS_ENDPOINT_URL: got 'minio:9000'. It is the address"),
+        ]:
+            assert process.wait(30) == os.EX_CONFIG
+            assert said in stack.log_of(process)
+            assert "Traceback" not in stack.log_of(process)
