@@ -67,7 +67,11 @@ def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Sta
     eventually(lambda: not stack.outputs(), seconds=3 * SECONDS)
     worker.terminate()
     assert worker.wait(20) == 0
-    assert keys(stack) == before | {keyspace.LINK_SECRET, keyspace.RQ_QUEUES}
+    assert keys(stack) == before | {
+        keyspace.LINK_SECRET,
+        keyspace.LOOKS,
+        keyspace.RQ_QUEUES,
+    }
     again = first.submit(key="done")
     assert again != done
 
