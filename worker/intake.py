@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
@@ -58,6 +59,7 @@ class Intake:
         self._look = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._submits = Batch(self._submit_all)
+        self._cancels = Batch(self._cancel_all)
         self._roll_calls = Batch(self._call_for_all)
 
     async def submit(
@@ -117,10 +119,7 @@ class Intake:
         Raises:
             RequestNotFoundError: never made, expired, or made with another key.
         """
-        with broker_errors():
-            answer = await self._cancel(
-                keyspace.for_scripts(request_id), [request_id, owner, self._retention_ms, CANCELLED]
-            )
+        answer = await self._cancels.ask((request_id, owner))
         if answer is None:
             raise RequestNotFoundError(request_id)
         return Cancellation(answer)
@@ -189,6 +188,13 @@ class Intake:
             await self._redis.script_load(self._submit.script)
             return await self._submit_all(arguments)
         return answers
+
+    async def _cancel_all(self, asked: list[tuple[str, str]]) -> list[Any]:
+        cancels = (
+            self._cancel(keyspace.for_scripts(name), [name, owner, self._retention_ms, CANCELLED])
+            for name, owner in asked
+        )
+        return await asyncio.gather(*cancels, return_exceptions=True)
 
     async def _call_for_all(self, questions: list[None]) -> list[list[LiveWorker]]:
         return [read_all(await self._alive(keyspace.for_scripts()))] * len(questions)

@@ -160,4 +160,6 @@ def _optional_int(text: str | None) -> int | None:
 
 
 def _seconds_between(start: int | None, end: int | None) -> float | None:
-    return (end - start) / 1000 if start is not None and end is not None else None
+    if start is None or end is None:
+        return None
+    return max(0, end - start) / 1000  # the broker's clock may have been set back meanwhile

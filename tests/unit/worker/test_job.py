@@ -77,6 +77,11 @@ def test_a_request_that_failed_before_any_start_has_a_total_time_only() -> None:
     assert (lost.queue_seconds, lost.inference_seconds, lost.total_seconds) == (None, None, 8.0)
 
 
+def test_a_clock_that_was_set_back_makes_no_time_negative() -> None:
+    ended = job(created_at=3_601_000, started_at=3_602_000, ended_at=9_000)
+    assert (ended.queue_seconds, ended.inference_seconds, ended.total_seconds) == (1.0, 0, 0)
+
+
 @pytest.mark.parametrize(("attempt", "retries"), [(0, 0), (1, 0), (2, 1), (3, 2)])
 def test_retries_are_the_runs_after_the_first(attempt: int, retries: int) -> None:
     assert job(attempt=attempt).retries == retries

@@ -25,7 +25,6 @@ from worker import keyspace
 from worker.__main__ import work
 from worker.connection import WORKER_TIMEOUT_SECONDS, connect_worker
 from worker.dispatch import TASK, rq_fields
-from worker.errors import BrokerUnavailableError
 from worker.job import Status
 from worker.lifeline import WITH_PARENT
 from worker.outputs import LocalOutputs
@@ -106,25 +105,6 @@ def test_a_worker_leaves_nothing_in_rqs_registry(stack: Stack) -> None:
     request_id = submit(stack.broker.url)
     eventually(lambda: find(stack.broker.url, request_id).status is Status.COMPLETED)
     assert stack.redis.keys("rq:worker*") == []
-
-
-def test_a_broker_whose_memory_is_full_still_gets_every_result(stack: Stack) -> None:
-    worker = stack.start_worker()
-    running, queued = (submit(stack.broker.url, steps=SLOW) for _ in range(2))
-    eventually(lambda: is_running(stack, running))
-    stack.redis.config_set("maxmemory", "1")
-    with pytest.raises(BrokerUnavailableError):
-        submit(stack.broker.url)
-    for request_id in (running, queued):
-        eventually(lambda: find(stack.broker.url, request_id).status is Status.COMPLETED)  # noqa: B023
-    time.sleep(2)  # idle, and refused
-    with pytest.raises(BrokerUnavailableError):
-        submit(stack.broker.url)
-    stack.redis.config_set("maxmemory", "0")
-    later = submit(stack.broker.url)
-    eventually(lambda: find(stack.broker.url, later).status is Status.COMPLETED)
-    assert worker.poll() is None
-    assert {find(stack.broker.url, name).attempt for name in (running, queued, later)} == {1}
 
 
 def test_a_record_that_makes_no_sense_is_left_and_the_worker_goes_on(stack: Stack) -> None:

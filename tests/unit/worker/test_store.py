@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import Redis
@@ -24,7 +23,6 @@ from worker.job import Status
 from worker.live import LiveWorker
 from worker.store import JobStore, Lease, Recovery, Result
 
-REAPERS = 3
 RESULT = Result("a.mp4", 17)
 
 
@@ -40,23 +38,6 @@ def started(store: JobStore, redis: Redis, run: str = "run") -> Lease:
     lease = Lease(request_id, run)
     assert store.start(lease, "ann") is not None
     return lease
-
-
-def test_three_reapers_at_once_requeue_exactly_once(redis: Redis, redis_url: str) -> None:
-    clients = [connect_briefly(redis_url) for _ in range(REAPERS)]
-    stores = [JobStore(client, lease_seconds=10, retention_seconds=60) for client in clients]
-    with ThreadPoolExecutor(REAPERS) as threads:
-        for _ in range(30):
-            request_id = submit(redis_url)
-            started(stores[0], redis)
-            end_lease(redis, request_id)
-            outcomes = list(threads.map(lambda store: store.reap(request_id), stores))  # noqa: B023
-            assert outcomes.count(Recovery.REQUEUED) == 1
-            assert outcomes.count(None) == REAPERS - 1
-            assert waiting(redis) == [request_id]
-            redis.flushall()
-    for client in clients:
-        client.close()
 
 
 def test_requests_are_run_in_the_order_they_came(redis: Redis, redis_url: str) -> None:

@@ -1,0 +1,86 @@
+"""F29: after the hour, here a few seconds, nothing of a request is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.faults.client import Client, events
+from tests.stack import Stack, eventually
+from worker import keyspace
+
+SECONDS = 3.0
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    settings = {"engine": "fake", "fake_step_seconds": "0.05", "lease_seconds": "2"}
+    with Stack(tmp_path, retention_seconds=str(SECONDS), **settings) as stack:
+        stack.start_gateway()
+        yield stack
+
+
+def keys(stack: Stack) -> set[str]:
+    return set(map(str, stack.redis.keys("*")))
+
+
+def answers(client: Client, request_id: str) -> set[int]:
+    paths = [
+        f"/v2/requests/{request_id}/status",
+        f"/v2/requests/{request_id}",
+        f"/v1/requests/{request_id}",
+    ]
+    return {client.http.get(path).status_code for path in paths}
+
+
+def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Stack) -> None:
+    """However it ended, and with it its idempotency key, and the turns of those who asked."""
+    first, second = Client(stack), Client(stack)
+    before = keys(stack)
+    assert before == {keyspace.API_KEYS}
+    died = first.submit(steps=20)
+    killed = stack.start_worker()
+    first.running(died)
+    killed.kill()
+    done, failed = first.submit(key="done"), second.submit("fake:fail no", key="failed")
+    cancelled_waiting, cancelled_running = second.submit(key="waiting"), second.submit(steps=75)
+    assert second.http.delete(f"/v2/requests/{cancelled_waiting}").status_code == 202
+    worker = stack.start_worker()
+    link = first.ended(done)["output"]
+    path = urlsplit(link)._replace(scheme="", netloc="").geturl()
+    assert first.http.get(path).status_code == 200
+    second.running(cancelled_running)
+    assert second.http.delete(f"/v2/requests/{cancelled_running}").status_code == 202
+    blocking = first.http.post("/v1/mochi-1", json={"prompt": "now", "steps": 10, "frames": 1})
+    assert blocking.headers["content-type"] == "video/mp4"
+    mine = {died, done, blocking.headers["x-request-id"]}
+    others = {failed, cancelled_waiting, cancelled_running}
+    for client, ids in ((first, mine), (second, others)):
+        for request_id in ids:
+            eventually(lambda: answers(client, request_id) == {404}, seconds=2 * SECONDS)  # noqa: B023
+    made = {entry["request_id"] for entry in events(stack, worker, "run.completed")}
+    assert made == mine
+    assert first.http.get(path).status_code == 404
+    eventually(lambda: not stack.outputs(), seconds=3 * SECONDS)
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert keys(stack) == before | {
+        keyspace.LINK_SECRET,
+        keyspace.LOOKS,
+        keyspace.RQ_QUEUES,
+    }
+    again = first.submit(key="done")
+    assert again != done
+
+
+def test_f29_what_waits_does_not_expire(stack: Stack) -> None:
+    client = Client(stack)
+    waits = client.submit(key="kept")
+    with pytest.raises(AssertionError, match="not within"):
+        eventually(lambda: answers(client, waits) != {200}, seconds=1.5 * SECONDS)
+    assert client.submit(key="kept") == waits
+    stack.start_worker()
+    client.assert_made_once(waits)
