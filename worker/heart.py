@@ -75,9 +75,8 @@ class Heart(threading.Thread):
         takes_more = not self._told.soon
         if run is None:
             orders = self._store.beat(self._worker, takes_more=takes_more)
-        elif self._told.now:
-            # Not left to the run: its step, or a call that hangs, may last longer than we may.
-            self._store.give_back(run.lease)
+        elif self._told.now and run.is_watched:
+            self._give_back(run)
             return
         else:
             orders = self._store.beat(self._worker, run.lease, run.step, takes_more=takes_more)
@@ -88,6 +87,13 @@ class Heart(threading.Thread):
         if Order.DRAIN in orders and not self._told.soon:
             self._told.drain()
             _log.info("worker.draining", worker=self._worker.name)
+
+    def _give_back(self, run: Run) -> None:
+        """Not left to the run: its step, or a call that hangs, may last longer than we may."""
+        if not run.is_given_back:
+            _log.info("run.given_back", request_id=run.lease.request_id, step=run.step)
+            run.is_given_back = True
+        self._store.give_back(run.lease)
 
     def _end_if_hung(self) -> None:
         """A call that never returns cannot be interrupted: only the end of the process frees it."""

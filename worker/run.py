@@ -46,6 +46,7 @@ class Run:
         cancelled: set by the heart when the client wants it no more.
         step: denoising steps done.
         is_watched: whether silence means that the engine hangs.
+        is_given_back: set by the heart, which need not wait for the next step.
     """
 
     lease: Lease
@@ -55,6 +56,7 @@ class Run:
     cancelled: Event = field(default_factory=Event)
     step: int = 0
     is_watched: bool = True
+    is_given_back: bool = False
     _started: float = field(default_factory=time.monotonic)
     _last_sign: float = field(default_factory=time.monotonic)
 

@@ -73,8 +73,7 @@ class Runner:
         except LeaseLost:
             log.warning("run.lost")
         except GivenBack:
-            log.info("run.given_back", step=run.step)
-            self._store.give_back(lease)
+            self._give_back(run)
         except EndedEarly as end:
             self._fail(lease, end.error_code, end.error)
         except StorageError as error:
@@ -140,6 +139,11 @@ class Runner:
                 _log.warning("run.refused", request_id=lease.request_id, again_in=pause)
                 time.sleep(pause)
         return self._store.complete(lease, result)
+
+    def _give_back(self, run: Run) -> None:
+        if not run.is_given_back:
+            _log.info("run.given_back", request_id=run.lease.request_id, step=run.step)
+        self._store.give_back(run.lease)
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
         is_ours = self._store.fail(lease, code, error)

@@ -76,6 +76,7 @@ class Account:
 class _Run:
     worker: str
     started: float
+    attempt: str
     end: Event | None = None
 
 
@@ -90,10 +91,9 @@ class _Silence:
 
 @dataclass(frozen=True)
 class _Fate:
-    """What was done to a worker: its end, when it had to give back, while it could not beat."""
+    """What was done to a worker: its end, and while it could not beat."""
 
     gone: Event | None
-    hurried: float
     silences: list[_Silence]
 
 
@@ -138,11 +138,13 @@ def _runs(history: list[Event]) -> dict[str, list[_Run]]:
     runs: defaultdict[str, list[_Run]] = defaultdict(list)
     for event in history:
         if event.what is What.STARTED:
-            runs[event.request_id].append(_Run(event.worker, event.at))
+            runs[event.request_id].append(_Run(event.worker, event.at, event.detail))
         elif event.what in _ENDS:
             for run in runs[event.request_id]:
                 if run.worker == event.worker and run.end is None:
                     run.end = event
+    for its in runs.values():
+        its.sort(key=lambda run: run.attempt)  # one that was given back has that of the next one
     return runs
 
 
@@ -170,11 +172,9 @@ def _fates(history: list[Event], workers: Iterable[str]) -> dict[str, _Fate]:
     for event in history:
         about[event.worker].append(event)
     outages = _silences(history, What.BROKER_DOWN, What.BROKER_UP, Why.OUTAGE)
-    never = float("inf")
     return {
         worker: _Fate(
             gone=next((event for event in about[worker] if event.what in _GONE), None),
-            hurried=next((e.at for e in about[worker] if e.what is What.HURRIED), never),
             silences=[
                 *_joined(
                     [*_silences(about[worker], What.PAUSED, What.RESUMED, Why.PAUSED), *outages]
@@ -187,8 +187,6 @@ def _fates(history: list[Event], workers: Iterable[str]) -> dict[str, _Fate]:
 
 def _why_again(run: _Run, at: float, fate: _Fate, lease_seconds: float) -> Why | None:
     """What explains another run at `at`."""
-    if run.end is not None and run.end.what is What.GIVEN_BACK and fate.hurried <= at:
-        return Why.GIVEN_BACK  # by the thread that beats, before the run itself says so
     end = run.end if run.end is not None and run.end.at <= at else None
     if end is not None and end.what in _GIVEN_UP:
         return _GIVEN_UP[end.what]
@@ -197,8 +195,10 @@ def _why_again(run: _Run, at: float, fate: _Fate, lease_seconds: float) -> Why |
     until = end.at if end is not None else at  # who told of a loss was alive until then
     if fate.gone is not None and fate.gone.at <= until:
         return _GONE[fate.gone.what]
+    # Who was paused in the midst of its start says so when the next run is under way.
+    started = run.started if run.started < at else float("-inf")
     for silence in fate.silences:
-        seconds = min(silence.end, until) - max(silence.start, run.started)
+        seconds = min(silence.end, until) - max(silence.start, started)
         if seconds + SLACK_SECONDS >= lease_seconds:
             return silence.why
     return None

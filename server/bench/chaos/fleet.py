@@ -105,7 +105,6 @@ class Fleet:
 
     def hurry(self, leaver: Member) -> None:
         """SIGTERM again: it gives back what it runs."""
-        self._tell(What.HURRIED, leaver)
         leaver.process.terminate()
 
     def pause_worker(self, place: int) -> Member:

@@ -22,6 +22,7 @@ class What(StrEnum):
     """A client could not have the video of a completed request; `detail` says why."""
 
     STARTED = "run.started"
+    """`detail` is the attempt."""
     COMPLETED = "run.completed"
     FAILED = "run.failed"
     GIVEN_BACK = "run.given_back"
@@ -33,8 +34,6 @@ class What(StrEnum):
 
     KILLED = "killed"
     """SIGKILL to a worker."""
-    HURRIED = "hurried"
-    """A second SIGTERM to a worker: give back what runs."""
     EXITED = "exited"
     """A worker has ended otherwise."""
     PAUSED = "paused"
@@ -78,6 +77,9 @@ _LOGGED = {
 }
 
 
+_DETAILS = {What.STARTED: "attempt", What.FAILED: "error_code", What.RECOVERED: "outcome"}
+
+
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a process's log, without those that are no JSON: a kill may cut the last."""
     for line in path.read_text(errors="replace").splitlines():
@@ -99,5 +101,5 @@ def events_of(path: Path) -> Iterator[Event]:
                 what,
                 request_id=fields["request_id"],
                 worker=path.stem,
-                detail=fields.get("error_code") or fields.get("outcome") or "",
+                detail=str(fields.get(_DETAILS.get(what, ""), "")),
             )

@@ -21,8 +21,8 @@ def accepted(request_id: str = "r", at: float = 0.0, submit: str = "1") -> Event
     return Event(at, What.ACKNOWLEDGED, request_id, detail=submit)
 
 
-def started(at: float, worker: str, request_id: str = "r") -> Event:
-    return Event(at, What.STARTED, request_id, worker)
+def started(at: float, worker: str, request_id: str = "r", attempt: int = 1) -> Event:
+    return Event(at, What.STARTED, request_id, worker, detail=str(attempt))
 
 
 def ended(at: float, worker: str, what: What = What.COMPLETED, request_id: str = "r") -> Event:
@@ -105,11 +105,21 @@ def test_a_run_is_explained_by_what_became_of_the_worker_before(event: Event, wh
     assert kept.runs == {2: 1}
 
 
-def test_a_worker_that_must_hurry_may_give_back_a_run_before_the_run_says_so() -> None:
-    hurried, given_back = fault(11, What.HURRIED, "ann"), ended(12.1, "ann", What.GIVEN_BACK)
-    assert one_run_after_another(hurried, given_back, again=12).reruns == {Why.GIVEN_BACK: 1}
-    assert len(one_run_after_another(given_back, again=12).duplicated) == 1
-    assert len(one_run_after_another(hurried, again=12).duplicated) == 1
+def test_a_worker_that_was_paused_in_the_midst_of_its_start_says_so_late() -> None:
+    """Ann took it at 10, Bob after her lease, and Cid after Bob's death."""
+    kept = accounted(
+        accepted(),
+        fault(10, What.PAUSED, "ann"),
+        started(21, "bob", attempt=2),
+        fault(22, What.KILLED, "bob"),
+        fault(24, What.RESUMED, "ann"),
+        started(24.1, "ann", attempt=1),
+        ended(24.6, "ann", What.LOST),
+        started(33, "cid", attempt=3),
+        ended(34, "cid", What.COMPLETED),
+    )
+    assert kept.duplicated == []
+    assert kept.reruns == {Why.PAUSED: 1, Why.KILLED: 1}
 
 
 def test_a_worker_that_is_killed_after_the_next_run_began_explains_nothing() -> None:
