@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import threading
 import time
@@ -15,6 +16,10 @@ from worker.reconciler import INTERVAL_SECONDS, Reconciler
 from worker.run import Run
 from worker.stop import Stop
 from worker.store import JobStore, Order
+
+LONGEST_BEAT_SECONDS = 30.0
+"""Far more than a beat and a pass with many repairs take, whatever the broker does."""
+STDERR = 2
 
 _log = structlog.get_logger()
 
@@ -45,6 +50,7 @@ class Heart(threading.Thread):
         """Beat, and every second look for overdue requests."""
         next_pass = time.monotonic()
         while not self._stopped.wait(BEAT_SECONDS):
+            self._end_if_frozen()
             self._end_if_hung()
             try:
                 self._beat()
@@ -56,6 +62,7 @@ class Heart(threading.Thread):
                 self._note(broker_answers=False)
             except Exception:  # noqa: BLE001 (a heart that stops kills a healthy worker)
                 _log.exception("heart.skipped")
+        faulthandler.cancel_dump_traceback_later()
 
     def stop(self) -> None:
         """Stop beating and sign the worker off."""
@@ -91,6 +98,11 @@ class Heart(threading.Thread):
         if run is not None and run.silent_seconds() > self._stall_seconds:
             _log.error("worker.hung", request_id=run.lease.request_id, step=run.step)
             os._exit(os.EX_TEMPFAIL)  # start it again
+
+    def _end_if_frozen(self) -> None:
+        """C code that lets no thread run Python stops the heart as well, but not this timer."""
+        seconds = self._stall_seconds + LONGEST_BEAT_SECONDS
+        faulthandler.dump_traceback_later(seconds, file=STDERR, exit=True)
 
     def _note(self, *, broker_answers: bool) -> None:
         if broker_answers != self._broker_answers:
