@@ -35,6 +35,12 @@ class EncodingError(EngineError):
     """ffmpeg did not turn the frames into a video."""
 
 
+class DiskError(EncodingError):
+    """The disk did not take the video: it is full, say."""
+
+    code = "storage"
+
+
 class EngineUnavailableError(MochiError):
     """The engine cannot be built here; the text says what is missing and what to type."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -30,8 +32,10 @@ class FakeEngine:
     | `fake:fail MESSAGE` | raises `EngineError(MESSAGE)`                                     |
     | `fake:oom`          | raises `OutOfMemoryError`                                         |
     | `fake:bug`          | raises a `RuntimeError` whose text, `BUG_TEXT`, no client may see |
-    | `fake:crash`        | ends the process at once, as a segmentation fault would           |
+    | `fake:crash`        | ends the process at once, with status 1                           |
+    | `fake:signal NAME`  | sends the process a signal, such as SIGSEGV                       |
     | `fake:hang`         | a step that never returns                                         |
+    | `fake:freeze`       | the same in C code that lets no other thread run Python           |
     """
 
     BUG_TEXT = "cannot read /srv/private/weights with token hf_do_not_show"
@@ -78,13 +82,24 @@ class FakeEngine:
                 raise OutOfMemoryError("The fake engine is out of memory, as it was told to be.")
             case "bug":
                 raise RuntimeError(self.BUG_TEXT)
+            case "crash" | "signal" | "hang" | "freeze":
+                self._do_not_return(name, message)
+                return ()
+            case _:
+                raise EngineError(f"`{COMMAND}{name}` is no command of the fake engine.")
+
+    def _do_not_return(self, name: str, signal_name: str) -> None:
+        match name:
             case "crash":
                 os._exit(1)
+            case "signal":
+                os.kill(os.getpid(), signal.Signals[signal_name])
             case "hang":
                 while True:
                     self._sleep(FOREVER)
-            case _:
-                raise EngineError(f"`{COMMAND}{name}` is no command of the fake engine.")
+            case "freeze":
+                while True:
+                    ctypes.PyDLL(None).sleep(int(FOREVER))
 
 
 def _state(params: GenerateParams, step: int) -> bytes:

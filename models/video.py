@@ -7,12 +7,13 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from errno import EDQUOT, EFBIG, EIO, ENOSPC, EROFS
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, cast
 
 from models.engine import Clip
-from models.errors import EncodingError, EngineUnavailableError, not_installed
+from models.errors import DiskError, EncodingError, EngineUnavailableError, not_installed
 from models.params import HEIGHT, WIDTH
 
 MAX_DENOMINATOR = 30_000
@@ -20,6 +21,9 @@ MAX_DENOMINATOR = 30_000
 
 THREADS = 2
 """Pinned: x264 splits its work by thread, so another number gives other bytes."""
+
+DISK_STATUSES = frozenset(256 - number for number in (ENOSPC, EDQUOT, EFBIG, EROFS, EIO))
+"""Exit statuses of ffmpeg, the negative of the error's number, when a disk did not take a file."""
 
 # full_chroma_int, accurate_rnd and bitexact: the same bytes whatever instructions the CPU has.
 FILTERS = (
@@ -42,7 +46,8 @@ def encode(clip: Clip, fps: float, path: Path) -> None:
         path: the file to write, in a folder that exists. Nothing is left there on an error.
 
     Raises:
-        EncodingError: ffmpeg failed (a full disk, say), or a frame has the wrong size.
+        DiskError: the disk did not take the video.
+        EncodingError: ffmpeg failed otherwise, or a frame has the wrong size.
         BaseException: whatever `clip.frames` raised, untouched.
     """
     try:
@@ -90,7 +95,7 @@ def _log() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile()
     except OSError as error:
-        raise EncodingError(f"There is no room for temporary files: {error.strerror}.") from error
+        raise DiskError(f"There is no room for temporary files: {error.strerror}.") from error
 
 
 def _run(command: list[str], clip: Clip, folder: Path, log: IO[bytes]) -> None:
@@ -99,13 +104,14 @@ def _run(command: list[str], clip: Clip, folder: Path, log: IO[bytes]) -> None:
     pipe = cast("IO[bytes]", process.stdin)
     try:
         complete = _feed(pipe, clip)
-        failed = process.wait() != 0
+        status = process.wait()
     finally:
         process.kill()
         process.wait()
         _close(pipe)
-    if failed or not complete:
-        raise EncodingError(f"The video could not be encoded: {_first_line(log)}")
+    if status or not complete:
+        kind = DiskError if status in DISK_STATUSES else EncodingError
+        raise kind(f"The video could not be encoded: {_first_line(log)}")
 
 
 def _start(command: list[str], folder: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -87,13 +87,23 @@ class Stack:
         return outside | own | self._settings
 
     def start(
-        self, package: str, *, environ: Mapping[str, str] | None = None
+        self,
+        package: str,
+        *,
+        environ: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start a process of `server` or `worker`; its output goes to a file in the folder."""
+        """Start a process of `server` or `worker`; its output goes to a file in the folder.
+
+        Args:
+            package: what Python runs.
+            environ: beside what every process has.
+            within: a command that runs Python, as `nice` does.
+        """
         log = self.folder / f"{package}-{len(self.processes)}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", package],
+                [*within, sys.executable, "-P", "-m", package],
                 env=self.environ | dict(environ or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -114,12 +124,15 @@ class Stack:
         eventually(lambda: _answers(self.url + "/healthz"))
         return self.url
 
-    def start_worker(self, **settings: str) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, *, within: Sequence[str] = (), **settings: str
+    ) -> subprocess.Popen[bytes]:
         """Start a worker and return it when it has signed on."""
         before = self._signed_on()
         process = self.start(
             "worker",
             environ={f"MOCHI_{name.upper()}": value for name, value in settings.items()},
+            within=within,
         )
         # Not by their number: one that was killed may be struck off meanwhile.
         eventually(lambda: process.poll() is not None or self._signed_on() - before)

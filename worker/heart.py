@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import threading
 import time
@@ -16,6 +17,10 @@ from worker.reconciler import Reconciler
 from worker.run import Run
 from worker.stop import Stop
 from worker.store import JobStore, Order
+
+LONGEST_BEAT_SECONDS = 30.0
+"""Far more than a beat and a pass with many repairs take, whatever the broker does."""
+STDERR = 2
 
 _log = structlog.get_logger()
 
@@ -47,6 +52,7 @@ class Heart(threading.Thread):
         """Beat, and every second look for overdue requests."""
         next_pass = time.monotonic()
         while not self._stopped.wait(BEAT_SECONDS):
+            self._end_if_frozen()
             self._end_if_hung()
             try:
                 if self._contact.is_new:
@@ -60,6 +66,7 @@ class Heart(threading.Thread):
                 self._contact.lost(error)
             except Exception:  # noqa: BLE001 (a heart that stops kills a healthy worker)
                 _log.exception("heart.skipped")
+        faulthandler.cancel_dump_traceback_later()
 
     def stop(self) -> None:
         """Stop beating and sign the worker off."""
@@ -101,3 +108,8 @@ class Heart(threading.Thread):
         if run is not None and run.silent_seconds() > self._stall_seconds:
             _log.error("worker.hung", request_id=run.lease.request_id, step=run.step)
             os._exit(os.EX_TEMPFAIL)  # start it again
+
+    def _end_if_frozen(self) -> None:
+        """C code that lets no thread run Python stops the heart as well, but not this timer."""
+        seconds = self._stall_seconds + LONGEST_BEAT_SECONDS
+        faulthandler.dump_traceback_later(seconds, file=STDERR, exit=True)

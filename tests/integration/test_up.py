@@ -2,115 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-from segmind import SegmindClient
 
 from server.listener import free_port
 from server.weights import has_nvidia_gpu
 from tests.stack import eventually
-
-COMMAND = str(Path(sys.executable).with_name("mochi-server"))
-
-
-class Up:
-    """A running `mochi-server up` with the fake engine."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
-        self.port = free_port("127.0.0.1")
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "up.log"
-        folder.mkdir(exist_ok=True)
-        with self.log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [COMMAND, "up", "--port", str(self.port), "--data-dir", str(folder), *options],
-                env=environ(MOCHI_ENGINE="fake", MOCHI_FAKE_STEP_SECONDS="0.02"),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-
-    def is_ready(self) -> bool:
-        """Whether requests would be run now."""
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            return httpx.get(f"{self.url}/readyz").is_success
-        except httpx.HTTPError:
-            return False
-
-    def family(self) -> list[psutil.Process]:
-        """All its processes that run, the broker included."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-
-    def workers(self) -> list[psutil.Process]:
-        """Its workers."""
-        return [child for child in self.family() if "worker" in child.cmdline()]
-
-    @contextmanager
-    def client(self) -> Iterator[SegmindClient]:
-        """The SDK with the first key."""
-        client = SegmindClient(
-            api_key=(self.folder / "key").read_text().strip(), base_url=f"{self.url}/v1"
-        )
-        yield client
-        client._client.close()
-
-
-def environ(**settings: str) -> dict[str, str]:
-    """The environment without settings from outside."""
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("MOCHI_")}
-    return outside | settings
-
-
-def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(
-        [COMMAND, *arguments],
-        env=environ(COLUMNS="200", NO_COLOR="1", **settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def refused(port: int) -> bool:
-    """Whether nobody listens."""
-    with socket.socket() as caller:
-        return caller.connect_ex(("127.0.0.1", port)) != 0
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    """Whether none of them runs."""
-    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+from tests.up import COMMAND, Up, environ, gone, refused, run
 
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
     """A ready server."""
-    server = Up(tmp_path / "data")
-    try:
-        eventually(server.is_ready)
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.process.terminate()
-        server.process.wait(60)
+    with Up(tmp_path / "data") as up:
+        yield up
 
 
 def test_up_makes_a_private_key_serves_and_leaves_no_process(up: Up, tmp_path: Path) -> None:
@@ -140,13 +51,6 @@ def test_a_worker_that_dies_is_started_again(up: Up) -> None:
         assert client.run("mochi-1", prompt="a pond", frames=1, steps=10)["status"] == "COMPLETED"
 
 
-def test_a_second_up_on_the_same_folder_is_refused_and_names_the_first(up: Up) -> None:
-    second = run("up", "--data-dir", str(up.folder), "--port", "0", MOCHI_ENGINE="fake")
-    assert second.returncode == 78
-    assert f"in use by another mochi-server (pid {up.process.pid})" in second.stderr
-    assert up.is_ready()
-
-
 def test_nobody_is_let_in_while_it_stops(up: Up) -> None:
     with up.client() as client:
         client.submit_async("mochi-1", prompt="a pond", frames=1, steps=75)
@@ -167,34 +71,6 @@ def test_a_gateway_stops_whenever_it_is_told_to(tmp_path: Path) -> None:
         time.sleep(pause)
         gateway.terminate()
         assert gateway.wait(60) in {0, -signal.SIGTERM}
-
-
-def test_ctrl_c_stops_everything(up: Up) -> None:
-    family = up.family()
-    os.killpg(up.process.pid, signal.SIGINT)
-    assert up.process.wait(60) == 0
-    assert gone(family)
-
-
-def test_after_kill_9_the_next_up_finds_every_request_again(up: Up) -> None:
-    with up.client() as client:
-        job = client.submit_async("mochi-1", prompt="a pond", frames=1, steps=75)
-        family = up.family()
-        up.process.kill()
-        up.process.wait()
-        parts = [one for one in family if "valkey" not in one.name()]
-        eventually(lambda: gone(parts))
-    again = Up(up.folder)
-    try:
-        eventually(again.is_ready)
-        key = (up.folder / "key").read_text().strip()
-        url = f"{again.url}/v2/requests/{job.request_id}"
-        headers = {"x-api-key": key}
-        eventually(lambda: httpx.get(url, headers=headers).json()["status"] == "COMPLETED")
-    finally:
-        again.process.terminate()
-        assert again.process.wait(60) == 0
-    assert gone(family)
 
 
 @pytest.mark.parametrize(
@@ -341,11 +217,6 @@ def test_without_the_workers_libraries_up_ends_and_says_what_to_type(
 
 
 def test_options_that_mean_nothing_to_mock_weights_are_named(tmp_path: Path) -> None:
-    server = Up(tmp_path / "data", "--fp8", "--profile", "24gb")
-    try:
-        eventually(server.is_ready)
+    with Up(tmp_path / "data", "--fp8", "--profile", "24gb") as up:
         line = "Without real weights these mean nothing: MOCHI_FP8, MOCHI_PROFILE.\n"
-        assert server.log.read_text().count(line) == 1
-    finally:
-        server.process.terminate()
-        assert server.process.wait(60) == 0
+        assert up.log.read_text().count(line) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,19 +111,18 @@ def test_a_clip_carries_the_warning_that_it_is_told_to_and_no_other() -> None:
     assert engine.generate(params(), ignore).warnings == ()
 
 
-def test_the_crash_command_ends_the_process_at_once() -> None:
-    code = (
-        "from models.fake import FakeEngine; from models.params import GenerateParams\n"
-        "try: FakeEngine(0).generate(GenerateParams(prompt='fake:crash'), lambda *step: None)\n"
-        "finally: print('an exception would come by here')"
-    )
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("crash", 1), ("signal SIGSEGV", -signal.SIGSEGV), ("signal SIGKILL", -signal.SIGKILL)],
+)
+def test_some_commands_end_the_process_at_once(command: str, status: int) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", generating(command)],
         capture_output=True,
         check=False,
         env={"PYTHONPATH": ":".join(sys.path)},
     )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (1, b"", b"")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, b"", b"")
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,30 @@ def test_a_command_is_obeyed_wherever_the_run_goes_on(at: int) -> None:
     kept = Kept(1)
     abandon(FakeEngine(0), asked, kept, at)
     assert FakeEngine(0).generate(asked, ignore, kept).warnings == ("Watch out.",)
+
+
+def test_the_freeze_command_stops_every_thread() -> None:
+    """Not even one that only has to wake up."""
+    code = (
+        "import models.fake, models.params, threading\n"
+        "threading.Timer(0.2, print, ['awake']).start(); print('asked')\n"
+    )
+    with pytest.raises(subprocess.TimeoutExpired) as expired:
+        subprocess.run(
+            [sys.executable, "-u", "-c", code + generating("freeze")],
+            capture_output=True,
+            check=False,
+            timeout=3,
+            env={"PYTHONPATH": ":".join(sys.path)},
+        )
+    assert expired.value.output == b"asked\n"
+
+
+def generating(command: str) -> str:
+    """Python code that has an engine obey."""
+    return (
+        "from models.fake import FakeEngine; from models.params import GenerateParams\n"
+        f"params = GenerateParams(prompt='fake:{command}')\n"
+        "try: FakeEngine(0).generate(params, lambda *step: None)\n"
+        "finally: print('an exception would come by here')"
+    )

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from models.engine import Clip
-from models.errors import EncodingError
+from models.errors import DiskError, EncodingError
 from models.params import HEIGHT, WIDTH
 from models.video import encode
 
@@ -183,15 +183,15 @@ def test_a_broken_pipe_of_the_frames_own_is_not_taken_for_ffmpegs(tmp_path: Path
         encode(Clip(*SMALL, frames()), 16, tmp_path / "video.mp4")
 
 
-def test_a_full_disk_is_an_encoding_error(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     path.symlink_to("/dev/full")
-    with pytest.raises(EncodingError, match=r"^The video could not be encoded: .*No space left"):
+    with pytest.raises(DiskError, match=r"^The video could not be encoded: .*No space left"):
         encode(noise_of(160), 16, path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_midway_is_an_encoding_error(
+def test_a_disk_that_fills_up_midway_is_told_from_other_errors(
     tmp_path: Path, ffmpeg_script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
@@ -199,7 +199,7 @@ def test_a_disk_that_fills_up_midway_is_an_encoding_error(
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(ffmpeg_script))
     # Files of at most 32 blocks: a write beyond that fails as on a full disk.
     ffmpeg_script.write_text(f"#!/bin/sh\ntrap '' XFSZ\nulimit -f 32\nexec '{real}' \"$@\"\n")
-    with pytest.raises(EncodingError, match="File too large"):
+    with pytest.raises(DiskError, match="File too large"):
         encode(noise_of(160), 16, tmp_path / "video.mp4")
     assert list(tmp_path.iterdir()) == [ffmpeg_script]
 
@@ -214,6 +214,7 @@ def test_a_dying_ffmpeg_is_an_error_with_its_first_line(
     with pytest.raises(EncodingError) as error:
         encode(Clip(*SMALL, itertools.repeat(grey(0))), 16, tmp_path / "video.mp4")
     assert str(error.value) == "The video could not be encoded: The cause"
+    assert error.value.code == "internal"
     assert list(tmp_path.iterdir()) == [ffmpeg_script]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import resource
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pytest
 
 from models.errors import EngineBrokenError
 from models.fake import FakeEngine
-from tests.jobs import find, submit, waiting
+from tests.jobs import find, submit
 from tests.stack import PATIENCE_SECONDS, Stack, eventually
 from worker import keyspace
 from worker.__main__ import work
@@ -139,47 +138,6 @@ def test_rq_does_not_make_the_worker_wait_longer_for_a_broker_that_hangs(redis_u
     connection.close()
 
 
-def test_sigterm_stops_idle_workers_and_what_comes_then_stays_in_the_queue(stack: Stack) -> None:
-    workers = [stack.start_worker() for _ in range(3)]
-    told = time.monotonic()
-    for worker in workers:
-        worker.terminate()
-    ids = set()
-    while time.monotonic() < told + 1:
-        ids.add(submit(stack.broker.url))
-        time.sleep(0.15)
-    assert [worker.wait(PATIENCE_SECONDS) for worker in workers] == [0, 0, 0]
-    assert set(waiting(stack.redis)) == ids
-    assert {find(stack.broker.url, name).attempt for name in ids} == {0}
-    assert stack.live_workers() == 0
-
-
-def test_sigterm_in_a_run_finishes_it_and_takes_no_other(stack: Stack) -> None:
-    worker = stack.start_worker()
-    first, second = (submit(stack.broker.url, steps=SLOW) for _ in range(2))
-    eventually(lambda: is_running(stack, first))
-    worker.terminate()
-    assert worker.wait(PATIENCE_SECONDS) == 0
-    assert find(stack.broker.url, first).status is Status.COMPLETED
-    assert find(stack.broker.url, second).attempt == 0
-    assert waiting(stack.redis) == [second]
-
-
-def test_a_second_sigterm_gives_the_run_back_first_in_the_queue(stack: Stack) -> None:
-    worker = stack.start_worker()
-    first, second = (submit(stack.broker.url, steps=LONG) for _ in range(2))
-    eventually(lambda: is_running(stack, first))
-    worker.terminate()
-    time.sleep(0.2)
-    assert worker.poll() is None
-    worker.terminate()
-    assert worker.wait(PATIENCE_SECONDS) == 0
-    job = find(stack.broker.url, first)
-    assert (job.status, job.attempt, job.position) == (Status.QUEUED, 0, 1)
-    assert waiting(stack.redis) == [first, second]
-    assert stack.outputs() == []
-
-
 def test_sigterm_ends_an_idle_worker_while_the_broker_is_away(stack: Stack) -> None:
     worker = stack.start_worker()
     stack.broker.stop()
@@ -239,17 +197,3 @@ def test_a_worker_whose_parent_dies_gives_its_run_back_at_once(stack: Stack) -> 
         assert worker.wait(PATIENCE_SECONDS) == 0
     job = find(stack.broker.url, request_id)
     assert (job.status, job.attempt) == (Status.QUEUED, 0)
-
-
-def test_a_full_disk_fails_the_request_and_leaves_no_part_of_a_video(stack: Stack) -> None:
-    worker = stack.start_worker(fake_step_seconds="0")
-    _, most = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (16_384, most))
-    full = submit(stack.broker.url, frames=160)
-    eventually(lambda: find(stack.broker.url, full).status.is_final)
-    assert find(stack.broker.url, full).status is Status.FAILED
-    assert stack.outputs() == []
-    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (most, most))
-    job_id = submit(stack.broker.url, frames=160)
-    eventually(lambda: find(stack.broker.url, job_id).status is Status.COMPLETED)
-    assert find(stack.broker.url, job_id).file_size > 16_384

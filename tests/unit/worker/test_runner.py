@@ -267,7 +267,7 @@ def test_a_video_that_vanishes_before_it_is_published_fails_the_request(desk: De
 
 
 @pytest.mark.parametrize("kind", [Hooked, Stubborn])
-def test_the_time_limit_ends_a_run_at_its_next_step(desk: Desk, kind: type[Hooked]) -> None:
+def test_f20_the_time_limit_ends_a_run_at_its_next_step(desk: Desk, kind: type[Hooked]) -> None:
     engine = kind(lambda _: time.sleep(0.02))
     job = desk.run(engine, run_seconds=0.09)
     assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "timeout", 1)

@@ -1,0 +1,126 @@
+"""F27: everything on one machine is ended, in order or not, and started again on its folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.stack import eventually
+from tests.up import Up, gone, run
+from worker import keyspace
+from worker.broker import EmbeddedBroker
+from worker.connection import connect_briefly
+
+LONG = 75
+"""Steps: a second and a half."""
+
+Figure = Callable[[str], None]
+Times = Callable[[int, int], int]
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    with Up(tmp_path / "data") as up:
+        yield up
+
+
+@pytest.fixture
+def again() -> Iterator[ExitStack]:
+    """Ends the servers that a test starts."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def submit(up: Up) -> str:
+    """The id of a request that runs."""
+    with up.client() as client:
+        job = client.submit_async("mochi-1", prompt="a pond", frames=1, steps=LONG)
+    request_id = str(job.request_id)
+    eventually(lambda: status(up, request_id) == "PROCESSING")
+    return request_id
+
+
+def status(up: Up, request_id: str) -> str:
+    headers = {"x-api-key": (up.folder / "key").read_text().strip()}
+    answer = httpx.get(f"{up.url}/v2/requests/{request_id}", headers=headers)
+    return str(answer.json().get("status"))
+
+
+def kept(folder: Path, request_id: str) -> dict[str, str]:
+    """The record, as it is on disk when nothing runs."""
+    broker = EmbeddedBroker(folder)
+    broker.start()
+    try:
+        with connect_briefly(broker.url) as redis:
+            record: dict[str, str] = redis.hgetall(keyspace.record(request_id))
+            return record
+    finally:
+        broker.stop()
+
+
+def broker_of(family: list[psutil.Process]) -> psutil.Process:
+    (broker,) = (process for process in family if "valkey" in process.name())
+    return broker
+
+
+@pytest.mark.parametrize("sent", ["ctrl-c", "sigterm"])
+def test_f27_up_that_is_told_to_stop_finishes_what_runs_and_leaves_no_process(
+    up: Up, sent: str
+) -> None:
+    family = up.family()
+    assert len(family) == 3
+    request_id = submit(up)
+    if sent == "ctrl-c":
+        os.killpg(up.process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        up.process.terminate()
+    assert up.process.wait(60) == 0
+    assert gone(family)
+    record = kept(up.folder, request_id)
+    assert (record["status"], record["attempt"]) == ("COMPLETED", "1")
+
+
+@pytest.mark.timeout(600)
+def test_f27_after_kill_9_the_next_up_takes_the_broker_over_with_every_request(
+    up: Up, again: ExitStack, figure: Figure, times: Times
+) -> None:
+    """Also when the killed one's gateway and worker have not ended yet."""
+    seconds = []
+    broker = broker_of(up.family())  # no child of those that take it over
+    for turn in range(times(1, 6)):
+        request_id = submit(up)
+        parts = [process for process in up.family() if process != broker]
+        up.process.kill()
+        assert up.process.wait() == -signal.SIGKILL
+        if turn % 2:
+            eventually(lambda: gone(parts))  # noqa: B023
+        assert not gone([broker])
+        died = time.monotonic()
+        up = again.enter_context(Up(up.folder))
+        seconds.append(time.monotonic() - died)
+        assert not gone([broker])
+        eventually(lambda: gone(parts))  # noqa: B023
+        eventually(lambda: status(up, request_id) == "COMPLETED")  # noqa: B023
+        assert len(up.family()) == 2
+    family = up.family()
+    up.process.terminate()
+    assert up.process.wait(60) == 0
+    assert gone([broker, *family])
+    figure(f"F27: ready again {max(seconds):.1f} s after the kill at most, {len(seconds)} kills")
+
+
+def test_f27_a_second_up_on_the_same_folder_is_refused_and_names_the_first(up: Up) -> None:
+    family = up.family()
+    second = run("up", "--data-dir", str(up.folder), "--port", "0", MOCHI_ENGINE="fake")
+    assert second.returncode == 78
+    assert f"in use by another mochi-server (pid {up.process.pid})" in second.stderr
+    assert up.is_ready()
+    assert up.family() == family
