@@ -1,4 +1,4 @@
-"""`docs/reliability.md` describes the scripts that there are."""
+"""`docs/reliability.md` describes the scripts and the faults that there are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
+FAULTS = set(range(1, 31))
 SCRIPTS = {path.stem: path.read_text() for path in (ROOT / "worker" / "lua").glob("*.lua")}
 
 
@@ -21,3 +22,10 @@ def test_every_script_and_every_field_of_the_record_is_described() -> None:
     }
     assert {"status", "run", "cancelled", "idempotency_key"} <= written
     assert written <= set(re.findall(r"`([a-z_]+)`", protocol))
+
+
+def test_every_fault_has_a_test_and_a_row() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "faults").glob("test_*.py"))
+    tested = {int(number) for number in re.findall(r"def test_f(\d\d)_", tests)}
+    assert tested == FAULTS
+    assert {int(number) for number in re.findall(r"^\| F(\d+) \|", DOCUMENT, re.M)} == FAULTS

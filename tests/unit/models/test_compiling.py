@@ -138,7 +138,7 @@ keep_on_disk(Path(sys.argv[1]))
 conditioner, core = take_over(make_stock(2))
 conditions = conditioner(embeddings(20), torch.linspace(0, 999, 10))
 expected = core(noise(), conditions, 3)[0]
-compile_blocks(core.blocks)
+compile_blocks(core.blocks[:1])
 velocity = core(noise(), conditions, 3)[0]
 print(json.dumps({
     "error": error(velocity, expected),
@@ -166,10 +166,10 @@ def start_worker(folder: Path, temporary: Path) -> dict[str, float]:
 def test_what_one_process_compiled_the_next_one_finds(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     first = start_worker(tmp_path / "cache", tmp_path / "tmp")
-    assert (first["compiled"], first["found"]) == (2, 0)
+    assert (first["compiled"], first["found"]) == (1, 0)
     assert any((tmp_path / "cache" / "inductor").rglob("*.so"))
     shutil.rmtree(tmp_path / "tmp")  # as in a container that is new
     (tmp_path / "tmp").mkdir()
     second = start_worker(tmp_path / "cache", tmp_path / "tmp")
-    assert (second["compiled"], second["found"]) == (0, 2)
+    assert (second["compiled"], second["found"]) == (0, 1)
     assert max(first["error"], second["error"]) < 1e-5
