@@ -16,7 +16,7 @@ from server.settings import ServerSettings
 from server.watch import Watch
 from worker.intake import Intake
 from worker.job import Job
-from worker.outputs import open_outputs
+from worker.storage import open_outputs
 
 STORE_PATIENCE_SECONDS = 10.0
 """A client waits for the answer; less than any proxy in between does."""

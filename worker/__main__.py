@@ -21,12 +21,13 @@ from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.live import LiveWorker
 from worker.logs import configure_logs
 from worker.names import new_worker_name
-from worker.outputs import Outputs, open_outputs
+from worker.outputs import Outputs
 from worker.reconciler import Reconciler
 from worker.rq_worker import EngineWorker
 from worker.runner import Runner
 from worker.settings import WorkerSettings
 from worker.stop import Stop
+from worker.storage import open_outputs
 from worker.store import JobStore
 from worker.sweeper import Sweeper
 

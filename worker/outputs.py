@@ -16,7 +16,6 @@ from typing import Protocol
 from uuid import uuid4
 
 from worker.errors import OutputsUnusableError, StorageError
-from worker.settings import WorkerSettings
 
 CHUNK_BYTES = 1 << 18
 """What is read of a video at a time."""
@@ -143,24 +142,6 @@ class Outputs(Protocol):
         Returns:
             How many files were removed.
         """
-
-
-def open_outputs(settings: WorkerSettings, *, patience_seconds: float) -> Outputs:
-    """The store that the settings choose. Nothing is written or asked yet.
-
-    Args:
-        settings: `MOCHI_OUTPUTS` chooses.
-        patience_seconds: what the longest call may take, where the store is on the network.
-
-    Raises:
-        OutputsUnusableError: a variable for it has a bad value.
-    """
-    folder = LocalOutputs(settings.outputs_dir)
-    if not settings.outputs:
-        return folder
-    from worker.s3 import open_s3  # noqa: PLC0415 (only who uses it loads its library)
-
-    return open_s3(settings.outputs, drafts=folder, patience_seconds=patience_seconds)
 
 
 class LocalOutputs:

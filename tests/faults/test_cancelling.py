@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -17,7 +17,6 @@ from tests.faults.client import Client
 from tests.faults.workers import (
     clear,
     killed,
-    stack_with_gateway,
     start_struck,
     start_workers,
     tally,
@@ -31,24 +30,6 @@ LONG = 75
 
 Figure = Callable[[str], None]
 Times = Callable[[int, int], int]
-
-
-@pytest.fixture(scope="module")
-def _stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack_with_gateway(tmp_path_factory.mktemp("cancel")) as stack:
-        yield stack
-
-
-@pytest.fixture
-def stack(_stack: Stack) -> Iterator[Stack]:
-    """A gateway and nothing else."""
-    yield _stack
-    clear(_stack)
-
-
-@pytest.fixture
-def client(stack: Stack) -> Client:
-    return Client(stack)
 
 
 def cancel(client: Client, request_id: str) -> tuple[int, str]:

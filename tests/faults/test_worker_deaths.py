@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import median
 
 import psutil
@@ -15,7 +15,6 @@ from tests.faults.workers import (
     assert_made,
     clear,
     killed,
-    stack_with_gateway,
     start_struck,
     start_workers,
     tally,
@@ -28,24 +27,6 @@ DETECTION_SECONDS = 20.0
 
 Figure = Callable[[str], None]
 Times = Callable[[int, int], int]
-
-
-@pytest.fixture(scope="module")
-def _stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack_with_gateway(tmp_path_factory.mktemp("deaths")) as stack:
-        yield stack
-
-
-@pytest.fixture
-def stack(_stack: Stack) -> Iterator[Stack]:
-    """A gateway and nothing else."""
-    yield _stack
-    clear(_stack)
-
-
-@pytest.fixture
-def client(stack: Stack) -> Client:
-    return Client(stack)
 
 
 def started_again(stack: Stack, request_id: str) -> float:

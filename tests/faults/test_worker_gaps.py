@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -11,9 +11,7 @@ import pytest
 from tests.faults.client import Client
 from tests.faults.workers import (
     assert_made,
-    clear,
     killed,
-    stack_with_gateway,
     start_struck,
     tally,
     worker_of,
@@ -26,24 +24,6 @@ RETENTION_SECONDS = 5.0
 
 Figure = Callable[[str], None]
 Times = Callable[[int, int], int]
-
-
-@pytest.fixture(scope="module")
-def _stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack_with_gateway(tmp_path_factory.mktemp("gaps")) as stack:
-        yield stack
-
-
-@pytest.fixture
-def stack(_stack: Stack) -> Iterator[Stack]:
-    """A gateway and nothing else."""
-    yield _stack
-    clear(_stack)
-
-
-@pytest.fixture
-def client(stack: Stack) -> Client:
-    return Client(stack)
 
 
 @pytest.mark.timeout(300)

@@ -6,13 +6,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.faults.client import Client, paused_broker
-from tests.faults.workers import clear, stack_with_gateway
 from tests.stack import Stack, eventually
 from worker import keyspace
 from worker.heart import LONGEST_BEAT_SECONDS
@@ -22,24 +21,6 @@ MOUNT = f'mount -t tmpfs -o size={ROOM_KIB}k tmpfs "$MOCHI_DATA_DIR/outputs" && 
 
 Figure = Callable[[str], None]
 Times = Callable[[int, int], int]
-
-
-@pytest.fixture(scope="module")
-def _stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack_with_gateway(tmp_path_factory.mktemp("limits")) as stack:
-        yield stack
-
-
-@pytest.fixture
-def stack(_stack: Stack) -> Iterator[Stack]:
-    """A gateway and nothing else."""
-    yield _stack
-    clear(_stack)
-
-
-@pytest.fixture
-def client(stack: Stack) -> Client:
-    return Client(stack)
 
 
 def test_f19_a_worker_that_hangs_ends_itself_and_its_request_is_tried_twice_again(

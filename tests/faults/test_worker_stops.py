@@ -6,13 +6,13 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import median
 
 import pytest
 
 from tests.faults.client import Client
-from tests.faults.workers import assert_made, clear, stack_with_gateway, start_workers, tally
+from tests.faults.workers import assert_made, clear, start_workers, tally
 from tests.jobs import waiting
 from tests.stack import PATIENCE_SECONDS, Stack, eventually
 
@@ -22,24 +22,6 @@ GIVEN_BACK_SECONDS = 2.0
 
 Figure = Callable[[str], None]
 Times = Callable[[int, int], int]
-
-
-@pytest.fixture(scope="module")
-def _stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack_with_gateway(tmp_path_factory.mktemp("stops")) as stack:
-        yield stack
-
-
-@pytest.fixture
-def stack(_stack: Stack) -> Iterator[Stack]:
-    """A gateway and nothing else."""
-    yield _stack
-    clear(_stack)
-
-
-@pytest.fixture
-def client(stack: Stack) -> Client:
-    return Client(stack)
 
 
 @pytest.mark.timeout(900)

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from worker.errors import OutputsUnusableError, StorageError
-from worker.outputs import CHUNK_BYTES, LocalOutputs, Outputs, open_outputs, video_name
+from worker.outputs import CHUNK_BYTES, LocalOutputs, Outputs, video_name
 from worker.settings import WorkerSettings
+from worker.storage import open_outputs
 
 if TYPE_CHECKING:
     from tests.s3 import ObjectStore

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from tests.s3 import SECRET, Fault, ObjectStore
 from worker.errors import OutputsUnusableError, StorageError
-from worker.outputs import Outputs, open_outputs, video_name
+from worker.outputs import Outputs, video_name
 from worker.settings import WorkerSettings
+from worker.storage import open_outputs
 
 PATIENCE_SECONDS = 0.5
 SLACK_SECONDS = 2.0
