@@ -69,9 +69,12 @@ class Client:
     def _cancel(self, url: str) -> None:
         """Nobody wants the video any more; the GPU has others to work for."""
         try:
-            self._json("PUT", f"{url}/cancel")
+            answer = self._json("PUT", f"{url}/cancel")
         except ClientError as error:
             self._console.print(f"Cancelling {url} failed: {error}", style="red", markup=False)
+            return
+        if answer["status"] == "ALREADY_COMPLETED":
+            self._console.print(f"The request has ended before: {url}", markup=False)
         else:
             self._console.print("The request is cancelled.")
 

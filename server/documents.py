@@ -52,7 +52,7 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
     "in": "header",
     "required": False,
     "description": (
-        "The same key with the same parameters is answered with the first request, as long as that "
+        "The same key with the same body is answered with the first request, as long as that "
         "is kept. A blocking call that has one is not cancelled when its client hangs up."
     ),
     "schema": {"type": "string", "minLength": 1, "maxLength": MOST_KEY_LENGTH},

@@ -159,7 +159,7 @@ MEANING: dict[int, str] = {
     404: "Unknown model or route; unknown or expired request, or one made with another key",
     405: "Wrong verb",
     406: "Wrong or missing content type",
-    409: "The `Idempotency-Key` came before, with other parameters",
+    409: "The `Idempotency-Key` came before, with another body",
     413: "The body is over the limit",
     416: "The range lies beyond the end of the video",
     422: "The request ran and FAILED",

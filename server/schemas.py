@@ -44,7 +44,7 @@ class Metrics(BaseModel):
 
 
 class SubmittedBody(BaseModel):
-    """A request was accepted and will be run."""
+    """A request was accepted and will be run. The same again when it is replayed."""
 
     request_id: str
     status: Literal[Status.QUEUED] = Status.QUEUED

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 
 import redis.asyncio
+import structlog
 from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -14,6 +16,7 @@ from server.keyring import ApiKey, Keyring
 from server.links import Links, load_signer
 from server.settings import ServerSettings
 from server.watch import Watch
+from worker.errors import BrokerUnavailableError, RequestNotFoundError
 from worker.intake import Intake
 from worker.job import Job
 from worker.storage import open_outputs
@@ -21,6 +24,10 @@ from worker.storage import open_outputs
 STORE_PATIENCE_SECONDS = 10.0
 """A client waits for the answer; less than any proxy in between does."""
 SHORTEST_LINK_SECONDS = 5.0
+CANCEL_TRIES = 60
+CANCEL_PAUSE_SECONDS = 1.0
+
+_log = structlog.get_logger()
 
 
 class Services:
@@ -42,6 +49,25 @@ class Services:
         self.outputs = open_outputs(settings, patience_seconds=STORE_PATIENCE_SECONDS)
         self._redis = redis
         self._signer: Signer | None = None
+        self._cancelling: set[asyncio.Task[None]] = set()
+
+    def cancel_for_sure(self, request_id: str, owner: str) -> None:
+        """Cancel, also when the broker is away for a while: nobody is there to ask again."""
+        task = asyncio.create_task(self._cancel_for_sure(request_id, owner))
+        self._cancelling.add(task)  # the event loop itself keeps none
+        task.add_done_callback(self._cancelling.discard)
+
+    async def _cancel_for_sure(self, request_id: str, owner: str) -> None:
+        for _ in range(CANCEL_TRIES):
+            try:
+                await self.intake.cancel(request_id, owner)
+            except BrokerUnavailableError:
+                await asyncio.sleep(CANCEL_PAUSE_SECONDS)
+                continue
+            except RequestNotFoundError:
+                pass  # forgotten meanwhile
+            return
+        _log.warning("request.not_cancelled", request_id=request_id)
 
     async def signer(self) -> Signer:
         """What signs the links to videos. Loaded late, so that a gateway starts before its broker.

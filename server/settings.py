@@ -38,7 +38,9 @@ class ServerSettings(WorkerSettings):
         default=600, gt=0, description="How long a blocking call waits before it answers 504."
     )
     most_waiting: int = Field(
-        default=10_000, ge=1, description="Requests that may wait; one more is answered 429."
+        default=10_000,
+        ge=1,
+        description="Requests that may wait; then 429, but for the first one of a key.",
     )
     workers: int = Field(
         default=1,

@@ -73,7 +73,7 @@ class Child:
     def _note_end(self, status: int) -> float:
         """Returns the seconds after which to start it again."""
         if status == 0:
-            _log.info("process.drained", process=self.package)
+            _log.info("process.ended", process=self.package)
             return 0.0
         if time.monotonic() - self._born > STEADY_SECONDS:
             self._deaths = 0

@@ -24,14 +24,18 @@ class RunCheckpoints:
         self._run = run
         self._request_id = run.lease.request_id
         self._can_save = True
+        self._is_unused = False
         self.every = every
 
     def load(self) -> bytes | None:
         """In a first attempt too: one that was given back does not count, and looking is cheap."""
-        return self._outputs.load_checkpoint(self._request_id)
+        data = self._outputs.load_checkpoint(self._request_id)
+        self._is_unused = data is not None
+        return data
 
     def resumed(self, step: int) -> None:
         """The record shows it with the next beat."""
+        self._is_unused = False
         self._run.step = step
         _log.info("checkpoint.resumed", request_id=self._request_id, step=step)
 
@@ -40,6 +44,9 @@ class RunCheckpoints:
         if not self._can_save:
             return
         log = _log.bind(request_id=self._request_id, step=self._run.step)
+        if self._is_unused:
+            self._is_unused = False
+            log.warning("checkpoint.passed_over", reason="of another card, profile, or weights")
         try:
             self._outputs.save_checkpoint(self._request_id, data)
         except StorageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +61,8 @@ def dangers_of(info: Mapping[str, Any], appendfsync: str | None) -> list[str]:
     """
     found = []
     version = str(info.get("redis_version", OLDEST_VERSION))
-    if int(version.partition(".")[0]) < OLDEST_VERSION:
+    number = re.match(r"\d+", version)
+    if number and int(number[0]) < OLDEST_VERSION:
         found.append(f"Its version is {version}, and scripts need {OLDEST_VERSION} or later.")
     if not info.get("aof_enabled", 1):
         found.append("A restart loses requests: set `appendonly yes` and `appendfsync always`.")

@@ -44,12 +44,12 @@ class RequestNotFoundError(JobError):
 
 
 class IdempotencyConflictError(JobError):
-    """The idempotency key belongs to a request with other parameters."""
+    """The idempotency key belongs to a request with another body."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(
-            f"This Idempotency-Key made request {request_id}, with other parameters. Send the same "
-            "parameters to get that one, or another key to make a new one."
+            f"This Idempotency-Key made request {request_id}, with another body. Send the same to "
+            "get that one, or another key to make a new one."
         )
 
 

@@ -84,7 +84,7 @@ class Heart(threading.Thread):
             orders = self._store.beat(self._worker, takes_more=takes_more)
         elif self._told.now and run.is_watched:
             self._give_back(run)
-            return
+            orders = self._store.beat(self._worker, takes_more=False)
         else:
             orders = self._store.beat(self._worker, run.lease, run.step, takes_more=takes_more)
             if Order.LOST in orders:

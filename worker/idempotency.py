@@ -1,11 +1,13 @@
-"""One idempotency key of one client: the same key with the same parameters makes one request."""
+"""One idempotency key of one client: the same key with the same body makes one request."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from models.params import GenerateParams
 from worker import keyspace
 
 
@@ -15,20 +17,21 @@ class Idempotency:
 
     Attributes:
         key: of the broker.
-        fingerprint: of the parameters, as they were asked for.
+        fingerprint: of the body that came with it.
     """
 
     key: str
     fingerprint: str
 
     @classmethod
-    def of(cls, owner: str, key: str, params: GenerateParams) -> Idempotency:
-        """The key that `owner` has given for `params`, whose seed is not drawn yet.
+    def of(cls, owner: str, key: str, body: Mapping[str, Any]) -> Idempotency:
+        """The key that `owner` has given for the JSON object `body`.
 
-        Hashed, as a client may put anything into it; each owner has keys of its own.
+        Hashed, as a client may put anything into it; each owner has keys of its own. The body, not
+        what we read in it: another version of ours must not take a retry for another request.
         """
         digest = _digest(f"{owner} {key}")
-        return cls(keyspace.idempotency_key(digest), _digest(params.model_dump_json()))
+        return cls(keyspace.idempotency_key(digest), _digest(json.dumps(body, sort_keys=True)))
 
 
 def _digest(text: str) -> str:

@@ -81,7 +81,7 @@ class Intake:
             idempotency: accept it only once, and say afterwards which request it was.
 
         Raises:
-            IdempotencyConflictError: the key came before, with other parameters.
+            IdempotencyConflictError: the key came before, with another body.
             QueueFullError: too many requests wait already.
             NoWorkerError: `needs_worker`, and none is alive.
         """

@@ -135,9 +135,9 @@ class Outputs(Protocol):
 
         Args:
             is_kept: says whether the record of a request id exists.
-            older_than: seconds since its last change, by the store's clock, for which a file is
-                left alone: it may be a draft in the making, or published by a run that is about
-                to say so.
+            older_than: seconds since its last change for which a file is left alone: it may be a
+                draft in the making, or published by a run that is about to say so. Clocks that
+                differ do no harm, as such a request is kept.
 
         Returns:
             How many files were removed.

@@ -3,8 +3,8 @@
 It is RQ's SimpleWorker, which runs jobs in its own process, with the parts replaced that lose jobs
 when that process dies or is told to stop (found by experiment with RQ 3.0):
 
-- RQ's signal handlers raise from wherever they strike; ours set a flag, and a second signal
-  gives the running request back to the queue at its next step.
+- RQ's signal handlers raise from wherever they strike; ours set a flag, and after a second signal
+  the heart gives the running request back to the queue.
 - RQ's own execution, retries, results, registries and their cleaning are left out: the job record
   is the only truth, and the reconciler brings back what a dead worker leaves.
 - RQ's registry of workers is left out: nobody reads it, and a broker whose memory is full would
@@ -72,6 +72,7 @@ class EngineWorker(SimpleWorker):
             serializer=SERIALIZER,
             log_job_description=False,
         )
+        scripts.source("pop")  # now, not when somebody has put another version in its place
         self._runner = runner
         self._stop = stop
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 
 _FOLDER = files("worker") / "lua"
 
 
+@cache  # a version that is put in meanwhile must not mix with the one that runs
 def source(name: str) -> str:
     """The text of script `name`, with what all scripts share before it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -61,10 +62,9 @@ class Prepared:
 
     @property
     def weights_stamp(self) -> str:
-        """Which weights, LoRAs included: another text when a file changes, or is a copy."""
-        found = sorted(self.folder.glob("*/*")) if self.folder else []
-        files = [*filter(Path.is_file, found), *(each.path for each in self.loras)]
-        return f"{self.loras} {[_stamp(file) for file in files]}"
+        """Which weights, LoRAs included: the same on every host that has pulled them."""
+        loras = [(_checksum(each.path), each.scale) for each in self.loras]
+        return f"{_content(self.folder) if self.folder else ''} {loras}"
 
 
 def prepare(
@@ -130,9 +130,18 @@ def _choose(
     )
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
-    stat = file.stat()
-    return str(file), stat.st_size, stat.st_mtime_ns
+def _content(folder: Path) -> str:
+    """By the checksums that a pull has noted; else by size and time, which a copy has to keep."""
+    if (folder / weights.MANIFEST).is_file():
+        return str(weights.read_manifest(folder).files)
+    files = filter(Path.is_file, sorted(folder.glob("*/*")))
+    stats = [(str(file.relative_to(folder)), file.stat()) for file in files]
+    return str([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _allocator() -> str:

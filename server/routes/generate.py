@@ -81,7 +81,7 @@ async def generate(request: Request) -> Response:
         )
     except HungUp:
         if not asked.comes_back:
-            await services.intake.cancel(asked.request_id, call.key.key_id)
+            services.cancel_for_sure(asked.request_id, call.key.key_id)
         return Response(status_code=NOBODY_LISTENS)
     job = await services.intake.find(asked.request_id, call.key.key_id)
     headers = {"x-request-id": asked.request_id, **asked.headers}
@@ -109,7 +109,7 @@ async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
         call.key.key_id,
         share=call.key.share,
         needs_worker=needs_worker,
-        idempotency=None if key is None else Idempotency.of(call.key.key_id, key, params),
+        idempotency=None if key is None else Idempotency.of(call.key.key_id, key, body),
     )
     headers = ignored_parameters(ignored) | (REPLAYED if accepted.is_replay else {})
     return _Asked(accepted.request_id, headers, comes_back=key is not None)

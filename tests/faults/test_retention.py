@@ -12,7 +12,7 @@ from tests.faults.client import Client, events
 from tests.stack import Stack, eventually
 from worker import keyspace
 
-SECONDS = 3.0
+SECONDS = 5.0
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from server.keyring import Scope
@@ -136,6 +137,17 @@ def test_a_blocking_call_that_can_come_back_is_not(stack: Stack) -> None:
     assert again.status_code == 200
     assert again.headers["x-request-id"] == request_id
     assert again.headers["idempotency-replayed"] == "true"
+
+
+def test_a_hang_up_while_the_broker_hangs_is_not_forgotten(stack: Stack) -> None:
+    key = stack.key()
+    connection, request_id = block(stack, key)
+    broker = psutil.Process(stack.redis.info("server")["process_id"])
+    broker.suspend()
+    connection.close()
+    time.sleep(3)
+    broker.resume()
+    assert ended(stack.http(key), request_id)["error_code"] == "cancelled"
 
 
 def test_a_gateway_that_stops_tells_blocking_calls_where_to_poll(stack: Stack) -> None:

@@ -16,7 +16,9 @@ end
 if ARGV[3] == '1' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
   return { 'no_worker' }
 end
-if redis.call('ZCARD', keys.waiting) >= tonumber(ARGV[2]) then
+-- A queue that others have filled still takes an owner's first.
+local mine = keys.waiting .. ':' .. owner
+if redis.call('ZCARD', keys.waiting) >= tonumber(ARGV[2]) and redis.call('EXISTS', mine) == 1 then
   return { 'queue_full' }
 end
 if key ~= '' then
@@ -31,7 +33,10 @@ redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', AR
 -- turn, who came first goes first.
 local TURN = 2 ^ 32
 local head = redis.call('ZRANGE', keys.waiting, 0, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
-local last = redis.call('ZRANGE', keys.waiting .. ':' .. owner, -1, -1, 'WITHSCORES')
+if not head[1] then
+  redis.call('DEL', keys.turns) -- nobody waits for a turn: nobody has had more than another
+end
+local last = redis.call('ZRANGE', mine, -1, -1, 'WITHSCORES')
 local before = last[2] or redis.call('HGET', keys.turns, owner)
 local place = tonumber(head[2] or 0)
 if before then

@@ -135,6 +135,8 @@ class Clients:
         answer = await self._ask("GET", f"{url}/v2/requests/{request_id}")
         if answer is None:
             return False
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            return True  # lost, unless another gateway knows it: the others may have ended
         body = answer.json()
         if body["status"] in {"COMPLETED", "FAILED"}:
             self._open.pop(request_id, None)
@@ -157,10 +159,14 @@ class Clients:
         except httpx.TransportError as error:
             self.errors[type(error).__name__] += 1
             return None
-        if answer.is_success or answer.status_code == HTTPStatus.UNPROCESSABLE_ENTITY:
+        if answer.is_success or answer.status_code in ENDS:
             return answer
         self.errors[str(answer.status_code)] += 1
         return None
+
+
+ENDS = {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.NOT_FOUND}
+"""Statuses that tell of the request, and not of the gateway."""
 
 
 def _without_links(body: dict[str, Any]) -> dict[str, Any]:

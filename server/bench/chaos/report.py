@@ -12,6 +12,9 @@ from rich.table import Table
 from server.bench.chaos.accounting import Account
 from server.bench.chaos.faults import Kind
 
+NOTICE_SECONDS = 10.0
+"""Promised: a dead worker is noticed so long after its lease at the latest."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -68,7 +71,7 @@ class Report:
     @property
     def is_clean(self) -> bool:
         """Whether every promise was kept."""
-        return self.account.is_clean and not self.files_missing and not self.made_twice
+        return not [*broken_promises(self)]
 
     @property
     def made_twice(self) -> int:
@@ -135,6 +138,16 @@ def broken_promises(report: Report) -> Iterator[str]:
         yield f"violation: {name} belongs to a completed request and is not there"
     if report.made_twice:
         yield f"violation: {report.made_twice} submits that were tried again made another request"
+    for what, processes in (
+        ("ended by itself", report.died),
+        ("did not stop when told to", report.stuck),
+        ("lived on", report.processes_left),
+    ):
+        yield from (f"violation: {process} {what}" for process in processes)
+    limit = report.plan.lease_seconds + NOTICE_SECONDS
+    late = [seconds for seconds in report.account.detection if seconds > limit]
+    if late:
+        yield f"violation: {len(late)} deaths were noticed after more than {limit:g} s"
 
 
 def _listed(counts: Mapping[Any, int]) -> str:

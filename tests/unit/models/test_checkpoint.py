@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.engine import Traits
+from models.manifest import Manifest, WeightsFile
 from models.mochi import checkpoint as checkpoint_module
 from models.mochi.assemble import Options, assemble
 from models.mochi.attention import Kernel
@@ -26,6 +28,7 @@ from models.mochi.parts import Dtypes, Parts
 from models.mochi.prepare import Prepared
 from models.mochi.schedule import Schedule
 from models.params import GenerateParams
+from models.weights import MANIFEST
 from tests.checkpoints import AbandonedError, Kept, abandon, run
 from tests.unit.models.tiny_mochi import (
     embeddings,
@@ -277,6 +280,24 @@ def test_weights_are_told_apart_by_their_files(folder: Path, tmp_path: Path) -> 
     file.write_bytes(b"a style")
     stamps = [stamp([]), stamp([Lora(file)]), stamp([Lora(file, 0.5)]), stamp([], None)]
     assert stamps[:2] == [stamp([]), stamp([Lora(file)])]
+    moved = shutil.copytree(folder, tmp_path / "elsewhere"), tmp_path / "copy.safetensors"
+    shutil.copy(file, moved[1])
+    assert stamp([Lora(moved[1])], moved[0]) == stamps[1]
     file.write_bytes(b"another")
     stamps += [stamp([Lora(file)])]
     assert len(set(stamps)) == len(stamps)
+
+
+def test_pulled_weights_are_told_apart_by_the_checksums_of_the_hub(tmp_path: Path) -> None:
+    def stamp(name: str, checksum: str) -> str:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        files = {"vae/a": WeightsFile(size=1, checksum=f"sha256:{checksum * 64}")}
+        manifest = Manifest(hub_id="a/b", commit="0" * 40, files=files)
+        (folder / MANIFEST).write_text(manifest.model_dump_json())
+        plan = Plan(PROFILES["80gb"], "bf16", "")
+        options = Options(plan.profile, "flash")
+        traits = Traits("Mochi 1", "a card", "bf16")
+        return Prepared(CPU, plan, options, traits, folder, []).weights_stamp
+
+    assert stamp("here", "a") == stamp("there", "a") != stamp("there", "b")

@@ -67,6 +67,9 @@ def test_a_broken_promise_is_told_and_its_folder_is_kept_and_named(
     [
         ({"files_missing": ["a.mp4"]}, "a.mp4 belongs to a completed request and is not there"),
         ({"unseen": 2}, "2 submits that were tried again made another request"),
+        ({"died": ["worker-001"]}, "worker-001 ended by itself"),
+        ({"stuck": ["gateway-001"]}, "gateway-001 did not stop when told to"),
+        ({"processes_left": [4711]}, "4711 lived on"),
     ],
 )
 def test_what_the_history_cannot_tell_is_a_violation_too(
@@ -75,6 +78,16 @@ def test_what_the_history_cannot_tell_is_a_violation_too(
     broken = report(ACCEPTED, ENDED, **others)
     assert not broken.is_clean
     assert list(broken_promises(broken)) == [f"violation: {sentence}"]
+
+
+def test_a_death_that_was_noticed_too_late_is_a_violation() -> None:
+    killed = Event(2, What.KILLED, worker="ann")
+    first, second = (
+        Event(at, What.STARTED, "r", worker, detail=attempt)
+        for at, worker, attempt in ((1, "ann", "1"), (23, "bob", "2"))
+    )
+    late = report(ACCEPTED, first, killed, second, ENDED)
+    assert list(broken_promises(late)) == ["violation: 1 deaths were noticed after more than 20 s"]
 
 
 def test_a_request_whose_submit_was_given_up_may_have_been_made() -> None:

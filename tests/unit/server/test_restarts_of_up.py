@@ -61,6 +61,6 @@ def test_what_was_drained_is_started_again_and_wrong_settings_end_everything(
 ) -> None:
     with capture_logs() as logs, child(tmp_path, "raise SystemExit(0)") as drained:
         eventually(lambda: drained.watch() and len(logs) >= 2)
-    assert {entry["event"] for entry in logs} == {"process.drained"}
+    assert {entry["event"] for entry in logs} == {"process.ended"}
     with child(tmp_path, f"raise SystemExit({os.EX_CONFIG})") as wrong:
         eventually(lambda: not wrong.watch())

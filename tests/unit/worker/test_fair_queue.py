@@ -15,6 +15,7 @@ from redis import Redis
 from tests.jobs import params, pop
 from worker import keyspace
 from worker.connection import connect_gateway
+from worker.errors import QueueFullError
 from worker.intake import Intake
 from worker.store import JobStore, Lease
 
@@ -157,6 +158,38 @@ def test_a_position_is_the_place_in_which_it_is_served(shop: Shop) -> None:
     shop.store.give_back(shop.start())
     positions = {shop.position(name): name for name in ids}
     assert [positions[place] for place in range(1, len(ids) + 1)] == [shop.serve() for _ in ids]
+
+
+def test_where_only_given_back_requests_wait_nobody_has_had_more_turns(shop: Shop) -> None:
+    shop.submit("z")
+    lease = shop.start()
+    shop.submit(*"a" * 4)
+    for _ in range(3):
+        shop.serve()
+    shop.store.give_back(lease)
+    (last,) = [name for name, owner in shop.owners.items() if owner == "a"][-1:]
+    shop.cancel(last)
+    shop.submit(*"bbba")
+    assert [shop.owners[shop.start().request_id] for _ in range(3)] == ["z", "b", "a"]
+
+
+def test_a_queue_that_one_key_has_filled_still_takes_anothers_first(
+    redis: Redis, redis_url: str
+) -> None:
+    async def ask() -> list[str]:
+        told = []
+        async with connect_gateway(redis_url) as client:
+            it = Intake(client, most_waiting=3, retention_seconds=60)
+            for owner in "aaaabbca":
+                try:
+                    await it.submit(params(), owner)
+                    told.append(owner)
+                except QueueFullError:
+                    told.append("full")
+        return told
+
+    assert asyncio.run(ask()) == ["a", "a", "a", "full", "b", "full", "c", "full"]
+    assert redis.zcard(keyspace.WAITING) == 5
 
 
 def test_an_empty_queue_remembers_nobody(shop: Shop, redis: Redis) -> None:

@@ -117,7 +117,7 @@ class Requests(RuleBasedStateMachine):
             self.gateway_redis, most_waiting=MOST_WAITING, retention_seconds=RETENTION_SECONDS
         )
         self.runs = itertools.count()
-        self.key = Idempotency.of(OWNER, "a key", params())
+        self.key = Idempotency.of(OWNER, "a key", {"prompt": "a pond"})
         self.accepted: set[str] = set()
         self.expired: set[str] = set()
         self.unlisted: set[str] = set()
