@@ -30,6 +30,8 @@ def answer_for_error(error: MochiError, request_id: str | None = None) -> Respon
     headers = _retry_headers() if status == HTTPStatus.TOO_MANY_REQUESTS else {}
     if isinstance(error, RangeError):
         headers = {"content-range": f"bytes */{error.size}"}
+    if request_id is not None:
+        headers["x-request-id"] = request_id
     return answer(ErrorBody(error=str(error), request_id=request_id), status, headers)
 
 

@@ -83,9 +83,10 @@ class RangeError(HttpError):
 class WaitTimeoutError(HttpError):
     """A blocking call passed its limit, or the gateway stops. The job runs on."""
 
-    def __init__(self, request_id: str, seconds: float) -> None:
+    def __init__(self, request_id: str, seconds: float, *, is_stopping: bool = False) -> None:
+        why = "This gateway stops, and the" if is_stopping else "The"
         super().__init__(
-            f"The video is not ready after {seconds:.0f} seconds. It is still being made: poll "
+            f"{why} video is not ready after {seconds:.0f} seconds. It is still being made: poll "
             f"/v2/requests/{request_id}"
         )
 

@@ -53,7 +53,13 @@ class Gate:
             status = message.get("status", 200)
             refused = status >= HTTPStatus.BAD_REQUEST
             if refused and scope["path"] not in PROBES:
-                _log.info("http.refused", method=scope["method"], path=scope["path"], status=status)
+                _log.info(
+                    "http.refused",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    request_id=scope.get("state", {}).get("request_id"),
+                )
             if refused and has_body:
                 # What is left of a refused body is not worth reading: it may never end.
                 message["headers"] = [*message["headers"], (b"connection", b"close")]

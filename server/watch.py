@@ -17,6 +17,10 @@ INTERVAL_SECONDS = 0.04
 _log = structlog.get_logger()
 
 
+class _StoppingError(TimeoutError):
+    """There is no more time, as the gateway stops."""
+
+
 class Watch:
     """Polls while somebody waits, and only then."""
 
@@ -38,8 +42,10 @@ class Watch:
         started = time.monotonic()
         try:
             await asyncio.wait_for(ended, seconds)
-        except TimeoutError:
-            raise WaitTimeoutError(request_id, time.monotonic() - started) from None
+        except TimeoutError as error:
+            is_stopping = isinstance(error, _StoppingError)
+            seconds = time.monotonic() - started
+            raise WaitTimeoutError(request_id, seconds, is_stopping=is_stopping) from None
         finally:
             self._waiting[request_id].discard(ended)
             if not self._waiting[request_id]:
@@ -50,7 +56,7 @@ class Watch:
         for futures in self._waiting.values():
             for future in futures:
                 if not future.done():
-                    future.set_exception(TimeoutError())
+                    future.set_exception(_StoppingError())
 
     async def _poll(self) -> None:
         while self._waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 
@@ -13,8 +14,10 @@ from server.errors import CommandError
 from worker.fleet import Worker, fleet, order_drain
 
 LOOK_SECONDS = 0.5
+WIDTH = 1000
+"""Of a line that is not for a terminal: nothing is cut there, nor wrapped."""
 
-_console = Console()
+_console = Console(width=None if sys.stdout.isatty() else WIDTH)
 _progress = Console(stderr=True)
 
 
@@ -32,7 +35,9 @@ def list_workers(redis: Redis) -> None:
     if not workers:
         _progress.print("No live worker: start one with `mochi-server worker`.", markup=False)
         return
-    table = Table("worker", "state", "request", "step", "engine", box=None)
+    table = Table(box=None)
+    for name in ("worker", "state", "request", "step", "engine"):
+        table.add_column(name, overflow="fold")
     for worker in workers:
         table.add_row(worker.name, worker.state, *_run(worker), str(worker.engine or ""))
     _console.print(table, soft_wrap=True)

@@ -162,6 +162,8 @@ def test_a_gateway_that_stops_tells_blocking_calls_where_to_poll(stack: Stack) -
     assert answer.startswith(b"HTTP/1.1 504 ")
     assert f'"request_id":"{request_id}"'.encode() in answer
     assert f"poll /v2/requests/{request_id}".encode() in answer
+    assert b"This gateway stops" in answer
+    assert f"x-request-id: {request_id}".encode() in answer
     assert gateway.wait(10) == 0
     stack.start_gateway(drain_seconds="2")
     assert "cancelled" not in stack.record(request_id)

@@ -28,7 +28,7 @@ def workers(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`mochi-server workers …` as an operator runs it."""
     return subprocess.run(
         [COMMAND, "workers", *arguments],
-        env=stack.environ | {"COLUMNS": "300"},
+        env=stack.environ,
         capture_output=True,
         text=True,
         timeout=60,
