@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.stack import COMMAND, Stack, eventually
+from worker.fleet import fleet
 
 SECONDS = {"lease_seconds": "2", "drain_seconds": "1"}
 
@@ -66,15 +67,15 @@ def test_the_list_says_who_works_at_what(stack: Stack) -> None:
 
 
 def test_a_drained_worker_finishes_its_request_and_ends_well(stack: Stack) -> None:
-    worker = stack.start_worker(**SECONDS)
+    worker = stack.start_worker(**SECONDS, fake_step_seconds="0.15")  # commands take a second each
     key = stack.key()
     running, waiting = (submit(stack, key, 75) for _ in range(2))
     eventually(lambda: runs(stack, running))
     name = str(stack.record(running)["worker"])
     ordered = workers(stack, "drain", name, "--no-wait")
     assert ordered.returncode == 0, ordered.stderr
-    eventually(lambda: "draining" in workers(stack, "list").stdout)
-    assert worker.wait(30) == 0
+    eventually(lambda: [each.state for each in fleet(stack.redis)] == ["draining"])
+    assert worker.wait(60) == 0
     assert stack.record(running)["status"] == "COMPLETED"  # longer than MOCHI_DRAIN_SECONDS
     assert stack.record(waiting)["status"] == "QUEUED"
     assert stack.redis.keys("mochi:drain:*") == []
