@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,7 @@ import psutil
 from segmind import SegmindClient
 
 from server.listener import free_port
-from tests.stack import eventually
-
-COMMAND = str(Path(sys.executable).with_name("mochi-server"))
+from tests.stack import COMMAND, eventually
 
 
 class Up:

@@ -9,7 +9,6 @@ import shlex
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from redis.exceptions import NoPermissionError
 from tests.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
 from tests.jobs import end_lease, intake, live, pop
 from tests.jobs import submit as accept
-from tests.stack import Stack, eventually
+from tests.stack import COMMAND, Stack, eventually
 from worker import keyspace
 from worker.connection import connect_briefly, connect_gateway, connect_worker
 from worker.contact import dangers_of
@@ -59,9 +58,8 @@ def events(stack: Stack, name: str) -> list[dict[str, Any]]:
 
 def create_key(stack: Stack, url: str) -> subprocess.CompletedProcess[str]:
     """What an operator types on another machine."""
-    command = str(Path(sys.executable).with_name("mochi-server"))
     return subprocess.run(
-        [command, "keys", "create", "laptop"],
+        [COMMAND, "keys", "create", "laptop"],
         env=stack.environ | {"MOCHI_REDIS_URL": url},
         capture_output=True,
         text=True,

@@ -13,8 +13,8 @@ import pytest
 
 from server.listener import free_port
 from server.weights import has_nvidia_gpu
-from tests.stack import eventually
-from tests.up import COMMAND, Up, environ, gone, refused, run
+from tests.stack import COMMAND, eventually
+from tests.up import Up, environ, gone, refused, run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from models.hub import SILENCE_SECONDS
 from models.weights import MANIFEST
 from server.listener import free_port
 from tests.hub import BIG, FIRST, LOADED, SECOND, StandIn, stand_in
-from tests.stack import eventually
+from tests.stack import COMMAND, eventually
 
-COMMAND = str(Path(sys.executable).with_name("mochi-server"))
 FOLDER = f"weights/genmo--mochi-1-preview/{FIRST}"
 
 
