@@ -26,6 +26,13 @@ WORKERS = "mochi:workers"
 time in ms until which they count as alive."""
 API_KEYS = "mochi:keys"
 """Hash: SHA-256 of an API key to what it may do."""
+SECRETS = "mochi:secrets"
+"""Hash: SHA-256 of an API key's secret to the key's id, and, after a space, the broker's time in ms
+until which it is good, where that is limited."""
+KEY_NAMES = "mochi:key-names"
+"""Hash: name of an API key that is not revoked to its id."""
+AUDIT = "mochi:audit"
+"""Stream: what administrators did."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
 """String: what signs the links to videos, shared by all gateways."""
 
@@ -48,6 +55,26 @@ MOST_ATTEMPTS = 3
 def record(request_id: str) -> str:
     """Hash: the job record."""
     return f"mochi:request:{request_id}"
+
+
+def api_key(key_id: str) -> str:
+    """Hash: what an API key may do, and its account; see `server/keys.py`."""
+    return f"mochi:key:{key_id}"
+
+
+def live(owner: str) -> str:
+    """Set: ids of an owner that are QUEUED or PROCESSING."""
+    return f"mochi:live:{owner}"
+
+
+def rate(owner: str) -> str:
+    """Sorted set: ids that an owner submitted in the last minute, by the broker's time in ms."""
+    return f"mochi:rate:{owner}"
+
+
+def usage(day: int) -> str:
+    """Hash: what was used on a day, counted from 1970 in UTC, by `OWNER METRIC`."""
+    return f"mochi:usage:{day}"
 
 
 def idempotency_key(digest: str) -> str:
