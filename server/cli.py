@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -25,7 +24,9 @@ from server.bench.request import run as measure_request
 from server.client import Client
 from server.files import check_file, check_folder
 from server.first_key import read_first_key
-from server.keyring import MOST_SHARE, Scope, create_key
+from server.key_record import MOST_PRIORITY, NewKey
+from server.keyring import Scope
+from server.keys import create_key
 from server.routes.operations import VERSION
 from server.settings import ServerSettings, load_settings
 from server.up import supervise
@@ -232,11 +233,11 @@ def create(
     name: Annotated[str, typer.Argument(help="For people: who or what uses the key.")],
     scope: Annotated[
         list[Scope] | None,
-        typer.Option(help="What it may do; give it more than once. [default: all]"),
+        typer.Option(help="What it may do; give it more than once. [default: generate, read]"),
     ] = None,
-    share: Annotated[
+    priority: Annotated[
         int,
-        typer.Option(min=1, max=MOST_SHARE, help="Its turns in the queue for one of other keys."),
+        typer.Option(min=1, max=MOST_PRIORITY, help="Its turns in the queue for one of others."),
     ] = 1,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
@@ -251,7 +252,8 @@ def create(
     settings = _settings()
     with _errors_end(), broker_of(settings) as broker_url:
         redis = connect_briefly(broker_url)
-        key = create_key(redis, name, frozenset(scope or Scope), time.time(), share=share)
+        scopes = tuple(scope or (Scope.GENERATE, Scope.READ))
+        key = create_key(redis, NewKey.of(name=name, scopes=scopes, priority=priority))
     if settings.redis_url:
         place = f"on the broker {shown(settings.redis_url)}"
     else:

@@ -32,8 +32,24 @@ class MissingKeyError(HttpError):
 class InvalidKeyError(HttpError):
     """The API key is not one of ours."""
 
+    def __init__(
+        self, text: str = "Invalid API key; make one with `mochi-server keys create NAME`"
+    ) -> None:
+        super().__init__(text)
+
+
+class ExpiredKeyError(InvalidKeyError):
+    """The API key, or the secret that it had before a rotation, was good until some time."""
+
     def __init__(self) -> None:
-        super().__init__("Invalid API key; make one with `mochi-server keys create NAME`")
+        super().__init__("This API key has expired; ask who runs this server for another")
+
+
+class RevokedKeyError(InvalidKeyError):
+    """The API key was taken back."""
+
+    def __init__(self) -> None:
+        super().__init__("This API key was revoked; ask who runs this server for another")
 
 
 class ForbiddenError(HttpError):
@@ -95,15 +111,6 @@ class CommandError(MochiError):
     """Base of the errors that only the command line knows."""
 
 
-class KeyNameError(CommandError):
-    """An API key cannot have this name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"A key's name has 1 to 64 letters, digits, spaces or `.@_-`; got {name!r}."
-        )
-
-
 class ClientError(CommandError):
     """Our own client could not reach a server, or was refused; in its words where it gave some."""
 
@@ -123,6 +130,8 @@ STATUS: dict[type[MochiError], int] = {
     BadHostError: 400,
     MissingKeyError: 401,
     InvalidKeyError: 401,
+    ExpiredKeyError: 401,
+    RevokedKeyError: 401,
     ForbiddenError: 403,
     UnknownRouteError: 404,
     jobs.RequestNotFoundError: 404,
@@ -155,7 +164,7 @@ derive from them."""
 
 MEANING: dict[int, str] = {
     400: "The body is not JSON, or a parameter or header is missing, wrong or out of range",
-    401: "No API key, or a bad one",
+    401: "No API key, or one that is unknown, expired or revoked",
     403: "The API key may not do this",
     404: "Unknown model or route; unknown or expired request, or one made with another key",
     405: "Wrong verb",

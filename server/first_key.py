@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from redis import Redis
 
 from server.errors import MissingKeyError
-from server.keyring import Scope, any_key, is_registered, new_secret, register_key
+from server.key_record import NewKey
+from server.keyring import Scope, new_secret
+from server.keys import KeyExistsError, any_key, is_registered, register_key
 from server.settings import SettingsError
 
 
 def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
-    """The file that holds the first key, which is made if there is no key at all.
+    """The file that holds the first key, which is made if there is no key at all. It may do all.
 
     None where other keys were made before, and none in this folder.
 
@@ -33,7 +34,11 @@ def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
         path.write_text(secret + "\n")
     except OSError as error:
         raise SettingsError(f"The key cannot be kept in {path}: {error.strerror}.") from None
-    register_key(redis, secret, "first", frozenset(Scope), time.time())
+    try:
+        register_key(redis, secret, NewKey(name="first", scopes=tuple(Scope)))
+    except KeyExistsError:  # another machine on this broker was faster
+        path.unlink()
+        return None
     return path
 
 

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 import httpx
 from segmind import SegmindClient
 
-from server.keyring import Scope, create_key
+from server.key_record import NewKey
+from server.keyring import Scope
+from server.keys import create_key
 from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
 from worker.settings import WorkerSettings
@@ -155,9 +158,10 @@ class Stack:
         """All that every process has printed."""
         return "".join(self.log_of(process) for process in self.processes)
 
-    def key(self, name: str = "test", scopes: frozenset[Scope] = frozenset(Scope)) -> str:
-        """A new API key."""
-        return create_key(self.redis, name, scopes, time.time())
+    def key(self, name: str = "", scopes: Iterable[Scope] = Scope, **more: object) -> str:
+        """A new API key; `more` are fields of NewKey, like `credits="7"`."""
+        name = name or f"test {uuid4().hex[:12]}"
+        return create_key(self.redis, NewKey.of(name=name, scopes=tuple(scopes), **more))
 
     def sdk(self, key: str | None = None) -> SegmindClient:
         """The official client with nothing changed but its base URL."""

@@ -24,8 +24,6 @@ LOOKS = "mochi:looks"
 WORKERS = "mochi:workers"
 """Sorted set: workers with the model loaded, each with what its engine is (see `live.py`), by the
 time in ms until which they count as alive."""
-API_KEYS = "mochi:keys"
-"""Hash: SHA-256 of an API key to what it may do."""
 SECRETS = "mochi:secrets"
 """Hash: SHA-256 of an API key's secret to the key's id, and, after a space, the broker's time in ms
 until which it is good, where that is limited."""
@@ -58,7 +56,7 @@ def record(request_id: str) -> str:
 
 
 def api_key(key_id: str) -> str:
-    """Hash: what an API key may do, and its account; see `server/keys.py`."""
+    """Hash: what an API key may do, and its account; see `server/key_record.py`."""
     return f"mochi:key:{key_id}"
 
 

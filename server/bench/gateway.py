@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from rich.table import Table
 from server.bench.load import Outcome, Request, generator, send
 from server.bench.processes import Server, gateway, own_broker, prototype
 from server.example import EXAMPLE_REQUEST
-from server.keyring import Scope, create_key
+from server.key_record import NewKey
+from server.keys import create_key
 from worker.connection import connect_briefly
 
 WARM_UP_SECONDS = 1.0
@@ -59,7 +59,7 @@ def run(connections: list[int], seconds: float, output: Path | None) -> None:
 def _measure(connections: list[int], seconds: float) -> Iterator[Row]:
     body = json.dumps(EXAMPLE_REQUEST)
     with tempfile.TemporaryDirectory() as name, own_broker(Path(name)) as url:
-        key = create_key(connect_briefly(url), "bench", frozenset(Scope), time.time())
+        key = create_key(connect_briefly(url), NewKey(name="bench"))
         with gateway(url, Path(name)) as ours, prototype(url, Path(name)) as bare:
             for call in ("submit", "status"):
                 for count in connections:

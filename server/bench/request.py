@@ -22,7 +22,8 @@ from rich.table import Table
 from models.params import MODEL
 from server.bench.processes import gateway, mock_worker, own_broker, wait_until_ready
 from server.example import EXAMPLE_REQUEST
-from server.keyring import Scope, create_key
+from server.key_record import NewKey
+from server.keys import create_key
 from worker.connection import connect_briefly
 
 TIMEOUT_SECONDS = 600.0
@@ -62,7 +63,7 @@ def _measure(count: int) -> Iterator[Times]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with own_broker(folder) as url:
-            key = create_key(connect_briefly(url), "bench", frozenset(Scope), time.time())
+            key = create_key(connect_briefly(url), NewKey(name="bench"))
             with gateway(url, folder) as server, mock_worker(url, folder) as log:
                 _console.print("loading the mock weights …")
                 wait_until_ready(f"{server.url}/readyz")

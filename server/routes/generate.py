@@ -101,13 +101,13 @@ class _Asked:
 
 async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
     call.key.require(Scope.GENERATE)
+    call.key.require_model(MODEL)
     key = idempotency_key(call.request)
     body = await read_object(call.request, call.services.settings.body_bytes)
     params, ignored = parse_params(body)
     accepted = await call.services.intake.submit(
         params.with_seed(_seeds),
         call.key.key_id,
-        share=call.key.share,
         needs_worker=needs_worker,
         idempotency=None if key is None else Idempotency.of(call.key.key_id, key, body),
     )

@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 
-from server.keyring import ApiKey
 from tests.stack import Stack, eventually
 from worker import keyspace
 
@@ -28,8 +27,7 @@ class Client:
     def owner(self) -> str:
         """The id of its key."""
         digest = hashlib.sha256(self.key.encode()).hexdigest()
-        stored = self.stack.redis.hget(keyspace.API_KEYS, digest)
-        return ApiKey.model_validate_json(str(stored)).key_id
+        return str(self.stack.redis.hget(keyspace.SECRETS, digest))
 
     def submit(self, prompt: str = "a pond", *, steps: int = 10, key: str = "") -> str:
         """The id of a new request, with an idempotency key if one is given."""

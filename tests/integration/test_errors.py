@@ -19,7 +19,9 @@ from structlog.testing import capture_logs
 from models.fake import FakeEngine
 from models.params import GenerateParams
 from server.app import create_app
-from server.keyring import Scope, create_key
+from server.key_record import NewKey
+from server.keyring import Scope
+from server.keys import create_key
 from server.settings import ServerSettings
 from tests.stack import Stack, eventually
 from tests.wire import BODY_LIMIT, another_gateway, call, connect, read_answer, refusal
@@ -331,7 +333,7 @@ def test_a_bug_leaks_nothing(redis: Redis, redis_url: str, tmp_path: Path) -> No
             raise RuntimeError(f"{FakeEngine.BUG_TEXT}: {params.prompt}")
 
     app.state.services.intake = Broken()
-    key = create_key(redis, "test", frozenset(Scope), now=0.0)
+    key = create_key(redis, NewKey(name="test"))
     headers = {"x-api-key": key}
     requests = [
         httpx.Request("POST", f"http://gateway{path}", headers=headers, json=POND)

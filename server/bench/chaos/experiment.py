@@ -22,7 +22,8 @@ from server.bench.chaos.faults import Fault, Kind, schedule
 from server.bench.chaos.fleet import Fleet
 from server.bench.chaos.history import Event, events_of, read_log
 from server.bench.chaos.report import Plan, Report
-from server.keyring import Scope, create_key
+from server.key_record import NewKey
+from server.keys import create_key
 from worker import keyspace
 from worker.connection import broker_errors, connect_briefly
 from worker.settings import WorkerSettings
@@ -80,7 +81,7 @@ class _Experiment:
 
     async def run(self) -> Report:
         with broker_errors(), connect_briefly(self._broker.url) as redis:
-            key = create_key(redis, "chaos", frozenset(Scope), time.time())
+            key = create_key(redis, NewKey(name="chaos"))
         lease = self._plan.lease_seconds
         with Fleet(
             self._folder, self._broker.url, lease_seconds=lease, note=self._history.append

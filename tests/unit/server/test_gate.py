@@ -13,7 +13,8 @@ from redis import Redis
 
 from server.app import create_app
 from server.gate import PUBLIC, PUBLIC_FOLDERS
-from server.keyring import Scope, create_key
+from server.key_record import NewKey
+from server.keys import create_key
 from server.settings import ServerSettings
 from tests.wire import call, refusal
 from worker.connection import connect_gateway
@@ -29,7 +30,7 @@ def app(redis_url: str, tmp_path: Path) -> FastAPI:
 
 @pytest.fixture
 def secret(redis: Redis) -> str:
-    return create_key(redis, "test", frozenset(Scope), now=0.0)
+    return create_key(redis, NewKey(name="test"))
 
 
 def routes(app: FastAPI) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from redis import Redis
 
-from server.keyring import Scope, create_key
+from server.key_record import NewKey
+from server.keys import create_key
 
 SCRIPT = """
 import asyncio, json, sys
@@ -51,7 +52,7 @@ assert not BLOCKED & set(sys.modules)
 def test_it_serves_with_the_workers_libraries_blocked(
     redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
-    key = create_key(redis, "test", frozenset(Scope), now=0.0)
+    key = create_key(redis, NewKey(name="test"))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, str(tmp_path), redis_url, key],
         capture_output=True,

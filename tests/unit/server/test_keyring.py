@@ -2,35 +2,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from redis import Redis
 
-from server.errors import ForbiddenError, InvalidKeyError, KeyNameError
+from server.errors import ExpiredKeyError, ForbiddenError, InvalidKeyError, RevokedKeyError
 from server.first_key import first_key_file
-from server.keyring import PREFIX, REMEMBER_SECONDS, ApiKey, Keyring, Scope, any_key, create_key
+from server.key_record import KeyFormError, NewKey
+from server.keyring import PREFIX, ApiKey, Keyring, Scope
+from server.keys import any_key, create_key, revoke_key, rotate_key
+from server.moments import EPOCH
 from worker import keyspace
 from worker.connection import connect_gateway
 from worker.errors import BrokerUnavailableError
 
-ALL = frozenset(Scope)
+LAPTOP = NewKey(name="laptop")
 
 _Result = TypeVar("_Result")
 
 
-def with_keyring(
-    url: str,
-    use: Callable[[Keyring], Awaitable[_Result]],
-    monotonic: Callable[[], float] = lambda: 0.0,
-) -> _Result:
+def with_keyring(url: str, use: Callable[[Keyring], Awaitable[_Result]]) -> _Result:
     async def run() -> _Result:
-        client = connect_gateway(url)
-        try:
-            return await use(Keyring(client, monotonic))
-        finally:
-            await client.aclose()
+        async with connect_gateway(url) as client:
+            return await use(Keyring(client))
 
     return asyncio.run(run())
 
@@ -40,59 +38,118 @@ def find(url: str, secret: str) -> ApiKey:
 
 
 def test_a_key_that_was_made_is_found_with_what_it_may_do(redis: Redis, redis_url: str) -> None:
-    key = find(redis_url, create_key(redis, "laptop", frozenset({Scope.READ}), now=7.0))
-    assert (key.name, key.scopes, key.created_at) == ("laptop", frozenset({Scope.READ}), 7.0)
+    new = NewKey(name="laptop", scopes=(Scope.READ,), models=("b", "a"), credits=Decimal("7.5"))
+    key = find(redis_url, create_key(redis, new))
+    assert (key.name, *key.scopes, *sorted(key.models)) == ("laptop", "read", "a", "b")
+    assert key.balance == Decimal("7.5")
+
+
+def test_a_key_of_which_nothing_is_said_makes_and_reads_without_a_meter(
+    redis: Redis, redis_url: str
+) -> None:
+    key = find(redis_url, create_key(redis, LAPTOP))
+    assert key.scopes == {"generate", "read"}
+    assert not key.models
+    assert key.balance is None
 
 
 def test_each_key_is_an_owner_of_its_own(redis: Redis, redis_url: str) -> None:
-    keys = [find(redis_url, create_key(redis, "laptop", ALL, now=0.0)) for _ in range(2)]
+    keys = [find(redis_url, create_key(redis, NewKey(name=name))) for name in "ab"]
     assert keys[0].key_id != keys[1].key_id
 
 
 def test_a_secret_is_long_and_random_and_kept_nowhere(redis: Redis) -> None:
-    secret = create_key(redis, "laptop", ALL, now=0.0)
+    secret = create_key(redis, LAPTOP)
     assert secret.startswith(PREFIX)
     assert len(secret) >= len(PREFIX) + 43
-    assert secret != create_key(redis, "laptop", ALL, now=0.0)
-    assert secret.removeprefix(PREFIX) not in str(redis.hgetall(keyspace.API_KEYS))
+    assert secret != create_key(redis, NewKey(name="other"))
+    stored = [redis.hgetall(str(name)) for name in redis.keys("mochi:*") if name != keyspace.AUDIT]
+    everything = f"{stored} {redis.xrange(keyspace.AUDIT)}"
+    assert "laptop" in everything
+    assert secret.removeprefix(PREFIX) not in everything
 
 
 @pytest.mark.parametrize("secret", ["", PREFIX, "mochi_guess", "\xff", "x" * 100_000])
 def test_no_other_secret_is_a_key(redis: Redis, redis_url: str, secret: str) -> None:
-    create_key(redis, "laptop", ALL, now=0.0)
-    with pytest.raises(InvalidKeyError):
+    create_key(redis, LAPTOP)
+    with pytest.raises(InvalidKeyError, match="Invalid"):
         find(redis_url, secret)
 
 
 def test_the_stored_hash_is_no_key(redis: Redis, redis_url: str) -> None:
-    create_key(redis, "laptop", ALL, now=0.0)
-    (stored,) = redis.hkeys(keyspace.API_KEYS)
-    with pytest.raises(InvalidKeyError):
+    create_key(redis, LAPTOP)
+    (stored,) = redis.hkeys(keyspace.SECRETS)
+    with pytest.raises(InvalidKeyError, match="Invalid"):
         find(redis_url, str(stored))
 
 
-def test_a_removed_key_is_refused_a_second_later(redis: Redis, redis_url: str) -> None:
-    secret = create_key(redis, "laptop", ALL, now=0.0)
-    now = 0.0
+def test_a_revoked_key_is_refused_the_next_time(redis: Redis, redis_url: str) -> None:
+    secret = create_key(redis, LAPTOP)
 
     async def use(keyring: Keyring) -> None:
-        nonlocal now
         await keyring.find(secret)
-        redis.delete(keyspace.API_KEYS)
-        await keyring.find(secret)
-        now = REMEMBER_SECONDS
-        for _ in range(2):
-            with pytest.raises(InvalidKeyError):
-                await keyring.find(secret)
+        revoke_key(redis, "laptop")
+        with pytest.raises(RevokedKeyError):
+            await keyring.find(secret)
 
-    with_keyring(redis_url, use, lambda: now)
+    with_keyring(redis_url, use)
+
+
+def test_a_key_is_good_until_it_expires_by_the_brokers_clock(redis: Redis, redis_url: str) -> None:
+    seconds, microseconds = redis.time()
+    now = EPOCH + timedelta(seconds=seconds, microseconds=microseconds)
+    hour = timedelta(hours=1)
+    good, over = (
+        create_key(redis, NewKey(name=name, expires_at=end))
+        for name, end in {"good": now + hour, "over": now - hour}.items()
+    )
+    assert find(redis_url, good).name == "good"
+    with pytest.raises(ExpiredKeyError):
+        find(redis_url, over)
+
+
+def test_a_secret_that_was_replaced_is_good_for_the_grace(redis: Redis, redis_url: str) -> None:
+    first = create_key(redis, LAPTOP)
+    second = rotate_key(redis, "laptop")
+    assert find(redis_url, first) == find(redis_url, second)
+    third = rotate_key(redis, "laptop", grace=timedelta())
+    assert find(redis_url, third).name == "laptop"
+    with pytest.raises(ExpiredKeyError):
+        find(redis_url, second)
+    with pytest.raises(InvalidKeyError, match="Invalid"):
+        find(redis_url, first)
+
+
+def test_keys_are_found_by_a_broker_that_has_forgotten_the_script(
+    redis: Redis, redis_url: str
+) -> None:
+    secret = create_key(redis, LAPTOP)
+
+    async def use(keyring: Keyring) -> None:
+        await keyring.find(secret)
+        redis.script_flush()
+        assert (await keyring.find(secret)).name == "laptop"
+
+    with_keyring(redis_url, use)
+
+
+def test_each_of_many_who_ask_at_once_has_his_own_answer(redis: Redis, redis_url: str) -> None:
+    secrets = [create_key(redis, NewKey(name=name)) for name in "abc"]
+    revoke_key(redis, "b")
+
+    async def use(keyring: Keyring) -> list[ApiKey | BaseException]:
+        asked = (keyring.find(secret) for secret in [*secrets, "mochi_guess"])
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, second, third, stranger = with_keyring(redis_url, use)
+    assert [getattr(key, "name", "") for key in (first, third)] == ["a", "c"]
+    assert [type(second), type(stranger)] == [RevokedKeyError, InvalidKeyError]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a\nb", "a\n", "x" * 65, "\x1b[2J", "<b>"])
-def test_a_name_that_could_upset_a_table_is_refused(redis: Redis, name: str) -> None:
-    with pytest.raises(KeyNameError, match="1 to 64 letters"):
-        create_key(redis, name, ALL, now=0.0)
-    assert not any_key(redis)
+def test_a_name_that_could_upset_a_table_is_refused(name: str) -> None:
+    with pytest.raises(KeyFormError, match="1 to 64 letters"):
+        NewKey.of(name=name)
 
 
 def test_without_a_broker_nobody_can_tell(tmp_path: Path) -> None:
@@ -101,18 +158,30 @@ def test_without_a_broker_nobody_can_tell(tmp_path: Path) -> None:
 
 
 def test_a_scope_that_is_missing_is_named() -> None:
-    key = ApiKey(key_id="1", name="laptop", scopes=frozenset({Scope.READ}), created_at=0.0)
+    key = ApiKey(key_id="1", name="laptop", scopes=frozenset({"read"}))
     key.require(Scope.READ)
     with pytest.raises(ForbiddenError, match="lacks the scope `generate`"):
         key.require(Scope.GENERATE)
 
 
-def test_the_first_key_is_made_once_and_for_its_owner_only(redis: Redis, tmp_path: Path) -> None:
+def test_a_model_that_is_not_allowed_is_named_with_those_that_are() -> None:
+    key = ApiKey(key_id="1", name="laptop", scopes=frozenset(), models=frozenset({"b", "a"}))
+    key.require_model("a")
+    with pytest.raises(ForbiddenError, match="not use the model `c`; it may use `a`, `b`"):
+        key.require_model("c")
+    ApiKey(key_id="1", name="laptop", scopes=frozenset()).require_model("c")
+
+
+def test_the_first_key_is_made_once_and_for_its_owner_only(
+    redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
     assert not any_key(redis)
     path = first_key_file(redis, tmp_path)
     assert path is not None
     assert path.stat().st_mode & 0o777 == 0o600
-    assert any_key(redis)
+    first = find(redis_url, path.read_text().strip())
+    assert first.scopes == set(Scope)
+    assert first.balance is None
     assert first_key_file(redis, tmp_path) == path
     assert first_key_file(redis, tmp_path / "elsewhere") is None
 
@@ -121,8 +190,17 @@ def test_a_first_key_that_could_not_be_let_in_is_made_again(redis: Redis, tmp_pa
     lost = first_key_file(redis, tmp_path)
     assert lost is not None
     secret = lost.read_text()
-    redis.delete(keyspace.API_KEYS)  # as if the process had died before it came so far
+    redis.flushall()  # as if the process had died before it came so far
     again = first_key_file(redis, tmp_path)
     assert again == lost
     assert lost.read_text() != secret
     assert any_key(redis)
+
+
+def test_a_first_key_is_made_again_when_all_are_revoked(redis: Redis, tmp_path: Path) -> None:
+    lost = first_key_file(redis, tmp_path)
+    assert lost is not None
+    secret = lost.read_text()
+    revoke_key(redis, "first")
+    assert first_key_file(redis, tmp_path) == lost
+    assert lost.read_text() != secret

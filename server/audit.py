@@ -1,0 +1,169 @@
+"""Acts of administrators: each is done whole or not at all, together with its line in a log.
+
+The log is a stream in the broker. Who acts watches it, so of two acts at the same time one waits
+for the other; and an act whose answer was lost on its way finds its own line, and is not repeated.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from redis import Redis
+from redis.client import Pipeline
+
+from server.key_record import Change
+from server.moments import from_ms
+from worker import keyspace
+from worker.connection import broker_errors
+
+MOST_ENTRIES = 10_000
+"""Of the log; the oldest go first."""
+RECENT = 100
+"""Entries among which the own one is looked for."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the log.
+
+    Attributes:
+        act: in one word, or two.
+        subject: what it was done to.
+        changes: what was changed; no secret and no digest.
+        key_id: of an API key.
+        by: who did it.
+        at: by the broker's clock.
+    """
+
+    act: str
+    subject: str
+    changes: tuple[Change, ...] = ()
+    key_id: str = ""
+    by: str = ""
+    at: datetime | None = None
+
+
+class Step:
+    """One act: first it reads, then all its writes happen at once."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.read = pipeline
+        self._writes: list[Callable[[Pipeline], object]] = []
+        self._entries: list[Entry] = []
+
+    def now(self) -> datetime:
+        """By the broker's clock."""
+        seconds, microseconds = self.read.time()
+        return from_ms(seconds * 1000 + microseconds // 1000)
+
+    def write(self, command: Callable[[Pipeline], object]) -> None:
+        """Have this done at the end."""
+        self._writes.append(command)
+
+    def note(self, entry: Entry) -> None:
+        """Have this in the log."""
+        self._entries.append(entry)
+
+    def finish(self, by: str, token: str) -> None:
+        """Give all of it to the broker, which does it when the pipeline is executed."""
+        self.read.multi()
+        for command in self._writes:
+            command(self.read)
+        for entry in self._entries:
+            self.read.xadd(
+                keyspace.AUDIT,
+                {
+                    "token": token,
+                    "by": by,
+                    "act": entry.act,
+                    "subject": entry.subject,
+                    "key_id": entry.key_id,
+                    "changes": json.dumps(entry.changes, ensure_ascii=False),
+                },
+                maxlen=MOST_ENTRIES,
+            )
+
+
+def in_one_step(redis: Redis, decide: Callable[[Step], _Result], *, by: str = "") -> _Result:
+    """Do what `decide` says, all of it or nothing.
+
+    Args:
+        redis: the broker.
+        decide: reads, and says what to write; called again when somebody else was faster.
+        by: who does it; empty: the user of this process.
+
+    Raises:
+        BrokerUnavailableError: it is not known whether it was done.
+    """
+    token = uuid4().hex
+    decided: list[_Result] = []
+
+    def run(pipeline: Pipeline) -> None:
+        if decided and token in _recent_tokens(pipeline):
+            return  # it was done; only the answer was lost
+        step = Step(pipeline)
+        decided.append(decide(step))
+        step.finish(by or local_user(), token)
+
+    with broker_errors():
+        redis.transaction(run, keyspace.AUDIT)
+    return decided[-1]
+
+
+def entries(redis: Redis, count: int) -> list[Entry]:
+    """The last lines of the log, the oldest first.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    with broker_errors():
+        lines: Any = redis.xrevrange(keyspace.AUDIT, count=count)
+    return [
+        Entry(
+            act=fields["act"],
+            subject=fields["subject"],
+            changes=tuple(Change(*change) for change in json.loads(fields["changes"])),
+            key_id=fields["key_id"],
+            by=fields["by"],
+            at=from_ms(int(name.partition("-")[0])),
+        )
+        for name, fields in reversed(lines)
+    ]
+
+
+def note(redis: Redis, notes: Iterable[Entry], *, by: str = "") -> None:
+    """Put acts into the log that are done by themselves.
+
+    Raises:
+        BrokerUnavailableError: they may not be in it.
+    """
+
+    def decide(step: Step) -> None:
+        for entry in notes:
+            step.note(entry)
+
+    in_one_step(redis, decide, by=by)
+
+
+def local_user() -> str:
+    """The user and host of this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _recent_tokens(pipeline: Pipeline) -> set[str]:
+    lines: Any = pipeline.xrevrange(keyspace.AUDIT, count=RECENT)
+    return {fields["token"] for _, fields in lines}

@@ -1,0 +1,343 @@
+"""The life of API keys: made, changed, given another secret, taken back. Each act is one step.
+
+In the broker a key is a hash under its id, which stays when the key is revoked, for its usage;
+an entry for each secret, by its SHA-256; and, until it is revoked, one for its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from redis import Redis
+
+from server.audit import Entry, Step, in_one_step
+from server.errors import CommandError
+from server.key_record import Change, Key, NewKey
+from server.keyring import digest, new_secret
+from server.moments import from_ms, to_ms, written
+from worker import keyspace
+from worker.connection import broker_errors
+
+GRACE = timedelta(days=1)
+"""How long a secret stays good after a rotation, unless told otherwise."""
+
+
+class KeyExistsError(CommandError):
+    """There is one of that name already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"There is a key `{name}` already: choose another name, or `mochi-server keys rotate` "
+            "gives that one another secret."
+        )
+
+
+class NoSuchKeyError(CommandError):
+    """No key has this name or id."""
+
+
+class KeyStateError(CommandError):
+    """The key is not in the state for what was asked."""
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What is kept of a secret, of which a key has two for a while after a rotation.
+
+    Attributes:
+        digest: its SHA-256.
+        key_id: whose it is.
+        ends_at: None: when the key does.
+    """
+
+    digest: str
+    key_id: str
+    ends_at: datetime | None = None
+
+    @classmethod
+    def read(cls, sha256: str, text: str) -> Secret:
+        """From the broker."""
+        key_id, _, ends = text.partition(" ")
+        return cls(sha256, key_id, from_ms(int(ends)) if ends else None)
+
+    def __str__(self) -> str:
+        """As the broker keeps it."""
+        return f"{self.key_id} {to_ms(self.ends_at)}" if self.ends_at else self.key_id
+
+
+class Books:
+    """The keys as one act finds and leaves them. What it reads cannot change until it is done."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def key(self, key_id: str) -> Key | None:
+        """The one with this id, also when it is revoked."""
+        self.step.read.watch(keyspace.api_key(key_id))  # type: ignore[no-untyped-call]
+        record: Any = self.step.read.hgetall(keyspace.api_key(key_id))
+        return Key.read(key_id, record) if record else None
+
+    def holder(self, name: str) -> Key | None:
+        """The one that is not revoked and has this name."""
+        key_id: Any = self.step.read.hget(keyspace.KEY_NAMES, name)
+        return self.key(key_id) if key_id else None
+
+    def find(self, name: str) -> Key:
+        """The one with this name or id; revoked ones have only an id.
+
+        Raises:
+            NoSuchKeyError: there is none.
+        """
+        key = self.holder(name) or self.key(name)
+        if key is None:
+            names: Any = self.step.read.hkeys(keyspace.KEY_NAMES)
+            raise _no_such_key(name, names)
+        return key
+
+    def find_live(self, name: str) -> Key:
+        """The same, but it must not be revoked.
+
+        Raises:
+            NoSuchKeyError, KeyStateError: there is none, or it is.
+        """
+        key = self.find(name)
+        if key.revoked_at is not None:
+            raise KeyStateError(
+                f"The key {key.key_id} (`{key.name}`) was revoked on {written(key.revoked_at)}, "
+                "which is for ever. Make another with `mochi-server keys create`."
+            )
+        return key
+
+    def secret(self, sha256: str) -> Secret | None:
+        """The one with this hash."""
+        text: Any = self.step.read.hget(keyspace.SECRETS, sha256)
+        return Secret.read(sha256, text) if text else None
+
+    def secrets_of(self, key_id: str) -> list[Secret]:
+        """Those of a key."""
+        stored: Any = self.step.read.hgetall(keyspace.SECRETS)
+        return [secret for secret in _secrets(stored) if secret.key_id == key_id]
+
+    def check_name_is_free(self, name: str) -> None:
+        """Do nothing, if it is.
+
+        Raises:
+            KeyExistsError: it is not.
+        """
+        if self.step.read.hexists(keyspace.KEY_NAMES, name):
+            raise KeyExistsError(name)
+
+    def put(self, key: Key, old: Key | None, act: str, *also: Change) -> list[Change]:
+        """Write what is other than before, if anything is, and note it."""
+        changes = [*key.changes_since(old), *also]
+        if not changes and old is not None:
+            return []
+        before = old.record() if old else {}
+        after = key.record()
+        hash_name = keyspace.api_key(key.key_id)
+        gone = sorted(before.keys() - after.keys())
+        changed: dict[Any, Any] = dict(after.items() - before.items())
+        if gone:
+            self.step.write(lambda pipeline: pipeline.hdel(hash_name, *gone))
+        if changed:
+            self.step.write(lambda pipeline: pipeline.hset(hash_name, mapping=changed))
+        if old and not old.revoked_at and (old.name != key.name or key.revoked_at):
+            self.step.write(lambda pipeline: pipeline.hdel(keyspace.KEY_NAMES, old.name))
+        if not key.revoked_at:
+            self.step.write(
+                lambda pipeline: pipeline.hset(keyspace.KEY_NAMES, key.name, key.key_id)
+            )
+        self.step.note(Entry(act, key.name, tuple(changes), key.key_id))
+        return changes
+
+    def put_secret(self, secret: Secret) -> None:
+        """Let it in from now on, or until another time."""
+        self.step.write(
+            lambda pipeline: pipeline.hset(keyspace.SECRETS, secret.digest, str(secret))
+        )
+
+    def drop_secret(self, secret: Secret) -> None:
+        """Let it in no more."""
+        self.step.write(lambda pipeline: pipeline.hdel(keyspace.SECRETS, secret.digest))
+
+    def replace_secret(self, key: Key, sha256: str, grace: timedelta) -> Change:
+        """Another secret; the present one stays good for `grace`, and any before it ends now."""
+        ends_at = self.step.now() + grace
+        for secret in self.secrets_of(key.key_id):
+            if secret.ends_at is not None:
+                self.drop_secret(secret)
+            else:
+                self.put_secret(Secret(secret.digest, key.key_id, ends_at))
+        self.put_secret(Secret(sha256, key.key_id))
+        return Change("secret", "", f"another; the one before ends at {written(ends_at)}")
+
+
+def create_key(redis: Redis, new: NewKey, *, by: str = "") -> str:
+    """Make a key and return its secret, which nobody can look up afterwards.
+
+    Args:
+        redis: the broker.
+        new: what the key may do.
+        by: who does it, for the log; empty: the user of this process.
+
+    Raises:
+        KeyExistsError, BrokerUnavailableError: see `register_key`.
+    """
+    secret = new_secret()
+    register_key(redis, secret, new, by=by)
+    return secret
+
+
+def register_key(redis: Redis, secret: str, new: NewKey, *, by: str = "") -> None:
+    """Let `secret` in from now on. Only its hash is kept.
+
+    Raises:
+        KeyExistsError: the name is taken.
+        BrokerUnavailableError: it is not known whether it is let in.
+    """
+    key_id = uuid4().hex
+
+    def decide(step: Step) -> None:
+        add_key(Books(step), key_id, new, digest(secret))
+
+    in_one_step(redis, decide, by=by)
+
+
+def add_key(
+    books: Books, key_id: str, new: NewKey, sha256: str, **more: object
+) -> tuple[Key, list[Change]]:
+    """Enter a new key with its first secret, as a part of an act.
+
+    Raises:
+        KeyExistsError: the name is taken.
+    """
+    books.check_name_is_free(new.name)
+    terms = dict(new)
+    credits_ = terms.pop("credits")
+    key = Key.of(key_id=key_id, created_at=books.step.now(), **terms, **more)
+    key = key.granted_in_all(credits_)
+    changes = books.put(key, None, "create")
+    books.put_secret(Secret(sha256, key_id))
+    return key, changes
+
+
+def rotate_key(redis: Redis, name: str, *, grace: timedelta = GRACE, by: str = "") -> str:
+    """Give a key another secret and return it. The present one stays good for `grace`.
+
+    Never are more than two good: any before the present one ends at once.
+
+    Raises:
+        NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
+        BrokerUnavailableError: it is not known whether it was done.
+    """
+    secret = new_secret()
+
+    def decide(step: Step) -> None:
+        books = Books(step)
+        key = books.find_live(name)
+        change = books.replace_secret(key, digest(secret), grace)
+        books.put(key, key, "rotate", change)
+
+    in_one_step(redis, decide, by=by)
+    return secret
+
+
+def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
+    """Let a key in no more, and free its name. Done twice, by its id, it changes nothing.
+
+    Raises:
+        NoSuchKeyError: there is no such key.
+        BrokerUnavailableError: it is not known whether it was done.
+    """
+
+    def decide(step: Step) -> Key:
+        books = Books(step)
+        key = books.find(name)
+        if key.revoked_at is None:
+            key = revoke(books, key)
+        return key
+
+    return in_one_step(redis, decide, by=by)
+
+
+def revoke(books: Books, key: Key) -> Key:
+    """The same as a part of an act."""
+    revoked = key.but(revoked_at=books.step.now())
+    books.put(revoked, key, "revoke")
+    return revoked
+
+
+def change_key(
+    redis: Redis, name: str, edit: Callable[[Key], Key], *, by: str = ""
+) -> list[Change]:
+    """Make a key other than it is. Returns what is other now.
+
+    Args:
+        redis: the broker.
+        name: of the key, or its id.
+        edit: the key as it is to the key as it is to be.
+        by: who does it, for the log; empty: the user of this process.
+
+    Raises:
+        NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
+        KeyExistsError: its new name is taken.
+        BrokerUnavailableError: it is not known whether it was done.
+    """
+
+    def decide(step: Step) -> list[Change]:
+        books = Books(step)
+        old = books.find_live(name)
+        key = edit(old)
+        if key.name != old.name:
+            books.check_name_is_free(key.name)
+        return books.put(key, old, "set")
+
+    return in_one_step(redis, decide, by=by)
+
+
+def all_keys(redis: Redis) -> list[Key]:
+    """All there ever were, by name; the revoked ones last.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    prefix = keyspace.api_key("")
+    with broker_errors():
+        ids = {str(name).removeprefix(prefix) for name in redis.scan_iter(f"{prefix}*", 1000)}
+        pipeline = redis.pipeline()
+        for key_id in ids:
+            pipeline.hgetall(keyspace.api_key(key_id))
+        records: list[Any] = pipeline.execute()
+    keys = [Key.read(key_id, record) for key_id, record in zip(ids, records, strict=True) if record]
+    return sorted(keys, key=lambda key: (key.revoked_at is not None, key.name, key.created_at))
+
+
+def any_key(redis: Redis) -> bool:
+    """Whether there is a key at all that is not revoked."""
+    with broker_errors():
+        return bool(redis.exists(keyspace.KEY_NAMES))
+
+
+def is_registered(redis: Redis, secret: str) -> bool:
+    """Whether a key is known, and not revoked."""
+    with broker_errors():
+        stored: Any = redis.hget(keyspace.SECRETS, digest(secret))
+        if not stored:
+            return False
+        key_id = Secret.read("", stored).key_id
+        return not redis.hexists(keyspace.api_key(key_id), "revoked_at")
+
+
+def _secrets(stored: Mapping[str, str]) -> list[Secret]:
+    return [Secret.read(sha256, text) for sha256, text in stored.items()]
+
+
+def _no_such_key(name: str, names: list[str]) -> NoSuchKeyError:
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"Did you mean `{close[0]}`?" if close else "`mochi-server keys list` shows all."
+    return NoSuchKeyError(f"There is no key `{name}`. {hint}")

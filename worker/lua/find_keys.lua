@@ -1,0 +1,30 @@
+-- What is known of API keys now: many at once, and nothing of it is remembered by who asks.
+-- KEYS: the secrets. ARGV: what the keys' names begin with, then the digests of secrets.
+-- Returns for each 'unknown', 'revoked', 'expired', or its id, name, scopes, models and balance.
+local now = now_ms()
+
+local function find(digest)
+  local found = redis.call('HGET', KEYS[1], digest)
+  if not found then
+    return 'unknown'
+  end
+  local id, ends = string.match(found, '^(%S+) ?(%d*)$')
+  local key = redis.call('HMGET', ARGV[1] .. id, 'name', 'scopes', 'models', 'balance',
+                         'expires_at', 'revoked_at')
+  if not key[1] then
+    return 'unknown'
+  end
+  if key[6] then
+    return 'revoked'
+  end
+  if ends ~= '' and tonumber(ends) <= now or key[5] and tonumber(key[5]) <= now then
+    return 'expired'
+  end
+  return { id, unpack(key, 1, 4) }
+end
+
+local answers = {}
+for index = 2, #ARGV do
+  answers[index - 1] = find(ARGV[index])
+end
+return answers
