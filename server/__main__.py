@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import sys
+import time
 from types import FrameType
 
 import structlog
@@ -16,14 +17,18 @@ from typing_extensions import override
 
 from models.errors import MochiError
 from server.app import create_app
+from server.key_file import apply_at_start
 from server.listener import inherited, listen
 from server.protocol import GuardedProtocol
 from server.settings import ServerSettings, load_settings
 from server.watch import Watch
 from worker.connection import connect_gateway
+from worker.errors import BrokerUnavailableError
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.logs import configure_logs
 
+WAIT_SECONDS = 1.0
+"""Until the broker is asked again."""
 LAST_WORDS_SECONDS = 1.0
 """In which answers leave that the end of the drain has brought about."""
 
@@ -37,6 +42,7 @@ def main() -> int:
         hold_on_to_parent()
     try:
         settings = load_settings()
+        _apply_keys(settings)
         gateway = server(settings)
         listener = inherited(sys.argv) or listen(settings.host, settings.port)
     except MochiError as error:
@@ -50,6 +56,20 @@ def main() -> int:
     gc.freeze()
     gateway.run(sockets=[listener])
     return 0
+
+
+def _apply_keys(settings: ServerSettings) -> None:
+    """Before anybody is let in. A broker that is not there yet is waited for."""
+    while True:
+        try:
+            apply_at_start(
+                settings, settings.redis_url, lambda line: _log.info("key.applied", outcome=line)
+            )
+        except BrokerUnavailableError as error:
+            _log.warning("keys_file.waits", error=error.reason)
+            time.sleep(WAIT_SECONDS)
+        else:
+            return
 
 
 class Server(uvicorn.Server):

@@ -20,7 +20,7 @@ from redis import Redis
 from redis.client import Pipeline
 
 from server.key_record import Change
-from server.moments import from_ms
+from server.moments import broker_time, from_ms
 from worker import keyspace
 from worker.connection import broker_errors
 
@@ -58,26 +58,30 @@ class Step:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.read = pipeline
+        self._removals: list[Callable[[Pipeline], object]] = []
         self._writes: list[Callable[[Pipeline], object]] = []
         self._entries: list[Entry] = []
 
     def now(self) -> datetime:
         """By the broker's clock."""
-        seconds, microseconds = self.read.time()
-        return from_ms(seconds * 1000 + microseconds // 1000)
+        return broker_time(self.read)
 
-    def write(self, command: Callable[[Pipeline], object]) -> None:
-        """Have this done at the end."""
-        self._writes.append(command)
+    def write(self, command: Callable[[Pipeline], object], *, first: bool = False) -> None:
+        """Have this done at the end; with `first`, before what is not."""
+        (self._removals if first else self._writes).append(command)
 
     def note(self, entry: Entry) -> None:
         """Have this in the log."""
         self._entries.append(entry)
 
+    def forget(self) -> None:
+        """Do nothing of it: it was only a question."""
+        self._removals, self._writes, self._entries = [], [], []
+
     def finish(self, by: str, token: str) -> None:
         """Give all of it to the broker, which does it when the pipeline is executed."""
         self.read.multi()
-        for command in self._writes:
+        for command in [*self._removals, *self._writes]:
             command(self.read)
         for entry in self._entries:
             self.read.xadd(

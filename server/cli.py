@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from pydantic.fields import FieldInfo
-from redis import Redis
 
-from models.errors import MochiError, not_installed
+from models.errors import not_installed
 from models.params import GenerateParams
-from models.settings import ENV_PREFIX
 from server.bench.chaos.command import run as break_things
 from server.bench.chaos.report import Plan
 from server.bench.gateway import run as measure_gateway
 from server.bench.request import run as measure_request
 from server.client import Client
+from server.command import (
+    DataDir,
+    RedisUrl,
+    apply_options,
+    end,
+    errors_end,
+    given,
+    read_settings,
+    running_broker,
+    setting,
+)
 from server.files import check_file, check_folder
 from server.first_key import read_first_key
-from server.key_record import MOST_PRIORITY, NewKey
-from server.keyring import Scope
-from server.keys import create_key
+from server.keys_command import audit, keys
 from server.routes.operations import VERSION
-from server.settings import ServerSettings, load_settings
+from server.settings import ServerSettings
 from server.up import supervise
 from server.weights import fetch_missing, pull_weights, verify_weights, weights_folder
 from server.workers import drain_workers, list_workers
-from worker.address import shown
-from worker.broker import EmbeddedBroker, broker_of
-from worker.connection import connect_briefly
-from worker.errors import BrokerUnavailableError
 from worker.fleet import fleet
 from worker.names import worker_name_prefix
 
@@ -46,8 +47,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+app.command()(audit)
 workers_app = typer.Typer(help="The workers of a broker.", no_args_is_help=True)
 app.add_typer(workers_app, name="workers")
 weights_app = typer.Typer(help="The weights of the model.", no_args_is_help=True)
@@ -56,38 +57,27 @@ bench = typer.Typer(help="Measure this server on this machine.", no_args_is_help
 app.add_typer(bench, name="bench")
 
 
-def _setting(name: str, *flags: str) -> Any:  # noqa: ANN401 (as typer.Option)
-    field = ServerSettings.model_fields[name]
-    default = field.get_default(call_default_factory=True)
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    values = f" [values: {', '.join(choices)}]" if choices else ""
-    shown = "" if default in ("", False) else f" [default: {default}]"
-    text = f"{field.description}{values}{shown} [env: {ENV_PREFIX}{name.upper()}]"
-    return typer.Option(*(flags or ("--" + name.replace("_", "-"),)), help=text)
-
-
 def _parameter(name: str) -> Any:  # noqa: ANN401 (as typer.Option)
     field: FieldInfo = GenerateParams.model_fields[name]
     shown = f" [default: {field.default}]" if field.default else ""
     return typer.Option("--" + name.replace("_", "-"), help=f"{field.description}{shown}")
 
 
-Mock = Annotated[bool | None, _setting("mock", "--mock")]
-Weights = Annotated[str | None, _setting("weights")]
-Revision = Annotated[str | None, _setting("revision")]
-Device = Annotated[str | None, _setting("device")]
-Profile = Annotated[str | None, _setting("profile")]
-Precision = Annotated[str | None, _setting("precision")]
-Attention = Annotated[str | None, _setting("attention")]
-Compile = Annotated[bool | None, _setting("compile", "--compile/--no-compile")]
-Lora = Annotated[str | None, _setting("lora")]
-Fp8 = Annotated[bool | None, _setting("fp8", "--fp8")]
-StepCache = Annotated[float | None, _setting("step_cache")]
-DataDir = Annotated[Path | None, _setting("data_dir")]
-RedisUrl = Annotated[str | None, _setting("redis_url")]
-Host = Annotated[str | None, _setting("host")]
-Port = Annotated[int | None, _setting("port")]
-PublicUrl = Annotated[str | None, _setting("public_url")]
+Mock = Annotated[bool | None, setting("mock", "--mock")]
+Weights = Annotated[str | None, setting("weights")]
+Revision = Annotated[str | None, setting("revision")]
+Device = Annotated[str | None, setting("device")]
+Profile = Annotated[str | None, setting("profile")]
+Precision = Annotated[str | None, setting("precision")]
+Attention = Annotated[str | None, setting("attention")]
+Compile = Annotated[bool | None, setting("compile", "--compile/--no-compile")]
+Lora = Annotated[str | None, setting("lora")]
+Fp8 = Annotated[bool | None, setting("fp8", "--fp8")]
+StepCache = Annotated[float | None, setting("step_cache")]
+Host = Annotated[str | None, setting("host")]
+Port = Annotated[int | None, setting("port")]
+PublicUrl = Annotated[str | None, setting("public_url")]
+KeysFile = Annotated[str | None, setting("keys_file")]
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 (typer calls it)
@@ -125,9 +115,10 @@ def up(
     host: Host = None,
     port: Port = None,
     public_url: PublicUrl = None,
+    keys_file: KeysFile = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
-    workers: Annotated[int | None, _setting("workers")] = None,
+    workers: Annotated[int | None, setting("workers")] = None,
 ) -> None:
     """Run everything on this machine: broker, gateway and workers.
 
@@ -137,10 +128,10 @@ def up(
 
     Faster, with other pictures: `mochi-server up --weights /models/mochi-1-preview --fp8`
     """
-    _apply(ctx)
-    settings = _settings()
+    apply_options(ctx)
+    settings = read_settings()
     _name_ignored(settings)
-    with _errors_end(os.EX_CONFIG):
+    with errors_end(os.EX_CONFIG):
         fetch_missing(settings)
     raise typer.Exit(supervise(settings))
 
@@ -151,6 +142,7 @@ def gateway(
     host: Host = None,
     port: Port = None,
     public_url: PublicUrl = None,
+    keys_file: KeysFile = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -158,7 +150,7 @@ def gateway(
 
     Example: `mochi-server gateway --host 0.0.0.0 --redis-url redis://broker:6379/0`
     """
-    _apply(ctx)
+    apply_options(ctx)
     _become("server")
 
 
@@ -188,10 +180,10 @@ def worker(
 
     With a LoRA at 80 per cent: `mochi-server worker --lora style.safetensors=0.8`
     """
-    _apply(ctx)
+    apply_options(ctx)
     if check:
         _check_worker()
-    _name_ignored(_settings())
+    _name_ignored(read_settings())
     _become("worker")
 
 
@@ -221,45 +213,10 @@ def generate(
 
     Example: `mochi-server generate "A red panda drinks tea" -o panda.mp4 --frames 31`
     """
-    _apply(ctx)
-    asked = {name: value for name, value in _given(ctx) if name in GenerateParams.model_fields}
-    with _errors_end():
-        Client(url, api_key or read_first_key(_settings().data_dir)).generate(asked, output)
-
-
-@keys.command()
-def create(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="For people: who or what uses the key.")],
-    scope: Annotated[
-        list[Scope] | None,
-        typer.Option(help="What it may do; give it more than once. [default: generate, read]"),
-    ] = None,
-    priority: Annotated[
-        int,
-        typer.Option(min=1, max=MOST_PRIORITY, help="Its turns in the queue for one of others."),
-    ] = 1,
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
-) -> None:
-    """Make an API key and print it, alone, on standard output. It cannot be shown again.
-
-    Standard error says which server it is for: the one on the same broker or data folder.
-
-    Example: `export SEGMIND_API_KEY=$(mochi-server keys create laptop)`
-    """
-    _apply(ctx)
-    settings = _settings()
-    with _errors_end(), broker_of(settings) as broker_url:
-        redis = connect_briefly(broker_url)
-        scopes = tuple(scope or (Scope.GENERATE, Scope.READ))
-        key = create_key(redis, NewKey.of(name=name, scopes=scopes, priority=priority))
-    if settings.redis_url:
-        place = f"on the broker {shown(settings.redis_url)}"
-    else:
-        place = f"with the data folder {settings.data_dir}"
-    typer.echo(f"A key for the server {place}:", err=True)
-    typer.echo(key)
+    apply_options(ctx)
+    asked = {name: value for name, value in given(ctx) if name in GenerateParams.model_fields}
+    with errors_end():
+        Client(url, api_key or read_first_key(read_settings().data_dir)).generate(asked, output)
 
 
 @workers_app.command("list")
@@ -268,8 +225,8 @@ def workers_list(ctx: typer.Context, data_dir: DataDir = None, redis_url: RedisU
 
     Example: `mochi-server workers list --redis-url redis://broker:6379/0`
     """
-    _apply(ctx)
-    with _errors_end(), _redis() as redis:
+    apply_options(ctx)
+    with errors_end(), running_broker() as redis:
         list_workers(redis)
 
 
@@ -292,10 +249,10 @@ def workers_drain(
 
     Example: `mochi-server workers drain gpu1-4711-1f2e3d4c`
     """
-    _apply(ctx)
+    apply_options(ctx)
     if all == bool(names):
-        _end("Name the workers to drain, or give --all; `mochi-server workers list` has them.", 2)
-    with _errors_end(), _redis() as redis:
+        end("Name the workers to drain, or give --all; `mochi-server workers list` has them.", 2)
+    with errors_end(), running_broker() as redis:
         drain_workers(redis, names or [], wait=wait)
 
 
@@ -312,9 +269,9 @@ def weights_pull(
 
     Example: `mochi-server weights pull --data-dir /big/disk`
     """
-    _apply(ctx)
-    with _errors_end():
-        pull_weights(_settings())
+    apply_options(ctx)
+    with errors_end():
+        pull_weights(read_settings())
 
 
 @weights_app.command("verify")
@@ -331,9 +288,9 @@ def weights_verify(
 
     Example: `mochi-server weights verify /models/mochi-1-preview`
     """
-    _apply(ctx)
-    with _errors_end():
-        verify_weights(_settings(), folder)
+    apply_options(ctx)
+    with errors_end():
+        verify_weights(read_settings(), folder)
 
 
 @weights_app.command("path")
@@ -347,9 +304,9 @@ def weights_path(
 
     Example: `export MOCHI_WEIGHTS=$(mochi-server weights path)`
     """
-    _apply(ctx)
-    with _errors_end():
-        typer.echo(weights_folder(_settings()))
+    apply_options(ctx)
+    with errors_end():
+        typer.echo(weights_folder(read_settings()))
 
 
 @bench.command("gateway")
@@ -365,7 +322,7 @@ def bench_gateway(
 
     Uses wrk where it is installed. Example: `mochi-server bench gateway --connections 64`
     """
-    with _errors_end():
+    with errors_end():
         if output is not None:
             check_file(output)
         measure_gateway(connections or [32, 64], seconds, output)
@@ -426,10 +383,10 @@ def bench_engine(
     Without a GPU: `mochi-server bench engine --counts`
     """
     if find_spec("torch") is None:
-        _end(str(not_installed(ModuleNotFoundError("No module named 'torch'"))), os.EX_CONFIG)
-    _apply(ctx)
-    settings = _settings()
-    with _errors_end():
+        end(str(not_installed(ModuleNotFoundError("No module named 'torch'"))), os.EX_CONFIG)
+    apply_options(ctx)
+    settings = read_settings()
+    with errors_end():
         for file in filter(None, (output, plot)):
             check_file(file)
         if trace is not None:
@@ -458,7 +415,7 @@ def bench_request(
 
     Example: `mochi-server bench request --count 10`
     """
-    with _errors_end():
+    with errors_end():
         measure_request(count)
 
 
@@ -474,7 +431,7 @@ def bench_chaos(
         float | None, typer.Option(min=0.01, help="Or: requests a second. [default: 2]")
     ] = None,
     worker_count: Annotated[int, typer.Option("--workers", min=1, max=64, help="At any time.")] = 3,
-    lease_seconds: Annotated[float | None, _setting("lease_seconds", "--lease")] = None,
+    lease_seconds: Annotated[float | None, setting("lease_seconds", "--lease")] = None,
     broker: Annotated[
         Literal["embedded", "external"],
         typer.Option(
@@ -496,8 +453,8 @@ def bench_chaos(
 
     On a Redis that is there: `mochi-server bench chaos --broker external --redis-url redis://127.0.0.1:6379/9`
     """
-    _apply(ctx)
-    settings = _settings()
+    apply_options(ctx)
+    settings = read_settings()
     if jobs is not None and rate is not None:
         raise typer.BadParameter("Give either --jobs or --rate.")
     if broker == "external" and not settings.redis_url:
@@ -511,7 +468,7 @@ def bench_chaos(
         workers=worker_count,
         lease_seconds=settings.lease_seconds,
     )
-    with _errors_end():
+    with errors_end():
         if output is not None:
             check_file(output)
         is_clean = break_things(plan, settings.redis_url if broker == "external" else "", output)
@@ -524,31 +481,6 @@ def version() -> None:
     typer.echo(VERSION)
 
 
-def _given(ctx: typer.Context) -> Iterator[tuple[str, Any]]:
-    return ((name, value) for name, value in ctx.params.items() if value is not None)
-
-
-def _apply(ctx: typer.Context) -> None:
-    """Options become variables: settings are read in one way, here and in every child process."""
-    for name, value in _given(ctx):
-        if name in ServerSettings.model_fields:
-            os.environ[ENV_PREFIX + name.upper()] = str(value)
-
-
-def _settings() -> ServerSettings:
-    with _errors_end(os.EX_CONFIG):
-        return load_settings()
-
-
-@contextmanager
-def _redis() -> Iterator[Redis]:
-    """The broker of a running server, for a command that looks at it."""
-    settings = _settings()
-    url = settings.redis_url or EmbeddedBroker(settings.data_dir).url
-    with connect_briefly(url) as redis:
-        yield redis
-
-
 def _name_ignored(settings: ServerSettings) -> None:
     if settings.ignored:
         names = ", ".join(settings.ignored)
@@ -557,9 +489,9 @@ def _name_ignored(settings: ServerSettings) -> None:
 
 def _become(package: str) -> NoReturn:
     """Replace this process, so that signals and exit status are the real one's."""
-    settings = _settings()
+    settings = read_settings()
     if not settings.redis_url:
-        _end(
+        end(
             "MOCHI_REDIS_URL is empty. Give the Redis or Valkey that gateways and workers share, "
             "like redis://127.0.0.1:6379/0; or run all in one with `mochi-server up`.",
             os.EX_CONFIG,
@@ -570,23 +502,8 @@ def _become(package: str) -> NoReturn:
 
 def _check_worker() -> NoReturn:
     """The health check of a worker's container. Exit status 0 when it is alive."""
-    with _errors_end(), _redis() as redis:
+    with errors_end(), running_broker() as redis:
         names = [worker.name for worker in fleet(redis)]
     here = [name for name in names if name.startswith(worker_name_prefix())]
     typer.echo(", ".join(here) or "no live worker on this host")
     raise typer.Exit(0 if here else 1)
-
-
-@contextmanager
-def _errors_end(status: int = 1) -> Iterator[None]:
-    try:
-        yield
-    except BrokerUnavailableError as error:
-        _end(error.advice, status)
-    except MochiError as error:
-        _end(str(error), status)
-
-
-def _end(message: str, status: int) -> NoReturn:
-    typer.secho(message, err=True, fg="red")
-    raise typer.Exit(status)

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from server.errors import CommandError
-from server.keyring import Scope
+from server.keyring import PREFIX, Scope
 from server.moments import from_ms, in_utc, to_ms, written
 from worker.credits import DECIMALS, from_millionths, to_millionths
 
@@ -27,7 +27,10 @@ MOST_CREDITS = 10**9
 MOST_EVER = 9 * 10**9
 """Credits that a key can be given over time: in millionths, what Lua can count without an error."""
 
-FORMS = {
+MOST_ECHOED = 100
+"""Characters of a wrong value."""
+
+FORMS: dict[Any, str] = {
     "name": "A name has 1 to 64 letters, digits, spaces or `.@_-`",
     "models": "A model's name has 1 to 64 small letters, digits or `._-`",
     "key_id": "An id has 32 hex digits",
@@ -50,12 +53,14 @@ class KeyFormError(CommandError):
         """
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        name = next((part for part in first["loc"] if part in FORMS), "")
-        rule = first["msg"].removeprefix("Value error, ")
+        rule = first["msg"].removeprefix("Value error, ").rstrip(".")
         if first["type"] == "string_pattern_mismatch":
-            rule = FORMS.get(str(name), rule)
-        came = "" if first["type"] == "missing" or not where else f" got {first['input']!r}."
-        return cls(": ".join(filter(None, (place, where))) + f":{came} {rule.rstrip('.')}.")
+            rule = next((FORMS[part] for part in first["loc"] if part in FORMS), rule)
+        came = repr(first["input"])
+        # Somebody's secret may stand where its hash should.
+        is_told = len(came) < MOST_ECHOED and "secret" not in where and PREFIX not in came
+        parts = [place, where, f"got {came}. {rule}." if is_told else f"{rule}."]
+        return cls(": ".join(filter(None, parts)))
 
 
 def _in_order(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -207,9 +212,10 @@ def _nothing_of(key: Key) -> dict[str, Any]:
     return defaults | {name: getattr(key, name) for name in ("name", "key_id", "created_at")}
 
 
+AMOUNTS = frozenset({"balance", "granted", "reserved", "charged"})
 _TIMES = {"created_at", "expires_at", "revoked_at"}
-_AMOUNTS = {"balance", "granted", "reserved", "charged"}
-_LISTS = {"scopes", "models"}
+_SCOPES = {scope.value: scope for scope in Scope}
+"""A newer version may know more of them."""
 _NUMBERS = {"priority", "requests_per_minute", "jobs_at_once"}
 _NOTHING = {"balance": "unlimited", "granted": "unlimited", "expires_at": "never"}
 
@@ -217,11 +223,13 @@ _NOTHING = {"balance": "unlimited", "granted": "unlimited", "expires_at": "never
 def _from_text(name: str, text: str) -> object:
     if name in _TIMES:
         return from_ms(int(text))
-    if name in _AMOUNTS:
+    if name in AMOUNTS:
         return from_millionths(int(text))
     if name in _NUMBERS:
         return int(text)
-    return tuple(text.split()) if name in _LISTS else text
+    if name == "scopes":
+        return tuple(_SCOPES.get(word, word) for word in text.split())
+    return tuple(text.split()) if name == "models" else text
 
 
 def _to_text(value: object) -> str:

@@ -10,14 +10,17 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, cast
 from uuid import uuid4
 
 from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import WatchError
 
 from server.audit import Entry, Step, in_one_step
 from server.errors import CommandError
-from server.key_record import Change, Key, NewKey
+from server.key_record import AMOUNTS, Change, Key, NewKey
 from server.keyring import digest, new_secret
 from server.moments import from_ms, to_ms, written
 from worker import keyspace
@@ -71,14 +74,17 @@ class Secret:
 
 
 class Books:
-    """The keys as one act finds and leaves them. What it reads cannot change until it is done."""
+    """The keys as one act finds and leaves them.
+
+    No other act comes in between. Accounts may change all the time, by requests that come and end,
+    so they are not set but moved.
+    """
 
     def __init__(self, step: Step) -> None:
         self.step = step
 
     def key(self, key_id: str) -> Key | None:
         """The one with this id, also when it is revoked."""
-        self.step.read.watch(keyspace.api_key(key_id))  # type: ignore[no-untyped-call]
         record: Any = self.step.read.hgetall(keyspace.api_key(key_id))
         return Key.read(key_id, record) if record else None
 
@@ -86,6 +92,12 @@ class Books:
         """The one that is not revoked and has this name."""
         key_id: Any = self.step.read.hget(keyspace.KEY_NAMES, name)
         return self.key(key_id) if key_id else None
+
+    def live_keys(self) -> list[Key]:
+        """All that are not revoked, by name."""
+        names: Any = self.step.read.hgetall(keyspace.KEY_NAMES)
+        found = (self.key(key_id) for _, key_id in sorted(names.items()))
+        return [key for key in found if key is not None]
 
     def find(self, name: str) -> Key:
         """The one with this name or id; revoked ones have only an id.
@@ -118,10 +130,14 @@ class Books:
         text: Any = self.step.read.hget(keyspace.SECRETS, sha256)
         return Secret.read(sha256, text) if text else None
 
+    def secrets(self) -> list[Secret]:
+        """Those of all keys."""
+        stored: Any = self.step.read.hgetall(keyspace.SECRETS)
+        return _secrets(stored)
+
     def secrets_of(self, key_id: str) -> list[Secret]:
         """Those of a key."""
-        stored: Any = self.step.read.hgetall(keyspace.SECRETS)
-        return [secret for secret in _secrets(stored) if secret.key_id == key_id]
+        return [secret for secret in self.secrets() if secret.key_id == key_id]
 
     def check_name_is_free(self, name: str) -> None:
         """Do nothing, if it is.
@@ -139,21 +155,36 @@ class Books:
             return []
         before = old.record() if old else {}
         after = key.record()
-        hash_name = keyspace.api_key(key.key_id)
-        gone = sorted(before.keys() - after.keys())
-        changed: dict[Any, Any] = dict(after.items() - before.items())
-        if gone:
-            self.step.write(lambda pipeline: pipeline.hdel(hash_name, *gone))
-        if changed:
-            self.step.write(lambda pipeline: pipeline.hset(hash_name, mapping=changed))
+        if old is not None and old.balance is None and key.balance is not None:
+            self._hold(old)
+        self._rewrite(keyspace.api_key(key.key_id), before, after)
         if old and not old.revoked_at and (old.name != key.name or key.revoked_at):
-            self.step.write(lambda pipeline: pipeline.hdel(keyspace.KEY_NAMES, old.name))
+            self.step.write(
+                lambda pipeline: pipeline.hdel(keyspace.KEY_NAMES, old.name), first=True
+            )
         if not key.revoked_at:
             self.step.write(
                 lambda pipeline: pipeline.hset(keyspace.KEY_NAMES, key.name, key.key_id)
             )
         self.step.note(Entry(act, key.name, tuple(changes), key.key_id))
         return changes
+
+    def _rewrite(self, name: str, before: dict[str, str], after: dict[str, str]) -> None:
+        gone = sorted(before.keys() - after.keys())
+        if gone:
+            self.step.write(lambda pipeline: pipeline.hdel(name, *gone))
+        for field, text in sorted(after.items() - before.items()):
+            if field in AMOUNTS and field in before:
+                move = partial(_move, name=name, field=field, by=int(text) - int(before[field]))
+                self.step.write(move)
+            else:
+                self.step.write(partial(_set, name=name, field=field, text=text))
+
+    def _hold(self, key: Key) -> None:
+        """Begin again, if its account moved meanwhile: what it is given from now on counts that."""
+        self.step.read.watch(keyspace.api_key(key.key_id))  # type: ignore[no-untyped-call]
+        if self.key(key.key_id) != key:
+            raise WatchError
 
     def put_secret(self, secret: Secret) -> None:
         """Let it in from now on, or until another time."""
@@ -163,7 +194,7 @@ class Books:
 
     def drop_secret(self, secret: Secret) -> None:
         """Let it in no more."""
-        self.step.write(lambda pipeline: pipeline.hdel(keyspace.SECRETS, secret.digest))
+        self.step.write(lambda pipeline: pipeline.hdel(keyspace.SECRETS, secret.digest), first=True)
 
     def replace_secret(self, key: Key, sha256: str, grace: timedelta) -> Change:
         """Another secret; the present one stays good for `grace`, and any before it ends now."""
@@ -300,21 +331,45 @@ def change_key(
     return in_one_step(redis, decide, by=by)
 
 
-def all_keys(redis: Redis) -> list[Key]:
-    """All there ever were, by name; the revoked ones last.
+def all_keys(redis: Redis) -> list[tuple[Key, list[Secret]]]:
+    """All there ever were, with their secrets, by name; the revoked ones last.
 
     Raises:
         BrokerUnavailableError: nobody can tell.
     """
     prefix = keyspace.api_key("")
     with broker_errors():
-        ids = {str(name).removeprefix(prefix) for name in redis.scan_iter(f"{prefix}*", 1000)}
+        ids = {name.removeprefix(prefix) for name in redis.scan_iter(f"{prefix}*", 1000)}
         pipeline = redis.pipeline()
         for key_id in ids:
             pipeline.hgetall(keyspace.api_key(key_id))
-        records: list[Any] = pipeline.execute()
+        pipeline.hgetall(keyspace.SECRETS)
+        *records, stored = cast("list[dict[str, str]]", pipeline.execute())
     keys = [Key.read(key_id, record) for key_id, record in zip(ids, records, strict=True) if record]
-    return sorted(keys, key=lambda key: (key.revoked_at is not None, key.name, key.created_at))
+    secrets: dict[str, list[Secret]] = {}
+    for secret in _secrets(stored):
+        secrets.setdefault(secret.key_id, []).append(secret)
+    return [(key, secrets.get(key.key_id, [])) for key in sorted(keys, key=_place)]
+
+
+def one_key(redis: Redis, name: str) -> tuple[Key, list[Secret]]:
+    """The one with this name or id, with its secrets.
+
+    Raises:
+        NoSuchKeyError: there is none.
+        BrokerUnavailableError: nobody can tell.
+    """
+
+    def decide(step: Step) -> tuple[Key, list[Secret]]:
+        books = Books(step)
+        key = books.find(name)
+        return key, books.secrets_of(key.key_id)
+
+    return in_one_step(redis, decide)
+
+
+def _place(key: Key) -> tuple[bool, str, datetime]:
+    return key.revoked_at is not None, key.name, key.created_at
 
 
 def any_key(redis: Redis) -> bool:
@@ -331,6 +386,14 @@ def is_registered(redis: Redis, secret: str) -> bool:
             return False
         key_id = Secret.read("", stored).key_id
         return not redis.hexists(keyspace.api_key(key_id), "revoked_at")
+
+
+def _move(pipeline: Pipeline, *, name: str, field: str, by: int) -> None:
+    pipeline.hincrby(name, field, by)
+
+
+def _set(pipeline: Pipeline, *, name: str, field: str, text: str) -> None:
+    pipeline.hset(name, field, text)
 
 
 def _secrets(stored: Mapping[str, str]) -> list[Secret]:

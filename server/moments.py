@@ -6,6 +6,9 @@ import re
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 
+from redis import Redis
+from redis.client import Pipeline
+
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 LONGEST = timedelta(days=36_500)
 LATEST_YEAR = 9000
@@ -74,6 +77,12 @@ def in_utc(moment: date) -> datetime:
 def written(moment: datetime) -> str:
     """To the second, for people."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def broker_time(redis: Redis | Pipeline) -> datetime:
+    """By the clock that counts."""
+    seconds, microseconds = redis.time()
+    return from_ms(seconds * 1000 + microseconds // 1000)
 
 
 def to_ms(moment: datetime) -> int:

@@ -33,6 +33,10 @@ class ServerSettings(WorkerSettings):
             "empty means those that were called."
         ),
     )
+    keys_file: str = Field(
+        default="",
+        description="API keys in TOML, put in force at the start; see `mochi-server keys apply`.",
+    )
     body_bytes: int = Field(default=131_072, ge=1024, description="Largest request body.")
     v1_seconds: float = Field(
         default=600, gt=0, description="How long a blocking call waits before it answers 504."

@@ -19,7 +19,9 @@ import structlog
 from rich.console import Console
 
 from models.errors import MochiError
+from server import key_file
 from server.first_key import first_key_file
+from server.key_file import apply_at_start
 from server.listener import INHERITED, listen
 from server.settings import ServerSettings
 from worker.broker import EmbeddedBroker
@@ -154,8 +156,10 @@ class Supervisor:
         Raises:
             MochiError: the broker cannot be started, or does not answer.
         """
+        apply_at_start(self._settings, self._url, lambda line: _say(f"Key {line}"))
         self._key_file = first_key_file(connect_briefly(self._url), self._settings.data_dir)
         environ = os.environ | {
+            key_file.SETTING: "",  # it is applied
             "MOCHI_REDIS_URL": self._url,
             "MOCHI_DATA_DIR": str(self._settings.data_dir),
         }

@@ -10,6 +10,7 @@ from redis import Redis
 from rich.console import Console
 from rich.table import Table
 
+from server.audit import Entry, note
 from server.errors import CommandError
 from worker.fleet import Worker, fleet, order_drain
 
@@ -63,6 +64,7 @@ def drain_workers(redis: Redis, names: Sequence[str], *, wait: bool) -> None:
     draining = set(names or alive)
     for name in draining:
         order_drain(redis, name)
+    note(redis, [Entry("drain", f"worker {name}") for name in sorted(draining)])
     if wait:
         _wait(redis, draining)
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from models.settings import EngineSettings
 from server import cli
+from server.command import apply_options
 from server.settings import ServerSettings, load_settings
 
 NO_SETTINGS = {"check", "help"}
@@ -52,7 +53,7 @@ def test_options_reach_the_settings(command: str) -> None:
         "--precision", "bf16", "--attention", "fa3", "--no-compile", "--lora", "a.safetensors=0.8",
         "--fp8", "--step-cache", "0.1",
     ]  # fmt: skip
-    cli._apply(parse(command, *options))
+    apply_options(parse(command, *options))
     settings = load_settings()
     assert settings == ServerSettings(
         mock=True,
@@ -71,10 +72,10 @@ def test_options_reach_the_settings(command: str) -> None:
 def test_without_options_the_environment_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOCHI_COMPILE", "false")
     monkeypatch.setenv("MOCHI_PROFILE", "offload")
-    cli._apply(parse("worker"))
+    apply_options(parse("worker"))
     settings = load_settings()
     assert (settings.compile, settings.profile) == (False, "offload")
-    cli._apply(parse("worker", "--compile"))
+    apply_options(parse("worker", "--compile"))
     assert load_settings().compile
 
 

@@ -1,0 +1,168 @@
+"""All keys as one JSON document, for a copy of them or to take them to another broker."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from redis import Redis
+
+from server.audit import Step, in_one_step
+from server.errors import CommandError
+from server.key_record import Change, Key, KeyFormError, Moment
+from server.keys import Books, Secret, all_keys, revoke
+
+MOST_SECRETS = 2
+
+
+class ImportRefusedError(CommandError):
+    """What is to be imported is here already. Nothing was changed."""
+
+
+class ExportedSecret(BaseModel):
+    """What is kept of a secret."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    ends_at: Moment | None = None
+
+
+class ExportedKey(Key):
+    """A key with what is kept of its secrets."""
+
+    secrets: tuple[ExportedSecret, ...] = Field(max_length=MOST_SECRETS)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if sum(secret.ends_at is None for secret in self.secrets) > 1:
+            raise ValueError("of its secrets, only one may be without an end")
+        if (self.balance is None) != (self.granted is None):
+            raise ValueError("a key has both `balance` and `granted`, or neither")
+        if self.balance is not None:
+            total = self.balance + self.reserved + self.charged
+            if total != self.granted:
+                raise ValueError(f"`balance`, `reserved` and `charged` make {total}, not `granted`")
+        return self
+
+    def key(self, present: Key | None) -> Key:
+        """The key that it becomes, where `present` is.
+
+        Its live requests do not come along, so what is reserved for them may be spent again; what
+        `present` has reserved for its own stays so.
+        """
+        fields = {name: value for name, value in self if name != "secrets"}
+        key = Key.of(**fields).but(reserved=present.reserved if present else 0)
+        return key.granted_in_all(self.granted)
+
+
+class Export(BaseModel):
+    """The document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    keys: tuple[ExportedKey, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        live = [key for key in self.keys if key.revoked_at is None]
+        for what, values in (
+            ("id", [key.key_id for key in self.keys]),
+            ("name", [key.name for key in live]),
+            ("secret's hash", [secret.sha256 for key in self.keys for secret in key.secrets]),
+        ):
+            twice = [value for value, count in Counter(values).items() if count > 1]
+            if twice:
+                raise ValueError(f"two keys have the {what} {twice[0]!r}")
+        return self
+
+
+def export_keys(redis: Redis) -> str:
+    """All keys, the revoked ones too, with the hashes of their secrets, as JSON.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    exported = (
+        ExportedKey(
+            **dict(key),
+            secrets=[
+                ExportedSecret(sha256=secret.digest, ends_at=secret.ends_at) for secret in secrets
+            ],
+        )
+        for key, secrets in all_keys(redis)
+    )
+    return Export(keys=exported).model_dump_json(indent=2, exclude_none=True)
+
+
+def import_keys(
+    redis: Redis, document: str | bytes, *, place: str, replace: bool = False, by: str = ""
+) -> tuple[list[Key], list[Key]]:
+    """Make the keys of a document. Returns them, and those revoked as they had such a name.
+
+    Args:
+        redis: the broker.
+        document: what `export_keys` gave.
+        place: where it comes from, for errors.
+        replace: whether to overwrite what is here.
+        by: who does it, for the log; empty: the user of this process.
+
+    Raises:
+        KeyFormError: it is no such document; the text names the place.
+        ImportRefusedError: without `replace`, something is here already.
+        BrokerUnavailableError: it is not known whether it was done.
+    """
+    try:
+        wanted = Export.model_validate_json(document).keys
+    except ValidationError as error:
+        raise KeyFormError.of(error, place) from None
+
+    def decide(step: Step) -> tuple[list[Key], list[Key]]:
+        books = Books(step)
+        present = {key.key_id: books.key(key.key_id) for key in wanted}
+        holders = _holders(books, wanted)
+        known = _known(books, wanted)
+        if not replace:
+            _refuse(key for key in present.values() if key)
+            _refuse(holders)
+            _refuse(books.key(secret.key_id) for secret in known)
+        for secret in known:
+            books.drop_secret(secret)
+        revoked = [revoke(books, key) for key in holders]
+        return [_put(books, key, present[key.key_id]) for key in wanted], revoked
+
+    return in_one_step(redis, decide, by=by)
+
+
+def _holders(books: Books, wanted: Iterable[ExportedKey]) -> list[Key]:
+    """Keys that have a name that is wanted, and are not among the wanted ones."""
+    ids = {key.key_id for key in wanted}
+    found = (books.holder(key.name) for key in wanted if key.revoked_at is None)
+    return [key for key in found if key is not None and key.key_id not in ids]
+
+
+def _known(books: Books, wanted: Iterable[ExportedKey]) -> list[Secret]:
+    """Secrets that are wanted, or belong to a key that is."""
+    ids = {key.key_id for key in wanted}
+    hashes = {secret.sha256 for key in wanted for secret in key.secrets}
+    return [secret for secret in books.secrets() if secret.key_id in ids or secret.digest in hashes]
+
+
+def _refuse(present: Iterable[Key | None]) -> None:
+    names = sorted({f"`{key.name}` ({key.key_id})" for key in present if key is not None})
+    if names:
+        raise ImportRefusedError(
+            f"Nothing was imported, as there is {', '.join(names)} already. With --replace, what "
+            "is imported takes the place of what is here."
+        )
+
+
+def _put(books: Books, wanted: ExportedKey, present: Key | None) -> Key:
+    key = wanted.key(present)
+    books.put(key, present, "import", *([Change("secrets", "", "as imported")] if present else []))
+    for secret in wanted.secrets:
+        books.put_secret(Secret(secret.sha256, key.key_id, secret.ends_at))
+    return key

@@ -1,0 +1,105 @@
+"""Keys, and what was done to them, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from server.audit import Entry
+from server.key_record import Key, shown
+from server.keys import Secret
+from server.moments import written
+
+WIDTH = 1000
+"""Of a line that is not for a terminal: nothing is cut there, nor wrapped."""
+
+_console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+
+
+def print_keys(keys: Iterable[Key], *, with_ids: bool) -> None:
+    """A table, a key a line.
+
+    Args:
+        keys: of any state.
+        with_ids: whether to show ids: a revoked key has no other name.
+    """
+    table = Table(box=None)
+    for name in ("name", "scopes", "models", "priority", "limits", "balance", "until"):
+        table.add_column(name, overflow="fold")
+    if with_ids:
+        table.add_column("id", no_wrap=True)
+    for key in keys:
+        table.add_row(
+            key.name,
+            shown("scopes", key.scopes),
+            shown("models", key.models),
+            str(key.priority),
+            _limits(key),
+            shown("balance", key.balance),
+            _until(key),
+            *([key.key_id] if with_ids else []),
+        )
+    _console.print(table, soft_wrap=True)
+
+
+def print_key(key: Key, secrets: Iterable[Secret]) -> None:
+    """All of one key, a field a line."""
+    for name, value in key:
+        _say(f"{name}: {shown(name, value)}")
+    for secret in secrets:
+        _say(f"secret: {'ends at ' + written(secret.ends_at) if secret.ends_at else 'in use'}")
+
+
+def print_entries(entries: Iterable[Entry]) -> None:
+    """A table, an act a line."""
+    table = Table(box=None)
+    for name in ("at", "by", "act", "to", "changes"):
+        table.add_column(name, overflow="fold")
+    for entry in entries:
+        at = written(entry.at) if entry.at else ""
+        table.add_row(at, entry.by, entry.act, entry.subject, "; ".join(map(str, entry.changes)))
+    _console.print(table, soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def key_json(key: Key, secrets: Iterable[Secret]) -> dict[str, Any]:
+    """A key and when its secrets end. Amounts are text: they are exact."""
+    ends = [None if secret.ends_at is None else written(secret.ends_at) for secret in secrets]
+    return key.model_dump(mode="json") | {"secrets": [{"ends_at": end} for end in ends]}
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """A line of the log."""
+    return {
+        "at": entry.at.isoformat() if entry.at else None,
+        "by": entry.by,
+        "act": entry.act,
+        "subject": entry.subject,
+        "key_id": entry.key_id,
+        "changes": [change._asdict() for change in entry.changes],
+    }
+
+
+def _limits(key: Key) -> str:
+    rate = f"{key.requests_per_minute} a minute" if key.requests_per_minute else ""
+    at_once = f"{key.jobs_at_once} at once" if key.jobs_at_once else ""
+    return ", ".join(filter(None, (rate, at_once))) or "none"
+
+
+def _until(key: Key) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {written(key.revoked_at)}"
+    return shown("expires_at", key.expires_at)
+
+
+def _say(line: str) -> None:
+    _console.print(line, soft_wrap=True)
