@@ -45,11 +45,11 @@ class KeyFileError(CommandError):
 def _moment(value: object) -> object:
     if isinstance(value, date):
         return in_utc(value)
-    return parse_moment(value) if isinstance(value, str) else value
+    return parse_moment(str(value))
 
 
 def _duration(value: object) -> object:
-    return parse_duration(value) if isinstance(value, str) else value
+    return value if isinstance(value, timedelta) else parse_duration(str(value))
 
 
 class FileKey(Terms):

@@ -56,7 +56,8 @@ class KeyFormError(CommandError):
         rule = first["msg"].removeprefix("Value error, ").rstrip(".")
         if first["type"] == "string_pattern_mismatch":
             rule = next((FORMS[part] for part in first["loc"] if part in FORMS), rule)
-        came = repr(first["input"])
+        value = first["input"]
+        came = f"{value:f}" if isinstance(value, Decimal) else repr(value)
         # Somebody's secret may stand where its hash should.
         is_told = len(came) < MOST_ECHOED and "secret" not in where and PREFIX not in came
         parts = [place, where, f"got {came}. {rule}." if is_told else f"{rule}."]

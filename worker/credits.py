@@ -19,7 +19,7 @@ def to_millionths(credits: Decimal) -> int:  # noqa: A002 (what they are)
         raise ValueError(f"An amount of credits is a number; got {credits}.")
     millionths = credits * MILLION
     if millionths != millionths.to_integral_value():
-        raise ValueError(f"Credits have at most {DECIMALS} decimals; got {credits}.")
+        raise ValueError(f"Credits have at most {DECIMALS} decimals; got {credits:f}.")
     return int(millionths)
 
 
