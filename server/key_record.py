@@ -248,5 +248,5 @@ def shown(name: str, value: object) -> str:
     if isinstance(value, datetime):
         return written(value)
     if isinstance(value, Decimal):
-        return f"{value:f}"
+        return f"{from_millionths(to_millionths(value)):f}"
     return (", ".join(value) or "all") if isinstance(value, tuple) else str(value)

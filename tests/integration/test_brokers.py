@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ import trustme
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
+from server import keys
+from server.audit import entries
+from server.key_export import export_keys, import_keys
+from server.key_record import NewKey
 from tests.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
 from tests.jobs import end_lease, intake, live, pop
 from tests.jobs import submit as accept
 from tests.stack import COMMAND, Stack, eventually
 from worker import keyspace
+from worker.cancelling import cancel_all
 from worker.connection import connect_briefly, connect_gateway, connect_worker
 from worker.contact import dangers_of
 from worker.errors import BrokerUnavailableError
@@ -175,6 +181,19 @@ def test_the_user_of_the_readme_may_do_what_a_server_needs(
         assert worker.wait(30) == 0
         assert events(stack, "broker.silent") == []
         assert {entry["object"] for entry in plain.redis.acl_log()} == {"config|get"}
+
+
+def test_the_user_of_the_readme_may_administer_keys(user_of_the_readme: str) -> None:
+    with connect_briefly(user_of_the_readme) as redis:
+        keys.create_key(redis, NewKey(name="ann"))
+        keys.change_key(redis, "ann", lambda key: key.with_balance(Decimal(5)))
+        keys.rotate_key(redis, "ann")
+        import_keys(redis, export_keys(redis), place="here", replace=True)
+        revoked = keys.revoke_key(redis, "ann")
+        assert cancel_all(redis, revoked.key_id, retention_seconds=60) == 0
+        assert [key.name for key, _ in keys.all_keys(redis)] == ["ann"]
+        acts = [entry.act for entry in entries(redis, 9)]
+        assert acts == ["create", "set", "rotate", "import", "revoke"]
 
 
 def test_the_user_of_the_readme_may_repair_what_dead_workers_leave(user_of_the_readme: str) -> None:
