@@ -84,6 +84,19 @@ def test_help_lists_the_values_that_a_setting_may_have() -> None:
     assert "[values: auto, 80gb, 48gb, 24gb, offload] [default: auto]" in helps["profile"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "keys create", "keys rotate", "keys revoke", "keys set", "keys list", "keys show",
+        "keys export", "keys import", "keys apply", "keys secret", "keys hash", "audit",
+    ],
+)  # fmt: skip
+def test_the_help_of_a_command_has_an_example(command: str) -> None:
+    helped = CliRunner().invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200"})
+    assert "Example: mochi-server" in helped.stdout or "Example: export" in helped.stdout
+    assert f"mochi-server {command} " in helped.stdout.partition("Options")[0].split("Usage", 1)[1]
+
+
 def refused(*options: str, what: str = "engine") -> tuple[int, str]:
     """Exit status and message of `mochi-server bench` when it does not begin."""
     result = CliRunner().invoke(cli.app, ["bench", what, *options], env={"COLUMNS": "200"})

@@ -127,6 +127,17 @@ def test_names_may_be_swapped(redis: Redis) -> None:
     assert redis.hgetall(keyspace.KEY_NAMES) == ids
 
 
+def test_a_revoked_key_leaves_its_name_to_who_has_it_now(redis: Redis) -> None:
+    create_key(redis, FULL)
+    revoke_key(redis, "ann")
+    document = export_keys(redis)
+    create_key(redis, NewKey(name="ann"))
+    present, _ = one_key(redis, "ann")
+    document = altered(document, priority=5)
+    assert bring(redis, document, replace=True) == []
+    assert one_key(redis, "ann")[0] == present
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

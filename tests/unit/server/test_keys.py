@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from server.audit import MOST_ENTRIES, Entry, entries, note
+from server.audit import MOST_ENTRIES, Entry, Step, entries, in_one_step, note
 from server.key_record import Key, KeyFormError, NewKey
 from server.keyring import digest
 from server.keys import (
+    Books,
     KeyExistsError,
     KeyStateError,
     NoSuchKeyError,
@@ -281,6 +282,20 @@ def test_more_than_can_be_counted_is_not_given(redis: Redis) -> None:
 
 
 # the log
+
+
+def test_an_act_that_another_came_before_is_decided_anew(redis: Redis) -> None:
+    create_key(redis, ANN)
+    seen: list[int] = []
+
+    def decide(step: Step) -> int:
+        seen.append(Books(step).find("ann").priority)
+        if len(seen) == 1:  # after it was read
+            change_key(redis, "ann", lambda old: old.but(priority=9))
+        return seen[-1]
+
+    assert in_one_step(redis, decide) == 9
+    assert seen == [1, 9]
 
 
 def test_every_act_is_noted_with_who_did_it_and_never_with_a_secret(redis: Redis) -> None:
