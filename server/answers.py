@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 
@@ -13,10 +14,9 @@ from starlette.routing import Match
 
 from models.errors import MochiError
 from server.errors import STATUS, RangeError, UnknownRouteError, WrongVerbError
+from server.headers import rate_limit
 from server.schemas import ErrorBody
-
-RETRY_SECONDS = 30
-"""After a full queue: about the shortest time in which a GPU makes a video."""
+from worker.errors import LimitError, TooFastError
 
 
 def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -27,7 +27,9 @@ def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = 
 def answer_for_error(error: MochiError, request_id: str | None = None) -> Response:
     """By the table in `server/errors.py`. `request_id` is that of a job already accepted."""
     status = STATUS[type(error)]
-    headers = _retry_headers() if status == HTTPStatus.TOO_MANY_REQUESTS else {}
+    headers = _retry_headers(error.retry_seconds) if isinstance(error, LimitError) else {}
+    if isinstance(error, TooFastError):
+        headers |= rate_limit(error.rate)
     if isinstance(error, RangeError):
         headers = {"content-range": f"bytes */{error.size}"}
     if request_id is not None:
@@ -67,9 +69,10 @@ def _verbs(request: Request) -> str:
     return ", ".join(sorted(verbs))
 
 
-def _retry_headers() -> dict[str, str]:
-    reset = datetime.now(UTC) + timedelta(seconds=RETRY_SECONDS)
+def _retry_headers(seconds: float) -> dict[str, str]:
+    whole = math.ceil(seconds)
+    reset = datetime.now(UTC) + timedelta(seconds=whole)
     return {
-        "retry-after": str(RETRY_SECONDS),
+        "retry-after": str(whole),
         "x-rate-limit-reset-at-utc": reset.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -35,10 +36,12 @@ from server.keys_command import audit, keys
 from server.routes.operations import VERSION
 from server.settings import ServerSettings
 from server.up import supervise
+from server.usage import Form, print_usage
 from server.weights import fetch_missing, pull_weights, verify_weights, weights_folder
 from server.workers import drain_workers, list_workers
 from worker.fleet import fleet
 from worker.names import worker_name_prefix
+from worker.usage import KEPT_DAYS, Period
 
 app = typer.Typer(
     help="The Mochi 1 text-to-video API on your own machines.",
@@ -473,6 +476,40 @@ def bench_chaos(
             check_file(output)
         is_clean = break_things(plan, settings.redis_url if broker == "external" else "", output)
     raise typer.Exit(0 if is_clean else 1)
+
+
+@app.command()
+def usage(
+    ctx: typer.Context,
+    days: Annotated[
+        int, typer.Option(min=1, max=KEPT_DAYS, help="Up to today, or up to --last.")
+    ] = 30,
+    first: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="The first day, in UTC; instead of --days."),
+    ] = None,
+    last: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="The last day, in UTC. [default: today]"),
+    ] = None,
+    key: Annotated[str, typer.Option(help="Only this one, by name or id.")] = "",
+    form: Annotated[Form, typer.Option("--format", help="How it is printed.")] = Form.TABLE,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """What every key used on each day: requests, outcomes, GPU seconds, credits. Kept 400 days.
+
+    Example: `mochi-server usage --days 7`
+
+    For a spreadsheet: `mochi-server usage --first 2026-11-01 --last 2026-11-30 --format csv`
+    """
+    apply_options(ctx)
+    end = (last or datetime.now(UTC)).date()
+    period = Period(first.date(), end) if first else Period.until(end, days)
+    if len(period.days) not in range(1, KEPT_DAYS + 2):
+        raise typer.BadParameter(f"From --first to --last must be 1 to {KEPT_DAYS} days.")
+    with errors_end(), running_broker() as redis:
+        print_usage(redis, period, form, key)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from server.example import EXAMPLE_REQUEST
 from server.gate import PUBLIC
 from server.headers import MOST_KEY_LENGTH
 from server.schemas import VIDEO_TYPE, ErrorBody, FailedBody
+from worker.usage import KEPT_DAYS
 
 
 def _header(description: str, kind: str = "string") -> dict[str, Any]:
@@ -25,7 +26,14 @@ IGNORED_HEADER = {"x-ignored-parameters": _header("Names in the body that mean n
 REPLAYED_HEADER = {
     "Idempotency-Replayed": _header("`true`: the request had been made before, by the same key.")
 }
-RETRY_HEADERS = {
+RATE_HEADERS = {
+    "x-ratelimit-limit": _header(
+        "Requests that the key may submit in any minute; where it is limited.", "integer"
+    ),
+    "x-ratelimit-remaining": _header("Of these, now.", "integer"),
+    "x-ratelimit-reset": _header("Seconds until there is one more.", "integer"),
+}
+RETRY_HEADERS = RATE_HEADERS | {
     "retry-after": _header("Seconds.", "integer"),
     "x-rate-limit-reset-at-utc": _header("The same as a time."),
 }
@@ -56,6 +64,13 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
         "is kept. A blocking call that has one is not cancelled when its client hangs up."
     ),
     "schema": {"type": "string", "minLength": 1, "maxLength": MOST_KEY_LENGTH},
+}
+DAYS: dict[str, Any] = {
+    "name": "days",
+    "in": "query",
+    "required": False,
+    "description": "Up to today, in UTC.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": KEPT_DAYS, "default": 30},
 }
 SIGNATURE: dict[str, Any] = {
     "name": "signature",

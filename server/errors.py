@@ -80,6 +80,10 @@ class BadHeaderError(HttpError):
     """A header of ours has a value that it cannot have."""
 
 
+class BadQueryError(HttpError):
+    """A value in the query of the URL breaks its rule."""
+
+
 class BodyTooLargeError(HttpError):
     """The body is over the limit."""
 
@@ -127,9 +131,11 @@ STATUS: dict[type[MochiError], int] = {
     InvalidParametersError: 400,
     MalformedBodyError: 400,
     BadHeaderError: 400,
+    BadQueryError: 400,
     BadHostError: 400,
     MissingKeyError: 401,
     InvalidKeyError: 401,
+    jobs.KeyEndedError: 401,
     ExpiredKeyError: 401,
     RevokedKeyError: 401,
     ForbiddenError: 403,
@@ -137,10 +143,13 @@ STATUS: dict[type[MochiError], int] = {
     jobs.RequestNotFoundError: 404,
     WrongVerbError: 405,
     WrongContentTypeError: 406,
+    jobs.TooFewCreditsError: 406,
     jobs.IdempotencyConflictError: 409,
     BodyTooLargeError: 413,
     RangeError: 416,
     jobs.QueueFullError: 429,
+    jobs.TooManyJobsError: 429,
+    jobs.TooFastError: 429,
     jobs.StorageError: 500,
     jobs.BrokerUnavailableError: 502,
     jobs.NoWorkerError: 502,
@@ -163,17 +172,17 @@ NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
 derive from them."""
 
 MEANING: dict[int, str] = {
-    400: "The body is not JSON, or a parameter or header is missing, wrong or out of range",
+    400: "The body is not JSON; or a parameter or header is missing, wrong or out of range",
     401: "No API key, or one that is unknown, expired or revoked",
     403: "The API key may not do this",
     404: "Unknown model or route; unknown or expired request, or one made with another key",
     405: "Wrong verb",
-    406: "Wrong or missing content type",
+    406: "Wrong or missing content type; or too few credits",
     409: "The `Idempotency-Key` came before, with another body",
     413: "The body is over the limit",
     416: "The range lies beyond the end of the video",
     422: "The request ran and FAILED",
-    429: "The queue is full",
+    429: "The queue is full; or the API key has too many requests at once, or within a minute",
     500: "Our bug; the log has the trace",
     502: "The broker is unreachable, or (v1) no live worker serves the model",
     504: "v1 passed its time limit, or the gateway stops; the job runs on and can be polled on v2",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from urllib.parse import quote
 
 from starlette.requests import Request
 
 from server.errors import BadHeaderError
+from worker.errors import Rate
 
 MOST_KEY_LENGTH = 255
 MOST_IGNORED_NAMES = 20
@@ -30,6 +32,17 @@ def idempotency_key(request: Request) -> str | None:
             f"`Idempotency-Key` must be one value of 1 to {MOST_KEY_LENGTH} characters; got {came}."
         )
     return given[0]
+
+
+def rate_limit(rate: Rate | None) -> dict[str, str]:
+    """How many more requests the key may submit, in the headers that most APIs have for that."""
+    if rate is None:
+        return {}
+    return {
+        "x-ratelimit-limit": str(rate.limit),
+        "x-ratelimit-remaining": str(rate.remaining),
+        "x-ratelimit-reset": str(math.ceil(rate.reset_seconds)),
+    }
 
 
 def ignored_parameters(names: Iterable[str]) -> dict[str, str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import date
+from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.engine import Traits
 from server.links import Links
+from worker.credits import MILLION, from_millionths
 from worker.job import Job, Status
+from worker.usage import Usage
 
 VIDEO_TYPE: Literal["video/mp4"] = "video/mp4"
-UNMETERED_CREDITS = 1_000_000_000.0
-"""What a key without a balance of its own is said to have left: clients compare it with a price."""
-COST = 0.0
-"""Nothing is charged."""
+UNLIMITED = 1_000_000_000 * MILLION
+"""What a key without a balance of its own is said to have left, in millionths of a credit: clients
+compare it with a price."""
 
 
 def _is_none(value: object) -> bool:
@@ -121,6 +124,24 @@ class CreditsBody(BaseModel):
     free_credits: float = Field(alias="free-credits")
 
 
+class UsageRow(BaseModel):
+    """What one key used on one day, in UTC."""
+
+    day: date
+    key_id: str
+    requests: int = Field(description="That were accepted.")
+    completed: int = Field(description="That ended with a video.")
+    failed: dict[str, int] = Field(description="That ended without one, by `error_code`.")
+    gpu_seconds: float = Field(description="Of all runs, those without a video included.")
+    credits: float = Field(description="That were charged.")
+
+
+class UsageBody(BaseModel):
+    """Days and keys with nothing used are left out."""
+
+    usage: list[UsageRow]
+
+
 class HealthBody(BaseModel):
     """The process is alive."""
 
@@ -204,6 +225,25 @@ def result_body(job: Job, url: str) -> ResultBody:
     )
 
 
+def credits_body(balance: Decimal | None) -> CreditsBody:
+    """A key's balance; None: without limit."""
+    left = from_millionths(UNLIMITED) if balance is None else balance
+    return CreditsBody(credits=float(left), free_credits=0.0)
+
+
+def usage_row(usage: Usage) -> UsageRow:
+    """One line of `/v1/usage`."""
+    return UsageRow(
+        day=usage.day,
+        key_id=usage.owner,
+        requests=usage.requests,
+        completed=usage.completed,
+        failed=usage.failed,
+        gpu_seconds=usage.gpu_seconds,
+        credits=float(usage.credits),
+    )
+
+
 def engine_body(engine: Traits) -> EngineBody:
     """One line of `/version`."""
     return EngineBody(
@@ -215,6 +255,16 @@ def engine_body(engine: Traits) -> EngineBody:
     )
 
 
+def cost(job: Job) -> Decimal:
+    """Credits that a COMPLETED request was charged."""
+    return from_millionths(job.cost)
+
+
+def remaining(job: Job) -> Decimal:
+    """Credits that its key then had left."""
+    return from_millionths(UNLIMITED if job.remaining is None else job.remaining)
+
+
 def metrics(job: Job) -> Metrics:
     """Empty until the request has ended."""
     if not job.status.is_final:
@@ -224,7 +274,7 @@ def metrics(job: Job) -> Metrics:
         inference_time=job.inference_seconds,
         queue_time=job.queue_seconds,
         total_time=job.total_seconds,
-        cost=COST if completed else None,
-        remaining_credits=UNMETERED_CREDITS if completed else None,
+        cost=float(cost(job)) if completed else None,
+        remaining_credits=float(remaining(job)) if completed else None,
         retry_count=job.retries or None,
     )

@@ -16,10 +16,12 @@ from server.keyring import ApiKey, Keyring
 from server.links import Links, load_signer
 from server.settings import ServerSettings
 from server.watch import Watch
+from worker.connection import broker_errors
 from worker.errors import BrokerUnavailableError, RequestNotFoundError
 from worker.intake import Intake
 from worker.job import Job
 from worker.storage import open_outputs
+from worker.usage import Period, Usage
 
 STORE_PATIENCE_SECONDS = 10.0
 """A client waits for the answer; less than any proxy in between does."""
@@ -78,6 +80,18 @@ class Services:
         if self._signer is None:
             self._signer = await load_signer(self._redis)
         return self._signer
+
+    async def usage(self, period: Period) -> list[Usage]:
+        """What all keys used.
+
+        Raises:
+            BrokerUnavailableError: nobody can tell.
+        """
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in period.keys:
+            pipeline.hgetall(key)
+        with broker_errors():
+            return period.usages(await pipeline.execute())
 
     async def video_url(self, job: Job, links: Links) -> str:
         """Where the video of a COMPLETED request is served: by the store itself, where it can.

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import difflib
 import os
+from decimal import Decimal
+from typing import Any
 
 from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from models.errors import MochiError
 from models.settings import ENV_PREFIX
+from worker.price import Tariff
 from worker.settings import WorkerSettings
 
 CLIENT_VARIABLES = frozenset({"MOCHI_URL", "MOCHI_API_KEY"})
 """Read by the commands that are clients."""
 SECRET = frozenset({"redis_url"})
 """Settings that may hold a password."""
+
+
+def _credits(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
+    return Field(default=Decimal(0), ge=0, le=1_000_000, decimal_places=6, description=description)
 
 
 class ServerSettings(WorkerSettings):
@@ -46,12 +53,31 @@ class ServerSettings(WorkerSettings):
         ge=1,
         description="Requests that may wait; then 429, but for the first one of a key.",
     )
+    price_base: Decimal = _credits("Credits that a request costs, whatever it asks for.")
+    price_frame_step: Decimal = _credits("Credits for each denoising step of each frame.")
+    price_gpu_second: Decimal = _credits("Credits for each second of the run that made the video.")
+    price_most_gpu_seconds: int = Field(
+        default=600,
+        ge=1,
+        le=1_000_000,
+        description="As many seconds of a run are charged at most, and reserved at the submit.",
+    )
     workers: int = Field(
         default=1,
         ge=1,
         le=64,
         description="Workers that `mochi-server up` starts; each has a GPU, from cuda:0 on.",
     )
+
+    @property
+    def tariff(self) -> Tariff:
+        """What requests cost."""
+        return Tariff(
+            self.price_base,
+            self.price_frame_step,
+            self.price_gpu_second,
+            self.price_most_gpu_seconds,
+        )
 
 
 class SettingsError(MochiError):

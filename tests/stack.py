@@ -16,8 +16,9 @@ import httpx
 from segmind import SegmindClient
 
 from server.key_record import NewKey
-from server.keyring import Scope
+from server.keyring import Scope, digest
 from server.keys import create_key
+from worker import keyspace
 from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
 from worker.settings import WorkerSettings
@@ -27,6 +28,8 @@ COMMAND = str(Path(sys.executable).with_name("mochi-server"))
 """As a user types it."""
 PATIENCE_SECONDS = 60.0
 STOP_SECONDS = 30.0
+USERS = (Scope.GENERATE, Scope.READ)
+"""What a key may do that is made without saying so."""
 
 _Result = TypeVar("_Result")
 
@@ -158,10 +161,14 @@ class Stack:
         """All that every process has printed."""
         return "".join(self.log_of(process) for process in self.processes)
 
-    def key(self, name: str = "", scopes: Iterable[Scope] = Scope, **more: object) -> str:
+    def key(self, name: str = "", scopes: Iterable[Scope] = USERS, **more: object) -> str:
         """A new API key; `more` are fields of NewKey, like `credits="7"`."""
         name = name or f"test {uuid4().hex[:12]}"
         return create_key(self.redis, NewKey.of(name=name, scopes=tuple(scopes), **more))
+
+    def owner(self, key: str) -> str:
+        """The id of a key."""
+        return str(self.redis.hget(keyspace.SECRETS, digest(key))).partition(" ")[0]
 
     def sdk(self, key: str | None = None) -> SegmindClient:
         """The official client with nothing changed but its base URL."""

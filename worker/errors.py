@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from decimal import Decimal
+
 from models.errors import MochiError
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many requests a key may submit within a minute.
+
+    Attributes:
+        limit: in any minute.
+        remaining: at once.
+        reset_seconds: until one more may be submitted than now.
+    """
+
+    limit: int
+    remaining: int
+    reset_seconds: float
 
 
 class JobError(MochiError):
@@ -32,8 +50,58 @@ class NoWorkerError(JobError):
     """No live worker has the model loaded."""
 
 
-class QueueFullError(JobError):
+class LimitError(JobError):
+    """For now no more is accepted.
+
+    Attributes:
+        retry_seconds: after which to ask again.
+    """
+
+    retry_seconds = 30.0
+    """About the shortest time in which a GPU makes a video."""
+
+
+class QueueFullError(LimitError):
     """As many requests wait as may wait."""
+
+
+class TooManyJobsError(LimitError):
+    """As many requests of the key wait or run as may."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"This API key may have {most} requests at once, and has: wait for one to end, or "
+            "cancel one."
+        )
+
+
+class TooFastError(LimitError):
+    """The key has submitted as many requests within a minute as it may."""
+
+    def __init__(self, rate: Rate) -> None:
+        super().__init__(
+            f"This API key may submit {rate.limit} requests a minute, and has: ask again in "
+            f"{rate.reset_seconds:.0f} seconds."
+        )
+        self.rate = rate
+        self.retry_seconds = rate.reset_seconds
+
+
+class TooFewCreditsError(JobError):
+    """The balance does not cover what the request may cost."""
+
+    def __init__(self, balance: Decimal, price: Decimal) -> None:
+        super().__init__(
+            f"Insufficient credits: the request costs up to {price:f}, and the balance is "
+            f"{balance:f}."
+        )
+
+
+class KeyEndedError(JobError):
+    """The API key was revoked or has expired, while its request was on the way."""
+
+    def __init__(self) -> None:
+        super().__init__("This API key was revoked, or has expired, a moment ago.")
 
 
 class RequestNotFoundError(JobError):

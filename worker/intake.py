@@ -17,24 +17,38 @@ from worker import keyspace, scripts
 from worker.batch import Batch
 from worker.connection import broker_errors
 from worker.contact import dangers_of
+from worker.credits import from_millionths
 from worker.dispatch import rq_fields
 from worker.errors import (
     IdempotencyConflictError,
+    KeyEndedError,
     NoWorkerError,
     QueueFullError,
+    Rate,
     RequestNotFoundError,
+    TooFastError,
+    TooFewCreditsError,
+    TooManyJobsError,
 )
 from worker.idempotency import Idempotency
 from worker.job import CANCELLED, Job, Status
 from worker.live import LiveWorker, read_all
+from worker.price import FREE, Price
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A request that is in the broker. `is_replay`: it was before, by the same idempotency key."""
+    """A request that is in the broker.
+
+    Attributes:
+        request_id: UUID v4, as text.
+        is_replay: it was there before, by the same idempotency key.
+        rate: what its owner may still submit; None where there is no limit, and for a replay.
+    """
 
     request_id: str
     is_replay: bool = False
+    rate: Rate | None = None
 
 
 class Cancellation(StrEnum):
@@ -67,7 +81,7 @@ class Intake:
         params: GenerateParams,
         owner: str,
         *,
-        share: int = 1,
+        price: Price = FREE,
         needs_worker: bool = False,
         idempotency: Idempotency | None = None,
     ) -> Accepted:
@@ -75,15 +89,17 @@ class Intake:
 
         Args:
             params: with the seed drawn.
-            owner: id of the API key.
-            share: turns that the owner has in the queue for each one of another; 1 or more.
+            owner: id of the API key. What it may submit is known to the broker.
+            price: the most of it is reserved until the request ends.
             needs_worker: refuse when nobody is there to run it soon.
             idempotency: accept it only once, and say afterwards which request it was.
 
         Raises:
             IdempotencyConflictError: the key came before, with another body.
-            QueueFullError: too many requests wait already.
+            KeyEndedError: the owner may do nothing any more.
+            LimitError: one of its kinds: too many requests, of all or of this owner.
             NoWorkerError: `needs_worker`, and none is alive.
+            TooFewCreditsError: the owner cannot pay for it.
         """
         request_id = str(uuid4())
         answer = await self._submits.ask(
@@ -93,9 +109,11 @@ class Intake:
                 self._most_waiting,
                 int(needs_worker),
                 owner,
-                share,
                 idempotency.key if idempotency else "",
                 idempotency.fingerprint if idempotency else "",
+                price.fixed,
+                price.gpu_second,
+                price.most_gpu_seconds,
                 params.model_dump_json(),
                 *rq_fields(request_id),
             ]
@@ -111,6 +129,16 @@ class Intake:
                 )
             case ["no_worker"]:
                 raise NoWorkerError("No worker is alive to run this; start one, or submit to /v2.")
+            case ["key_ended"]:
+                raise KeyEndedError
+            case ["too_many_jobs", most]:
+                raise TooManyJobsError(most)
+            case ["too_fast", *rate]:
+                raise TooFastError(_rate(*rate))
+            case ["too_few_credits", balance, most]:
+                raise TooFewCreditsError(from_millionths(int(balance)), from_millionths(int(most)))
+            case ["accepted", limit, remaining, reset_ms]:
+                return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
         return Accepted(request_id)
 
     async def cancel(self, request_id: str, owner: str) -> Cancellation:
@@ -203,3 +231,7 @@ class Intake:
         keys = [keyspace.WAITING, *map(keyspace.record, request_ids)]
         found = await self._look(keys, request_ids)
         return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _rate(limit: int, remaining: int, reset_ms: int) -> Rate:
+    return Rate(limit, remaining, reset_ms / 1000)

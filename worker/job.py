@@ -69,6 +69,8 @@ class Job:
         precision: of the engine that made it, or empty; only when COMPLETED.
         warnings_json: sentences for the client, a JSON list; only when COMPLETED. `warnings`
             decodes them.
+        cost: millionths of a credit that were charged; only when COMPLETED.
+        remaining: millionths that the owner then had left; None where there is no limit.
         error: text for the client; only when FAILED.
         error_code: its machine-readable form; only when FAILED.
     """
@@ -87,6 +89,8 @@ class Job:
     file_size: int = 0
     precision: str = ""
     warnings_json: str = "[]"
+    cost: int = 0
+    remaining: int | None = None
     error: str = ""
     error_code: str = ""
 
@@ -110,6 +114,8 @@ class Job:
             file_size=int(record.get("file_size", 0)),
             precision=record.get("precision", ""),
             warnings_json=record.get("warnings", "[]"),
+            cost=int(record.get("cost", 0)),
+            remaining=_optional_int(record.get("remaining")),
             error=record.get("error", ""),
             error_code=record.get("error_code", ""),
         )

@@ -29,6 +29,15 @@ SECRETS = "mochi:secrets"
 until which it is good, where that is limited."""
 KEY_NAMES = "mochi:key-names"
 """Hash: name of an API key that is not revoked to its id."""
+API_KEY = "mochi:key:"
+"""With a key's id, a hash: what the key may do, and its account; see `server/key_record.py`."""
+LIVE = "mochi:live:"
+"""With an owner's id, a set: ids of its requests that are QUEUED or PROCESSING."""
+RATE = "mochi:rate:"
+"""With an owner's id, a sorted set: what it submitted in the last minute, by the broker's time in
+ms."""
+USAGE = "mochi:usage:"
+"""With a day, counted from 1970 in UTC, a hash: what was used on it, by `OWNER METRIC`."""
 AUDIT = "mochi:audit"
 """Stream: what administrators did."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
@@ -56,23 +65,18 @@ def record(request_id: str) -> str:
 
 
 def api_key(key_id: str) -> str:
-    """Hash: what an API key may do, and its account; see `server/key_record.py`."""
-    return f"mochi:key:{key_id}"
+    """Hash: see `API_KEY`."""
+    return API_KEY + key_id
 
 
 def live(owner: str) -> str:
-    """Set: ids of an owner that are QUEUED or PROCESSING."""
-    return f"mochi:live:{owner}"
-
-
-def rate(owner: str) -> str:
-    """Sorted set: ids that an owner submitted in the last minute, by the broker's time in ms."""
-    return f"mochi:rate:{owner}"
+    """Set: see `LIVE`."""
+    return LIVE + owner
 
 
 def usage(day: int) -> str:
-    """Hash: what was used on a day, counted from 1970 in UTC, by `OWNER METRIC`."""
-    return f"mochi:usage:{day}"
+    """Hash: see `USAGE`."""
+    return f"{USAGE}{day}"
 
 
 def idempotency_key(digest: str) -> str:
@@ -104,6 +108,10 @@ def for_scripts(request_id: str = "") -> list[str]:
         RQ_QUEUES,
         TURNS,
         LOOKS,
+        API_KEY,
+        LIVE,
+        RATE,
+        USAGE,
     ]
 
 

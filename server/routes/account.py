@@ -1,16 +1,21 @@
-"""What a key has left."""
+"""What a key has left, and what was used."""
 
 from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.answers import answer
-from server.documents import errors
+from server.documents import DAYS, errors
+from server.errors import BadQueryError
 from server.keyring import Scope
-from server.schemas import UNMETERED_CREDITS, CreditsBody
+from server.schemas import CreditsBody, UsageBody, credits_body, usage_row
 from server.services import Call
+from worker.usage import KEPT_DAYS, Period
 
 router = APIRouter(tags=["Account"])
 
@@ -19,6 +24,31 @@ router = APIRouter(tags=["Account"])
     "/v1/get-user-credits", response_model=CreditsBody, responses=errors(401, 403, 500, 502)
 )
 async def credit_balance(request: Request) -> Response:
-    """The balance of the key. Nothing is metered yet, so it never sinks."""
-    Call.of(request).key.require(Scope.READ)
-    return answer(CreditsBody(credits=UNMETERED_CREDITS, free_credits=0.0))
+    """The balance of the key, without what its running requests may cost."""
+    call = Call.of(request)
+    call.key.require(Scope.READ)
+    return answer(credits_body(call.key.balance))
+
+
+@router.get(
+    "/v1/usage",
+    response_model=UsageBody,
+    responses=errors(400, 401, 403, 500, 502),
+    openapi_extra={"parameters": [DAYS]},
+)
+async def usage(request: Request) -> Response:
+    """What the key used on each of the last days; with the scope `admin`, what every key did."""
+    call = Call.of(request)
+    call.key.require(Scope.READ)
+    period = Period.until(datetime.now(UTC).date(), _days(request))
+    used = await call.services.usage(period)
+    sees_all = Scope.ADMIN in call.key.scopes
+    mine = [row for row in used if sees_all or row.owner == call.key.key_id]
+    return answer(UsageBody(usage=[usage_row(row) for row in mine]))
+
+
+def _days(request: Request) -> int:
+    given = request.query_params.get("days", "30")
+    if not re.fullmatch(r"[0-9]{1,3}", given) or not 1 <= int(given) <= KEPT_DAYS:
+        raise BadQueryError(f"`days` must be a whole number from 1 to {KEPT_DAYS}.")
+    return int(given)

@@ -16,19 +16,20 @@ from server.documents import (
     FAILED,
     GENERATE_REQUEST,
     IGNORED_HEADER,
+    RATE_HEADERS,
     REPLAYED_HEADER,
     RESULT_HEADERS,
     VIDEO_BYTES,
     errors,
 )
 from server.hangup import HungUp, unless_hung_up
-from server.headers import REPLAYED, idempotency_key, ignored_parameters
+from server.headers import REPLAYED, idempotency_key, ignored_parameters, rate_limit
 from server.keyring import Scope
 from server.schemas import (
-    COST,
-    UNMETERED_CREDITS,
     SubmittedBody,
+    cost,
     failed_body,
+    remaining,
     submitted_body,
 )
 from server.services import Call
@@ -39,6 +40,8 @@ from worker.job import Job, Status
 NOBODY_LISTENS = 499
 """What proxies log for a client that has hung up."""
 
+_VIDEO_HEADERS = RESULT_HEADERS | IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADERS
+
 router = APIRouter(tags=["Generate"])
 _seeds = random.SystemRandom()
 
@@ -47,7 +50,7 @@ _seeds = random.SystemRandom()
     f"/v2/{MODEL}",
     response_model=SubmittedBody,
     responses={
-        200: {"headers": IGNORED_HEADER | REPLAYED_HEADER},
+        200: {"headers": IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADERS},
         **errors(400, 401, 403, 406, 409, 413, 429, 500, 502),
     },
     openapi_extra=GENERATE_REQUEST,
@@ -63,7 +66,7 @@ async def submit(request: Request) -> Response:
     f"/v1/{MODEL}",
     response_class=Response,
     responses={
-        200: {**VIDEO_BYTES, "headers": RESULT_HEADERS | IGNORED_HEADER | REPLAYED_HEADER},
+        200: {**VIDEO_BYTES, "headers": _VIDEO_HEADERS},
         422: FAILED,
         **errors(400, 401, 403, 406, 409, 413, 429, 500, 502, 504),
     },
@@ -108,10 +111,12 @@ async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
     accepted = await call.services.intake.submit(
         params.with_seed(_seeds),
         call.key.key_id,
+        price=call.services.settings.tariff.price(params),
         needs_worker=needs_worker,
         idempotency=None if key is None else Idempotency.of(call.key.key_id, key, body),
     )
-    headers = ignored_parameters(ignored) | (REPLAYED if accepted.is_replay else {})
+    headers = ignored_parameters(ignored) | rate_limit(accepted.rate)
+    headers |= REPLAYED if accepted.is_replay else {}
     return _Asked(accepted.request_id, headers, comes_back=key is not None)
 
 
@@ -119,6 +124,6 @@ def _result_headers(job: Job) -> dict[str, str]:
     return {
         "x-generation-time": f"{job.inference_seconds:.3f}",
         "x-seed-value": str(job.params.seed),
-        "x-cost": f"{COST:g}",
-        "x-remaining-credits": f"{UNMETERED_CREDITS:.0f}",
+        "x-cost": f"{cost(job):f}",
+        "x-remaining-credits": f"{remaining(job):f}",
     }

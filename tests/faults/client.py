@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from typing import Any
 import psutil
 
 from tests.stack import Stack, eventually
-from worker import keyspace
 
 
 class Client:
@@ -26,8 +24,7 @@ class Client:
     @property
     def owner(self) -> str:
         """The id of its key."""
-        digest = hashlib.sha256(self.key.encode()).hexdigest()
-        return str(self.stack.redis.hget(keyspace.SECRETS, digest))
+        return self.stack.owner(self.key)
 
     def submit(self, prompt: str = "a pond", *, steps: int = 10, key: str = "") -> str:
         """The id of a new request, with an idempotency key if one is given."""

@@ -18,7 +18,7 @@ from worker.intake import Intake
 from worker.store import Lease
 
 MOST_WAITING = 20_000
-SHARES = (1, 1, 3)
+PRIORITIES = (1, 1, 3)
 AT_ONCE = 500
 ASKED = 200
 """Polls and submits that are timed."""
@@ -39,13 +39,15 @@ def fill(stack: Stack, owners: list[Client], count: int) -> dict[str, Client]:
     asks = [owners[0]] * (count // 2)
     asks += [owners[number % len(owners)] for number in range(count - len(asks))]
 
+    for client, priority in zip(owners, PRIORITIES, strict=True):
+        stack.redis.hset(keyspace.api_key(client.owner), "priority", priority)
+
     async def submit(it: Intake) -> list[str]:
         ids: list[str] = []
         for start in range(0, count, AT_ONCE):
             submits = (
-                it.submit(params(f"pond {start}"), client.owner, share=share)
+                it.submit(params(f"pond {start}"), client.owner)
                 for client in asks[start : start + AT_ONCE]
-                for share in [SHARES[owners.index(client)]]
             )
             ids += [accepted.request_id for accepted in await asyncio.gather(*submits)]
         return ids
@@ -70,7 +72,7 @@ def used_memory(stack: Stack) -> int:
 def test_f30_in_a_long_queue_every_position_is_the_place_in_which_it_is_run(
     stack: Stack, figure: Figure, count: int
 ) -> None:
-    owners = [Client(stack) for _ in SHARES]
+    owners = [Client(stack) for _ in PRIORITIES]
     before = used_memory(stack)
     asked_by = fill(stack, owners, count)
     bytes_each = (used_memory(stack) - before) / count

@@ -1,8 +1,11 @@
--- Accept a request: nothing or everything of record, place in the queue, and RQ's job.
--- ARGV: id, most waiting, needs a live worker (0 or 1), owner, the owner's share of the queue,
--- idempotency key of the broker or '', fingerprint, params, RQ's fields …
--- Returns what became of it and, when it was made before, the first request's id.
-local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[6], ARGV[7]
+-- Accept a request: nothing or everything of record, place in the queue, reserved credits, RQ's job.
+-- ARGV: id, most waiting, needs a live worker (0 or 1), owner, idempotency key of the broker or '',
+-- fingerprint, price and price of a GPU second in millionths, most that are charged of those, params,
+-- RQ's fields …
+-- Returns what became of it, with the first request's id when it was made before, and the rate when
+-- the owner's is limited: limit, what is left, ms until there is more.
+local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
+local MINUTE_MS = 60000
 
 if redis.call('EXISTS', keys.record) == 1 then
   return { 'accepted' } -- the first reply was lost on its way and the client library asked again
@@ -16,20 +19,67 @@ end
 if ARGV[3] == '1' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
   return { 'no_worker' }
 end
+
+-- What the owner may. It was let in a moment ago, but its body may have been long on its way.
+local now = now_ms()
+local account = keys.api_key .. owner
+local names = { 'revoked_at', 'expires_at', 'priority', 'requests_per_minute', 'jobs_at_once', 'balance' }
+local revoked, expires, priority, per_minute, at_once, balance =
+  unpack(redis.call('HMGET', account, unpack(names)))
+if revoked or (expires and now >= tonumber(expires)) then
+  return { 'key_ended' }
+end
 -- A queue that others have filled still takes an owner's first.
 local mine = keys.waiting .. ':' .. owner
 if redis.call('ZCARD', keys.waiting) >= tonumber(ARGV[2]) and redis.call('EXISTS', mine) == 1 then
   return { 'queue_full' }
 end
+local live = keys.live .. owner
+if at_once and redis.call('SCARD', live) >= tonumber(at_once) then
+  return { 'too_many_jobs', tonumber(at_once) }
+end
+local reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9])
+if balance and reserved > tonumber(balance) then
+  return { 'too_few_credits', balance, text(reserved) }
+end
+local rate = {}
+if per_minute then
+  -- Exact in every minute; what a clock that was set back has left in the future does not count.
+  local recent = keys.rate .. owner
+  redis.call('ZREMRANGEBYSCORE', recent, '-inf', text(now - MINUTE_MS))
+  redis.call('ZREMRANGEBYSCORE', recent, '(' .. text(now), '+inf')
+  local left = per_minute - redis.call('ZCARD', recent)
+  if left > 0 then
+    redis.call('ZADD', recent, text(now), id)
+    redis.call('PEXPIRE', recent, MINUTE_MS)
+  end
+  local first = redis.call('ZRANGE', recent, 0, 0, 'WITHSCORES')[2]
+  rate = { tonumber(per_minute), math.max(0, left - 1), first + MINUTE_MS - now }
+  if left <= 0 then
+    return { 'too_fast', unpack(rate) }
+  end
+end
+
 if key ~= '' then
   redis.call('HSET', key, 'request_id', id, 'fingerprint', fingerprint)
   redis.call('HSET', keys.record, 'idempotency_key', key)
 end
-redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', ARGV[8],
-           'attempt', 0, 'created_at', text(now_ms()))
+redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', ARGV[10],
+           'attempt', 0, 'created_at', text(now))
+redis.call('SADD', live, id)
+use(owner, 'requests', 1)
+if reserved > 0 then
+  redis.call('HSET', keys.record, 'reserved', text(reserved), 'price', ARGV[7], 'gpu_price', ARGV[8])
+  if redis.call('EXISTS', account) == 1 then
+    redis.call('HINCRBY', account, 'reserved', text(reserved))
+  end
+  if balance then
+    redis.call('HINCRBY', account, 'balance', text(-reserved))
+  end
+end
 
 -- Start-time fair queueing (Goyal, Vin and Cheng, 1996): an owner's request stands one turn after
--- the one before, or less with a larger share, and never before the head of the queue. Within a
+-- the one before, or less with a higher priority, and never before the head of the queue. Within a
 -- turn, who came first goes first.
 local TURN = 2 ^ 32
 local head = redis.call('ZRANGE', keys.waiting, 0, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
@@ -40,11 +90,11 @@ local last = redis.call('ZRANGE', mine, -1, -1, 'WITHSCORES')
 local before = last[2] or redis.call('HGET', keys.turns, owner)
 local place = tonumber(head[2] or 0)
 if before then
-  place = math.max(place, before + TURN / ARGV[5])
+  place = math.max(place, before + TURN / (priority or 1))
 end
 enter_queue(id, owner, place + redis.call('INCR', keys.sequence))
 
-redis.call('HSET', keys.rq_job, unpack(ARGV, 9))
+redis.call('HSET', keys.rq_job, unpack(ARGV, 11))
 redis.call('SADD', keys.rq_queues, keys.rq_queue)
 redis.call('RPUSH', keys.rq_queue, id)
-return { 'accepted' }
+return { 'accepted', unpack(rate) }

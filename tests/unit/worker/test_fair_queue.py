@@ -31,11 +31,13 @@ class Shop:
         self.store = JobStore(redis, lease_seconds=10, retention_seconds=60)
         self.owners: dict[str, str] = {}
 
-    def submit(self, *owners: str, share: int = 1) -> list[str]:
+    def submit(self, *owners: str, priority: int = 1) -> list[str]:
         """The ids of requests, one after the other."""
+        for owner in set(owners):
+            self._redis.hset(keyspace.api_key(owner), "priority", priority)
 
         async def ask(it: Intake) -> list[str]:
-            submits = (it.submit(params(), owner, share=share) for owner in owners)
+            submits = (it.submit(params(), owner) for owner in owners)
             return [accepted.request_id for accepted in await asyncio.gather(*submits)]
 
         ids = self._ask(ask)
@@ -97,8 +99,8 @@ def test_busy_keys_take_turns(shop: Shop) -> None:
     assert shop.served(15) == "abc" * 5
 
 
-def test_a_key_with_a_larger_share_has_as_many_turns_more(shop: Shop) -> None:
-    shop.submit(*"a" * 40, share=3)
+def test_a_key_with_a_higher_priority_has_as_many_turns_more(shop: Shop) -> None:
+    shop.submit(*"a" * 40, priority=3)
     shop.submit(*"b" * 40)
     served = shop.served(40)
     assert 29 <= served.count("a") <= 31
@@ -154,7 +156,7 @@ def test_given_back_requests_come_first_and_cost_no_second_turn(shop: Shop) -> N
 
 
 def test_a_position_is_the_place_in_which_it_is_served(shop: Shop) -> None:
-    ids = shop.submit(*"aaaaaaabbbc") + shop.submit(*"dddd", share=2)
+    ids = shop.submit(*"aaaaaaabbbc") + shop.submit(*"dddd", priority=2)
     shop.store.give_back(shop.start())
     positions = {shop.position(name): name for name in ids}
     assert [positions[place] for place in range(1, len(ids) + 1)] == [shop.serve() for _ in ids]
@@ -235,7 +237,7 @@ def test_no_mixture_of_submits_and_service_is_unfair(
             assert all(abs(lead) <= MOST_AHEAD for lead in ahead.values()), ahead
 
 
-def test_fair_shares_are_kept_for_hundreds_of_turns(shop: Shop) -> None:
+def test_fair_turns_are_kept_for_hundreds_of_turns(shop: Shop) -> None:
     shop.submit(*islice(cycle("ab"), 200))
     served = shop.served(200)
     assert all({"a", "b"} == set(served[at : at + 2]) for at in range(0, 200, 2))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis.asyncio
@@ -33,16 +34,21 @@ from redis.retry import Retry
 
 from tests.jobs import OWNER, end_lease, live, params, pop
 from worker import keyspace, scripts
-from worker.errors import QueueFullError, RequestNotFoundError
+from worker.credits import to_millionths
+from worker.errors import QueueFullError, RequestNotFoundError, TooFewCreditsError
 from worker.idempotency import Idempotency
 from worker.intake import Accepted, Cancellation, Intake
 from worker.job import TRANSITIONS, Job, Status
+from worker.price import FREE, Price
 from worker.store import JobStore, Lease, Order, Recovery, Result
 
 MOST_WAITING = 4
 LEASE_SECONDS = 30
 RETENTION_SECONDS = 60
 WORKERS = sampled_from(["ann", "bob", "cid"])
+GRANTED = 20
+"""Millionths of a credit, as are all amounts here."""
+PRICES = sampled_from([FREE, Price(3), Price(4, gpu_second=2, most_gpu_seconds=3)])
 
 
 class Forgetful(redis.UnixDomainSocketConnection):
@@ -81,6 +87,10 @@ class Snapshot:
     leased: set[str]
     queued: list[str]
     popped: list[str]
+    live: set[str]
+    reserved: dict[str, int]
+    account: dict[str, int]
+    used: dict[str, int]
 
 
 class Requests(RuleBasedStateMachine):
@@ -122,10 +132,13 @@ class Requests(RuleBasedStateMachine):
         self.expired: set[str] = set()
         self.unlisted: set[str] = set()
         self.last: dict[str, Job] = {}
+        self.ends: dict[str, Job] = {}
 
     @initialize()
     def flush(self) -> None:
         self.redis.flushall()
+        account = {"balance": GRANTED, "granted": GRANTED, "reserved": 0, "charged": 0}
+        self.redis.hset(keyspace.api_key(OWNER), mapping=account)  # type: ignore[arg-type]
         for name in ("submit", "start", "beat", "finish", "give_back", "reap", "recover", "cancel"):
             self.redis.script_load(
                 scripts.source(name)
@@ -146,17 +159,23 @@ class Requests(RuleBasedStateMachine):
         status, run = self.redis.hmget(keyspace.record(lease.request_id), "status", "run")
         return bool(status == Status.PROCESSING and run == lease.run)
 
-    @rule(target=ids, lost=booleans(), keyed=booleans())
-    def submit(self, lost: bool, keyed: bool) -> Any:
+    @rule(target=ids, lost=booleans(), keyed=booleans(), price=PRICES)
+    def submit(self, lost: bool, keyed: bool, price: Price) -> Any:
         first = self.redis.hget(self.key.key, "request_id") if keyed else None
         room = self.redis.zcard(keyspace.WAITING) < MOST_WAITING
         AsyncForgetful.lose_next = lost
-        submit = self.intake.submit(params(), OWNER, idempotency=self.key if keyed else None)
+        submit = self.intake.submit(
+            params(), OWNER, price=price, idempotency=self.key if keyed else None
+        )
         if first:
             assert self.loop.run(submit) == Accepted(str(first), is_replay=True)
             return multiple()
         if not room:
             with pytest.raises(QueueFullError):
+                self.loop.run(submit)
+            return multiple()
+        if to_millionths(price.most) > self.balance():
+            with pytest.raises(TooFewCreditsError):
                 self.loop.run(submit)
             return multiple()
         accepted = self.loop.run(submit)
@@ -165,6 +184,14 @@ class Requests(RuleBasedStateMachine):
         request_id = accepted.request_id
         self.accepted.add(request_id)
         return request_id
+
+    def balance(self) -> int:
+        return int(self.redis.hget(keyspace.api_key(OWNER), "balance") or 0)
+
+    @rule(amount=integers(1, 9))
+    def grant(self, amount: int) -> None:
+        for name in ("balance", "granted"):
+            self.redis.hincrby(keyspace.api_key(OWNER), name, amount)
 
     @rule(target=pops, worker=WORKERS)
     def pop(self, worker: str) -> Any:
@@ -318,6 +345,20 @@ class Requests(RuleBasedStateMachine):
         assert self.redis.zrange(keyspace.WAITING, 0, 0) == [request_id]
         assert self.redis.lindex(keyspace.RQ_QUEUE, 0) == request_id
 
+    @rule(target=leases, worker=WORKERS, lost=booleans())
+    def make(self, worker: str, lost: bool) -> Any:
+        """The same for one that is completed, and then for what its run may still try."""
+        request_id = pop(self.redis)
+        if request_id is None:
+            return multiple()
+        self.unlisted.discard(request_id)
+        lease = self.start_popped(worker, request_id)
+        if lease is None:
+            return multiple()
+        self.holds_together()
+        self.complete(lease, lost)
+        return lease
+
     @rule(worker=WORKERS)
     def crash(self, worker: str) -> None:
         """All of it in one step, so that a request comes to its last attempt more often."""
@@ -353,11 +394,13 @@ class Requests(RuleBasedStateMachine):
         pipeline.zrange(keyspace.LEASES, 0, -1)
         pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
         pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
+        pipeline.smembers(keyspace.live(OWNER))
+        pipeline.hgetall(keyspace.api_key(OWNER))
         for request_id in known:
             pipeline.hgetall(keyspace.record(request_id))
             pipeline.pttl(keyspace.record(request_id))
             pipeline.exists(keyspace.rq_job(request_id))
-        waiting, mine, leased, queued, popped, *rest = pipeline.execute()
+        waiting, mine, leased, queued, popped, live, account, *rest = pipeline.execute()
         assert mine == waiting
         records = dict(zip(known, rest[0::3], strict=True))
         return Snapshot(
@@ -371,7 +414,19 @@ class Requests(RuleBasedStateMachine):
             leased=set(leased),
             queued=queued,
             popped=popped,
+            live=live,
+            reserved={name: int(record.get("reserved", 0)) for name, record in records.items()},
+            account={name: int(amount) for name, amount in account.items()},
+            used=self.used(),
         )
+
+    def used(self) -> dict[str, int]:
+        """The sums of all days: a test may run at midnight."""
+        sums: Counter[str] = Counter()
+        for day in self.redis.keys(f"{keyspace.USAGE}*"):
+            for name, amount in cast("dict[str, str]", self.redis.hgetall(day)).items():
+                sums[name.removeprefix(f"{OWNER} ")] += int(amount)
+        return sums
 
     @invariant()
     def holds_together(self) -> None:
@@ -387,6 +442,7 @@ class Requests(RuleBasedStateMachine):
         assert {name for name, has_ttl in now.has_ttl.items() if has_ttl} == ended
         self.check_changes(now.jobs)
         self.check_rq(now, by_status)
+        self.check_account(now, by_status[Status.QUEUED] | by_status[Status.PROCESSING])
 
     def check_changes(self, jobs: dict[str, Job]) -> None:
         for name, job in jobs.items():
@@ -402,6 +458,20 @@ class Requests(RuleBasedStateMachine):
             else:
                 assert job.status in TRANSITIONS[before.status] | {before.status}
         self.last = jobs
+
+    def check_account(self, now: Snapshot, live: set[str]) -> None:
+        account, used = now.account, now.used
+        self.ends |= {name: job for name, job in now.jobs.items() if job.status.is_final}
+        completed = [job for job in self.ends.values() if job.status is Status.COMPLETED]
+        assert now.live == live
+        assert account["balance"] >= 0
+        assert account["balance"] + account["reserved"] + account["charged"] == account["granted"]
+        assert account["reserved"] == sum(now.reserved[name] for name in live)
+        assert account["charged"] == sum(job.cost for job in completed) == used.get("charged", 0)
+        assert all(job.cost == 0 for job in self.ends.values() if job not in completed)
+        failed = Counter(job.error_code for job in self.ends.values() if job.error_code)
+        ends = {"completed": len(completed), "requests": len(self.accepted)} | failed
+        assert {name: used.get(name, 0) for name in ends} == ends
 
     def check_rq(self, now: Snapshot, by_status: dict[Status, set[str]]) -> None:
         listed = [*now.queued, *now.popped]
