@@ -30,7 +30,7 @@ def run(plan: Plan, redis_url: str, output: Path | None) -> bool:
             shutil.rmtree(folder)
     Console().print(table(report))
     if output is not None:
-        output.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        output.write_text(json.dumps(report.as_json(), indent=2, default=float) + "\n")
     for sentence in broken_promises(report):
         errors.print(sentence, style="red", markup=False, highlight=False, soft_wrap=True)
     if keep:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from server.bench.chaos.accounting import account
+from server.bench.chaos.books import GRANTED, Books
 from server.bench.chaos.brokers import Broker, external_broker, own_broker
 from server.bench.chaos.clients import Clients
 from server.bench.chaos.faults import Fault, Kind, schedule
@@ -81,7 +82,7 @@ class _Experiment:
 
     async def run(self) -> Report:
         with broker_errors(), connect_briefly(self._broker.url) as redis:
-            key = create_key(redis, NewKey(name="chaos"))
+            key = create_key(redis, NewKey(name="chaos", credits=GRANTED))
         lease = self._plan.lease_seconds
         with Fleet(
             self._folder, self._broker.url, lease_seconds=lease, note=self._history.append
@@ -143,7 +144,7 @@ class _Experiment:
         self, fleet: Fleet, clients: Clients, quiet: float | None, stuck: list[str]
     ) -> Report:
         self._history.extend(event for log in fleet.worker_logs() for event in events_of(log))
-        records, files = _records(self._broker.url)
+        costs, files = _records(self._broker.url)
         outputs = WorkerSettings(data_dir=self._folder).outputs_dir
         kept = {path.name for path in outputs.iterdir()} if outputs.exists() else set()
         bugs = Counter(
@@ -160,13 +161,20 @@ class _Experiment:
             errors=dict(clients.errors),
             replayed=clients.replayed,
             gave_up=clients.gave_up,
-            unseen=records - clients.acknowledged,
+            unseen=len(costs) - clients.acknowledged,
             files_left=sorted(kept - files),
             files_missing=sorted(files - kept),
             died=fleet.died,
             stuck=stuck,
             logged_errors=dict(bugs),
+            books=Books.of(self._account(), self._history, costs),
         )
+
+    def _account(self) -> dict[str, str]:
+        """The hash of the one key that there is."""
+        with broker_errors(), connect_briefly(self._broker.url) as redis:
+            (key,) = redis.scan_iter(keyspace.api_key("*"))
+            return dict(redis.hgetall(key))
 
 
 async def _every(seconds: float, act: Callable[[], object]) -> None:
@@ -197,12 +205,15 @@ def _progress(plan: Plan, clients: Clients, done: Counter[Kind]) -> Iterator[Cal
         yield show
 
 
-def _records(url: str) -> tuple[int, set[str]]:
-    """How many records there are, and the names of the files that belong to them."""
+def _records(url: str) -> tuple[dict[str, int], set[str]]:
+    """What each request has cost, in millionths, and the names of the files of all."""
+    costs, files = {}, set()
     with broker_errors(), connect_briefly(url) as redis:
-        keys = list(redis.scan_iter(keyspace.record("*"), count=1000))
-        names = {redis.hget(key, "file_name") for key in keys}
-    return len(keys), {str(name) for name in names if name}
+        for key in redis.scan_iter(keyspace.record("*"), count=1000):
+            cost, file_name = redis.hmget(key, "cost", "file_name")
+            costs[str(key).removeprefix(keyspace.record(""))] = int(cost or 0)
+            files |= {str(file_name)} if file_name else set()
+    return costs, files
 
 
 def _processes_of(folder: Path) -> list[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from server.bench.chaos.books import PRICES
 from server.bench.chaos.history import Event, What
 from server.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
 from server.listener import free_port
@@ -53,6 +54,7 @@ class Fleet:
             "MOCHI_REDIS_URL": url,
             "MOCHI_LEASE_SECONDS": str(lease_seconds),
             "MOCHI_MOST_WAITING": str(NO_LIMIT),
+            **PRICES,
         }
         self._note = note
         self._folder = folder

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from server.bench.chaos.accounting import Account
+from server.bench.chaos.books import Books
 from server.bench.chaos.faults import Kind
 
 NOTICE_SECONDS = 10.0
@@ -50,6 +51,7 @@ class Report:
         died: processes that ended by themselves.
         stuck: processes that did not stop when told to.
         logged_errors: log lines of level error, by event.
+        books: where the credits are.
         processes_left: ids of processes that lived on.
     """
 
@@ -66,6 +68,7 @@ class Report:
     died: list[str]
     stuck: list[str]
     logged_errors: dict[str, int]
+    books: Books
     processes_left: list[int] = field(default_factory=list)
 
     @property
@@ -124,6 +127,8 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
         ", ".join(str(len(group)) for group in (report.died, report.stuck, report.processes_left)),
     )
     yield "errors in the logs", _listed(report.logged_errors)
+    books = report.books
+    yield "credits charged, left, reserved", f"{books.charged}, {books.balance}, {books.reserved}"
 
 
 def broken_promises(report: Report) -> Iterator[str]:
@@ -144,6 +149,7 @@ def broken_promises(report: Report) -> Iterator[str]:
         ("lived on", report.processes_left),
     ):
         yield from (f"violation: {process} {what}" for process in processes)
+    yield from (f"violation: {error}" for error in report.books.errors())
     limit = report.plan.lease_seconds + NOTICE_SECONDS
     late = [seconds for seconds in report.account.detection if seconds > limit]
     if late:

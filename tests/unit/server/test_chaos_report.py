@@ -11,6 +11,7 @@ import pytest
 
 from server.bench.chaos import command
 from server.bench.chaos.accounting import account
+from server.bench.chaos.books import Books
 from server.bench.chaos.faults import Kind
 from server.bench.chaos.history import Event, What
 from server.bench.chaos.report import Plan, Report, broken_promises
@@ -24,7 +25,7 @@ def report(*history: Event, **others: Any) -> Report:
     nothing_else: dict[str, Any] = {
         "plan": PLAN, "faults": {Kind.BROKER: 2}, "quiet_seconds": 1.0, "errors": {}, "replayed": 0,
         "gave_up": 0, "unseen": 0, "files_left": [], "files_missing": [], "died": [], "stuck": [],
-        "logged_errors": {},
+        "logged_errors": {}, "books": Books.of({}, [], {}),
     }  # fmt: skip
     return Report(account=account(history, lease_seconds=10), **nothing_else | others)
 
