@@ -32,8 +32,7 @@ def build_moderation(settings: ModerationSettings, data_dir: Path) -> Moderation
     """
     prompt_judges: dict[str, PromptJudge] = {}
     if settings.moderation_terms:
-        path = Path(settings.moderation_terms).expanduser()
-        prompt_judges["terms"] = TermList.read(path)
+        prompt_judges["terms"] = TermList.read(Path(settings.moderation_terms))
     if settings.moderation_text:
         prompt_judges["text"] = _text_judge(settings, data_dir)
     frame_judge = _frame_judge(settings, data_dir) if settings.moderation_frames else None

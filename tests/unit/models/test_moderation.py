@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
+from models.build import build_engine
 from models.engine import Clip
 from models.errors import ContentBlockedError, EngineUnavailableError
 from models.fake import FakeEngine
@@ -23,6 +25,8 @@ from models.moderation.labels import Labels
 from models.moderation.settings import ModerationSettings
 from models.moderation.stages import Moderation, sample
 from models.params import GenerateParams
+from models.settings import EngineSettings
+from models.video import encode
 from tests.classifiers import CHAT_TEMPLATE, write_classifier, write_guard, write_image_classifier
 
 LONG = "pond " * 700
@@ -164,6 +168,23 @@ def test_the_frames_of_an_engine_are_read_as_it_gives_them(folders: Path) -> Non
     for frame in clip.frames:
         bright = sum(frame) / len(frame) > 127
         assert (judge.blocks(frame, clip.width, clip.height) is not None) == bright
+
+
+@pytest.mark.parametrize("black", [-40.0, 40.0])
+def test_the_frames_of_a_model_are_judged_on_their_way_to_the_encoder(
+    tmp_path: Path, black: float
+) -> None:
+    """By a classifier to which any frame is good, or any is bad."""
+    watching = moderation(
+        moderation_frames=str(write_image_classifier(tmp_path / "images", black=black))
+    )
+    engine = build_engine(EngineSettings(mock=True), tmp_path)
+    params = GenerateParams(prompt="a pond", frames=7, steps=10)
+    clip = watching.watched(engine.generate(params, lambda *_: None), params.frames)
+    video = tmp_path / "video.mp4"
+    with pytest.raises(ContentBlockedError) if black > 0 else nullcontext():
+        encode(clip, params.fps, video)
+    assert video.exists() == (black < 0)
 
 
 # Labels
