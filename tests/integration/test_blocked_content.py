@@ -113,11 +113,13 @@ def test_the_sdk_raises_what_says_that_a_frame_was_blocked(stack: Stack) -> None
     assert "Moderation has blocked the frames: nsfw." in str(failed.value.detail)
 
 
-def test_what_is_blocked_leaves_no_file(stack: Stack) -> None:
-    for prompt in ("a bomb", prompt_for(ends_bright=True)):
-        request_id = ended(stack, prompt)["request_id"]
-        # The checkpoint goes a moment after the end.
-        eventually(lambda id_=request_id: not [x for x in stack.outputs() if x.startswith(id_)])
+@pytest.mark.parametrize("stage", ["prompt", "frames"])
+def test_what_is_blocked_leaves_no_file(stack: Stack, stage: str) -> None:
+    prompt = "a bomb" if stage == "prompt" else prompt_for(ends_bright=True)
+    record = ended(stack, prompt)
+    assert f"blocked the {stage}" in record["error"]
+    # The checkpoint goes a moment after the end.
+    eventually(lambda: not [x for x in stack.outputs() if x.startswith(record["request_id"])])
 
 
 def test_what_passes_is_published(stack: Stack) -> None:

@@ -78,7 +78,7 @@ def test_scripts_without_spaces_and_with_marks_of_their_own_are_read(tmp_path: P
     terms = read(tmp_path, "炸弹\nбомба\nStraße\nबम\nばくだん")
     for prompt in ("他有一个炸弹在家", "одна БОМБА", "a STRASSE", "एक बम है", "そこにばくだんが"):
         assert terms.blocks(prompt) == "term list", prompt
-    for prompt in ("炸鸡和弹簧", "бомбардир", "बमबारी", "बाम"):
+    for prompt in ("炸鸡和弹簧", "бомбардир", "बमबारी", "बमी"):
         assert terms.blocks(prompt) is None, prompt
 
 
