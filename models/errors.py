@@ -27,6 +27,22 @@ class OutOfMemoryError(EngineError):
     code = "out_of_memory"
 
 
+class ContentBlockedError(EngineError):
+    """Moderation does not let the request pass.
+
+    Attributes:
+        category: what it was blocked for.
+        stage: `prompt` or `frames`.
+    """
+
+    code = "content_blocked"
+
+    def __init__(self, category: str, stage: str) -> None:
+        super().__init__(f"Moderation has blocked the {stage}: {category}.")
+        self.category = category
+        self.stage = stage
+
+
 class EngineBrokenError(EngineError):
     """The device refuses all further work of this process: only a new process helps."""
 

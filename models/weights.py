@@ -1,8 +1,9 @@
 """Weights in a folder: fetched from the hub once, checked, and found again without a network.
 
-What is pulled lies in `<data_dir>/weights/<org>--<name>/<commit>/`, in diffusers' layout. The
-manifest in it is written last: a folder that has one is complete, and no other is ever loaded. A
-draft (`*.part`) is what a pull that broke off has left, and where the next one goes on.
+What is pulled lies in `<data_dir>/weights/<org>--<name>/<commit>/`, as it does on the hub: a Mochi
+in diffusers' layout, or a classifier, for moderation, in that of transformers. The manifest in it
+is written last: a folder that has one is complete, and no other is ever loaded. A draft (`*.part`)
+is what a pull that broke off has left, and where the next one goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
@@ -44,22 +46,51 @@ CHUNK_BYTES = 1 << 20
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# A name becomes a path here, so it is one of a known folder and has no further part. Pickles are
-# left out: they run whatever code their author put there.
-_LOADED = re.compile(
-    r"model_index\.json"
-    r"|(scheduler|text_encoder|tokenizer|transformer|vae)/[\w-][\w.-]*\.(json|safetensors)"
-    r"|tokenizer/[\w-][\w.-]*\.(model|txt)"
-)
 _VARIANT = re.compile(r"\.(bf16|fp16)[.-]")
 """Rounded copies of the weights, beside the full ones: `x.bf16.safetensors` and the like."""
-_REQUIRED = (
-    "model_index.json",
-    "scheduler/*.json",
-    "text_encoder/*.safetensors",
-    "tokenizer/*",
-    "transformer/*.safetensors",
-    "vae/*.safetensors",
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a kind of model lies in its folder.
+
+    A name becomes a path here, so it is one of a known folder and has no further part. Pickles are
+    left out: they run whatever code their author put there.
+
+    Attributes:
+        what: for messages.
+        loaded: the names that are pulled.
+        required: patterns that each have a file.
+    """
+
+    what: str
+    loaded: re.Pattern[str]
+    required: tuple[str, ...]
+
+
+_MOCHI = _Layout(
+    "Mochi in diffusers' layout as safetensors",
+    re.compile(
+        r"model_index\.json"
+        r"|(scheduler|text_encoder|tokenizer|transformer|vae)/[\w-][\w.-]*\.(json|safetensors)"
+        r"|tokenizer/[\w-][\w.-]*\.(model|txt)"
+    ),
+    (
+        "model_index.json",
+        "scheduler/*.json",
+        "text_encoder/*.safetensors",
+        "tokenizer/*",
+        "transformer/*.safetensors",
+        "vae/*.safetensors",
+    ),
+)
+_CLASSIFIER = _Layout(
+    "classifier in transformers' layout as safetensors",
+    re.compile(
+        rf"(?!{re.escape(MANIFEST)})[\w-][\w.-]*\.(json|jinja|model|txt)"
+        r"|model(-\d{5}-of-\d{5})?\.safetensors"
+    ),
+    ("config.json", "model*.safetensors"),
 )
 
 
@@ -235,16 +266,18 @@ def _listing(hub: Hub, revision: str) -> Manifest:
     commit, files = hub.list_files(revision or "main")
     if not _COMMIT.fullmatch(commit) or (revision and commit != revision):
         raise WeightsError(f"{hub.endpoint} answers with commit {commit!r}. Is HF_ENDPOINT right?")
+    is_classifier = "config.json" in files and "model_index.json" not in files
+    layout = _CLASSIFIER if is_classifier else _MOCHI
     loaded = {
         name: file
         for name, file in files.items()
-        if _LOADED.fullmatch(name) and not _VARIANT.search(name)
+        if layout.loaded.fullmatch(name) and not _VARIANT.search(name)
     }
-    lacking = [pattern for pattern in _REQUIRED if not fnmatch.filter(loaded, pattern)]
+    lacking = [pattern for pattern in layout.required if not fnmatch.filter(loaded, pattern)]
     if lacking:
         raise WeightsError(
-            f"{hub.hub_id} at commit {commit} lacks {', '.join(lacking)}: it holds no Mochi in "
-            "diffusers' layout as safetensors. Choose another with MOCHI_WEIGHTS."
+            f"{hub.hub_id} at commit {commit} lacks {', '.join(lacking)}: it holds no "
+            f"{layout.what}. Choose another with --weights."
         )
     return Manifest(hub_id=hub.hub_id, commit=commit, files=loaded)
 

@@ -271,6 +271,8 @@ def weights_pull(
     Without a revision the present one is fetched, and kept. Reads HF_TOKEN and HF_ENDPOINT, too.
 
     Example: `mochi-server weights pull --data-dir /big/disk`
+
+    A classifier for moderation: `mochi-server weights pull --weights Qwen/Qwen3Guard-Gen-0.6B`
     """
     apply_options(ctx)
     with errors_end():

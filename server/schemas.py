@@ -83,7 +83,9 @@ class FailedBody(BaseModel):
     status: Literal[Status.FAILED] = Status.FAILED
     request_id: str
     error: str
-    error_code: str = Field(description="`error` for programs, such as `out_of_memory`.")
+    error_code: str = Field(
+        description="`error` for programs, such as `out_of_memory` or `content_blocked`."
+    )
     metrics: Metrics
 
 

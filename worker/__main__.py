@@ -1,4 +1,4 @@
-"""The worker process: settings, engine, RQ worker. `mochi-server worker` ends up here."""
+"""The worker process: settings, moderation, engine, RQ. `mochi-server worker` ends up here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from redis import Redis
 from models.build import build_engine
 from models.engine import Engine
 from models.errors import EngineUnavailableError
+from models.moderation.build import build_moderation
+from models.moderation.stages import Moderation
 from models.video import encoder
 from worker.connection import connect_briefly, connect_worker
 from worker.contact import Contact
@@ -50,13 +52,14 @@ def main() -> int:
     try:
         outputs = usable_outputs(settings)
         encoder()  # or every request would fail at its end
+        moderation = build_moderation(settings, settings.data_dir)
         engine = build_engine(settings, settings.data_dir)
     except (EngineUnavailableError, OutputsUnusableError) as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG  # starting again does not help
     name = new_worker_name()
     _log.info("worker.ready", worker=name, engine=str(engine.traits))
-    was_told = work(name, engine, outputs, settings)
+    was_told = work(name, engine, moderation, outputs, settings)
     _log.info("worker.stopped", worker=name)
     return 0 if was_told else 1
 
@@ -80,7 +83,13 @@ def usable_outputs(settings: WorkerSettings) -> Outputs:
     return open_outputs(settings, patience_seconds=patience)
 
 
-def work(name: str, engine: Engine, outputs: Outputs, settings: WorkerSettings) -> bool:
+def work(
+    name: str,
+    engine: Engine,
+    moderation: Moderation,
+    outputs: Outputs,
+    settings: WorkerSettings,
+) -> bool:
     """Put the worker together and run it.
 
     Returns:
@@ -111,6 +120,7 @@ def work(name: str, engine: Engine, outputs: Outputs, settings: WorkerSettings) 
         store(connect_worker(settings.redis_url, is_over=lambda: stop.now)),
         outputs,
         heart,
+        moderation=moderation,
         run_seconds=settings.run_seconds,
         checkpoint_steps=settings.checkpoint_steps,
         stop=stop,

@@ -9,7 +9,8 @@ from uuid import uuid4
 import structlog
 
 from models.engine import Clip, Engine
-from models.errors import EngineBrokenError, EngineError
+from models.errors import ContentBlockedError, EngineBrokenError, EngineError
+from models.moderation.stages import Moderation
 from models.video import encode
 from worker.checkpoints import RunCheckpoints
 from worker.errors import BrokerUnavailableError, StorageError
@@ -39,12 +40,14 @@ class Runner:
         outputs: Outputs,
         heart: Heart,
         *,
+        moderation: Moderation,
         run_seconds: float,
         checkpoint_steps: int = 0,
         stop: Stop,
     ) -> None:
         self._worker = worker
         self._engine = engine
+        self._moderation = moderation
         self._store = store
         self._outputs = outputs
         self._heart = heart
@@ -83,7 +86,7 @@ class Runner:
             log.exception("engine.broken", step=run.step)
             raise
         except EngineError as error:
-            self._fail(lease, error.code, str(error))
+            self._fail_with(lease, error)
         except Exception:
             log.exception("run.bug")
             self._fail(lease, "internal", "The worker failed on this request; its log says why.")
@@ -101,9 +104,12 @@ class Runner:
     def _make_video(self, job: Job, run: Run) -> Result:
         name = video_name(job.request_id, run.lease.run)
         draft = self._outputs.draft(name)
+        self._moderation.check_prompt(job.params.prompt)
+        run.check()  # that may have taken long
         started = time.perf_counter()
         clip = self._engine.generate(job.params, run.on_step, self._checkpoints(run))
         denoised = time.perf_counter()
+        clip = self._moderation.watched(clip, job.params.frames)
         encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
         _log.info(
             "run.encoded",
@@ -144,6 +150,16 @@ class Runner:
         if not run.is_given_back:
             _log.info("run.given_back", request_id=run.lease.request_id, step=run.step)
         self._store.give_back(run.lease)
+
+    def _fail_with(self, lease: Lease, error: EngineError) -> None:
+        if isinstance(error, ContentBlockedError):
+            _log.warning(
+                "run.blocked",
+                request_id=lease.request_id,
+                stage=error.stage,
+                category=error.category,
+            )
+        self._fail(lease, error.code, str(error))
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
         is_ours = self._store.fail(lease, code, error)

@@ -1,4 +1,4 @@
-"""Settings of the job system, on top of the engine's."""
+"""Settings of the job system, on top of those of engine and moderation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
-from models.settings import EngineSettings, default_data_dir
+from models.moderation.settings import ModerationSettings
+from models.settings import default_data_dir
 from worker.address import AddressError, parse
 
 
-class WorkerSettings(EngineSettings):
+class WorkerSettings(ModerationSettings):
     """Where jobs and videos are kept and how long anything may take."""
 
     model_config = SettingsConfigDict(hide_input_in_errors=True)  # a URL may hold a password

@@ -1,1 +1,1 @@
-"""Mochi 1 itself: the only package that imports torch, diffusers and transformers."""
+"""Mochi 1 itself. Beside the classifiers of moderation, all that imports torch and diffusers."""

@@ -82,8 +82,7 @@ def prepare(
         EngineUnavailableError: it cannot work; the text names all that is missing, and remedies.
     """
     _check(settings, data_dir)
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name that it had before
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", _allocator())  # before CUDA is first used
+    choose_allocator()
     try:
         return _choose(settings, data_dir, compiled, memory_gib)
     except RuntimeError as error:
@@ -142,6 +141,12 @@ def _content(folder: Path) -> str:
 def _checksum(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def choose_allocator() -> None:
+    """To be called before CUDA is first used; a choice of the user's stands."""
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name that it had before
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", _allocator())
 
 
 def _allocator() -> str:

@@ -418,6 +418,44 @@ def test_a_model_in_another_layout_is_refused(hub: StandIn, tmp_path: Path) -> N
     assert f"{HUB_ID} at commit {FIRST} lacks vae/*.safetensors" in refusal(hub, tmp_path)
 
 
+CLASSIFIER = {
+    "config.json": b"{}",
+    "generation_config.json": b"{}",
+    "chat_template.jinja": b"{}",
+    "merges.txt": b"a b",
+    "model-00001-of-00002.safetensors": b"half",
+    "model-00002-of-00002.safetensors": b"half",
+    "model.safetensors.index.json": b"{}",
+    "preprocessor_config.json": b"{}",
+    "tokenizer.json": b"{}",
+}
+
+
+def test_a_classifier_is_pulled_in_its_own_layout(hub: StandIn, tmp_path: Path) -> None:
+    others = {
+        MANIFEST: b"{}",
+        "modeling_own.py": b"code",
+        "model.fp16.safetensors": b"rounded",
+        "pytorch_model.bin": b"a pickle",
+        "optimizer.pt": b"a pickle",
+        "onnx/config.json": b"{}",
+        "vae/model.safetensors": b"another model",
+    }
+    hub.files = CLASSIFIER | others
+    folder = fetch(hub, tmp_path)
+    assert contents(folder) == CLASSIFIER
+    assert hub.sent() == set(CLASSIFIER)
+    assert find(HUB_ID, FIRST, tmp_path) == folder
+
+
+def test_a_classifier_that_is_only_there_as_a_pickle_is_refused(
+    hub: StandIn, tmp_path: Path
+) -> None:
+    hub.files = {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}
+    message = refusal(hub, tmp_path)
+    assert "lacks model*.safetensors: it holds no classifier in transformers' layout" in message
+
+
 def test_a_commit_that_is_none_is_not_taken_for_a_folder(hub: StandIn, tmp_path: Path) -> None:
     hub.main = "../../elsewhere"
     hub.commits.append(hub.main)

@@ -18,6 +18,7 @@ import pytest
 
 from models.errors import EngineBrokenError
 from models.fake import FakeEngine
+from models.moderation.stages import Moderation
 from tests.jobs import find, submit
 from tests.stack import PATIENCE_SECONDS, Stack, eventually
 from worker import keyspace
@@ -127,7 +128,8 @@ def test_a_broken_engine_ends_the_worker_as_a_failure(
     monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
     first, second = (submit(redis_url, "fake:broken") for _ in range(2))
     settings = WorkerSettings(data_dir=tmp_path, redis_url=redis_url)
-    assert not work("ann", Broken(0), LocalOutputs(settings.outputs_dir), settings)
+    outputs = LocalOutputs(settings.outputs_dir)
+    assert not work("ann", Broken(0), Moderation(), outputs, settings)
     assert find(redis_url, first).status is Status.PROCESSING
     assert find(redis_url, second).attempt == 0
 

@@ -1,0 +1,115 @@
+"""A file of words and phrases that no prompt may have.
+
+    # A line with # is a comment. Terms after [a category] are of it.
+    [violence]
+    behead
+    cut his throat
+
+Case, accents, forms of the same character, invisible characters and punctuation make no difference.
+Only whole words match, so `ass` is not found in `assassin`, nor `bomb` in `bombs`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import EngineUnavailableError
+
+UNNAMED = "term list"
+"""The category of terms before the first one."""
+MOST_CATEGORY_CHARACTERS = 60
+"""Clients read it."""
+
+_CATEGORY = re.compile(r"\[(.*)\]")
+# Thai to Burmese, Khmer, Japanese, Chinese: they put no spaces between words, so that here each
+# character counts as one.
+_SPACELESS = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    r"\U00020000-\U0003ffff]"
+)
+_Words = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TermList:
+    """Finds terms in prompts, whatever their number.
+
+    Attributes:
+        categories: of each term, by its words.
+        lengths: how many words terms have.
+    """
+
+    categories: dict[_Words, str]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> TermList:
+        """Load a file.
+
+        Raises:
+            EngineUnavailableError: it cannot be read, or means nothing; the text names the line.
+        """
+        try:
+            lines = path.read_text("utf-8-sig").splitlines()
+        except OSError as error:
+            raise _refusal(path, f"cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError:
+            raise _refusal(path, "is not in UTF-8") from None
+        categories = dict(_terms(path, lines))
+        if not categories:
+            raise _refusal(path, "has no terms, one to a line")
+        return cls(categories, tuple(sorted({len(words) for words in categories})))
+
+    def blocks(self, prompt: str) -> str | None:
+        """The category of the first term in a prompt, or None."""
+        words = _words(prompt)
+        for start in range(len(words)):
+            for length in self.lengths:
+                category = self.categories.get(words[start : start + length])
+                if category is not None:
+                    return category
+        return None
+
+
+def _terms(path: Path, lines: list[str]) -> Iterator[tuple[_Words, str]]:
+    category = UNNAMED
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        if heading := _CATEGORY.fullmatch(line):
+            category = heading[1].strip()
+            if not category.isprintable() or not 0 < len(category) <= MOST_CATEGORY_CHARACTERS:
+                raise _refusal(
+                    path, f"line {number}: a category has 1 to {MOST_CATEGORY_CHARACTERS} letters"
+                )
+        elif words := _words(line):
+            yield words, category
+        else:
+            raise _refusal(path, f"line {number} has no letter or digit, and would match nothing")
+
+
+def _words(text: str) -> _Words:
+    """A text as it is compared."""
+    # Twice: what is one character, like a bold K or a ligature, may have a case only when taken
+    # apart.
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    plain = "".join(map(_plain, folded))
+    return tuple(_SPACELESS.sub(r" \g<0> ", plain).split())
+
+
+def _plain(character: str) -> str:
+    """Nothing for accents and what is invisible, a space for what is in no word."""
+    category = unicodedata.category(character)
+    if category == "Cf" or "\u0300" <= character <= "\u036f":
+        return ""
+    return character if category[0] in "LMN" else " "
+
+
+def _refusal(path: Path, why: str) -> EngineUnavailableError:
+    return EngineUnavailableError(
+        f"MOCHI_MODERATION_TERMS={path}: {why}. Mend the file, or unset the variable."
+    )
