@@ -12,7 +12,13 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from models.errors import MochiError
-from server.errors import STATUS, RangeError, UnknownRouteError, WrongVerbError
+from server.errors import (
+    STATUS,
+    RangeError,
+    TooManyBadKeysError,
+    UnknownRouteError,
+    WrongVerbError,
+)
 from server.schemas import ErrorBody
 
 RETRY_SECONDS = 30
@@ -27,7 +33,7 @@ def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = 
 def answer_for_error(error: MochiError, request_id: str | None = None) -> Response:
     """By the table in `server/errors.py`. `request_id` is that of a job already accepted."""
     status = STATUS[type(error)]
-    headers = _retry_headers() if status == HTTPStatus.TOO_MANY_REQUESTS else {}
+    headers = _retry_headers(error) if status == HTTPStatus.TOO_MANY_REQUESTS else {}
     if isinstance(error, RangeError):
         headers = {"content-range": f"bytes */{error.size}"}
     if request_id is not None:
@@ -49,7 +55,8 @@ async def handle_routing_error(request: Request, error: Exception) -> Response:
         refusal = answer_for_error(WrongVerbError(f"Wrong verb. This path takes: {allowed}."))
         refusal.headers["Allow"] = allowed
         return refusal
-    return answer_for_error(UnknownRouteError())
+    has_docs = request.app.openapi_url is not None
+    return answer_for_error(UnknownRouteError(has_docs=has_docs))
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
@@ -67,9 +74,10 @@ def _verbs(request: Request) -> str:
     return ", ".join(sorted(verbs))
 
 
-def _retry_headers() -> dict[str, str]:
-    reset = datetime.now(UTC) + timedelta(seconds=RETRY_SECONDS)
+def _retry_headers(error: MochiError) -> dict[str, str]:
+    seconds = error.seconds if isinstance(error, TooManyBadKeysError) else RETRY_SECONDS
+    reset = datetime.now(UTC) + timedelta(seconds=seconds)
     return {
-        "retry-after": str(RETRY_SECONDS),
+        "retry-after": str(seconds),
         "x-rate-limit-reset-at-utc": reset.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }

@@ -87,6 +87,10 @@ RedisUrl = Annotated[str | None, _setting("redis_url")]
 Host = Annotated[str | None, _setting("host")]
 Port = Annotated[int | None, _setting("port")]
 PublicUrl = Annotated[str | None, _setting("public_url")]
+TlsCert = Annotated[str | None, _setting("tls_cert")]
+TlsKey = Annotated[str | None, _setting("tls_key")]
+TrustedProxies = Annotated[str | None, _setting("trusted_proxies")]
+Docs = Annotated[bool | None, _setting("docs", "--docs/--no-docs")]
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 (typer calls it)
@@ -124,6 +128,10 @@ def up(
     host: Host = None,
     port: Port = None,
     public_url: PublicUrl = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    trusted_proxies: TrustedProxies = None,
+    docs: Docs = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
     workers: Annotated[int | None, _setting("workers")] = None,
@@ -150,12 +158,18 @@ def gateway(
     host: Host = None,
     port: Port = None,
     public_url: PublicUrl = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    trusted_proxies: TrustedProxies = None,
+    docs: Docs = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Run a gateway: HTTP in front of a broker that workers share.
 
     Example: `mochi-server gateway --host 0.0.0.0 --redis-url redis://broker:6379/0`
+
+    With TLS: `mochi-server gateway --tls-cert chain.pem --tls-key key.pem`
     """
     _apply(ctx)
     _become("server")
