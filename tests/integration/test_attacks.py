@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 
 from server.protocol import MOST_HEAD_BYTES
 from server.throttle import MOST_BAD_KEYS
-from tests.stack import Stack
+from tests.stack import Stack, eventually
 from tests.wire import another_address, another_gateway, connect, read_rest, refusal, stranger
 
 POND: dict[str, Any] = {"prompt": "a pond at night", "frames": 1, "steps": 10}
@@ -194,6 +195,22 @@ def test_behind_a_proxy_the_caller_next_to_it_counts_not_what_he_says_of_others(
     assert guess(through_proxy, 0, **{"x-forwarded-for": "10.2.1.1, 198.51.100.7"}) == 429
     assert guess(through_proxy, 0, **{"x-forwarded-for": "198.51.100.7, 198.51.100.8"}) == 401
     assert guess(through_proxy, 0, **{"x-forwarded-for": "10.2.0.1"}) == 401
+
+
+# Calls from within
+
+
+def test_nobody_is_called(server: Stack) -> None:
+    client = server.http()
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.setblocking(False)
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/"
+        answer = client.post("/v2/mochi-1", json=POND | {"webhook_url": url})
+        assert answer.headers["x-ignored-parameters"] == "webhook_url"
+        link = answer.json()["response_url"]
+        eventually(lambda: client.get(link).json()["status"] == "COMPLETED")
+        with pytest.raises(BlockingIOError):
+            trap.accept()
 
 
 # Text that breaks out of its line
