@@ -64,7 +64,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Alive, not ready: a gateway must not be restarted because the broker is away.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python3", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['MOCHI_PORT']), timeout=4); c.request('GET', '/healthz'); raise SystemExit(c.getresponse().status != 200)"]
+    CMD ["python3", "-c", "import http.client as h, os, ssl; a = ('127.0.0.1', int(os.environ['MOCHI_PORT'])); c = h.HTTPSConnection(*a, timeout=4, context=ssl._create_unverified_context()) if os.environ.get('MOCHI_TLS_CERT') else h.HTTPConnection(*a, timeout=4); c.request('GET', '/healthz'); raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["mochi-server"]
 CMD ["gateway"]
 

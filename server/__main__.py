@@ -21,6 +21,7 @@ from server.key_file import apply_at_start
 from server.listener import inherited, listen
 from server.protocol import GuardedProtocol
 from server.settings import ServerSettings, load_settings
+from server.tls import Loop, tls_context
 from server.watch import Watch
 from worker.connection import connect_gateway
 from worker.errors import BrokerUnavailableError
@@ -49,7 +50,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG
     host, port = listener.getsockname()[:2]
-    _log.info("gateway.listening", url=f"http://{host}:{port}")
+    _log.info("gateway.listening", url=f"{settings.scheme}://{host}:{port}")
     # All that lives until the end need not be looked at by every collection of garbage: measured,
     # that is a third of a poll's CPU time.
     gc.collect()
@@ -94,17 +95,25 @@ class Server(uvicorn.Server):
 
 
 def server(settings: ServerSettings) -> Server:
-    """Uvicorn with our settings: it believes no forwarded headers and never waits for ever."""
+    """Uvicorn with our settings: it believes only proxies that we name and never waits for ever.
+
+    Raises:
+        SettingsError, OutputsUnusableError: a file of TLS, or a variable, cannot be used.
+    """
+    tls = tls_context(settings)
     app = create_app(settings, connect_gateway(settings.redis_url))
     return Server(
         uvicorn.Config(
             app,
             http=GuardedProtocol,
+            loop=f"{Loop.__module__}:{Loop.__name__}",
+            ssl_context_factory=(lambda *_: tls) if tls else None,
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
             timeout_graceful_shutdown=math.ceil(settings.drain_seconds + LAST_WORDS_SECONDS),
         ),
         app.state.services.watch,

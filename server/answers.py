@@ -13,7 +13,13 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from models.errors import MochiError
-from server.errors import STATUS, RangeError, UnknownRouteError, WrongVerbError
+from server.errors import (
+    STATUS,
+    RangeError,
+    TooManyBadKeysError,
+    UnknownRouteError,
+    WrongVerbError,
+)
 from server.headers import rate_limit
 from server.schemas import ErrorBody
 from worker.errors import LimitError, TooFastError
@@ -27,7 +33,9 @@ def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = 
 def answer_for_error(error: MochiError, request_id: str | None = None) -> Response:
     """By the table in `server/errors.py`. `request_id` is that of a job already accepted."""
     status = STATUS[type(error)]
-    headers = _retry_headers(error.retry_seconds) if isinstance(error, LimitError) else {}
+    headers = {}
+    if isinstance(error, LimitError | TooManyBadKeysError):
+        headers = _retry_headers(error.retry_seconds)
     if isinstance(error, TooFastError):
         headers |= rate_limit(error.rate)
     if isinstance(error, RangeError):
@@ -51,7 +59,8 @@ async def handle_routing_error(request: Request, error: Exception) -> Response:
         refusal = answer_for_error(WrongVerbError(f"Wrong verb. This path takes: {allowed}."))
         refusal.headers["Allow"] = allowed
         return refusal
-    return answer_for_error(UnknownRouteError())
+    has_docs = request.app.openapi_url is not None
+    return answer_for_error(UnknownRouteError(has_docs=has_docs))
 
 
 async def handle_error(request: Request, error: Exception) -> Response:

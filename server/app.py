@@ -16,7 +16,7 @@ from server.answers import handle_error, handle_routing_error
 from server.contact import stay_in_contact
 from server.documents import document
 from server.gate import Gate
-from server.routes import account, generate, operations, requests
+from server.routes import account, generate, operations, pages, requests
 from server.services import Services
 from server.settings import ServerSettings
 from worker.contact import Contact
@@ -46,6 +46,7 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
         title="mochi-server",
         version=operations.VERSION,
         description=DESCRIPTION,
+        openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -54,10 +55,12 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
     )
     app.state.services = services = Services(settings, redis)
     app.add_middleware(Gate, keyring=services.keyring, public_url=settings.public_url)
-    routers = [module.router for module in (generate, requests, account, operations)]
+    modules = [generate, requests, account, operations, *([pages] if settings.docs else [])]
+    routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)
     app.state.routes = [route for router in routers for route in router.routes]
-    app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+    if settings.docs:
+        app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

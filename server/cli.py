@@ -81,6 +81,10 @@ Host = Annotated[str | None, setting("host")]
 Port = Annotated[int | None, setting("port")]
 PublicUrl = Annotated[str | None, setting("public_url")]
 KeysFile = Annotated[str | None, setting("keys_file")]
+TlsCert = Annotated[str | None, setting("tls_cert")]
+TlsKey = Annotated[str | None, setting("tls_key")]
+TrustedProxies = Annotated[str | None, setting("trusted_proxies")]
+Docs = Annotated[bool | None, setting("docs", "--docs/--no-docs")]
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 (typer calls it)
@@ -119,6 +123,10 @@ def up(
     port: Port = None,
     public_url: PublicUrl = None,
     keys_file: KeysFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    trusted_proxies: TrustedProxies = None,
+    docs: Docs = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
     workers: Annotated[int | None, setting("workers")] = None,
@@ -146,12 +154,18 @@ def gateway(
     port: Port = None,
     public_url: PublicUrl = None,
     keys_file: KeysFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    trusted_proxies: TrustedProxies = None,
+    docs: Docs = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Run a gateway: HTTP in front of a broker that workers share.
 
     Example: `mochi-server gateway --host 0.0.0.0 --redis-url redis://broker:6379/0`
+
+    With TLS: `mochi-server gateway --tls-cert chain.pem --tls-key key.pem`
     """
     apply_options(ctx)
     _become("server")

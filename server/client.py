@@ -37,6 +37,7 @@ class Client:
             headers={"x-api-key": api_key},
             timeout=TIMEOUT_SECONDS,
             trust_env=_may_use_proxy(url),
+            verify=httpx.create_ssl_context(),  # with SSL_CERT_FILE, for a CA of one's own
         )
         self._console = Console(stderr=True)
 
@@ -138,7 +139,13 @@ class Client:
 
 
 def _get(url: str) -> AbstractContextManager[httpx.Response]:
-    return httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, trust_env=_may_use_proxy(url))
+    return httpx.stream(
+        "GET",
+        url,
+        timeout=TIMEOUT_SECONDS,
+        trust_env=_may_use_proxy(url),
+        verify=httpx.create_ssl_context(),
+    )
 
 
 def _may_use_proxy(url: str) -> bool:

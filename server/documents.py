@@ -99,8 +99,10 @@ _SECURITY: dict[str, Any] = {
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these statuses."""
+    if HTTPStatus.UNAUTHORIZED in statuses:
+        statuses += (429,)  # where a key may be bad, too many may be
     answers: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody, "description": MEANING[status]} for status in statuses
+        status: {"model": ErrorBody, "description": MEANING[status]} for status in sorted(statuses)
     }
     if HTTPStatus.TOO_MANY_REQUESTS in answers:
         answers[HTTPStatus.TOO_MANY_REQUESTS]["headers"] = RETRY_HEADERS

@@ -52,6 +52,17 @@ class RevokedKeyError(InvalidKeyError):
         super().__init__("This API key was revoked; ask who runs this server for another")
 
 
+class TooManyBadKeysError(HttpError):
+    """So many bad keys came from one address that no other is looked up for a while."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(
+            f"Too many bad API keys came from your address. Try again in {seconds} seconds; a key "
+            "that has been in use goes on meanwhile."
+        )
+        self.retry_seconds = seconds
+
+
 class ForbiddenError(HttpError):
     """The API key may not do this."""
 
@@ -59,10 +70,9 @@ class ForbiddenError(HttpError):
 class UnknownRouteError(HttpError):
     """No such path. A model's name is part of one."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            f"There is no such path or model here. The model is `{MODEL}`; /docs shows all paths."
-        )
+    def __init__(self, *, has_docs: bool) -> None:
+        where = "; /docs shows all paths" if has_docs else ""
+        super().__init__(f"There is no such path or model here. The model is `{MODEL}`{where}.")
 
 
 class WrongVerbError(HttpError):
@@ -147,6 +157,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.IdempotencyConflictError: 409,
     BodyTooLargeError: 413,
     RangeError: 416,
+    TooManyBadKeysError: 429,
     jobs.QueueFullError: 429,
     jobs.TooManyJobsError: 429,
     jobs.TooFastError: 429,
@@ -182,7 +193,8 @@ MEANING: dict[int, str] = {
     413: "The body is over the limit",
     416: "The range lies beyond the end of the video",
     422: "The request ran and FAILED",
-    429: "The queue is full; or the API key has too many requests at once, or within a minute",
+    429: "The queue is full; the API key has too many requests at once, or within a minute; or "
+    "many bad keys came from the client's address",
     500: "Our bug; the log has the trace",
     502: "The broker is unreachable, or (v1) no live worker serves the model",
     504: "v1 passed its time limit, or the gateway stops; the job runs on and can be polled on v2",

@@ -1,7 +1,7 @@
 """What every request passes before it is routed: a sane Host, a key, and a net for our bugs.
 
-Pure ASGI, so that nothing is read of a body before the key is checked. Everything needs a key but
-what stands in PUBLIC.
+And every answer on its way out, which gets the headers that all have. Pure ASGI, so that nothing is
+read of a body before the key is checked. Everything needs a key but what stands in PUBLIC.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from collections.abc import Iterable
 from http import HTTPStatus
 
 import structlog
-from starlette.datastructures import Headers
+from starlette import datastructures
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import MochiError
 from server.answers import answer_for_bug, answer_for_error
 from server.errors import BadHostError, InvalidKeyError, MissingKeyError
-from server.keyring import Keyring
+from server.keyring import ApiKey, Keyring
+from server.links import VIDEO_FOLDER
+from server.safe_headers import DOCS_FOLDER, DOCS_PAGE, Headers, safe_headers
+from server.throttle import Throttle
 
 PROBES = frozenset({"/healthz", "/readyz"})
-PUBLIC = PROBES | {"/", "/docs", "/openapi.json", "/version"}
-PUBLIC_FOLDERS = ("/docs/", "/v2/videos/")
+PUBLIC = PROBES | {"/", DOCS_PAGE, "/openapi.json", "/version"}
+PUBLIC_FOLDERS = (DOCS_FOLDER, VIDEO_FOLDER)
 """Below these: the pages of /docs, and videos, whose links are signed instead."""
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
@@ -37,6 +40,7 @@ class Gate:
     def __init__(self, app: ASGIApp, keyring: Keyring, public_url: str) -> None:
         self._app = app
         self._keyring = keyring
+        self._throttle = Throttle()
         self._public_url = public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,24 +49,17 @@ class Gate:
             await self._app(scope, receive, send)
             return
         started = False
-        has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
         async def send_on(message: Message) -> None:
             nonlocal started
-            started = True
-            status = message.get("status", 200)
-            refused = status >= HTTPStatus.BAD_REQUEST
-            if refused and scope["path"] not in PROBES:
-                _log.info(
-                    "http.refused",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    request_id=scope.get("state", {}).get("request_id"),
-                )
-            if refused and has_body:
-                # What is left of a refused body is not worth reading: it may never end.
-                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            if message["type"] == "http.response.start":
+                started = True
+                status = message["status"]
+                more = safe_headers(scope["path"], status, scope["scheme"])
+                if status >= HTTPStatus.BAD_REQUEST:
+                    _log_refusal(scope, status)
+                    more += _closing(scope)
+                message["headers"] = [*message["headers"], *more]
             await send(message)
 
         try:
@@ -80,23 +77,51 @@ class Gate:
             await answer_for_bug(request_id)(scope, receive, send_on)
 
     async def _admit(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
+        headers = datastructures.Headers(scope=scope)
         state = scope.setdefault("state", {})
         path = scope["path"]
         if path not in PROBES:  # which may be plain HTTP/1.0
             state["base_url"] = self._public_url or f"{scope['scheme']}://{_host(headers)}"
         if path not in PUBLIC and not path.startswith(PUBLIC_FOLDERS):
-            state["api_key"] = await self._keyring.find(_secret(headers))
+            state["api_key"] = await self._find(_secret(headers), scope)
+
+    async def _find(self, secret: str, scope: Scope) -> ApiKey:
+        address = (scope.get("client") or ("",))[0]  # a Unix socket has none
+        self._throttle.admit(address, secret)
+        try:
+            key = await self._keyring.find(secret)
+        except InvalidKeyError:
+            self._throttle.note_bad(address, secret)
+            raise
+        self._throttle.note_good(secret)
+        return key
 
 
-def _host(headers: Headers) -> str:
+def _log_refusal(scope: Scope, status: int) -> None:
+    if scope["path"] not in PROBES:
+        _log.info(
+            "http.refused",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            request_id=scope.get("state", {}).get("request_id"),
+        )
+
+
+def _closing(scope: Scope) -> Headers:
+    """What is left of a refused body is not worth reading: it may never end."""
+    has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
+    return ((b"connection", b"close"),) if has_body else ()
+
+
+def _host(headers: datastructures.Headers) -> str:
     host = ",".join(headers.getlist("host"))
     if not _HOST.fullmatch(host):
         raise BadHostError("The Host header must be a host name or address, with or without port.")
     return host
 
 
-def _secret(headers: Headers) -> str:
+def _secret(headers: datastructures.Headers) -> str:
     given = {*_stripped(headers.getlist("x-api-key"))}
     for value in headers.getlist("authorization"):
         scheme, _, secret = value.partition(" ")

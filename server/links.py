@@ -12,7 +12,8 @@ from itsdangerous import Signer
 from worker import keyspace
 from worker.connection import broker_errors
 
-VIDEO_PATH = "/v2/videos/{request_id}.mp4"
+VIDEO_FOLDER = "/v2/videos/"
+VIDEO_PATH = VIDEO_FOLDER + "{request_id}.mp4"
 
 
 async def load_signer(redis: redis.asyncio.Redis) -> Signer:

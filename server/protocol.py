@@ -10,6 +10,7 @@ import asyncio
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.safe_headers import safe_headers
 from server.schemas import ErrorBody
 
 MOST_HEAD_BYTES = 32_768
@@ -73,9 +74,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         error = TOO_LARGE if self._head_bytes > MOST_HEAD_BYTES else msg
         body = ErrorBody(error=error).model_dump_json().encode()
+        safe = b"".join(b"%b: %b\r\n" % header for header in safe_headers("", 400, self.scheme))
         self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n%b"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (safe, len(body), body)
         )
         self.transport.close()
 

@@ -101,10 +101,10 @@ class Services:
             StorageError: the store's link cannot be signed.
         """
         # In a thread: credentials that expire may have to be fetched.
-        link = await run_in_threadpool(self.outputs.link, job.file_name, self._seconds_left(job))
+        link = await run_in_threadpool(self.outputs.link, job.file_name, self.seconds_left(job))
         return link or links.video(await self.signer())
 
-    def _seconds_left(self, job: Job) -> float:
+    def seconds_left(self, job: Job) -> float:
         """Until the record goes, as far as the clocks of broker and gateway agree."""
         retention = self.settings.retention_seconds
         left = (job.ended_at or 0) / 1000 + retention - time.time()

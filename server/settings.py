@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 from decimal import Decimal
+from ipaddress import ip_network
 from typing import Any
 
-from pydantic import Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from models.errors import MochiError
 from models.settings import ENV_PREFIX
@@ -44,6 +45,25 @@ class ServerSettings(WorkerSettings):
         default="",
         description="API keys in TOML, put in force at the start; see `mochi-server keys apply`.",
     )
+    tls_cert: str = Field(
+        default="",
+        description="Certificate as PEM, with its chain; the gateway speaks HTTPS then, alone.",
+    )
+    tls_key: str = Field(
+        default="",
+        validate_default=True,
+        description="The private key of the certificate as PEM, without a password.",
+    )
+    trusted_proxies: str = Field(
+        default="",
+        description=(
+            "Proxies whose X-Forwarded-For and -Proto are believed: addresses or networks, "
+            "comma-separated, like 10.0.0.7,fd00::/8."
+        ),
+    )
+    docs: bool = Field(
+        default=True, description="Serve /docs, /openapi.json and the page at /, without a key."
+    )
     body_bytes: int = Field(default=131_072, ge=1024, description="Largest request body.")
     v1_seconds: float = Field(
         default=600, gt=0, description="How long a blocking call waits before it answers 504."
@@ -78,6 +98,32 @@ class ServerSettings(WorkerSettings):
             self.price_gpu_second,
             self.price_most_gpu_seconds,
         )
+
+    @property
+    def scheme(self) -> str:
+        """What the gateway speaks itself."""
+        return "https" if self.tls_cert else "http"
+
+    @field_validator("tls_key")
+    @classmethod
+    def _goes_with_certificate(cls, key: str, info: ValidationInfo) -> str:
+        if bool(key) != bool(info.data.get("tls_cert")):
+            raise PydanticCustomError(
+                "tls_key", "It goes with MOCHI_TLS_CERT: set both of them, or none"
+            )
+        return key
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: str) -> str:
+        for proxy in filter(None, proxies.split(",")):
+            try:
+                is_everybody = ip_network(proxy.strip()).prefixlen == 0
+            except ValueError as error:
+                raise PydanticCustomError("network", "{why}", {"why": str(error)}) from None
+            if is_everybody:
+                raise PydanticCustomError("network", "That is everybody, who could forge them")
+        return proxies
 
 
 class SettingsError(MochiError):

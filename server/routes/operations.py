@@ -5,9 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version as installed_version
 
 from fastapi import APIRouter
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import Response
 
 from models.params import MODEL
 from server.answers import answer
@@ -51,24 +50,6 @@ async def version(request: Request) -> Response:
         workers = []  # the version is known all the same
     engines = [engine_body(worker.engine) for worker in workers]
     return answer(VersionBody(version=VERSION, model=MODEL, engines=engines))
-
-
-@router.get("/docs", include_in_schema=False)
-async def docs() -> HTMLResponse:
-    """Swagger UI, from the server itself."""
-    return get_swagger_ui_html(
-        openapi_url="/openapi.json",
-        title="mochi-server",
-        swagger_js_url="/docs/swagger-ui-bundle.js",
-        swagger_css_url="/docs/swagger-ui.css",
-        swagger_favicon_url="/docs/favicon-32x32.png",
-    )
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    """A person with a browser wants to see something."""
-    return RedirectResponse("/docs")
 
 
 def _not_ready(missing: list[str]) -> Response:

@@ -108,7 +108,9 @@ async def video(request: Request) -> Response:
     job = await call.services.intake.find_signed(request_id)
     if job.status is not Status.COMPLETED:
         raise RequestNotFoundError(request_id)
-    return await video_response(call.services.outputs, job, {}, request)
+    # A player may ask for it again and again; but nobody is to have it longer than we do.
+    kept = {"cache-control": f"private, max-age={call.services.seconds_left(job):.0f}"}
+    return await video_response(call.services.outputs, job, kept, request)
 
 
 async def _find(call: Call) -> Job:

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from server.keyring import Scope
 from server.keys import create_key
 from server.settings import ServerSettings
 from tests.stack import Stack, eventually
-from tests.wire import BODY_LIMIT, another_gateway, call, connect, read_answer, refusal
+from tests.wire import BODY_LIMIT, another_gateway, call, connect, read_answer, refusal, stranger
 from worker.connection import connect_gateway
 
 NO_KEY = "Missing Authorization or x-api-key in header"
@@ -99,7 +99,8 @@ def test_a_bad_key_is_told_otherwise(
     server: Stack, header: tuple[bytes, bytes], key: bytes
 ) -> None:
     name, scheme = header
-    answer = httpx.get(f"{server.url}/v1/get-user-credits", headers=[(name, scheme + key)])
+    with stranger(server) as client:
+        answer = client.get("/v1/get-user-credits", headers=[(name, scheme + key)])
     text = refusal(answer, 401)
     assert text != NO_KEY
     assert key.decode("latin-1") not in text
@@ -120,7 +121,9 @@ def test_a_key_in_the_query_string_is_no_key(server: Stack) -> None:
     assert refusal(answer, 401) == NO_KEY
 
 
-def test_a_large_body_without_a_key_is_refused_unread(server: Stack) -> None:
+def test_a_large_body_without_a_key_is_refused_unread(
+    server: Stack, figure: Callable[[str], None]
+) -> None:
     gateway = psutil.Process(server.processes[0].pid)
     refusal(httpx.post(f"{server.url}/v2/mochi-1", json={}), 401)
     before = gateway.memory_info().rss
@@ -133,7 +136,9 @@ def test_a_large_body_without_a_key_is_refused_unread(server: Stack) -> None:
         sent = _send_until_refused(connection, [b"x" * MEGABYTE] * 64)
     assert time.monotonic() - began < SOON_SECONDS
     assert sent < length
-    assert gateway.memory_info().rss - before < 5 * MEGABYTE
+    more = gateway.memory_info().rss - before
+    assert more < 5 * MEGABYTE
+    figure(f"A2: 64 MB without a key: {sent / MEGABYTE:.0f} MB sent, {more / MEGABYTE:.1f} MB held")
 
 
 # 403, 404, 405, 406
@@ -227,7 +232,9 @@ def test_a_declared_length_over_the_limit_is_refused_before_the_body(
 
 
 @pytest.mark.parametrize("path", SUBMITS)
-def test_an_endless_body_is_cut_off_at_the_limit(server: Stack, path: str) -> None:
+def test_an_endless_body_is_cut_off_at_the_limit(
+    server: Stack, path: str, figure: Callable[[str], None]
+) -> None:
     gateway = psutil.Process(server.processes[0].pid)
     before = gateway.memory_info().rss
     chunk = b"%x\r\n%s\r\n" % (16_384, b" " * 16_384)
@@ -238,7 +245,11 @@ def test_an_endless_body_is_cut_off_at_the_limit(server: Stack, path: str) -> No
         assert refusal(read_answer(connection), 413)
         sent = _send_until_refused(connection, [chunk] * 4_096)
     assert sent < 64 * MEGABYTE
-    assert gateway.memory_info().rss - before < 5 * MEGABYTE
+    more = gateway.memory_info().rss - before
+    assert more < 5 * MEGABYTE
+    figure(
+        f"A3: an endless body on {path}: 413 at {BODY_LIMIT:,} bytes, {more / MEGABYTE:.1f} MB held"
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ def runs(stack: Stack, request_id: str) -> bool:
 
 def test_the_list_says_who_works_at_what(stack: Stack) -> None:
     assert "No live worker" in workers(stack, "list").stderr
-    idle, busy = stack.start_worker(), stack.start_worker()
+    # It must still run when the command has started; and then goes back at once.
+    slow = {"fake_step_seconds": "0.5", "drain_seconds": "0"}
+    idle, busy = stack.start_worker(**slow), stack.start_worker(**slow)
     request_id = submit(stack, stack.key(), 75)
     eventually(lambda: runs(stack, request_id))
     told = workers(stack, "list")

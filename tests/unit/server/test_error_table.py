@@ -11,9 +11,9 @@ import server
 import worker
 from models.errors import MochiError
 from server.errors import MEANING, NEVER_IN_HTTP, STATUS, HttpError
-from worker.errors import JobError
+from worker.errors import JobError, LimitError
 
-BASES = {MochiError, HttpError, JobError}
+BASES = {MochiError, HttpError, JobError, LimitError}
 """Never raised themselves."""
 
 

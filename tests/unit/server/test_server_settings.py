@@ -40,6 +40,14 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MOCHI_PUBLIC_URL", "https://videos.example/"),
         ("MOCHI_PUBLIC_URL", "https://videos.example/\nx"),
         ("MOCHI_PUBLIC_URL", "javascript://videos.example"),
+        ("MOCHI_TRUSTED_PROXIES", "*"),
+        ("MOCHI_TRUSTED_PROXIES", "proxy.example"),
+        ("MOCHI_TRUSTED_PROXIES", "10.0.0.7:80"),
+        ("MOCHI_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("MOCHI_TRUSTED_PROXIES", "10.0.0.7,0.0.0.0/0"),
+        ("MOCHI_TRUSTED_PROXIES", "::/0"),
+        ("MOCHI_TLS_KEY", "key.pem"),
+        ("MOCHI_DOCS", "perhaps"),
         ("MOCHI_BODY_BYTES", "0"),
         ("MOCHI_V1_SECONDS", "0"),
         ("MOCHI_V1_SECONDS", "nan"),
@@ -72,6 +80,11 @@ def test_a_bad_value_is_refused_by_the_name_of_its_variable(
         load(monkeypatch, **{name: value})
     assert str(error.value).startswith(f"{name}: ")
     assert repr(value) in str(error.value) or name == "MOCHI_REDIS_URL"
+
+
+@pytest.mark.parametrize("proxies", ["10.0.0.7", "10.0.0.0/8, fd00::/8", "::1,", ""])
+def test_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch, proxies: str) -> None:
+    assert load(monkeypatch, MOCHI_TRUSTED_PROXIES=proxies).trusted_proxies == proxies
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""Headers on every answer that tell browsers and caches what not to do with it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from server.docs_page import SCRIPT_HASH
+from server.links import VIDEO_FOLDER
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""As ASGI has them."""
+
+DOCS_PAGE = "/docs"
+DOCS_FOLDER = "/docs/"
+
+_ALWAYS: Headers = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),  # a link to a video holds its signature
+)
+_POLICY = b"content-security-policy"
+_NOTHING = b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+# A browser that is led to a video shows it on a page of its own making, under our policy.
+_MEDIA = _NOTHING + b"; media-src 'self'; style-src 'unsafe-inline'"
+_DOCS = (
+    _NOTHING + b"; connect-src 'self'; img-src 'self' data:; style-src 'self'; "
+    b"script-src 'self' '%b'" % SCRIPT_HASH.encode()
+)
+_NOT_KEPT: Headers = ((b"cache-control", b"no-store"),)
+_ONLY_TLS: Headers = ((b"strict-transport-security", b"max-age=31536000"),)
+
+_PLAIN_ANSWER: Headers = (*_ALWAYS, (_POLICY, _NOTHING), *_NOT_KEPT)
+_PAGE: Headers = (*_ALWAYS, (_POLICY, _DOCS))
+_ASSET: Headers = (*_ALWAYS, (_POLICY, _NOTHING))
+_VIDEO: Headers = (*_ALWAYS, (_POLICY, _MEDIA))
+
+
+def safe_headers(path: str, status: int, scheme: str | None) -> Headers:
+    """What goes with an answer. Those for a video say themselves how long it may be kept."""
+    headers = _PLAIN_ANSWER
+    if status < HTTPStatus.BAD_REQUEST:
+        if path.startswith(VIDEO_FOLDER):
+            headers = _VIDEO
+        elif path == DOCS_PAGE:
+            headers = _PAGE
+        elif path.startswith(DOCS_FOLDER):
+            headers = _ASSET
+    return headers + _ONLY_TLS if scheme == "https" else headers

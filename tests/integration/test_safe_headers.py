@@ -1,0 +1,138 @@
+"""Headers that keep browsers and caches in bounds: on every answer, whatever it is."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.stack import Stack, eventually
+from tests.wire import another_gateway, connect, read_answer, refusal
+
+POND = {"prompt": "a pond at night", "frames": 1, "steps": 10}
+CLOSED = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+
+
+@pytest.fixture(scope="module")
+def video(server: Stack) -> str:
+    """A link to one."""
+    client = server.http()
+    url = client.post("/v2/mochi-1", json=POND).json()["response_url"]
+    link: Any = eventually(lambda: client.get(url).json().get("output"))
+    return str(link)
+
+
+def assert_safe(answer: httpx.Response, policy: str = CLOSED) -> None:
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["content-security-policy"] == policy
+    assert "strict-transport-security" not in answer.headers
+    assert "server" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "status"),
+    [
+        ("GET", "/v1/get-user-credits", 200),
+        ("POST", "/v2/mochi-1", 200),
+        ("POST", "/v1/mochi-1", 200),
+        ("GET", "/v2/requests/1", 404),
+        ("GET", "/v2/videos/1.mp4", 404),
+        ("GET", "/nowhere", 404),
+        ("GET", "/docs/nowhere", 404),
+        ("PATCH", "/v2/mochi-1", 405),
+        ("PUT", "/docs", 405),
+        ("GET", "/healthz", 200),
+        ("GET", "/readyz", 200),
+        ("GET", "/version", 200),
+        ("GET", "/openapi.json", 200),
+        ("GET", "/", 307),
+    ],
+)
+def test_an_answer_is_kept_by_nobody_and_shows_nothing(
+    server: Stack, verb: str, path: str, status: int
+) -> None:
+    answer = server.http().request(verb, path, json=POND if verb == "POST" else None)
+    assert answer.status_code == status
+    assert_safe(answer)
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_so_is_a_refusal_before_it_is_known_what_was_asked_for(server: Stack) -> None:
+    answers = [httpx.get(f"{server.url}/v1/get-user-credits")]
+    with connect(server.url) as connection:
+        connection.sendall(b"NONSENSE\r\n\r\n")
+        answers.append(read_answer(connection))
+    assert [answer.status_code for answer in answers] == [401, 400]
+    for answer in answers:
+        assert_safe(answer)
+        assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"), [({}, 200), ({"range": "bytes=0-9"}, 206), ({"range": "bytes=0,1"}, 200)]
+)
+def test_a_video_is_kept_by_its_viewer_and_no_longer_than_by_us(
+    video: str, asked: dict[str, str], status: int
+) -> None:
+    answer = httpx.get(video, headers=asked)
+    assert answer.status_code == status
+    # A browser that is led to it shows a page of its own, which takes the video from there.
+    assert_safe(answer, f"{CLOSED}; media-src 'self'; style-src 'unsafe-inline'")
+    kind, _, seconds = answer.headers["cache-control"].partition(", max-age=")
+    assert kind == "private"
+    assert 0 < int(seconds) <= 3600
+
+
+def test_a_refused_range_is_kept_by_nobody(video: str) -> None:
+    answer = httpx.get(video, headers={"range": "bytes=99999999-"})
+    refusal(answer, 416)
+    assert_safe(answer)
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_the_docs_page_may_run_its_own_scripts_and_no_other(server: Stack) -> None:
+    answer = httpx.get(f"{server.url}/docs")
+    (script,) = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert_safe(
+        answer,
+        f"{CLOSED}; connect-src 'self'; img-src 'self' data:; style-src 'self'; "
+        f"script-src 'self' 'sha256-{digest}'",
+    )
+    assert not re.search(r"\sstyle=|\son\w+=|javascript:", answer.text)
+    assert "cache-control" not in answer.headers
+    assert_safe(httpx.get(f"{server.url}/docs/swagger-ui-bundle.js"))
+
+
+# Without the pages
+
+
+@pytest.fixture(scope="module")
+def bare(server: Stack) -> str:
+    """The URL of a gateway without documents."""
+    return another_gateway(server, docs="false")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/docs/", "/docs/swagger-ui-bundle.js", "/docs/nowhere", "/openapi.json"]
+)
+@pytest.mark.parametrize("verb", ["GET", "POST"])
+def test_docs_can_be_left_out(server: Stack, bare: str, verb: str, path: str) -> None:
+    for answer in (httpx.request(verb, bare + path), server.http().request(verb, bare + path)):
+        assert refusal(answer, 404) == (
+            "There is no such path or model here. The model is `mochi-1`."
+        )
+
+
+def test_without_docs_all_else_is_there(server: Stack, bare: str) -> None:
+    assert httpx.get(f"{bare}/version").is_success
+    refusal(httpx.get(f"{bare}/v1/get-user-credits"), 401)
+    assert server.http().get(f"{bare}/v1/get-user-credits").is_success
+    allowed = server.http().put(f"{bare}/v2/mochi-1").headers["allow"]
+    assert allowed == "POST"
