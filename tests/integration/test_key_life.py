@@ -193,7 +193,6 @@ def busy(stack: Stack, name: str) -> tuple[Key, list[str]]:
         str(client.post("/v2/mochi-1", json=POND | {"steps": 75}).json()["request_id"])
         for _ in range(3)
     ]
-    stack.redis.sadd(keyspace.live(key.key_id), *ids)
     eventually(lambda: stack.record(ids[0])["status"] == "PROCESSING")
     return key, ids
 

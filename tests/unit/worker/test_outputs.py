@@ -97,7 +97,7 @@ class Bucket(Shelf):
         self.store = store
         self.bucket = store.new_bucket()
         settings = WorkerSettings(data_dir=folder, outputs=f"s3://{self.bucket}/{PREFIX}")
-        self.outputs = open_outputs(settings, patience_seconds=2)
+        self.outputs = open_outputs(settings, patience_seconds=20)
 
     def names(self) -> list[str]:
         keys = self.store.keys(self.bucket)

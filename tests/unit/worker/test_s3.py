@@ -218,7 +218,7 @@ def test_sweepers_at_once_take_each_object_and_no_folder_of_others(desk: Desk) -
 
 def test_a_bucket_that_is_not_there_is_named_with_a_remedy(desk: Desk) -> None:
     with pytest.raises(OutputsUnusableError) as error:
-        desk.open("no-such-bucket").check()
+        desk.open("no-such-bucket", patience=20).check()
     assert str(error.value).startswith(
         "MOCHI_OUTPUTS: there is no bucket for s3://no-such-bucket/videos/. Make it, or correct "
         "MOCHI_OUTPUTS, AWS_REGION or AWS_ENDPOINT_URL. The store says: "

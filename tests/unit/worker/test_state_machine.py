@@ -488,7 +488,7 @@ def test_no_order_of_events_breaks_a_promise(redis_url: str) -> None:
     run_state_machine_as_test(
         partial(Requests, redis_url),  # type: ignore[arg-type]  # any factory will do
         settings=settings(
-            max_examples=120,
+            max_examples=90,
             stateful_step_count=50,
             deadline=None,
             database=None,
