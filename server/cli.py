@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -520,8 +520,11 @@ def usage(
     For a spreadsheet: `mochi-server usage --first 2026-11-01 --last 2026-11-30 --format csv`
     """
     apply_options(ctx)
-    end = (last or datetime.now(UTC)).date()
-    period = Period(first.date(), end) if first else Period.until(end, days)
+    today = datetime.now(UTC).date()
+    period = Period.latest(days, today)
+    if first or last:
+        end = last.date() if last else today
+        period = Period(first.date() if first else end - timedelta(days=days - 1), end)
     if len(period.days) not in range(1, KEPT_DAYS + 2):
         raise typer.BadParameter(f"From --first to --last must be 1 to {KEPT_DAYS} days.")
     with errors_end(), running_broker() as redis:

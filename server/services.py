@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import redis.asyncio
 import structlog
@@ -21,7 +22,7 @@ from worker.errors import BrokerUnavailableError, RequestNotFoundError
 from worker.intake import Intake
 from worker.job import Job
 from worker.storage import open_outputs
-from worker.usage import Period, Usage
+from worker.usage import Period, Usage, fields_of
 
 STORE_PATIENCE_SECONDS = 10.0
 """A client waits for the answer; less than any proxy in between does."""
@@ -81,17 +82,27 @@ class Services:
             self._signer = await load_signer(self._redis)
         return self._signer
 
-    async def usage(self, period: Period) -> list[Usage]:
-        """What all keys used.
+    async def usage(self, period: Period, owner: str) -> list[Usage]:
+        """What a key used.
 
         Raises:
             BrokerUnavailableError: nobody can tell.
         """
         pipeline = self._redis.pipeline(transaction=False)
         for key in period.keys:
-            pipeline.hgetall(key)
+            pipeline.hmget(key, fields_of(owner))
         with broker_errors():
-            return period.usages(await pipeline.execute())
+            return period.usages_of(owner, await pipeline.execute())
+
+    async def usage_of_all(self, period: Period) -> list[Usage]:
+        """What all keys used. A day at a time, so that nobody waits long behind many.
+
+        Raises:
+            BrokerUnavailableError: nobody can tell.
+        """
+        with broker_errors():
+            kept: list[Any] = [await self._redis.hgetall(key) for key in period.keys]
+        return await run_in_threadpool(period.usages, kept)
 
     async def video_url(self, job: Job, links: Links) -> str:
         """Where the video of a COMPLETED request is served: by the store itself, where it can.

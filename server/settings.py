@@ -12,12 +12,16 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from models.errors import MochiError
+from models.params import GenerateParams
 from models.settings import ENV_PREFIX
 from worker.price import Tariff
 from worker.settings import WorkerSettings
 
 CLIENT_VARIABLES = frozenset({"MOCHI_URL", "MOCHI_API_KEY"})
 """Read by the commands that are clients."""
+DEAREST = GenerateParams(prompt="any", frames=160, steps=75)
+MOST_CREDITS = 1_000_000
+"""That one request may cost."""
 SECRET = frozenset({"redis_url"})
 """Settings that may hold a password."""
 
@@ -80,6 +84,7 @@ class ServerSettings(WorkerSettings):
         default=600,
         ge=1,
         le=1_000_000,
+        validate_default=True,
         description="As many seconds of a run are charged at most, and reserved at the submit.",
     )
     workers: int = Field(
@@ -112,6 +117,25 @@ class ServerSettings(WorkerSettings):
                 "tls_key", "It goes with MOCHI_TLS_CERT: set both of them, or none"
             )
         return key
+
+    @field_validator("price_most_gpu_seconds")
+    @classmethod
+    def _is_no_fortune(cls, seconds: int, info: ValidationInfo) -> int:
+        """With larger amounts the broker would reckon wrongly."""
+        prices = info.data
+        if not {"price_base", "price_frame_step", "price_gpu_second"} <= prices.keys():
+            return seconds  # one of them is wrong, and will be named
+        dearest = Tariff(
+            prices["price_base"], prices["price_frame_step"], prices["price_gpu_second"], seconds
+        ).price(DEAREST)
+        if dearest.most > MOST_CREDITS:
+            raise PydanticCustomError(
+                "price",
+                "The dearest request would cost {dearest} credits, and may cost {most}: lower one "
+                "of the MOCHI_PRICE_ variables",
+                {"dearest": f"{dearest.most:,f}", "most": f"{MOST_CREDITS:,}"},
+            )
+        return seconds
 
     @field_validator("trusted_proxies")
     @classmethod

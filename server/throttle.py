@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address, ip_network
 
 import structlog
@@ -34,10 +34,10 @@ _log = structlog.get_logger()
 
 @dataclass
 class _Window:
-    """The bad keys of one address."""
+    """The bad keys of one address, each once: who asks again and again with one guesses nothing."""
 
     ends_at: float
-    bad_keys: int = 0
+    bad_keys: set[bytes] = field(default_factory=set)
 
 
 class Throttle:
@@ -61,9 +61,10 @@ class Throttle:
             return  # nearly always
         now = self._monotonic()
         window = self._windows.get(_network(address))
-        if window is None or window.bad_keys < MOST_BAD_KEYS or now >= window.ends_at:
+        if window is None or len(window.bad_keys) < MOST_BAD_KEYS or now >= window.ends_at:
             return
-        if self._good_until.get(_digest(secret), now) <= now:
+        digest = _digest(secret)
+        if digest not in window.bad_keys and self._good_until.get(digest, now) <= now:
             raise TooManyBadKeysError(math.ceil(window.ends_at - now))
 
     def note_good(self, secret: str) -> None:
@@ -76,15 +77,25 @@ class Throttle:
             del self._good_until[next(iter(self._good_until))]
 
     def note_bad(self, address: str, secret: str) -> None:
-        """The key is not one of ours, or no longer."""
+        """The key is not one of ours, or no longer.
+
+        Raises:
+            TooManyBadKeysError: others came from there while this one was looked up.
+        """
         now = self._monotonic()
-        self._good_until.pop(_digest(secret), None)
+        digest = _digest(secret)
+        if self._good_until.pop(digest, now) > now:
+            return  # it was taken back, and is no guess
         network = _network(address)
         window = self._windows.get(network)
         if window is None or now >= window.ends_at:
             window = self._open(network, now)
-        window.bad_keys += 1
-        if window.bad_keys == MOST_BAD_KEYS:
+        if digest in window.bad_keys:
+            return
+        if len(window.bad_keys) >= MOST_BAD_KEYS:
+            raise TooManyBadKeysError(math.ceil(window.ends_at - now))
+        window.bad_keys.add(digest)
+        if len(window.bad_keys) == MOST_BAD_KEYS:
             _log.warning("keys.guessed", address=network, seconds=math.ceil(window.ends_at - now))
 
     def _open(self, network: str, now: float) -> _Window:

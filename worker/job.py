@@ -46,6 +46,11 @@ QUEUED -> FAILED          cancel.lua; recover.lua: popped and lost on every atte
 """
 
 
+FAILURES = (
+    *("content_blocked", "cancelled", "out_of_memory"),
+    *("worker_lost", "timeout", "storage", "internal"),
+)
+"""Every `error_code` that there is."""
 CANCELLED = "The request was cancelled."
 """What the client then reads under `error`."""
 

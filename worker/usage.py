@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
@@ -11,11 +11,12 @@ from typing import Self
 
 from worker import keyspace
 from worker.credits import from_millionths
+from worker.job import FAILURES
 
 KEPT_DAYS = 400
 _FIRST_DAY = date(1970, 1, 1)
-_SUMS = frozenset({"requests", "completed", "gpu_ms", "charged"})
-"""Every other metric is the code of a failure."""
+_SUMS = ("requests", "completed", "gpu_ms", "charged")
+_METRICS = (*_SUMS, *FAILURES)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Usage:
             owner=owner,
             requests=sums.get("requests", 0),
             completed=sums.get("completed", 0),
-            failed={code: sums[code] for code in sorted(sums.keys() - _SUMS)},
+            failed={code: sums[code] for code in FAILURES if code in sums},
             gpu_seconds=sums.get("gpu_ms", 0) / 1000,
             credits=from_millionths(sums.get("charged", 0)),
         )
@@ -62,9 +63,9 @@ class Period:
     last: date
 
     @classmethod
-    def until(cls, last: date, days: int) -> Self:
-        """So many days, of which `last` is the last."""
-        return cls(last - timedelta(days=days - 1), last)
+    def latest(cls, days: int, today: date) -> Self:
+        """So many days up to today; and the next one, as the broker's clock may be ahead."""
+        return cls(today - timedelta(days=days - 1), today + timedelta(days=1))
 
     @property
     def days(self) -> list[date]:
@@ -83,6 +84,19 @@ class Period:
             for day, fields in zip(self.days, kept, strict=True)
             for owner, sums in sorted(_by_owner(fields).items())
         ]
+
+    def usages_of(self, owner: str, kept: Iterable[Sequence[str | None]]) -> list[Usage]:
+        """The same of one owner, from what the broker keeps there under `fields_of` it."""
+        return [
+            Usage.of(day, owner, sums)
+            for day, amounts in zip(self.days, kept, strict=True)
+            if (sums := {name: int(n) for name, n in zip(_METRICS, amounts, strict=True) if n})
+        ]
+
+
+def fields_of(owner: str) -> list[str]:
+    """Where a day has what one owner used."""
+    return [f"{owner} {metric}" for metric in _METRICS]
 
 
 def _by_owner(fields: Mapping[str, str]) -> dict[str, dict[str, int]]:

@@ -27,7 +27,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(
         tmp_path_factory.mktemp("usage"),
         engine="fake",
-        fake_step_seconds="0.01",
+        fake_step_seconds="0.03",
         price_base="0.1",
     ) as stack:
         stack.start_gateway()

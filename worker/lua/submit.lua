@@ -39,43 +39,47 @@ if at_once and redis.call('SCARD', live) >= tonumber(at_once) then
   return { 'too_many_jobs', tonumber(at_once) }
 end
 local reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9])
-if balance and reserved > tonumber(balance) then
+if balance and reserved > 0 and reserved > tonumber(balance) then
   return { 'too_few_credits', balance, text(reserved) }
 end
-local rate = {}
+local recent, rate = keys.rate .. owner, {}
 if per_minute then
   -- Exact in every minute; what a clock that was set back has left in the future does not count.
-  local recent = keys.rate .. owner
-  redis.call('ZREMRANGEBYSCORE', recent, '-inf', text(now - MINUTE_MS))
-  redis.call('ZREMRANGEBYSCORE', recent, '(' .. text(now), '+inf')
-  local left = per_minute - redis.call('ZCARD', recent)
-  if left > 0 then
-    redis.call('ZADD', recent, text(now), id)
-    redis.call('PEXPIRE', recent, MINUTE_MS)
-  end
-  local first = redis.call('ZRANGE', recent, 0, 0, 'WITHSCORES')[2]
-  rate = { tonumber(per_minute), math.max(0, left - 1), first + MINUTE_MS - now }
-  if left <= 0 then
+  local since, limit = '(' .. text(now - MINUTE_MS), tonumber(per_minute)
+  local count = redis.call('ZCOUNT', recent, since, text(now))
+  -- One more may be submitted when so many are a minute old that the limit is not reached.
+  local first = redis.call('ZRANGE', recent, since, text(now), 'BYSCORE',
+                           'LIMIT', math.max(0, count - limit), 1, 'WITHSCORES')
+  rate = { limit, math.max(0, limit - count - 1), (first[2] or now) + MINUTE_MS - now }
+  if count >= limit then
     return { 'too_fast', unpack(rate) }
   end
 end
 
+-- Until here nothing is written. A broker whose memory is full refuses what needs more, but only as
+-- long as a script has written nothing: so the first thing written is one that needs more.
+if reserved > 0 and redis.call('EXISTS', account) == 1 then
+  redis.call('HINCRBY', account, 'reserved', text(reserved))
+  if balance then
+    redis.call('HINCRBY', account, 'balance', text(-reserved))
+  end
+end
 if key ~= '' then
   redis.call('HSET', key, 'request_id', id, 'fingerprint', fingerprint)
   redis.call('HSET', keys.record, 'idempotency_key', key)
 end
 redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', ARGV[10],
            'attempt', 0, 'created_at', text(now))
+if per_minute then
+  redis.call('ZREMRANGEBYSCORE', recent, '-inf', text(now - MINUTE_MS))
+  redis.call('ZREMRANGEBYSCORE', recent, '(' .. text(now), '+inf')
+  redis.call('ZADD', recent, text(now), id)
+  redis.call('PEXPIRE', recent, MINUTE_MS)
+end
 redis.call('SADD', live, id)
 use(owner, 'requests', 1)
 if reserved > 0 then
   redis.call('HSET', keys.record, 'reserved', text(reserved), 'price', ARGV[7], 'gpu_price', ARGV[8])
-  if redis.call('EXISTS', account) == 1 then
-    redis.call('HINCRBY', account, 'reserved', text(reserved))
-  end
-  if balance then
-    redis.call('HINCRBY', account, 'balance', text(-reserved))
-  end
 end
 
 -- Start-time fair queueing (Goyal, Vin and Cheng, 1996): an owner's request stands one turn after

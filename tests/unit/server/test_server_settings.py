@@ -137,6 +137,27 @@ def test_of_two_settings_that_exclude_each_other_both_are_named(
     )
 
 
+@pytest.mark.parametrize(
+    "prices",
+    [
+        {"MOCHI_PRICE_BASE": "1000000.000001"},
+        {"MOCHI_PRICE_FRAME_STEP": "83.4"},
+        {"MOCHI_PRICE_GPU_SECOND": "2000", "MOCHI_PRICE_MOST_GPU_SECONDS": "501"},
+    ],
+)
+def test_prices_beyond_what_can_be_reckoned_with_are_refused(
+    monkeypatch: pytest.MonkeyPatch, prices: dict[str, str]
+) -> None:
+    with pytest.raises(SettingsError, match="MOCHI_PRICE_"):
+        load(monkeypatch, **prices)
+
+
+def test_a_price_has_at_most_six_decimals(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(load(monkeypatch, MOCHI_PRICE_BASE="0.000001").price_base) == "0.000001"
+    with pytest.raises(SettingsError, match=r"MOCHI_PRICE_BASE: .* 6 decimal places"):
+        load(monkeypatch, MOCHI_PRICE_BASE="0.0000001")
+
+
 def test_an_unknown_variable_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"MOCHI_PROT: .* Did you mean MOCHI_PORT"):
         load(monkeypatch, MOCHI_PROT="9000")

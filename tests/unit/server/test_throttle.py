@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import count, islice
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -35,9 +38,13 @@ def throttle(clock: Clock) -> Throttle:
     return Throttle(clock)
 
 
+_numbers = count()
+
+
 def guess(throttle: Throttle, times: int = MOST_BAD_KEYS, address: str = GUESSER) -> None:
-    for number in range(times):
-        throttle.note_bad(address, f"bad-{number}")
+    for number in islice(_numbers, times):
+        with suppress(TooManyBadKeysError):
+            throttle.note_bad(address, f"bad-{number}")
 
 
 def is_admitted(throttle: Throttle, key: str = "unknown", address: str = GUESSER) -> bool:
@@ -54,6 +61,27 @@ def test_so_many_bad_keys_may_come_and_no_more(throttle: Throttle) -> None:
     guess(throttle, 1)
     assert not is_admitted(throttle)
     assert is_admitted(throttle, address="192.0.2.2")
+
+
+def test_a_client_that_goes_on_with_one_dead_key_locks_nobody_out(throttle: Throttle) -> None:
+    for _ in range(3 * MOST_BAD_KEYS):
+        throttle.note_bad(GUESSER, "dead")
+    assert is_admitted(throttle, "another")
+    guess(throttle)
+    assert not is_admitted(throttle, "another")
+    assert is_admitted(throttle, "dead")  # it is told 401, as before
+
+
+def test_guesses_at_the_same_time_are_no_more_than_one_after_the_other(throttle: Throttle) -> None:
+    """All were admitted before the first of them was found bad."""
+    told = []
+    for number in range(MOST_BAD_KEYS + 5):
+        try:
+            throttle.note_bad(GUESSER, f"at once {number}")
+            told.append(401)
+        except TooManyBadKeysError:
+            told.append(429)
+    assert told == [401] * MOST_BAD_KEYS + [429] * 5
 
 
 def test_the_wait_is_what_is_left_of_the_minute(throttle: Throttle, clock: Clock) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from models.errors import EngineError
 from tests.jobs import params
-from worker.job import TRANSITIONS, Job, Status
+from worker.job import FAILURES, TRANSITIONS, Job, Status
 
 
 def job(**fields: Any) -> Job:
@@ -109,3 +110,12 @@ def test_progress_is_of_the_steps_and_100_only_when_completed(
 def test_an_unknown_status_is_no_job() -> None:
     with pytest.raises(ValueError, match="STARTED"):
         job(status="STARTED")
+
+
+def test_every_code_of_a_failure_is_known() -> None:
+    """Or what it counts up would not be found again."""
+    kinds = [EngineError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert {kind.code for kind in kinds} <= set(FAILURES)
+    assert len(kinds) > 3

@@ -17,10 +17,13 @@ from worker.errors import (
     NoWorkerError,
     QueueFullError,
     RequestNotFoundError,
+    TooFastError,
+    TooFewCreditsError,
 )
 from worker.fleet import Worker, fleet
 from worker.job import Status
 from worker.live import LiveWorker
+from worker.price import FREE, Price
 from worker.store import JobStore, Lease, Recovery, Result
 
 RESULT = Result("a.mp4", 17)
@@ -220,6 +223,56 @@ def test_a_broker_with_full_memory_refuses_requests_and_takes_results(
     finally:
         redis.config_set("maxmemory", 0)
     assert find(redis_url, done.request_id).file_name == "a.mp4"
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"requests_per_minute": 100},
+        {"requests_per_minute": 100, "jobs_at_once": 100, "balance": 9},
+        {"balance": 9, "granted": 9},
+    ],
+)
+@pytest.mark.parametrize("price", [FREE, Price(1)])
+def test_a_broker_with_full_memory_takes_nothing_of_a_key_with_limits(
+    redis: Redis, redis_url: str, terms: dict[str, int], price: Price
+) -> None:
+    """What a script has written first decides whether it may go on."""
+    redis.hset(keyspace.api_key(OWNER), mapping=terms)  # type: ignore[arg-type]
+    submit(redis_url)
+    before = {key: redis.dump(key) for key in redis.keys("*")}
+    redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(BrokerUnavailableError):
+            intake(redis_url, lambda it: it.submit(params(), OWNER, price=price))
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert {key: redis.dump(key) for key in redis.keys("*")} == before
+
+
+def test_a_limit_that_was_lowered_says_when_there_is_room_again(
+    redis: Redis, redis_url: str
+) -> None:
+    key = keyspace.api_key(OWNER)
+    redis.hset(key, "requests_per_minute", 5)
+    ids = [submit(redis_url) for _ in range(5)]
+    recent = keyspace.RATE + OWNER
+    for number, request_id in enumerate(ids):
+        redis.zincrby(recent, -1000 * (40 - 10 * number), request_id)
+    redis.hset(key, "requests_per_minute", 2)
+    with pytest.raises(TooFastError) as error:
+        submit(redis_url)
+    # The first was 40 s ago. When it is forgotten, four are left; room is when the fourth is.
+    assert 45 < error.value.retry_seconds <= 50
+
+
+def test_who_has_less_than_nothing_may_ask_for_what_costs_nothing(
+    redis: Redis, redis_url: str
+) -> None:
+    redis.hset(keyspace.api_key(OWNER), "balance", -5)
+    submit(redis_url)
+    with pytest.raises(TooFewCreditsError, match=r"costs up to 0\.000001, and the balance is -0"):
+        intake(redis_url, lambda it: it.submit(params(), OWNER, price=Price(1)))
 
 
 def test_a_broker_that_is_gone_is_one_error_for_all_who_ask(redis_url: str) -> None:
