@@ -20,7 +20,7 @@ from rich.console import Console
 
 from models.errors import MochiError
 from server import key_file
-from server.first_key import first_key_file
+from server.first_key import first_key_file, read_first_key
 from server.key_file import apply_at_start
 from server.listener import INHERITED, listen
 from server.settings import ServerSettings
@@ -211,13 +211,20 @@ class Supervisor:
         return f"{self._settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def _announce(self) -> None:
-        key = self._key_file or "made with `mochi-server keys create NAME`"
         url = self._settings.public_url or self._local_url
         _say(f"Ready on {url}/v1 ({_engine(self._settings)})")
-        _say(f"API key: {key}")
+        _say(f"API key: {self._shown_key()}")
         if self._settings.docs:
             _say(f"Documents: {url}/docs")
         _say("Stop with Ctrl-C.")
+
+    def _shown_key(self) -> str:
+        """The key itself where its owner reads it; where it would be logged, where it is kept."""
+        if self._key_file is None:
+            return "made with `mochi-server keys create NAME`"
+        if _console.is_terminal:
+            return f"{read_first_key(self._settings.data_dir)} (kept in {self._key_file})"
+        return str(self._key_file)
 
     def _end(self, gateway: Child, workers: list[Child]) -> None:
         """Gateway and workers at once, so that a blocking call may still get its video."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
 import subprocess
 import time
@@ -41,6 +43,23 @@ def test_up_makes_a_private_key_serves_and_leaves_no_process(up: Up, tmp_path: P
     up.process.send_signal(signal.SIGTERM)
     assert up.process.wait(60) == 0
     assert gone(family)
+
+
+def test_on_a_terminal_the_first_key_itself_is_printed(tmp_path: Path) -> None:
+    command = [COMMAND, "up", "--port", "0", "--data-dir", str(tmp_path)]
+    ours, terminal = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        process = subprocess.Popen(
+            command, env=environ(MOCHI_ENGINE="fake"), stdin=subprocess.DEVNULL, stderr=terminal
+        )
+        os.close(terminal)
+        shown = b""
+        while b"Stop with Ctrl-C" not in shown:
+            shown += screen.read(4096)
+        process.terminate()
+        assert process.wait(60) == 0
+    key = (tmp_path / "key").read_text().strip()
+    assert f"API key: {key} (kept in {tmp_path / 'key'})" in shown.decode()
 
 
 def test_a_worker_that_dies_is_started_again(up: Up) -> None:
