@@ -338,6 +338,21 @@ def test_an_act_whose_answer_is_lost_is_done_once(redis: Redis, redis_url: str) 
     ] is None
 
 
+def test_acts_are_done_while_the_brokers_memory_is_full(redis: Redis) -> None:
+    """A key that has leaked cannot wait until there is room."""
+    create_key(redis, ANN)
+    create_key(redis, NewKey(name="bob"))
+    redis.config_set("maxmemory", "1")
+    try:
+        rotate_key(redis, "bob")
+        change_key(redis, "bob", lambda old: old.but(priority=3))
+        revoke_key(redis, "ann")
+    finally:
+        redis.config_set("maxmemory", "0")
+    assert [key.name for key, _ in all_keys(redis) if key.revoked_at is None] == ["bob"]
+    assert acts(redis)[2:] == ["rotate bob", "set bob", "revoke ann"]
+
+
 def test_without_a_broker_nothing_is_said_to_be_done() -> None:
     with (
         connect_briefly("unix:///nowhere/valkey.sock") as client,
