@@ -194,8 +194,13 @@ class Key(Terms):
         return self.but(granted=granted, balance=granted - self.reserved - self.charged)
 
     def with_balance(self, balance: Decimal) -> Self:
-        """The same with `balance` to spend from now on."""
-        return self.granted_in_all(balance + self.reserved + self.charged)
+        """The same with `balance` to spend from now on.
+
+        What was reserved while nothing was counted is held back of it: it was never paid, and would
+        be given as a present when the request ends.
+        """
+        unpaid = Decimal(0) if self.granted is None else self.reserved
+        return self.granted_in_all(balance + unpaid + self.charged)
 
     def changes_since(self, old: Key | None) -> list[Change]:
         """What is other than it was, or than the defaults are, if there was nothing."""

@@ -248,6 +248,8 @@ def change(
 ) -> None:
     """Change what a key may do, and how much. What is not named stays as it is.
 
+    Of a key that was unlimited, --credits also pays for the requests that wait or run.
+
     Example: `mochi-server keys set alice --add-credits 50 --requests-per-minute 120`
 
     No limits: `mochi-server keys set alice --unlimited --requests-per-minute 0 --jobs-at-once 0`

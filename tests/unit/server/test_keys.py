@@ -30,9 +30,13 @@ from server.keys import (
 )
 from server.moments import broker_time
 from tests.faults.proxy import LossyProxy
+from tests.jobs import intake, params
 from worker import keyspace
+from worker.cancelling import cancel_all
 from worker.connection import connect_briefly
+from worker.credits import MILLION
 from worker.errors import BrokerUnavailableError
+from worker.price import Price
 
 ANN = NewKey(name="ann")
 
@@ -218,13 +222,15 @@ def test_an_account_always_adds_up(redis: Redis, operations: list[tuple[str, int
     redis.flushall()
     create_key(redis, NewKey(name="ann", credits=Decimal("7.5")))
     for name, millionths in operations:
+        before = key(redis, "ann")
         _operate(redis, name, millionths)
         found = key(redis, "ann")
         if found.balance is not None:
             balance, reserved, charged, granted = amounts(redis, "ann")
             assert balance + reserved + charged == granted
         if name == "set":
-            assert found.balance == Decimal(millionths) / 1_000_000
+            unpaid = before.reserved if before.balance is None else 0
+            assert found.balance == Decimal(millionths) / 1_000_000 - unpaid
         if name == "grant":
             assert found.granted == Decimal(millionths) / 1_000_000
 
@@ -269,10 +275,20 @@ def test_what_a_request_takes_while_credits_are_given_is_not_lost(
         return old.with_balance(Decimal(20))
 
     change_key(redis, "ann", edit)
-    balance, reserved, _, granted = amounts(redis, "ann")
-    assert reserved == 3
-    assert balance + reserved == granted
-    assert granted == (20 if credits_ else 23)
+    assert amounts(redis, "ann") == (17, 3, 0, 20)
+
+
+def test_what_was_submitted_without_a_limit_gives_no_credits_when_it_is_cancelled(
+    redis: Redis, redis_url: str
+) -> None:
+    create_key(redis, ANN)
+    owner = key(redis, "ann").key_id
+    for _ in range(3):
+        intake(redis_url, lambda it: it.submit(params(), owner, price=Price(30 * MILLION)))
+    change_key(redis, "ann", lambda old: old.with_balance(Decimal(5)))
+    assert amounts(redis, "ann") == (-85, 90, 0, 5)
+    assert cancel_all(redis, owner, retention_seconds=60) == 3
+    assert amounts(redis, "ann") == (5, 0, 0, 5)
 
 
 def test_more_than_can_be_counted_is_not_given(redis: Redis) -> None:
