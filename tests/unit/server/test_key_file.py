@@ -173,6 +173,8 @@ def test_the_secret_of_another_key_is_refused_and_nothing_is_changed(
         ("scopes = []", r"\[keys.ann\]: scopes: "),
         ('models = ["A b"]', r"\[keys.ann\]: models.0: got 'A b'. A model's name"),
         ('expires = "30d"', r"\[keys.ann\]: expires: got '30d'. .* write 2027-01-31"),
+        ("expires = 9999-12-31T23:59:59-10:00", r"expires: .*from 1970 to 8999"),
+        ("expires = 1969-12-31", r"expires: .*from 1970 to 8999"),
         ("expires = 30", r"\[keys.ann\]: expires: "),
         ("expires_at = 2027-01-31", r"\[keys.ann\]: expires_at: "),
         ("credits_granted = -1", r"\[keys.ann\]: credits_granted: .*-1"),
