@@ -6,9 +6,9 @@ for the other; and an act whose answer was lost on its way finds its own line, a
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -163,11 +163,11 @@ def note(redis: Redis, notes: Iterable[Entry], *, by: str = "") -> None:
 
 
 def local_user() -> str:
-    """The user and host of this process."""
+    """The user and host of this process. Its environment may say anything and is not asked."""
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's user may have no name
+        user = str(os.geteuid())
     return f"{user}@{socket.gethostname()}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -275,7 +277,7 @@ def test_what_a_request_takes_while_credits_are_given_is_not_lost(
         return old.with_balance(Decimal(20))
 
     change_key(redis, "ann", edit)
-    assert amounts(redis, "ann") == (17, 3, 0, 20)
+    assert amounts(redis, "ann") == tuple(map(Decimal, (17, 3, 0, 20)))
 
 
 def test_what_was_submitted_without_a_limit_gives_no_credits_when_it_is_cancelled(
@@ -286,9 +288,9 @@ def test_what_was_submitted_without_a_limit_gives_no_credits_when_it_is_cancelle
     for _ in range(3):
         intake(redis_url, lambda it: it.submit(params(), owner, price=Price(30 * MILLION)))
     change_key(redis, "ann", lambda old: old.with_balance(Decimal(5)))
-    assert amounts(redis, "ann") == (-85, 90, 0, 5)
+    assert amounts(redis, "ann") == tuple(map(Decimal, (-85, 90, 0, 5)))
     assert cancel_all(redis, owner, retention_seconds=60) == 3
-    assert amounts(redis, "ann") == (5, 0, 0, 5)
+    assert amounts(redis, "ann") == tuple(map(Decimal, (5, 0, 0, 5)))
 
 
 def test_more_than_can_be_counted_is_not_given(redis: Redis) -> None:
@@ -328,6 +330,16 @@ def test_every_act_is_noted_with_who_did_it_and_never_with_a_secret(redis: Redis
     assert "@" in log[3].by
     assert str(log[1].changes[0]) == "priority: 1 → 3"
     assert all(secret not in str(log) and digest(secret) not in str(log) for secret in secrets)
+
+
+def test_who_acted_is_not_what_the_environment_says(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    create_key(redis, ANN)
+    (entry,) = entries(redis, 1)
+    assert entry.by.startswith(f"{pwd.getpwuid(os.geteuid()).pw_name}@")
 
 
 def test_the_log_forgets_what_is_oldest(redis: Redis) -> None:
