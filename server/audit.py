@@ -6,13 +6,14 @@ for the other; and an act whose answer was lost on its way finds its own line, a
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -21,7 +22,7 @@ from redis.client import Pipeline
 
 from server.key_record import Change
 from server.moments import broker_time, from_ms
-from worker import keyspace
+from worker import keyspace, scripts
 from worker.connection import broker_errors
 
 MOST_ENTRIES = 10_000
@@ -58,16 +59,21 @@ class Step:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.read = pipeline
-        self._removals: list[Callable[[Pipeline], object]] = []
-        self._writes: list[Callable[[Pipeline], object]] = []
+        self._removals: list[tuple[str, ...]] = []
+        self._writes: list[tuple[str, ...]] = []
         self._entries: list[Entry] = []
 
     def now(self) -> datetime:
         """By the broker's clock."""
         return broker_time(self.read)
 
-    def write(self, command: Callable[[Pipeline], object], *, first: bool = False) -> None:
-        """Have this done at the end; with `first`, before what is not."""
+    def write(self, *command: str, first: bool = False) -> None:
+        """Have this done at the end; with `first`, before what is not.
+
+        Args:
+            command: its name, the one key that it is about, and the rest of it.
+            first: whether it makes room for another.
+        """
         (self._removals if first else self._writes).append(command)
 
     def note(self, entry: Entry) -> None:
@@ -79,23 +85,20 @@ class Step:
         self._removals, self._writes, self._entries = [], [], []
 
     def finish(self, by: str, token: str) -> None:
-        """Give all of it to the broker, which does it when the pipeline is executed."""
+        """Give all of it to the broker, which does it when the pipeline is executed.
+
+        In a script, which may write into a full memory: a key must be revoked also then.
+        """
         self.read.multi()
-        for command in [*self._removals, *self._writes]:
-            command(self.read)
-        for entry in self._entries:
-            self.read.xadd(
-                keyspace.AUDIT,
-                {
-                    "token": token,
-                    "by": by,
-                    "act": entry.act,
-                    "subject": entry.subject,
-                    "key_id": entry.key_id,
-                    "changes": json.dumps(entry.changes, ensure_ascii=False),
-                },
-                maxlen=MOST_ENTRIES,
-            )
+        notes = [_line(entry, by, token) for entry in self._entries]
+        commands = [*notes, *self._removals, *self._writes]
+        if not commands:
+            return
+        script = self.read.register_script(scripts.source("commands"))
+        self.read.script_load(script.script)  # with it: after a failover none is known
+        names = [name for _, name, *_ in commands]
+        without_names = [(word, *rest) for word, _, *rest in commands]
+        self.read.evalsha(script.sha, len(names), *names, json.dumps(without_names))
 
 
 def in_one_step(redis: Redis, decide: Callable[[Step], _Result], *, by: str = "") -> _Result:
@@ -160,12 +163,26 @@ def note(redis: Redis, notes: Iterable[Entry], *, by: str = "") -> None:
 
 
 def local_user() -> str:
-    """The user and host of this process."""
+    """The user and host of this process. Its environment may say anything and is not asked."""
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's user may have no name
+        user = str(os.geteuid())
     return f"{user}@{socket.gethostname()}"
+
+
+def _line(entry: Entry, by: str, token: str) -> tuple[str, ...]:
+    """The command that puts it into the log."""
+    fields = {
+        "token": token,
+        "by": by,
+        "act": entry.act,
+        "subject": entry.subject,
+        "key_id": entry.key_id,
+        "changes": json.dumps(entry.changes, ensure_ascii=False),
+    }
+    length = ("MAXLEN", "~", str(MOST_ENTRIES))
+    return ("XADD", keyspace.AUDIT, *length, "*", *chain.from_iterable(fields.items()))
 
 
 def _recent_tokens(pipeline: Pipeline) -> set[str]:

@@ -14,6 +14,7 @@ from redis import Redis
 from models.errors import MochiError
 from models.settings import ENV_PREFIX
 from server.settings import ServerSettings, load_settings
+from server.terminal import visible
 from worker.broker import EmbeddedBroker, broker_of
 from worker.connection import connect_briefly
 from worker.errors import BrokerUnavailableError
@@ -81,5 +82,5 @@ def errors_end(status: int = 1) -> Iterator[None]:
 
 def end(message: str, status: int) -> NoReturn:
     """Say this, and end."""
-    typer.secho(message, err=True, fg="red")
+    typer.secho("\n".join(map(visible, message.split("\n"))), err=True, fg="red")
     raise typer.Exit(status)

@@ -33,6 +33,7 @@ from server.key_record import Granted, Key, KeyFormError, Moment, Terms
 from server.keys import GRACE, Books, KeyStateError, Secret, revoke
 from server.moments import in_utc, parse_duration, parse_moment, written
 from server.settings import ServerSettings
+from server.terminal import visible
 from worker.connection import connect_briefly
 
 SETTING = "MOCHI_KEYS_FILE"
@@ -89,7 +90,8 @@ def read_key_file(path: Path) -> list[FileKey]:
         raise KeyFileError(f"{path} is not TOML: {error}.") from None
     tables = document.pop("keys", {})
     if document:
-        raise KeyFormError(f"{path}: {next(iter(document))}: unknown; keys are `[keys.NAME]`.")
+        unknown = visible(next(iter(document)))
+        raise KeyFormError(f"{path}: {unknown}: unknown; keys are `[keys.NAME]`.")
     if not isinstance(tables, dict):
         raise KeyFormError(f"{path}: keys: must be tables, `[keys.NAME]`.")
     keys = [_file_key(path, name, table) for name, table in tables.items()]
@@ -149,7 +151,7 @@ def apply_at_start(settings: ServerSettings, url: str, say: Callable[[str], obje
 
 
 def _file_key(path: Path, name: str, table: object) -> FileKey:
-    place = f"{path}: [keys.{name}]"
+    place = f"{path}: [keys.{visible(name)}]"
     if not isinstance(table, dict):
         raise KeyFormError(f"{place}: must be a table.")
     if "name" in table:
@@ -196,7 +198,7 @@ def _explain_foreign(books: Books, path: Path, wanted: FileKey, known: Secret) -
             f"revoked on {written(owner.revoked_at)}, and stays so; with another secret_sha256 it "
             "is a new key"
         )
-    name = owner.name if owner else known.key_id
+    name = visible(owner.name if owner else known.key_id)
     raise KeyStateError(
         f"{path}: [keys.{wanted.name}]: secret_sha256: it is that of the key `{name}`. To rename "
         f"that, type `mochi-server keys set '{name}' --name '{wanted.name}'` first."

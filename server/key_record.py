@@ -19,6 +19,7 @@ from pydantic import (
 from server.errors import CommandError
 from server.keyring import PREFIX, Scope
 from server.moments import from_ms, in_utc, to_ms, written
+from server.terminal import visible
 from worker.credits import DECIMALS, from_millionths, to_millionths
 
 MOST_PRIORITY = 100
@@ -52,7 +53,7 @@ class KeyFormError(CommandError):
             place: what it was found in.
         """
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(visible(str(part)) for part in first["loc"])
         rule = first["msg"].removeprefix("Value error, ").rstrip(".")
         if first["type"] == "string_pattern_mismatch":
             rule = next((FORMS[part] for part in first["loc"] if part in FORMS), rule)
@@ -134,7 +135,9 @@ class Change(NamedTuple):
     new: str
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.old} → {self.new}" if self.old else f"{self.field}: {self.new}"
+        """For people."""
+        old = f"{self.old} → " if self.old else ""
+        return visible(f"{self.field}: {old}{self.new}")
 
 
 class Key(Terms):
@@ -194,14 +197,19 @@ class Key(Terms):
         return self.but(granted=granted, balance=granted - self.reserved - self.charged)
 
     def with_balance(self, balance: Decimal) -> Self:
-        """The same with `balance` to spend from now on."""
-        return self.granted_in_all(balance + self.reserved + self.charged)
+        """The same with `balance` to spend from now on.
+
+        What was reserved while nothing was counted is held back of it: it was never paid, and would
+        be given as a present when the request ends.
+        """
+        unpaid = Decimal(0) if self.granted is None else self.reserved
+        return self.granted_in_all(balance + unpaid + self.charged)
 
     def changes_since(self, old: Key | None) -> list[Change]:
         """What is other than it was, or than the defaults are, if there was nothing."""
         before = dict(old) if old else _nothing_of(self)
         return [
-            Change(name, shown(name, before[name]) if old else "", shown(name, value))
+            Change(name, in_words(name, before[name]) if old else "", in_words(name, value))
             for name, value in self
             if value != before[name]
         ]
@@ -241,7 +249,7 @@ def _to_text(value: object) -> str:
     return " ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def shown(name: str, value: object) -> str:
+def in_words(name: str, value: object) -> str:
     """The value of a field, for people."""
     if value is None:
         return _NOTHING.get(name, "none")

@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from server.audit import Entry
-from server.key_record import Key, shown
+from server.key_record import Key, in_words
 from server.keys import Secret
 from server.moments import written
-
-WIDTH = 1000
-"""Of a line that is not for a terminal: nothing is cut there, nor wrapped."""
+from server.terminal import visible
+from server.workers import WIDTH
 
 _console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
 
@@ -34,23 +33,24 @@ def print_keys(keys: Iterable[Key], *, with_ids: bool) -> None:
     if with_ids:
         table.add_column("id", no_wrap=True)
     for key in keys:
-        table.add_row(
+        cells = (
             key.name,
-            shown("scopes", key.scopes),
-            shown("models", key.models),
+            in_words("scopes", key.scopes),
+            in_words("models", key.models),
             str(key.priority),
             _limits(key),
-            shown("balance", key.balance),
+            in_words("balance", key.balance),
             _until(key),
             *([key.key_id] if with_ids else []),
         )
+        table.add_row(*map(visible, cells))
     _console.print(table, soft_wrap=True)
 
 
 def print_key(key: Key, secrets: Iterable[Secret]) -> None:
     """All of one key, a field a line."""
     for name, value in key:
-        _say(f"{name}: {shown(name, value)}")
+        _say(f"{name}: {in_words(name, value)}")
     for secret in secrets:
         _say(f"secret: {'ends at ' + written(secret.ends_at) if secret.ends_at else 'in use'}")
 
@@ -62,7 +62,8 @@ def print_entries(entries: Iterable[Entry]) -> None:
         table.add_column(name, overflow="fold")
     for entry in entries:
         at = written(entry.at) if entry.at else ""
-        table.add_row(at, entry.by, entry.act, entry.subject, "; ".join(map(str, entry.changes)))
+        changes = "; ".join(map(str, entry.changes))
+        table.add_row(*map(visible, (at, entry.by, entry.act, entry.subject, changes)))
     _console.print(table, soft_wrap=True)
 
 
@@ -98,8 +99,8 @@ def _limits(key: Key) -> str:
 def _until(key: Key) -> str:
     if key.revoked_at is not None:
         return f"revoked {written(key.revoked_at)}"
-    return shown("expires_at", key.expires_at)
+    return in_words("expires_at", key.expires_at)
 
 
 def _say(line: str) -> None:
-    _console.print(line, soft_wrap=True)
+    _console.print(visible(line), soft_wrap=True)

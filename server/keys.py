@@ -10,12 +10,10 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, cast
 from uuid import uuid4
 
 from redis import Redis
-from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from server.audit import Entry, Step, in_one_step
@@ -159,26 +157,21 @@ class Books:
             self._hold(old)
         self._rewrite(keyspace.api_key(key.key_id), before, after)
         if old and not old.revoked_at and (old.name != key.name or key.revoked_at):
-            self.step.write(
-                lambda pipeline: pipeline.hdel(keyspace.KEY_NAMES, old.name), first=True
-            )
+            self.step.write("HDEL", keyspace.KEY_NAMES, old.name, first=True)
         if not key.revoked_at:
-            self.step.write(
-                lambda pipeline: pipeline.hset(keyspace.KEY_NAMES, key.name, key.key_id)
-            )
+            self.step.write("HSET", keyspace.KEY_NAMES, key.name, key.key_id)
         self.step.note(Entry(act, key.name, tuple(changes), key.key_id))
         return changes
 
     def _rewrite(self, name: str, before: dict[str, str], after: dict[str, str]) -> None:
         gone = sorted(before.keys() - after.keys())
         if gone:
-            self.step.write(lambda pipeline: pipeline.hdel(name, *gone))
+            self.step.write("HDEL", name, *gone)
         for field, text in sorted(after.items() - before.items()):
             if field in AMOUNTS and field in before:
-                move = partial(_move, name=name, field=field, by=int(text) - int(before[field]))
-                self.step.write(move)
+                self.step.write("HINCRBY", name, field, str(int(text) - int(before[field])))
             else:
-                self.step.write(partial(_set, name=name, field=field, text=text))
+                self.step.write("HSET", name, field, text)
 
     def _hold(self, key: Key) -> None:
         """Begin again, if its account moved meanwhile: what it is given from now on counts that."""
@@ -188,13 +181,11 @@ class Books:
 
     def put_secret(self, secret: Secret) -> None:
         """Let it in from now on, or until another time."""
-        self.step.write(
-            lambda pipeline: pipeline.hset(keyspace.SECRETS, secret.digest, str(secret))
-        )
+        self.step.write("HSET", keyspace.SECRETS, secret.digest, str(secret))
 
     def drop_secret(self, secret: Secret) -> None:
         """Let it in no more."""
-        self.step.write(lambda pipeline: pipeline.hdel(keyspace.SECRETS, secret.digest), first=True)
+        self.step.write("HDEL", keyspace.SECRETS, secret.digest, first=True)
 
     def replace_secret(self, key: Key, sha256: str, grace: timedelta) -> Change:
         """Another secret; the present one stays good for `grace`, and any before it ends now."""
@@ -386,14 +377,6 @@ def is_registered(redis: Redis, secret: str) -> bool:
             return False
         key_id = Secret.read("", stored).key_id
         return not redis.hexists(keyspace.api_key(key_id), "revoked_at")
-
-
-def _move(pipeline: Pipeline, *, name: str, field: str, by: int) -> None:
-    pipeline.hincrby(name, field, by)
-
-
-def _set(pipeline: Pipeline, *, name: str, field: str, text: str) -> None:
-    pipeline.hset(name, field, text)
 
 
 def _secrets(stored: Mapping[str, str]) -> list[Secret]:

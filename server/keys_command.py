@@ -52,6 +52,7 @@ from server.keys import (
     rotate_key,
 )
 from server.moments import broker_time, parse_duration, parse_end
+from server.terminal import visible
 from worker.address import shown
 from worker.cancelling import cancel_all
 
@@ -201,7 +202,7 @@ def revoke(
     apply_options(ctx)
     with errors_end(), any_broker() as redis:
         key = revoke_key(redis, name)
-        typer.echo(f"Revoked: {key.name} ({key.key_id}).")
+        typer.echo(visible(f"Revoked: {key.name} ({key.key_id})."))
         if not keep_requests:
             _cancel(redis, [key])
 
@@ -247,6 +248,8 @@ def change(
     redis_url: RedisUrl = None,
 ) -> None:
     """Change what a key may do, and how much. What is not named stays as it is.
+
+    Of a key that was unlimited, --credits also pays for the requests that wait or run.
 
     Example: `mochi-server keys set alice --add-credits 50 --requests-per-minute 120`
 
@@ -491,8 +494,10 @@ def _warn_of_file(redis: Redis, name: str) -> None:
     key, _ = one_key(redis, name)
     if key.source == "file":
         typer.secho(
-            f"The key `{key.name}` comes from a file: the next `keys apply` makes it again what "
-            "that says.",
+            visible(
+                f"The key `{key.name}` comes from a file: the next `keys apply` makes it again "
+                "what that says."
+            ),
             err=True,
             fg="yellow",
         )

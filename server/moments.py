@@ -40,9 +40,7 @@ def parse_moment(text: str) -> datetime:
         ValueError: saying which forms there are.
     """
     with suppress(ValueError):
-        moment = datetime.fromisoformat(text.strip())
-        if moment.year < LATEST_YEAR:
-            return in_utc(moment)
+        return in_utc(datetime.fromisoformat(text.strip()))
     raise ValueError(f"{text!r} is no date: write 2027-01-31, or 2027-01-31T18:00:00Z.")
 
 
@@ -68,10 +66,18 @@ def parse_end(text: str, now: datetime) -> datetime:
 
 
 def in_utc(moment: date) -> datetime:
-    """A date, or a time that names no zone, is meant in UTC."""
+    """A date, or a time that names no zone, is meant in UTC.
+
+    Raises:
+        ValueError: it is too early or too late to be meant.
+    """
     if not isinstance(moment, datetime):
         moment = datetime.combine(moment, time())
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    with suppress(OverflowError):
+        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        if moment >= EPOCH and moment.year < LATEST_YEAR:
+            return moment
+    raise ValueError(f"It must be from {EPOCH.year} to {LATEST_YEAR - 1}.")
 
 
 def written(moment: datetime) -> str:

@@ -12,7 +12,8 @@ _FOLDER = files("worker") / "lua"
 def source(name: str) -> str:
     """The text of script `name`, with what all scripts share before it.
 
-    A broker whose memory is full accepts no new request, and still takes beats and results.
+    A broker whose memory is full accepts no new request, and still takes beats, results and what
+    administrators do.
     """
     first_line = "" if name == "submit" else "#!lua flags=allow-oom\n"
     common, script = (_FOLDER / f"{part}.lua" for part in ("common", name))

@@ -31,6 +31,15 @@ _SPACELESS = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     r"\U00020000-\U0003ffff]"
 )
+# With the category Cf, all of Unicode's Default_Ignorable_Code_Point.
+_INVISIBLE = (
+    r"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # control characters that are no space
+    r"\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    r"\U000e0000-\U000e0fff"
+)
+# Marks that belong to no script. Those of one, such as the vowels of Hindi, make another word.
+_ACCENTS = r"\u0300-\u036f\u0483-\u0487\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+_IGNORED = re.compile(f"[{_INVISIBLE}{_ACCENTS}]")
 _Words = tuple[str, ...]
 
 
@@ -104,7 +113,7 @@ def _words(text: str) -> _Words:
 def _plain(character: str) -> str:
     """Nothing for accents and what is invisible, a space for what is in no word."""
     category = unicodedata.category(character)
-    if category == "Cf" or "\u0300" <= character <= "\u036f":
+    if category in {"Cf", "Me"} or _IGNORED.match(character):
         return ""
     return character if category[0] in "LMN" else " "
 

@@ -3,12 +3,21 @@
 -- Returns for each 'unknown', 'revoked', 'expired', or its id, name, scopes, models and balance.
 local now = now_ms()
 
+-- What is no moment has come: others in the batch are to have their answers, and this key is not.
+local function is_over(written)
+  local moment = tonumber(written)
+  return not moment or moment <= now
+end
+
 local function find(digest)
   local found = redis.call('HGET', KEYS[1], digest)
   if not found then
     return 'unknown'
   end
-  local id, ends = string.match(found, '^(%S+) ?(%d*)$')
+  local id, ends = string.match(found, '^(%S+) ?(.*)$')
+  if not id then
+    return 'unknown'
+  end
   local key = redis.call('HMGET', ARGV[1] .. id, 'name', 'scopes', 'models', 'balance',
                          'expires_at', 'revoked_at')
   if not key[1] then
@@ -17,7 +26,7 @@ local function find(digest)
   if key[6] then
     return 'revoked'
   end
-  if ends ~= '' and tonumber(ends) <= now or key[5] and tonumber(key[5]) <= now then
+  if ends ~= '' and is_over(ends) or key[5] and is_over(key[5]) then
     return 'expired'
   end
   return { id, unpack(key, 1, 4) }

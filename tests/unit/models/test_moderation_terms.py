@@ -50,6 +50,23 @@ def test_a_term_is_found_in_whatever_form(tmp_path: Path, prompt: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "character",
+    [
+        "\x00", "\x1b", "\x7f", "\x9f",  # control characters
+        "\u034f", "\u115f", "\u1160", "\u17b4", "\u180b", "\u180f", "\u2065", "\u3164", "\ufe00",
+        "\ufe0f", "\uffa0", "\ufff0", "\U000e0001", "\U000e0100", "\U000e01ef",  # invisible
+        "\u0300", "\u0483", "\u0489", "\u1ab0", "\u1dc0", "\u20d0", "\u20d2", "\u20dd", "\ufe20",
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_a_character_that_is_invisible_or_a_mark_hides_no_term(
+    tmp_path: Path, character: str
+) -> None:
+    assert read(tmp_path, "bomb").blocks(f"a bo{character}mb") == "term list"
+    assert read(tmp_path, f"b{character}omb").blocks("a bomb") == "term list"
+
+
+@pytest.mark.parametrize(
     ("term", "prompt"),
     [
         ("ass", "an assassin passes a glass of bass"),

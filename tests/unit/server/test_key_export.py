@@ -143,10 +143,13 @@ def test_a_revoked_key_leaves_its_name_to_who_has_it_now(redis: Redis) -> None:
     [
         ({"priority": 0}, r"keys.json: keys.0.priority: got 0"),
         ({"colour": "red"}, r"keys.0.colour: got 'red'"),
+        ({"\x1b]0;x\x07": "red"}, r"keys.0.\\x1b\]0;x\\x07: got 'red'"),
         ({"key_id": "../x"}, r"keys.0.key_id: got '../x'. An id has 32 hex digits"),
         ({"secrets": [{"sha256": "x"}]}, r"keys.0.secrets.0.sha256: .*64 hex digits"),
         ({"balance": "11"}, r"keys.0: `balance`, `reserved` and `charged` make 11, not `granted`"),
         ({"granted": None}, r"keys.0: a key has both"),
+        ({"expires_at": "9999-12-31T23:59:59-10:00"}, r"keys.0.expires_at: .*from 1970 to 8999"),
+        ({"created_at": "0001-01-01T00:00:00+10:00"}, r"keys.0.created_at: .*from 1970 to 8999"),
         ({"created_at": "yesterday"}, r"keys.0.created_at: got 'yesterday'"),
         ({"name": "bob"}, r"keys.json: two keys have the name 'bob'"),
     ],

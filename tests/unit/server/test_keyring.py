@@ -13,8 +13,8 @@ from redis import Redis
 from server.errors import ExpiredKeyError, ForbiddenError, InvalidKeyError, RevokedKeyError
 from server.first_key import first_key_file
 from server.key_record import KeyFormError, NewKey
-from server.keyring import PREFIX, ApiKey, Keyring, Scope
-from server.keys import any_key, create_key, revoke_key, rotate_key
+from server.keyring import PREFIX, ApiKey, Keyring, Scope, digest
+from server.keys import any_key, create_key, one_key, revoke_key, rotate_key
 from server.moments import EPOCH
 from worker import keyspace
 from worker.connection import connect_gateway
@@ -144,6 +144,39 @@ def test_each_of_many_who_ask_at_once_has_his_own_answer(redis: Redis, redis_url
     first, second, third, stranger = with_keyring(redis_url, use)
     assert [getattr(key, "name", "") for key in (first, third)] == ["a", "c"]
     assert [type(second), type(stranger)] == [RevokedKeyError, InvalidKeyError]
+
+
+@pytest.mark.parametrize(
+    ("entry", "outcome"),
+    [
+        ("ID -1000", ExpiredKeyError),
+        ("ID soon", ExpiredKeyError),
+        ("ID -", ExpiredKeyError),
+        ("", InvalidKeyError),
+        (" ", InvalidKeyError),
+    ],
+)
+def test_an_entry_that_is_not_ours_keeps_nobody_else_from_his_answer(
+    redis: Redis, redis_url: str, entry: str, outcome: type[Exception]
+) -> None:
+    good, bad = (create_key(redis, NewKey(name=name)) for name in ("good", "bad"))
+    key_id = one_key(redis, "bad")[0].key_id
+    redis.hset(keyspace.SECRETS, digest(bad), entry.replace("ID", key_id))
+
+    async def use(keyring: Keyring) -> list[ApiKey | BaseException]:
+        asked = (keyring.find(secret) for secret in [good, bad])
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    key, refusal = with_keyring(redis_url, use)
+    assert getattr(key, "name", "") == "good"
+    assert type(refusal) is outcome
+
+
+def test_a_key_whose_end_is_no_moment_is_over(redis: Redis, redis_url: str) -> None:
+    secret = create_key(redis, LAPTOP)
+    redis.hset(keyspace.api_key(one_key(redis, "laptop")[0].key_id), "expires_at", "soon")
+    with pytest.raises(ExpiredKeyError):
+        find(redis_url, secret)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a\nb", "a\n", "x" * 65, "\x1b[2J", "<b>"])

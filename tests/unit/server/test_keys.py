@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -30,9 +32,13 @@ from server.keys import (
 )
 from server.moments import broker_time
 from tests.faults.proxy import LossyProxy
+from tests.jobs import intake, params
 from worker import keyspace
+from worker.cancelling import cancel_all
 from worker.connection import connect_briefly
+from worker.credits import MILLION
 from worker.errors import BrokerUnavailableError
+from worker.price import Price
 
 ANN = NewKey(name="ann")
 
@@ -218,13 +224,15 @@ def test_an_account_always_adds_up(redis: Redis, operations: list[tuple[str, int
     redis.flushall()
     create_key(redis, NewKey(name="ann", credits=Decimal("7.5")))
     for name, millionths in operations:
+        before = key(redis, "ann")
         _operate(redis, name, millionths)
         found = key(redis, "ann")
         if found.balance is not None:
             balance, reserved, charged, granted = amounts(redis, "ann")
             assert balance + reserved + charged == granted
         if name == "set":
-            assert found.balance == Decimal(millionths) / 1_000_000
+            unpaid = before.reserved if before.balance is None else 0
+            assert found.balance == Decimal(millionths) / 1_000_000 - unpaid
         if name == "grant":
             assert found.granted == Decimal(millionths) / 1_000_000
 
@@ -269,10 +277,20 @@ def test_what_a_request_takes_while_credits_are_given_is_not_lost(
         return old.with_balance(Decimal(20))
 
     change_key(redis, "ann", edit)
-    balance, reserved, _, granted = amounts(redis, "ann")
-    assert reserved == 3
-    assert balance + reserved == granted
-    assert granted == (20 if credits_ else 23)
+    assert amounts(redis, "ann") == tuple(map(Decimal, (17, 3, 0, 20)))
+
+
+def test_what_was_submitted_without_a_limit_gives_no_credits_when_it_is_cancelled(
+    redis: Redis, redis_url: str
+) -> None:
+    create_key(redis, ANN)
+    owner = key(redis, "ann").key_id
+    for _ in range(3):
+        intake(redis_url, lambda it: it.submit(params(), owner, price=Price(30 * MILLION)))
+    change_key(redis, "ann", lambda old: old.with_balance(Decimal(5)))
+    assert amounts(redis, "ann") == tuple(map(Decimal, (-85, 90, 0, 5)))
+    assert cancel_all(redis, owner, retention_seconds=60) == 3
+    assert amounts(redis, "ann") == tuple(map(Decimal, (5, 0, 0, 5)))
 
 
 def test_more_than_can_be_counted_is_not_given(redis: Redis) -> None:
@@ -314,6 +332,16 @@ def test_every_act_is_noted_with_who_did_it_and_never_with_a_secret(redis: Redis
     assert all(secret not in str(log) and digest(secret) not in str(log) for secret in secrets)
 
 
+def test_who_acted_is_not_what_the_environment_says(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    create_key(redis, ANN)
+    (entry,) = entries(redis, 1)
+    assert entry.by.startswith(f"{pwd.getpwuid(os.geteuid()).pw_name}@")
+
+
 def test_the_log_forgets_what_is_oldest(redis: Redis) -> None:
     for start in range(0, MOST_ENTRIES, 2000):
         note(redis, [Entry("drain", str(number)) for number in range(start, start + 2000)])
@@ -336,6 +364,21 @@ def test_an_act_whose_answer_is_lost_is_done_once(redis: Redis, redis_url: str) 
     assert {secret.digest: secret.ends_at for secret in one_key(redis, "ann")[1]}[
         digest(secret)
     ] is None
+
+
+def test_acts_are_done_while_the_brokers_memory_is_full(redis: Redis) -> None:
+    """A key that has leaked cannot wait until there is room."""
+    create_key(redis, ANN)
+    create_key(redis, NewKey(name="bob"))
+    redis.config_set("maxmemory", "1")
+    try:
+        rotate_key(redis, "bob")
+        change_key(redis, "bob", lambda old: old.but(priority=3))
+        revoke_key(redis, "ann")
+    finally:
+        redis.config_set("maxmemory", "0")
+    assert [key.name for key, _ in all_keys(redis) if key.revoked_at is None] == ["bob"]
+    assert acts(redis)[2:] == ["rotate bob", "set bob", "revoke ann"]
 
 
 def test_without_a_broker_nothing_is_said_to_be_done() -> None:

@@ -53,6 +53,23 @@ def test_what_is_no_date_is_told(text: str) -> None:
         parse_moment(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9999-12-31T23:59:59-10:00",
+        "0001-01-01T00:00:00+10:00",
+        "1969-12-31T23:59:59Z",
+        "1970-01-01T00:00:00+01:00",
+        "9000-01-01",
+    ],
+)
+def test_what_is_too_early_or_too_late_to_be_meant_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match="must be from 1970 to 8999"):
+        in_utc(datetime.fromisoformat(text))
+    with pytest.raises(ValueError, match="is no date: write 2027-01-31"):
+        parse_moment(text)
+
+
 def test_an_end_is_either_and_is_still_to_come() -> None:
     assert parse_end("36h", NOW) == NOW + timedelta(hours=36)
     assert parse_end("2027-01-31", NOW) == NOW + timedelta(hours=12)
