@@ -526,7 +526,10 @@ def usage(
         end = last.date() if last else today
         period = Period(first.date() if first else end - timedelta(days=days - 1), end)
     if len(period.days) not in range(1, KEPT_DAYS + 2):
-        raise typer.BadParameter(f"From --first to --last must be 1 to {KEPT_DAYS} days.")
+        raise typer.BadParameter(
+            f"From --first to --last, which is today if not given, must be 1 to {KEPT_DAYS} days; "
+            f"got {period.first} to {period.last}."
+        )
     with errors_end(), running_broker() as redis:
         print_usage(redis, period, form, key)
 

@@ -33,7 +33,9 @@ class InvalidKeyError(HttpError):
     """The API key is not one of ours."""
 
     def __init__(
-        self, text: str = "Invalid API key; make one with `mochi-server keys create NAME`"
+        self,
+        text: str = "Invalid API key; ask who runs this server for one, or make one with `mochi-server keys "
+        "create NAME`",
     ) -> None:
         super().__init__(text)
 

@@ -385,5 +385,9 @@ def _secrets(stored: Mapping[str, str]) -> list[Secret]:
 
 def _no_such_key(name: str, names: list[str]) -> NoSuchKeyError:
     close = difflib.get_close_matches(name, names, n=1)
-    hint = f"Did you mean `{close[0]}`?" if close else "`mochi-server keys list` shows all."
+    hint = (
+        f"Did you mean `{close[0]}`?"
+        if close
+        else "`mochi-server keys list --all` shows all, and the ids of revoked ones."
+    )
     return NoSuchKeyError(f"There is no key `{name}`. {hint}")

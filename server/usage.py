@@ -22,6 +22,7 @@ COLUMNS = (
     *("day", "key", "requests", "completed", "failed"),
     *("failed_by_code", "gpu_seconds", "credits"),
 )
+"""Of the table. CSV and JSON have `key_id` too: a name may be that of another key later."""
 
 
 class Form(StrEnum):
@@ -48,12 +49,12 @@ def print_usage(redis: Redis, period: Period, form: Form, only: str = "") -> Non
     match form:
         case Form.CSV:
             writer = csv.writer(sys.stdout, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(_cells(row) for row in rows)
+            writer.writerow((*COLUMNS, "key_id"))
+            writer.writerows((*_cells(row), row["key_id"]) for row in rows)
         case Form.JSON:
             sys.stdout.write(json.dumps(rows, indent=2, default=float) + "\n")
         case Form.TABLE:
-            _print_table(rows)
+            _print_table(rows, only)
 
 
 def _read(redis: Redis, period: Period) -> list[Usage]:
@@ -79,6 +80,7 @@ def _row(usage: Usage, name: str) -> dict[str, object]:
     return {
         "day": usage.day.isoformat(),
         "key": name,
+        "key_id": usage.owner,
         "requests": usage.requests,
         "completed": usage.completed,
         "failed": sum(usage.failed.values()),
@@ -98,9 +100,10 @@ def _cell(value: object) -> str:
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
-def _print_table(rows: Sequence[dict[str, object]]) -> None:
+def _print_table(rows: Sequence[dict[str, object]], only: str) -> None:
     if not rows:
-        Console(stderr=True).print("Nothing was used in this time.", markup=False)
+        by = f"By a key `{only}` nothing" if only else "Nothing"
+        Console(stderr=True).print(f"{by} was used in this time.", markup=False)
         return
     table = Table(box=None)
     for column in COLUMNS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -70,8 +71,8 @@ class TooManyJobsError(LimitError):
 
     def __init__(self, most: int) -> None:
         super().__init__(
-            f"This API key may have {most} requests at once, and has: wait for one to end, or "
-            "cancel one."
+            f"This API key may have {most} {'request' if most == 1 else 'requests'} at once, and "
+            "has: wait for one to end, or cancel one."
         )
 
 
@@ -80,8 +81,8 @@ class TooFastError(LimitError):
 
     def __init__(self, rate: Rate) -> None:
         super().__init__(
-            f"This API key may submit {rate.limit} requests a minute, and has: ask again in "
-            f"{rate.reset_seconds:.0f} seconds."
+            f"This API key may submit {rate.limit} {'request' if rate.limit == 1 else 'requests'} "
+            f"a minute, and has: ask again in {math.ceil(rate.reset_seconds)} seconds."
         )
         self.rate = rate
         self.retry_seconds = rate.reset_seconds
@@ -90,10 +91,11 @@ class TooFastError(LimitError):
 class TooFewCreditsError(JobError):
     """The balance does not cover what the request may cost."""
 
-    def __init__(self, balance: Decimal, price: Decimal) -> None:
+    def __init__(self, balance: Decimal, price: Decimal, reserved: Decimal) -> None:
+        held = f" ({reserved:f} more are reserved for requests that wait or run)"
         super().__init__(
             f"Insufficient credits: the request costs up to {price:f}, and the balance is "
-            f"{balance:f}."
+            f"{balance:f}{held if reserved else ''}. Ask who runs this server for more."
         )
 
 

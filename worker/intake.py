@@ -135,8 +135,9 @@ class Intake:
                 raise TooManyJobsError(most)
             case ["too_fast", *rate]:
                 raise TooFastError(_rate(*rate))
-            case ["too_few_credits", balance, most]:
-                raise TooFewCreditsError(from_millionths(int(balance)), from_millionths(int(most)))
+            case ["too_few_credits", *amounts]:
+                balance, price, reserved = (from_millionths(int(amount)) for amount in amounts)
+                raise TooFewCreditsError(balance, price, reserved)
             case ["accepted", limit, remaining, reset_ms]:
                 return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
         return Accepted(request_id)

@@ -27,7 +27,7 @@ class WorkerSettings(ModerationSettings):
         pattern=r"^((rediss?|sentinels?|unix)://.+)?$",
         description=(
             "Redis or Valkey, like redis://host:6379/0 or sentinel://host1:26379,host2:26379/NAME; "
-            "empty: that of `mochi-server up`."
+            "empty: the one that `mochi-server up` runs. A gateway or worker by itself needs it."
         ),
     )
     outputs: str = Field(

@@ -40,7 +40,7 @@ if at_once and redis.call('SCARD', live) >= tonumber(at_once) then
 end
 local reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9])
 if balance and reserved > 0 and reserved > tonumber(balance) then
-  return { 'too_few_credits', balance, text(reserved) }
+  return { 'too_few_credits', balance, text(reserved), redis.call('HGET', account, 'reserved') or '0' }
 end
 local recent, rate = keys.rate .. owner, {}
 if per_minute then
