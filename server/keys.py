@@ -289,7 +289,7 @@ def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
 
 def revoke(books: Books, key: Key) -> Key:
     """The same as a part of an act."""
-    revoked = key.but(revoked_at=books.step.now())
+    revoked = key.model_copy(update={"revoked_at": books.step.now()})  # whatever else it has
     books.put(revoked, key, "revoke")
     return revoked
 

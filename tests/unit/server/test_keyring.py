@@ -179,10 +179,43 @@ def test_a_key_whose_end_is_no_moment_is_over(redis: Redis, redis_url: str) -> N
         find(redis_url, secret)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a\nb", "a\n", "x" * 65, "\x1b[2J", "<b>"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a/b",
+        "a\nb",
+        "a\n",
+        "x" * 65,
+        "\x1b[2J",
+        "<b>",
+        " ",
+        " a",
+        "-x",
+        "_",
+        "a\u200db",
+        "\u3164",
+        "a\ufe0f",
+        "\u0301a",
+    ],
+)
 def test_a_name_that_could_upset_a_table_is_refused(name: str) -> None:
     with pytest.raises(KeyFormError, match="1 to 64 letters"):
         NewKey.of(name=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "7", "Zoë", "Zoe\u0308", "李 @home", "अनु", "a_b.c-d", "x" * 64]
+)
+def test_names_are_of_any_language(name: str) -> None:
+    assert NewKey.of(name=name).name == name
+
+
+def test_a_name_that_could_be_an_id_is_refused(redis: Redis) -> None:
+    create_key(redis, LAPTOP)
+    key_id = one_key(redis, "laptop")[0].key_id
+    with pytest.raises(KeyFormError, match=r"name: .* taken for an id"):
+        NewKey.of(name=key_id)
 
 
 def test_without_a_broker_nobody_can_tell(tmp_path: Path) -> None:

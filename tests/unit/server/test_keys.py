@@ -115,6 +115,13 @@ def test_to_revoke_twice_changes_nothing_more(redis: Redis) -> None:
     assert acts(redis) == ["create ann", "revoke ann"]
 
 
+def test_a_key_can_be_revoked_whatever_the_broker_holds_of_it(redis: Redis) -> None:
+    create_key(redis, ANN)
+    redis.hset(keyspace.api_key(key(redis, "ann").key_id), "priority", 0)
+    revoked = revoke_key(redis, "ann")
+    assert key(redis, revoked.key_id).revoked_at
+
+
 def test_a_revoked_key_takes_no_other_secret_and_no_other_terms(redis: Redis) -> None:
     create_key(redis, ANN)
     gone = revoke_key(redis, "ann").key_id
