@@ -25,6 +25,7 @@ from server import keys
 from server.audit import entries
 from server.key_export import export_keys, import_keys
 from server.key_record import NewKey
+from server.workers import drain_workers
 from tests.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
 from tests.jobs import end_lease, intake, live, pop
 from tests.jobs import submit as accept
@@ -34,7 +35,7 @@ from worker.cancelling import cancel_all
 from worker.connection import connect_briefly, connect_gateway, connect_worker
 from worker.contact import dangers_of
 from worker.errors import BrokerUnavailableError
-from worker.fleet import fleet, order_drain
+from worker.fleet import fleet
 from worker.store import JobStore, Lease, Order, Recovery, Result
 
 README = Path(__file__).parents[2] / "README.md"
@@ -215,7 +216,7 @@ def test_the_user_of_the_readme_may_repair_what_dead_workers_leave(user_of_the_r
         assert store.exists(leases[2].request_id)
         assert store.unlisted() == []
         assert [worker.name for worker in fleet(redis)] == ["ann"]
-        order_drain(redis, "ann")
+        drain_workers(redis, ["ann"], wait=False)
         assert store.beat(live()) == {Order.DRAIN}
         store.sign_off(live())
 

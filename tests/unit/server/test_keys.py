@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from server.audit import MOST_ENTRIES, Entry, Step, entries, in_one_step, note
+from server.audit import MOST_ENTRIES, Entry, Step, entries, in_one_step
 from server.key_record import Key, KeyFormError, NewKey
 from server.keyring import digest
 from server.keys import (
@@ -350,9 +352,13 @@ def test_who_acted_is_not_what_the_environment_says(
 
 
 def test_the_log_forgets_what_is_oldest(redis: Redis) -> None:
+    def note(step: Step, subjects: Iterable[object]) -> None:
+        for subject in subjects:
+            step.note(Entry("drain", str(subject)))
+
     for start in range(0, MOST_ENTRIES, 2000):
-        note(redis, [Entry("drain", str(number)) for number in range(start, start + 2000)])
-    note(redis, [Entry("drain", "the last")])
+        in_one_step(redis, partial(note, subjects=range(start, start + 2000)))
+    in_one_step(redis, partial(note, subjects=["the last"]))
     assert MOST_ENTRIES <= redis.xlen(keyspace.AUDIT) < MOST_ENTRIES + 200
     assert [entry.subject for entry in entries(redis, 1)] == ["the last"]
 
