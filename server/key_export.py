@@ -12,7 +12,7 @@ from redis import Redis
 from server.audit import Step, in_one_step
 from server.errors import CommandError
 from server.key_record import Change, Key, KeyFormError, Moment
-from server.keys import Books, Secret, all_keys, revoke
+from server.keys import Keybook, Secret, all_keys, revoke
 
 MOST_SECRETS = 2
 
@@ -137,20 +137,20 @@ def import_keys(
         raise KeyFormError.of(error, place) from None
 
     def decide(step: Step) -> Imported:
-        books = Books(step)
-        present = {key.key_id: books.key(key.key_id) for key in wanted}
+        book = Keybook(step)
+        present = {key.key_id: book.key(key.key_id) for key in wanted}
         made = [key.key(present[key.key_id]) for key in wanted]
-        holders = _holders(books, made)
-        known = _known(books, wanted)
+        holders = _holders(book, made)
+        known = _known(book, wanted)
         if not replace:
             _refuse(key for key in present.values() if key)
             _refuse(holders)
-            _refuse(books.key(secret.key_id) for secret in known)
+            _refuse(book.key(secret.key_id) for secret in known)
         for secret in known:
-            books.drop_secret(secret)
-        ousted = [revoke(books, key) for key in holders]
+            book.drop_secret(secret)
+        ousted = [revoke(book, key) for key in holders]
         for key, exported in zip(made, wanted, strict=True):
-            _put(books, key, present[key.key_id], exported.secrets)
+            _put(book, key, present[key.key_id], exported.secrets)
         was_live = {key.key_id for key in wanted if key.revoked_at is None}
         still_revoked = [key for key in made if key.revoked_at and key.key_id in was_live]
         return Imported(made, ousted, still_revoked)
@@ -158,18 +158,18 @@ def import_keys(
     return in_one_step(redis, decide, by=by)
 
 
-def _holders(books: Books, made: list[Key]) -> list[Key]:
+def _holders(book: Keybook, made: list[Key]) -> list[Key]:
     """Keys that have a name that one of these is to have, and are not among them."""
     ids = {key.key_id for key in made}
-    found = (books.holder(key.name) for key in made if key.revoked_at is None)
+    found = (book.holder(key.name) for key in made if key.revoked_at is None)
     return [key for key in found if key is not None and key.key_id not in ids]
 
 
-def _known(books: Books, wanted: Iterable[ExportedKey]) -> list[Secret]:
+def _known(book: Keybook, wanted: Iterable[ExportedKey]) -> list[Secret]:
     """Secrets that are wanted, or belong to a key that is."""
     ids = {key.key_id for key in wanted}
     hashes = {secret.sha256 for key in wanted for secret in key.secrets}
-    return [secret for secret in books.secrets() if secret.key_id in ids or secret.digest in hashes]
+    return [secret for secret in book.secrets() if secret.key_id in ids or secret.digest in hashes]
 
 
 def _refuse(present: Iterable[Key | None]) -> None:
@@ -181,7 +181,7 @@ def _refuse(present: Iterable[Key | None]) -> None:
         )
 
 
-def _put(books: Books, key: Key, present: Key | None, secrets: Iterable[ExportedSecret]) -> None:
-    books.put(key, present, "import", *([Change("secrets", "", "as imported")] if present else []))
+def _put(book: Keybook, key: Key, present: Key | None, secrets: Iterable[ExportedSecret]) -> None:
+    book.put(key, present, "import", *([Change("secrets", "", "as imported")] if present else []))
     for secret in secrets:
-        books.put_secret(Secret(secret.sha256, key.key_id, secret.ends_at))
+        book.put_secret(Secret(secret.sha256, key.key_id, secret.ends_at))

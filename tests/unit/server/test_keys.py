@@ -21,7 +21,7 @@ from server.audit import MOST_ENTRIES, Entry, Step, entries, in_one_step
 from server.key_record import Key, KeyFormError, NewKey
 from server.keyring import digest
 from server.keys import (
-    Books,
+    Keybook,
     KeyExistsError,
     KeyStateError,
     NoSuchKeyError,
@@ -316,7 +316,7 @@ def test_an_act_that_another_came_before_is_decided_anew(redis: Redis) -> None:
     seen: list[int] = []
 
     def decide(step: Step) -> int:
-        seen.append(Books(step).find("ann").priority)
+        seen.append(Keybook(step).find("ann").priority)
         if len(seen) == 1:  # after it was read
             change_key(redis, "ann", lambda old: old.but(priority=9))
         return seen[-1]
