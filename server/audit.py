@@ -10,7 +10,7 @@ import json
 import os
 import pwd
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -146,20 +146,6 @@ def entries(redis: Redis, count: int) -> list[Entry]:
         )
         for name, fields in reversed(lines)
     ]
-
-
-def note(redis: Redis, notes: Iterable[Entry], *, by: str = "") -> None:
-    """Put acts into the log that are done by themselves.
-
-    Raises:
-        BrokerUnavailableError: they may not be in it.
-    """
-
-    def decide(step: Step) -> None:
-        for entry in notes:
-            step.note(entry)
-
-    in_one_step(redis, decide, by=by)
 
 
 def local_user() -> str:

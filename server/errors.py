@@ -34,8 +34,8 @@ class InvalidKeyError(HttpError):
 
     def __init__(
         self,
-        text: str = "Invalid API key; ask who runs this server for one, or make one with `mochi-server keys "
-        "create NAME`",
+        text: str = "Invalid API key; ask who runs this server for one, or make one with "
+        "`mochi-server keys create NAME`",
     ) -> None:
         super().__init__(text)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from redis import Redis
 
@@ -11,6 +14,9 @@ from server.key_record import NewKey
 from server.keyring import Scope, new_secret
 from server.keys import KeyExistsError, any_key, is_registered, register_key
 from server.settings import SettingsError
+
+DRAFT = "key.new-"
+"""How the names of files begin whose key may not be let in yet."""
 
 
 def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
@@ -22,24 +28,42 @@ def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
         SettingsError: the folder cannot be written to; no key was made.
         BrokerUnavailableError: no key was made.
     """
-    path = _path(data_dir)
     if any_key(redis):
-        return path if path.exists() and is_registered(redis, read_first_key(data_dir)) else None
+        return _kept_file(redis, data_dir)
     secret = new_secret()
-    # First the file: a key that is known to nobody could never be found again.
+    # First the file: a key that is known to nobody could never be found again. It has a name of its
+    # own as long as it may be that another process is making the first key.
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_text(secret + "\n")
+        draft = _write(secret, data_dir)
     except OSError as error:
-        raise SettingsError(f"The key cannot be kept in {path}: {error.strerror}.") from None
+        raise SettingsError(
+            f"The key cannot be kept in {_path(data_dir)}: {error.strerror}."
+        ) from None
     try:
         register_key(redis, secret, NewKey(name="first", scopes=tuple(Scope)))
-    except KeyExistsError:  # another machine on this broker was faster
-        path.unlink()
-        return None
-    return path
+    except KeyExistsError:  # it was faster
+        draft.unlink()
+    return _kept_file(redis, data_dir)
+
+
+def _write(secret: str, data_dir: Path) -> Path:
+    """For its owner only, and on the disk: so will the broker have the key."""
+    with NamedTemporaryFile("w", prefix=DRAFT, dir=data_dir, delete=False) as file:
+        file.write(secret + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(file.name)
+
+
+def _kept_file(redis: Redis, data_dir: Path) -> Path | None:
+    """The file with a key that is let in, under its name at last, whoever has written it."""
+    path = _path(data_dir)
+    for file in [*data_dir.glob(DRAFT + "*"), path]:
+        with suppress(OSError):  # another process may be doing the same
+            if is_registered(redis, file.read_text().strip()):
+                return file.replace(path)
+    return None
 
 
 def read_first_key(data_dir: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from redis import Redis
@@ -12,13 +12,27 @@ from redis import Redis
 from server.audit import Step, in_one_step
 from server.errors import CommandError
 from server.key_record import Change, Key, KeyFormError, Moment
-from server.keys import Books, Secret, all_keys, revoke
+from server.keys import Keybook, Secret, all_keys, revoke
 
 MOST_SECRETS = 2
 
 
 class ImportRefusedError(CommandError):
     """What is to be imported is here already. Nothing was changed."""
+
+
+class Imported(NamedTuple):
+    """What an import has done.
+
+    Attributes:
+        keys: those of the document, as they are now.
+        ousted: those revoked, as one of these has their name.
+        still_revoked: of `keys`, those that the document has in use and that were revoked here.
+    """
+
+    keys: list[Key]
+    ousted: list[Key]
+    still_revoked: list[Key]
 
 
 class ExportedSecret(BaseModel):
@@ -51,10 +65,12 @@ class ExportedKey(Key):
         """The key that it becomes, where `present` is.
 
         Its live requests do not come along, so what is reserved for them may be spent again; what
-        `present` has reserved for its own stays so.
+        `present` has reserved for its own stays so. Nor does a key come back that was revoked.
         """
         fields = {name: value for name, value in self if name != "secrets"}
         key = Key.of(**fields).but(reserved=present.reserved if present else 0)
+        if present is not None and present.revoked_at is not None:
+            key = key.but(revoked_at=present.revoked_at)
         return key.granted_in_all(self.granted)
 
 
@@ -100,8 +116,8 @@ def export_keys(redis: Redis) -> str:
 
 def import_keys(
     redis: Redis, document: str | bytes, *, place: str, replace: bool = False, by: str = ""
-) -> tuple[list[Key], list[Key]]:
-    """Make the keys of a document. Returns them, and those revoked as they had such a name.
+) -> Imported:
+    """Make the keys of a document. A key that was revoked here stays so.
 
     Args:
         redis: the broker.
@@ -120,35 +136,40 @@ def import_keys(
     except ValidationError as error:
         raise KeyFormError.of(error, place) from None
 
-    def decide(step: Step) -> tuple[list[Key], list[Key]]:
-        books = Books(step)
-        present = {key.key_id: books.key(key.key_id) for key in wanted}
-        holders = _holders(books, wanted)
-        known = _known(books, wanted)
+    def decide(step: Step) -> Imported:
+        book = Keybook(step)
+        present = {key.key_id: book.key(key.key_id) for key in wanted}
+        made = [key.key(present[key.key_id]) for key in wanted]
+        holders = _holders(book, made)
+        known = _known(book, wanted)
         if not replace:
             _refuse(key for key in present.values() if key)
             _refuse(holders)
-            _refuse(books.key(secret.key_id) for secret in known)
+            _refuse(book.key(secret.key_id) for secret in known)
         for secret in known:
-            books.drop_secret(secret)
-        revoked = [revoke(books, key) for key in holders]
-        return [_put(books, key, present[key.key_id]) for key in wanted], revoked
+            book.drop_secret(secret)
+        ousted = [revoke(book, key) for key in holders]
+        for key, exported in zip(made, wanted, strict=True):
+            _put(book, key, present[key.key_id], exported.secrets)
+        was_live = {key.key_id for key in wanted if key.revoked_at is None}
+        still_revoked = [key for key in made if key.revoked_at and key.key_id in was_live]
+        return Imported(made, ousted, still_revoked)
 
     return in_one_step(redis, decide, by=by)
 
 
-def _holders(books: Books, wanted: Iterable[ExportedKey]) -> list[Key]:
-    """Keys that have a name that is wanted, and are not among the wanted ones."""
-    ids = {key.key_id for key in wanted}
-    found = (books.holder(key.name) for key in wanted if key.revoked_at is None)
+def _holders(book: Keybook, made: list[Key]) -> list[Key]:
+    """Keys that have a name that one of these is to have, and are not among them."""
+    ids = {key.key_id for key in made}
+    found = (book.holder(key.name) for key in made if key.revoked_at is None)
     return [key for key in found if key is not None and key.key_id not in ids]
 
 
-def _known(books: Books, wanted: Iterable[ExportedKey]) -> list[Secret]:
+def _known(book: Keybook, wanted: Iterable[ExportedKey]) -> list[Secret]:
     """Secrets that are wanted, or belong to a key that is."""
     ids = {key.key_id for key in wanted}
     hashes = {secret.sha256 for key in wanted for secret in key.secrets}
-    return [secret for secret in books.secrets() if secret.key_id in ids or secret.digest in hashes]
+    return [secret for secret in book.secrets() if secret.key_id in ids or secret.digest in hashes]
 
 
 def _refuse(present: Iterable[Key | None]) -> None:
@@ -160,9 +181,7 @@ def _refuse(present: Iterable[Key | None]) -> None:
         )
 
 
-def _put(books: Books, wanted: ExportedKey, present: Key | None) -> Key:
-    key = wanted.key(present)
-    books.put(key, present, "import", *([Change("secrets", "", "as imported")] if present else []))
-    for secret in wanted.secrets:
-        books.put_secret(Secret(secret.sha256, key.key_id, secret.ends_at))
-    return key
+def _put(book: Keybook, key: Key, present: Key | None, secrets: Iterable[ExportedSecret]) -> None:
+    book.put(key, present, "import", *([Change("secrets", "", "as imported")] if present else []))
+    for secret in secrets:
+        book.put_secret(Secret(secret.sha256, key.key_id, secret.ends_at))

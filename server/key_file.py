@@ -30,7 +30,7 @@ from redis import Redis
 from server.audit import Step, in_one_step
 from server.errors import CommandError
 from server.key_record import Granted, Key, KeyFormError, Moment, Terms
-from server.keys import GRACE, Books, KeyStateError, Secret, revoke
+from server.keys import GRACE, Keybook, KeyStateError, Secret, revoke
 from server.moments import in_utc, parse_duration, parse_moment, written
 from server.settings import ServerSettings
 from server.terminal import visible
@@ -119,9 +119,9 @@ def apply_key_file(
     wanted = read_key_file(path)
 
     def decide(step: Step) -> tuple[list[str], list[Key]]:
-        books = Books(step)
-        lines = [f"{key.name}: {_apply(books, path, key)}" for key in wanted]
-        revoked = _prune(books, {key.name for key in wanted}) if prune else []
+        book = Keybook(step)
+        lines = [f"{key.name}: {_apply(book, path, key)}" for key in wanted]
+        revoked = _prune(book, {key.name for key in wanted}) if prune else []
         lines += [f"{key.name}: revoked, as it is not in the file any more" for key in revoked]
         if dry_run:
             step.forget()
@@ -169,30 +169,30 @@ def _refuse_same_secrets(path: Path, keys: list[FileKey]) -> None:
             )
 
 
-def _apply(books: Books, path: Path, wanted: FileKey) -> str:
+def _apply(book: Keybook, path: Path, wanted: FileKey) -> str:
     """What was done about one key."""
-    old = books.holder(wanted.name)
-    known = books.secret(wanted.secret_sha256)
+    old = book.holder(wanted.name)
+    known = book.secret(wanted.secret_sha256)
     if known is not None and (old is None or old.key_id != known.key_id):
-        return _explain_foreign(books, path, wanted, known)
+        return _explain_foreign(book, path, wanted, known)
     if old is None:
         key = Key.of(
-            key_id=uuid4().hex, created_at=books.step.now(), source="file", **wanted.terms()
+            key_id=uuid4().hex, created_at=book.step.now(), source="file", **wanted.terms()
         )
-        books.put_secret(Secret(wanted.secret_sha256, key.key_id))
-        changes = books.put(key.granted_in_all(wanted.credits_granted), None, "apply")
+        book.put_secret(Secret(wanted.secret_sha256, key.key_id))
+        changes = book.put(key.granted_in_all(wanted.credits_granted), None, "apply")
         return "created; " + "; ".join(map(str, changes))
     key = old.but(source="file", **wanted.terms()).granted_in_all(wanted.credits_granted)
     also = []
     if known is None or known.ends_at is not None:
-        also = [books.replace_secret(old, wanted.secret_sha256, wanted.grace)]
-    changes = books.put(key, old, "apply", *also)
+        also = [book.replace_secret(old, wanted.secret_sha256, wanted.grace)]
+    changes = book.put(key, old, "apply", *also)
     return "; ".join(map(str, changes)) or "unchanged"
 
 
-def _explain_foreign(books: Books, path: Path, wanted: FileKey, known: Secret) -> str:
+def _explain_foreign(book: Keybook, path: Path, wanted: FileKey, known: Secret) -> str:
     """A revoked key stays revoked, whatever a file says. Another's secret is a slip."""
-    owner = books.key(known.key_id)
+    owner = book.key(known.key_id)
     if owner is not None and owner.revoked_at is not None:
         return (
             f"revoked on {written(owner.revoked_at)}, and stays so; with another secret_sha256 it "
@@ -205,9 +205,9 @@ def _explain_foreign(books: Books, path: Path, wanted: FileKey, known: Secret) -
     )
 
 
-def _prune(books: Books, wanted: set[str]) -> list[Key]:
+def _prune(book: Keybook, wanted: set[str]) -> list[Key]:
     return [
-        revoke(books, key)
-        for key in books.live_keys()
+        revoke(book, key)
+        for key in book.live_keys()
         if key.source == "file" and key.name not in wanted
     ]

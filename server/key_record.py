@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -22,6 +23,7 @@ from server.moments import from_ms, in_utc, to_ms, written
 from server.terminal import visible
 from worker.credits import DECIMALS, from_millionths, to_millionths
 
+KEY_ID = r"^[0-9a-f]{32}$"
 MOST_PRIORITY = 100
 MOST_REQUESTS = 10_000
 MOST_CREDITS = 10**9
@@ -32,7 +34,7 @@ MOST_ECHOED = 100
 """Characters of a wrong value."""
 
 FORMS: dict[Any, str] = {
-    "name": "A name has 1 to 64 letters, digits, spaces or `.@_-`",
+    "name": "A name has 1 to 64 letters, digits, spaces or `.@_-`, a letter or digit first",
     "models": "A model's name has 1 to 64 small letters, digits or `._-`",
     "key_id": "An id has 32 hex digits",
     "secret_sha256": "A hash has 64 hex digits; `mochi-server keys hash` prints one",
@@ -69,6 +71,18 @@ def _in_order(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(sorted(set(values)))
 
 
+def _no_id(name: str) -> str:
+    if re.fullmatch(KEY_ID, name):
+        raise ValueError("A name is not of 32 hex digits: it would be taken for an id")
+    return name
+
+
+Name = Annotated[
+    str,
+    # \p{DI}: what is invisible, although Unicode calls it a letter.
+    StringConstraints(pattern=r"^[\p{L}\p{N}--\p{DI}][[\p{L}\p{M}\p{N}_ .@-]--\p{DI}]{0,63}$"),
+    AfterValidator(_no_id),
+]
 Scopes = Annotated[tuple[Scope, ...], Field(min_length=1), AfterValidator(_in_order)]
 Models = Annotated[
     tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")], ...],
@@ -96,7 +110,7 @@ class Terms(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str = Field(pattern=r"^[\w .@-]{1,64}$")
+    name: Name
     scopes: Scopes = (Scope.GENERATE, Scope.READ)
     models: Models = ()
     priority: int = Field(default=1, ge=1, le=MOST_PRIORITY)
@@ -157,7 +171,7 @@ class Key(Terms):
         charged: for requests that were completed.
     """
 
-    key_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    key_id: str = Field(pattern=KEY_ID)
     created_at: Moment
     revoked_at: Moment | None = None
     source: Literal["command", "file"] = "command"

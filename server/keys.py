@@ -71,7 +71,7 @@ class Secret:
         return f"{self.key_id} {to_ms(self.ends_at)}" if self.ends_at else self.key_id
 
 
-class Books:
+class Keybook:
     """The keys as one act finds and leaves them.
 
     No other act comes in between. Accounts may change all the time, by requests that come and end,
@@ -225,26 +225,26 @@ def register_key(redis: Redis, secret: str, new: NewKey, *, by: str = "") -> Non
     key_id = uuid4().hex
 
     def decide(step: Step) -> None:
-        add_key(Books(step), key_id, new, digest(secret))
+        add_key(Keybook(step), key_id, new, digest(secret))
 
     in_one_step(redis, decide, by=by)
 
 
 def add_key(
-    books: Books, key_id: str, new: NewKey, sha256: str, **more: object
+    book: Keybook, key_id: str, new: NewKey, sha256: str, **more: object
 ) -> tuple[Key, list[Change]]:
     """Enter a new key with its first secret, as a part of an act.
 
     Raises:
         KeyExistsError: the name is taken.
     """
-    books.check_name_is_free(new.name)
+    book.check_name_is_free(new.name)
     terms = dict(new)
     credits_ = terms.pop("credits")
-    key = Key.of(key_id=key_id, created_at=books.step.now(), **terms, **more)
+    key = Key.of(key_id=key_id, created_at=book.step.now(), **terms, **more)
     key = key.granted_in_all(credits_)
-    changes = books.put(key, None, "create")
-    books.put_secret(Secret(sha256, key_id))
+    changes = book.put(key, None, "create")
+    book.put_secret(Secret(sha256, key_id))
     return key, changes
 
 
@@ -260,10 +260,10 @@ def rotate_key(redis: Redis, name: str, *, grace: timedelta = GRACE, by: str = "
     secret = new_secret()
 
     def decide(step: Step) -> None:
-        books = Books(step)
-        key = books.find_live(name)
-        change = books.replace_secret(key, digest(secret), grace)
-        books.put(key, key, "rotate", change)
+        book = Keybook(step)
+        key = book.find_live(name)
+        change = book.replace_secret(key, digest(secret), grace)
+        book.put(key, key, "rotate", change)
 
     in_one_step(redis, decide, by=by)
     return secret
@@ -278,19 +278,19 @@ def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
     """
 
     def decide(step: Step) -> Key:
-        books = Books(step)
-        key = books.find(name)
+        book = Keybook(step)
+        key = book.find(name)
         if key.revoked_at is None:
-            key = revoke(books, key)
+            key = revoke(book, key)
         return key
 
     return in_one_step(redis, decide, by=by)
 
 
-def revoke(books: Books, key: Key) -> Key:
+def revoke(book: Keybook, key: Key) -> Key:
     """The same as a part of an act."""
-    revoked = key.but(revoked_at=books.step.now())
-    books.put(revoked, key, "revoke")
+    revoked = key.model_copy(update={"revoked_at": book.step.now()})  # whatever else it has
+    book.put(revoked, key, "revoke")
     return revoked
 
 
@@ -312,12 +312,12 @@ def change_key(
     """
 
     def decide(step: Step) -> list[Change]:
-        books = Books(step)
-        old = books.find_live(name)
+        book = Keybook(step)
+        old = book.find_live(name)
         key = edit(old)
         if key.name != old.name:
-            books.check_name_is_free(key.name)
-        return books.put(key, old, "set")
+            book.check_name_is_free(key.name)
+        return book.put(key, old, "set")
 
     return in_one_step(redis, decide, by=by)
 
@@ -352,9 +352,9 @@ def one_key(redis: Redis, name: str) -> tuple[Key, list[Secret]]:
     """
 
     def decide(step: Step) -> tuple[Key, list[Secret]]:
-        books = Books(step)
-        key = books.find(name)
-        return key, books.secrets_of(key.key_id)
+        book = Keybook(step)
+        key = book.find(name)
+        return key, book.secrets_of(key.key_id)
 
     return in_one_step(redis, decide)
 

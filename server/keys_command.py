@@ -370,17 +370,19 @@ def import_(
 ) -> None:
     """Make the keys of an export: all of them, or none if one cannot be.
 
-    Requests do not come along. What was reserved for those that waited or ran when the export was
-    made may be spent again.
+    A key that was revoked here stays so. Requests do not come along. What was reserved for those
+    that waited or ran when the export was made may be spent again.
 
     Example: `mochi-server keys import keys.json --redis-url redis://other:6379/0`
     """
     apply_options(ctx)
     document = file.read()
     with errors_end(), any_broker() as redis:
-        made, revoked = import_keys(redis, document, place=file.name, replace=replace)
-        typer.echo(f"Imported: {len(made)}.")
-        _cancel(redis, revoked)
+        imported = import_keys(redis, document, place=file.name, replace=replace)
+        typer.echo(f"Imported: {len(imported.keys)}.")
+        for key in imported.still_revoked:
+            typer.echo(f"Revoked here, and stays so: {key.name} ({key.key_id}).")
+        _cancel(redis, imported.ousted)
 
 
 @keys.command("apply")

@@ -10,9 +10,9 @@ from redis import Redis
 from rich.console import Console
 from rich.table import Table
 
-from server.audit import Entry, note
+from server.audit import Entry, Step, in_one_step
 from server.errors import CommandError
-from worker.fleet import Worker, fleet, order_drain
+from worker.fleet import Worker, drain_order, fleet
 
 LOOK_SECONDS = 0.5
 WIDTH = 1000
@@ -54,7 +54,7 @@ def drain_workers(redis: Redis, names: Sequence[str], *, wait: bool) -> None:
 
     Raises:
         NoSuchWorkerError: nobody was told anything.
-        BrokerUnavailableError: some may have been told.
+        BrokerUnavailableError: it is not known whether they were told.
     """
     alive = [worker.name for worker in fleet(redis)]
     unknown = [name for name in names if name not in alive]
@@ -62,9 +62,13 @@ def drain_workers(redis: Redis, names: Sequence[str], *, wait: bool) -> None:
         known = ", ".join(alive) or "there is none"
         raise NoSuchWorkerError(f"No live worker {unknown[0]}. Alive: {known}.")
     draining = set(names or alive)
-    for name in draining:
-        order_drain(redis, name)
-    note(redis, [Entry("drain", f"worker {name}") for name in sorted(draining)])
+
+    def decide(step: Step) -> None:
+        for name in sorted(draining):
+            step.write(*drain_order(name))
+            step.note(Entry("drain", f"worker {name}"))
+
+    in_one_step(redis, decide)
     if wait:
         _wait(redis, draining)
 

@@ -27,7 +27,7 @@ from worker.store import JobStore
 
 COMMAND = str(Path(sys.executable).with_name("mochi-server"))
 """As a user types it."""
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 STOP_SECONDS = 30.0
 USERS = (Scope.GENERATE, Scope.READ)
 """What a key may do that is made without saying so."""

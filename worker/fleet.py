@@ -58,11 +58,6 @@ def fleet(redis: Redis) -> list[Worker]:
     return [Worker(name, engines.get(name), jobs.get(name)) for name in sorted(engines | jobs)]
 
 
-def order_drain(redis: Redis, name: str) -> None:
-    """Have a worker finish what it runs, take no more, and end.
-
-    Raises:
-        BrokerUnavailableError: it is not told.
-    """
-    with broker_errors():
-        redis.set(keyspace.drain_order(name), "1", ex=keyspace.DRAIN_ORDER_SECONDS)
+def drain_order(name: str) -> tuple[str, ...]:
+    """The broker's command that has a worker finish what it runs, take no more, and end."""
+    return ("SET", keyspace.drain_order(name), "1", "EX", str(keyspace.DRAIN_ORDER_SECONDS))

@@ -136,8 +136,7 @@ class Intake:
             case ["too_fast", *rate]:
                 raise TooFastError(_rate(*rate))
             case ["too_few_credits", *amounts]:
-                balance, price, reserved = (from_millionths(int(amount)) for amount in amounts)
-                raise TooFewCreditsError(balance, price, reserved)
+                raise TooFewCreditsError(*(from_millionths(int(amount)) for amount in amounts))
             case ["accepted", limit, remaining, reset_ms]:
                 return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
         return Accepted(request_id)

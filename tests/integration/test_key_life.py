@@ -306,7 +306,10 @@ def test_keys_go_to_another_broker_with_their_secrets(stack: Stack, tmp_path: Pa
         status, _, told = run(there, "keys", "import", "-", given=exported)
         assert status == 1
         assert "With --replace" in told
-        assert command(there, "keys", "import", "-", "--replace", given=exported)
+        command(there, "keys", "revoke", "traveller")
+        told = command(there, "keys", "import", "-", "--replace", given=exported)
+        assert f"Revoked here, and stays so: traveller ({shown['key_id']}).\n" in told
+        assert there.http(secret).get(CREDITS).status_code == 401
 
 
 # A file of keys

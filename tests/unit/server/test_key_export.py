@@ -40,8 +40,8 @@ def everything(redis: Redis) -> dict[str, object]:
 
 def bring(redis: Redis, document: str, *, replace: bool = False) -> list[str]:
     """Names of the keys that were revoked for those of the document."""
-    _, revoked = import_keys(redis, document, place="keys.json", replace=replace)
-    return [key.name for key in revoked]
+    imported = import_keys(redis, document, place="keys.json", replace=replace)
+    return [key.name for key in imported.ousted]
 
 
 def altered(document: str, **fields: Any) -> str:
@@ -135,6 +135,19 @@ def test_a_revoked_key_leaves_its_name_to_who_has_it_now(redis: Redis) -> None:
     present, _ = one_key(redis, "ann")
     document = altered(document, priority=5)
     assert bring(redis, document, replace=True) == []
+    assert one_key(redis, "ann")[0] == present
+
+
+def test_a_key_that_was_revoked_since_the_export_does_not_come_back(redis: Redis) -> None:
+    secret = create_key(redis, FULL)
+    document = export_keys(redis)
+    gone = revoke_key(redis, "ann")
+    create_key(redis, NewKey(name="ann"))
+    present, _ = one_key(redis, "ann")
+    imported = import_keys(redis, document, place="keys.json", replace=True)
+    assert imported.still_revoked == imported.keys == [gone]
+    assert imported.ousted == []
+    assert not is_registered(redis, secret)
     assert one_key(redis, "ann")[0] == present
 
 

@@ -11,13 +11,14 @@ import pytest
 from redis import Redis
 
 from server.errors import ExpiredKeyError, ForbiddenError, InvalidKeyError, RevokedKeyError
-from server.first_key import first_key_file
+from server.first_key import DRAFT, first_key_file
 from server.key_record import KeyFormError, NewKey
 from server.keyring import PREFIX, ApiKey, Keyring, Scope, digest
 from server.keys import any_key, create_key, one_key, revoke_key, rotate_key
 from server.moments import EPOCH
+from tests.faults.proxy import LossyProxy
 from worker import keyspace
-from worker.connection import connect_gateway
+from worker.connection import connect_briefly, connect_gateway
 from worker.errors import BrokerUnavailableError
 
 LAPTOP = NewKey(name="laptop")
@@ -179,10 +180,43 @@ def test_a_key_whose_end_is_no_moment_is_over(redis: Redis, redis_url: str) -> N
         find(redis_url, secret)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a\nb", "a\n", "x" * 65, "\x1b[2J", "<b>"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a/b",
+        "a\nb",
+        "a\n",
+        "x" * 65,
+        "\x1b[2J",
+        "<b>",
+        " ",
+        " a",
+        "-x",
+        "_",
+        "a\u200db",
+        "\u3164",
+        "a\ufe0f",
+        "\u0301a",
+    ],
+)
 def test_a_name_that_could_upset_a_table_is_refused(name: str) -> None:
     with pytest.raises(KeyFormError, match="1 to 64 letters"):
         NewKey.of(name=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "7", "Zoë", "Zoe\u0308", "李 @home", "अनु", "a_b.c-d", "x" * 64]
+)
+def test_names_are_of_any_language(name: str) -> None:
+    assert NewKey.of(name=name).name == name
+
+
+def test_a_name_that_could_be_an_id_is_refused(redis: Redis) -> None:
+    create_key(redis, LAPTOP)
+    key_id = one_key(redis, "laptop")[0].key_id
+    with pytest.raises(KeyFormError, match=r"name: .* taken for an id"):
+        NewKey.of(name=key_id)
 
 
 def test_without_a_broker_nobody_can_tell(tmp_path: Path) -> None:
@@ -228,6 +262,31 @@ def test_a_first_key_that_could_not_be_let_in_is_made_again(redis: Redis, tmp_pa
     assert again == lost
     assert lost.read_text() != secret
     assert any_key(redis)
+
+
+def test_of_two_that_make_the_first_key_in_one_folder_both_have_it(
+    redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    def be_faster() -> None:
+        assert first_key_file(redis, tmp_path)
+
+    with LossyProxy(redis_url) as proxy, connect_briefly(proxy.url) as slower:
+        proxy.before("EXEC", be_faster)  # the other has written its file by then
+        path = first_key_file(slower, tmp_path)
+    assert path == tmp_path / "key" == first_key_file(redis, tmp_path)
+    assert find(redis_url, path.read_text().strip()).name == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_first_key_whose_maker_died_before_its_file_had_its_name_is_found(
+    redis: Redis, tmp_path: Path
+) -> None:
+    path = first_key_file(redis, tmp_path)
+    assert path is not None
+    path.rename(tmp_path / f"{DRAFT}x")
+    (tmp_path / f"{DRAFT}y").write_text("mochi_of_one_that_died_earlier\n")
+    assert first_key_file(redis, tmp_path) == path
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_first_key_is_made_again_when_all_are_revoked(redis: Redis, tmp_path: Path) -> None:

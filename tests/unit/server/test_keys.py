@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from server.audit import MOST_ENTRIES, Entry, Step, entries, in_one_step, note
+from server.audit import MOST_ENTRIES, Entry, Step, entries, in_one_step
 from server.key_record import Key, KeyFormError, NewKey
 from server.keyring import digest
 from server.keys import (
-    Books,
+    Keybook,
     KeyExistsError,
     KeyStateError,
     NoSuchKeyError,
@@ -113,6 +115,13 @@ def test_to_revoke_twice_changes_nothing_more(redis: Redis) -> None:
     revoked = revoke_key(redis, "ann")
     assert revoke_key(redis, revoked.key_id) == revoked
     assert acts(redis) == ["create ann", "revoke ann"]
+
+
+def test_a_key_can_be_revoked_whatever_the_broker_holds_of_it(redis: Redis) -> None:
+    create_key(redis, ANN)
+    redis.hset(keyspace.api_key(key(redis, "ann").key_id), "priority", 0)
+    revoked = revoke_key(redis, "ann")
+    assert key(redis, revoked.key_id).revoked_at
 
 
 def test_a_revoked_key_takes_no_other_secret_and_no_other_terms(redis: Redis) -> None:
@@ -307,7 +316,7 @@ def test_an_act_that_another_came_before_is_decided_anew(redis: Redis) -> None:
     seen: list[int] = []
 
     def decide(step: Step) -> int:
-        seen.append(Books(step).find("ann").priority)
+        seen.append(Keybook(step).find("ann").priority)
         if len(seen) == 1:  # after it was read
             change_key(redis, "ann", lambda old: old.but(priority=9))
         return seen[-1]
@@ -343,9 +352,13 @@ def test_who_acted_is_not_what_the_environment_says(
 
 
 def test_the_log_forgets_what_is_oldest(redis: Redis) -> None:
+    def note(step: Step, subjects: Iterable[object]) -> None:
+        for subject in subjects:
+            step.note(Entry("drain", str(subject)))
+
     for start in range(0, MOST_ENTRIES, 2000):
-        note(redis, [Entry("drain", str(number)) for number in range(start, start + 2000)])
-    note(redis, [Entry("drain", "the last")])
+        in_one_step(redis, partial(note, subjects=range(start, start + 2000)))
+    in_one_step(redis, partial(note, subjects=["the last"]))
     assert MOST_ENTRIES <= redis.xlen(keyspace.AUDIT) < MOST_ENTRIES + 200
     assert [entry.subject for entry in entries(redis, 1)] == ["the last"]
 
