@@ -6,11 +6,6 @@ from functools import cache
 from importlib.resources import files
 
 _FOLDER = files("worker") / "lua"
-_WRITES = ("#!lua flags=allow-oom\n", ("common",))
-_READS = ("#!lua flags=no-writes\n", ("common", "master"))
-_FORMS = {"submit": ("", ("common",)), "find_keys": _READS, "look": _READS}
-"""First line, and what comes before the script. `alive` could be of those that read: it is how a
-gateway notices that the broker takes nothing."""
 
 
 @cache  # a version that is put in meanwhile must not mix with the one that runs
@@ -18,9 +13,8 @@ def source(name: str) -> str:
     """The text of script `name`, with what all scripts share before it.
 
     A broker whose memory is full accepts no new request, and still takes beats, results and what
-    administrators do. One that refuses to write, as without its replicas or with a full disk, still
-    tells what it knows.
+    administrators do.
     """
-    first_line, parts = _FORMS.get(name, _WRITES)
-    texts = ((_FOLDER / f"{part}.lua").read_text("utf-8") for part in (*parts, name))
-    return first_line + "".join(texts)
+    first_line = "" if name == "submit" else "#!lua flags=allow-oom\n"
+    common, script = (_FOLDER / f"{part}.lua" for part in ("common", name))
+    return first_line + common.read_text("utf-8") + script.read_text("utf-8")

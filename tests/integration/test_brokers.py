@@ -19,16 +19,15 @@ import httpx
 import pytest
 import trustme
 from redis import Redis
-from redis.exceptions import NoPermissionError, ReadOnlyError
+from redis.exceptions import NoPermissionError
 
 from server import keys
 from server.audit import entries
 from server.key_export import export_keys, import_keys
 from server.key_record import NewKey
-from server.keyring import Keyring
 from server.workers import drain_workers
 from tests.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
-from tests.jobs import end_lease, find, intake, live, pop
+from tests.jobs import end_lease, intake, live, pop
 from tests.jobs import submit as accept
 from tests.stack import COMMAND, Stack, eventually
 from worker import keyspace
@@ -37,7 +36,6 @@ from worker.connection import connect_briefly, connect_gateway, connect_worker
 from worker.contact import dangers_of
 from worker.errors import BrokerUnavailableError
 from worker.fleet import fleet
-from worker.job import Status
 from worker.store import JobStore, Lease, Order, Recovery, Result
 
 README = Path(__file__).parents[2] / "README.md"
@@ -313,31 +311,6 @@ def test_a_broker_that_refuses_to_write_is_waited_for(plain: Valkey, tmp_path: P
             ]
             assert "appendonly yes" in warning
         eventually(lambda: "broker.back" in stack.log_of(worker))
-
-
-def test_a_broker_that_refuses_to_write_tells_what_it_knows_but_no_replica_does(
-    plain: Valkey,
-) -> None:
-    url = f"redis://127.0.0.1:{plain.port}/0"
-
-    async def find_key() -> str:
-        async with connect_gateway(url) as redis:
-            return (await Keyring(redis).find(secret)).name
-
-    with connect_briefly(url) as redis:
-        secret = keys.create_key(redis, NewKey(name="ann"))
-    request_id = accept(url)
-    plain.redis.config_set("min-replicas-to-write", 1)
-    assert find(url, request_id).status is Status.QUEUED
-    assert asyncio.run(find_key()) == "ann"
-    with pytest.raises(BrokerUnavailableError, match="does not answer"):
-        intake(url, lambda it: it.live_workers())
-    plain.redis.config_set("min-replicas-to-write", 0)
-    plain.tell("REPLICAOF", "127.0.0.1", "1")
-    for ask in (lambda: find(url, request_id), lambda: asyncio.run(find_key())):
-        with pytest.raises(BrokerUnavailableError) as error:
-            ask()
-        assert isinstance(error.value.__cause__, ReadOnlyError)
 
 
 def test_an_address_that_moves_is_followed_although_the_old_master_answers(
