@@ -363,7 +363,12 @@ def import_(
         typer.FileText, typer.Argument(help="What `keys export` has printed; `-`: standard input.")
     ],
     replace: Annotated[
-        bool, typer.Option("--replace", help="Overwrite keys that are here already.")
+        bool,
+        typer.Option(
+            "--replace",
+            help="Overwrite keys that are here already. One that only has the name of an imported "
+            "one, as `first`, is revoked.",
+        ),
     ] = False,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
@@ -382,6 +387,8 @@ def import_(
         typer.echo(f"Imported: {len(imported.keys)}.")
         for key in imported.still_revoked:
             typer.echo(f"Revoked here, and stays so: {key.name} ({key.key_id}).")
+        for key in imported.ousted:
+            typer.echo(f"Revoked, as an imported key has its name: {key.name} ({key.key_id}).")
         _cancel(redis, imported.ousted)
 
 
