@@ -1,7 +1,7 @@
 -- Accept a request: nothing or everything of record, place in the queue, reserved credits, RQ's job.
 -- ARGV: id, most waiting, needs a live worker (0 or 1), owner, idempotency key of the broker or '',
 -- fingerprint, price and price of a GPU second in millionths, most that are charged of those, params,
--- RQ's fields …
+-- how many names and values follow, further fields of the record …, RQ's fields …
 -- Returns what became of it, with the first request's id when it was made before, and the rate when
 -- the owner's is limited: limit, what is left, ms until there is more.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
@@ -66,6 +66,10 @@ if key ~= '' then
 end
 redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', ARGV[10],
            'attempt', 0, 'created_at', text(now))
+local further = tonumber(ARGV[11])
+if further > 0 then
+  redis.call('HSET', keys.record, unpack(ARGV, 12, 11 + further))
+end
 redis.call('SADD', live, id)
 use(owner, 'requests', 1)
 if reserved > 0 then
@@ -94,7 +98,7 @@ if before then
 end
 enter_queue(id, owner, place + redis.call('INCR', keys.sequence))
 
-redis.call('HSET', keys.rq_job, unpack(ARGV, 11))
+redis.call('HSET', keys.rq_job, unpack(ARGV, 12 + further))
 redis.call('SADD', keys.rq_queues, keys.rq_queue)
 redis.call('RPUSH', keys.rq_queue, id)
 return { 'accepted', unpack(rate) }
