@@ -12,6 +12,7 @@ from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.job import Job, Status
 from worker.live import read_all
+from worker.metrics import Survey
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,17 @@ def fleet(redis: Redis) -> list[Worker]:
     }
     engines = {worker.name: worker.engine for worker in read_all(alive)}
     return [Worker(name, engines.get(name), jobs.get(name)) for name in sorted(engines | jobs)]
+
+
+def survey(redis: Redis) -> Survey:
+    """The figures of this moment.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    with broker_errors():
+        answer: Any = redis.register_script(scripts.source("survey"))(keyspace.for_scripts())
+    return Survey.of(answer)
 
 
 def order_drain(redis: Redis, name: str) -> None:

@@ -19,6 +19,7 @@ from worker.job import Job
 from worker.outputs import Outputs, video_name
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
+from worker.stopwatch import DENOISING, PUBLISHING, VIDEO, Stopwatch
 from worker.store import JobStore, Lease, Result
 
 REFUSED_PAUSES = (1.0, 2.0, 4.0)
@@ -106,19 +107,22 @@ class Runner:
         draft = self._outputs.draft(name)
         self._moderation.check_prompt(job.params.prompt)
         run.check()  # that may have taken long
-        started = time.perf_counter()
-        clip = self._engine.generate(job.params, run.on_step, self._checkpoints(run))
-        denoised = time.perf_counter()
+        watch = Stopwatch()
+        clip = self._engine.generate(job.params, watch.timed(run.on_step), self._checkpoints(run))
+        watch.end(DENOISING)
         clip = self._moderation.watched(clip, job.params.frames)
         encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
+        watch.end(VIDEO)
         _log.info(
             "run.encoded",
             request_id=job.request_id,
-            denoising_seconds=round(denoised - started, 3),
-            video_seconds=round(time.perf_counter() - denoised, 3),
+            denoising_seconds=round(watch.seconds[DENOISING], 3),
+            video_seconds=round(watch.seconds[VIDEO], 3),
         )
         size = self._outputs.publish(name)
-        return Result(name, size, self._engine.traits.precision, self._warnings(clip))
+        watch.end(PUBLISHING)
+        traits = self._engine.traits
+        return Result(name, size, traits.precision, self._warnings(clip), watch.seconds)
 
     def _checkpoints(self, run: Run) -> RunCheckpoints | None:
         if not self._checkpoint_steps:

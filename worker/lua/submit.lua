@@ -7,17 +7,22 @@
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local MINUTE_MS = 60000
 
+local function answer(outcome, ...)
+  count('submits ' .. outcome)
+  return { outcome, ... }
+end
+
 if redis.call('EXISTS', keys.record) == 1 then
   return { 'accepted' } -- the first reply was lost on its way and the client library asked again
 end
 if key ~= '' then
   local first = redis.call('HMGET', key, 'request_id', 'fingerprint')
   if first[1] then
-    return { first[2] == fingerprint and 'replayed' or 'conflict', first[1] }
+    return answer(first[2] == fingerprint and 'replayed' or 'conflict', first[1])
   end
 end
 if ARGV[3] == '1' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
-  return { 'no_worker' }
+  return answer('no_worker')
 end
 
 -- What the owner may. It was let in a moment ago, but its body may have been long on its way.
@@ -27,20 +32,20 @@ local names = { 'revoked_at', 'expires_at', 'priority', 'requests_per_minute', '
 local revoked, expires, priority, per_minute, at_once, balance =
   unpack(redis.call('HMGET', account, unpack(names)))
 if revoked or (expires and now >= tonumber(expires)) then
-  return { 'key_ended' }
+  return answer('key_ended')
 end
 -- A queue that others have filled still takes an owner's first.
 local mine = keys.waiting .. ':' .. owner
 if redis.call('ZCARD', keys.waiting) >= tonumber(ARGV[2]) and redis.call('EXISTS', mine) == 1 then
-  return { 'queue_full' }
+  return answer('queue_full')
 end
 local live = keys.live .. owner
 if at_once and redis.call('SCARD', live) >= tonumber(at_once) then
-  return { 'too_many_jobs', tonumber(at_once) }
+  return answer('too_many_jobs', tonumber(at_once))
 end
 local reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9])
 if balance and reserved > tonumber(balance) then
-  return { 'too_few_credits', balance, text(reserved) }
+  return answer('too_few_credits', balance, text(reserved))
 end
 local rate = {}
 if per_minute then
@@ -56,7 +61,7 @@ if per_minute then
   local first = redis.call('ZRANGE', recent, 0, 0, 'WITHSCORES')[2]
   rate = { tonumber(per_minute), math.max(0, left - 1), first + MINUTE_MS - now }
   if left <= 0 then
-    return { 'too_fast', unpack(rate) }
+    return answer('too_fast', unpack(rate))
   end
 end
 
@@ -101,4 +106,4 @@ enter_queue(id, owner, place + redis.call('INCR', keys.sequence))
 redis.call('HSET', keys.rq_job, unpack(ARGV, 12 + further))
 redis.call('SADD', keys.rq_queues, keys.rq_queue)
 redis.call('RPUSH', keys.rq_queue, id)
-return { 'accepted', unpack(rate) }
+return answer('accepted', unpack(rate))
