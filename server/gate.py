@@ -90,13 +90,15 @@ class Gate:
         except MochiError as error:
             await answer_for_error(error)(scope, receive, send)
         except Exception:  # the last resort of every route
-            request_id = scope.get("state", {}).get("request_id")
             _log.exception(
-                "http.bug", method=scope["method"], path=scope["path"], request_id=request_id
+                "http.bug",
+                method=scope["method"],
+                path=scope["path"],
+                request_id=_request_id(scope),
             )
             if has_begun():
                 raise  # too late for an answer: the connection must break
-            await answer_for_bug(request_id)(scope, receive, send)
+            await answer_for_bug(scope["state"].get("request_id"))(scope, receive, send)
 
     async def _admit(self, scope: Scope) -> None:
         headers = datastructures.Headers(scope=scope)
@@ -127,8 +129,14 @@ def _log_refusal(scope: Scope, status: int) -> None:
             method=scope["method"],
             path=scope["path"],
             status=status,
-            request_id=scope.get("state", {}).get("request_id"),
+            request_id=_request_id(scope),
         )
+
+
+def _request_id(scope: Scope) -> str | None:
+    """Of the request that was accepted, or, for the log alone, what is in the path."""
+    accepted: str | None = scope["state"].get("request_id")
+    return accepted or scope.get("path_params", {}).get("request_id")
 
 
 def _closing(scope: Scope) -> Headers:

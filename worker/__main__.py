@@ -47,7 +47,8 @@ _log = structlog.get_logger()
 
 def main() -> int:
     """Load the engine, then work until told to stop."""
-    configure_logs()
+    name = new_worker_name()
+    configure_logs(worker=name)
     if WITH_PARENT in sys.argv[1:]:
         hold_on_to_parent()
     settings = WorkerSettings()
@@ -59,10 +60,9 @@ def main() -> int:
     except (EngineUnavailableError, OutputsUnusableError) as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG  # starting again does not help
-    name = new_worker_name()
-    _log.info("worker.ready", worker=name, engine=str(engine.traits))
+    _log.info("worker.ready", engine=str(engine.traits))
     was_told = work(name, engine, moderation, outputs, settings, meter=build_meter(settings))
-    _log.info("worker.stopped", worker=name)
+    _log.info("worker.stopped")
     return 0 if was_told else 1
 
 
