@@ -59,6 +59,25 @@ def fleet(redis: Redis) -> list[Worker]:
     return [Worker(name, engines.get(name), jobs.get(name)) for name in sorted(engines | jobs)]
 
 
+def first_waiting(redis: Redis, most: int) -> list[Job]:
+    """Those whose turn is next.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    with broker_errors():
+        ids: Any = redis.zrange(keyspace.WAITING, 0, most - 1)
+        pipeline = redis.pipeline(transaction=False)
+        for request_id in ids:
+            pipeline.hgetall(keyspace.record(request_id))
+        records = pipeline.execute()
+    return [
+        Job.from_record(request_id, record, position=place)
+        for place, (request_id, record) in enumerate(zip(ids, records, strict=True), start=1)
+        if record
+    ]
+
+
 def survey(redis: Redis) -> Survey:
     """The figures of this moment.
 
