@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from prometheus_client import Metric
@@ -12,7 +13,8 @@ from server.metrics import Gathered, Traffic
 from worker.live import LiveWorker
 from worker.metrics import Survey
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "operating.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "operating.md"
 
 
 def _families() -> list[Metric]:
@@ -48,3 +50,10 @@ def _row(family: Metric) -> str:
 def test_the_document_has_the_table_that_the_code_gives() -> None:
     rows = "\n".join(map(_row, _families()))
     assert rows in DOCUMENT.read_text(), f"docs/operating.md should have:\n{rows}"
+
+
+def test_the_document_has_every_alert() -> None:
+    alerts = re.findall(
+        r"alert: (\w+)", (ROOT / "docker" / "prometheus" / "rules.yaml").read_text()
+    )
+    assert alerts == re.findall(r"^\| `(Mochi\w+)` \|", DOCUMENT.read_text(), re.MULTILINE) != []
