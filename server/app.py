@@ -24,7 +24,7 @@ from worker.contact import Contact
 DESCRIPTION = (
     "Text to video with Mochi 1, on your own machines. "
     "All routes need a key, in `x-api-key` or as a bearer token, but the video's, whose link is "
-    "signed, and those under Operations."
+    "signed, the probes and `/version`."
 )
 
 

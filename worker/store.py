@@ -118,7 +118,7 @@ class JobStore:
         return frozenset(map(Order, self._run("beat", request_id, *arguments, order)))
 
     def tell_device(self, worker: str, use: DeviceUse) -> None:
-        """Say how much of its card a worker uses, until the next beat but some."""
+        """Say how much of its card a worker uses. It holds for as long as a lease."""
         with broker_errors():
             self._redis.set(keyspace.device(worker), device_text(use), px=self._lease_ms)
 
