@@ -90,6 +90,7 @@ class Server(uvicorn.Server):
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Blocking calls that are not answered in time are told where to poll, not cut off."""
+        _log.info("gateway.stopping", drain_seconds=self._drain_seconds)
         asyncio.get_running_loop().call_later(self._drain_seconds, self._watch.let_go)
         await super().shutdown(sockets)
 

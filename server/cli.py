@@ -35,6 +35,7 @@ from server.first_key import read_first_key
 from server.keys_command import audit, keys
 from server.routes.operations import VERSION
 from server.settings import ServerSettings
+from server.top import top as show_top
 from server.up import supervise
 from server.usage import Form, print_usage
 from server.weights import fetch_missing, pull_weights, verify_weights, weights_folder
@@ -84,6 +85,7 @@ KeysFile = Annotated[str | None, setting("keys_file")]
 TlsCert = Annotated[str | None, setting("tls_cert")]
 TlsKey = Annotated[str | None, setting("tls_key")]
 TrustedProxies = Annotated[str | None, setting("trusted_proxies")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Docs = Annotated[bool | None, setting("docs", "--docs/--no-docs")]
 
 
@@ -236,15 +238,38 @@ def generate(
         Client(url, api_key or read_first_key(read_settings().data_dir)).generate(asked, output)
 
 
+@app.command()
+def top(
+    ctx: typer.Context,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print it once, as where there is no terminal.")
+    ] = False,
+    json: Json = False,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Queue, workers and requests as they are now, again every second; q or Ctrl-C ends it.
+
+    Example: `mochi-server top --redis-url redis://broker:6379/0`
+
+    For a script: `mochi-server top --once --json`
+    """
+    apply_options(ctx)
+    with errors_end(), running_broker() as redis:
+        show_top(redis, once=once, as_json=json)
+
+
 @workers_app.command("list")
-def workers_list(ctx: typer.Context, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+def workers_list(
+    ctx: typer.Context, json: Json = False, data_dir: DataDir = None, redis_url: RedisUrl = None
+) -> None:
     """Who is alive, and what each works at.
 
     Example: `mochi-server workers list --redis-url redis://broker:6379/0`
     """
     apply_options(ctx)
     with errors_end(), running_broker() as redis:
-        list_workers(redis)
+        list_workers(redis, as_json=json)
 
 
 @workers_app.command("drain")

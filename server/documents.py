@@ -47,6 +47,10 @@ RESULT_HEADERS = {
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 VIDEO_BYTES: dict[str, Any] = {"description": "The MP4", "content": {VIDEO_TYPE: _BINARY}}
 VIDEO_RANGE: dict[str, Any] = {"description": "A range of it", "content": {VIDEO_TYPE: _BINARY}}
+FIGURES: dict[str, Any] = {
+    "description": "In Prometheus' text format",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
 FAILED: dict[str, Any] = {"model": FailedBody, "description": MEANING[422]}
 REQUEST_ID: dict[str, Any] = {
     "name": "request_id",

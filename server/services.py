@@ -15,12 +15,15 @@ from starlette.requests import Request
 
 from server.keyring import ApiKey, Keyring
 from server.links import Links, load_signer
+from server.metrics import Gathered, Traffic
 from server.settings import ServerSettings
 from server.watch import Watch
+from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.errors import BrokerUnavailableError, RequestNotFoundError
 from worker.intake import Intake
 from worker.job import Job
+from worker.metrics import Survey
 from worker.storage import open_outputs
 from worker.usage import Period, Usage, fields_of
 
@@ -50,7 +53,9 @@ class Services:
         )
         self.watch = Watch(self.intake)
         self.outputs = open_outputs(settings, patience_seconds=STORE_PATIENCE_SECONDS)
+        self.traffic = Traffic()
         self._redis = redis
+        self._survey = redis.register_script(scripts.source("survey"))
         self._signer: Signer | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
 
@@ -103,6 +108,17 @@ class Services:
         with broker_errors():
             kept: list[Any] = [await self._redis.hgetall(key) for key in period.keys]
         return await run_in_threadpool(period.usages, kept)
+
+    async def metrics(self, version: str) -> Gathered:
+        """All figures, as they are now. Without a broker those of this gateway alone."""
+        try:
+            with broker_errors():
+                survey = Survey.of(await self._survey(keyspace.for_scripts()))
+                keys = survey.device_keys
+                told = await self._redis.mget(keys) if keys else []
+        except BrokerUnavailableError:
+            return Gathered(version, self.traffic, None, {})
+        return Gathered(version, self.traffic, survey, survey.devices(told))
 
     async def video_url(self, job: Job, links: Links) -> str:
         """Where the video of a COMPLETED request is served: by the store itself, where it can.

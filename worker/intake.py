@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -34,6 +36,8 @@ from worker.idempotency import Idempotency
 from worker.job import CANCELLED, Job, Status
 from worker.live import LiveWorker, read_all
 from worker.price import FREE, Price
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Intake:
         price: Price = FREE,
         needs_worker: bool = False,
         idempotency: Idempotency | None = None,
+        further: Mapping[str, str] = NOTHING,
     ) -> Accepted:
         """Accept a request: when this returns, it is in the broker and will be run.
 
@@ -93,6 +98,7 @@ class Intake:
             price: the most of it is reserved until the request ends.
             needs_worker: refuse when nobody is there to run it soon.
             idempotency: accept it only once, and say afterwards which request it was.
+            further: more fields of the record; see `Job`.
 
         Raises:
             IdempotencyConflictError: the key came before, with another body.
@@ -115,6 +121,8 @@ class Intake:
                 price.gpu_second,
                 price.most_gpu_seconds,
                 params.model_dump_json(),
+                2 * len(further),
+                *chain.from_iterable(further.items()),
                 *rq_fields(request_id),
             ]
         )

@@ -38,6 +38,8 @@ RATE = "mochi:rate:"
 ms."""
 USAGE = "mochi:usage:"
 """With a day, counted from 1970 in UTC, a hash: what was used on it, by `OWNER METRIC`."""
+METRICS = "mochi:metrics"
+"""Hash: sums since ever, of all gateways and workers; see `metrics.py`."""
 AUDIT = "mochi:audit"
 """Stream: what administrators did."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
@@ -89,6 +91,11 @@ def drain_order(worker: str) -> str:
     return f"mochi:drain:{worker}"
 
 
+def device(worker: str) -> str:
+    """String, there for a while: how much of its card a worker uses, as JSON."""
+    return f"mochi:device:{worker}"
+
+
 def rq_job(request_id: str) -> str:
     """Hash: what RQ keeps of a job."""
     return RqJob.redis_job_namespace_prefix + request_id
@@ -112,6 +119,7 @@ def for_scripts(request_id: str = "") -> list[str]:
         LIVE,
         RATE,
         USAGE,
+        METRICS,
     ]
 
 

@@ -42,6 +42,7 @@ class Run:
         lease: what this run may write to.
         seconds: how long it may take.
         stop: whether the process must stop, and the request goes back.
+        attempt: which one of the request it is.
         lost: set by the heart when the lease is not ours any more.
         cancelled: set by the heart when the client wants it no more.
         step: denoising steps done.
@@ -52,6 +53,7 @@ class Run:
     lease: Lease
     seconds: float
     stop: Stop
+    attempt: int = 1
     lost: Event = field(default_factory=Event)
     cancelled: Event = field(default_factory=Event)
     step: int = 0
@@ -59,6 +61,11 @@ class Run:
     is_given_back: bool = False
     _started: float = field(default_factory=time.monotonic)
     _last_sign: float = field(default_factory=time.monotonic)
+
+    @property
+    def names(self) -> dict[str, str | int]:
+        """For lines of the log that another thread writes."""
+        return {"request_id": self.lease.request_id, "attempt": self.attempt}
 
     def on_step(self, step: int, _total: int) -> None:
         """The engine's step callback."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from models.device import DeviceUse
 from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.contact import dangers_of
 from worker.job import Job, Status
 from worker.live import LiveWorker
+from worker.metrics import device_text
 
 _SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue")
 _LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
@@ -36,6 +39,8 @@ class Result:
     file_size: int
     precision: str = ""
     warnings: tuple[str, ...] = ()
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that each stage of the run took, for /metrics."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,11 @@ class JobStore:
         order = keyspace.drain_order(worker.name)
         return frozenset(map(Order, self._run("beat", request_id, *arguments, order)))
 
+    def tell_device(self, worker: str, use: DeviceUse) -> None:
+        """Say how much of its card a worker uses. It holds for as long as a lease."""
+        with broker_errors():
+            self._redis.set(keyspace.device(worker), device_text(use), px=self._lease_ms)
+
     def sign_off(self, worker: LiveWorker) -> None:
         """Say that the worker stops."""
         with broker_errors():
@@ -127,6 +137,7 @@ class JobStore:
             *("file_size", result.file_size),
             *("precision", result.precision),
             *("warnings", json.dumps(result.warnings)),
+            *_in_turn({f"{name}_ms": round(1000 * s) for name, s in result.stages.items()}),
         )
 
     def fail(self, lease: Lease, error_code: str, error: str) -> bool:
@@ -197,3 +208,8 @@ class JobStore:
             return self._scripts[script](
                 keys=keyspace.for_scripts(request_id), args=[request_id, *args]
             )
+
+
+def _in_turn(fields: Mapping[str, int]) -> Iterator[str | int]:
+    for item in fields.items():
+        yield from item

@@ -78,6 +78,7 @@ def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Sta
         keyspace.LINK_SECRET,
         keyspace.LOOKS,
         keyspace.RQ_QUEUES,
+        keyspace.METRICS,
     }
     again = first.submit(key="done")
     assert again != done
