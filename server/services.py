@@ -18,6 +18,7 @@ from server.settings import ServerSettings
 from server.watch import Watch
 from worker.connection import broker_errors
 from worker.errors import BrokerUnavailableError, RequestNotFoundError
+from worker.forecast import Forecaster
 from worker.intake import Intake
 from worker.job import Job
 from worker.storage import open_outputs
@@ -47,6 +48,7 @@ class Services:
             most_waiting=settings.most_waiting,
             retention_seconds=settings.retention_seconds,
         )
+        self.forecaster = Forecaster(redis)
         self.watch = Watch(self.intake)
         self.outputs = open_outputs(settings, patience_seconds=STORE_PATIENCE_SECONDS)
         self._redis = redis

@@ -15,8 +15,9 @@ from models.video import encode
 from worker.checkpoints import RunCheckpoints
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.heart import Heart
-from worker.job import Job
+from worker.job import Job, Stage
 from worker.outputs import Outputs, video_name
+from worker.pace import Work
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.store import JobStore, Lease, Result
@@ -91,7 +92,7 @@ class Runner:
             log.exception("run.bug")
             self._fail(lease, "internal", "The worker failed on this request; its log says why.")
         else:
-            self._complete(lease, result)
+            self._complete(job, run, result)
         finally:
             self._heart.run_now = None
 
@@ -117,6 +118,7 @@ class Runner:
             denoising_seconds=round(denoised - started, 3),
             video_seconds=round(time.perf_counter() - denoised, 3),
         )
+        run.stage = Stage.PUBLISHING
         size = self._outputs.publish(name)
         return Result(name, size, self._engine.traits.precision, self._warnings(clip))
 
@@ -128,13 +130,15 @@ class Runner:
     def _warnings(self, clip: Clip) -> tuple[str, ...]:
         return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))
 
-    def _complete(self, lease: Lease, result: Result) -> None:
-        if self._say_completed(lease, result):
-            _log.info("run.completed", request_id=lease.request_id, bytes=result.file_size)
-            self._forget_checkpoint(lease)
+    def _complete(self, job: Job, run: Run, result: Result) -> None:
+        pace = run.pace()  # now: the broker may let us wait
+        if self._say_completed(run.lease, result):
+            _log.info("run.completed", request_id=job.request_id, bytes=result.file_size)
+            self._forget_checkpoint(run.lease)
+            self._store.note_pace(Work.of(job.params), pace)
         else:
             self._outputs.remove(result.file_name)
-            _log.warning("run.late", request_id=lease.request_id)
+            _log.warning("run.late", request_id=job.request_id)
 
     def _say_completed(self, lease: Lease, result: Result) -> bool:
         """Patiently, when the broker answers and refuses: the video took minutes of GPU time."""

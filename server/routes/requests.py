@@ -44,7 +44,7 @@ async def status(request: Request) -> Response:
     job = await _find(call)
     if job.status is Status.FAILED:
         return answer(failed_body(job), 422)
-    return answer(status_body(job, call.links(job.request_id)))
+    return answer(await _status(call, job))
 
 
 @router.get(
@@ -70,7 +70,7 @@ async def result(request: Request) -> Response:
             url = await call.services.video_url(job, call.links(job.request_id))
             return answer(result_body(job, url))
         case _:
-            return answer(status_body(job, call.links(job.request_id)))
+            return answer(await _status(call, job))
 
 
 @router.put(
@@ -111,6 +111,11 @@ async def video(request: Request) -> Response:
     # A player may ask for it again and again; but nobody is to have it longer than we do.
     kept = {"cache-control": f"private, max-age={call.services.seconds_left(job):.0f}"}
     return await video_response(call.services.outputs, job, kept, request)
+
+
+async def _status(call: Call, job: Job) -> StatusBody:
+    eta_seconds = await call.services.forecaster.seconds_left(job)
+    return status_body(job, call.links(job.request_id), eta_seconds)
 
 
 async def _find(call: Call) -> Job:

@@ -3,6 +3,7 @@ local keys = {
   record = KEYS[1], rq_job = KEYS[2], waiting = KEYS[3], sequence = KEYS[4], leases = KEYS[5],
   workers = KEYS[6], rq_queue = KEYS[7], intermediate = KEYS[8], rq_queues = KEYS[9],
   turns = KEYS[10], looks = KEYS[11],
+  paces = KEYS[16],
   -- These are completed with an owner, or with a day.
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
 }
@@ -105,7 +106,7 @@ local function requeue(id)
   local owner = redis.call('HGET', keys.record, 'owner')
   leave_gpu(owner)
   redis.call('HSET', keys.record, 'status', 'QUEUED')
-  redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'started_at')
+  redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'stage', 'started_at')
   redis.call('ZREM', keys.leases, id)
   enter_queue(id, owner, math.min(tonumber(first), 0) - 1)
   redis.call('LREM', keys.intermediate, 0, id)
