@@ -75,7 +75,7 @@ class Intake:
         self._submit = redis.register_script(scripts.source("submit"))
         self._alive = redis.register_script(scripts.source("alive"))
         self._cancel = redis.register_script(scripts.source("cancel"))
-        self._look = redis.register_script(scripts.source("look"))
+        self._look_script = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._submits = Batch(self._submit_all)
         self._cancels = Batch(self._cancel_all)
@@ -184,6 +184,11 @@ class Intake:
             raise RequestNotFoundError(request_id)
         return job
 
+    async def look(self, request_ids: list[str]) -> list[Job | None]:
+        """Many requests at once, whoever made them; None for one that is gone."""
+        with broker_errors():
+            return await self._look_at_all(request_ids)
+
     async def ended(self, request_ids: Collection[str]) -> set[str]:
         """Those of `request_ids` that are final, or gone."""
         pipeline = self._redis.pipeline(transaction=False)
@@ -238,7 +243,7 @@ class Intake:
 
     async def _look_at_all(self, request_ids: list[str]) -> list[Job | None]:
         keys = [keyspace.WAITING, *map(keyspace.record, request_ids)]
-        now, *found = await self._look(keys, request_ids)
+        now, *found = await self._look_script(keys, request_ids)
         looks = zip(request_ids, found[::3], found[1::3], found[2::3], strict=True)
         return [_job(*look, now) if look[1] else None for look in looks]
 
