@@ -9,7 +9,8 @@ from typing import Protocol
 from models.params import GenerateParams
 
 OnStep = Callable[[int, int], None]
-"""Called after each denoising step with (steps done, steps in all).
+"""Called with (steps done, steps in all): with 0 when the prompt is encoded and the denoising
+begins, and after each step.
 
 It may raise, to abandon the generation: an engine lets the exception through untouched.
 """

@@ -60,6 +60,7 @@ class FakeEngine:
     ) -> Clip:
         """See `Engine`, and this class for the commands."""
         warnings: tuple[str, ...] = ()
+        on_step(0, params.steps)
         first = (_resume(params, checkpoints) if checkpoints else 0) + 1
         for step in range(first, params.steps + 1):
             self._sleep(self._step_seconds)

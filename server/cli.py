@@ -16,6 +16,7 @@ from models.errors import not_installed
 from models.params import GenerateParams
 from server.bench.chaos.command import run as break_things
 from server.bench.chaos.report import Plan
+from server.bench.events import run as measure_events
 from server.bench.gateway import run as measure_gateway
 from server.bench.request import run as measure_request
 from server.client import Client
@@ -461,6 +462,19 @@ def bench_request(
     """
     with errors_end():
         measure_request(count)
+
+
+@bench.command("events")
+def bench_events(
+    clients: Annotated[int, typer.Option(min=2, max=10_000, help="At once.")] = 200,
+    requests: Annotated[int, typer.Option(min=1, help="That they follow.")] = 20,
+) -> None:
+    """What it costs that many follow requests, by events and by polls, with the fake engine.
+
+    Example: `mochi-server bench events --clients 500`
+    """
+    with errors_end():
+        measure_events(clients, requests)
 
 
 @bench.command("chaos")

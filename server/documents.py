@@ -52,6 +52,30 @@ FIGURES: dict[str, Any] = {
     "content": {"text/plain": {"schema": {"type": "string"}}},
 }
 FAILED: dict[str, Any] = {"model": FailedBody, "description": MEANING[422]}
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["status", "progress", "output"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "oneOf": [
+                    {"$ref": f"#/components/schemas/{body}"}
+                    for body in ("StatusBody", "ResultBody", "FailedBody")
+                ]
+            },
+        },
+    },
+}
+EVENTS: dict[str, Any] = {
+    "description": (
+        "`status` at first and when the state changes, `progress` in between, with the status as "
+        "JSON; at last `output` with the result, or `status` with the failure."
+    ),
+    "content": {"text/event-stream": {"itemSchema": _EVENT}},
+}
 REQUEST_ID: dict[str, Any] = {
     "name": "request_id",
     "in": "path",

@@ -13,14 +13,17 @@ from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from server.feed import Feed
 from server.keyring import ApiKey, Keyring
 from server.links import Links, load_signer
 from server.metrics import Gathered, Traffic
+from server.schemas import ResultBody, StatusBody, result_body, status_body
 from server.settings import ServerSettings
 from server.watch import Watch
 from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.errors import BrokerUnavailableError, RequestNotFoundError
+from worker.forecast import Forecaster
 from worker.intake import Intake
 from worker.job import Job
 from worker.metrics import Survey
@@ -51,7 +54,9 @@ class Services:
             most_waiting=settings.most_waiting,
             retention_seconds=settings.retention_seconds,
         )
+        self.forecaster = Forecaster(redis)
         self.watch = Watch(self.intake)
+        self.feed = Feed(self.intake)
         self.outputs = open_outputs(settings, patience_seconds=STORE_PATIENCE_SECONDS)
         self.traffic = Traffic()
         self._redis = redis
@@ -165,3 +170,21 @@ class Call:
     def links(self, request_id: str) -> Links:
         """The URLs of a request, on the host that was called."""
         return Links(self.request.state.base_url, request_id)
+
+    async def status_body(self, job: Job) -> StatusBody:
+        """See there.
+
+        Raises:
+            BrokerUnavailableError: nobody can tell when it will end.
+        """
+        eta_seconds = await self.services.forecaster.seconds_left(job)
+        return status_body(job, self.links(job.request_id), eta_seconds)
+
+    async def result_body(self, job: Job) -> ResultBody:
+        """See there.
+
+        Raises:
+            BrokerUnavailableError, StorageError: the link to the video cannot be signed.
+        """
+        links = self.links(job.request_id)
+        return result_body(job, await self.services.video_url(job, links))

@@ -86,7 +86,9 @@ class Heart(threading.Thread):
             self._give_back(run)
             orders = self._store.beat(self._worker, takes_more=False)
         else:
-            orders = self._store.beat(self._worker, run.lease, run.step, takes_more=takes_more)
+            orders = self._store.beat(
+                self._worker, run.lease, run.step, run.stage, takes_more=takes_more
+            )
             if Order.LOST in orders:
                 run.lost.set()
             if Order.CANCEL in orders:

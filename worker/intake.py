@@ -35,6 +35,7 @@ from worker.errors import (
 from worker.idempotency import Idempotency
 from worker.job import CANCELLED, Job, Status
 from worker.live import LiveWorker, read_all
+from worker.pace import Work
 from worker.price import FREE, Price
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -74,7 +75,7 @@ class Intake:
         self._submit = redis.register_script(scripts.source("submit"))
         self._alive = redis.register_script(scripts.source("alive"))
         self._cancel = redis.register_script(scripts.source("cancel"))
-        self._look = redis.register_script(scripts.source("look"))
+        self._look_script = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._submits = Batch(self._submit_all)
         self._cancels = Batch(self._cancel_all)
@@ -108,6 +109,7 @@ class Intake:
             TooFewCreditsError: the owner cannot pay for it.
         """
         request_id = str(uuid4())
+        fields = {"work": str(Work.of(params)), **further}
         answer = await self._submits.ask(
             [
                 *keyspace.for_scripts(request_id),
@@ -121,8 +123,8 @@ class Intake:
                 price.gpu_second,
                 price.most_gpu_seconds,
                 params.model_dump_json(),
-                2 * len(further),
-                *chain.from_iterable(further.items()),
+                2 * len(fields),
+                *chain.from_iterable(fields.items()),
                 *rq_fields(request_id),
             ]
         )
@@ -177,11 +179,15 @@ class Intake:
         Raises:
             RequestNotFoundError: never made, or expired.
         """
-        record, rank = await self._looks.ask(request_id)
-        if not record:
+        job = await self._looks.ask(request_id)
+        if job is None:
             raise RequestNotFoundError(request_id)
-        fields = dict(zip(record[::2], record[1::2], strict=True))
-        return Job.from_record(request_id, fields, position=None if rank is None else rank + 1)
+        return job
+
+    async def look(self, request_ids: list[str]) -> list[Job | None]:
+        """Many requests at once, whoever made them; None for one that is gone."""
+        with broker_errors():
+            return await self._look_at_all(request_ids)
 
     async def ended(self, request_ids: Collection[str]) -> set[str]:
         """Those of `request_ids` that are final, or gone."""
@@ -235,10 +241,21 @@ class Intake:
     async def _call_for_all(self, questions: list[None]) -> list[list[LiveWorker]]:
         return [read_all(await self._alive(keyspace.for_scripts()))] * len(questions)
 
-    async def _look_at_all(self, request_ids: list[str]) -> list[tuple[list[str], int | None]]:
+    async def _look_at_all(self, request_ids: list[str]) -> list[Job | None]:
         keys = [keyspace.WAITING, *map(keyspace.record, request_ids)]
-        found = await self._look(keys, request_ids)
-        return list(zip(found[::2], found[1::2], strict=True))
+        now, *found = await self._look_script(keys, request_ids)
+        looks = zip(request_ids, found[::3], found[1::3], found[2::3], strict=True)
+        return [_job(*look, now) if look[1] else None for look in looks]
+
+
+def _job(request_id: str, record: list[str], rank: int | None, expires_at: int, now: int) -> Job:
+    return Job.from_record(
+        request_id,
+        dict(zip(record[::2], record[1::2], strict=True)),
+        position=None if rank is None else rank + 1,
+        expires_at=expires_at if expires_at > 0 else None,
+        seen_at=now,
+    )
 
 
 def _rate(limit: int, remaining: int, reset_ms: int) -> Rate:

@@ -21,6 +21,9 @@ LEASES = "mochi:leases"
 """Sorted set: ids that are PROCESSING, by the broker's time in ms at which their lease ends."""
 LOOKS = "mochi:looks"
 """Hash: when somebody looked for overdue requests last, and since when without a gap; in ms."""
+PACES = "mochi:paces"
+"""Hash: latent frames to how fast the last runs of so many were; ms before the steps, of each step,
+and after them."""
 WORKERS = "mochi:workers"
 """Sorted set: workers with the model loaded, each with what its engine is (see `live.py`), by the
 time in ms until which they count as alive."""
@@ -120,6 +123,7 @@ def for_scripts(request_id: str = "") -> list[str]:
         RATE,
         USAGE,
         METRICS,
+        PACES,
     ]
 
 

@@ -15,8 +15,9 @@ from models.video import encode
 from worker.checkpoints import RunCheckpoints
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.heart import Heart
-from worker.job import Job
+from worker.job import Job, Stage
 from worker.outputs import Outputs, video_name
+from worker.pace import Work
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.stopwatch import DENOISING, PUBLISHING, VIDEO, Stopwatch
@@ -96,7 +97,7 @@ class Runner:
             _log.exception("run.bug")
             self._fail(lease, "internal", "The worker failed on this request; its log says why.")
         else:
-            self._complete(lease, result)
+            self._complete(job, run, result)
         finally:
             self._heart.run_now = None
 
@@ -122,6 +123,7 @@ class Runner:
             denoising_seconds=round(watch.seconds[DENOISING], 3),
             video_seconds=round(watch.seconds[VIDEO], 3),
         )
+        run.stage = Stage.PUBLISHING
         size = self._outputs.publish(name)
         watch.end(PUBLISHING)
         traits = self._engine.traits
@@ -135,10 +137,12 @@ class Runner:
     def _warnings(self, clip: Clip) -> tuple[str, ...]:
         return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))
 
-    def _complete(self, lease: Lease, result: Result) -> None:
-        if self._say_completed(lease, result):
+    def _complete(self, job: Job, run: Run, result: Result) -> None:
+        pace = run.pace()  # now: the broker may let us wait
+        if self._say_completed(run.lease, result):
             _log.info("run.completed", bytes=result.file_size)
-            self._forget_checkpoint(lease)
+            self._forget_checkpoint(run.lease)
+            self._store.note_pace(Work.of(job.params), pace)
         else:
             self._outputs.remove(result.file_name)
             _log.warning("run.late")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -15,11 +15,12 @@ from models.device import DeviceUse
 from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.contact import dangers_of
-from worker.job import Job, Status
+from worker.job import Job, Stage, Status
 from worker.live import LiveWorker
 from worker.metrics import device_text
+from worker.pace import Pace, Work
 
-_SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue")
+_SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue", "note_pace")
 _LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
 
 
@@ -101,6 +102,7 @@ class JobStore:
         worker: LiveWorker,
         lease: Lease | None = None,
         step: int = 0,
+        stage: Stage = Stage.ENCODING_PROMPT,
         *,
         takes_more: bool = True,
     ) -> frozenset[Order]:
@@ -110,12 +112,13 @@ class JobStore:
             worker: its name and engine, the same in every beat.
             lease: of the run that it is at.
             step: denoising steps done.
+            stage: where the run is.
             takes_more: whether to count it among those that will run what waits.
         """
         request_id, run = (lease.request_id, lease.run) if lease else ("", "")
         arguments = (str(worker), self._lease_ms, run, step, int(takes_more))
         order = keyspace.drain_order(worker.name)
-        return frozenset(map(Order, self._run("beat", request_id, *arguments, order)))
+        return frozenset(map(Order, self._run("beat", request_id, *arguments, order, stage)))
 
     def tell_device(self, worker: str, use: DeviceUse) -> None:
         """Say how much of its card a worker uses. It holds for as long as a lease."""
@@ -143,6 +146,11 @@ class JobStore:
     def fail(self, lease: Lease, error_code: str, error: str) -> bool:
         """PROCESSING -> FAILED, with a text for the client. False when it is not ours."""
         return self._finish(lease, Status.FAILED, "error_code", error_code, "error", error)
+
+    def note_pace(self, work: Work, pace: Pace) -> None:
+        """Let forecasts know how fast a run was."""
+        milliseconds = (1000 * seconds for seconds in astuple(pace))
+        self._run("note_pace", "", work.latent_frames, *map(str, milliseconds))
 
     def give_back(self, lease: Lease) -> bool:
         """PROCESSING -> QUEUED, first in the queue, the attempt not counted."""

@@ -95,6 +95,7 @@ class MochiEngine:
         away_from, towards = self.conditioner(
             [prompt.embedding for prompt in prompts], schedule.timesteps
         )
+        on_step(0, params.steps)
         with use_kernel(self.kernel):
             return denoise(
                 self.core,

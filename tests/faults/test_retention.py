@@ -24,9 +24,9 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def keys(stack: Stack) -> set[str]:
-    """All but the sums of a day, which are kept for longer and tell of no request."""
+    """All but sums of a day and how fast runs were, which are kept and tell of no request."""
     found = map(str, stack.redis.keys("*"))
-    return {key for key in found if not key.startswith(keyspace.USAGE)}
+    return {key for key in found if not key.startswith((keyspace.USAGE, keyspace.PACES))}
 
 
 def answers(client: Client, request_id: str) -> set[int]:

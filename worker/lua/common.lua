@@ -5,7 +5,7 @@ local keys = {
   turns = KEYS[10], looks = KEYS[11],
   -- These are completed with an owner, or with a day.
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
-  metrics = KEYS[16],
+  metrics = KEYS[16], paces = KEYS[17],
 }
 
 -- Time is the broker's own, so that hosts' clocks do not matter.
@@ -145,7 +145,7 @@ local function requeue(id, reason)
   local owner = redis.call('HGET', keys.record, 'owner')
   leave_gpu(owner)
   redis.call('HSET', keys.record, 'status', 'QUEUED')
-  redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'started_at')
+  redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'stage', 'started_at')
   redis.call('ZREM', keys.leases, id)
   enter_queue(id, owner, math.min(tonumber(first), 0) - 1)
   redis.call('LREM', keys.intermediate, 0, id)

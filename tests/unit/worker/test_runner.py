@@ -22,7 +22,7 @@ from worker.contact import Contact
 from worker.errors import BrokerUnavailableError
 from worker.fleet import fleet
 from worker.heart import Heart
-from worker.job import Job, Status
+from worker.job import Job, Stage, Status
 from worker.outputs import LocalOutputs
 from worker.reconciler import Reconciler
 from worker.run import Run
@@ -133,6 +133,72 @@ def test_a_run_leaves_one_private_video_and_a_record_of_it(desk: Desk) -> None:
     assert path.stat().st_size == job.file_size > 0
     assert path.stat().st_mode & 0o777 == 0o600
     assert desk.heart.run_now is None
+
+
+def test_a_run_goes_through_its_stages_in_order(desk: Desk) -> None:
+    seen: list[Stage] = []
+
+    def note(*_: object) -> None:
+        assert desk.heart.run_now
+        seen.append(desk.heart.run_now.stage)
+
+    class Noting(Hooked):
+        def generate(
+            self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        ) -> Clip:
+            note()
+            return super().generate(params, on_step, checkpoints)
+
+    class Published(LocalOutputs):
+        def publish(self, name: str) -> int:
+            note()
+            return super().publish(name)
+
+    desk.outputs = Published(desk.folder)
+    assert desk.run(Noting(note, note)).status is Status.COMPLETED
+    assert list(dict.fromkeys(seen)) == ["encoding_prompt", "denoising", "decoding", "publishing"]
+    assert seen.count(Stage.DENOISING) == 10
+
+
+def test_all_frames_are_decoded_before_the_encoder_finishes_alone(desk: Desk) -> None:
+    run = Run(Lease("an-id", "a-run"), 60, desk.stop)
+    frames = run.checked(iter([b"one", b"two"]))
+    stages = [run.stage for _ in frames]
+    assert [*stages, run.stage] == [Stage.DECODING, Stage.DECODING, Stage.ENCODING_VIDEO]
+
+
+def test_a_beat_shows_step_and_stage_and_another_attempt_begins_without(desk: Desk) -> None:
+    shown: list[Job] = []
+
+    def look(step: int) -> None:
+        desk.heart._beat()
+        (request_id,) = map(str, desk.redis.zrange(keyspace.LEASES, 0, -1))
+        shown.append(find(desk.url, request_id))
+        if step == 3:
+            desk.take_away()
+            desk.heart._beat()
+
+    again = desk.run(Hooked(look))
+    assert [(job.step, job.stage) for job in shown] == [
+        (step, Stage.DENOISING) for step in range(3)
+    ]
+    assert (again.status, again.step, again.stage) == (Status.QUEUED, 0, Stage.QUEUED)
+
+
+def test_how_fast_a_run_was_is_noted_with_the_last_ones_counting_most(desk: Desk) -> None:
+    paces = []
+    for seconds in (0.01, 0.03):
+        desk.run(Hooked(lambda _, seconds=seconds: time.sleep(seconds)))  # type: ignore[misc]
+        paces.append([float(ms) for ms in str(desk.redis.hget(keyspace.PACES, "2")).split()])
+    assert 10 <= paces[0][1] < 30
+    assert paces[1][1] > paces[0][1]
+    assert paces[1][1] < 30
+    assert desk.redis.hkeys(keyspace.PACES) == ["2"]
+
+
+def test_a_failed_run_tells_nothing_of_how_fast_runs_are(desk: Desk) -> None:
+    desk.run(Hooked(), "fake:fail no")
+    assert not desk.redis.exists(keyspace.PACES)
 
 
 def test_the_video_is_there_before_the_record_says_so(desk: Desk) -> None:
