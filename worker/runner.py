@@ -18,6 +18,7 @@ from worker.heart import Heart
 from worker.job import Job, Stage
 from worker.outputs import Outputs, video_name
 from worker.pace import Work
+from worker.previews import RunPreviews
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.store import JobStore, Lease, Result
@@ -44,6 +45,7 @@ class Runner:
         moderation: Moderation,
         run_seconds: float,
         checkpoint_steps: int = 0,
+        preview_steps: int = 0,
         stop: Stop,
     ) -> None:
         self._worker = worker
@@ -54,6 +56,7 @@ class Runner:
         self._heart = heart
         self._run_seconds = run_seconds
         self._checkpoint_steps = checkpoint_steps
+        self._preview_steps = preview_steps
         self._stop = stop
 
     def run(self, request_id: str) -> None:
@@ -108,7 +111,9 @@ class Runner:
         self._moderation.check_prompt(job.params.prompt)
         run.check()  # that may have taken long
         started = time.perf_counter()
-        clip = self._engine.generate(job.params, run.on_step, self._checkpoints(run))
+        clip = self._engine.generate(
+            job.params, run.on_step, self._checkpoints(run), self._previews(run)
+        )
         denoised = time.perf_counter()
         clip = self._moderation.watched(clip, job.params.frames)
         encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
@@ -126,6 +131,12 @@ class Runner:
         if not self._checkpoint_steps:
             return None
         return RunCheckpoints(self._outputs, run, self._checkpoint_steps)
+
+    def _previews(self, run: Run) -> RunPreviews | None:
+        """None where frames are judged: a preview would show them before."""
+        if not self._preview_steps or self._moderation.frame_judge is not None:
+            return None
+        return RunPreviews(run, self._preview_steps)
 
     def _warnings(self, clip: Clip) -> tuple[str, ...]:
         return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))

@@ -3,7 +3,7 @@ local keys = {
   record = KEYS[1], rq_job = KEYS[2], waiting = KEYS[3], sequence = KEYS[4], leases = KEYS[5],
   workers = KEYS[6], rq_queue = KEYS[7], intermediate = KEYS[8], rq_queues = KEYS[9],
   turns = KEYS[10], looks = KEYS[11],
-  paces = KEYS[16],
+  paces = KEYS[16], previews = KEYS[17],
   -- These are completed with an owner, or with a day.
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
 }
@@ -80,6 +80,11 @@ local function leave_queue(id)
   end
 end
 
+local function drop_preview(id)
+  redis.call('HDEL', keys.record, 'preview')
+  redis.call('DEL', keys.previews .. id)
+end
+
 -- The only way into a terminal state. The record, and the idempotency key that leads to it, go an
 -- hour later; all that RQ holds, at once.
 local function finish(id, status, retention_ms, fields)
@@ -94,6 +99,7 @@ local function finish(id, status, retention_ms, fields)
   if key then
     redis.call('PEXPIRE', key, retention_ms)
   end
+  drop_preview(id)
   redis.call('ZREM', keys.leases, id)
   leave_queue(id)
   redis.call('LREM', keys.intermediate, 0, id)
@@ -107,6 +113,7 @@ local function requeue(id)
   leave_gpu(owner)
   redis.call('HSET', keys.record, 'status', 'QUEUED')
   redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'stage', 'started_at')
+  drop_preview(id)
   redis.call('ZREM', keys.leases, id)
   enter_queue(id, owner, math.min(tonumber(first), 0) - 1)
   redis.call('LREM', keys.intermediate, 0, id)
