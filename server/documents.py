@@ -56,7 +56,7 @@ _EVENT: dict[str, Any] = {
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "event": {"enum": ["status", "progress", "output"]},
+        "event": {"enum": ["status", "progress", "preview", "output"]},
         "data": {
             "type": "string",
             "contentMediaType": "application/json",
@@ -71,8 +71,8 @@ _EVENT: dict[str, Any] = {
 }
 EVENTS: dict[str, Any] = {
     "description": (
-        "`status` at first and when the state changes, `progress` in between, with the status as "
-        "JSON; at last `output` with the result, or `status` with the failure."
+        "`status` at first and when the state changes, `progress` in between, or `preview`, with "
+        "the status as JSON; at last `output` with the result, or `status` with the failure."
     ),
     "content": {"text/event-stream": {"itemSchema": _EVENT}},
 }

@@ -27,27 +27,26 @@ async def stream(call: Call, job: Job) -> AsyncIterator[bytes]:
             yield KEEPALIVE_COMMENT
             continue
         try:
-            body = await _body(call, now)
+            name, body = await _event(call, before, now)
         except MochiError as error:
             # Too late for an error: who finds the stream at its end asks again, and is told then.
             _log.warning("events.cut", request_id=job.request_id, reason=str(error))
             return
-        yield format_sse_event(event=_name(before, now), data_str=body.model_dump_json())
+        yield format_sse_event(event=name, data_str=body.model_dump_json())
         before = now
 
 
-def _name(before: Job | None, now: Job) -> str:
-    if now.status is Status.COMPLETED:
-        return "output"
-    is_as_before = before and (before.status, before.attempt) == (now.status, now.attempt)
-    return "progress" if is_as_before else "status"
-
-
-async def _body(call: Call, job: Job) -> BaseModel:
-    match job.status:
-        case Status.FAILED:
-            return failed_body(job)
+async def _event(call: Call, before: Job | None, now: Job) -> tuple[str, BaseModel]:
+    match now.status:
         case Status.COMPLETED:
-            return await call.result_body(job)
-        case _:
-            return await call.status_body(job)
+            return "output", await call.result_body(now)
+        case Status.FAILED:
+            return "status", failed_body(now)
+    body = await call.status_body(now)
+    if before is None or (before.status, before.attempt) != (now.status, now.attempt):
+        return "status", body
+    if now.preview_step not in {None, before.preview_step}:
+        picture = await call.services.intake.preview(now.request_id)
+        if picture is not None:
+            return "preview", body.model_copy(update={"preview": picture})
+    return "progress", body

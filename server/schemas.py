@@ -81,6 +81,9 @@ class StatusBody(BaseModel):
     cancel_url: str | None = _absent_when_none("To be called with PUT; until the end.")
     events_url: str | None = _absent_when_none("Server-sent events; until the end.")
     expires_at: datetime | None = _absent_when_none(_EXPIRES)
+    preview: str | None = _absent_when_none(
+        "What the video looks like so far: a small picture as a data URL, in events `preview`."
+    )
     warnings: list[str] | None = _absent_when_none("As in the result; only after the end.")
 
 

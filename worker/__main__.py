@@ -127,6 +127,7 @@ def work(
         moderation=moderation,
         run_seconds=settings.run_seconds,
         checkpoint_steps=settings.checkpoint_steps,
+        preview_steps=settings.preview_steps,
         stop=stop,
     )
     connection = connect_worker(

@@ -93,9 +93,15 @@ class Heart(threading.Thread):
                 run.lost.set()
             if Order.CANCEL in orders:
                 run.cancelled.set()
+            self._show_preview(run)
         if Order.DRAIN in orders and not self._told.soon:
             self._told.drain()
             _log.info("worker.draining")
+
+    def _show_preview(self, run: Run) -> None:
+        if run.preview is not None:
+            (step, picture), run.preview = run.preview, None
+            self._store.preview(run.lease, step, picture)
 
     def _give_back(self, run: Run) -> None:
         """Not left to the run: its step, or a call that hangs, may last longer than we may."""

@@ -77,6 +77,7 @@ class Intake:
         self._cancel = redis.register_script(scripts.source("cancel"))
         self._look_script = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
+        self._previews = Batch(self._previews_of_all)
         self._submits = Batch(self._submit_all)
         self._cancels = Batch(self._cancel_all)
         self._roll_calls = Batch(self._call_for_all)
@@ -189,6 +190,10 @@ class Intake:
         with broker_errors():
             return await self._look_at_all(request_ids)
 
+    async def preview(self, request_id: str) -> str | None:
+        """What the video looks like so far, as a data URL; None where there is none any more."""
+        return await self._previews.ask(request_id)
+
     async def ended(self, request_ids: Collection[str]) -> set[str]:
         """Those of `request_ids` that are final, or gone."""
         pipeline = self._redis.pipeline(transaction=False)
@@ -237,6 +242,12 @@ class Intake:
             for name, owner in asked
         )
         return await asyncio.gather(*cancels, return_exceptions=True)
+
+    async def _previews_of_all(self, request_ids: list[str]) -> list[str | None]:
+        different = list(dict.fromkeys(request_ids))  # many may look at one
+        found: list[Any] = await self._redis.mget(map(keyspace.preview, different))
+        pictures = dict(zip(different, found, strict=True))
+        return [pictures[request_id] for request_id in request_ids]
 
     async def _call_for_all(self, questions: list[None]) -> list[list[LiveWorker]]:
         return [read_all(await self._alive(keyspace.for_scripts()))] * len(questions)

@@ -83,6 +83,7 @@ class Job:
         created_at, started_at, ended_at: milliseconds since 1970 by the broker's clock.
         step: denoising steps done in the present run.
         stage: see `Stage`; what is shown of an ended request is where it ended.
+        preview_step: after which there is a picture of it; None while there is none.
         position: place among the waiting, 1 is next; only when QUEUED.
         file_name: name in the output store; only when COMPLETED.
         file_size: bytes; only when COMPLETED.
@@ -107,6 +108,7 @@ class Job:
     ended_at: int | None = None
     step: int = 0
     stage: Stage = Stage.QUEUED
+    preview_step: int | None = None
     position: int | None = None
     file_name: str = ""
     file_size: int = 0
@@ -142,6 +144,7 @@ class Job:
             ended_at=_optional_int(record.get("ended_at")),
             step=int(record.get("step", 0)),
             stage=Stage.QUEUED if is_queued else Stage(record.get("stage", Stage.ENCODING_PROMPT)),
+            preview_step=_optional_int(record.get("preview")),
             position=position,
             file_name=record.get("file_name", ""),
             file_size=int(record.get("file_size", 0)),

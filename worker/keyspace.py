@@ -24,6 +24,8 @@ LOOKS = "mochi:looks"
 PACES = "mochi:paces"
 """Hash: latent frames to how fast the last runs of so many were; ms before the steps, of each step,
 and after them."""
+PREVIEWS = "mochi:preview:"
+"""With a request's id, a string: what its video looks like so far, as a data URL."""
 WORKERS = "mochi:workers"
 """Sorted set: workers with the model loaded, each with what its engine is (see `live.py`), by the
 time in ms until which they count as alive."""
@@ -60,6 +62,8 @@ LOOK_SECONDS = 1.0
 """Between two looks of a worker for what is overdue."""
 DRAIN_ORDER_SECONDS = 3600
 """A worker that has not read its order by then is not going to."""
+PREVIEW_SECONDS = 600
+"""After which a preview goes of itself; it goes with the run mostly."""
 MOST_ATTEMPTS = 3
 """A request is started at most so often."""
 
@@ -99,6 +103,11 @@ def device(worker: str) -> str:
     return f"mochi:device:{worker}"
 
 
+def preview(request_id: str) -> str:
+    """String: see `PREVIEWS`."""
+    return PREVIEWS + request_id
+
+
 def rq_job(request_id: str) -> str:
     """Hash: what RQ keeps of a job."""
     return RqJob.redis_job_namespace_prefix + request_id
@@ -124,6 +133,7 @@ def for_scripts(request_id: str = "") -> list[str]:
         USAGE,
         METRICS,
         PACES,
+        PREVIEWS,
     ]
 
 

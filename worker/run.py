@@ -48,6 +48,7 @@ class Run:
         cancelled: set by the heart when the client wants it no more.
         step: denoising steps done.
         stage: where it is; the heart tells the broker.
+        preview: a step and a picture of it that the heart has not taken along yet.
         is_watched: whether silence means that the engine hangs.
         is_given_back: set by the heart, which need not wait for the next step.
     """
@@ -60,6 +61,7 @@ class Run:
     cancelled: Event = field(default_factory=Event)
     step: int = 0
     stage: Stage = Stage.ENCODING_PROMPT
+    preview: tuple[int, str] | None = None
     is_watched: bool = True
     is_given_back: bool = False
     _started: float = field(default_factory=time.monotonic)

@@ -18,6 +18,7 @@ from worker.heart import Heart
 from worker.job import Job, Stage
 from worker.outputs import Outputs, video_name
 from worker.pace import Work
+from worker.previews import RunPreviews
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.stopwatch import DENOISING, PUBLISHING, VIDEO, Stopwatch
@@ -45,6 +46,7 @@ class Runner:
         moderation: Moderation,
         run_seconds: float,
         checkpoint_steps: int = 0,
+        preview_steps: int = 0,
         stop: Stop,
     ) -> None:
         self._worker = worker
@@ -55,6 +57,7 @@ class Runner:
         self._heart = heart
         self._run_seconds = run_seconds
         self._checkpoint_steps = checkpoint_steps
+        self._preview_steps = preview_steps
         self._stop = stop
 
     def run(self, request_id: str) -> None:
@@ -113,7 +116,9 @@ class Runner:
         self._moderation.check_prompt(job.params.prompt)
         run.check()  # that may have taken long
         watch = Stopwatch()
-        clip = self._engine.generate(job.params, watch.timed(run.on_step), self._checkpoints(run))
+        clip = self._engine.generate(
+            job.params, watch.timed(run.on_step), self._checkpoints(run), self._previews(run)
+        )
         watch.end(DENOISING)
         clip = self._moderation.watched(clip, job.params.frames)
         encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
@@ -133,6 +138,12 @@ class Runner:
         if not self._checkpoint_steps:
             return None
         return RunCheckpoints(self._outputs, run, self._checkpoint_steps)
+
+    def _previews(self, run: Run) -> RunPreviews | None:
+        """None where frames are judged: a preview would show them before."""
+        if not self._preview_steps or self._moderation.frame_judge is not None:
+            return None
+        return RunPreviews(run, self._preview_steps)
 
     def _warnings(self, clip: Clip) -> tuple[str, ...]:
         return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))

@@ -20,7 +20,17 @@ from worker.live import LiveWorker
 from worker.metrics import device_text
 from worker.pace import Pace, Work
 
-_SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue", "note_pace")
+_SCRIPTS = (
+    "start",
+    "beat",
+    "finish",
+    "give_back",
+    "reap",
+    "recover",
+    "overdue",
+    "note_pace",
+    "preview",
+)
 _LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
 
 
@@ -146,6 +156,11 @@ class JobStore:
     def fail(self, lease: Lease, error_code: str, error: str) -> bool:
         """PROCESSING -> FAILED, with a text for the client. False when it is not ours."""
         return self._finish(lease, Status.FAILED, "error_code", error_code, "error", error)
+
+    def preview(self, lease: Lease, step: int, picture: str) -> None:
+        """Show who listens what the video of a run looks like so far, as a data URL."""
+        kept_ms = 1000 * keyspace.PREVIEW_SECONDS
+        self._run("preview", lease.request_id, lease.run, kept_ms, step, picture)
 
     def note_pace(self, work: Work, pace: Pace) -> None:
         """Let forecasts know how fast a run was."""

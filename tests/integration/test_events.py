@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from server.keyring import Scope
 from tests.stack import Stack, eventually
@@ -177,7 +180,7 @@ def test_a_request_is_followed_from_its_start_to_its_result(stack: Stack) -> Non
     names = [name for name, _ in heard]
     assert names[0] == "status"
     assert names[-1] == "output"
-    assert set(names[1:-1]) <= {"status", "progress"}
+    assert set(names[1:-1]) <= {"status", "progress", "preview"}
     steps = [body["step"] for _, body in heard[:-1]]
     assert steps == sorted(steps)
     assert len({step for step in steps if 0 < step < 60}) >= 3
@@ -185,6 +188,25 @@ def test_a_request_is_followed_from_its_start_to_its_result(stack: Stack) -> Non
     asked = client.get(f"/v2/requests/{request_id}").json()
     assert result == asked
     assert client.get(result["output"]).headers["content-type"] == "video/mp4"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_video_is_seen_on_its_way_and_no_trace_of_that_is_left(stack: Stack) -> None:
+    client = stack.http()
+    request_id = submit(client, steps=40)
+    heard = listen(client, request_id)
+    previews = [body for name, body in heard if name == "preview"]
+    assert len(previews) >= 2
+    pictures = {preview["preview"] for preview in previews}
+    assert len(pictures) == len(previews)
+    for picture in pictures:
+        kind, _, data = picture.partition(",")
+        assert kind == "data:image/png;base64"
+        assert Image.open(io.BytesIO(b64decode(data))).size == (106, 60)
+    assert not any("preview" in body for name, body in heard if name != "preview")
+    assert {"stage", "step"} <= set(previews[-1])
+    assert stack.redis.keys("mochi:preview:*") == []
+    assert "preview" not in stack.record(request_id)
 
 
 @pytest.mark.usefixtures("worker")

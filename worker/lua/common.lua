@@ -5,7 +5,7 @@ local keys = {
   turns = KEYS[10], looks = KEYS[11],
   -- These are completed with an owner, or with a day.
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
-  metrics = KEYS[16], paces = KEYS[17],
+  metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
 }
 
 -- Time is the broker's own, so that hosts' clocks do not matter.
@@ -115,6 +115,11 @@ local function observe_end(status, gpu_ms, fields)
   end
 end
 
+local function drop_preview(id)
+  redis.call('HDEL', keys.record, 'preview')
+  redis.call('DEL', keys.previews .. id)
+end
+
 -- The only way into a terminal state. The record, and the idempotency key that leads to it, go an
 -- hour later; all that RQ holds, at once.
 local function finish(id, status, retention_ms, fields)
@@ -132,6 +137,7 @@ local function finish(id, status, retention_ms, fields)
   if key then
     redis.call('PEXPIRE', key, retention_ms)
   end
+  drop_preview(id)
   redis.call('ZREM', keys.leases, id)
   leave_queue(id)
   redis.call('LREM', keys.intermediate, 0, id)
@@ -146,6 +152,7 @@ local function requeue(id, reason)
   leave_gpu(owner)
   redis.call('HSET', keys.record, 'status', 'QUEUED')
   redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'stage', 'started_at')
+  drop_preview(id)
   redis.call('ZREM', keys.leases, id)
   enter_queue(id, owner, math.min(tonumber(first), 0) - 1)
   redis.call('LREM', keys.intermediate, 0, id)

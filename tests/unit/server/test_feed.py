@@ -66,13 +66,18 @@ def test_a_slow_listener_hears_the_latest_and_not_all(
     with_feed(redis_url, test)
 
 
-def test_silence_is_broken_now_and_then(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "HEARTBEAT_SECONDS", 0.05)
+def test_what_changes_is_told_once_and_silence_is_broken_now_and_then(
+    store: JobStore, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "HEARTBEAT_SECONDS", 0.3)
 
     async def test(_it: Feed, follow: Follow) -> None:
         followed = await follow(request_id)
         assert await anext(followed)
-        assert [await anext(followed) for _ in range(3)] == [None] * 3
+        store.start(Lease(request_id, "run"), "ann")
+        told = [await anext(followed) for _ in range(3)]
+        assert [job and job.status for job in told if job] == [Status.PROCESSING]
+        assert told[-1] is None
 
     request_id = submit(redis_url)
     with_feed(redis_url, test)

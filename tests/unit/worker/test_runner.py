@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
-from models.engine import Checkpoints, Clip, Engine, OnStep, Traits
+from models.engine import Checkpoints, Clip, Engine, OnStep, Previews, Traits
 from models.errors import EngineBrokenError
 from models.fake import FakeEngine
 from models.moderation.stages import Moderation
@@ -49,9 +49,13 @@ class Hooked(FakeEngine):
         self._at_step(self.steps)
 
     def generate(
-        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
     ) -> Clip:
-        clip = super().generate(params, on_step, checkpoints)
+        clip = super().generate(params, on_step, checkpoints, previews)
         return replace(clip, frames=self._frames(clip))
 
     def _frames(self, clip: Clip) -> Iterator[bytes]:
@@ -63,7 +67,11 @@ class Stubborn(Hooked):
     """Goes on whatever a step raises, as code with a bare `except Exception` does."""
 
     def generate(
-        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
     ) -> Clip:
         def swallow(step: int, total: int) -> None:
             try:
@@ -71,7 +79,7 @@ class Stubborn(Hooked):
             except Exception:  # noqa: BLE001
                 time.sleep(0)
 
-        return super().generate(params, swallow, checkpoints)
+        return super().generate(params, swallow, checkpoints, previews)
 
 
 class Desk:
@@ -83,7 +91,7 @@ class Desk:
         self.outputs = LocalOutputs(folder)
         self.store = JobStore(redis, lease_seconds=10, retention_seconds=60)
         self.moderation = Moderation()
-        self.checkpoint_steps = 0
+        self.checkpoint_steps = self.preview_steps = 0
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
         self.heart = Heart(
@@ -100,6 +108,7 @@ class Desk:
             moderation=self.moderation,
             run_seconds=run_seconds,
             checkpoint_steps=self.checkpoint_steps,
+            preview_steps=self.preview_steps,
             stop=self.stop,
         )
 
@@ -144,10 +153,14 @@ def test_a_run_goes_through_its_stages_in_order(desk: Desk) -> None:
 
     class Noting(Hooked):
         def generate(
-            self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+            self,
+            params: GenerateParams,
+            on_step: OnStep,
+            checkpoints: Checkpoints | None = None,
+            previews: Previews | None = None,
         ) -> Clip:
             note()
-            return super().generate(params, on_step, checkpoints)
+            return super().generate(params, on_step, checkpoints, previews)
 
     class Published(LocalOutputs):
         def publish(self, name: str) -> int:
@@ -183,6 +196,48 @@ def test_a_beat_shows_step_and_stage_and_another_attempt_begins_without(desk: De
         (step, Stage.DENOISING) for step in range(3)
     ]
     assert (again.status, again.step, again.stage) == (Status.QUEUED, 0, Stage.QUEUED)
+
+
+@pytest.mark.parametrize("how", ["ended", "lost"])
+def test_a_preview_goes_with_the_run(desk: Desk, how: str) -> None:
+    desk.preview_steps = 2
+    kept: list[list[object]] = []
+
+    def look(step: int) -> None:
+        desk.heart._beat()
+        kept.append([desk.redis.get(key) for key in desk.redis.keys("mochi:preview:*")])
+        if step == 5 and how == "lost":
+            desk.take_away()
+            desk.heart._beat()
+
+    job = desk.run(Hooked(look))
+    assert job.preview_step is None
+    assert desk.redis.keys("mochi:preview:*") == []
+    # It is looked at before a step, so the picture of step 2 is there before the third.
+    assert kept[:2] == [[], []]
+    assert all(kept[2:5])
+    assert kept[2] == kept[3] != kept[4]
+
+
+def test_nobody_sees_frames_before_they_are_judged(desk: Desk) -> None:
+    class Judge:
+        def blocks(self, frame: bytes, width: int, height: int) -> str | None:
+            return None if len(frame) == 3 * width * height else "odd"
+
+    desk.preview_steps = 1
+    desk.moderation = Moderation(frame_judge=Judge())
+    seen: list[object] = []
+    desk.run(Hooked(lambda _: seen.append(desk.heart.run_now and desk.heart.run_now.preview)))
+    assert seen == [None] * 10
+
+
+def test_a_run_that_is_not_ours_any_more_shows_nothing(desk: Desk) -> None:
+    request_id = submit(desk.url)
+    pop(desk.redis)
+    assert desk.store.start(Lease(request_id, "a-run"), "ann")
+    desk.store.preview(Lease(request_id, "another"), 5, "data:")
+    assert find(desk.url, request_id).preview_step is None
+    assert desk.redis.keys("mochi:preview:*") == []
 
 
 def test_how_fast_a_run_was_is_noted_with_the_last_ones_counting_most(desk: Desk) -> None:
@@ -349,9 +404,13 @@ def test_f20_the_time_limit_ends_a_run_at_its_next_step(desk: Desk, kind: type[H
 def test_the_time_limit_holds_while_frames_are_decoded(desk: Desk) -> None:
     class SlowDecoder(FakeEngine):
         def generate(
-            self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+            self,
+            params: GenerateParams,
+            on_step: OnStep,
+            checkpoints: Checkpoints | None = None,
+            previews: Previews | None = None,
         ) -> Clip:
-            clip = super().generate(params, on_step, checkpoints)
+            clip = super().generate(params, on_step, checkpoints, previews)
             return replace(clip, frames=self._decoded(clip))
 
         def _decoded(self, clip: Clip) -> Iterator[bytes]:
