@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models.device import Meter
 from models.engine import Engine
 from models.errors import not_installed
 from models.fake import FakeEngine
@@ -27,3 +28,12 @@ def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
     except ImportError as error:
         raise not_installed(error) from error
     return load(settings, cache_dir)
+
+
+def build_meter(settings: EngineSettings) -> Meter | None:
+    """What reads the card of the engine that was built; None where there is none."""
+    if settings.mock or settings.engine == "fake":
+        return None
+    from models.mochi.meter import CudaMeter  # noqa: PLC0415 - as above
+
+    return CudaMeter(settings.device)

@@ -9,7 +9,8 @@ from typing import Protocol
 from models.params import GenerateParams
 
 OnStep = Callable[[int, int], None]
-"""Called after each denoising step with (steps done, steps in all).
+"""Called with (steps done, steps in all): with 0 when the prompt is encoded and the denoising
+begins, and after each step.
 
 It may raise, to abandon the generation: an engine lets the exception through untouched.
 """
@@ -83,6 +84,34 @@ class Checkpoints(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A small picture of a video that is not ready.
+
+    Attributes:
+        step: after which it looked like that.
+        media_type: of `data`.
+        data: a file as a browser shows it, of some kB.
+    """
+
+    step: int
+    media_type: str
+    data: bytes
+
+
+class Previews(Protocol):
+    """Who looks on. Nobody has judged what is to be seen: it is not for those who moderate."""
+
+    @property
+    def every(self) -> int:
+        """Steps from one picture to the next, 1 or more. There is none after the last step."""
+        ...
+
+    def show(self, picture: Picture) -> None:
+        """Take it, at once. It may come a step or two late, and never raises."""
+        ...
+
+
 class Engine(Protocol):
     """Turns parameters into frames. Holds its weights for the whole life of the process."""
 
@@ -92,7 +121,11 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
     ) -> Clip:
         """Run the denoising loop and return the frames, which may still be decoded lazily.
 
@@ -107,6 +140,7 @@ class Engine(Protocol):
             checkpoints: where to go on, with the same frames as if from the start, and where to
                 keep what a later run may go on from. What does not fit is passed over. None: all
                 steps are done, and nothing is kept.
+            previews: who is shown what the video looks like so far; None: nobody.
 
         Raises:
             EngineBrokenError: the worker must end; the request may succeed in another process.

@@ -7,9 +7,10 @@ import hashlib
 import os
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator
 
-from models.engine import Checkpoints, Clip, OnStep, Traits
+from models.engine import Checkpoints, Clip, OnStep, Picture, Previews, Traits
 from models.errors import EngineError, OutOfMemoryError
 from models.params import GenerateParams
 
@@ -56,10 +57,15 @@ class FakeEngine:
         return Traits("fake engine", "CPU", "none")
 
     def generate(
-        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
     ) -> Clip:
         """See `Engine`, and this class for the commands."""
         warnings: tuple[str, ...] = ()
+        on_step(0, params.steps)
         first = (_resume(params, checkpoints) if checkpoints else 0) + 1
         for step in range(first, params.steps + 1):
             self._sleep(self._step_seconds)
@@ -68,6 +74,8 @@ class FakeEngine:
                 warnings = self._obey(params.prompt.removeprefix(COMMAND))
             if checkpoints and step % checkpoints.every == 0 and step < params.steps:
                 checkpoints.save(_state(params, step))
+            if previews and step % previews.every == 0 and step < params.steps:
+                previews.show(Picture(step, "image/png", _png(_frame(params, step, params.steps))))
         return Clip(FRAME_WIDTH, FRAME_HEIGHT, _frames(params), warnings)
 
     def _obey(self, command: str) -> tuple[str, ...]:
@@ -118,9 +126,31 @@ def _resume(params: GenerateParams, checkpoints: Checkpoints) -> int:
 
 
 def _frames(params: GenerateParams) -> Iterator[bytes]:
+    for index in range(params.frames):
+        yield _frame(params, index + 1, params.frames)
+
+
+def _frame(params: GenerateParams, done: int, total: int) -> bytes:
     digest = hashlib.sha256(f"{params.seed} {params.prompt}".encode()).digest()
     above, below = digest[:3], digest[3:6]
     pixels = FRAME_WIDTH * FRAME_HEIGHT
-    for index in range(params.frames):
-        filled = pixels * (index + 1) // params.frames
-        yield above * filled + below * (pixels - filled)
+    filled = pixels * done // total
+    return above * filled + below * (pixels - filled)
+
+
+def _png(frame: bytes) -> bytes:
+    """The simplest there is: 8 bits, RGB, no filter (PNG specification, 5 and 11)."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(name + data)
+        return len(data).to_bytes(4) + name + data + checksum.to_bytes(4)
+
+    row = 3 * FRAME_WIDTH
+    rows = (b"\0" + frame[start : start + row] for start in range(0, len(frame), row))
+    header = FRAME_WIDTH.to_bytes(4) + FRAME_HEIGHT.to_bytes(4) + bytes([8, 2, 0, 0, 0])
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"".join(rows)))
+        + chunk(b"IEND", b"")
+    )

@@ -20,9 +20,9 @@ from server.app import create_app
 from server.key_file import apply_at_start
 from server.listener import inherited, listen
 from server.protocol import GuardedProtocol
+from server.services import Services
 from server.settings import ServerSettings, load_settings
 from server.tls import Loop, tls_context
-from server.watch import Watch
 from worker.connection import connect_gateway
 from worker.errors import BrokerUnavailableError
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
@@ -76,9 +76,9 @@ def _apply_keys(settings: ServerSettings) -> None:
 class Server(uvicorn.Server):
     """Ends quietly: uvicorn's own sends itself the signal once more when it has stopped."""
 
-    def __init__(self, config: uvicorn.Config, watch: Watch, *, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, services: Services, *, drain_seconds: float) -> None:
         super().__init__(config)
-        self._watch = watch
+        self._services = services
         self._drain_seconds = drain_seconds
 
     @override
@@ -89,8 +89,13 @@ class Server(uvicorn.Server):
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Blocking calls that are not answered in time are told where to poll, not cut off."""
-        asyncio.get_running_loop().call_later(self._drain_seconds, self._watch.let_go)
+        """Blocking calls that are not answered in time are told where to poll, not cut off.
+
+        Who listens to events is let go at once: they go on as well at another gateway.
+        """
+        _log.info("gateway.stopping", drain_seconds=self._drain_seconds)
+        self._services.feed.let_go()
+        asyncio.get_running_loop().call_later(self._drain_seconds, self._services.watch.let_go)
         await super().shutdown(sockets)
 
 
@@ -116,7 +121,7 @@ def server(settings: ServerSettings) -> Server:
             forwarded_allow_ips=settings.trusted_proxies,
             timeout_graceful_shutdown=math.ceil(settings.drain_seconds + LAST_WORDS_SECONDS),
         ),
-        app.state.services.watch,
+        app.state.services,
         drain_seconds=settings.drain_seconds,
     )
 

@@ -15,7 +15,7 @@ from models.errors import MochiError
 from server.answers import handle_error, handle_routing_error
 from server.contact import stay_in_contact
 from server.documents import document
-from server.gate import Gate
+from server.gate import METRICS, Gate
 from server.routes import account, generate, operations, pages, requests
 from server.services import Services
 from server.settings import ServerSettings
@@ -24,7 +24,7 @@ from worker.contact import Contact
 DESCRIPTION = (
     "Text to video with Mochi 1, on your own machines. "
     "All routes need a key, in `x-api-key` or as a bearer token, but the video's, whose link is "
-    "signed, and those under Operations."
+    "signed, the probes and `/version`."
 )
 
 
@@ -54,7 +54,13 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
         exception_handlers={MochiError: handle_error, HTTPException: handle_routing_error},
     )
     app.state.services = services = Services(settings, redis)
-    app.add_middleware(Gate, keyring=services.keyring, public_url=settings.public_url)
+    app.add_middleware(
+        Gate,
+        keyring=services.keyring,
+        public_url=settings.public_url,
+        traffic=services.traffic,
+        also_public=frozenset({METRICS} if settings.metrics_public else ()),
+    )
     modules = [generate, requests, account, operations, *([pages] if settings.docs else [])]
     routers = [module.router for module in modules]
     for router in routers:

@@ -16,6 +16,7 @@ from models.errors import not_installed
 from models.params import GenerateParams
 from server.bench.chaos.command import run as break_things
 from server.bench.chaos.report import Plan
+from server.bench.events import run as measure_events
 from server.bench.gateway import run as measure_gateway
 from server.bench.request import run as measure_request
 from server.client import Client
@@ -35,6 +36,7 @@ from server.first_key import read_first_key
 from server.keys_command import audit, keys
 from server.routes.operations import VERSION
 from server.settings import ServerSettings
+from server.top import top as show_top
 from server.up import supervise
 from server.usage import Form, print_usage
 from server.weights import fetch_missing, pull_weights, verify_weights, weights_folder
@@ -84,6 +86,7 @@ KeysFile = Annotated[str | None, setting("keys_file")]
 TlsCert = Annotated[str | None, setting("tls_cert")]
 TlsKey = Annotated[str | None, setting("tls_key")]
 TrustedProxies = Annotated[str | None, setting("trusted_proxies")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Docs = Annotated[bool | None, setting("docs", "--docs/--no-docs")]
 
 
@@ -236,15 +239,38 @@ def generate(
         Client(url, api_key or read_first_key(read_settings().data_dir)).generate(asked, output)
 
 
+@app.command()
+def top(
+    ctx: typer.Context,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print it once, as where there is no terminal.")
+    ] = False,
+    json: Json = False,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Queue, workers and requests as they are now, again every second; q or Ctrl-C ends it.
+
+    Example: `mochi-server top --redis-url redis://broker:6379/0`
+
+    For a script: `mochi-server top --once --json`
+    """
+    apply_options(ctx)
+    with errors_end(), running_broker() as redis:
+        show_top(redis, once=once, as_json=json)
+
+
 @workers_app.command("list")
-def workers_list(ctx: typer.Context, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+def workers_list(
+    ctx: typer.Context, json: Json = False, data_dir: DataDir = None, redis_url: RedisUrl = None
+) -> None:
     """Who is alive, and what each works at.
 
     Example: `mochi-server workers list --redis-url redis://broker:6379/0`
     """
     apply_options(ctx)
     with errors_end(), running_broker() as redis:
-        list_workers(redis)
+        list_workers(redis, as_json=json)
 
 
 @workers_app.command("drain")
@@ -436,6 +462,19 @@ def bench_request(
     """
     with errors_end():
         measure_request(count)
+
+
+@bench.command("events")
+def bench_events(
+    clients: Annotated[int, typer.Option(min=2, max=10_000, help="At once.")] = 200,
+    requests: Annotated[int, typer.Option(min=1, help="That they follow.")] = 20,
+) -> None:
+    """What it costs that many follow requests, by events and by polls, with the fake engine.
+
+    Example: `mochi-server bench events --clients 500`
+    """
+    with errors_end():
+        measure_events(clients, requests)
 
 
 @bench.command("chaos")

@@ -47,7 +47,35 @@ RESULT_HEADERS = {
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 VIDEO_BYTES: dict[str, Any] = {"description": "The MP4", "content": {VIDEO_TYPE: _BINARY}}
 VIDEO_RANGE: dict[str, Any] = {"description": "A range of it", "content": {VIDEO_TYPE: _BINARY}}
+FIGURES: dict[str, Any] = {
+    "description": "In Prometheus' text format",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
 FAILED: dict[str, Any] = {"model": FailedBody, "description": MEANING[422]}
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["status", "progress", "preview", "output"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "oneOf": [
+                    {"$ref": f"#/components/schemas/{body}"}
+                    for body in ("StatusBody", "ResultBody", "FailedBody")
+                ]
+            },
+        },
+    },
+}
+EVENTS: dict[str, Any] = {
+    "description": (
+        "`status` at first and when the state changes, `progress` in between, or `preview`, with "
+        "the status as JSON; at last `output` with the result, or `status` with the failure."
+    ),
+    "content": {"text/event-stream": {"itemSchema": _EVENT}},
+}
 REQUEST_ID: dict[str, Any] = {
     "name": "request_id",
     "in": "path",

@@ -7,7 +7,8 @@ read of a body before the key is checked. Everything needs a key but what stands
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
 import structlog
@@ -19,10 +20,13 @@ from server.answers import answer_for_bug, answer_for_error
 from server.errors import BadHostError, InvalidKeyError, MissingKeyError
 from server.keyring import ApiKey, Keyring
 from server.links import VIDEO_FOLDER
+from server.metrics import Traffic
 from server.safe_headers import DOCS_FOLDER, DOCS_PAGE, Headers, safe_headers
 from server.throttle import Throttle
 
 PROBES = frozenset({"/healthz", "/readyz"})
+METRICS = "/metrics"
+"""Public only with MOCHI_METRICS_PUBLIC."""
 PUBLIC = PROBES | {"/", DOCS_PAGE, "/openapi.json", "/version"}
 PUBLIC_FOLDERS = (DOCS_FOLDER, VIDEO_FOLDER)
 """Below these: the pages of /docs, and videos, whose links are signed instead."""
@@ -37,23 +41,32 @@ _log = structlog.get_logger()
 class Gate:
     """Puts `base_url` and, unless the path is public, `api_key` into the request's state."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, public_url: str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keyring: Keyring,
+        public_url: str,
+        traffic: Traffic,
+        also_public: frozenset[str] = frozenset(),
+    ) -> None:
         self._app = app
+        self._traffic = traffic
+        self._also_public = also_public
         self._keyring = keyring
         self._throttle = Throttle()
         self._public_url = public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Admit and pass on, or answer."""
+        """Admit and pass on, or answer; and count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        began = time.perf_counter()
+        status = 0
 
         async def send_on(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
                 status = message["status"]
                 more = safe_headers(scope["path"], status, scope["scheme"])
                 if status >= HTTPStatus.BAD_REQUEST:
@@ -63,18 +76,29 @@ class Gate:
             await send(message)
 
         try:
+            await self._answer(scope, receive, send_on, lambda: status > 0)
+        finally:
+            if status:
+                self._traffic.note(scope, status, time.perf_counter() - began)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, has_begun: Callable[[], bool]
+    ) -> None:
+        try:
             await self._admit(scope)
-            await self._app(scope, receive, send_on)
+            await self._app(scope, receive, send)
         except MochiError as error:
-            await answer_for_error(error)(scope, receive, send_on)
+            await answer_for_error(error)(scope, receive, send)
         except Exception:  # the last resort of every route
-            request_id = scope.get("state", {}).get("request_id")
             _log.exception(
-                "http.bug", method=scope["method"], path=scope["path"], request_id=request_id
+                "http.bug",
+                method=scope["method"],
+                path=scope["path"],
+                request_id=_request_id(scope),
             )
-            if started:
+            if has_begun():
                 raise  # too late for an answer: the connection must break
-            await answer_for_bug(request_id)(scope, receive, send_on)
+            await answer_for_bug(scope["state"].get("request_id"))(scope, receive, send)
 
     async def _admit(self, scope: Scope) -> None:
         headers = datastructures.Headers(scope=scope)
@@ -82,7 +106,8 @@ class Gate:
         path = scope["path"]
         if path not in PROBES:  # which may be plain HTTP/1.0
             state["base_url"] = self._public_url or f"{scope['scheme']}://{_host(headers)}"
-        if path not in PUBLIC and not path.startswith(PUBLIC_FOLDERS):
+        is_public = path in PUBLIC or path in self._also_public or path.startswith(PUBLIC_FOLDERS)
+        if not is_public:
             state["api_key"] = await self._find(_secret(headers), scope)
 
     async def _find(self, secret: str, scope: Scope) -> ApiKey:
@@ -104,8 +129,14 @@ def _log_refusal(scope: Scope, status: int) -> None:
             method=scope["method"],
             path=scope["path"],
             status=status,
-            request_id=scope.get("state", {}).get("request_id"),
+            request_id=_request_id(scope),
         )
+
+
+def _request_id(scope: Scope) -> str | None:
+    """Of the request that was accepted, or, for the log alone, what is in the path."""
+    accepted: str | None = scope["state"].get("request_id")
+    return accepted or scope.get("path_params", {}).get("request_id")
 
 
 def _closing(scope: Scope) -> Headers:

@@ -55,6 +55,11 @@ class Links:
         """To be called with PUT."""
         return f"{self.base}/v2/requests/{self.request_id}/cancel"
 
+    @property
+    def events(self) -> str:
+        """Status as it changes, as server-sent events."""
+        return f"{self.base}/v2/requests/{self.request_id}/events"
+
     def video(self, signer: Signer) -> str:
         """The video. Whoever has the link may see it, as long as the record lives."""
         signature = signer.get_signature(self.request_id).decode()

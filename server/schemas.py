@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.engine import Traits
 from server.links import Links
+from server.moments import from_ms
 from worker.credits import MILLION, from_millionths
-from worker.job import Job, Status
+from worker.job import Job, Stage, Status
 from worker.usage import Usage
 
 VIDEO_TYPE: Literal["video/mp4"] = "video/mp4"
@@ -56,6 +57,9 @@ class SubmittedBody(BaseModel):
     response_url: str
 
 
+_EXPIRES = "When request and video are forgotten; after the end."
+
+
 class StatusBody(BaseModel):
     """Where a request stands."""
 
@@ -66,7 +70,20 @@ class StatusBody(BaseModel):
     metrics: Metrics
     progress: int = Field(ge=0, le=100, description="Per cent of the denoising steps.")
     queue_position: int | None = _absent_when_none("While QUEUED; 1 is next.")
+    stage: Stage | None = _absent_when_none("Where it is on its way; until the end.")
+    step: int = Field(description="Denoising steps done, of the present run.")
+    total_steps: int
+    eta_seconds: float | None = _absent_when_none(
+        "Until the end, from the work before it and how fast runs were lately; absent where nobody "
+        "can tell."
+    )
+    attempt: int = Field(description="Runs that were started.")
     cancel_url: str | None = _absent_when_none("To be called with PUT; until the end.")
+    events_url: str | None = _absent_when_none("Server-sent events; until the end.")
+    expires_at: datetime | None = _absent_when_none(_EXPIRES)
+    preview: str | None = _absent_when_none(
+        "What the video looks like so far: a small picture as a data URL, in events `preview`."
+    )
     warnings: list[str] | None = _absent_when_none("As in the result; only after the end.")
 
 
@@ -87,6 +104,7 @@ class FailedBody(BaseModel):
         description="`error` for programs, such as `out_of_memory` or `content_blocked`."
     )
     metrics: Metrics
+    expires_at: datetime | None = _absent_when_none(_EXPIRES)
 
 
 class Video(BaseModel):
@@ -115,6 +133,7 @@ class ResultBody(BaseModel):
     warnings: list[str] = Field(
         description="Sentences on the video, such as that the prompt was cut; mostly none."
     )
+    expires_at: datetime | None = _absent_when_none(_EXPIRES)
 
 
 class CreditsBody(BaseModel):
@@ -188,8 +207,9 @@ def submitted_body(links: Links) -> SubmittedBody:
     )
 
 
-def status_body(job: Job, links: Links) -> StatusBody:
+def status_body(job: Job, links: Links, eta_seconds: float | None = None) -> StatusBody:
     """The light answer, for a request that has not failed."""
+    is_final = job.status.is_final
     return StatusBody(
         status=job.status,
         request_id=job.request_id,
@@ -198,8 +218,15 @@ def status_body(job: Job, links: Links) -> StatusBody:
         metrics=metrics(job),
         progress=job.progress,
         queue_position=job.position,
-        cancel_url=None if job.status.is_final else links.cancel,
-        warnings=job.warnings if job.status.is_final else None,
+        stage=None if is_final else job.stage,
+        step=job.step,
+        total_steps=job.params.steps,
+        eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
+        attempt=job.attempt,
+        cancel_url=None if is_final else links.cancel,
+        events_url=None if is_final else links.events,
+        expires_at=expires_at(job),
+        warnings=job.warnings if is_final else None,
     )
 
 
@@ -210,6 +237,7 @@ def failed_body(job: Job) -> FailedBody:
         error=job.error,
         error_code=job.error_code,
         metrics=metrics(job),
+        expires_at=expires_at(job),
     )
 
 
@@ -224,7 +252,13 @@ def result_body(job: Job, url: str) -> ResultBody:
         metrics=metrics(job),
         precision=None if job.precision in {"", "none"} else job.precision,
         warnings=job.warnings,
+        expires_at=expires_at(job),
     )
+
+
+def expires_at(job: Job) -> datetime | None:
+    """By the broker's clock, which is the one that counts."""
+    return None if job.expires_at is None else from_ms(job.expires_at)
 
 
 def credits_body(balance: Decimal | None) -> CreditsBody:

@@ -13,14 +13,20 @@ from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from server.feed import Feed
 from server.keyring import ApiKey, Keyring
 from server.links import Links, load_signer
+from server.metrics import Gathered, Traffic
+from server.schemas import ResultBody, StatusBody, result_body, status_body
 from server.settings import ServerSettings
 from server.watch import Watch
+from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.errors import BrokerUnavailableError, RequestNotFoundError
+from worker.forecast import Forecaster
 from worker.intake import Intake
 from worker.job import Job
+from worker.metrics import Survey
 from worker.storage import open_outputs
 from worker.usage import Period, Usage, fields_of
 
@@ -48,9 +54,13 @@ class Services:
             most_waiting=settings.most_waiting,
             retention_seconds=settings.retention_seconds,
         )
+        self.forecaster = Forecaster(redis)
         self.watch = Watch(self.intake)
+        self.feed = Feed(self.intake)
         self.outputs = open_outputs(settings, patience_seconds=STORE_PATIENCE_SECONDS)
+        self.traffic = Traffic()
         self._redis = redis
+        self._survey = redis.register_script(scripts.source("survey"))
         self._signer: Signer | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
 
@@ -104,6 +114,17 @@ class Services:
             kept: list[Any] = [await self._redis.hgetall(key) for key in period.keys]
         return await run_in_threadpool(period.usages, kept)
 
+    async def metrics(self, version: str) -> Gathered:
+        """All figures, as they are now. Without a broker those of this gateway alone."""
+        try:
+            with broker_errors():
+                survey = Survey.of(await self._survey(keyspace.for_scripts()))
+                keys = survey.device_keys
+                told = await self._redis.mget(keys) if keys else []
+        except BrokerUnavailableError:
+            return Gathered(version, self.traffic, None, {})
+        return Gathered(version, self.traffic, survey, survey.devices(told))
+
     async def video_url(self, job: Job, links: Links) -> str:
         """Where the video of a COMPLETED request is served: by the store itself, where it can.
 
@@ -149,3 +170,21 @@ class Call:
     def links(self, request_id: str) -> Links:
         """The URLs of a request, on the host that was called."""
         return Links(self.request.state.base_url, request_id)
+
+    async def status_body(self, job: Job) -> StatusBody:
+        """See there.
+
+        Raises:
+            BrokerUnavailableError: nobody can tell when it will end.
+        """
+        eta_seconds = await self.services.forecaster.seconds_left(job)
+        return status_body(job, self.links(job.request_id), eta_seconds)
+
+    async def result_body(self, job: Job) -> ResultBody:
+        """See there.
+
+        Raises:
+            BrokerUnavailableError, StorageError: the link to the video cannot be signed.
+        """
+        links = self.links(job.request_id)
+        return result_body(job, await self.services.video_url(job, links))

@@ -68,6 +68,10 @@ class ServerSettings(WorkerSettings):
     docs: bool = Field(
         default=True, description="Serve /docs, /openapi.json and the page at /, without a key."
     )
+    metrics_public: bool = Field(
+        default=False,
+        description="Serve /metrics without a key; otherwise to keys with the scope `admin`.",
+    )
     body_bytes: int = Field(default=131_072, ge=1024, description="Largest request body.")
     v1_seconds: float = Field(
         default=600, gt=0, description="How long a blocking call waits before it answers 504."

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from redis import Redis
 from rich.console import Console
@@ -26,13 +29,16 @@ class NoSuchWorkerError(CommandError):
     """No live worker has this name."""
 
 
-def list_workers(redis: Redis) -> None:
-    """Print a table of the live workers.
+def list_workers(redis: Redis, *, as_json: bool = False) -> None:
+    """Print the live workers, as a table or for programs.
 
     Raises:
         BrokerUnavailableError: nobody can tell.
     """
     workers = fleet(redis)
+    if as_json:
+        sys.stdout.write(json.dumps([worker_row(worker) for worker in workers], indent=2) + "\n")
+        return
     if not workers:
         _progress.print("No live worker: start one with `mochi-server worker`.", markup=False)
         return
@@ -71,6 +77,23 @@ def drain_workers(redis: Redis, names: Sequence[str], *, wait: bool) -> None:
     in_one_step(redis, decide)
     if wait:
         _wait(redis, draining)
+
+
+def worker_row(worker: Worker) -> dict[str, Any]:
+    """All of a worker, for programs."""
+    engine = None if worker.engine is None else asdict(worker.engine)
+    return {"worker": worker.name, "state": worker.state, **run_of(worker), "engine": engine}
+
+
+def run_of(worker: Worker) -> dict[str, Any]:
+    """What a worker runs; no values when it runs nothing."""
+    job = worker.job
+    return {
+        "request_id": job and job.request_id,
+        "attempt": job and job.attempt,
+        "step": job and job.step,
+        "steps": job and job.params.steps,
+    }
 
 
 def _wait(redis: Redis, draining: set[str]) -> None:

@@ -49,7 +49,7 @@ def abandon(engine: Engine, asked: GenerateParams, kept: Kept, at: int) -> None:
 
 
 def run(engine: Engine, asked: GenerateParams, kept: Kept | None) -> tuple[list[bytes], list[int]]:
-    """Run to the end: the frames, and the steps that were reported."""
+    """Run to the end: the frames, and the steps that were done."""
     steps: list[int] = []
     clip = engine.generate(asked, lambda step, _: steps.append(step), kept)
-    return list(clip.frames), steps
+    return list(clip.frames), [step for step in steps if step]

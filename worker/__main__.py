@@ -9,7 +9,8 @@ import time
 import structlog
 from redis import Redis
 
-from models.build import build_engine
+from models.build import build_engine, build_meter
+from models.device import Meter
 from models.engine import Engine
 from models.errors import EngineUnavailableError
 from models.moderation.build import build_moderation
@@ -18,6 +19,7 @@ from models.video import encoder
 from worker.connection import connect_briefly, connect_worker
 from worker.contact import Contact
 from worker.errors import OutputsUnusableError, StorageError
+from worker.gauge import Gauge
 from worker.heart import Heart
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.live import LiveWorker
@@ -45,7 +47,8 @@ _log = structlog.get_logger()
 
 def main() -> int:
     """Load the engine, then work until told to stop."""
-    configure_logs()
+    name = new_worker_name()
+    configure_logs(worker=name)
     if WITH_PARENT in sys.argv[1:]:
         hold_on_to_parent()
     settings = WorkerSettings()
@@ -57,10 +60,9 @@ def main() -> int:
     except (EngineUnavailableError, OutputsUnusableError) as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG  # starting again does not help
-    name = new_worker_name()
-    _log.info("worker.ready", worker=name, engine=str(engine.traits))
-    was_told = work(name, engine, moderation, outputs, settings)
-    _log.info("worker.stopped", worker=name)
+    _log.info("worker.ready", engine=str(engine.traits))
+    was_told = work(name, engine, moderation, outputs, settings, meter=build_meter(settings))
+    _log.info("worker.stopped")
     return 0 if was_told else 1
 
 
@@ -89,6 +91,8 @@ def work(
     moderation: Moderation,
     outputs: Outputs,
     settings: WorkerSettings,
+    *,
+    meter: Meter | None = None,
 ) -> bool:
     """Put the worker together and run it.
 
@@ -123,6 +127,7 @@ def work(
         moderation=moderation,
         run_seconds=settings.run_seconds,
         checkpoint_steps=settings.checkpoint_steps,
+        preview_steps=settings.preview_steps,
         stop=stop,
     )
     connection = connect_worker(
@@ -130,6 +135,8 @@ def work(
     )
     worker = EngineWorker(name, runner, connection, stop=stop)
     Sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds).start()
+    if meter is not None:
+        Gauge(name, meter, brief_store).start()
     heart.start()
     try:
         worker.work()

@@ -37,13 +37,13 @@ class RunCheckpoints:
         """The record shows it with the next beat."""
         self._is_unused = False
         self._run.step = step
-        _log.info("checkpoint.resumed", request_id=self._request_id, step=step)
+        _log.info("checkpoint.resumed", step=step)
 
     def save(self, data: bytes) -> None:
         """Log either outcome. A store that has refused once is not waited for again."""
         if not self._can_save:
             return
-        log = _log.bind(request_id=self._request_id, step=self._run.step)
+        log = _log.bind(step=self._run.step)
         if self._is_unused:
             self._is_unused = False
             log.warning("checkpoint.passed_over", reason="of another card, profile, or weights")

@@ -12,6 +12,7 @@ from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.job import Job, Status
 from worker.live import read_all
+from worker.metrics import Survey
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,36 @@ def fleet(redis: Redis) -> list[Worker]:
     }
     engines = {worker.name: worker.engine for worker in read_all(alive)}
     return [Worker(name, engines.get(name), jobs.get(name)) for name in sorted(engines | jobs)]
+
+
+def first_waiting(redis: Redis, most: int) -> list[Job]:
+    """Those whose turn is next.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    with broker_errors():
+        ids: Any = redis.zrange(keyspace.WAITING, 0, most - 1)
+        pipeline = redis.pipeline(transaction=False)
+        for request_id in ids:
+            pipeline.hgetall(keyspace.record(request_id))
+        records = pipeline.execute()
+    return [
+        Job.from_record(request_id, record, position=place)
+        for place, (request_id, record) in enumerate(zip(ids, records, strict=True), start=1)
+        if record
+    ]
+
+
+def survey(redis: Redis) -> Survey:
+    """The figures of this moment.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    with broker_errors():
+        answer: Any = redis.register_script(scripts.source("survey"))(keyspace.for_scripts())
+    return Survey.of(answer)
 
 
 def drain_order(name: str) -> tuple[str, ...]:

@@ -86,19 +86,27 @@ class Heart(threading.Thread):
             self._give_back(run)
             orders = self._store.beat(self._worker, takes_more=False)
         else:
-            orders = self._store.beat(self._worker, run.lease, run.step, takes_more=takes_more)
+            orders = self._store.beat(
+                self._worker, run.lease, run.step, run.stage, takes_more=takes_more
+            )
             if Order.LOST in orders:
                 run.lost.set()
             if Order.CANCEL in orders:
                 run.cancelled.set()
+            self._show_preview(run)
         if Order.DRAIN in orders and not self._told.soon:
             self._told.drain()
-            _log.info("worker.draining", worker=self._worker.name)
+            _log.info("worker.draining")
+
+    def _show_preview(self, run: Run) -> None:
+        if run.preview is not None:
+            (step, picture), run.preview = run.preview, None
+            self._store.preview(run.lease, step, picture)
 
     def _give_back(self, run: Run) -> None:
         """Not left to the run: its step, or a call that hangs, may last longer than we may."""
         if not run.is_given_back:
-            _log.info("run.given_back", request_id=run.lease.request_id, step=run.step)
+            _log.info("run.given_back", **run.names, step=run.step)
             run.is_given_back = True
         self._store.give_back(run.lease)
 
@@ -106,7 +114,7 @@ class Heart(threading.Thread):
         """A call that never returns cannot be interrupted: only the end of the process frees it."""
         run = self.run_now
         if run is not None and run.silent_seconds() > self._stall_seconds:
-            _log.error("worker.hung", request_id=run.lease.request_id, step=run.step)
+            _log.error("worker.hung", **run.names, step=run.step)
             os._exit(os.EX_TEMPFAIL)  # start it again
 
     def _end_if_frozen(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -33,7 +35,10 @@ from worker.errors import (
 from worker.idempotency import Idempotency
 from worker.job import CANCELLED, Job, Status
 from worker.live import LiveWorker, read_all
+from worker.pace import Work
 from worker.price import FREE, Price
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,9 @@ class Intake:
         self._submit = redis.register_script(scripts.source("submit"))
         self._alive = redis.register_script(scripts.source("alive"))
         self._cancel = redis.register_script(scripts.source("cancel"))
-        self._look = redis.register_script(scripts.source("look"))
+        self._look_script = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
+        self._previews = Batch(self._previews_of_all)
         self._submits = Batch(self._submit_all)
         self._cancels = Batch(self._cancel_all)
         self._roll_calls = Batch(self._call_for_all)
@@ -84,6 +90,7 @@ class Intake:
         price: Price = FREE,
         needs_worker: bool = False,
         idempotency: Idempotency | None = None,
+        further: Mapping[str, str] = NOTHING,
     ) -> Accepted:
         """Accept a request: when this returns, it is in the broker and will be run.
 
@@ -93,6 +100,7 @@ class Intake:
             price: the most of it is reserved until the request ends.
             needs_worker: refuse when nobody is there to run it soon.
             idempotency: accept it only once, and say afterwards which request it was.
+            further: more fields of the record; see `Job`.
 
         Raises:
             IdempotencyConflictError: the key came before, with another body.
@@ -102,6 +110,7 @@ class Intake:
             TooFewCreditsError: the owner cannot pay for it.
         """
         request_id = str(uuid4())
+        fields = {"work": str(Work.of(params)), **further}
         answer = await self._submits.ask(
             [
                 *keyspace.for_scripts(request_id),
@@ -115,6 +124,8 @@ class Intake:
                 price.gpu_second,
                 price.most_gpu_seconds,
                 params.model_dump_json(),
+                2 * len(fields),
+                *chain.from_iterable(fields.items()),
                 *rq_fields(request_id),
             ]
         )
@@ -169,11 +180,19 @@ class Intake:
         Raises:
             RequestNotFoundError: never made, or expired.
         """
-        record, rank = await self._looks.ask(request_id)
-        if not record:
+        job = await self._looks.ask(request_id)
+        if job is None:
             raise RequestNotFoundError(request_id)
-        fields = dict(zip(record[::2], record[1::2], strict=True))
-        return Job.from_record(request_id, fields, position=None if rank is None else rank + 1)
+        return job
+
+    async def look(self, request_ids: list[str]) -> list[Job | None]:
+        """Many requests at once, whoever made them; None for one that is gone."""
+        with broker_errors():
+            return await self._look_at_all(request_ids)
+
+    async def preview(self, request_id: str) -> str | None:
+        """What the video looks like so far, as a data URL; None where there is none any more."""
+        return await self._previews.ask(request_id)
 
     async def ended(self, request_ids: Collection[str]) -> set[str]:
         """Those of `request_ids` that are final, or gone."""
@@ -224,13 +243,30 @@ class Intake:
         )
         return await asyncio.gather(*cancels, return_exceptions=True)
 
+    async def _previews_of_all(self, request_ids: list[str]) -> list[str | None]:
+        different = list(dict.fromkeys(request_ids))  # many may look at one
+        found: list[Any] = await self._redis.mget(map(keyspace.preview, different))
+        pictures = dict(zip(different, found, strict=True))
+        return [pictures[request_id] for request_id in request_ids]
+
     async def _call_for_all(self, questions: list[None]) -> list[list[LiveWorker]]:
         return [read_all(await self._alive(keyspace.for_scripts()))] * len(questions)
 
-    async def _look_at_all(self, request_ids: list[str]) -> list[tuple[list[str], int | None]]:
+    async def _look_at_all(self, request_ids: list[str]) -> list[Job | None]:
         keys = [keyspace.WAITING, *map(keyspace.record, request_ids)]
-        found = await self._look(keys, request_ids)
-        return list(zip(found[::2], found[1::2], strict=True))
+        now, *found = await self._look_script(keys, request_ids)
+        looks = zip(request_ids, found[::3], found[1::3], found[2::3], strict=True)
+        return [_job(*look, now) if look[1] else None for look in looks]
+
+
+def _job(request_id: str, record: list[str], rank: int | None, expires_at: int, now: int) -> Job:
+    return Job.from_record(
+        request_id,
+        dict(zip(record[::2], record[1::2], strict=True)),
+        position=None if rank is None else rank + 1,
+        expires_at=expires_at if expires_at > 0 else None,
+        seen_at=now,
+    )
 
 
 def _rate(limit: int, remaining: int, reset_ms: int) -> Rate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
@@ -27,6 +27,20 @@ class Status(StrEnum):
     def is_final(self) -> bool:
         """Whether the record can never change again."""
         return not TRANSITIONS[self]
+
+
+class Stage(StrEnum):
+    """Where a request is on its way, in the order of its life."""
+
+    QUEUED = "queued"
+    ENCODING_PROMPT = "encoding_prompt"
+    """Moderation reads the prompt, if it is on, and the text encoder does."""
+    DENOISING = "denoising"
+    DECODING = "decoding"
+    """Frames come out of the VAE; each is encoded at once, so most of that is done meanwhile."""
+    ENCODING_VIDEO = "encoding_video"
+    """All frames are decoded, and the encoder has yet to finish."""
+    PUBLISHING = "publishing"
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
@@ -68,6 +82,8 @@ class Job:
             runs that were given back do not count.
         created_at, started_at, ended_at: milliseconds since 1970 by the broker's clock.
         step: denoising steps done in the present run.
+        stage: see `Stage`; what is shown of an ended request is where it ended.
+        preview_step: after which there is a picture of it; None while there is none.
         position: place among the waiting, 1 is next; only when QUEUED.
         file_name: name in the output store; only when COMPLETED.
         file_size: bytes; only when COMPLETED.
@@ -78,6 +94,8 @@ class Job:
         remaining: millionths that the owner then had left; None where there is no limit.
         error: text for the client; only when FAILED.
         error_code: its machine-readable form; only when FAILED.
+        expires_at: when the record goes, once it has ended; as the other times.
+        seen_at: when it was read.
     """
 
     request_id: str
@@ -89,6 +107,8 @@ class Job:
     started_at: int | None = None
     ended_at: int | None = None
     step: int = 0
+    stage: Stage = Stage.QUEUED
+    preview_step: int | None = None
     position: int | None = None
     file_name: str = ""
     file_size: int = 0
@@ -98,12 +118,21 @@ class Job:
     remaining: int | None = None
     error: str = ""
     error_code: str = ""
+    expires_at: int | None = None
+    seen_at: int = field(default=0, compare=False)
 
     @classmethod
     def from_record(
-        cls, request_id: str, record: Mapping[str, str], *, position: int | None = None
+        cls,
+        request_id: str,
+        record: Mapping[str, str],
+        *,
+        position: int | None = None,
+        expires_at: int | None = None,
+        seen_at: int = 0,
     ) -> Job:
-        """Read the hash that the store keeps."""
+        """Read the hash that the store keeps; the rest is not in it."""
+        is_queued = record["status"] == Status.QUEUED
         return cls(
             request_id=request_id,
             owner=record["owner"],
@@ -114,6 +143,8 @@ class Job:
             started_at=_optional_int(record.get("started_at")),
             ended_at=_optional_int(record.get("ended_at")),
             step=int(record.get("step", 0)),
+            stage=Stage.QUEUED if is_queued else Stage(record.get("stage", Stage.ENCODING_PROMPT)),
+            preview_step=_optional_int(record.get("preview")),
             position=position,
             file_name=record.get("file_name", ""),
             file_size=int(record.get("file_size", 0)),
@@ -123,6 +154,8 @@ class Job:
             remaining=_optional_int(record.get("remaining")),
             error=record.get("error", ""),
             error_code=record.get("error_code", ""),
+            expires_at=expires_at,
+            seen_at=seen_at,
         )
 
     @cached_property

@@ -21,6 +21,11 @@ LEASES = "mochi:leases"
 """Sorted set: ids that are PROCESSING, by the broker's time in ms at which their lease ends."""
 LOOKS = "mochi:looks"
 """Hash: when somebody looked for overdue requests last, and since when without a gap; in ms."""
+PACES = "mochi:paces"
+"""Hash: latent frames to how fast the last runs of so many were; ms before the steps, of each step,
+and after them."""
+PREVIEWS = "mochi:preview:"
+"""With a request's id, a string: what its video looks like so far, as a data URL."""
 WORKERS = "mochi:workers"
 """Sorted set: workers with the model loaded, each with what its engine is (see `live.py`), by the
 time in ms until which they count as alive."""
@@ -38,6 +43,8 @@ RATE = "mochi:rate:"
 ms."""
 USAGE = "mochi:usage:"
 """With a day, counted from 1970 in UTC, a hash: what was used on it, by `OWNER METRIC`."""
+METRICS = "mochi:metrics"
+"""Hash: sums since ever, of all gateways and workers; see `metrics.py`."""
 AUDIT = "mochi:audit"
 """Stream: what administrators did."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
@@ -55,6 +62,8 @@ LOOK_SECONDS = 1.0
 """Between two looks of a worker for what is overdue."""
 DRAIN_ORDER_SECONDS = 3600
 """A worker that has not read its order by then is not going to."""
+PREVIEW_SECONDS = 600
+"""After which a preview goes of itself; it goes with the run mostly."""
 MOST_ATTEMPTS = 3
 """A request is started at most so often."""
 
@@ -89,6 +98,16 @@ def drain_order(worker: str) -> str:
     return f"mochi:drain:{worker}"
 
 
+def device(worker: str) -> str:
+    """String, there for a while: how much of its card a worker uses, as JSON."""
+    return f"mochi:device:{worker}"
+
+
+def preview(request_id: str) -> str:
+    """String: see `PREVIEWS`."""
+    return PREVIEWS + request_id
+
+
 def rq_job(request_id: str) -> str:
     """Hash: what RQ keeps of a job."""
     return RqJob.redis_job_namespace_prefix + request_id
@@ -112,6 +131,9 @@ def for_scripts(request_id: str = "") -> list[str]:
         LIVE,
         RATE,
         USAGE,
+        METRICS,
+        PACES,
+        PREVIEWS,
     ]
 
 

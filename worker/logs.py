@@ -1,6 +1,7 @@
 """One stream of log lines on stderr: JSON for machines, colours for a person at a terminal.
 
-uvicorn and RQ log through the same formatter. Lines carry ids, never keys, signatures or prompts.
+uvicorn, RQ and Python's warnings go through the same formatter. Lines carry ids, never keys,
+signatures or prompts; those of a run have `request_id`, `attempt` and `worker`, whoever wrote them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,19 @@ import logging
 import sys
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 
-def configure_logs() -> None:
-    """Set up structlog and the standard library's logging. Call once, in a `__main__`."""
+def configure_logs(**always: str) -> None:
+    """Set up structlog and the standard library's logging. Call once, in a `__main__`.
+
+    Args:
+        always: fields of every line, from whatever thread.
+    """
+
+    def add_always(_logger: object, _method: str, line: EventDict) -> EventDict:
+        return {**always, **line}
+
     renderers: list[Processor]
     if sys.stderr.isatty():
         stamper = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
@@ -28,6 +37,7 @@ def configure_logs() -> None:
         stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
         renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     shared: list[Processor] = [
+        add_always,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         stamper,
@@ -48,6 +58,7 @@ def configure_logs() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
+    logging.captureWarnings(capture=True)
     # They tell of every state change of their own; what matters of it is in our events.
     for name in ("rq.worker", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -86,6 +86,10 @@ class EngineWorker(SimpleWorker):
         if not _is_ours(job):
             _log.error("job.refused", job_id=job.id, queue=queue.name)
             return
+        with structlog.contextvars.bound_contextvars(request_id=job.id, attempt=None):
+            self._execute(job)
+
+    def _execute(self, job: RqJob) -> None:
         try:
             if self._stop.soon:  # while the pop waited
                 self._runner.hand_back(job.id)
@@ -95,11 +99,11 @@ class EngineWorker(SimpleWorker):
             raise
         except StopRequested:
             # The broker is away, and we must stop: another worker makes the video again.
-            _log.warning("run.left_behind", request_id=job.id)
+            _log.warning("run.left_behind")
         except Exception:  # noqa: BLE001 (this worker can run the next one)
             # The broker refuses to write, or holds a record that makes no sense. What is left is a
             # lease that ends, and a file that is swept.
-            _log.exception("run.unfinished", request_id=job.id)
+            _log.exception("run.unfinished")
 
     @override
     def dequeue_job_and_maintain_ttl(

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 
-from worker.job import CANCELLED
+from worker.job import CANCELLED, Stage
+from worker.pace import Pace
 from worker.stop import Stop
 from worker.store import Lease
 
@@ -42,9 +43,12 @@ class Run:
         lease: what this run may write to.
         seconds: how long it may take.
         stop: whether the process must stop, and the request goes back.
+        attempt: which one of the request it is.
         lost: set by the heart when the lease is not ours any more.
         cancelled: set by the heart when the client wants it no more.
         step: denoising steps done.
+        stage: where it is; the heart tells the broker.
+        preview: a step and a picture of it that the heart has not taken along yet.
         is_watched: whether silence means that the engine hangs.
         is_given_back: set by the heart, which need not wait for the next step.
     """
@@ -52,24 +56,37 @@ class Run:
     lease: Lease
     seconds: float
     stop: Stop
+    attempt: int = 1
     lost: Event = field(default_factory=Event)
     cancelled: Event = field(default_factory=Event)
     step: int = 0
+    stage: Stage = Stage.ENCODING_PROMPT
+    preview: tuple[int, str] | None = None
     is_watched: bool = True
     is_given_back: bool = False
     _started: float = field(default_factory=time.monotonic)
     _last_sign: float = field(default_factory=time.monotonic)
+    _steps_at: list[float] = field(default_factory=list)
+
+    @property
+    def names(self) -> dict[str, str | int]:
+        """For lines of the log that another thread writes."""
+        return {"request_id": self.lease.request_id, "attempt": self.attempt}
 
     def on_step(self, step: int, _total: int) -> None:
         """The engine's step callback."""
+        self.stage = Stage.DENOISING
         self.step = step
         self.check()
+        self._steps_at.append(self._last_sign)
 
     def checked(self, frames: Iterator[bytes]) -> Iterator[bytes]:
         """The frames, with a check before each: decoding takes long as well."""
+        self.stage = Stage.DECODING
         for frame in frames:
             self.check()
             yield frame
+        self.stage = Stage.ENCODING_VIDEO
 
     def check(self) -> None:
         """Note a sign of life, and leave the engine if there is a reason to.
@@ -86,6 +103,15 @@ class Run:
             raise EndedEarly("cancelled", CANCELLED)
         if self._last_sign - self._started > self.seconds:
             raise EndedEarly("timeout", f"The run took longer than {self.seconds:g} seconds.")
+
+    def pace(self) -> Pace:
+        """How fast it was, when its video is published."""
+        first, last = self._steps_at[0], self._steps_at[-1]
+        return Pace(
+            prompt_seconds=first - self._started,
+            step_seconds=(last - first) / (len(self._steps_at) - 1),
+            video_seconds=time.monotonic() - last,
+        )
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -15,10 +15,13 @@ from models.video import encode
 from worker.checkpoints import RunCheckpoints
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.heart import Heart
-from worker.job import Job
+from worker.job import Job, Stage
 from worker.outputs import Outputs, video_name
+from worker.pace import Work
+from worker.previews import RunPreviews
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
+from worker.stopwatch import DENOISING, PUBLISHING, VIDEO, Stopwatch
 from worker.store import JobStore, Lease, Result
 
 REFUSED_PAUSES = (1.0, 2.0, 4.0)
@@ -43,6 +46,7 @@ class Runner:
         moderation: Moderation,
         run_seconds: float,
         checkpoint_steps: int = 0,
+        preview_steps: int = 0,
         stop: Stop,
     ) -> None:
         self._worker = worker
@@ -53,6 +57,7 @@ class Runner:
         self._heart = heart
         self._run_seconds = run_seconds
         self._checkpoint_steps = checkpoint_steps
+        self._preview_steps = preview_steps
         self._stop = stop
 
     def run(self, request_id: str) -> None:
@@ -66,15 +71,19 @@ class Runner:
         job = self._store.start(lease, self._worker)
         if job is None:
             return
-        log = _log.bind(request_id=request_id, attempt=job.attempt)
-        log.info("run.started", owner=job.owner, queue_seconds=job.queue_seconds)
-        run = Run(lease, self._run_seconds, self._stop)
+        run = Run(lease, self._run_seconds, self._stop, job.attempt)
+        with structlog.contextvars.bound_contextvars(**run.names):
+            self._run(job, run)
+
+    def _run(self, job: Job, run: Run) -> None:
+        lease = run.lease
+        _log.info("run.started", owner=job.owner, queue_seconds=job.queue_seconds)
         self._heart.run_now = run
         try:
             with run.watched():
                 result = self._make_video(job, run)
         except LeaseLost:
-            log.warning("run.lost")
+            _log.warning("run.lost")
         except GivenBack:
             self._give_back(run)
         except EndedEarly as end:
@@ -83,15 +92,15 @@ class Runner:
             self._fail(lease, "storage", str(error))
         except EngineBrokenError:
             # No end for the request: when the lease is over, another worker tries it.
-            log.exception("engine.broken", step=run.step)
+            _log.exception("engine.broken", step=run.step)
             raise
         except EngineError as error:
             self._fail_with(lease, error)
-        except Exception:
-            log.exception("run.bug")
+        except Exception:  # noqa: BLE001 (the next request may go better)
+            _log.exception("run.bug")
             self._fail(lease, "internal", "The worker failed on this request; its log says why.")
         else:
-            self._complete(lease, result)
+            self._complete(job, run, result)
         finally:
             self._heart.run_now = None
 
@@ -106,35 +115,48 @@ class Runner:
         draft = self._outputs.draft(name)
         self._moderation.check_prompt(job.params.prompt)
         run.check()  # that may have taken long
-        started = time.perf_counter()
-        clip = self._engine.generate(job.params, run.on_step, self._checkpoints(run))
-        denoised = time.perf_counter()
+        watch = Stopwatch()
+        clip = self._engine.generate(
+            job.params, watch.timed(run.on_step), self._checkpoints(run), self._previews(run)
+        )
+        watch.end(DENOISING)
         clip = self._moderation.watched(clip, job.params.frames)
         encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
+        watch.end(VIDEO)
         _log.info(
             "run.encoded",
-            request_id=job.request_id,
-            denoising_seconds=round(denoised - started, 3),
-            video_seconds=round(time.perf_counter() - denoised, 3),
+            denoising_seconds=round(watch.seconds[DENOISING], 3),
+            video_seconds=round(watch.seconds[VIDEO], 3),
         )
+        run.stage = Stage.PUBLISHING
         size = self._outputs.publish(name)
-        return Result(name, size, self._engine.traits.precision, self._warnings(clip))
+        watch.end(PUBLISHING)
+        traits = self._engine.traits
+        return Result(name, size, traits.precision, self._warnings(clip), watch.seconds)
 
     def _checkpoints(self, run: Run) -> RunCheckpoints | None:
         if not self._checkpoint_steps:
             return None
         return RunCheckpoints(self._outputs, run, self._checkpoint_steps)
 
+    def _previews(self, run: Run) -> RunPreviews | None:
+        """None where frames are judged: a preview would show them before."""
+        if not self._preview_steps or self._moderation.frame_judge is not None:
+            return None
+        return RunPreviews(run, self._preview_steps)
+
     def _warnings(self, clip: Clip) -> tuple[str, ...]:
         return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))
 
-    def _complete(self, lease: Lease, result: Result) -> None:
-        if self._say_completed(lease, result):
-            _log.info("run.completed", request_id=lease.request_id, bytes=result.file_size)
-            self._forget_checkpoint(lease)
+    def _complete(self, job: Job, run: Run, result: Result) -> None:
+        pace = run.pace()  # now: the broker may let us wait
+        if self._say_completed(run.lease, result):
+            _log.info("run.completed", bytes=result.file_size)
+            self._forget_checkpoint(run.lease)
+            self._store.note_pace(Work.of(job.params), pace)
         else:
             self._outputs.remove(result.file_name)
-            _log.warning("run.late", request_id=lease.request_id)
+            _log.warning("run.late")
 
     def _say_completed(self, lease: Lease, result: Result) -> bool:
         """Patiently, when the broker answers and refuses: the video took minutes of GPU time."""
@@ -142,20 +164,19 @@ class Runner:
             try:
                 return self._store.complete(lease, result)
             except BrokerUnavailableError:
-                _log.warning("run.refused", request_id=lease.request_id, again_in=pause)
+                _log.warning("run.refused", again_in=pause)
                 time.sleep(pause)
         return self._store.complete(lease, result)
 
     def _give_back(self, run: Run) -> None:
         if not run.is_given_back:
-            _log.info("run.given_back", request_id=run.lease.request_id, step=run.step)
+            _log.info("run.given_back", step=run.step)
         self._store.give_back(run.lease)
 
     def _fail_with(self, lease: Lease, error: EngineError) -> None:
         if isinstance(error, ContentBlockedError):
             _log.warning(
                 "run.blocked",
-                request_id=lease.request_id,
                 stage=error.stage,
                 category=error.category,
             )
@@ -163,7 +184,7 @@ class Runner:
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
         is_ours = self._store.fail(lease, code, error)
-        _log.warning("run.failed", request_id=lease.request_id, error_code=code)
+        _log.warning("run.failed", error_code=code, reason=error)
         if is_ours:
             self._forget_checkpoint(lease)
 

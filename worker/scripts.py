@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
+from worker.metrics import BOUNDS_MS
+
 _FOLDER = files("worker") / "lua"
 
 
@@ -17,4 +19,5 @@ def source(name: str) -> str:
     """
     first_line = "" if name == "submit" else "#!lua flags=allow-oom\n"
     common, script = (_FOLDER / f"{part}.lua" for part in ("common", name))
-    return first_line + common.read_text("utf-8") + script.read_text("utf-8")
+    bounds = f"local BOUNDS_MS = {{ {', '.join(map(str, BOUNDS_MS))} }}\n"
+    return first_line + bounds + common.read_text("utf-8") + script.read_text("utf-8")

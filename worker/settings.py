@@ -64,6 +64,15 @@ class WorkerSettings(ModerationSettings):
         ),
     )
 
+    preview_steps: int = Field(
+        default=5,
+        ge=0,
+        description=(
+            "Show who listens to events a picture every so many steps; 0 is off, as it is where "
+            "frames are moderated."
+        ),
+    )
+
     @field_validator("redis_url")
     @classmethod
     def _can_be_parsed(cls, url: str) -> str:

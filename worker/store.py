@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from models.device import DeviceUse
 from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.contact import dangers_of
-from worker.job import Job, Status
+from worker.job import Job, Stage, Status
 from worker.live import LiveWorker
+from worker.metrics import device_text
+from worker.pace import Pace, Work
 
-_SCRIPTS = ("start", "beat", "finish", "give_back", "reap", "recover", "overdue")
+_SCRIPTS = (
+    "start",
+    "beat",
+    "finish",
+    "give_back",
+    "reap",
+    "recover",
+    "overdue",
+    "note_pace",
+    "preview",
+)
 _LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
 
 
@@ -36,6 +50,8 @@ class Result:
     file_size: int
     precision: str = ""
     warnings: tuple[str, ...] = ()
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that each stage of the run took, for /metrics."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,7 @@ class JobStore:
         worker: LiveWorker,
         lease: Lease | None = None,
         step: int = 0,
+        stage: Stage = Stage.ENCODING_PROMPT,
         *,
         takes_more: bool = True,
     ) -> frozenset[Order]:
@@ -105,12 +122,18 @@ class JobStore:
             worker: its name and engine, the same in every beat.
             lease: of the run that it is at.
             step: denoising steps done.
+            stage: where the run is.
             takes_more: whether to count it among those that will run what waits.
         """
         request_id, run = (lease.request_id, lease.run) if lease else ("", "")
         arguments = (str(worker), self._lease_ms, run, step, int(takes_more))
         order = keyspace.drain_order(worker.name)
-        return frozenset(map(Order, self._run("beat", request_id, *arguments, order)))
+        return frozenset(map(Order, self._run("beat", request_id, *arguments, order, stage)))
+
+    def tell_device(self, worker: str, use: DeviceUse) -> None:
+        """Say how much of its card a worker uses. It holds for as long as a lease."""
+        with broker_errors():
+            self._redis.set(keyspace.device(worker), device_text(use), px=self._lease_ms)
 
     def sign_off(self, worker: LiveWorker) -> None:
         """Say that the worker stops."""
@@ -127,11 +150,22 @@ class JobStore:
             *("file_size", result.file_size),
             *("precision", result.precision),
             *("warnings", json.dumps(result.warnings)),
+            *_in_turn({f"{name}_ms": round(1000 * s) for name, s in result.stages.items()}),
         )
 
     def fail(self, lease: Lease, error_code: str, error: str) -> bool:
         """PROCESSING -> FAILED, with a text for the client. False when it is not ours."""
         return self._finish(lease, Status.FAILED, "error_code", error_code, "error", error)
+
+    def preview(self, lease: Lease, step: int, picture: str) -> None:
+        """Show who listens what the video of a run looks like so far, as a data URL."""
+        kept_ms = 1000 * keyspace.PREVIEW_SECONDS
+        self._run("preview", lease.request_id, lease.run, kept_ms, step, picture)
+
+    def note_pace(self, work: Work, pace: Pace) -> None:
+        """Let forecasts know how fast a run was."""
+        milliseconds = (1000 * seconds for seconds in astuple(pace))
+        self._run("note_pace", "", work.latent_frames, *map(str, milliseconds))
 
     def give_back(self, lease: Lease) -> bool:
         """PROCESSING -> QUEUED, first in the queue, the attempt not counted."""
@@ -197,3 +231,8 @@ class JobStore:
             return self._scripts[script](
                 keys=keyspace.for_scripts(request_id), args=[request_id, *args]
             )
+
+
+def _in_turn(fields: Mapping[str, int]) -> Iterator[str | int]:
+    for item in fields.items():
+        yield from item

@@ -11,10 +11,11 @@ from models.engine import Traits
 from models.mochi import fp8
 from models.mochi.attention import Kernel
 from models.mochi.compiling import compile_blocks
-from models.mochi.engine import MochiEngine
+from models.mochi.engine import SPATIAL_FACTOR, MochiEngine
 from models.mochi.memory import PROFILES, Profile
 from models.mochi.modulation import Conditioner
 from models.mochi.parts import Parts
+from models.mochi.preview import fit_colours
 from models.mochi.text import TextEncoder
 from models.mochi.transformer import Core
 from models.mochi.vae import Decoder
@@ -85,6 +86,7 @@ def assemble(
     core.place(device, streamed=profile.streams_blocks)
     decoder = Decoder(parts.vae, chunk=profile.chunk)
     parts.vae.to(device)  # without its encoder by now
+    colours = fit_colours(decoder, device, size[0] // SPATIAL_FACTOR, size[1] // SPATIAL_FACTOR)
     if options.compiles:
         compile_blocks(core.blocks)
         decoder.compile()
@@ -104,6 +106,7 @@ def assemble(
         height=size[1],
         traits=traits,
         kernel=options.kernel,
+        colours=colours,
         step_cache=options.step_cache,
         remedy=_remedy(profile),
         origin=f"{weights_stamp} {options} {_VERSIONS}",

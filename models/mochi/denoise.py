@@ -7,6 +7,7 @@ from torch import Tensor
 from models.engine import OnStep
 from models.mochi.checkpoint import LatentsKeeper
 from models.mochi.modulation import Condition
+from models.mochi.preview import Previewer
 from models.mochi.schedule import Schedule
 from models.mochi.step_cache import StepCache
 from models.mochi.transformer import Core
@@ -22,6 +23,7 @@ def denoise(
     on_step: OnStep,
     cache: StepCache | None = None,
     keeper: LatentsKeeper | None = None,
+    previewer: Previewer | None = None,
 ) -> Tensor:
     """Noise to latents of a video, by Euler steps along the guided velocity.
 
@@ -38,6 +40,7 @@ def denoise(
         on_step: see `OnStep`.
         cache: see `Core.forward`. It knows the steps before, which a keeper does not: never both.
         keeper: see `LatentsKeeper`. A step that `on_step` abandons is not kept.
+        previewer: see `Previewer`.
     """
     steps = len(schedule.deltas)
     first, latents = keeper.resume(latents) if keeper else (0, latents)
@@ -46,6 +49,8 @@ def denoise(
         velocity = away_from + guidance_scale * (towards - away_from)
         latents = (latents.float() + schedule.deltas[step] * velocity).to(latents.dtype)
         on_step(step + 1, steps)
+        if previewer:
+            previewer.look(step + 1, latents, velocity, sum(schedule.deltas[step + 1 :]))
         if keeper:
             keeper.keep(step + 1, latents)
     return latents

@@ -13,13 +13,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from models.engine import Checkpoints, Clip, OnStep, Traits
+from models.engine import Checkpoints, Clip, OnStep, Previews, Traits
 from models.errors import EngineBrokenError, OutOfMemoryError
 from models.mochi.attention import Kernel, use_kernel
 from models.mochi.checkpoint import LatentsKeeper
 from models.mochi.denoise import denoise
 from models.mochi.frames import to_host
 from models.mochi.modulation import Conditioner
+from models.mochi.preview import Previewer
 from models.mochi.schedule import Schedule
 from models.mochi.step_cache import StepCache
 from models.mochi.text import MOST_TOKENS, Prompt, TextEncoder
@@ -42,6 +43,7 @@ class MochiEngine:
         width, height: of a frame, pixels, multiples of 16.
         traits: see `Engine`.
         kernel: of the attention.
+        colours: see `fit_colours`.
         step_cache: threshold of the step cache; 0 is off.
         remedy: what to do when the GPU's memory is too small, besides asking for fewer frames.
         origin: all that its latents depend on besides a request and `traits`, as far as it is
@@ -58,12 +60,17 @@ class MochiEngine:
     height: int
     traits: Traits
     kernel: Kernel
+    colours: Tensor
     step_cache: float = 0.0
     remedy: str = ""
     origin: str = ""
 
     def generate(
-        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
     ) -> Clip:
         """See `Engine`. The frames are decoded while they are drawn.
 
@@ -79,7 +86,7 @@ class MochiEngine:
                     ("prompt", params.prompt),
                 )
             }
-            latents = self._denoise(params, list(prompts.values()), on_step, checkpoints)
+            latents = self._denoise(params, list(prompts.values()), on_step, checkpoints, previews)
             frames = self._frames(latents, params)
             return Clip(self.width, self.height, frames, tuple(_warnings(prompts)))
         raise self._out_of_memory(params)
@@ -90,11 +97,13 @@ class MochiEngine:
         prompts: list[Prompt],
         on_step: OnStep,
         checkpoints: Checkpoints | None,
+        previews: Previews | None,
     ) -> Tensor:
         schedule = Schedule.of(self.scheduler, params.steps)
         away_from, towards = self.conditioner(
             [prompt.embedding for prompt in prompts], schedule.timesteps
         )
+        on_step(0, params.steps)
         with use_kernel(self.kernel):
             return denoise(
                 self.core,
@@ -105,6 +114,7 @@ class MochiEngine:
                 on_step=on_step,
                 cache=StepCache(self.step_cache) if self.step_cache else None,
                 keeper=self._keeper(params, checkpoints) if checkpoints else None,
+                previewer=Previewer(previews, self.colours, params.steps) if previews else None,
             )
 
     def _keeper(self, params: GenerateParams, checkpoints: Checkpoints) -> LatentsKeeper:

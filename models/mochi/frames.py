@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,17 +35,17 @@ def to_host(chunks: Iterator[Tensor], wanted: int) -> Iterator[bytes]:
         copy = following
 
 
-def _copies(chunks: Iterator[Tensor], wanted: int) -> Iterator[_Copy]:
+def _copies(chunks: Iterator[Tensor], wanted: int) -> Iterator[HostCopy]:
     while wanted > 0:
         chunk = next(chunks, None)
         if chunk is None:
             raise ValueError(f"The last {wanted} frames are missing.")
         chunk = chunk[:wanted]
         wanted -= len(chunk)
-        yield _Copy(chunk)
+        yield HostCopy(chunk)
 
 
-class _Copy:
+class HostCopy:
     """A chunk on its way to main memory; on a CPU it is there already.
 
     Pinned memory is slow to allocate, but torch keeps what is released, for copies yet to come, and
@@ -60,9 +62,18 @@ class _Copy:
             self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._done.record(torch.cuda.current_stream(chunk.device))
 
-    def frames(self) -> Iterator[bytes]:
-        """Wait for the copy, then give out its frames."""
+    def is_done(self) -> bool:
+        """Whether it has arrived."""
+        return self._done is None or self._done.query()  # type: ignore[no-untyped-call]
+
+    def arrays(self) -> Iterator[np.ndarray[Any, Any]]:
+        """The same as `frames`, for one who wants more than bytes."""
         if self._done is not None:
             self._done.synchronize()
         for frame in self._host:
-            yield frame.numpy().tobytes()
+            yield frame.numpy()
+
+    def frames(self) -> Iterator[bytes]:
+        """Wait for the copy, then give out its frames."""
+        for frame in self.arrays():
+            yield frame.tobytes()

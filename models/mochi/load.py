@@ -145,8 +145,13 @@ def warm_up_requests(chunk: int) -> list[GenerateParams]:
 
 
 def silence() -> None:
-    """Keep progress bars, and warnings that quote prompts, out of the worker's log."""
+    """Keep progress bars, and warnings that quote prompts, out of the worker's log.
+
+    What is left goes through the worker's own log, and so says which request it belongs to.
+    """
     for library in (diffusers, transformers):
+        library.utils.logging.disable_default_handler()
+        library.utils.logging.enable_propagation()
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
 

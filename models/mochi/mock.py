@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from models.caption import CANVAS, caption_lines, draw
-from models.engine import Checkpoints, Clip, Engine, OnStep, Traits
+from models.engine import Checkpoints, Clip, Engine, OnStep, Previews, Traits
 from models.mochi.parts import Parts
 from models.mochi.randomise import random_values
 from models.params import GenerateParams
@@ -53,10 +53,14 @@ class MockEngine:
         return self._engine.traits
 
     def generate(
-        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
     ) -> Clip:
         """See `Engine`."""
-        return _captioned(self._engine.generate(params, on_step, checkpoints), params)
+        return _captioned(self._engine.generate(params, on_step, checkpoints, previews), params)
 
 
 def write_mock_checkpoint(cache_dir: Path) -> Path:

@@ -54,6 +54,12 @@ class Decoder:
         self._space: int = vae.spatial_compression_ratio
         self._chunk = chunk
 
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        channels: int = self._config.latent_channels
+        return channels
+
     def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the decoder, for frames of one size.
 

@@ -90,6 +90,19 @@ def mock_worker(broker_url: str, folder: Path) -> Iterator[Path]:
         yield folder / "worker.log"
 
 
+@contextmanager
+def fake_worker(broker_url: str, folder: Path, step_seconds: float) -> Iterator[None]:
+    """A worker with the fake engine."""
+    environ = {
+        "MOCHI_REDIS_URL": broker_url,
+        "MOCHI_DATA_DIR": str(folder),
+        "MOCHI_ENGINE": "fake",
+        "MOCHI_FAKE_STEP_SECONDS": str(step_seconds),
+    }
+    with _process("worker", environ, folder / "worker.log"):
+        yield
+
+
 def wait_until_ready(url: str) -> None:
     """Until `url` is answered with a 2xx.
 

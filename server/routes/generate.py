@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+import structlog
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -44,6 +45,7 @@ _VIDEO_HEADERS = RESULT_HEADERS | IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADER
 
 router = APIRouter(tags=["Generate"])
 _seeds = random.SystemRandom()
+_log = structlog.get_logger()
 
 
 @router.post(
@@ -114,6 +116,13 @@ async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
         price=call.services.settings.tariff.price(params),
         needs_worker=needs_worker,
         idempotency=None if key is None else Idempotency.of(call.key.key_id, key, body),
+    )
+    structlog.contextvars.bind_contextvars(request_id=accepted.request_id)
+    _log.info(
+        "request.replayed" if accepted.is_replay else "request.accepted",
+        key_id=call.key.key_id,
+        frames=params.frames,
+        steps=params.steps,
     )
     headers = ignored_parameters(ignored) | rate_limit(accepted.rate)
     headers |= REPLAYED if accepted.is_replay else {}

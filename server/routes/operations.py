@@ -1,16 +1,18 @@
-"""For those who run the server, and their probes: no key, nothing about requests."""
+"""For those who run the server, and their probes: nothing about single requests."""
 
 from __future__ import annotations
 
 from importlib.metadata import version as installed_version
 
 from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.requests import Request
 from starlette.responses import Response
 
 from models.params import MODEL
 from server.answers import answer
-from server.documents import errors
+from server.documents import FIGURES, errors
+from server.keyring import Scope
 from server.schemas import HealthBody, ReadyBody, VersionBody, engine_body
 from server.services import Call
 from worker.errors import BrokerUnavailableError
@@ -50,6 +52,20 @@ async def version(request: Request) -> Response:
         workers = []  # the version is known all the same
     engines = [engine_body(worker.engine) for worker in workers]
     return answer(VersionBody(version=VERSION, model=MODEL, engines=engines))
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: FIGURES, **errors(401, 403, 500, 502)},
+)
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus. Needs a key with the scope `admin`."""
+    call = Call.of(request)
+    if not call.services.settings.metrics_public:
+        call.key.require(Scope.ADMIN)
+    gathered = await call.services.metrics(VERSION)
+    return Response(gathered.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _not_ready(missing: list[str]) -> Response:

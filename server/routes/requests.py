@@ -7,13 +7,14 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from server.answers import answer
-from server.documents import FAILED, REQUEST_ID, SIGNATURE, VIDEO_BYTES, VIDEO_RANGE, errors
+from server.documents import EVENTS, FAILED, REQUEST_ID, SIGNATURE, VIDEO_BYTES, VIDEO_RANGE, errors
+from server.events import UNBUFFERED, stream
 from server.keyring import Scope
 from server.links import VIDEO_PATH
-from server.schemas import CancelBody, ResultBody, StatusBody, failed_body, result_body, status_body
+from server.schemas import CancelBody, ResultBody, StatusBody, failed_body
 from server.services import Call
 from server.videos import video_response
 from worker.errors import RequestNotFoundError
@@ -44,7 +45,7 @@ async def status(request: Request) -> Response:
     job = await _find(call)
     if job.status is Status.FAILED:
         return answer(failed_body(job), 422)
-    return answer(status_body(job, call.links(job.request_id)))
+    return answer(await call.status_body(job))
 
 
 @router.get(
@@ -67,10 +68,23 @@ async def result(request: Request) -> Response:
         case Status.FAILED:
             return answer(failed_body(job), 422)
         case Status.COMPLETED:
-            url = await call.services.video_url(job, call.links(job.request_id))
-            return answer(result_body(job, url))
+            return answer(await call.result_body(job))
         case _:
-            return answer(status_body(job, call.links(job.request_id)))
+            return answer(await call.status_body(job))
+
+
+@router.get(
+    "/v2/requests/{request_id}/events",
+    response_class=StreamingResponse,
+    responses={200: EVENTS, **errors(401, 403, 404, 500, 502)},
+    openapi_extra={"parameters": [REQUEST_ID]},
+)
+async def events(request: Request) -> Response:
+    """The status whenever it changes, as server-sent events, until the request has ended."""
+    call = Call.of(request)
+    job = await _find(call)
+    # Not FastAPI's own way: its answer has begun when a request turns out to be unknown.
+    return StreamingResponse(stream(call, job), headers=UNBUFFERED, media_type="text/event-stream")
 
 
 @router.put(

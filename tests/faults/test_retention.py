@@ -24,9 +24,9 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def keys(stack: Stack) -> set[str]:
-    """All but the sums of a day, which are kept for longer and tell of no request."""
+    """All but sums of a day and how fast runs were, which are kept and tell of no request."""
     found = map(str, stack.redis.keys("*"))
-    return {key for key in found if not key.startswith(keyspace.USAGE)}
+    return {key for key in found if not key.startswith((keyspace.USAGE, keyspace.PACES))}
 
 
 def answers(client: Client, request_id: str) -> set[int]:
@@ -78,6 +78,7 @@ def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Sta
         keyspace.LINK_SECRET,
         keyspace.LOOKS,
         keyspace.RQ_QUEUES,
+        keyspace.METRICS,
     }
     again = first.submit(key="done")
     assert again != done

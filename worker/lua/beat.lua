@@ -1,6 +1,6 @@
 -- The worker lives, and so does its run, if it has one.
 -- ARGV: id or '', worker with its engine, lease in ms, run, step, whether it takes more (0 or 1),
--- key of the order to drain.
+-- key of the order to drain, stage.
 -- Returns what it must do: any of 'drain', 'lost' (the run is its own no more) and 'cancel'.
 local id, lease_ms = ARGV[1], ARGV[3]
 local now = now_ms()
@@ -26,5 +26,5 @@ if record[3] then
   orders[#orders + 1] = 'cancel'
 end
 redis.call('ZADD', keys.leases, text(now + lease_ms), id)
-redis.call('HSET', keys.record, 'step', ARGV[5])
+redis.call('HSET', keys.record, 'step', ARGV[5], 'stage', ARGV[8])
 return orders

@@ -5,6 +5,7 @@ local keys = {
   turns = KEYS[10], looks = KEYS[11],
   -- These are completed with an owner, or with a day.
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
+  metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
 }
 
 -- Time is the broker's own, so that hosts' clocks do not matter.
@@ -25,6 +26,21 @@ local function enter_queue(id, owner, place)
   redis.call('ZADD', keys.waiting .. ':' .. owner, place, id)
 end
 
+-- One more line of the sums since ever, for /metrics.
+local function count(name, amount)
+  redis.call('HINCRBY', keys.metrics, name, text(amount or 1))
+end
+
+-- A histogram is a count for each bound, and a sum. BOUNDS_MS comes from `worker/metrics.py`.
+local function observe(name, ms)
+  local bound = 'inf'
+  for index = #BOUNDS_MS, 1, -1 do
+    bound = ms <= BOUNDS_MS[index] and text(BOUNDS_MS[index]) or bound
+  end
+  count(name .. ' ' .. bound)
+  count(name .. ' sum', ms)
+end
+
 local DAY_MS = 24 * 60 * 60 * 1000
 local USAGE_KEPT_SECONDS = 401 * 24 * 60 * 60
 
@@ -43,6 +59,7 @@ local function leave_gpu(owner)
   end
   local ms = math.max(0, now_ms() - started)
   use(owner, 'gpu_ms', ms)
+  count('gpu_ms', ms)
   return ms
 end
 
@@ -55,6 +72,7 @@ local function settle(owner, is_completed, gpu_ms)
   if is_completed then
     charge = math.min(reserved, (bill[2] or 0) + math.floor((bill[3] or 0) * gpu_ms / 1000 + 0.5))
     use(owner, 'charged', charge)
+    count('charged', charge)
     redis.call('HSET', keys.record, 'cost', text(charge))
   end
   local account = keys.api_key .. owner
@@ -79,6 +97,29 @@ local function leave_queue(id)
   end
 end
 
+-- What the histograms say of a request that has ended. A worker tells the time that each stage of
+-- its run took in a field of the record that ends in _ms.
+local function observe_end(status, gpu_ms, fields)
+  local created, started = unpack(redis.call('HMGET', keys.record, 'created_at', 'started_at'))
+  if started then
+    observe('wait', math.max(0, started - created))
+  end
+  if status == 'COMPLETED' then
+    observe('run', gpu_ms)
+  end
+  for index = 1, #fields, 2 do
+    local stage = string.match(fields[index], '^(%l+)_ms$')
+    if stage then
+      observe('stage ' .. stage, tonumber(fields[index + 1]))
+    end
+  end
+end
+
+local function drop_preview(id)
+  redis.call('HDEL', keys.record, 'preview')
+  redis.call('DEL', keys.previews .. id)
+end
+
 -- The only way into a terminal state. The record, and the idempotency key that leads to it, go an
 -- hour later; all that RQ holds, at once.
 local function finish(id, status, retention_ms, fields)
@@ -86,13 +127,17 @@ local function finish(id, status, retention_ms, fields)
   local gpu_ms = leave_gpu(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
   settle(owner, status == 'COMPLETED', gpu_ms)
-  use(owner, redis.call('HGET', keys.record, 'error_code') or 'completed', 1)
+  local outcome = redis.call('HGET', keys.record, 'error_code') or 'completed'
+  use(owner, outcome, 1)
+  count('ended ' .. outcome)
+  observe_end(status, gpu_ms, fields)
   redis.call('SREM', keys.live .. owner, id)
   redis.call('PEXPIRE', keys.record, retention_ms)
   local key = redis.call('HGET', keys.record, 'idempotency_key')
   if key then
     redis.call('PEXPIRE', key, retention_ms)
   end
+  drop_preview(id)
   redis.call('ZREM', keys.leases, id)
   leave_queue(id)
   redis.call('LREM', keys.intermediate, 0, id)
@@ -100,12 +145,14 @@ local function finish(id, status, retention_ms, fields)
 end
 
 -- Back to QUEUED, before everything that waits: it has waited already.
-local function requeue(id)
+local function requeue(id, reason)
+  count('requeues ' .. reason)
   local first = redis.call('ZRANGE', keys.waiting, 0, 0, 'WITHSCORES')[2] or '0'
   local owner = redis.call('HGET', keys.record, 'owner')
   leave_gpu(owner)
   redis.call('HSET', keys.record, 'status', 'QUEUED')
-  redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'started_at')
+  redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'stage', 'started_at')
+  drop_preview(id)
   redis.call('ZREM', keys.leases, id)
   enter_queue(id, owner, math.min(tonumber(first), 0) - 1)
   redis.call('LREM', keys.intermediate, 0, id)
@@ -131,6 +178,6 @@ local function retry(id, most_attempts, retention_ms, error)
     finish(id, 'FAILED', retention_ms, { 'error', error, 'error_code', 'worker_lost' })
     return 'failed'
   end
-  requeue(id)
+  requeue(id, 'lost')
   return 'requeued'
 end

@@ -9,4 +9,5 @@ if redis.call('HGET', keys.record, 'status') ~= 'PROCESSING' then
   redis.call('ZREM', keys.leases, id)
   return nil
 end
+count('lost run')
 return retry(id, tonumber(ARGV[2]), ARGV[3], ARGV[4])

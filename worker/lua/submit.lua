@@ -1,11 +1,16 @@
 -- Accept a request: nothing or everything of record, place in the queue, reserved credits, RQ's job.
 -- ARGV: id, most waiting, needs a live worker (0 or 1), owner, idempotency key of the broker or '',
 -- fingerprint, price and price of a GPU second in millionths, most that are charged of those, params,
--- RQ's fields …
+-- how many names and values follow, further fields of the record …, RQ's fields …
 -- Returns what became of it, with the first request's id when it was made before, and the rate when
 -- the owner's is limited: limit, what is left, ms until there is more.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local MINUTE_MS = 60000
+
+local function answer(outcome, ...)
+  count('submits ' .. outcome)
+  return { outcome, ... }
+end
 
 if redis.call('EXISTS', keys.record) == 1 then
   return { 'accepted' } -- the first reply was lost on its way and the client library asked again
@@ -13,11 +18,11 @@ end
 if key ~= '' then
   local first = redis.call('HMGET', key, 'request_id', 'fingerprint')
   if first[1] then
-    return { first[2] == fingerprint and 'replayed' or 'conflict', first[1] }
+    return answer(first[2] == fingerprint and 'replayed' or 'conflict', first[1])
   end
 end
 if ARGV[3] == '1' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
-  return { 'no_worker' }
+  return answer('no_worker')
 end
 
 -- What the owner may. It was let in a moment ago, but its body may have been long on its way.
@@ -27,32 +32,33 @@ local names = { 'revoked_at', 'expires_at', 'priority', 'requests_per_minute', '
 local revoked, expires, priority, per_minute, at_once, balance =
   unpack(redis.call('HMGET', account, unpack(names)))
 if revoked or (expires and now >= tonumber(expires)) then
-  return { 'key_ended' }
+  return answer('key_ended')
 end
 -- A queue that others have filled still takes an owner's first.
 local mine = keys.waiting .. ':' .. owner
 if redis.call('ZCARD', keys.waiting) >= tonumber(ARGV[2]) and redis.call('EXISTS', mine) == 1 then
-  return { 'queue_full' }
+  return answer('queue_full')
 end
 local live = keys.live .. owner
 if at_once and redis.call('SCARD', live) >= tonumber(at_once) then
-  return { 'too_many_jobs', tonumber(at_once) }
+  return answer('too_many_jobs', tonumber(at_once))
 end
 local reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9])
 if balance and reserved > 0 and reserved > tonumber(balance) then
-  return { 'too_few_credits', balance, text(reserved), redis.call('HGET', account, 'reserved') or '0' }
+  return answer('too_few_credits', balance, text(reserved),
+                redis.call('HGET', account, 'reserved') or '0')
 end
 local recent, rate = keys.rate .. owner, {}
 if per_minute then
   -- Exact in every minute; what a clock that was set back has left in the future does not count.
   local since, limit = '(' .. text(now - MINUTE_MS), tonumber(per_minute)
-  local count = redis.call('ZCOUNT', recent, since, text(now))
+  local made = redis.call('ZCOUNT', recent, since, text(now))
   -- One more may be submitted when so many are a minute old that the limit is not reached.
   local first = redis.call('ZRANGE', recent, since, text(now), 'BYSCORE',
-                           'LIMIT', math.max(0, count - limit), 1, 'WITHSCORES')
-  rate = { limit, math.max(0, limit - count - 1), (first[2] or now) + MINUTE_MS - now }
-  if count >= limit then
-    return { 'too_fast', unpack(rate) }
+                           'LIMIT', math.max(0, made - limit), 1, 'WITHSCORES')
+  rate = { limit, math.max(0, limit - made - 1), (first[2] or now) + MINUTE_MS - now }
+  if made >= limit then
+    return answer('too_fast', unpack(rate))
   end
 end
 
@@ -70,6 +76,10 @@ if key ~= '' then
 end
 redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', ARGV[10],
            'attempt', 0, 'created_at', text(now))
+local further = tonumber(ARGV[11])
+if further > 0 then
+  redis.call('HSET', keys.record, unpack(ARGV, 12, 11 + further))
+end
 if per_minute then
   redis.call('ZREMRANGEBYSCORE', recent, '-inf', text(now - MINUTE_MS))
   redis.call('ZREMRANGEBYSCORE', recent, '(' .. text(now), '+inf')
@@ -98,7 +108,7 @@ if before then
 end
 enter_queue(id, owner, place + redis.call('INCR', keys.sequence))
 
-redis.call('HSET', keys.rq_job, unpack(ARGV, 11))
+redis.call('HSET', keys.rq_job, unpack(ARGV, 12 + further))
 redis.call('SADD', keys.rq_queues, keys.rq_queue)
 redis.call('RPUSH', keys.rq_queue, id)
-return { 'accepted', unpack(rate) }
+return answer('accepted', unpack(rate))

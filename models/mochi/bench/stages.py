@@ -125,10 +125,12 @@ def run_ours(
     """
     stages = Stages(engine.device)
 
-    def step(*done: int) -> None:
+    def step(done: int, steps: int) -> None:
+        if not done:
+            return  # what comes before is spans
         stages.step()
         if on_step is not None:
-            on_step(*done)
+            on_step(done, steps)
 
     watched: Any = replace(
         engine,

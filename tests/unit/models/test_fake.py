@@ -67,7 +67,7 @@ def test_each_step_takes_its_time_and_is_reported() -> None:
     steps: list[tuple[int, int]] = []
     FakeEngine(0.5, sleeper(slept)).generate(params(), lambda *step: steps.append(step))
     assert slept == [0.5] * 10
-    assert steps == [(step, 10) for step in range(1, 11)]
+    assert steps == [(step, 10) for step in range(11)]
 
 
 def test_an_exception_from_on_step_ends_the_generation_untouched() -> None:
@@ -99,7 +99,7 @@ def test_a_command_is_obeyed_halfway(prompt: str, error: type[Exception], text: 
     engine = FakeEngine(0, sleeper([]))
     with pytest.raises(error, match=text):
         engine.generate(params(prompt), lambda step, _: steps.append(step))
-    assert steps == [1, 2, 3, 4, 5]
+    assert steps == [0, 1, 2, 3, 4, 5]
     assert list(engine.generate(params(), ignore).frames)
 
 

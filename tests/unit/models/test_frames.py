@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.mochi import frames
-from models.mochi.frames import _Copy, to_host
+from models.mochi.frames import HostCopy, to_host
 
 LENGTHS = (1, 3, 3, 3)
 
@@ -103,13 +103,13 @@ def test_two_chunks_at_most_are_in_main_memory(
     alive: weakref.WeakSet[CountedCopy] = weakref.WeakSet()
     counts: list[int] = []
 
-    class CountedCopy(_Copy):
+    class CountedCopy(HostCopy):
         def __init__(self, chunk: Tensor) -> None:
             super().__init__(chunk)
             alive.add(self)
             counts.append(len(alive))
 
-    monkeypatch.setattr(frames, "_Copy", CountedCopy)
+    monkeypatch.setattr(frames, "HostCopy", CountedCopy)
     list(to_host(decode(log), sum(LENGTHS)))
     assert counts == [1, 2, 2, 2]
 

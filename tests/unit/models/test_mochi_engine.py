@@ -176,7 +176,7 @@ def test_the_frames_are_those_of_the_stock_pipeline(
 def test_each_step_is_reported_once_and_in_order(engine: Engine, steps: int) -> None:
     seen: list[tuple[int, int]] = []
     engine.generate(params(steps=steps), lambda *step: seen.append(step))
-    assert seen == [(step, steps) for step in range(1, steps + 1)]
+    assert seen == [(step, steps) for step in range(steps + 1)]
 
 
 class Abandoned(BaseException):
@@ -196,7 +196,7 @@ def test_an_exception_from_on_step_ends_the_generation_there(engine: Engine) -> 
     with pytest.raises(Abandoned) as raised:
         engine.generate(params(frames=20), abandon)
     assert raised.value is reason
-    assert steps == [1, 2, 3]
+    assert steps == [0, 1, 2, 3]
     assert frames_of(engine, params()) == expected
 
 

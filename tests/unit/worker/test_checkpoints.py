@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from models.errors import EngineBrokenError
@@ -31,7 +32,7 @@ def desk(redis: Redis, redis_url: str, tmp_path: Path) -> Desk:
 def run_next(desk: Desk, engine: Hooked) -> list[dict[str, Any]]:
     """Pop a request and run it; what was logged about its checkpoints."""
     desk.stop = desk.heart._told = Stop()
-    with capture_logs() as log:
+    with capture_logs(processors=[merge_contextvars]) as log:
         desk.runner(engine).run(str(pop(desk.redis)))
     return [dict(event) for event in log if event["event"].startswith("checkpoint.")]
 

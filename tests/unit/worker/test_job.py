@@ -6,7 +6,7 @@ import pytest
 
 from models.errors import EngineError
 from tests.jobs import params
-from worker.job import FAILURES, TRANSITIONS, Job, Status
+from worker.job import FAILURES, TRANSITIONS, Job, Stage, Status
 
 
 def job(**fields: Any) -> Job:
@@ -35,7 +35,7 @@ def test_what_can_never_change_is_final() -> None:
 
 def test_a_record_is_read_as_the_store_keeps_it() -> None:
     ended = job(
-        status="COMPLETED", attempt=2, started_at=3500, ended_at=9000, step=30,
+        status="COMPLETED", attempt=2, started_at=3500, ended_at=9000, step=30, stage="publishing",
         file_name="a.mp4", file_size=17, precision="bf16", warnings='["cut"]', run="r", worker="w",
     )  # fmt: skip
     assert ended == Job(
@@ -48,6 +48,7 @@ def test_a_record_is_read_as_the_store_keeps_it() -> None:
         started_at=3500,
         ended_at=9000,
         step=30,
+        stage=Stage.PUBLISHING,
         file_name="a.mp4",
         file_size=17,
         precision="bf16",
@@ -105,6 +106,19 @@ def test_progress_is_of_the_steps_and_100_only_when_completed(
     status: str, step: int, progress: int
 ) -> None:
     assert job(status=status, step=step).progress == progress
+
+
+@pytest.mark.parametrize(
+    ("fields", "stage"),
+    [
+        ({}, Stage.QUEUED),
+        ({"stage": "decoding"}, Stage.QUEUED),  # of a run before
+        ({"status": "PROCESSING"}, Stage.ENCODING_PROMPT),  # before the first beat
+        ({"status": "PROCESSING", "stage": "decoding"}, Stage.DECODING),
+    ],
+)
+def test_the_stage_is_that_of_the_present_run(fields: dict[str, str], stage: Stage) -> None:
+    assert job(**fields).stage is stage
 
 
 def test_an_unknown_status_is_no_job() -> None:

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
-from models.engine import Checkpoints, Clip, Engine, OnStep, Traits
+from models.engine import Checkpoints, Clip, Engine, OnStep, Previews, Traits
 from models.errors import EngineBrokenError
 from models.fake import FakeEngine
 from models.moderation.stages import Moderation
@@ -22,7 +22,7 @@ from worker.contact import Contact
 from worker.errors import BrokerUnavailableError
 from worker.fleet import fleet
 from worker.heart import Heart
-from worker.job import Job, Status
+from worker.job import Job, Stage, Status
 from worker.outputs import LocalOutputs
 from worker.reconciler import Reconciler
 from worker.run import Run
@@ -49,9 +49,13 @@ class Hooked(FakeEngine):
         self._at_step(self.steps)
 
     def generate(
-        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
     ) -> Clip:
-        clip = super().generate(params, on_step, checkpoints)
+        clip = super().generate(params, on_step, checkpoints, previews)
         return replace(clip, frames=self._frames(clip))
 
     def _frames(self, clip: Clip) -> Iterator[bytes]:
@@ -63,7 +67,11 @@ class Stubborn(Hooked):
     """Goes on whatever a step raises, as code with a bare `except Exception` does."""
 
     def generate(
-        self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
     ) -> Clip:
         def swallow(step: int, total: int) -> None:
             try:
@@ -71,7 +79,7 @@ class Stubborn(Hooked):
             except Exception:  # noqa: BLE001
                 time.sleep(0)
 
-        return super().generate(params, swallow, checkpoints)
+        return super().generate(params, swallow, checkpoints, previews)
 
 
 class Desk:
@@ -83,7 +91,7 @@ class Desk:
         self.outputs = LocalOutputs(folder)
         self.store = JobStore(redis, lease_seconds=10, retention_seconds=60)
         self.moderation = Moderation()
-        self.checkpoint_steps = 0
+        self.checkpoint_steps = self.preview_steps = 0
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
         self.heart = Heart(
@@ -100,6 +108,7 @@ class Desk:
             moderation=self.moderation,
             run_seconds=run_seconds,
             checkpoint_steps=self.checkpoint_steps,
+            preview_steps=self.preview_steps,
             stop=self.stop,
         )
 
@@ -133,6 +142,118 @@ def test_a_run_leaves_one_private_video_and_a_record_of_it(desk: Desk) -> None:
     assert path.stat().st_size == job.file_size > 0
     assert path.stat().st_mode & 0o777 == 0o600
     assert desk.heart.run_now is None
+
+
+def test_a_run_goes_through_its_stages_in_order(desk: Desk) -> None:
+    seen: list[Stage] = []
+
+    def note(*_: object) -> None:
+        assert desk.heart.run_now
+        seen.append(desk.heart.run_now.stage)
+
+    class Noting(Hooked):
+        def generate(
+            self,
+            params: GenerateParams,
+            on_step: OnStep,
+            checkpoints: Checkpoints | None = None,
+            previews: Previews | None = None,
+        ) -> Clip:
+            note()
+            return super().generate(params, on_step, checkpoints, previews)
+
+    class Published(LocalOutputs):
+        def publish(self, name: str) -> int:
+            note()
+            return super().publish(name)
+
+    desk.outputs = Published(desk.folder)
+    assert desk.run(Noting(note, note)).status is Status.COMPLETED
+    assert list(dict.fromkeys(seen)) == ["encoding_prompt", "denoising", "decoding", "publishing"]
+    assert seen.count(Stage.DENOISING) == 10
+
+
+def test_all_frames_are_decoded_before_the_encoder_finishes_alone(desk: Desk) -> None:
+    run = Run(Lease("an-id", "a-run"), 60, desk.stop)
+    frames = run.checked(iter([b"one", b"two"]))
+    stages = [run.stage for _ in frames]
+    assert [*stages, run.stage] == [Stage.DECODING, Stage.DECODING, Stage.ENCODING_VIDEO]
+
+
+def test_a_beat_shows_step_and_stage_and_another_attempt_begins_without(desk: Desk) -> None:
+    shown: list[Job] = []
+
+    def look(step: int) -> None:
+        desk.heart._beat()
+        (request_id,) = map(str, desk.redis.zrange(keyspace.LEASES, 0, -1))
+        shown.append(find(desk.url, request_id))
+        if step == 3:
+            desk.take_away()
+            desk.heart._beat()
+
+    again = desk.run(Hooked(look))
+    assert [(job.step, job.stage) for job in shown] == [
+        (step, Stage.DENOISING) for step in range(3)
+    ]
+    assert (again.status, again.step, again.stage) == (Status.QUEUED, 0, Stage.QUEUED)
+
+
+@pytest.mark.parametrize("how", ["ended", "lost"])
+def test_a_preview_goes_with_the_run(desk: Desk, how: str) -> None:
+    desk.preview_steps = 2
+    kept: list[list[object]] = []
+
+    def look(step: int) -> None:
+        desk.heart._beat()
+        kept.append([desk.redis.get(key) for key in desk.redis.keys("mochi:preview:*")])
+        if step == 5 and how == "lost":
+            desk.take_away()
+            desk.heart._beat()
+
+    job = desk.run(Hooked(look))
+    assert job.preview_step is None
+    assert desk.redis.keys("mochi:preview:*") == []
+    # It is looked at before a step, so the picture of step 2 is there before the third.
+    assert kept[:2] == [[], []]
+    assert all(kept[2:5])
+    assert kept[2] == kept[3] != kept[4]
+
+
+def test_nobody_sees_frames_before_they_are_judged(desk: Desk) -> None:
+    class Judge:
+        def blocks(self, frame: bytes, width: int, height: int) -> str | None:
+            return None if len(frame) == 3 * width * height else "odd"
+
+    desk.preview_steps = 1
+    desk.moderation = Moderation(frame_judge=Judge())
+    seen: list[object] = []
+    desk.run(Hooked(lambda _: seen.append(desk.heart.run_now and desk.heart.run_now.preview)))
+    assert seen == [None] * 10
+
+
+def test_a_run_that_is_not_ours_any_more_shows_nothing(desk: Desk) -> None:
+    request_id = submit(desk.url)
+    pop(desk.redis)
+    assert desk.store.start(Lease(request_id, "a-run"), "ann")
+    desk.store.preview(Lease(request_id, "another"), 5, "data:")
+    assert find(desk.url, request_id).preview_step is None
+    assert desk.redis.keys("mochi:preview:*") == []
+
+
+def test_how_fast_a_run_was_is_noted_with_the_last_ones_counting_most(desk: Desk) -> None:
+    paces = []
+    for seconds in (0.01, 0.03):
+        desk.run(Hooked(lambda _, seconds=seconds: time.sleep(seconds)))  # type: ignore[misc]
+        paces.append([float(ms) for ms in str(desk.redis.hget(keyspace.PACES, "2")).split()])
+    assert 10 <= paces[0][1] < 30
+    assert paces[1][1] > paces[0][1]
+    assert paces[1][1] < 30
+    assert desk.redis.hkeys(keyspace.PACES) == ["2"]
+
+
+def test_a_failed_run_tells_nothing_of_how_fast_runs_are(desk: Desk) -> None:
+    desk.run(Hooked(), "fake:fail no")
+    assert not desk.redis.exists(keyspace.PACES)
 
 
 def test_the_video_is_there_before_the_record_says_so(desk: Desk) -> None:
@@ -283,9 +404,13 @@ def test_f20_the_time_limit_ends_a_run_at_its_next_step(desk: Desk, kind: type[H
 def test_the_time_limit_holds_while_frames_are_decoded(desk: Desk) -> None:
     class SlowDecoder(FakeEngine):
         def generate(
-            self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None
+            self,
+            params: GenerateParams,
+            on_step: OnStep,
+            checkpoints: Checkpoints | None = None,
+            previews: Previews | None = None,
         ) -> Clip:
-            clip = super().generate(params, on_step, checkpoints)
+            clip = super().generate(params, on_step, checkpoints, previews)
             return replace(clip, frames=self._decoded(clip))
 
         def _decoded(self, clip: Clip) -> Iterator[bytes]:

@@ -1,0 +1,59 @@
+"""`docs/operating.md` has what `/metrics` shows. On a difference, the right table is shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client import Metric
+
+from models.device import DeviceUse
+from models.engine import Traits
+from server.metrics import Gathered, Traffic
+from worker.live import LiveWorker
+from worker.metrics import Survey
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "operating.md"
+
+
+def _families() -> list[Metric]:
+    """All there can be."""
+    traits = Traits("some weights", "a card", "bf16", "80gb", ("fp8",))
+    sums = ["wait 10", "1", "run 10", "1", "stage step 10", "1", "stage video 10", "1"]
+    survey = Survey.of([0, 0, 0, [str(LiveWorker("ann", traits))], sums])
+    traffic = Traffic()
+    traffic.note({"type": "http", "method": "GET"}, 200, 0.0)
+    gathered = Gathered("1", traffic, survey, {"ann": DeviceUse(1, 2, 3, 0.5)})
+    families = [family for family in gathered.collect() if family.name.startswith("mochi")]
+    assert all(family.samples for family in families)
+    return families
+
+
+def _shown(family: Metric) -> str:
+    suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+    return f"`{family.name}{suffix}`"
+
+
+def _row(family: Metric) -> str:
+    labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+    kind = "gauge" if family.type == "info" else family.type
+    cells = (
+        _shown(family),
+        kind,
+        ", ".join(f"`{label}`" for label in labels),
+        family.documentation,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_document_has_the_table_that_the_code_gives() -> None:
+    rows = "\n".join(map(_row, _families()))
+    assert rows in DOCUMENT.read_text(), f"docs/operating.md should have:\n{rows}"
+
+
+def test_the_document_has_every_alert() -> None:
+    alerts = re.findall(
+        r"alert: (\w+)", (ROOT / "docker" / "prometheus" / "rules.yaml").read_text()
+    )
+    assert alerts == re.findall(r"^\| `(Mochi\w+)` \|", DOCUMENT.read_text(), re.MULTILINE) != []

@@ -1,0 +1,26 @@
+-- All that /metrics shows of the broker, as it is at one moment, whatever the length of the queue.
+-- Returns how many wait, how many run, for how many ms the oldest has waited, the workers that are
+-- alive, and the sums as names and values in turn.
+local now = now_ms()
+
+-- RQ's list has who came first at its head, behind those that have run before, whatever their turn.
+local again = redis.call('ZCOUNT', keys.waiting, '-inf', '(0')
+local first = redis.call('LRANGE', keys.rq_queue, 0, again)
+for _, id in ipairs(redis.call('LRANGE', keys.intermediate, 0, -1)) do
+  first[#first + 1] = id
+end
+local oldest = now
+for _, id in ipairs(first) do
+  local record = redis.call('HMGET', keys.record .. id, 'status', 'created_at')
+  if record[1] == 'QUEUED' then
+    oldest = math.min(oldest, tonumber(record[2]))
+  end
+end
+
+return {
+  redis.call('ZCARD', keys.waiting),
+  redis.call('ZCARD', keys.leases),
+  now - oldest,
+  redis.call('ZRANGEBYSCORE', keys.workers, text(now), '+inf'),
+  redis.call('HGETALL', keys.metrics),
+}

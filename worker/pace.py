@@ -1,0 +1,84 @@
+"""What a request asks of a worker, and how fast workers are. Pure: no Redis, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from models.params import TEMPORAL_FACTOR, GenerateParams
+from worker.job import Stage
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that the time of a run depends on, for one worker."""
+
+    latent_frames: int
+    steps: int
+
+    @classmethod
+    def of(cls, params: GenerateParams) -> Self:
+        """Of a request."""
+        return cls((params.model_frames - 1) // TEMPORAL_FACTOR + 1, params.steps)
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """As the record keeps it."""
+        latent_frames, steps = text.split()
+        return cls(int(latent_frames), int(steps))
+
+    def __str__(self) -> str:
+        return f"{self.latent_frames} {self.steps}"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast runs of one number of latent frames are.
+
+    Attributes:
+        prompt_seconds: before the first step.
+        step_seconds: each step.
+        video_seconds: from the last step until the video is published.
+    """
+
+    prompt_seconds: float
+    step_seconds: float
+    video_seconds: float
+
+    def seconds(self, steps: int) -> float:
+        """Of a whole run."""
+        return self.prompt_seconds + steps * self.step_seconds + self.video_seconds
+
+    def seconds_left(self, steps: int, stage: Stage, step: int, elapsed: float) -> float:
+        """Of a run that began `elapsed` seconds ago and has done `step` of its steps."""
+        match stage:
+            case Stage.ENCODING_PROMPT:
+                left = max(0.0, self.prompt_seconds - elapsed)
+                return left + steps * self.step_seconds + self.video_seconds
+            case Stage.DENOISING:
+                return (steps - step) * self.step_seconds + self.video_seconds
+        return max(0.0, self.seconds(steps) - elapsed)
+
+
+def pace_for(latent_frames: int, measured: Mapping[int, Pace]) -> Pace | None:
+    """Measured, or what lies between the nearest that were; None while nothing is known.
+
+    Beyond the longest and the shortest it grows and shrinks with the frames.
+    """
+    if not measured:
+        return None
+    below = max((count for count in measured if count <= latent_frames), default=min(measured))
+    above = min((count for count in measured if count >= latent_frames), default=max(measured))
+    if below == above:
+        return _mix(measured[below], measured[below], latent_frames / below, 0.0)
+    share = (latent_frames - below) / (above - below)
+    return _mix(measured[below], measured[above], 1 - share, share)
+
+
+def _mix(one: Pace, other: Pace, of_one: float, of_other: float) -> Pace:
+    return Pace(
+        of_one * one.prompt_seconds + of_other * other.prompt_seconds,
+        of_one * one.step_seconds + of_other * other.step_seconds,
+        of_one * one.video_seconds + of_other * other.video_seconds,
+    )
