@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -115,6 +115,14 @@ class ResultBody(BaseModel):
     warnings: list[str] = Field(
         description="Sentences on the video, such as that the prompt was cut; mostly none."
     )
+
+
+class WebhookBody(BaseModel):
+    """What a `webhook_url` is sent when a request has ended."""
+
+    type: Literal["request.completed", "request.failed"]
+    timestamp: datetime = Field(description="The end of the request.")
+    data: ResultBody | FailedBody = Field(description="As `GET /v2/requests/{request_id}` gives.")
 
 
 class CreditsBody(BaseModel):

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from server.keyring import ApiKey, Keyring
 from server.links import Links, load_signer
+from server.outside import Guard
 from server.settings import ServerSettings
 from server.watch import Watch
 from worker.connection import broker_errors
@@ -48,6 +49,7 @@ class Services:
             retention_seconds=settings.retention_seconds,
         )
         self.watch = Watch(self.intake)
+        self.webhook_guard = Guard(settings.webhook_allow)
         self.outputs = open_outputs(settings, patience_seconds=STORE_PATIENCE_SECONDS)
         self._redis = redis
         self._signer: Signer | None = None
@@ -135,6 +137,12 @@ class Call:
         request_id: str = self.request.path_params["request_id"]
         return request_id
 
+    @property
+    def base_url(self) -> str:
+        """The scheme and host that was called, or the configured one."""
+        base_url: str = self.request.state.base_url
+        return base_url
+
     def links(self, request_id: str) -> Links:
         """The URLs of a request, on the host that was called."""
-        return Links(self.request.state.base_url, request_id)
+        return Links(self.base_url, request_id)
