@@ -297,9 +297,11 @@ def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
 
 
 def revoke(books: Books, key: Key) -> Key:
-    """The same as a part of an act."""
+    """The same as a part of an act. Webhooks leave for it no more, so what signs them goes."""
     revoked = key.but(revoked_at=books.step.now())
     books.put(revoked, key, "revoke")
+    signing = (keyspace.webhook_secret(key.key_id), keyspace.old_webhook_secret(key.key_id))
+    books.step.write(lambda pipeline: pipeline.delete(*signing))
     return revoked
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis as AsyncRedis
+from standardwebhooks import WebhookVerificationError
+from typer.testing import CliRunner, Result
 
+from server import cli
+from server.audit import entries
+from server.keys import one_key, revoke_key
 from server.webhook_url import MOST_LENGTH
 from tests.receiver import ALLOWED, Call, Receiver, receiver, trap
 from tests.stack import Stack, eventually
 from tests.wire import refusal
 from worker import keyspace
+from worker.connection import connect_gateway
 from worker.webhooks import (
     JITTER,
     MOST_ATTEMPTS,
     PAUSES,
+    Deliveries,
     Delivery,
     State,
     all_deliveries,
@@ -71,11 +82,11 @@ class Customer:
         return calls[-1]
 
     def delivery(self, request_id: str) -> Delivery:
-        return eventually(lambda: self._find(request_id))
+        return eventually(lambda: self._found(request_id))[0]
 
-    def _find(self, request_id: str) -> Delivery | None:
-        found = {each.request_id: each for each in all_deliveries(self.stack.redis)}
-        return found.get(request_id)
+    def _found(self, request_id: str) -> list[Delivery]:
+        found = all_deliveries(self.stack.redis)
+        return [delivery for delivery in found if delivery.request_id == request_id]
 
     def noted(self, request_id: str, times: int = 1) -> Delivery:
         """The delivery, once so many attempts have been noted."""
@@ -250,3 +261,145 @@ def test_the_sdk_sends_it_along_and_sees_nothing_else(customer: Customer) -> Non
     job = sdk.submit_async("mochi-1", **POND, webhook_url=customer.there.url)
     result = job.wait(timeout=30, interval=0.05)
     assert customer.told(job.request_id).json["data"] == result
+
+
+def test_a_sender_that_is_killed_between_send_and_note_leaves_nothing_behind(
+    tmp_path: Path, there: Receiver
+) -> None:
+    """Told twice, at worst, under one id; never not at all."""
+    with Stack(tmp_path, engine="fake", fake_step_seconds="0.01", webhook_allow=ALLOWED) as stack:
+        stack.start_gateway()
+        gateway = stack.processes[-1]
+
+        def kill_once(_call: Call) -> None:
+            there.before = lambda _call: None
+            gateway.kill()
+            gateway.wait()
+
+        there.before = kill_once
+        customer = Customer(stack, there)
+        request_id = customer.submit()
+        stack.start_worker()
+        customer.told(request_id)
+        eventually(lambda: gateway.poll() is not None)
+        assert customer.delivery(request_id).state is State.DUE
+        assert customer.delivery(request_id).due_at  # when its lease is over
+        stack.start_gateway()
+        customer.make_due(request_id)
+        customer.told(request_id, 2)
+        delivery = customer.noted(request_id)
+        assert (delivery.state, delivery.attempts) == (State.DELIVERED, 2)
+        first, second = there.of(request_id)
+        assert first.body == second.body
+        assert first.verified(customer.secret) == second.verified(customer.secret)
+
+
+def test_an_outcome_that_comes_late_is_not_noted(
+    customer: Customer, stack: Stack, redis_of_gateway: Callable[[], AsyncRedis]
+) -> None:
+    customer.there.status = 500
+    request_id = customer.submit()
+    taken = customer.noted(request_id)
+
+    async def note(delivery: Delivery) -> bool:
+        async with redis_of_gateway() as redis:
+            deliveries = Deliveries(redis, retention_seconds=60)
+            return await deliveries.note(delivery, State.DELIVERED, "HTTP 200")
+
+    assert not asyncio.run(note(taken))  # it was noted
+    assert not asyncio.run(note(replace(taken, attempts=7)))  # another sender has it
+    assert customer.delivery(request_id).state is State.DUE
+
+
+@pytest.fixture
+def redis_of_gateway(stack: Stack) -> Callable[[], AsyncRedis]:
+    return lambda: connect_gateway(stack.broker.url)
+
+
+def run(stack: Stack, *words: str) -> Result:
+    """The command, in this process."""
+    return CliRunner().invoke(cli.app, ["webhooks", *words], env=stack.environ)
+
+
+def test_the_command_lists_deliveries_without_the_secrets_of_urls(customer: Customer) -> None:
+    customer.there.status = 410
+    request_id = customer.submit(webhook_url=customer.there.url + "?token=hunter2")
+    customer.noted(request_id)
+    listed = run(customer.stack, "list", "--state", "given_up").stdout
+    line = next(line for line in listed.splitlines() if request_id in line)
+    assert "given_up" in line
+    assert "HTTP 410" in line
+    assert customer.there.url in line
+    answer = run(customer.stack, "list", "--json").stdout
+    shown = next(each for each in json.loads(answer) if each["request_id"] == request_id)
+    assert (shown["state"], shown["attempts"], shown["due_at"]) == ("given_up", 1, None)
+    assert [attempt["outcome"] for attempt in shown["log"]] == ["HTTP 410"]
+    assert "hunter2" not in answer + listed
+    assert request_id not in run(customer.stack, "list", "--state", "due").stdout
+
+
+def test_the_command_delivers_once_more_with_the_same_id(customer: Customer) -> None:
+    customer.there.status = 410
+    request_id = customer.submit()
+    customer.noted(request_id)
+    customer.there.status = 500
+    assert run(customer.stack, "replay", request_id).exit_code == 0
+    delivery = customer.noted(request_id, 2)
+    assert delivery.due_at is not None
+    assert delivery.due_at - delivery.log[-1][0] <= PAUSES[0] * (1 + JITTER) * 1000
+    customer.there.status = 200
+    assert run(customer.stack, "replay", request_id).exit_code == 0
+    delivery = customer.noted(request_id, 3)
+    assert (delivery.state, delivery.attempts) == (State.DELIVERED, 3)
+    assert len({call.body for call in customer.there.of(request_id)}) == 1
+
+
+def test_there_is_no_replay_of_what_there_is_not(stack: Stack) -> None:
+    answer = run(stack, "replay", "nothing")
+    assert answer.exit_code == 1
+    assert "`mochi-server webhooks list`" in answer.stderr
+
+
+def test_a_rotated_secret_signs_beside_the_new_one_for_the_grace(customer: Customer) -> None:
+    name = one_key(customer.stack.redis, customer.owner)[0].name
+    first = run(customer.stack, "secret", name).stdout.strip()
+    assert first == run(customer.stack, "secret", name).stdout.strip() == customer.secret
+    second = run(customer.stack, "secret", name, "--rotate", "--grace", "1h").stdout.strip()
+    assert first != second == customer.secret
+    call = customer.told(customer.submit())
+    assert call.verified(first) == call.verified(second)
+    assert len(call.headers["webhook-signature"].split()) == 2
+    third = run(customer.stack, "secret", name, "--rotate", "--grace", "0").stdout.strip()
+    call = customer.told(customer.submit())
+    assert call.verified(third)
+    for gone in (first, second):
+        with pytest.raises(WebhookVerificationError):
+            call.verified(gone)
+    acts = [entry for entry in entries(customer.stack.redis, 100) if entry.subject == name]
+    assert [act.act for act in acts] == ["create", *["rotate webhook secret"] * 2]
+    assert not any(secret in str(acts) for secret in (first, second, third))
+
+
+def test_each_key_has_a_secret_of_its_own(stack: Stack, there: Receiver) -> None:
+    one, two = Customer(stack, there), Customer(stack, there)
+    call = one.told(one.submit())
+    assert call.verified(one.secret)
+    with pytest.raises(WebhookVerificationError):
+        call.verified(two.secret)
+
+
+def test_nothing_leaves_for_a_key_that_was_revoked(customer: Customer) -> None:
+    customer.there.status = 500
+    failing = customer.submit()
+    customer.noted(failing)
+    running = customer.submit(steps=75, frames=160)
+    revoke_key(customer.stack.redis, customer.owner)
+    customer.make_due(failing)
+    delivery = customer.noted(failing, 2)
+    assert (delivery.state, delivery.log[-1][1]) == (State.GIVEN_UP, "the API key was revoked")
+    eventually(lambda: "ended_at" in customer.stack.record(running))
+    found = {each.request_id for each in all_deliveries(customer.stack.redis)}
+    assert running not in found
+    assert customer.stack.redis.exists(keyspace.webhook_secret(customer.owner)) == 0
+    assert len(customer.there.calls) == 1
+    assert run(customer.stack, "replay", failing).exit_code == 1
