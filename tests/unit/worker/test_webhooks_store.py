@@ -92,7 +92,7 @@ def test_a_delivery_that_ends_its_senders_ends_as_well(redis: Redis, redis_url: 
     assert take(redis_url) == []
     (delivery,) = all_deliveries(redis)
     assert (delivery.state, delivery.due_at) == (State.GIVEN_UP, None)
-    assert redis.pttl(keyspace.WEBHOOK + request_id) > 0  # type: ignore[operator]
+    assert redis.pttl(keyspace.WEBHOOK + request_id) > 0
 
 
 def test_only_the_last_attempt_is_noted_and_once(redis: Redis, redis_url: str) -> None:
@@ -100,12 +100,12 @@ def test_only_the_last_attempt_is_noted_and_once(redis: Redis, redis_url: str) -
     (first,) = take(redis_url)
     redis.zadd(keyspace.WEBHOOKS, {request_id: 1})
     (second,) = take(redis_url)
-    noted = [
-        sender(redis_url, lambda it, each=each: it.note(each, State.DUE, "HTTP 500", 60))
-        for each in (first, second, second)
-    ]
-    assert noted == [False, True, False]
-    assert sender(redis_url, lambda it: it.note(second, State.DELIVERED, "HTTP 200")) is False
+
+    async def note(it: Deliveries) -> list[bool]:
+        noted = [await it.note(each, State.DUE, "HTTP 500", 60) for each in (first, second, second)]
+        return [*noted, await it.note(second, State.DELIVERED, "HTTP 200")]
+
+    assert sender(redis_url, note) == [False, True, False, False]
     (delivery,) = all_deliveries(redis)
     assert [outcome for _, outcome in delivery.log] == ["HTTP 500"]
 
