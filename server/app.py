@@ -16,10 +16,12 @@ from server.answers import handle_error, handle_routing_error
 from server.contact import stay_in_contact
 from server.documents import document
 from server.gate import METRICS, Gate
-from server.routes import account, generate, operations, pages, requests
+from server.routes import account, generate, operations, pages, requests, webhook_events
 from server.services import Services
 from server.settings import ServerSettings
+from server.webhooks import Sender
 from worker.contact import Contact
+from worker.webhooks import Deliveries
 
 DESCRIPTION = (
     "Text to video with Mochi 1, on your own machines. "
@@ -38,8 +40,10 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         contact = asyncio.create_task(stay_in_contact(services.intake, Contact(settings.redis_url)))
+        sender.start()
         yield
         contact.cancel()
+        await sender.stop()
         await redis.aclose()
 
     app = FastAPI(
@@ -61,6 +65,7 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
         traffic=services.traffic,
         also_public=frozenset({METRICS} if settings.metrics_public else ()),
     )
+    sender = Sender(services, Deliveries(redis, retention_seconds=settings.retention_seconds))
     modules = [generate, requests, account, operations, *([pages] if settings.docs else [])]
     routers = [module.router for module in modules]
     for router in routers:
@@ -68,5 +73,6 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
     app.state.routes = [route for router in routers for route in router.routes]
     if settings.docs:
         app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+    app.webhooks.include_router(webhook_events.router)
     app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

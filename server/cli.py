@@ -39,6 +39,7 @@ from server.settings import ServerSettings
 from server.top import top as show_top
 from server.up import supervise
 from server.usage import Form, print_usage
+from server.webhooks_command import webhooks
 from server.weights import fetch_missing, pull_weights, verify_weights, weights_folder
 from server.workers import drain_workers, list_workers
 from worker.fleet import fleet
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 app.add_typer(keys, name="keys")
 app.command()(audit)
+app.add_typer(webhooks, name="webhooks")
 workers_app = typer.Typer(help="The workers of a broker.", no_args_is_help=True)
 app.add_typer(workers_app, name="workers")
 weights_app = typer.Typer(help="The weights of the model.", no_args_is_help=True)

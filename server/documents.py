@@ -15,6 +15,8 @@ from server.example import EXAMPLE_REQUEST
 from server.gate import PUBLIC
 from server.headers import MOST_KEY_LENGTH
 from server.schemas import VIDEO_TYPE, ErrorBody, FailedBody
+from server.webhook_url import FIELD
+from server.webhook_url import MOST_LENGTH as MOST_URL_LENGTH
 from worker.usage import KEPT_DAYS
 
 
@@ -107,13 +109,30 @@ SIGNATURE: dict[str, Any] = {
     "description": "As in the `output` of the result.",
     "schema": {"type": "string"},
 }
+_WEBHOOK_URL: dict[str, Any] = {
+    "description": (
+        "Where the end of the request is told of, by a signed POST; see the webhooks of this "
+        "document. http or https, and to the outside."
+    ),
+    "schema": {"type": "string", "maxLength": MOST_URL_LENGTH},
+}
+WEBHOOK_URL: dict[str, Any] = {"name": FIELD, "in": "query", "required": False, **_WEBHOOK_URL}
+
+
+def _generate_schema() -> dict[str, Any]:
+    schema = GenerateParams.model_json_schema()
+    description = _WEBHOOK_URL["description"]
+    schema["properties"][FIELD] = _WEBHOOK_URL["schema"] | {"description": description}
+    return schema
+
+
 GENERATE_REQUEST: dict[str, Any] = {
-    "parameters": [IDEMPOTENCY_KEY],
+    "parameters": [IDEMPOTENCY_KEY, WEBHOOK_URL],
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {
-                "schema": GenerateParams.model_json_schema(),
+                "schema": _generate_schema(),
                 "example": EXAMPLE_REQUEST,
             }
         },
@@ -147,6 +166,7 @@ def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 version=app.version,
                 description=app.description,
                 routes=app.routes,
+                webhooks=app.webhooks.routes,
             )
             _restore_limits(schema)
             schema["components"]["securitySchemes"] = _SECURITY

@@ -288,9 +288,12 @@ def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
 
 
 def revoke(book: Keybook, key: Key) -> Key:
-    """The same as a part of an act."""
+    """The same as a part of an act. Webhooks leave for it no more, so what signs them goes."""
     revoked = key.model_copy(update={"revoked_at": book.step.now()})  # whatever else it has
     book.put(revoked, key, "revoke")
+    signing = (keyspace.webhook_secret(key.key_id), keyspace.old_webhook_secret(key.key_id))
+    for name in signing:
+        book.step.write("DEL", name)
     return revoked
 
 

@@ -69,7 +69,8 @@ def _credits(text: str) -> Decimal:
         raise typer.BadParameter(f"got {text!r}. {error.errors()[0]['msg']}.") from None
 
 
-def _duration(text: str) -> timedelta:
+def duration(text: str) -> timedelta:
+    """Of an option, like 7d."""
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -159,7 +160,7 @@ def rotate(
     grace: Annotated[
         timedelta,
         typer.Option(
-            parser=_duration,
+            parser=duration,
             metavar="TIME",
             help="How long the present secret stays good: 90s, 15m, 24h, 7d; 0: it ends at once.",
         ),

@@ -136,6 +136,14 @@ class ResultBody(BaseModel):
     expires_at: datetime | None = _absent_when_none(_EXPIRES)
 
 
+class WebhookBody(BaseModel):
+    """What a `webhook_url` is sent when a request has ended."""
+
+    type: Literal["request.completed", "request.failed"]
+    timestamp: datetime = Field(description="The end of the request.")
+    data: ResultBody | FailedBody = Field(description="As `GET /v2/requests/{request_id}` gives.")
+
+
 class CreditsBody(BaseModel):
     """What the key has left."""
 

@@ -17,6 +17,7 @@ from server.feed import Feed
 from server.keyring import ApiKey, Keyring
 from server.links import Links, load_signer
 from server.metrics import Gathered, Traffic
+from server.outside import Guard
 from server.schemas import ResultBody, StatusBody, result_body, status_body
 from server.settings import ServerSettings
 from server.watch import Watch
@@ -57,6 +58,7 @@ class Services:
         self.forecaster = Forecaster(redis)
         self.watch = Watch(self.intake)
         self.feed = Feed(self.intake)
+        self.webhook_guard = Guard(settings.webhook_allow)
         self.outputs = open_outputs(settings, patience_seconds=STORE_PATIENCE_SECONDS)
         self.traffic = Traffic()
         self._redis = redis
@@ -167,9 +169,15 @@ class Call:
         request_id: str = self.request.path_params["request_id"]
         return request_id
 
+    @property
+    def base_url(self) -> str:
+        """The scheme and host that was called, or the configured one."""
+        base_url: str = self.request.state.base_url
+        return base_url
+
     def links(self, request_id: str) -> Links:
         """The URLs of a request, on the host that was called."""
-        return Links(self.request.state.base_url, request_id)
+        return Links(self.base_url, request_id)
 
     async def status_body(self, job: Job) -> StatusBody:
         """See there.

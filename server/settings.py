@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from models.errors import MochiError
 from models.params import GenerateParams
 from models.settings import ENV_PREFIX
+from server.outside import Guard
 from worker.price import Tariff
 from worker.settings import WorkerSettings
 
@@ -63,6 +64,13 @@ class ServerSettings(WorkerSettings):
         description=(
             "Proxies whose X-Forwarded-For and -Proto are believed: addresses or networks, "
             "comma-separated, like 10.0.0.7,fd00::/8."
+        ),
+    )
+    webhook_allow: str = Field(
+        default="",
+        description=(
+            "Hosts inside that webhooks may be sent to all the same: names, addresses or "
+            "networks, comma-separated, like hooks.internal,10.1.0.0/16."
         ),
     )
     docs: bool = Field(
@@ -152,6 +160,15 @@ class ServerSettings(WorkerSettings):
             if is_everybody:
                 raise PydanticCustomError("network", "That is everybody, who could forge them")
         return proxies
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _are_hosts(cls, allowed: str) -> str:
+        try:
+            Guard(allowed)
+        except ValueError as error:
+            raise PydanticCustomError("hosts", "{why}", {"why": str(error)}) from None
+        return allowed
 
 
 class SettingsError(MochiError):

@@ -17,7 +17,7 @@ from server.keyring import PREFIX
 MOST_RECORDS = 1000
 SHORTEST_PROMPT = 5
 """Anything shorter stands in a log by chance."""
-_SECRET = re.compile(rf"{PREFIX}[\w-]{{43}}|signature=[\w-]+", re.IGNORECASE)
+_SECRET = re.compile(rf"{PREFIX}[\w-]{{43}}|whsec_[\w+/]+|signature=[\w-]+", re.IGNORECASE)
 
 
 def leaks(folder: Path, redis: Redis | None = None) -> set[str]:

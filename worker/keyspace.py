@@ -45,6 +45,11 @@ USAGE = "mochi:usage:"
 """With a day, counted from 1970 in UTC, a hash: what was used on it, by `OWNER METRIC`."""
 METRICS = "mochi:metrics"
 """Hash: sums since ever, of all gateways and workers; see `metrics.py`."""
+WEBHOOKS = "mochi:webhooks"
+"""Sorted set: ids of ended requests that somebody is to be told of, by the broker's time in ms at
+which that is due; while it is tried, at which it is due again."""
+WEBHOOK = "mochi:webhook:"
+"""With a request's id, a hash: the delivery; see `webhooks.py`."""
 AUDIT = "mochi:audit"
 """Stream: what administrators did."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
@@ -93,6 +98,16 @@ def idempotency_key(digest: str) -> str:
     return f"mochi:idempotency:{digest}"
 
 
+def webhook_secret(owner: str) -> str:
+    """String: what signs the deliveries for an API key's owner."""
+    return f"mochi:webhook-secret:{owner}"
+
+
+def old_webhook_secret(owner: str) -> str:
+    """String, there for a while after a rotation: what signs them as well."""
+    return f"{webhook_secret(owner)}:old"
+
+
 def drain_order(worker: str) -> str:
     """String, there for a while: this worker is to finish what it runs, and end."""
     return f"mochi:drain:{worker}"
@@ -134,6 +149,8 @@ def for_scripts(request_id: str = "") -> list[str]:
         METRICS,
         PACES,
         PREVIEWS,
+        WEBHOOKS,
+        WEBHOOK,
     ]
 
 

@@ -35,6 +35,7 @@ from server.schemas import (
 )
 from server.services import Call
 from server.videos import video_response
+from server.webhook_url import FIELD, webhook_url
 from worker.idempotency import Idempotency
 from worker.job import Job, Status
 
@@ -109,13 +110,16 @@ async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
     call.key.require_model(MODEL)
     key = idempotency_key(call.request)
     body = await read_object(call.request, call.services.settings.body_bytes)
+    url = webhook_url(call.request, body, call.services.webhook_guard)
+    webhook = {} if url is None else {FIELD: url}  # the same wherever it came
     params, ignored = parse_params(body)
     accepted = await call.services.intake.submit(
         params.with_seed(_seeds),
         call.key.key_id,
         price=call.services.settings.tariff.price(params),
         needs_worker=needs_worker,
-        idempotency=None if key is None else Idempotency.of(call.key.key_id, key, body),
+        idempotency=None if key is None else Idempotency.of(call.key.key_id, key, body | webhook),
+        further={} if url is None else {"webhook_base": call.base_url, **webhook},
     )
     structlog.contextvars.bind_contextvars(request_id=accepted.request_id)
     _log.info(
@@ -124,7 +128,8 @@ async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
         frames=params.frames,
         steps=params.steps,
     )
-    headers = ignored_parameters(ignored) | rate_limit(accepted.rate)
+    headers = ignored_parameters(name for name in ignored if name != FIELD)
+    headers |= rate_limit(accepted.rate)
     headers |= REPLAYED if accepted.is_replay else {}
     return _Asked(accepted.request_id, headers, comes_back=key is not None)
 

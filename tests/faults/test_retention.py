@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.faults.client import Client, events
+from tests.receiver import ALLOWED, receiver
 from tests.stack import Stack, eventually
 from worker import keyspace
 
@@ -18,6 +19,7 @@ SECONDS = 5.0
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
     settings = {"engine": "fake", "fake_step_seconds": "0.05", "lease_seconds": "2"}
+    settings["webhook_allow"] = ALLOWED
     with Stack(tmp_path, retention_seconds=str(SECONDS), **settings) as stack:
         stack.start_gateway()
         yield stack
@@ -82,6 +84,25 @@ def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Sta
     }
     again = first.submit(key="done")
     assert again != done
+
+
+def test_f29_after_the_hour_no_delivery_is_left_that_has_ended(stack: Stack) -> None:
+    """Two hours, in fact: that of the record, and that of the delivery, which may come later."""
+    client = Client(stack)
+    before = keys(stack)
+    with receiver() as there:
+        there.status = 500
+        body = {"prompt": "told", "frames": 1, "steps": 10, "webhook_url": there.url}
+        request_id = client.http.post("/v2/mochi-1", json=body).json()["request_id"]
+        assert client.http.delete(f"/v2/requests/{request_id}").status_code == 202
+        eventually(lambda: there.calls)
+        eventually(lambda: answers(client, request_id) == {404}, seconds=2 * SECONDS)
+        delivery = keyspace.WEBHOOK + request_id
+        assert {delivery, keyspace.WEBHOOKS} <= keys(stack)  # still due, or on its way
+        there.status = 200
+        stack.redis.zadd(keyspace.WEBHOOKS, {request_id: 1}, xx=True)
+        left = before | {keyspace.webhook_secret(client.owner), keyspace.RQ_QUEUES}
+        eventually(lambda: keys(stack) == left, seconds=3 * SECONDS)
 
 
 def test_f29_what_waits_does_not_expire(stack: Stack) -> None:

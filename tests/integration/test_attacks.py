@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pty
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -19,8 +18,10 @@ import pytest
 
 from server.protocol import MOST_HEAD_BYTES
 from server.throttle import MOST_BAD_KEYS
+from tests.receiver import INSIDE, trap
 from tests.stack import Stack, eventually
 from tests.wire import another_address, another_gateway, connect, read_rest, refusal, stranger
+from worker.webhooks import all_deliveries
 
 POND: dict[str, Any] = {"prompt": "a pond at night", "frames": 1, "steps": 10}
 BALANCE = "/v1/get-user-credits"
@@ -201,17 +202,29 @@ def test_behind_a_proxy_the_caller_next_to_it_counts_not_what_he_says_of_others(
 # Calls from within
 
 
-def test_nobody_is_called(server: Stack) -> None:
+def test_nobody_inside_is_called(server: Stack, figure: Callable[[str], None]) -> None:
+    """Neither by what is refused at the submit, nor by a name that leads inside all the same."""
     client = server.http()
-    with socket.create_server(("127.0.0.1", 0)) as trap:
-        trap.setblocking(False)
-        url = f"http://127.0.0.1:{trap.getsockname()[1]}/"
-        answer = client.post("/v2/mochi-1", json=POND | {"webhook_url": url})
-        assert answer.headers["x-ignored-parameters"] == "webhook_url"
-        link = answer.json()["response_url"]
-        eventually(lambda: client.get(link).json()["status"] == "COMPLETED")
-        with pytest.raises(BlockingIOError):
-            trap.accept()
+    names = ["localhost", "LOCALHOST.", "localhost.localdomain", "ip6-localhost"]
+    with trap() as (port, seen):
+        for host in INSIDE:
+            body = POND | {"webhook_url": f"http://{host}:{port}/"}
+            answer = client.post("/v2/mochi-1", json=body)
+            if host.lower().rstrip(".") != "localhost":
+                assert "`webhook_url` must" in refusal(answer, 400)
+        ids = []
+        for name in names:
+            body = POND | {"webhook_url": f"http://{name}:{port}/"}
+            ids.append(client.post("/v2/mochi-1", json=body).json()["request_id"])
+
+        def logs() -> list[str]:
+            found = [each for each in all_deliveries(server.redis) if each.request_id in ids]
+            return [each.log[0][1] for each in found if each.log]
+
+        eventually(lambda: len(logs()) == len(names))
+        assert set(logs()) <= {"the address is not outside", "no such host"}
+        assert seen() == 0
+    figure(f"A10: {len(INSIDE)} URLs that lead inside, and {len(names)} names: 0 connections")
 
 
 # Text that breaks out of its line

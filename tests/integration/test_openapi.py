@@ -98,7 +98,7 @@ def test_parameters_have_the_types_ranges_and_defaults_of_the_contract(
         name: {key: value for key, value in field.items() if key not in {"title", "description"}}
         for name, field in schema["properties"].items()
     }
-    assert shown == PARAMETERS
+    assert shown == PARAMETERS | {"webhook_url": {"type": "string", "maxLength": 2048}}
     assert schema["required"] == ["prompt"]
 
 

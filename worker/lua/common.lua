@@ -6,6 +6,7 @@ local keys = {
   -- These are completed with an owner, or with a day.
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
   metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
+  webhooks = KEYS[19], webhook = KEYS[20], -- The latter is completed with a request's id.
 }
 
 -- Time is the broker's own, so that hosts' clocks do not matter.
@@ -120,6 +121,32 @@ local function drop_preview(id)
   redis.call('DEL', keys.previews .. id)
 end
 
+-- If the submit has named a URL, it is to be told of the end. The record goes before the last attempt
+-- may be made, so its fields come along.
+local function owe_webhook(id, owner)
+  local url = redis.call('HGET', keys.record, 'webhook_url')
+  if not url or redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
+    return
+  end
+  local now = text(now_ms())
+  redis.call('HSET', keys.webhook .. id, 'state', 'due', 'owner', owner, 'url', url, 'attempts', 0,
+             'before', 0, 'created_at', now, 'expires_at', text(redis.call('PEXPIRETIME', keys.record)),
+             'record', cjson.encode(redis.call('HGETALL', keys.record)))
+  redis.call('ZADD', keys.webhooks, now, id)
+end
+
+-- One more line in the log of a delivery.
+local function note_webhook(id, line)
+  local log = redis.call('HGET', keys.webhook .. id, 'log') or ''
+  redis.call('HSET', keys.webhook .. id, 'log', log .. text(now_ms()) .. ' ' .. line .. '\n')
+end
+
+-- Delivered, or given up: its log is kept as long as a record.
+local function leave_webhooks(id, retention_ms)
+  redis.call('ZREM', keys.webhooks, id)
+  redis.call('PEXPIRE', keys.webhook .. id, retention_ms)
+end
+
 -- The only way into a terminal state. The record, and the idempotency key that leads to it, go an
 -- hour later; all that RQ holds, at once.
 local function finish(id, status, retention_ms, fields)
@@ -142,6 +169,7 @@ local function finish(id, status, retention_ms, fields)
   leave_queue(id)
   redis.call('LREM', keys.intermediate, 0, id)
   redis.call('DEL', keys.rq_job)
+  owe_webhook(id, owner)
 end
 
 -- Back to QUEUED, before everything that waits: it has waited already.

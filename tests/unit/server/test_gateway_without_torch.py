@@ -60,5 +60,5 @@ def test_it_serves_with_the_workers_libraries_blocked(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    status = json.loads(done.stdout)
+    status = json.loads(done.stdout.splitlines()[-1])  # after what it logs
     assert (status["status"], status["queue_position"]) == ("QUEUED", 1)

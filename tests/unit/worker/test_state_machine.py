@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -41,6 +41,7 @@ from worker.intake import Accepted, Cancellation, Intake
 from worker.job import TRANSITIONS, Job, Status
 from worker.price import FREE, Price
 from worker.store import JobStore, Lease, Order, Recovery, Result
+from worker.webhooks import State, all_deliveries
 
 MOST_WAITING = 4
 LEASE_SECONDS = 30
@@ -165,7 +166,11 @@ class Requests(RuleBasedStateMachine):
         room = self.redis.zcard(keyspace.WAITING) < MOST_WAITING
         AsyncForgetful.lose_next = lost
         submit = self.intake.submit(
-            params(), OWNER, price=price, idempotency=self.key if keyed else None
+            params(),
+            OWNER,
+            price=price,
+            idempotency=self.key if keyed else None,
+            further={"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"},
         )
         if first:
             assert self.loop.run(submit) == Accepted(str(first), is_replay=True)
@@ -441,6 +446,7 @@ class Requests(RuleBasedStateMachine):
         ended = by_status[Status.COMPLETED] | by_status[Status.FAILED]
         assert {name for name, has_ttl in now.has_ttl.items() if has_ttl} == ended
         self.check_changes(now.jobs)
+        self.check_webhooks(now.jobs, ended)
         self.check_rq(now, by_status)
         self.check_account(now, by_status[Status.QUEUED] | by_status[Status.PROCESSING])
 
@@ -458,6 +464,15 @@ class Requests(RuleBasedStateMachine):
             else:
                 assert job.status in TRANSITIONS[before.status] | {before.status}
         self.last = jobs
+
+    def check_webhooks(self, jobs: dict[str, Job], ended: set[str]) -> None:
+        """Each end is owed to somebody, once, as it was; and nothing else is."""
+        deliveries = {each.request_id: each for each in all_deliveries(self.redis)}
+        assert ended <= set(deliveries) <= ended | self.expired
+        told = {name: replace(deliveries[name].job, expires_at=None) for name in ended}
+        assert told == {name: jobs[name] for name in ended}
+        assert set(self.redis.zrange(keyspace.WEBHOOKS, 0, -1)) == set(deliveries)
+        assert all(each.state is State.DUE for each in deliveries.values())
 
     def check_account(self, now: Snapshot, live: set[str]) -> None:
         account, used = now.account, now.used

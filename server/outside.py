@@ -1,0 +1,254 @@
+"""Calls to addresses that clients name: only to the outside, or to what the operator has allowed.
+
+The address that is connected to is the one that was checked, so a name that resolves otherwise a
+moment later leads nowhere else. No proxy, no redirect, and nothing of an answer but its status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+
+import httpcore
+import httpx
+from typing_extensions import override
+
+Address = IPv4Address | IPv6Address
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+CALL_SECONDS = 15.0
+"""From the look-up of the name to the head of the answer."""
+CONNECT_SECONDS = 5.0
+"""For one of several addresses."""
+LOOKUP_THREADS = 8
+"""A name server that hangs holds up other calls, and nothing else of the process."""
+
+_INSIDE = tuple(
+    map(
+        ip_network,
+        (
+            "0.0.0.0/8",  # this host
+            "10.0.0.0/8",
+            "100.64.0.0/10",  # carriers' NAT; also Alibaba's metadata
+            "127.0.0.0/8",
+            "168.63.129.16/32",  # Azure's host
+            "169.254.0.0/16",  # link-local; also everybody's metadata
+            "172.16.0.0/12",
+            "192.0.0.0/24",  # protocols; also Oracle's metadata
+            "192.0.2.0/24",  # documents
+            "192.88.99.0/24",  # relays of 6to4
+            "192.168.0.0/16",
+            "198.18.0.0/15",  # benchmarks
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/4",  # multicast
+            "240.0.0.0/4",  # reserved, and broadcast
+            "2001::/23",  # protocols, Teredo among them
+            "2001:db8::/32",
+            "2002::/16",  # 6to4: any IPv4 address
+            "3fff::/20",
+        ),
+    )
+)
+"""By IANA's registries of special addresses. Not Python's, which differ by version."""
+_GLOBAL_V6 = IPv6Network("2000::/3")
+_NAT64 = IPv6Network("64:ff9b::/96")
+_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+
+
+class NoCallError(Exception):
+    """There was no answer. The text tells of no address: it goes into the log."""
+
+
+def is_outside(address: Address) -> bool:
+    """Whether everybody in the world knows this address as the same host."""
+    if isinstance(address, IPv6Address):
+        if address in _NAT64:
+            return is_outside(IPv4Address(address.packed[-4:]))
+        if address not in _GLOBAL_V6:
+            return False
+    return not any(address in network for network in _INSIDE)
+
+
+def is_host(text: str) -> bool:
+    """Whether this is a host: a name of DNS, or an address without brackets."""
+    return bool(_HOST.fullmatch(text)) or _literal(text) is not None
+
+
+class Guard:
+    """Which hosts may be called: all outside, and those that are allowed by name or network."""
+
+    def __init__(self, allowed: str = "") -> None:
+        """Read `MOCHI_WEBHOOK_ALLOW`.
+
+        Raises:
+            ValueError: naming what is neither a host name nor an address nor a network.
+        """
+        self._names: set[str] = set()
+        self._networks: list[IPv4Network | IPv6Network] = []
+        for item in filter(None, map(str.strip, allowed.split(","))):
+            try:
+                self._networks.append(ip_network(item))
+            except ValueError as error:
+                if "/" in item or _literal(item) or not _HOST.fullmatch(item):
+                    raise ValueError(f"{item}: {error}") from None
+                self._names.add(_plain(item))
+
+    def admits(self, host: str, address: str) -> bool:
+        """Whether `address`, which `host` has led to, may be connected to."""
+        parsed = ip_address(address)
+        is_allowed = any(parsed in network for network in self._networks)
+        return is_allowed or _plain(host) in self._names or is_outside(parsed)
+
+    def refuses(self, host: str) -> bool:
+        """Whether `host` is an address, in whatever spelling, that may not be connected to."""
+        address = _literal(host)
+        return address is not None and not self.admits(host, address)
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Looks names up itself, and connects to numbers alone."""
+
+    def __init__(self, guard: Guard, resolve: Resolve) -> None:
+        self._guard = guard
+        self._resolve = resolve
+        self._backend = httpcore.AnyIOBackend()
+
+    @override
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first address that may be connected to, and that answers.
+
+        Raises:
+            NoCallError: there is no such address.
+            httpcore.NetworkError, httpcore.TimeoutException: none answers.
+        """
+        addresses = await self._resolve(host, port)
+        admitted = [address for address in addresses if self._guard.admits(host, address)]
+        failure: Exception = NoCallError("the address is not outside")
+        for address in admitted:
+            try:
+                return await self._backend.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    @override
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class Caller:
+    """Sends to URLs that clients have named."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        resolve: Resolve | None = None,
+        seconds: float = CALL_SECONDS,
+    ) -> None:
+        self._backend = GuardedBackend(guard, resolve or _Resolver())
+        self._seconds = seconds
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return httpx.create_ssl_context()  # with SSL_CERT_FILE, where an operator has a CA
+
+    async def post(self, url: str, content: bytes, headers: Mapping[str, str]) -> int:
+        """The status of the answer. Its body is not read.
+
+        Raises:
+            NoCallError: there was none in time, or nobody may be asked there.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._post(httpx.URL(url), content, headers)
+        except (TimeoutError, httpcore.TimeoutException):
+            raise NoCallError("no answer in time") from None
+        except httpcore.ConnectError as error:
+            is_tls = isinstance(error.__cause__, ssl.SSLError)
+            raise NoCallError("TLS failed" if is_tls else "no connection") from None
+        except (httpcore.NetworkError, httpcore.ProtocolError):
+            raise NoCallError("the answer is no HTTP, or was cut off") from None
+
+    async def _post(self, url: httpx.URL, content: bytes, headers: Mapping[str, str]) -> int:
+        own = {"host": url.netloc.decode("ascii"), "content-length": str(len(content))}
+        # A pool for one call: no connection is left for another, which may not go there.
+        async with (
+            httpcore.AsyncConnectionPool(
+                ssl_context=self._tls if url.scheme == "https" else None,
+                network_backend=self._backend,
+            ) as pool,
+            pool.stream(
+                "POST",
+                httpcore.URL(
+                    scheme=url.raw_scheme,
+                    host=url.raw_host,
+                    port=url.port,
+                    target=url.raw_path,
+                ),
+                headers=[
+                    (name.encode("ascii"), value.encode("ascii"))
+                    for name, value in (own | dict(headers)).items()
+                ],
+                content=content,
+                extensions={"timeout": {"connect": CONNECT_SECONDS}},
+            ) as answer,
+        ):
+            return answer.status
+
+
+class _Resolver:
+    """The system's look-up, in threads of its own."""
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(LOOKUP_THREADS, "lookup")
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(
+                self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            )
+        except (OSError, UnicodeError):  # the latter: no name of DNS
+            raise NoCallError("no such host") from None
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _plain(host: str) -> str:
+    return host.lower().rstrip(".")
+
+
+def _literal(host: str) -> str | None:
+    """The address that `host` spells, as the system's look-up reads it; None for a name."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(_plain(host)))  # 127.1, 0x7f000001, 017700000001
+    except (OSError, UnicodeError):
+        return None

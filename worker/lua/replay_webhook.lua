@@ -1,0 +1,15 @@
+-- Deliver once more, from now on and as often as anew. What is on its way is noted no more.
+-- ARGV: id. Returns 1, 'revoked', or nil: no such delivery.
+local id = ARGV[1]
+local delivery = keys.webhook .. id
+local owner, attempts = unpack(redis.call('HMGET', delivery, 'owner', 'attempts'))
+if not owner then
+  return nil
+end
+if redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
+  return 'revoked'
+end
+redis.call('HSET', delivery, 'state', 'due', 'before', attempts, 'noted', attempts)
+redis.call('PERSIST', delivery)
+redis.call('ZADD', keys.webhooks, text(now_ms()), id)
+return 1
