@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from models.params import GenerateParams
+from server.dry_run import VALUES
 from server.errors import MEANING
 from server.example import EXAMPLE_REQUEST
 from server.gate import PUBLIC
@@ -79,6 +81,16 @@ SIGNATURE: dict[str, Any] = {
     "description": "As in the `output` of the result.",
     "schema": {"type": "string"},
 }
+DRY_RUN: dict[str, Any] = {
+    "name": "dry_run",
+    "in": "query",
+    "required": False,
+    "description": (
+        "`true` or `1`: only say what the request would cost, and whether and when it would be "
+        "run. The answer is a `DryRunBody`."
+    ),
+    "schema": {"type": "string", "enum": list(VALUES), "default": "false"},
+}
 GENERATE_REQUEST: dict[str, Any] = {
     "parameters": [IDEMPOTENCY_KEY],
     "requestBody": {
@@ -90,6 +102,10 @@ GENERATE_REQUEST: dict[str, Any] = {
             }
         },
     },
+}
+SUBMIT_REQUEST: dict[str, Any] = {
+    **GENERATE_REQUEST,
+    "parameters": [IDEMPOTENCY_KEY, DRY_RUN],
 }
 _SECURITY: dict[str, Any] = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -120,7 +136,7 @@ def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 description=app.description,
                 routes=app.routes,
             )
-            _restore_limits(schema)
+            _restore_limits(schema, app.state.routes)
             schema["components"]["securitySchemes"] = _SECURITY
             schema["security"] = [{name: []} for name in _SECURITY]
             for path in PUBLIC & set(schema["paths"]):
@@ -131,9 +147,9 @@ def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
     return openapi
 
 
-def _restore_limits(schema: dict[str, Any]) -> None:
+def _restore_limits(schema: dict[str, Any], routes: Iterable[APIRoute]) -> None:
     """FastAPI turns limits into floats on the way, and the largest seed is none."""
-    for operations in schema["paths"].values():
-        for operation in operations.values():
-            if "requestBody" in operation:
-                operation.update(GENERATE_REQUEST)
+    for route in routes:
+        if route.include_in_schema and route.openapi_extra:
+            for method in route.methods or ():
+                schema["paths"][route.path][method.lower()].update(route.openapi_extra)

@@ -24,7 +24,8 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
-def _absent_when_none(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
+def absent_when_none(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
+    """A field that is left out of the answer where there is nothing to say."""
     return Field(default=None, exclude_if=_is_none, description=description)
 
 
@@ -32,18 +33,18 @@ class ErrorBody(BaseModel):
     """Every error: what is wrong, and what to do about it."""
 
     error: str
-    request_id: str | None = _absent_when_none("Where there is one.")
+    request_id: str | None = absent_when_none("Where there is one.")
 
 
 class Metrics(BaseModel):
     """Seconds and credits of an ended request; empty before."""
 
-    inference_time: float | None = _absent_when_none("Seconds of the run.")
-    queue_time: float | None = _absent_when_none("Seconds before the run.")
-    total_time: float | None = _absent_when_none("Seconds from submit to end.")
-    cost: float | None = _absent_when_none("Credits; absent on failure.")
-    remaining_credits: float | None = _absent_when_none("Absent on failure.")
-    retry_count: int | None = _absent_when_none("Only when there was a retry.")
+    inference_time: float | None = absent_when_none("Seconds of the run.")
+    queue_time: float | None = absent_when_none("Seconds before the run.")
+    total_time: float | None = absent_when_none("Seconds from submit to end.")
+    cost: float | None = absent_when_none("Credits; absent on failure.")
+    remaining_credits: float | None = absent_when_none("Absent on failure.")
+    retry_count: int | None = absent_when_none("Only when there was a retry.")
 
 
 class SubmittedBody(BaseModel):
@@ -65,9 +66,9 @@ class StatusBody(BaseModel):
     response_url: str
     metrics: Metrics
     progress: int = Field(ge=0, le=100, description="Per cent of the denoising steps.")
-    queue_position: int | None = _absent_when_none("While QUEUED; 1 is next.")
-    cancel_url: str | None = _absent_when_none("To be called with PUT; until the end.")
-    warnings: list[str] | None = _absent_when_none("As in the result; only after the end.")
+    queue_position: int | None = absent_when_none("While QUEUED; 1 is next.")
+    cancel_url: str | None = absent_when_none("To be called with PUT; until the end.")
+    warnings: list[str] | None = absent_when_none("As in the result; only after the end.")
 
 
 class CancelBody(BaseModel):
@@ -109,7 +110,7 @@ class ResultBody(BaseModel):
     seed: int = Field(description="The seed that was used.")
     prompt: str
     metrics: Metrics
-    precision: str | None = _absent_when_none(
+    precision: str | None = absent_when_none(
         "What the model was computed in, such as `bf16`; absent where there was no model."
     )
     warnings: list[str] = Field(

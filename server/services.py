@@ -12,6 +12,8 @@ from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from models.params import GenerateParams
+from server.dry_run import Estimate
 from server.keyring import ApiKey, Keyring
 from server.links import Links, load_signer
 from server.settings import ServerSettings
@@ -103,6 +105,10 @@ class Services:
         # In a thread: credentials that expire may have to be fetched.
         link = await run_in_threadpool(self.outputs.link, job.file_name, self.seconds_left(job))
         return link or links.video(await self.signer())
+
+    async def estimate(self, _params: GenerateParams, _position: int) -> Estimate:
+        """How long a request at this place in the queue would take: nobody has measured it yet."""
+        return Estimate()
 
     def seconds_left(self, job: Job) -> float:
         """Until the record goes, as far as the clocks of broker and gateway agree."""

@@ -108,27 +108,49 @@ class Intake:
             TooFewCreditsError: the owner cannot pay for it.
         """
         request_id = str(uuid4())
-        answer = await self._submits.ask(
-            [
-                *keyspace.for_scripts(request_id),
-                request_id,
-                self._most_waiting,
-                int(needs_worker),
-                owner,
-                idempotency.key if idempotency else "",
-                idempotency.fingerprint if idempotency else "",
-                price.fixed,
-                price.gpu_second,
-                price.most_gpu_seconds,
-                params.model_dump_json(),
-                2 * len(further),
-                *chain.from_iterable(further.items()),
-                *rq_fields(request_id),
-            ]
+        answer = await self._ask_to_submit(
+            request_id,
+            "needs_worker" if needs_worker else "",
+            owner,
+            idempotency.key if idempotency else "",
+            idempotency.fingerprint if idempotency else "",
+            price.fixed,
+            price.gpu_second,
+            price.most_gpu_seconds,
+            params.model_dump_json(),
+            2 * len(further),
+            *chain.from_iterable(further.items()),
+            *rq_fields(request_id),
         )
         match answer:
             case ["replayed", first_id]:
                 return Accepted(first_id, is_replay=True)
+            case ["accepted", limit, remaining, reset_ms]:
+                return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
+        return Accepted(request_id)
+
+    async def try_out(self, owner: str, *, price: Price) -> int:
+        """Whether a submit would be accepted now; nothing is, and nothing is counted.
+
+        Returns:
+            The place that it would have among the waiting; 1 is next.
+
+        Raises:
+            KeyEndedError: as `submit`.
+            LimitError: as `submit`.
+            TooFewCreditsError: as `submit`.
+        """
+        bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
+        _, position = await self._ask_to_submit(str(uuid4()), "dry_run", owner, "", "", *bill)
+        return int(position)
+
+    async def _ask_to_submit(
+        self, request_id: str, mode: str, *arguments: str | bytes | int
+    ) -> list[Any]:
+        """The broker's answer, if it is no refusal."""
+        keys = keyspace.for_scripts(request_id)
+        answer = await self._submits.ask([*keys, request_id, self._most_waiting, mode, *arguments])
+        match answer:
             case ["conflict", first_id]:
                 raise IdempotencyConflictError(first_id)
             case ["queue_full"]:
@@ -145,9 +167,7 @@ class Intake:
                 raise TooFastError(_rate(*rate))
             case ["too_few_credits", balance, most]:
                 raise TooFewCreditsError(from_millionths(int(balance)), from_millionths(int(most)))
-            case ["accepted", limit, remaining, reset_ms]:
-                return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
-        return Accepted(request_id)
+        return list(answer)
 
     async def cancel(self, request_id: str, owner: str) -> Cancellation:
         """Let a request end FAILED, as soon as its run can be stopped.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.params import MODEL, parse_params
+from models.params import MODEL, GenerateParams, parse_params
 from server.answers import answer
 from server.body import read_object
 from server.documents import (
@@ -19,9 +20,11 @@ from server.documents import (
     RATE_HEADERS,
     REPLAYED_HEADER,
     RESULT_HEADERS,
+    SUBMIT_REQUEST,
     VIDEO_BYTES,
     errors,
 )
+from server.dry_run import DryRunBody, dry_run_body, is_dry_run, refused_body
 from server.hangup import HungUp, unless_hung_up
 from server.headers import REPLAYED, idempotency_key, ignored_parameters, rate_limit
 from server.keyring import Scope
@@ -34,6 +37,7 @@ from server.schemas import (
 )
 from server.services import Call
 from server.videos import video_response
+from worker.errors import LimitError, TooFewCreditsError
 from worker.idempotency import Idempotency
 from worker.job import Job, Status
 
@@ -48,16 +52,18 @@ _seeds = random.SystemRandom()
 
 @router.post(
     f"/v2/{MODEL}",
-    response_model=SubmittedBody,
+    response_model=SubmittedBody | DryRunBody,
     responses={
         200: {"headers": IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADERS},
         **errors(400, 401, 403, 406, 409, 413, 429, 500, 502),
     },
-    openapi_extra=GENERATE_REQUEST,
+    openapi_extra=SUBMIT_REQUEST,
 )
 async def submit(request: Request) -> Response:
     """Queue a video and answer at once with the addresses to poll."""
     call = Call.of(request)
+    if is_dry_run(request):
+        return await _dry_run(call)
     asked = await _submit(call)
     return answer(submitted_body(call.links(asked.request_id)), headers=asked.headers)
 
@@ -102,12 +108,31 @@ class _Asked:
     comes_back: bool
 
 
-async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
+async def _dry_run(call: Call) -> Response:
+    """What a submit would cost, and whether and when it would be run; needs no worker."""
+    params, ignored, _ = await _read(call)
+    idempotency_key(call.request)  # a bad one is refused, a good one left for the request itself
+    price = call.services.settings.tariff.price(params)
+    try:
+        position = await call.services.intake.try_out(call.key.key_id, price=price)
+    except (LimitError, TooFewCreditsError) as error:
+        body = refused_body(price, error)
+    else:
+        body = dry_run_body(price, position, await call.services.estimate(params, position))
+    return answer(body, headers=ignored_parameters(ignored))
+
+
+async def _read(call: Call) -> tuple[GenerateParams, list[str], dict[str, Any]]:
+    """What may be asked for: the parameters, what means nothing to us, and the whole body."""
     call.key.require(Scope.GENERATE)
     call.key.require_model(MODEL)
-    key = idempotency_key(call.request)
     body = await read_object(call.request, call.services.settings.body_bytes)
-    params, ignored = parse_params(body)
+    return *parse_params(body), body
+
+
+async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
+    params, ignored, body = await _read(call)
+    key = idempotency_key(call.request)
     accepted = await call.services.intake.submit(
         params.with_seed(_seeds),
         call.key.key_id,

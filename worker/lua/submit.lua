@@ -1,10 +1,12 @@
 -- Accept a request: nothing or everything of record, place in the queue, reserved credits, RQ's job.
--- ARGV: id, most waiting, needs a live worker (0 or 1), owner, idempotency key of the broker or '',
+-- ARGV: id, most waiting, 'needs_worker' or 'dry_run' or '', owner, idempotency key of the broker or '',
 -- fingerprint, price and price of a GPU second in millionths, most that are charged of those, params,
 -- how many names and values follow, further fields of the record …, RQ's fields …
 -- Returns what became of it, with the first request's id when it was made before, and the rate when
--- the owner's is limited: limit, what is left, ms until there is more.
+-- the owner's is limited: limit, what is left, ms until there is more. A dry run passes every check, is
+-- told the place that the request would have in the queue, and leaves nothing behind.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
+local is_dry_run = ARGV[3] == 'dry_run'
 local MINUTE_MS = 60000
 
 if redis.call('EXISTS', keys.record) == 1 then
@@ -16,7 +18,7 @@ if key ~= '' then
     return { first[2] == fingerprint and 'replayed' or 'conflict', first[1] }
   end
 end
-if ARGV[3] == '1' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
+if ARGV[3] == 'needs_worker' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
   return { 'no_worker' }
 end
 
@@ -49,15 +51,31 @@ if per_minute then
   redis.call('ZREMRANGEBYSCORE', recent, '-inf', text(now - MINUTE_MS))
   redis.call('ZREMRANGEBYSCORE', recent, '(' .. text(now), '+inf')
   local left = per_minute - redis.call('ZCARD', recent)
-  if left > 0 then
+  if left > 0 and not is_dry_run then
     redis.call('ZADD', recent, text(now), id)
     redis.call('PEXPIRE', recent, MINUTE_MS)
   end
-  local first = redis.call('ZRANGE', recent, 0, 0, 'WITHSCORES')[2]
+  local first = redis.call('ZRANGE', recent, 0, 0, 'WITHSCORES')[2] or now
   rate = { tonumber(per_minute), math.max(0, left - 1), first + MINUTE_MS - now }
   if left <= 0 then
     return { 'too_fast', unpack(rate) }
   end
+end
+
+-- Start-time fair queueing (Goyal, Vin and Cheng, 1996): an owner's request stands one turn after
+-- the one before, or less with a higher priority, and never before the head of the queue. Within a
+-- turn, who came first goes first.
+local TURN = 2 ^ 32
+local head = redis.call('ZRANGE', keys.waiting, 0, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+local last = redis.call('ZRANGE', mine, -1, -1, 'WITHSCORES')
+local before = last[2] or head[1] and redis.call('HGET', keys.turns, owner)
+local place = tonumber(head[2] or 0)
+if before then
+  place = math.max(place, before + TURN / (priority or 1))
+end
+if is_dry_run then
+  place = string.format('%.17g', place + (redis.call('GET', keys.sequence) or 0) + 1)
+  return { 'would_accept', redis.call('ZCOUNT', keys.waiting, '-inf', place) + 1 }
 end
 
 if key ~= '' then
@@ -82,19 +100,8 @@ if reserved > 0 then
   end
 end
 
--- Start-time fair queueing (Goyal, Vin and Cheng, 1996): an owner's request stands one turn after
--- the one before, or less with a higher priority, and never before the head of the queue. Within a
--- turn, who came first goes first.
-local TURN = 2 ^ 32
-local head = redis.call('ZRANGE', keys.waiting, 0, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
 if not head[1] then
   redis.call('DEL', keys.turns) -- nobody waits for a turn: nobody has had more than another
-end
-local last = redis.call('ZRANGE', mine, -1, -1, 'WITHSCORES')
-local before = last[2] or redis.call('HGET', keys.turns, owner)
-local place = tonumber(head[2] or 0)
-if before then
-  place = math.max(place, before + TURN / (priority or 1))
 end
 enter_queue(id, owner, place + redis.call('INCR', keys.sequence))
 
