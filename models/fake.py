@@ -53,7 +53,7 @@ class FakeEngine:
     @property
     def traits(self) -> Traits:
         """See `Engine`."""
-        return Traits("fake engine", "CPU", "none")
+        return Traits("fake engine", "CPU", "none", is_mock=True)
 
     def generate(
         self, params: GenerateParams, on_step: OnStep, checkpoints: Checkpoints | None = None

@@ -11,6 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from models.params import GenerateParams
+from models.scenario import FORM as SCENARIO_FORM
+from models.scenario import SCENARIO
 from server.dry_run import VALUES
 from server.errors import MEANING
 from server.example import EXAMPLE_REQUEST
@@ -81,6 +83,16 @@ SIGNATURE: dict[str, Any] = {
     "description": "As in the `output` of the result.",
     "schema": {"type": "string"},
 }
+MOCK_SCENARIO: dict[str, Any] = {
+    "name": SCENARIO,
+    "in": "header",
+    "required": False,
+    "description": (
+        "With mock weights, an outcome to test a client against; with real ones it is ignored. "
+        "It may stand in the body as well, as a field of this name."
+    ),
+    "schema": {"type": "string", "pattern": SCENARIO_FORM},
+}
 DRY_RUN: dict[str, Any] = {
     "name": "dry_run",
     "in": "query",
@@ -92,7 +104,7 @@ DRY_RUN: dict[str, Any] = {
     "schema": {"type": "string", "enum": list(VALUES), "default": "false"},
 }
 GENERATE_REQUEST: dict[str, Any] = {
-    "parameters": [IDEMPOTENCY_KEY],
+    "parameters": [IDEMPOTENCY_KEY, MOCK_SCENARIO],
     "requestBody": {
         "required": True,
         "content": {
@@ -105,7 +117,7 @@ GENERATE_REQUEST: dict[str, Any] = {
 }
 SUBMIT_REQUEST: dict[str, Any] = {
     **GENERATE_REQUEST,
-    "parameters": [IDEMPOTENCY_KEY, DRY_RUN],
+    "parameters": [IDEMPOTENCY_KEY, MOCK_SCENARIO, DRY_RUN],
 }
 _SECURITY: dict[str, Any] = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},

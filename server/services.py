@@ -110,9 +110,14 @@ class Services:
         """How long a request at this place in the queue would take: nobody has measured it yet."""
         return Estimate()
 
+    def retention_seconds(self, job: Job) -> float:
+        """How long the request is kept after its end."""
+        own = job.retention_ms
+        return self.settings.retention_seconds if own is None else own / 1000
+
     def seconds_left(self, job: Job) -> float:
         """Until the record goes, as far as the clocks of broker and gateway agree."""
-        retention = self.settings.retention_seconds
+        retention = self.retention_seconds(job)
         left = (job.ended_at or 0) / 1000 + retention - time.time()
         return max(SHORTEST_LINK_SECONDS, min(left, retention))
 

@@ -12,6 +12,7 @@ from redis import Redis
 from models.build import build_engine
 from models.engine import Engine
 from models.errors import EngineUnavailableError
+from models.mock_speed import MockSpeed
 from models.moderation.build import build_moderation
 from models.moderation.stages import Moderation
 from models.video import encoder
@@ -123,6 +124,7 @@ def work(
         moderation=moderation,
         run_seconds=settings.run_seconds,
         checkpoint_steps=settings.checkpoint_steps,
+        speed=MockSpeed.parse(settings.mock_speed),
         stop=stop,
     )
     connection = connect_worker(

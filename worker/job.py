@@ -69,6 +69,8 @@ class Job:
         precision: of the engine that made it, or empty; only when COMPLETED.
         warnings_json: sentences for the client, a JSON list; only when COMPLETED. `warnings`
             decodes them.
+        scenario: what a client wished for from a mock engine, or empty; see `Scenario`.
+        retention_ms: how long it is kept after its end, where that is not the setting's.
         cost: millionths of a credit that were charged; only when COMPLETED.
         remaining: millionths that the owner then had left; None where there is no limit.
         error: text for the client; only when FAILED.
@@ -89,6 +91,8 @@ class Job:
     file_size: int = 0
     precision: str = ""
     warnings_json: str = "[]"
+    scenario: str = ""
+    retention_ms: int | None = None
     cost: int = 0
     remaining: int | None = None
     error: str = ""
@@ -114,6 +118,8 @@ class Job:
             file_size=int(record.get("file_size", 0)),
             precision=record.get("precision", ""),
             warnings_json=record.get("warnings", "[]"),
+            scenario=record.get("scenario") or "",
+            retention_ms=_optional_int(record.get("retention_ms")),
             cost=int(record.get("cost", 0)),
             remaining=_optional_int(record.get("remaining")),
             error=record.get("error", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from uuid import uuid4
@@ -10,6 +11,7 @@ import structlog
 
 from models.engine import Clip, Engine
 from models.errors import ContentBlockedError, EngineBrokenError, EngineError
+from models.mock_speed import AT_ONCE, MockSpeed
 from models.moderation.stages import Moderation
 from models.video import encode
 from worker.checkpoints import RunCheckpoints
@@ -17,6 +19,7 @@ from worker.errors import BrokerUnavailableError, StorageError
 from worker.heart import Heart
 from worker.job import Job
 from worker.outputs import Outputs, video_name
+from worker.rehearsal import forget_after, on_step_of
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.store import JobStore, Lease, Result
@@ -43,6 +46,7 @@ class Runner:
         moderation: Moderation,
         run_seconds: float,
         checkpoint_steps: int = 0,
+        speed: MockSpeed = AT_ONCE,
         stop: Stop,
     ) -> None:
         self._worker = worker
@@ -53,6 +57,7 @@ class Runner:
         self._heart = heart
         self._run_seconds = run_seconds
         self._checkpoint_steps = checkpoint_steps
+        self._speed = speed
         self._stop = stop
 
     def run(self, request_id: str) -> None:
@@ -91,7 +96,7 @@ class Runner:
             log.exception("run.bug")
             self._fail(lease, "internal", "The worker failed on this request; its log says why.")
         else:
-            self._complete(lease, result)
+            self._complete(job, lease, result)
         finally:
             self._heart.run_now = None
 
@@ -107,7 +112,9 @@ class Runner:
         self._moderation.check_prompt(job.params.prompt)
         run.check()  # that may have taken long
         started = time.perf_counter()
-        clip = self._engine.generate(job.params, run.on_step, self._checkpoints(run))
+        is_mock = self._engine.traits.is_mock
+        on_step = on_step_of(job, run, self._speed, is_mock=is_mock)
+        clip = self._engine.generate(job.params, on_step, self._checkpoints(run))
         denoised = time.perf_counter()
         clip = self._moderation.watched(clip, job.params.frames)
         encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
@@ -128,13 +135,22 @@ class Runner:
     def _warnings(self, clip: Clip) -> tuple[str, ...]:
         return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))
 
-    def _complete(self, lease: Lease, result: Result) -> None:
+    def _complete(self, job: Job, lease: Lease, result: Result) -> None:
         if self._say_completed(lease, result):
             _log.info("run.completed", request_id=lease.request_id, bytes=result.file_size)
             self._forget_checkpoint(lease)
+            self._remove_early(job, result)
         else:
             self._outputs.remove(result.file_name)
             _log.warning("run.late", request_id=lease.request_id)
+
+    def _remove_early(self, job: Job, result: Result) -> None:
+        """Of a mock engine only. Its record goes by itself; should we die, the file is swept."""
+        seconds = forget_after(job)
+        if seconds is not None:
+            timer = threading.Timer(seconds, self._outputs.remove, [result.file_name])
+            timer.daemon = True
+            timer.start()
 
     def _say_completed(self, lease: Lease, result: Result) -> bool:
         """Patiently, when the broker answers and refuses: the video took minutes of GPU time."""

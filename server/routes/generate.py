@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.params import MODEL, GenerateParams, parse_params
+from models.scenario import SCENARIO
 from server.answers import answer
 from server.body import read_object
 from server.documents import (
@@ -28,6 +29,7 @@ from server.dry_run import DryRunBody, dry_run_body, is_dry_run, refused_body
 from server.hangup import HungUp, unless_hung_up
 from server.headers import REPLAYED, idempotency_key, ignored_parameters, rate_limit
 from server.keyring import Scope
+from server.mock_scenario import scenario_fields, with_scenario
 from server.schemas import (
     SubmittedBody,
     cost,
@@ -110,37 +112,51 @@ class _Asked:
 
 async def _dry_run(call: Call) -> Response:
     """What a submit would cost, and whether and when it would be run; needs no worker."""
-    params, ignored, _ = await _read(call)
+    wish = await _read(call)
     idempotency_key(call.request)  # a bad one is refused, a good one left for the request itself
-    price = call.services.settings.tariff.price(params)
+    price = call.services.settings.tariff.price(wish.params)
     try:
         position = await call.services.intake.try_out(call.key.key_id, price=price)
     except (LimitError, TooFewCreditsError) as error:
         body = refused_body(price, error)
     else:
-        body = dry_run_body(price, position, await call.services.estimate(params, position))
-    return answer(body, headers=ignored_parameters(ignored))
+        body = dry_run_body(price, position, await call.services.estimate(wish.params, position))
+    return answer(body, headers=ignored_parameters(wish.ignored))
 
 
-async def _read(call: Call) -> tuple[GenerateParams, list[str], dict[str, Any]]:
-    """What may be asked for: the parameters, what means nothing to us, and the whole body."""
+@dataclass(frozen=True)
+class _Wish:
+    """What somebody asks for who may. `further` are fields of its record; see `Job`."""
+
+    params: GenerateParams
+    ignored: list[str]
+    body: dict[str, Any]
+    further: dict[str, str]
+
+
+async def _read(call: Call) -> _Wish:
     call.key.require(Scope.GENERATE)
     call.key.require_model(MODEL)
     body = await read_object(call.request, call.services.settings.body_bytes)
-    return *parse_params(body), body
+    body = with_scenario(call, body)
+    params, names = parse_params(body)
+    further = await scenario_fields(call, body)
+    ignored = [name for name in names if name != SCENARIO or not further]
+    return _Wish(params, ignored, body, further)
 
 
 async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
-    params, ignored, body = await _read(call)
+    wish = await _read(call)
     key = idempotency_key(call.request)
     accepted = await call.services.intake.submit(
-        params.with_seed(_seeds),
+        wish.params.with_seed(_seeds),
         call.key.key_id,
-        price=call.services.settings.tariff.price(params),
+        price=call.services.settings.tariff.price(wish.params),
         needs_worker=needs_worker,
-        idempotency=None if key is None else Idempotency.of(call.key.key_id, key, body),
+        idempotency=None if key is None else Idempotency.of(call.key.key_id, key, wish.body),
+        further=wish.further,
     )
-    headers = ignored_parameters(ignored) | rate_limit(accepted.rate)
+    headers = ignored_parameters(wish.ignored) | rate_limit(accepted.rate)
     headers |= REPLAYED if accepted.is_replay else {}
     return _Asked(accepted.request_id, headers, comes_back=key is not None)
 

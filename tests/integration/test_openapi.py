@@ -35,6 +35,10 @@ seed = 1
 headers = {{ x-api-key = "{key}" }}
 continue-on-failure = true
 
+[parameters]
+# Others would end the worker, or the request.
+"header.x-mock-scenario" = "slow:0"
+
 [generation]
 max-examples = {examples}
 no-shrink = true

@@ -80,8 +80,9 @@ local function leave_queue(id)
 end
 
 -- The only way into a terminal state. The record, and the idempotency key that leads to it, go an
--- hour later; all that RQ holds, at once.
+-- hour later, or when the record itself says; all that RQ holds, at once.
 local function finish(id, status, retention_ms, fields)
+  retention_ms = redis.call('HGET', keys.record, 'retention_ms') or retention_ms
   local owner = redis.call('HGET', keys.record, 'owner')
   local gpu_ms = leave_gpu(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
