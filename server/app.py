@@ -16,7 +16,7 @@ from server.answers import handle_error, handle_routing_error
 from server.contact import stay_in_contact
 from server.documents import document
 from server.gate import Gate
-from server.routes import account, generate, operations, pages, requests
+from server.routes import account, generate, operations, pages, requests, videos_api
 from server.services import Services
 from server.settings import ServerSettings
 from worker.contact import Contact
@@ -55,7 +55,14 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
     )
     app.state.services = services = Services(settings, redis)
     app.add_middleware(Gate, keyring=services.keyring, public_url=settings.public_url)
-    modules = [generate, requests, account, operations, *([pages] if settings.docs else [])]
+    modules = [
+        generate,
+        requests,
+        videos_api,
+        account,
+        operations,
+        *([pages] if settings.docs else []),
+    ]
     routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)

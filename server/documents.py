@@ -9,8 +9,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
-from models.params import GenerateParams
+from models.params import MODEL, GenerateParams
 from models.scenario import FORM as SCENARIO_FORM
 from models.scenario import SCENARIO
 from server.dry_run import VALUES
@@ -19,6 +20,7 @@ from server.example import EXAMPLE_REQUEST
 from server.gate import PUBLIC
 from server.headers import MOST_KEY_LENGTH
 from server.schemas import VIDEO_TYPE, ErrorBody, FailedBody
+from server.video_fields import FORM, SIZE
 from worker.usage import KEPT_DAYS
 
 
@@ -119,18 +121,67 @@ SUBMIT_REQUEST: dict[str, Any] = {
     **GENERATE_REQUEST,
     "parameters": [IDEMPOTENCY_KEY, MOCK_SCENARIO, DRY_RUN],
 }
+_OF_VIDEOS = GenerateParams.model_json_schema()
+_OF_VIDEOS["properties"] |= {
+    "model": {"type": "string", "enum": [MODEL], "default": MODEL},
+    "size": {"type": "string", "enum": [SIZE], "default": SIZE},
+    "seconds": {
+        "anyOf": [{"type": "number"}, {"type": "string"}],
+        "description": "In place of `frames`: the length of the video, at its `fps`.",
+    },
+}
+VIDEOS_REQUEST: dict[str, Any] = {
+    "parameters": [IDEMPOTENCY_KEY, MOCK_SCENARIO],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": _OF_VIDEOS, "example": {"prompt": "a pond"}},
+            FORM: {"schema": _OF_VIDEOS},
+        },
+    },
+}
+PAGE: list[dict[str, Any]] = [
+    {
+        "name": "limit",
+        "in": "query",
+        "required": False,
+        "description": "Of one page.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
+    },
+    {
+        "name": "after",
+        "in": "query",
+        "required": False,
+        "description": "The `last_id` of the page before.",
+        "schema": {"type": "string"},
+    },
+    {
+        "name": "order",
+        "in": "query",
+        "required": False,
+        "description": "By the time of the submit.",
+        "schema": {"type": "string", "enum": ["asc", "desc"], "default": "desc"},
+    },
+]
+VARIANT: dict[str, Any] = {
+    "name": "variant",
+    "in": "query",
+    "required": False,
+    "description": "There is nothing but the video.",
+    "schema": {"type": "string", "enum": ["video"], "default": "video"},
+}
 _SECURITY: dict[str, Any] = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     "bearer": {"type": "http", "scheme": "bearer"},
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int, body: type[BaseModel] = ErrorBody) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these statuses."""
     if HTTPStatus.UNAUTHORIZED in statuses:
         statuses += (429,)  # where a key may be bad, too many may be
     answers: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody, "description": MEANING[status]} for status in sorted(statuses)
+        status: {"model": body, "description": MEANING[status]} for status in sorted(statuses)
     }
     if HTTPStatus.TOO_MANY_REQUESTS in answers:
         answers[HTTPStatus.TOO_MANY_REQUESTS]["headers"] = RETRY_HEADERS

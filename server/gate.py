@@ -66,7 +66,7 @@ class Gate:
             await self._admit(scope)
             await self._app(scope, receive, send_on)
         except MochiError as error:
-            await answer_for_error(error)(scope, receive, send_on)
+            await answer_for_error(error, scope["path"])(scope, receive, send_on)
         except Exception:  # the last resort of every route
             request_id = scope.get("state", {}).get("request_id")
             _log.exception(
@@ -74,7 +74,7 @@ class Gate:
             )
             if started:
                 raise  # too late for an answer: the connection must break
-            await answer_for_bug(request_id)(scope, receive, send_on)
+            await answer_for_bug(scope["path"], request_id)(scope, receive, send_on)
 
     async def _admit(self, scope: Scope) -> None:
         headers = datastructures.Headers(scope=scope)

@@ -36,6 +36,20 @@ class ErrorBody(BaseModel):
     request_id: str | None = absent_when_none("Where there is one.")
 
 
+class VideosError(BaseModel):
+    """What went wrong."""
+
+    message: str
+    code: int = Field(description="The status.")
+
+
+class VideosErrorBody(BaseModel):
+    """The same below `/v1/videos`, where clients look for the text in `message`."""
+
+    error: VideosError
+    request_id: str | None = absent_when_none("Where there is one.")
+
+
 class Metrics(BaseModel):
     """Seconds and credits of an ended request; empty before."""
 

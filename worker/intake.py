@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -55,6 +55,14 @@ class Accepted:
     rate: Rate | None = None
 
 
+@dataclass(frozen=True)
+class Page:
+    """Some of an owner's requests. `has_more`: others come after them."""
+
+    jobs: Sequence[Job]
+    has_more: bool
+
+
 class Cancellation(StrEnum):
     """What became of the wish to cancel."""
 
@@ -74,6 +82,8 @@ class Intake:
         self._submit = redis.register_script(scripts.source("submit"))
         self._alive = redis.register_script(scripts.source("alive"))
         self._cancel = redis.register_script(scripts.source("cancel"))
+        self._delete = redis.register_script(scripts.source("delete"))
+        self._list = redis.register_script(scripts.source("list"))
         self._look = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._submits = Batch(self._submit_all)
@@ -180,6 +190,51 @@ class Intake:
             raise RequestNotFoundError(request_id)
         return Cancellation(answer)
 
+    async def delete(self, request_id: str, owner: str) -> str:
+        """Forget a request now, whatever its state; what has not ended is cancelled.
+
+        Returns:
+            The name of its video, which nobody refers to any more; empty where there is none.
+
+        Raises:
+            RequestNotFoundError: never made, expired, deleted, or made with another key.
+        """
+        with broker_errors():
+            file_name = await self._delete(
+                keyspace.for_scripts(request_id),
+                [request_id, owner, self._retention_ms, CANCELLED],
+            )
+        if file_name is None:
+            raise RequestNotFoundError(request_id)
+        return str(file_name)
+
+    async def page_of(
+        self, owner: str, *, most: int, after: str = "", is_ascending: bool = False
+    ) -> Page:
+        """Requests of `owner` that are kept, by the time of their submit, the newest first.
+
+        Args:
+            owner: id of the API key.
+            most: so many in one page.
+            after: the last id of the page before.
+            is_ascending: the oldest first.
+
+        Raises:
+            RequestNotFoundError: `after` is not among them, or not any more.
+        """
+        order = "asc" if is_ascending else "desc"
+        with broker_errors():
+            found: list[Any] | None = await self._list(
+                keyspace.for_scripts(), [owner, most, after, order]
+            )
+        if found is None:
+            raise RequestNotFoundError(after)
+        jobs = [
+            Job.from_record(request_id, dict(zip(record[::2], record[1::2], strict=True)))
+            for request_id, record in zip(found[::2], found[1::2], strict=True)
+        ]
+        return Page(jobs[:most], has_more=len(jobs) > most)
+
     async def find(self, request_id: str, owner: str) -> Job:
         """The request as it is now.
 
@@ -198,9 +253,9 @@ class Intake:
             RequestNotFoundError: never made, or expired.
         """
         record, rank = await self._looks.ask(request_id)
-        if not record:
-            raise RequestNotFoundError(request_id)
         fields = dict(zip(record[::2], record[1::2], strict=True))
+        if not fields or "deleted" in fields:
+            raise RequestNotFoundError(request_id)
         return Job.from_record(request_id, fields, position=None if rank is None else rank + 1)
 
     async def ended(self, request_ids: Collection[str]) -> set[str]:

@@ -38,6 +38,12 @@ RATE = "mochi:rate:"
 ms."""
 USAGE = "mochi:usage:"
 """With a day, counted from 1970 in UTC, a hash: what was used on it, by `OWNER METRIC`."""
+HISTORY = "mochi:history:"
+"""With an owner's id, a sorted set: ids of its requests that are kept, by the broker's time in us
+at which they were submitted."""
+EXPIRIES = "mochi:expiries:"
+"""With an owner's id, a sorted set: ids of its requests that have ended, by the broker's time in ms
+at which they are forgotten."""
 AUDIT = "mochi:audit"
 """Stream: what administrators did."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
@@ -112,6 +118,8 @@ def for_scripts(request_id: str = "") -> list[str]:
         LIVE,
         RATE,
         USAGE,
+        HISTORY,
+        EXPIRIES,
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,8 @@ NOBODY_LISTENS = 499
 _VIDEO_HEADERS = RESULT_HEADERS | IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADERS
 
 router = APIRouter(tags=["Generate"])
+Reader = Callable[[Request, int], Awaitable[dict[str, Any]]]
+Translation = Callable[[dict[str, Any]], dict[str, Any]]
 _seeds = random.SystemRandom()
 
 
@@ -66,7 +69,7 @@ async def submit(request: Request) -> Response:
     call = Call.of(request)
     if is_dry_run(request):
         return await _dry_run(call)
-    asked = await _submit(call)
+    asked = await accept(call)
     return answer(submitted_body(call.links(asked.request_id)), headers=asked.headers)
 
 
@@ -84,7 +87,7 @@ async def generate(request: Request) -> Response:
     """Make a video and answer with it. Blocks until it is ready; hanging up cancels it."""
     call = Call.of(request)
     services = call.services
-    asked = await _submit(call, needs_worker=True)
+    asked = await accept(call, needs_worker=True)
     request.state.request_id = asked.request_id  # from here on, errors tell it: the job runs
     try:
         await unless_hung_up(
@@ -102,7 +105,7 @@ async def generate(request: Request) -> Response:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A request that was accepted. `comes_back`: its client can ask for it again by its own key."""
 
     request_id: str
@@ -134,19 +137,36 @@ class _Wish:
     further: dict[str, str]
 
 
-async def _read(call: Call) -> _Wish:
+async def _read(call: Call, read: Reader = read_object, translate: Translation = dict) -> _Wish:
     call.key.require(Scope.GENERATE)
     call.key.require_model(MODEL)
-    body = await read_object(call.request, call.services.settings.body_bytes)
+    body = await read(call.request, call.services.settings.body_bytes)
     body = with_scenario(call, body)
-    params, names = parse_params(body)
+    params, names = parse_params(translate(body))
     further = await scenario_fields(call, body)
     ignored = [name for name in names if name != SCENARIO or not further]
     return _Wish(params, ignored, body, further)
 
 
-async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
-    wish = await _read(call)
+async def accept(
+    call: Call,
+    *,
+    needs_worker: bool = False,
+    read: Reader = read_object,
+    translate: Translation = dict,
+) -> Asked:
+    """Queue what the body asks for.
+
+    Args:
+        call: whose body has not been read.
+        needs_worker: refuse when nobody is there to run it soon.
+        read: the body, of at most so many bytes.
+        translate: to our names of the parameters.
+
+    Raises:
+        MochiError: one of those in the table of `errors.py`.
+    """
+    wish = await _read(call, read, translate)
     key = idempotency_key(call.request)
     accepted = await call.services.intake.submit(
         wish.params.with_seed(_seeds),
@@ -158,7 +178,7 @@ async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
     )
     headers = ignored_parameters(wish.ignored) | rate_limit(accepted.rate)
     headers |= REPLAYED if accepted.is_replay else {}
-    return _Asked(accepted.request_id, headers, comes_back=key is not None)
+    return Asked(accepted.request_id, headers, comes_back=key is not None)
 
 
 def _result_headers(job: Job) -> dict[str, str]:

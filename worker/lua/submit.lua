@@ -89,6 +89,10 @@ if further > 0 then
   redis.call('HSET', keys.record, unpack(ARGV, 12, 11 + further))
 end
 redis.call('SADD', live, id)
+local time = redis.call('TIME')
+redis.call('ZADD', keys.history .. owner, text(time[1] * 1000000 + time[2]), id)
+redis.call('PERSIST', keys.history .. owner)
+redis.call('PERSIST', keys.expiries .. owner)
 use(owner, 'requests', 1)
 if reserved > 0 then
   redis.call('HSET', keys.record, 'reserved', text(reserved), 'price', ARGV[7], 'gpu_price', ARGV[8])
