@@ -45,6 +45,7 @@ class Traits:
             `none`.
         profile: what stays in GPU memory; `` on a CPU.
         lossy: names of the speed modes that change the pictures, none by default.
+        is_mock: it holds no real weights: whoever asks it is testing something else.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Traits:
     precision: str
     profile: str = ""
     lossy: tuple[str, ...] = ()
+    is_mock: bool = False
 
     def __str__(self) -> str:
         named = (self.model, self.device, self.precision, self.profile)

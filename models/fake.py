@@ -54,7 +54,7 @@ class FakeEngine:
     @property
     def traits(self) -> Traits:
         """See `Engine`."""
-        return Traits("fake engine", "CPU", "none")
+        return Traits("fake engine", "CPU", "none", is_mock=True)
 
     def generate(
         self,

@@ -9,8 +9,13 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.mock_speed import FORM as MOCK_SPEED_FORM
+from models.mock_speed import INSTANT, PEAK_TFLOPS
+
 ENV_PREFIX = "MOCHI_"
-_WITHOUT_REAL_WEIGHTS = frozenset({"mock", "engine", "step_cache", "fake_step_seconds"})
+_WITHOUT_REAL_WEIGHTS = frozenset(
+    {"mock", "engine", "step_cache", "fake_step_seconds", "mock_speed"}
+)
 """Settings that the other engines know."""
 
 
@@ -89,6 +94,15 @@ class EngineSettings(BaseSettings):
     )
     fake_step_seconds: float = Field(
         default=0.05, ge=0, le=60, description="How long a step of the fake engine takes."
+    )
+
+    mock_speed: str = Field(
+        default=INSTANT,
+        pattern=MOCK_SPEED_FORM,
+        description=(
+            "How long a step takes without real weights: `instant`, or as estimated for a card "
+            f"({', '.join(f'`{card}`' for card in PEAK_TFLOPS)}); `h100/60` is sixty times faster."
+        ),
     )
 
     @property

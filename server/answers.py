@@ -1,4 +1,7 @@
-"""Turns errors into answers. Every one is `{"error": "…"}`, and nothing internal is in it."""
+"""Turns errors into answers. Every one is `{"error": "…"}`, and nothing internal is in it.
+
+Below `/v1/videos` it is `{"error": {"message": "…"}}`, as the clients of that shape show no other.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ from server.errors import (
     WrongVerbError,
 )
 from server.headers import rate_limit
-from server.schemas import ErrorBody
+from server.links import VIDEOS_PATH
+from server.schemas import ErrorBody, VideosError, VideosErrorBody
 from worker.errors import LimitError, TooFastError
 
 
@@ -30,8 +34,14 @@ def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = 
     return Response(body.model_dump_json(), status, headers=headers, media_type="application/json")
 
 
-def answer_for_error(error: MochiError, request_id: str | None = None) -> Response:
-    """By the table in `server/errors.py`. `request_id` is that of a job already accepted."""
+def answer_for_error(error: MochiError, path: str, request_id: str | None = None) -> Response:
+    """By the table in `server/errors.py`.
+
+    Args:
+        error: with a text for the client.
+        path: that was called.
+        request_id: of a job already accepted.
+    """
     status = STATUS[type(error)]
     headers = {}
     if isinstance(error, LimitError | TooManyBadKeysError):
@@ -42,13 +52,13 @@ def answer_for_error(error: MochiError, request_id: str | None = None) -> Respon
         headers = {"content-range": f"bytes */{error.size}"}
     if request_id is not None:
         headers["x-request-id"] = request_id
-    return answer(ErrorBody(error=str(error), request_id=request_id), status, headers)
+    return answer(_error_body(str(error), status, path, request_id), status, headers)
 
 
-def answer_for_bug(request_id: str | None) -> Response:
+def answer_for_bug(path: str, request_id: str | None) -> Response:
     """Says nothing of what happened: that is in the log."""
     error = "Internal error. The server's log says more."
-    return answer(ErrorBody(error=error, request_id=request_id), 500)
+    return answer(_error_body(error, 500, path, request_id), 500)
 
 
 async def handle_routing_error(request: Request, error: Exception) -> Response:
@@ -56,17 +66,25 @@ async def handle_routing_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 (how it is registered)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = _verbs(request) or (error.headers or {}).get("Allow", "")
-        refusal = answer_for_error(WrongVerbError(f"Wrong verb. This path takes: {allowed}."))
+        wrong = WrongVerbError(f"Wrong verb. This path takes: {allowed}.")
+        refusal = answer_for_error(wrong, request.url.path)
         refusal.headers["Allow"] = allowed
         return refusal
     has_docs = request.app.openapi_url is not None
-    return answer_for_error(UnknownRouteError(has_docs=has_docs))
+    return answer_for_error(UnknownRouteError(has_docs=has_docs), request.url.path)
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
     """What our own code raises within a route."""
     assert isinstance(error, MochiError)  # noqa: S101 (how it is registered)
-    return answer_for_error(error, getattr(request.state, "request_id", None))
+    request_id = getattr(request.state, "request_id", None)
+    return answer_for_error(error, request.url.path, request_id)
+
+
+def _error_body(text: str, status: int, path: str, request_id: str | None) -> BaseModel:
+    if f"{path}/".startswith(f"{VIDEOS_PATH}/"):
+        return VideosErrorBody(error=VideosError(message=text, code=status), request_id=request_id)
+    return ErrorBody(error=text, request_id=request_id)
 
 
 def _verbs(request: Request) -> str:

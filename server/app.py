@@ -16,7 +16,15 @@ from server.answers import handle_error, handle_routing_error
 from server.contact import stay_in_contact
 from server.documents import document
 from server.gate import METRICS, Gate
-from server.routes import account, generate, operations, pages, requests, webhook_events
+from server.routes import (
+    account,
+    generate,
+    operations,
+    pages,
+    requests,
+    videos_api,
+    webhook_events,
+)
 from server.services import Services
 from server.settings import ServerSettings
 from server.webhooks import Sender
@@ -66,7 +74,14 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
         also_public=frozenset({METRICS} if settings.metrics_public else ()),
     )
     sender = Sender(services, Deliveries(redis, retention_seconds=settings.retention_seconds))
-    modules = [generate, requests, account, operations, *([pages] if settings.docs else [])]
+    modules = [
+        generate,
+        requests,
+        videos_api,
+        account,
+        operations,
+        *([pages] if settings.docs else []),
+    ]
     routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)

@@ -21,10 +21,14 @@ async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
         BodyTooLargeError: it is longer than `most_bytes`; no more than that is ever held.
         MalformedBodyError: it is not one JSON object in UTF-8, ends early, or takes too long.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type(request) != "application/json":
         raise WrongContentTypeError
-    return parse_object(await _read(request, most_bytes))
+    return parse_object(await read_bytes(request, most_bytes))
+
+
+def media_type(request: Request) -> str:
+    """What the body is declared to be."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -52,7 +56,13 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-async def _read(request: Request, most_bytes: int) -> bytes:
+async def read_bytes(request: Request, most_bytes: int) -> bytes:
+    """The body as it came.
+
+    Raises:
+        BodyTooLargeError: it is longer than `most_bytes`; no more than that is ever held.
+        MalformedBodyError: it ends early, or takes too long.
+    """
     too_large = BodyTooLargeError(f"The body is over the limit of {most_bytes:,} bytes.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most_bytes:

@@ -81,6 +81,7 @@ Compile = Annotated[bool | None, setting("compile", "--compile/--no-compile")]
 Lora = Annotated[str | None, setting("lora")]
 Fp8 = Annotated[bool | None, setting("fp8", "--fp8")]
 StepCache = Annotated[float | None, setting("step_cache")]
+MockSpeed = Annotated[str | None, setting("mock_speed")]
 Host = Annotated[str | None, setting("host")]
 Port = Annotated[int | None, setting("port")]
 PublicUrl = Annotated[str | None, setting("public_url")]
@@ -124,6 +125,7 @@ def up(
     lora: Lora = None,
     fp8: Fp8 = None,
     step_cache: StepCache = None,
+    mock_speed: MockSpeed = None,
     host: Host = None,
     port: Port = None,
     public_url: PublicUrl = None,
@@ -190,6 +192,7 @@ def worker(
     lora: Lora = None,
     fp8: Fp8 = None,
     step_cache: StepCache = None,
+    mock_speed: MockSpeed = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
     check: Annotated[

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
-from models.params import GenerateParams
+from models.params import MODEL, GenerateParams
+from models.scenario import FORM as SCENARIO_FORM
+from models.scenario import SCENARIO
+from server.dry_run import VALUES
 from server.errors import MEANING
 from server.example import EXAMPLE_REQUEST
 from server.gate import PUBLIC
 from server.headers import MOST_KEY_LENGTH
 from server.schemas import VIDEO_TYPE, ErrorBody, FailedBody
+from server.video_fields import FORM, SIZE
 from server.webhook_url import FIELD
 from server.webhook_url import MOST_LENGTH as MOST_URL_LENGTH
 from worker.usage import KEPT_DAYS
@@ -118,16 +124,37 @@ _WEBHOOK_URL: dict[str, Any] = {
 }
 WEBHOOK_URL: dict[str, Any] = {"name": FIELD, "in": "query", "required": False, **_WEBHOOK_URL}
 
+MOCK_SCENARIO: dict[str, Any] = {
+    "name": SCENARIO,
+    "in": "header",
+    "required": False,
+    "description": (
+        "With mock weights, an outcome to test a client against; with real ones it is ignored. "
+        "It may stand in the body as well, as a field of this name."
+    ),
+    "schema": {"type": "string", "pattern": SCENARIO_FORM},
+}
+DRY_RUN: dict[str, Any] = {
+    "name": "dry_run",
+    "in": "query",
+    "required": False,
+    "description": (
+        "`true` or `1`: only say what the request would cost, and whether and when it would be "
+        "run. The answer is a `DryRunBody`."
+    ),
+    "schema": {"type": "string", "enum": list(VALUES), "default": "false"},
+}
+
 
 def _generate_schema() -> dict[str, Any]:
     schema = GenerateParams.model_json_schema()
-    description = _WEBHOOK_URL["description"]
-    schema["properties"][FIELD] = _WEBHOOK_URL["schema"] | {"description": description}
+    url = _WEBHOOK_URL["schema"] | {"type": ["string", "null"]}
+    schema["properties"][FIELD] = url | {"description": _WEBHOOK_URL["description"]}
     return schema
 
 
 GENERATE_REQUEST: dict[str, Any] = {
-    "parameters": [IDEMPOTENCY_KEY, WEBHOOK_URL],
+    "parameters": [IDEMPOTENCY_KEY, WEBHOOK_URL, MOCK_SCENARIO],
     "requestBody": {
         "required": True,
         "content": {
@@ -138,18 +165,71 @@ GENERATE_REQUEST: dict[str, Any] = {
         },
     },
 }
+SUBMIT_REQUEST: dict[str, Any] = {
+    **GENERATE_REQUEST,
+    "parameters": [IDEMPOTENCY_KEY, MOCK_SCENARIO, DRY_RUN],
+}
+_OF_VIDEOS = GenerateParams.model_json_schema()
+_OF_VIDEOS["properties"] |= {
+    "model": {"type": "string", "enum": [MODEL], "default": MODEL},
+    "size": {"type": "string", "enum": [SIZE], "default": SIZE},
+    "seconds": {
+        "anyOf": [{"type": "number"}, {"type": "string"}],
+        "description": "In place of `frames`: the length of the video, at its `fps`.",
+    },
+}
+VIDEOS_REQUEST: dict[str, Any] = {
+    "parameters": [IDEMPOTENCY_KEY, MOCK_SCENARIO],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": _OF_VIDEOS, "example": {"prompt": "a pond"}},
+            FORM: {"schema": _OF_VIDEOS},
+        },
+    },
+}
+PAGE: list[dict[str, Any]] = [
+    {
+        "name": "limit",
+        "in": "query",
+        "required": False,
+        "description": "Of one page.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
+    },
+    {
+        "name": "after",
+        "in": "query",
+        "required": False,
+        "description": "The `last_id` of the page before.",
+        "schema": {"type": "string"},
+    },
+    {
+        "name": "order",
+        "in": "query",
+        "required": False,
+        "description": "By the time of the submit.",
+        "schema": {"type": "string", "enum": ["asc", "desc"], "default": "desc"},
+    },
+]
+VARIANT: dict[str, Any] = {
+    "name": "variant",
+    "in": "query",
+    "required": False,
+    "description": "There is nothing but the video.",
+    "schema": {"type": "string", "enum": ["video"], "default": "video"},
+}
 _SECURITY: dict[str, Any] = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     "bearer": {"type": "http", "scheme": "bearer"},
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int, body: type[BaseModel] = ErrorBody) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these statuses."""
     if HTTPStatus.UNAUTHORIZED in statuses:
         statuses += (429,)  # where a key may be bad, too many may be
     answers: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody, "description": MEANING[status]} for status in sorted(statuses)
+        status: {"model": body, "description": MEANING[status]} for status in sorted(statuses)
     }
     if HTTPStatus.TOO_MANY_REQUESTS in answers:
         answers[HTTPStatus.TOO_MANY_REQUESTS]["headers"] = RETRY_HEADERS
@@ -168,7 +248,7 @@ def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 routes=app.routes,
                 webhooks=app.webhooks.routes,
             )
-            _restore_limits(schema)
+            _restore_limits(schema, app.state.routes)
             schema["components"]["securitySchemes"] = _SECURITY
             schema["security"] = [{name: []} for name in _SECURITY]
             for path in PUBLIC & set(schema["paths"]):
@@ -179,9 +259,9 @@ def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
     return openapi
 
 
-def _restore_limits(schema: dict[str, Any]) -> None:
+def _restore_limits(schema: dict[str, Any], routes: Iterable[APIRoute]) -> None:
     """FastAPI turns limits into floats on the way, and the largest seed is none."""
-    for operations in schema["paths"].values():
-        for operation in operations.values():
-            if "requestBody" in operation:
-                operation.update(GENERATE_REQUEST)
+    for route in routes:
+        if route.include_in_schema and route.openapi_extra:
+            for method in route.methods or ():
+                schema["paths"][route.path][method.lower()].update(route.openapi_extra)

@@ -82,10 +82,11 @@ class WrongVerbError(HttpError):
 
 
 class WrongContentTypeError(HttpError):
-    """The body is not declared to be JSON."""
+    """The body is not declared to be JSON, or what else a route takes."""
 
-    def __init__(self) -> None:
-        super().__init__("Invalid content type: send JSON as `application/json`")
+    def __init__(self, other: str = "") -> None:
+        also = f", or a form as `{other}`" if other else ""
+        super().__init__(f"Invalid content type: send JSON as `application/json`{also}")
 
 
 class BadHeaderError(HttpError):
@@ -110,6 +111,14 @@ class RangeError(HttpError):
     def __init__(self, size: int) -> None:
         super().__init__(f"The video has {size:,} bytes; the range starts beyond them.")
         self.size = size
+
+
+class VideoNotReadyError(HttpError):
+    """There is no video yet, or there will be none."""
+
+    def __init__(self, request_id: str, failure: str) -> None:
+        why = f"it failed: {failure}" if failure else "poll it until it is completed."
+        super().__init__(f"Request {request_id} has no video: {why}")
 
 
 class WaitTimeoutError(HttpError):
@@ -153,6 +162,7 @@ STATUS: dict[type[MochiError], int] = {
     ForbiddenError: 403,
     UnknownRouteError: 404,
     jobs.RequestNotFoundError: 404,
+    VideoNotReadyError: 404,
     WrongVerbError: 405,
     WrongContentTypeError: 406,
     jobs.TooFewCreditsError: 406,
@@ -188,7 +198,8 @@ MEANING: dict[int, str] = {
     400: "The body is not JSON; or a parameter or header is missing, wrong or out of range",
     401: "No API key, or one that is unknown, expired or revoked",
     403: "The API key may not do this",
-    404: "Unknown model or route; unknown or expired request, or one made with another key",
+    404: "Unknown model or route; unknown or expired request, or one made with another key; or a "
+    "video that is not ready",
     405: "Wrong verb",
     406: "Wrong or missing content type; or too few credits",
     409: "The `Idempotency-Key` came before, with another body",

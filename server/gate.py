@@ -88,7 +88,7 @@ class Gate:
             await self._admit(scope)
             await self._app(scope, receive, send)
         except MochiError as error:
-            await answer_for_error(error)(scope, receive, send)
+            await answer_for_error(error, scope["path"])(scope, receive, send)
         except Exception:  # the last resort of every route
             _log.exception(
                 "http.bug",
@@ -98,7 +98,7 @@ class Gate:
             )
             if has_begun():
                 raise  # too late for an answer: the connection must break
-            await answer_for_bug(scope["state"].get("request_id"))(scope, receive, send)
+            await answer_for_bug(scope["path"], _request_id(scope))(scope, receive, send)
 
     async def _admit(self, scope: Scope) -> None:
         headers = datastructures.Headers(scope=scope)

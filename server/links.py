@@ -12,6 +12,8 @@ from itsdangerous import Signer
 from worker import keyspace
 from worker.connection import broker_errors
 
+VIDEOS_PATH = "/v1/videos"
+"""Here, and below, answers have the shape that other video servers give them."""
 VIDEO_FOLDER = "/v2/videos/"
 VIDEO_PATH = VIDEO_FOLDER + "{request_id}.mp4"
 

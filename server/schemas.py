@@ -25,7 +25,8 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
-def _absent_when_none(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
+def absent_when_none(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
+    """A field that is left out of the answer where there is nothing to say."""
     return Field(default=None, exclude_if=_is_none, description=description)
 
 
@@ -33,18 +34,32 @@ class ErrorBody(BaseModel):
     """Every error: what is wrong, and what to do about it."""
 
     error: str
-    request_id: str | None = _absent_when_none("Where there is one.")
+    request_id: str | None = absent_when_none("Where there is one.")
+
+
+class VideosError(BaseModel):
+    """What went wrong."""
+
+    message: str
+    code: int = Field(description="The status.")
+
+
+class VideosErrorBody(BaseModel):
+    """The same below `/v1/videos`, where clients look for the text in `message`."""
+
+    error: VideosError
+    request_id: str | None = absent_when_none("Where there is one.")
 
 
 class Metrics(BaseModel):
     """Seconds and credits of an ended request; empty before."""
 
-    inference_time: float | None = _absent_when_none("Seconds of the run.")
-    queue_time: float | None = _absent_when_none("Seconds before the run.")
-    total_time: float | None = _absent_when_none("Seconds from submit to end.")
-    cost: float | None = _absent_when_none("Credits; absent on failure.")
-    remaining_credits: float | None = _absent_when_none("Absent on failure.")
-    retry_count: int | None = _absent_when_none("Only when there was a retry.")
+    inference_time: float | None = absent_when_none("Seconds of the run.")
+    queue_time: float | None = absent_when_none("Seconds before the run.")
+    total_time: float | None = absent_when_none("Seconds from submit to end.")
+    cost: float | None = absent_when_none("Credits; absent on failure.")
+    remaining_credits: float | None = absent_when_none("Absent on failure.")
+    retry_count: int | None = absent_when_none("Only when there was a retry.")
 
 
 class SubmittedBody(BaseModel):
@@ -69,22 +84,22 @@ class StatusBody(BaseModel):
     response_url: str
     metrics: Metrics
     progress: int = Field(ge=0, le=100, description="Per cent of the denoising steps.")
-    queue_position: int | None = _absent_when_none("While QUEUED; 1 is next.")
-    stage: Stage | None = _absent_when_none("Where it is on its way; until the end.")
+    queue_position: int | None = absent_when_none("While QUEUED; 1 is next.")
+    stage: Stage | None = absent_when_none("Where it is on its way; until the end.")
     step: int = Field(description="Denoising steps done, of the present run.")
     total_steps: int
-    eta_seconds: float | None = _absent_when_none(
+    eta_seconds: float | None = absent_when_none(
         "Until the end, from the work before it and how fast runs were lately; absent where nobody "
         "can tell."
     )
     attempt: int = Field(description="Runs that were started.")
-    cancel_url: str | None = _absent_when_none("To be called with PUT; until the end.")
-    events_url: str | None = _absent_when_none("Server-sent events; until the end.")
-    expires_at: datetime | None = _absent_when_none(_EXPIRES)
-    preview: str | None = _absent_when_none(
+    cancel_url: str | None = absent_when_none("To be called with PUT; until the end.")
+    events_url: str | None = absent_when_none("Server-sent events; until the end.")
+    expires_at: datetime | None = absent_when_none(_EXPIRES)
+    preview: str | None = absent_when_none(
         "What the video looks like so far: a small picture as a data URL, in events `preview`."
     )
-    warnings: list[str] | None = _absent_when_none("As in the result; only after the end.")
+    warnings: list[str] | None = absent_when_none("As in the result; only after the end.")
 
 
 class CancelBody(BaseModel):
@@ -104,7 +119,7 @@ class FailedBody(BaseModel):
         description="`error` for programs, such as `out_of_memory` or `content_blocked`."
     )
     metrics: Metrics
-    expires_at: datetime | None = _absent_when_none(_EXPIRES)
+    expires_at: datetime | None = absent_when_none(_EXPIRES)
 
 
 class Video(BaseModel):
@@ -127,13 +142,13 @@ class ResultBody(BaseModel):
     seed: int = Field(description="The seed that was used.")
     prompt: str
     metrics: Metrics
-    precision: str | None = _absent_when_none(
+    precision: str | None = absent_when_none(
         "What the model was computed in, such as `bf16`; absent where there was no model."
     )
     warnings: list[str] = Field(
         description="Sentences on the video, such as that the prompt was cut; mostly none."
     )
-    expires_at: datetime | None = _absent_when_none(_EXPIRES)
+    expires_at: datetime | None = absent_when_none(_EXPIRES)
 
 
 class WebhookBody(BaseModel):

@@ -13,6 +13,8 @@ from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from models.params import GenerateParams
+from server.dry_run import Estimate
 from server.feed import Feed
 from server.keyring import ApiKey, Keyring
 from server.links import Links, load_signer
@@ -28,6 +30,7 @@ from worker.forecast import Forecaster
 from worker.intake import Intake
 from worker.job import Job
 from worker.metrics import Survey
+from worker.pace import Work
 from worker.storage import open_outputs
 from worker.usage import Period, Usage, fields_of
 
@@ -138,11 +141,20 @@ class Services:
         link = await run_in_threadpool(self.outputs.link, job.file_name, self.seconds_left(job))
         return link or links.video(await self.signer())
 
+    async def estimate(self, params: GenerateParams, position: int) -> Estimate:
+        """How long a request would take that came to this place in the queue now.
+
+        Raises:
+            BrokerUnavailableError: nobody can tell.
+        """
+        forecast = await self.forecaster.now()
+        wait_seconds = forecast.start_seconds_at(position, time.monotonic())
+        return Estimate(wait_seconds, forecast.run_seconds(Work.of(params)))
+
     def seconds_left(self, job: Job) -> float:
         """Until the record goes, as far as the clocks of broker and gateway agree."""
-        retention = self.settings.retention_seconds
-        left = (job.ended_at or 0) / 1000 + retention - time.time()
-        return max(SHORTEST_LINK_SECONDS, min(left, retention))
+        left = (job.expires_at or 0) / 1000 - time.time()
+        return max(SHORTEST_LINK_SECONDS, min(left, self.settings.retention_seconds))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ EVERY_SECONDS = 1.0
 MOST_WAITING = 10
 """Of those that wait, the next ones are shown."""
 QUIT = "q"
+ID_WIDTH = 36
 
 _console = Console(width=None if sys.stdout.isatty() else WIDTH)
 
@@ -162,23 +163,35 @@ def _drawn(picture: Picture) -> RenderableType:
         (f"{figures.running} running", "bold"),
         f"; ended since ever: {completed} completed, {sum(ended.values()) - completed} failed",
     )
-    rows = picture.as_json()
-    workers = [
-        row | {"engine": str(worker.engine or "")}
-        for row, worker in zip(rows["workers"], picture.workers, strict=True)
-    ]
+    workers = [_worker_row(picture, worker) for worker in picture.workers]
+    waiting = picture.as_json()["next"]
     return Group(
         head,
         "",
         _table(workers) if workers else Text("No live worker.", style="red"),
-        *(("", _table(rows["next"])) if rows["next"] else ()),
+        *(("", _table(waiting)) if waiting else ()),
     )
+
+
+def _worker_row(picture: Picture, worker: Worker) -> dict[str, Any]:
+    """What matters most comes first: a narrow terminal shows less of the rest."""
+    job = worker.job
+    return {
+        "request_id": job.request_id if job else "",
+        "step": f"{job.step}/{job.params.steps}" if job else "",
+        "seconds": picture.seconds_since(job.started_at) if job else "",
+        "attempt": job.attempt if job else "",
+        "state": worker.state,
+        "worker": worker.name,
+        "engine": worker.engine or "",
+    }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None)
     for name in rows[0]:
-        table.add_column(name.replace("_", " "), overflow="fold")
+        least = ID_WIDTH if name == "request_id" else None  # it is there to be copied
+        table.add_column(name.replace("_", " "), no_wrap=True, min_width=least)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
     return table

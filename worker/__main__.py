@@ -13,6 +13,7 @@ from models.build import build_engine, build_meter
 from models.device import Meter
 from models.engine import Engine
 from models.errors import EngineUnavailableError
+from models.mock_speed import MockSpeed
 from models.moderation.build import build_moderation
 from models.moderation.stages import Moderation
 from models.video import encoder
@@ -128,6 +129,7 @@ def work(
         run_seconds=settings.run_seconds,
         checkpoint_steps=settings.checkpoint_steps,
         preview_steps=settings.preview_steps,
+        speed=MockSpeed.parse(settings.mock_speed),
         stop=stop,
     )
     connection = connect_worker(

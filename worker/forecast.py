@@ -11,6 +11,7 @@ import heapq
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from redis.asyncio import Redis
@@ -50,10 +51,19 @@ class Forecast:
 
     def start_seconds(self, job: Job, now: float) -> float | None:
         """Until a waiting request is started; None when no worker is alive."""
-        if self.last_start is None:
+        start = self.starts.get(job.request_id)
+        if start is None:
+            return self.start_seconds_at(job.position or 1, now)
+        return max(0.0, start - (now - self.made_at))
+
+    def start_seconds_at(self, position: int, now: float) -> float | None:
+        """The same of one that came to this place now; 1 is next."""
+        if self.last_start is None or not self.paces:
             return None
-        beyond = max(1.0, (job.position or 0) / (len(self.starts) or 1))
-        start = self.starts.get(job.request_id, self.last_start * beyond)
+        if position <= len(self.starts):
+            start = next(islice(self.starts.values(), position - 1, None))
+        else:
+            start = self.last_start * max(1.0, (position - 1) / (len(self.starts) or 1))
         return max(0.0, start - (now - self.made_at))
 
     def seconds_left(self, job: Job, now: float) -> float | None:

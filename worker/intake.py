@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -56,6 +56,14 @@ class Accepted:
     rate: Rate | None = None
 
 
+@dataclass(frozen=True)
+class Page:
+    """Some of an owner's requests. `has_more`: others come after them."""
+
+    jobs: Sequence[Job]
+    has_more: bool
+
+
 class Cancellation(StrEnum):
     """What became of the wish to cancel."""
 
@@ -75,6 +83,8 @@ class Intake:
         self._submit = redis.register_script(scripts.source("submit"))
         self._alive = redis.register_script(scripts.source("alive"))
         self._cancel = redis.register_script(scripts.source("cancel"))
+        self._delete = redis.register_script(scripts.source("delete"))
+        self._list = redis.register_script(scripts.source("list"))
         self._look_script = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._previews = Batch(self._previews_of_all)
@@ -111,27 +121,49 @@ class Intake:
         """
         request_id = str(uuid4())
         fields = {"work": str(Work.of(params)), **further}
-        answer = await self._submits.ask(
-            [
-                *keyspace.for_scripts(request_id),
-                request_id,
-                self._most_waiting,
-                int(needs_worker),
-                owner,
-                idempotency.key if idempotency else "",
-                idempotency.fingerprint if idempotency else "",
-                price.fixed,
-                price.gpu_second,
-                price.most_gpu_seconds,
-                params.model_dump_json(),
-                2 * len(fields),
-                *chain.from_iterable(fields.items()),
-                *rq_fields(request_id),
-            ]
+        answer = await self._ask_to_submit(
+            request_id,
+            "needs_worker" if needs_worker else "",
+            owner,
+            idempotency.key if idempotency else "",
+            idempotency.fingerprint if idempotency else "",
+            price.fixed,
+            price.gpu_second,
+            price.most_gpu_seconds,
+            params.model_dump_json(),
+            2 * len(fields),
+            *chain.from_iterable(fields.items()),
+            *rq_fields(request_id),
         )
         match answer:
             case ["replayed", first_id]:
                 return Accepted(first_id, is_replay=True)
+            case ["accepted", limit, remaining, reset_ms]:
+                return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
+        return Accepted(request_id)
+
+    async def try_out(self, owner: str, *, price: Price) -> int:
+        """Whether a submit would be accepted now; nothing is, and nothing is counted.
+
+        Returns:
+            The place that it would have among the waiting; 1 is next.
+
+        Raises:
+            KeyEndedError: as `submit`.
+            LimitError: as `submit`.
+            TooFewCreditsError: as `submit`.
+        """
+        bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
+        _, position = await self._ask_to_submit(str(uuid4()), "dry_run", owner, "", "", *bill)
+        return int(position)
+
+    async def _ask_to_submit(
+        self, request_id: str, mode: str, *arguments: str | bytes | int
+    ) -> list[Any]:
+        """The broker's answer, if it is no refusal."""
+        keys = keyspace.for_scripts(request_id)
+        answer = await self._submits.ask([*keys, request_id, self._most_waiting, mode, *arguments])
+        match answer:
             case ["conflict", first_id]:
                 raise IdempotencyConflictError(first_id)
             case ["queue_full"]:
@@ -148,9 +180,7 @@ class Intake:
                 raise TooFastError(_rate(*rate))
             case ["too_few_credits", *amounts]:
                 raise TooFewCreditsError(*(from_millionths(int(amount)) for amount in amounts))
-            case ["accepted", limit, remaining, reset_ms]:
-                return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
-        return Accepted(request_id)
+        return list(answer)
 
     async def cancel(self, request_id: str, owner: str) -> Cancellation:
         """Let a request end FAILED, as soon as its run can be stopped.
@@ -162,6 +192,53 @@ class Intake:
         if answer is None:
             raise RequestNotFoundError(request_id)
         return Cancellation(answer)
+
+    async def delete(self, request_id: str, owner: str) -> str:
+        """Forget a request now, whatever its state; what has not ended is cancelled.
+
+        Returns:
+            The name of its video, which nobody refers to any more; empty where there is none.
+
+        Raises:
+            RequestNotFoundError: never made, expired, deleted, or made with another key.
+        """
+        with broker_errors():
+            file_name = await self._delete(
+                keyspace.for_scripts(request_id),
+                [request_id, owner, self._retention_ms, CANCELLED],
+            )
+        if file_name is None:
+            raise RequestNotFoundError(request_id)
+        return str(file_name)
+
+    async def page_of(
+        self, owner: str, *, most: int, after: str = "", is_ascending: bool = False
+    ) -> Page:
+        """Requests of `owner` that are kept, by the time of their submit, the newest first.
+
+        Args:
+            owner: id of the API key.
+            most: so many in one page.
+            after: the last id of the page before.
+            is_ascending: the oldest first.
+
+        Raises:
+            RequestNotFoundError: `after` is not among them, or not any more.
+        """
+        order = "asc" if is_ascending else "desc"
+        with broker_errors():
+            found: list[Any] | None = await self._list(
+                keyspace.for_scripts(), [owner, most, after, order]
+            )
+        if found is None:
+            raise RequestNotFoundError(after)
+        kept = zip(found[::3], found[1::3], found[2::3], strict=True)
+        jobs = [
+            job
+            for request_id, record, expires_at in kept
+            if (job := _job(request_id, record, None, expires_at))
+        ]
+        return Page(jobs[:most], has_more=len(jobs) > most)
 
     async def find(self, request_id: str, owner: str) -> Job:
         """The request as it is now.
@@ -256,13 +333,19 @@ class Intake:
         keys = [keyspace.WAITING, *map(keyspace.record, request_ids)]
         now, *found = await self._look_script(keys, request_ids)
         looks = zip(request_ids, found[::3], found[1::3], found[2::3], strict=True)
-        return [_job(*look, now) if look[1] else None for look in looks]
+        return [_job(*look, now) for look in looks]
 
 
-def _job(request_id: str, record: list[str], rank: int | None, expires_at: int, now: int) -> Job:
+def _job(
+    request_id: str, record: list[str], rank: int | None, expires_at: int, now: int = 0
+) -> Job | None:
+    """None: there is no such request any more, or for its owner there is not."""
+    fields = dict(zip(record[::2], record[1::2], strict=True))
+    if not fields or "deleted" in fields:
+        return None
     return Job.from_record(
         request_id,
-        dict(zip(record[::2], record[1::2], strict=True)),
+        fields,
         position=None if rank is None else rank + 1,
         expires_at=expires_at if expires_at > 0 else None,
         seen_at=now,

@@ -90,6 +90,7 @@ class Job:
         precision: of the engine that made it, or empty; only when COMPLETED.
         warnings_json: sentences for the client, a JSON list; only when COMPLETED. `warnings`
             decodes them.
+        scenario: what a client wished for from a mock engine, or empty; see `Scenario`.
         cost: millionths of a credit that were charged; only when COMPLETED.
         remaining: millionths that the owner then had left; None where there is no limit.
         error: text for the client; only when FAILED.
@@ -114,6 +115,7 @@ class Job:
     file_size: int = 0
     precision: str = ""
     warnings_json: str = "[]"
+    scenario: str = ""
     cost: int = 0
     remaining: int | None = None
     error: str = ""
@@ -150,6 +152,7 @@ class Job:
             file_size=int(record.get("file_size", 0)),
             precision=record.get("precision", ""),
             warnings_json=record.get("warnings", "[]"),
+            scenario=record.get("scenario") or "",
             cost=int(record.get("cost", 0)),
             remaining=_optional_int(record.get("remaining")),
             error=record.get("error", ""),

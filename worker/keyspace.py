@@ -50,6 +50,12 @@ WEBHOOKS = "mochi:webhooks"
 which that is due; while it is tried, at which it is due again."""
 WEBHOOK = "mochi:webhook:"
 """With a request's id, a hash: the delivery; see `webhooks.py`."""
+HISTORY = "mochi:history:"
+"""With an owner's id, a sorted set: ids of its requests that are kept, by the broker's time in us
+at which they were submitted."""
+EXPIRIES = "mochi:expiries:"
+"""With an owner's id, a sorted set: ids of its requests that have ended, by the broker's time in ms
+at which they are forgotten."""
 AUDIT = "mochi:audit"
 """Stream: what administrators did."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
@@ -151,6 +157,8 @@ def for_scripts(request_id: str = "") -> list[str]:
         PREVIEWS,
         WEBHOOKS,
         WEBHOOK,
+        HISTORY,
+        EXPIRIES,
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from uuid import uuid4
@@ -10,6 +11,7 @@ import structlog
 
 from models.engine import Clip, Engine
 from models.errors import ContentBlockedError, EngineBrokenError, EngineError
+from models.mock_speed import AT_ONCE, MockSpeed
 from models.moderation.stages import Moderation
 from models.video import encode
 from worker.checkpoints import RunCheckpoints
@@ -19,6 +21,7 @@ from worker.job import Job, Stage
 from worker.outputs import Outputs, video_name
 from worker.pace import Work
 from worker.previews import RunPreviews
+from worker.rehearsal import forget_after, on_step_of
 from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.stopwatch import DENOISING, PUBLISHING, VIDEO, Stopwatch
@@ -47,6 +50,7 @@ class Runner:
         run_seconds: float,
         checkpoint_steps: int = 0,
         preview_steps: int = 0,
+        speed: MockSpeed = AT_ONCE,
         stop: Stop,
     ) -> None:
         self._worker = worker
@@ -58,6 +62,7 @@ class Runner:
         self._run_seconds = run_seconds
         self._checkpoint_steps = checkpoint_steps
         self._preview_steps = preview_steps
+        self._speed = speed
         self._stop = stop
 
     def run(self, request_id: str) -> None:
@@ -116,8 +121,9 @@ class Runner:
         self._moderation.check_prompt(job.params.prompt)
         run.check()  # that may have taken long
         watch = Stopwatch()
+        on_step = on_step_of(job, run, self._speed, is_mock=self._engine.traits.is_mock)
         clip = self._engine.generate(
-            job.params, watch.timed(run.on_step), self._checkpoints(run), self._previews(run)
+            job.params, watch.timed(on_step), self._checkpoints(run), self._previews(run)
         )
         watch.end(DENOISING)
         clip = self._moderation.watched(clip, job.params.frames)
@@ -154,9 +160,18 @@ class Runner:
             _log.info("run.completed", bytes=result.file_size)
             self._forget_checkpoint(run.lease)
             self._store.note_pace(Work.of(job.params), pace)
+            self._remove_early(job, result)
         else:
             self._outputs.remove(result.file_name)
             _log.warning("run.late")
+
+    def _remove_early(self, job: Job, result: Result) -> None:
+        """Of a mock engine only. Its record goes by itself; should we die, the file is swept."""
+        seconds = forget_after(job)
+        if seconds is not None:
+            timer = threading.Timer(seconds, self._outputs.remove, [result.file_name])
+            timer.daemon = True
+            timer.start()
 
     def _say_completed(self, lease: Lease, result: Result) -> bool:
         """Patiently, when the broker answers and refuses: the video took minutes of GPU time."""

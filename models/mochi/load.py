@@ -67,7 +67,7 @@ def assemble_mock(parts: Parts, step_cache: float) -> MochiEngine:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     options = Options(PROFILES["80gb"], choose_kernel("auto", device), step_cache=step_cache)
-    traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy)
+    traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy, is_mock=True)
     return assemble(parts, options, traits, device, (MOCK_WIDTH, MOCK_HEIGHT))
 
 

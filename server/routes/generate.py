@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.params import MODEL, parse_params
+from models.params import MODEL, GenerateParams, parse_params
+from models.scenario import SCENARIO
 from server.answers import answer
 from server.body import read_object
 from server.documents import (
@@ -20,12 +23,15 @@ from server.documents import (
     RATE_HEADERS,
     REPLAYED_HEADER,
     RESULT_HEADERS,
+    SUBMIT_REQUEST,
     VIDEO_BYTES,
     errors,
 )
+from server.dry_run import DryRunBody, dry_run_body, is_dry_run, refused_body
 from server.hangup import HungUp, unless_hung_up
 from server.headers import REPLAYED, idempotency_key, ignored_parameters, rate_limit
 from server.keyring import Scope
+from server.mock_scenario import scenario_fields, with_scenario
 from server.schemas import (
     SubmittedBody,
     cost,
@@ -36,6 +42,7 @@ from server.schemas import (
 from server.services import Call
 from server.videos import video_response
 from server.webhook_url import FIELD, webhook_url
+from worker.errors import LimitError, TooFewCreditsError
 from worker.idempotency import Idempotency
 from worker.job import Job, Status
 
@@ -45,23 +52,27 @@ NOBODY_LISTENS = 499
 _VIDEO_HEADERS = RESULT_HEADERS | IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADERS
 
 router = APIRouter(tags=["Generate"])
+Reader = Callable[[Request, int], Awaitable[dict[str, Any]]]
+Translation = Callable[[dict[str, Any]], dict[str, Any]]
 _seeds = random.SystemRandom()
 _log = structlog.get_logger()
 
 
 @router.post(
     f"/v2/{MODEL}",
-    response_model=SubmittedBody,
+    response_model=SubmittedBody | DryRunBody,
     responses={
         200: {"headers": IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADERS},
         **errors(400, 401, 403, 406, 409, 413, 429, 500, 502),
     },
-    openapi_extra=GENERATE_REQUEST,
+    openapi_extra=SUBMIT_REQUEST,
 )
 async def submit(request: Request) -> Response:
     """Queue a video and answer at once with the addresses to poll."""
     call = Call.of(request)
-    asked = await _submit(call)
+    if is_dry_run(request):
+        return await _dry_run(call)
+    asked = await accept(call)
     return answer(submitted_body(call.links(asked.request_id)), headers=asked.headers)
 
 
@@ -79,7 +90,7 @@ async def generate(request: Request) -> Response:
     """Make a video and answer with it. Blocks until it is ready; hanging up cancels it."""
     call = Call.of(request)
     services = call.services
-    asked = await _submit(call, needs_worker=True)
+    asked = await accept(call, needs_worker=True)
     request.state.request_id = asked.request_id  # from here on, errors tell it: the job runs
     try:
         await unless_hung_up(
@@ -97,7 +108,7 @@ async def generate(request: Request) -> Response:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A request that was accepted. `comes_back`: its client can ask for it again by its own key."""
 
     request_id: str
@@ -105,33 +116,82 @@ class _Asked:
     comes_back: bool
 
 
-async def _submit(call: Call, *, needs_worker: bool = False) -> _Asked:
+async def _dry_run(call: Call) -> Response:
+    """What a submit would cost, and whether and when it would be run; needs no worker."""
+    wish = await _read(call)
+    idempotency_key(call.request)  # a bad one is refused, a good one left for the request itself
+    price = call.services.settings.tariff.price(wish.params)
+    try:
+        position = await call.services.intake.try_out(call.key.key_id, price=price)
+    except (LimitError, TooFewCreditsError) as error:
+        body = refused_body(price, error)
+    else:
+        body = dry_run_body(price, position, await call.services.estimate(wish.params, position))
+    return answer(body, headers=ignored_parameters(wish.ignored))
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What somebody asks for who may. `further` are fields of its record; see `Job`."""
+
+    params: GenerateParams
+    ignored: list[str]
+    body: dict[str, Any]
+    further: dict[str, str]
+
+
+async def _read(call: Call, read: Reader = read_object, translate: Translation = dict) -> _Wish:
     call.key.require(Scope.GENERATE)
     call.key.require_model(MODEL)
-    key = idempotency_key(call.request)
-    body = await read_object(call.request, call.services.settings.body_bytes)
+    body = with_scenario(call, await read(call.request, call.services.settings.body_bytes))
     url = webhook_url(call.request, body, call.services.webhook_guard)
     webhook = {} if url is None else {FIELD: url}  # the same wherever it came
-    params, ignored = parse_params(body)
+    params, names = parse_params(translate(body))
+    scenario = await scenario_fields(call, body)
+    heeded = {FIELD, SCENARIO} if scenario else {FIELD}
+    ignored = [name for name in names if name not in heeded]
+    further = scenario | ({"webhook_base": call.base_url, **webhook} if webhook else {})
+    return _Wish(params, ignored, body | webhook, further)
+
+
+async def accept(
+    call: Call,
+    *,
+    needs_worker: bool = False,
+    read: Reader = read_object,
+    translate: Translation = dict,
+) -> Asked:
+    """Queue what the body asks for.
+
+    Args:
+        call: whose body has not been read.
+        needs_worker: refuse when nobody is there to run it soon.
+        read: the body, of at most so many bytes.
+        translate: to our names of the parameters.
+
+    Raises:
+        MochiError: one of those in the table of `errors.py`.
+    """
+    wish = await _read(call, read, translate)
+    key = idempotency_key(call.request)
     accepted = await call.services.intake.submit(
-        params.with_seed(_seeds),
+        wish.params.with_seed(_seeds),
         call.key.key_id,
-        price=call.services.settings.tariff.price(params),
+        price=call.services.settings.tariff.price(wish.params),
         needs_worker=needs_worker,
-        idempotency=None if key is None else Idempotency.of(call.key.key_id, key, body | webhook),
-        further={} if url is None else {"webhook_base": call.base_url, **webhook},
+        idempotency=None if key is None else Idempotency.of(call.key.key_id, key, wish.body),
+        further=wish.further,
     )
     structlog.contextvars.bind_contextvars(request_id=accepted.request_id)
     _log.info(
         "request.replayed" if accepted.is_replay else "request.accepted",
         key_id=call.key.key_id,
-        frames=params.frames,
-        steps=params.steps,
+        frames=wish.params.frames,
+        steps=wish.params.steps,
     )
-    headers = ignored_parameters(name for name in ignored if name != FIELD)
-    headers |= rate_limit(accepted.rate)
+    headers = ignored_parameters(wish.ignored) | rate_limit(accepted.rate)
     headers |= REPLAYED if accepted.is_replay else {}
-    return _Asked(accepted.request_id, headers, comes_back=key is not None)
+    return Asked(accepted.request_id, headers, comes_back=key is not None)
 
 
 def _result_headers(job: Job) -> dict[str, str]:

@@ -101,7 +101,8 @@ def test_f29_after_the_hour_no_delivery_is_left_that_has_ended(stack: Stack) -> 
         assert {delivery, keyspace.WEBHOOKS} <= keys(stack)  # still due, or on its way
         there.status = 200
         stack.redis.zadd(keyspace.WEBHOOKS, {request_id: 1}, xx=True)
-        left = before | {keyspace.webhook_secret(client.owner), keyspace.RQ_QUEUES}
+        secret = keyspace.webhook_secret(client.owner)
+        left = before | {secret, keyspace.RQ_QUEUES, keyspace.METRICS}
         eventually(lambda: keys(stack) == left, seconds=3 * SECONDS)
 
 

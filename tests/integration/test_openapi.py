@@ -35,6 +35,10 @@ seed = 1
 headers = {{ x-api-key = "{key}" }}
 continue-on-failure = true
 
+[parameters]
+# Others would end the worker, or the request.
+"header.x-mock-scenario" = "slow:0"
+
 [generation]
 max-examples = {examples}
 no-shrink = true
@@ -74,7 +78,7 @@ def test_the_gateway_does_what_its_document_says(tmp_path: Path) -> None:
         url = stack.start_gateway()
         stack.start_worker()
         config = tmp_path / "schemathesis.toml"
-        config.write_text(SCHEMATHESIS.format(key=stack.key(), examples=230))
+        config.write_text(SCHEMATHESIS.format(key=stack.key(), examples=120))
         done = subprocess.run(
             [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"],
             cwd=tmp_path,
@@ -98,7 +102,8 @@ def test_parameters_have_the_types_ranges_and_defaults_of_the_contract(
         name: {key: value for key, value in field.items() if key not in {"title", "description"}}
         for name, field in schema["properties"].items()
     }
-    assert shown == PARAMETERS | {"webhook_url": {"type": "string", "maxLength": 2048}}
+    url = {"type": ["string", "null"], "maxLength": 2048}
+    assert shown == PARAMETERS | {"webhook_url": url}
     assert schema["required"] == ["prompt"]
 
 
@@ -121,7 +126,8 @@ def test_every_operation_has_an_id_of_its_own_a_text_and_only_our_errors(
         for status, response in operation["responses"].items():
             if status >= "400" and status not in {"422", "503"}:
                 schema = response["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (name, status)
+                body = "VideosErrorBody" if " /v1/videos" in name else "ErrorBody"
+                assert schema == {"$ref": f"#/components/schemas/{body}"}, (name, status)
     assert "ValidationError" not in str(document)
 
 

@@ -26,7 +26,7 @@ POND = {"prompt": "a pond", "frames": 1, "steps": 75}
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One request runs, for long, and two wait."""
     folder = tmp_path_factory.mktemp("top")
-    with Stack(folder, engine="fake", fake_step_seconds="2", drain_seconds="0") as stack:
+    with Stack(folder, engine="fake", fake_step_seconds="5", drain_seconds="0") as stack:
         stack.start_gateway()
         stack.start_worker()
         client = stack.http()
@@ -69,7 +69,7 @@ def test_one_picture_for_programs_has_queue_workers_and_what_is_next(
         (1, 1, 75),
         (2, 1, 75),
     ]
-    assert picture["oldest_waiting_seconds"] >= picture["next"][-1]["waited_seconds"]
+    assert picture["oldest_waiting_seconds"] >= picture["next"][-1]["waited_seconds"] - 1
     workers = json.loads(said(stack, "workers", "list", "--json"))
     assert [(each["worker"], each["request_id"]) for each in workers] == [
         (worker["worker"], running),
@@ -88,12 +88,12 @@ class Terminal:
 
     def __init__(self, stack: Stack) -> None:
         self._ours, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (40, 200))
+        termios.tcsetwinsize(theirs, (40, 80))
         self._before = termios.tcgetattr(theirs)
         self._theirs = theirs
         self.process = subprocess.Popen(
             [COMMAND, "top"],
-            env=stack.environ | {"TERM": "xterm"},
+            env=stack.environ | {"TERM": "xterm", "COLUMNS": "80"},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

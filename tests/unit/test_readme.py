@@ -9,11 +9,11 @@ from fastapi.routing import APIRoute
 
 from models.params import GenerateParams
 from server.errors import MEANING
-from server.routes import account, generate, operations, requests
+from server.routes import account, generate, operations, requests, videos_api
 from server.settings import ServerSettings
 
 README = Path(__file__).parents[2] / "README.md"
-ROUTERS = (generate.router, requests.router, account.router, operations.router)
+ROUTERS = (generate.router, requests.router, videos_api.router, account.router, operations.router)
 
 
 def _rows(*rows: tuple[object, ...]) -> list[str]:

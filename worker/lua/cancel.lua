@@ -1,8 +1,8 @@
 -- The owner wants it no more. What waits ends at once; what runs, when its worker has heard of it.
 -- ARGV: id, owner, retention in ms, error. Returns 'requested', 'ended', or nil: no such request.
 local id = ARGV[1]
-local record = redis.call('HMGET', keys.record, 'status', 'owner')
-if record[2] ~= ARGV[2] then
+local record = redis.call('HMGET', keys.record, 'status', 'owner', 'deleted')
+if record[2] ~= ARGV[2] or record[3] then
   return nil
 end
 if record[1] ~= 'QUEUED' and record[1] ~= 'PROCESSING' then

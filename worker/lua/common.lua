@@ -7,6 +7,7 @@ local keys = {
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
   metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
   webhooks = KEYS[19], webhook = KEYS[20], -- The latter is completed with a request's id.
+  history = KEYS[21], expiries = KEYS[22],
 }
 
 -- Time is the broker's own, so that hosts' clocks do not matter.
@@ -147,9 +148,33 @@ local function leave_webhooks(id, retention_ms)
   redis.call('PEXPIRE', keys.webhook .. id, retention_ms)
 end
 
+-- Out of the list of an owner's requests with those whose records are gone.
+local function forget_gone(owner, most)
+  local expiries = keys.expiries .. owner
+  local until_now = { expiries, '-inf', text(now_ms()), 'BYSCORE', 'LIMIT', 0, most }
+  for _, id in ipairs(redis.call('ZRANGE', unpack(until_now))) do
+    redis.call('ZREM', expiries, id)
+    redis.call('ZREM', keys.history .. owner, id)
+  end
+end
+
+-- Each end makes room for some that went before. The list itself goes with the last of them, when
+-- nothing of the owner's waits or runs.
+local function note_end(id, owner, retention_ms)
+  local expiries = keys.expiries .. owner
+  forget_gone(owner, 10)
+  redis.call('ZADD', expiries, text(now_ms() + retention_ms), id)
+  if redis.call('EXISTS', keys.live .. owner) == 0 then
+    local last = redis.call('ZRANGE', expiries, -1, -1, 'WITHSCORES')[2]
+    redis.call('PEXPIREAT', expiries, text(last))
+    redis.call('PEXPIREAT', keys.history .. owner, text(last))
+  end
+end
+
 -- The only way into a terminal state. The record, and the idempotency key that leads to it, go an
--- hour later; all that RQ holds, at once.
+-- hour later, or when the record itself says; all that RQ holds, at once.
 local function finish(id, status, retention_ms, fields)
+  retention_ms = redis.call('HGET', keys.record, 'retention_ms') or retention_ms
   local owner = redis.call('HGET', keys.record, 'owner')
   local gpu_ms = leave_gpu(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
@@ -159,6 +184,7 @@ local function finish(id, status, retention_ms, fields)
   count('ended ' .. outcome)
   observe_end(status, gpu_ms, fields)
   redis.call('SREM', keys.live .. owner, id)
+  note_end(id, owner, retention_ms)
   redis.call('PEXPIRE', keys.record, retention_ms)
   local key = redis.call('HGET', keys.record, 'idempotency_key')
   if key then

@@ -19,4 +19,5 @@ elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
   return nil
 end
 redis.call('ZADD', keys.leases, text(now + ARGV[4]), id)
-return redis.call('HMGET', keys.record, 'attempt', 'params', 'owner', 'created_at', 'started_at')
+return redis.call('HMGET', keys.record, 'attempt', 'params', 'owner', 'created_at', 'started_at',
+                  'scenario')

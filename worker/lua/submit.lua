@@ -1,10 +1,12 @@
 -- Accept a request: nothing or everything of record, place in the queue, reserved credits, RQ's job.
--- ARGV: id, most waiting, needs a live worker (0 or 1), owner, idempotency key of the broker or '',
+-- ARGV: id, most waiting, 'needs_worker' or 'dry_run' or '', owner, idempotency key of the broker or '',
 -- fingerprint, price and price of a GPU second in millionths, most that are charged of those, params,
 -- how many names and values follow, further fields of the record …, RQ's fields …
 -- Returns what became of it, with the first request's id when it was made before, and the rate when
--- the owner's is limited: limit, what is left, ms until there is more.
+-- the owner's is limited: limit, what is left, ms until there is more. A dry run passes every check, is
+-- told the place that the request would have in the queue, and leaves nothing behind.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
+local is_dry_run = ARGV[3] == 'dry_run'
 local MINUTE_MS = 60000
 
 local function answer(outcome, ...)
@@ -21,7 +23,7 @@ if key ~= '' then
     return answer(first[2] == fingerprint and 'replayed' or 'conflict', first[1])
   end
 end
-if ARGV[3] == '1' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
+if ARGV[3] == 'needs_worker' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
   return answer('no_worker')
 end
 
@@ -62,6 +64,22 @@ if per_minute then
   end
 end
 
+-- Start-time fair queueing (Goyal, Vin and Cheng, 1996): an owner's request stands one turn after
+-- the one before, or less with a higher priority, and never before the head of the queue. Within a
+-- turn, who came first goes first.
+local TURN = 2 ^ 32
+local head = redis.call('ZRANGE', keys.waiting, 0, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+local last = redis.call('ZRANGE', mine, -1, -1, 'WITHSCORES')
+local before = last[2] or head[1] and redis.call('HGET', keys.turns, owner)
+local place = tonumber(head[2] or 0)
+if before then
+  place = math.max(place, before + TURN / (priority or 1))
+end
+if is_dry_run then
+  place = string.format('%.17g', place + (redis.call('GET', keys.sequence) or 0) + 1)
+  return { 'would_accept', redis.call('ZCOUNT', keys.waiting, '-inf', place) + 1 }
+end
+
 -- Until here nothing is written. A broker whose memory is full refuses what needs more, but only as
 -- long as a script has written nothing: so the first thing written is one that needs more.
 if reserved > 0 and redis.call('EXISTS', account) == 1 then
@@ -87,24 +105,17 @@ if per_minute then
   redis.call('PEXPIRE', recent, MINUTE_MS)
 end
 redis.call('SADD', live, id)
+local time = redis.call('TIME')
+redis.call('ZADD', keys.history .. owner, text(time[1] * 1000000 + time[2]), id)
+redis.call('PERSIST', keys.history .. owner)
+redis.call('PERSIST', keys.expiries .. owner)
 use(owner, 'requests', 1)
 if reserved > 0 then
   redis.call('HSET', keys.record, 'reserved', text(reserved), 'price', ARGV[7], 'gpu_price', ARGV[8])
 end
 
--- Start-time fair queueing (Goyal, Vin and Cheng, 1996): an owner's request stands one turn after
--- the one before, or less with a higher priority, and never before the head of the queue. Within a
--- turn, who came first goes first.
-local TURN = 2 ^ 32
-local head = redis.call('ZRANGE', keys.waiting, 0, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
 if not head[1] then
   redis.call('DEL', keys.turns) -- nobody waits for a turn: nobody has had more than another
-end
-local last = redis.call('ZRANGE', mine, -1, -1, 'WITHSCORES')
-local before = last[2] or redis.call('HGET', keys.turns, owner)
-local place = tonumber(head[2] or 0)
-if before then
-  place = math.max(place, before + TURN / (priority or 1))
 end
 enter_queue(id, owner, place + redis.call('INCR', keys.sequence))
 

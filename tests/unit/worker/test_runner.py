@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,9 +15,11 @@ from structlog.testing import capture_logs
 from models.engine import Checkpoints, Clip, Engine, OnStep, Previews, Traits
 from models.errors import EngineBrokenError
 from models.fake import FakeEngine
+from models.mock_speed import AT_ONCE, MockSpeed
 from models.moderation.stages import Moderation
 from models.params import GenerateParams
-from tests.jobs import end_lease, find, live, pop, submit, waiting
+from tests.jobs import OWNER, end_lease, find, intake, live, params, pop, submit, waiting
+from tests.stack import eventually
 from worker import keyspace
 from worker.contact import Contact
 from worker.errors import BrokerUnavailableError
@@ -92,6 +95,7 @@ class Desk:
         self.store = JobStore(redis, lease_seconds=10, retention_seconds=60)
         self.moderation = Moderation()
         self.checkpoint_steps = self.preview_steps = 0
+        self.speed = AT_ONCE
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
         self.heart = Heart(
@@ -109,6 +113,7 @@ class Desk:
             run_seconds=run_seconds,
             checkpoint_steps=self.checkpoint_steps,
             preview_steps=self.preview_steps,
+            speed=self.speed,
             stop=self.stop,
         )
 
@@ -275,6 +280,41 @@ class Lossy(FakeEngine):
     @property
     def traits(self) -> Traits:
         return Traits("Mochi 1", "a card", "bf16", "24gb", ("fp8", "step_cache"))
+
+
+@pytest.mark.parametrize("scenario", ["fail", "crash", "slow:3600"])
+def test_real_weights_obey_no_scenario_and_take_their_own_time(desk: Desk, scenario: str) -> None:
+    desk.speed = MockSpeed.parse("4090")
+    further = {"scenario": scenario}
+    request_id = intake(desk.url, lambda it: it.submit(params(), OWNER, further=further)).request_id
+    assert pop(desk.redis) == request_id
+    desk.runner(Lossy(0)).run(request_id)
+    assert find(desk.url, request_id).status is Status.COMPLETED
+
+
+def test_mock_weights_take_the_time_of_a_card(desk: Desk) -> None:
+    desk.speed = MockSpeed.parse("h100/4")
+    job = desk.run(FakeEngine(0))
+    assert job.inference_seconds
+    assert job.inference_seconds >= job.params.steps * desk.speed.step_seconds(job.params)
+
+
+def test_who_waits_for_a_card_that_is_not_there_hears_at_once_that_he_may_stop(desk: Desk) -> None:
+    desk.speed = MockSpeed(tflops=1e-6)  # a step takes years
+    request_id = submit(desk.url)
+    assert pop(desk.redis) == request_id
+
+    def cancel() -> None:
+        eventually(lambda: desk.heart.run_now)
+        assert desk.heart.run_now
+        desk.heart.run_now.cancelled.set()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    desk.runner(FakeEngine(0)).run(request_id)
+    canceller.join()
+    job = find(desk.url, request_id)
+    assert (job.error_code, job.step) == ("cancelled", 0)
 
 
 def test_a_record_has_the_warnings_of_its_video_then_those_of_its_engine(desk: Desk) -> None:

@@ -1,0 +1,98 @@
+"""`?dry_run=true`: what a request would cost, and whether and when it would be run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+
+from server.errors import STATUS, BadQueryError
+from server.schemas import absent_when_none
+from worker.credits import from_millionths
+from worker.errors import LimitError, TooFewCreditsError
+from worker.price import Price
+
+VALUES = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a request would wait, and then run; None as long as nobody has measured it."""
+
+    wait_seconds: float | None = None
+    run_seconds: float | None = None
+
+
+class PriceBody(BaseModel):
+    """Credits. The charge is `fixed` and `gpu_second` for each second of the run."""
+
+    fixed: float
+    gpu_second: float
+    most: float = Field(description="The charge is never more; so much is reserved at the submit.")
+
+
+class RefusalBody(BaseModel):
+    """What the same request without `dry_run` would be answered with."""
+
+    status: int
+    error: str
+    retry_after: int | None = absent_when_none("Seconds.")
+
+
+class DryRunBody(BaseModel):
+    """What would become of a request. Nothing was queued, and nothing is counted."""
+
+    dry_run: Literal[True] = True
+    would_be_accepted: bool
+    refusal: RefusalBody | None = absent_when_none("Why it would not be accepted now.")
+    price: PriceBody
+    queue_position: int | None = absent_when_none("Which it would have; 1 is next.")
+    estimated_wait_seconds: float | None = Field(
+        default=None, description="In the queue; null as long as nothing was measured."
+    )
+    estimated_seconds: float | None = Field(
+        default=None, description="Of the run; null as long as nothing was measured."
+    )
+
+
+def is_dry_run(request: Request) -> bool:
+    """Whether the query asks for one.
+
+    Raises:
+        BadQueryError: in other words than ours, or twice.
+    """
+    given = request.query_params.getlist("dry_run")
+    if not given:
+        return False
+    if len(given) > 1 or given[0] not in VALUES:
+        raise BadQueryError("`dry_run` must be one of `true`, `1`, `false` and `0`.")
+    return VALUES[given[0]]
+
+
+def dry_run_body(price: Price, position: int, estimate: Estimate) -> DryRunBody:
+    """It would be accepted."""
+    return DryRunBody(
+        would_be_accepted=True,
+        price=_price_body(price),
+        queue_position=position,
+        estimated_wait_seconds=estimate.wait_seconds,
+        estimated_seconds=estimate.run_seconds,
+    )
+
+
+def refused_body(price: Price, error: LimitError | TooFewCreditsError) -> DryRunBody:
+    """It would be refused."""
+    seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
+    refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
+    return DryRunBody(would_be_accepted=False, refusal=refusal, price=_price_body(price))
+
+
+def _price_body(price: Price) -> PriceBody:
+    return PriceBody(
+        fixed=float(from_millionths(price.fixed)),
+        gpu_second=float(from_millionths(price.gpu_second)),
+        most=float(price.most),
+    )

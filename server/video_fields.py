@@ -1,0 +1,126 @@
+"""What `POST /v1/videos` takes: JSON or a form, with the names that video servers share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from python_multipart.exceptions import MultipartParseError
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from models.errors import InvalidParametersError
+from models.params import HEIGHT, MODEL, WIDTH, GenerateParams, parse_params
+from server.body import media_type, read_bytes, read_object
+from server.errors import MalformedBodyError, UnknownRouteError, WrongContentTypeError
+
+SIZE = f"{WIDTH}x{HEIGHT}"
+"""Of every video."""
+FORM = "multipart/form-data"
+MOST_FIELDS = 100
+_NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
+_FAR = 10**9
+_FRAMES: dict[str, Any] = GenerateParams.model_json_schema()["properties"]["frames"]
+
+
+async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
+    """The body as a dict; the text of a form's field is a number where a number is asked for.
+
+    Raises:
+        WrongContentTypeError: it is declared to be neither JSON nor a form.
+        BodyTooLargeError: it is longer than `most_bytes`.
+        MalformedBodyError: it is not what it is declared to be.
+        InvalidParametersError: the form holds a file.
+    """
+    match media_type(request):
+        case "application/json":
+            return await read_object(request, most_bytes)
+        case "multipart/form-data":
+            return await _read_form(request, most_bytes)
+    raise WrongContentTypeError(FORM)
+
+
+def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same in our names: `seconds` become frames, and what only video servers know is left out.
+
+    Raises:
+        InvalidParametersError: naming the field, the rule and what came.
+        UnknownRouteError: there is no such model.
+    """
+    _refuse_what_mochi_cannot(fields)
+    ours = {name: value for name, value in fields.items() if name not in {"model", "size"}}
+    if "seconds" not in ours:
+        return ours
+    seconds = _as_number("seconds", ours.pop("seconds"))
+    if "frames" in ours:
+        raise InvalidParametersError("Give `seconds` or `frames`, not both.")
+    fps = parse_params(ours)[0].fps
+    return {**ours, "frames": _frames(seconds, fps)}
+
+
+def seconds_of(params: GenerateParams) -> str:
+    """How long the video plays, as these servers write it."""
+    return f"{params.frames / params.fps:.6g}"
+
+
+async def _read_form(request: Request, most_bytes: int) -> dict[str, Any]:
+    body = await read_bytes(request, most_bytes)
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(
+        request.headers, stream(), max_fields=MOST_FIELDS, max_files=1, max_part_size=most_bytes
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, MultipartParseError) as error:
+        raise MalformedBodyError(f"The body is not a form: {error}") from None
+    except (KeyError, ValueError, LookupError, UnicodeError):
+        raise MalformedBodyError("The body is not a form.") from None
+    items = form.multi_items()
+    await form.close()
+    if len({name for name, _ in items}) != len(items):
+        raise MalformedBodyError("The body names a field twice.")
+    return {name: _typed(name, value) for name, value in items}
+
+
+def _typed(name: str, value: object) -> object:
+    """A form has only texts, and files."""
+    if not isinstance(value, str):
+        raise InvalidParametersError(_NO_FILE)
+    field = GenerateParams.model_fields.get(name)
+    if field is None or field.annotation is str or not _NUMBER.fullmatch(value):
+        return value
+    return float(value) if "." in value else int(value)
+
+
+def _refuse_what_mochi_cannot(fields: dict[str, Any]) -> None:
+    if fields.get("model", MODEL) != MODEL:
+        raise UnknownRouteError(has_docs=False)
+    if fields.get("size", SIZE) != SIZE:
+        raise InvalidParametersError(f"`size` must be {SIZE}: Mochi 1 makes no other.")
+    if "input_reference" in fields:
+        raise InvalidParametersError(_NO_FILE)
+
+
+def _as_number(name: str, value: object) -> float:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FAR:
+        return value
+    raise InvalidParametersError(f"`{name}` must be a number of seconds, or one as a string.")
+
+
+def _frames(seconds: float, fps: float) -> int:
+    least, most = _FRAMES["minimum"], _FRAMES["maximum"]
+    if least <= seconds * fps <= most:
+        return round(seconds * fps)
+    raise InvalidParametersError(
+        f"`seconds` must be from {least / fps:.4g} to {most / fps:.4g} at {fps:g} frames a second, "
+        f"as a video has {least} to {most} frames; got {seconds:g}."
+    )
+
+
+_NO_FILE = "`input_reference` is not known: Mochi 1 makes videos from text alone. Leave files out."

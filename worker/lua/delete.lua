@@ -1,0 +1,23 @@
+-- The owner wants to see no more of it. What has ended is gone at once, what waits ends and is gone; what
+-- runs is cancelled, and its record stays, for its run alone, until that has ended.
+-- ARGV: id, owner, retention in ms, error. Returns the name of the video or '', or nil: no such request.
+local id = ARGV[1]
+local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name' }
+local status, owner, deleted, key, file_name = unpack(redis.call('HMGET', keys.record, unpack(names)))
+if owner ~= ARGV[2] or deleted then
+  return nil
+end
+redis.call('ZREM', keys.history .. owner, id)
+if key then
+  redis.call('DEL', key)
+end
+if status == 'QUEUED' or status == 'PROCESSING' then
+  redis.call('HSET', keys.record, 'deleted', 1, 'cancelled', ARGV[4], 'retention_ms', 1)
+  if status == 'QUEUED' then
+    end_if_cancelled(id, ARGV[3])
+    redis.call('LREM', keys.rq_queue, 0, id)
+  end
+  return ''
+end
+redis.call('DEL', keys.record)
+return file_name or ''
