@@ -14,11 +14,12 @@ from pydantic import BaseModel
 from models.params import MODEL, GenerateParams
 from models.scenario import FORM as SCENARIO_FORM
 from models.scenario import SCENARIO
-from server.dry_run import VALUES
+from server.dry_run import DRY_RUN
 from server.errors import MEANING
 from server.example import EXAMPLE_REQUEST
 from server.gate import PUBLIC
 from server.headers import MOST_KEY_LENGTH
+from server.query import VALUES
 from server.schemas import VIDEO_TYPE, ErrorBody, FailedBody
 from server.video_fields import FORM, SIZE
 from server.webhook_url import FIELD
@@ -134,15 +135,23 @@ MOCK_SCENARIO: dict[str, Any] = {
     ),
     "schema": {"type": "string", "pattern": SCENARIO_FORM},
 }
-DRY_RUN: dict[str, Any] = {
-    "name": "dry_run",
+_FLAG: dict[str, Any] = {"type": "string", "enum": list(VALUES), "default": "false"}
+_DRY_RUN: dict[str, Any] = {
+    "name": DRY_RUN,
     "in": "query",
     "required": False,
     "description": (
         "`true` or `1`: only say what the request would cost, and whether and when it would be "
         "run. The answer is a `DryRunBody`."
     ),
-    "schema": {"type": "string", "enum": list(VALUES), "default": "false"},
+    "schema": _FLAG,
+}
+PREVIEW: dict[str, Any] = {
+    "name": "preview",
+    "in": "query",
+    "required": False,
+    "description": "`true` or `1`: with the latest picture of the run, where there is one.",
+    "schema": _FLAG,
 }
 
 
@@ -167,9 +176,9 @@ GENERATE_REQUEST: dict[str, Any] = {
 }
 SUBMIT_REQUEST: dict[str, Any] = {
     **GENERATE_REQUEST,
-    "parameters": [IDEMPOTENCY_KEY, MOCK_SCENARIO, DRY_RUN],
+    "parameters": [*GENERATE_REQUEST["parameters"], _DRY_RUN],
 }
-_OF_VIDEOS = GenerateParams.model_json_schema()
+_OF_VIDEOS = _generate_schema()
 _OF_VIDEOS["properties"] |= {
     "model": {"type": "string", "enum": [MODEL], "default": MODEL},
     "size": {"type": "string", "enum": [SIZE], "default": SIZE},
@@ -179,7 +188,7 @@ _OF_VIDEOS["properties"] |= {
     },
 }
 VIDEOS_REQUEST: dict[str, Any] = {
-    "parameters": [IDEMPOTENCY_KEY, MOCK_SCENARIO],
+    "parameters": GENERATE_REQUEST["parameters"],
     "requestBody": {
         "required": True,
         "content": {

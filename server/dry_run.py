@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, Field
-from starlette.requests import Request
 
-from server.errors import STATUS, BadQueryError
+from server.errors import STATUS
 from server.schemas import absent_when_none
 from worker.credits import from_millionths
 from worker.errors import LimitError, TooFewCreditsError
 from worker.price import Price
 
-VALUES = {"true": True, "1": True, "false": False, "0": False}
+DRY_RUN = "dry_run"
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,6 @@ class DryRunBody(BaseModel):
     estimated_seconds: float | None = Field(
         default=None, description="Of the run; null as long as nothing was measured."
     )
-
-
-def is_dry_run(request: Request) -> bool:
-    """Whether the query asks for one.
-
-    Raises:
-        BadQueryError: in other words than ours, or twice.
-    """
-    given = request.query_params.getlist("dry_run")
-    if not given:
-        return False
-    if len(given) > 1 or given[0] not in VALUES:
-        raise BadQueryError("`dry_run` must be one of `true`, `1`, `false` and `0`.")
-    return VALUES[given[0]]
 
 
 def dry_run_body(price: Price, position: int, estimate: Estimate) -> DryRunBody:

@@ -42,11 +42,8 @@ async def _event(call: Call, before: Job | None, now: Job) -> tuple[str, BaseMod
             return "output", await call.result_body(now)
         case Status.FAILED:
             return "status", failed_body(now)
-    body = await call.status_body(now)
+    is_new_picture = before is None or now.preview_step != before.preview_step
+    body = await call.status_body(now, with_preview=is_new_picture)
     if before is None or (before.status, before.attempt) != (now.status, now.attempt):
         return "status", body
-    if now.preview_step not in {None, before.preview_step}:
-        picture = await call.services.intake.preview(now.request_id)
-        if picture is not None:
-            return "preview", body.model_copy(update={"preview": picture})
-    return "progress", body
+    return "preview" if body.preview else "progress", body

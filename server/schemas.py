@@ -97,7 +97,8 @@ class StatusBody(BaseModel):
     events_url: str | None = absent_when_none("Server-sent events; until the end.")
     expires_at: datetime | None = absent_when_none(_EXPIRES)
     preview: str | None = absent_when_none(
-        "What the video looks like so far: a small picture as a data URL, in events `preview`."
+        "What the video looks like so far, every few steps: a small picture as a data URL, in "
+        "events, and in the status if it is asked for."
     )
     warnings: list[str] | None = absent_when_none("As in the result; only after the end.")
 
@@ -230,7 +231,9 @@ def submitted_body(links: Links) -> SubmittedBody:
     )
 
 
-def status_body(job: Job, links: Links, eta_seconds: float | None = None) -> StatusBody:
+def status_body(
+    job: Job, links: Links, eta_seconds: float | None = None, preview: str | None = None
+) -> StatusBody:
     """The light answer, for a request that has not failed."""
     is_final = job.status.is_final
     return StatusBody(
@@ -249,6 +252,7 @@ def status_body(job: Job, links: Links, eta_seconds: float | None = None) -> Sta
         cancel_url=None if is_final else links.cancel,
         events_url=None if is_final else links.events,
         expires_at=expires_at(job),
+        preview=preview,
         warnings=job.warnings if is_final else None,
     )
 

@@ -191,14 +191,17 @@ class Call:
         """The URLs of a request, on the host that was called."""
         return Links(self.base_url, request_id)
 
-    async def status_body(self, job: Job) -> StatusBody:
+    async def status_body(self, job: Job, *, with_preview: bool = False) -> StatusBody:
         """See there.
 
         Raises:
-            BrokerUnavailableError: nobody can tell when it will end.
+            BrokerUnavailableError: nobody can tell when it will end, or show what it looks like.
         """
         eta_seconds = await self.services.forecaster.seconds_left(job)
-        return status_body(job, self.links(job.request_id), eta_seconds)
+        preview = None
+        if with_preview and job.preview_step is not None:
+            preview = await self.services.intake.preview(job.request_id)
+        return status_body(job, self.links(job.request_id), eta_seconds, preview)
 
     async def result_body(self, job: Job) -> ResultBody:
         """See there.

@@ -27,11 +27,12 @@ from server.documents import (
     VIDEO_BYTES,
     errors,
 )
-from server.dry_run import DryRunBody, dry_run_body, is_dry_run, refused_body
+from server.dry_run import DRY_RUN, DryRunBody, dry_run_body, refused_body
 from server.hangup import HungUp, unless_hung_up
 from server.headers import REPLAYED, idempotency_key, ignored_parameters, rate_limit
 from server.keyring import Scope
 from server.mock_scenario import scenario_fields, with_scenario
+from server.query import flag
 from server.schemas import (
     SubmittedBody,
     cost,
@@ -70,7 +71,7 @@ _log = structlog.get_logger()
 async def submit(request: Request) -> Response:
     """Queue a video and answer at once with the addresses to poll."""
     call = Call.of(request)
-    if is_dry_run(request):
+    if flag(request, DRY_RUN):
         return await _dry_run(call)
     asked = await accept(call)
     return answer(submitted_body(call.links(asked.request_id)), headers=asked.headers)

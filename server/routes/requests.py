@@ -10,10 +10,20 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server.answers import answer
-from server.documents import EVENTS, FAILED, REQUEST_ID, SIGNATURE, VIDEO_BYTES, VIDEO_RANGE, errors
+from server.documents import (
+    EVENTS,
+    FAILED,
+    PREVIEW,
+    REQUEST_ID,
+    SIGNATURE,
+    VIDEO_BYTES,
+    VIDEO_RANGE,
+    errors,
+)
 from server.events import UNBUFFERED, stream
 from server.keyring import Scope
 from server.links import VIDEO_PATH
+from server.query import flag
 from server.schemas import CancelBody, ResultBody, StatusBody, failed_body
 from server.services import Call
 from server.videos import video_response
@@ -36,16 +46,17 @@ router = APIRouter(tags=["Requests"])
 @router.get(
     "/v2/requests/{request_id}/status",
     response_model=StatusBody,
-    responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
-    openapi_extra={"parameters": [REQUEST_ID]},
+    responses={422: FAILED, **errors(400, 401, 403, 404, 500, 502)},
+    openapi_extra={"parameters": [REQUEST_ID, PREVIEW]},
 )
 async def status(request: Request) -> Response:
     """Where a request stands: light, made for polling."""
     call = Call.of(request)
+    with_preview = flag(request, "preview")
     job = await _find(call)
     if job.status is Status.FAILED:
         return answer(failed_body(job), 422)
-    return answer(await call.status_body(job))
+    return answer(await call.status_body(job, with_preview=with_preview))
 
 
 @router.get(

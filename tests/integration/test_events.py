@@ -41,8 +41,8 @@ def worker(stack: Stack) -> None:
         stack.start_worker()
 
 
-def submit(client: httpx.Client, steps: int = 10, prompt: str = "a pond") -> str:
-    body = {"prompt": prompt, "steps": steps, "frames": 1}
+def submit(client: httpx.Client, steps: int = 10, prompt: str = "a pond", **more: object) -> str:
+    body = {"prompt": prompt, "steps": steps, "frames": 1, **more}
     return str(client.post("/v2/mochi-1", json=body).json()["request_id"])
 
 
@@ -207,6 +207,22 @@ def test_a_video_is_seen_on_its_way_and_no_trace_of_that_is_left(stack: Stack) -
     assert {"stage", "step"} <= set(previews[-1])
     assert stack.redis.keys("mochi:preview:*") == []
     assert "preview" not in stack.record(request_id)
+
+
+@pytest.mark.usefixtures("worker")
+def test_who_polls_or_comes_late_sees_it_too(stack: Stack) -> None:
+    client = stack.http()
+    request_id = submit(client, steps=75, **{"x-mock-scenario": "slow:40"})
+    path = f"/v2/requests/{request_id}/status"
+    wanted = {"preview": "true"}
+    eventually(lambda: client.get(path, params=wanted).json().get("preview"))
+    assert "preview" not in client.get(path).json()
+    with client.stream("GET", f"/v2/requests/{request_id}/events") as response:
+        name, body = next(events(response))
+    assert name == "status"
+    assert body["preview"].startswith("data:image/png;base64,")
+    assert refusal(client.get(path, params={"preview": "yes"}), 400).startswith("`preview` must be")
+    assert client.delete(f"/v2/requests/{request_id}").status_code == 202
 
 
 @pytest.mark.usefixtures("worker")
