@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from models.params import MODEL
 from server.errors import ClientError, UnreachableError
 from server.files import check_file, draft_of
+from worker.job import Stage
 
 POLL_SECONDS = 0.5
 TIMEOUT_SECONDS = 30.0
@@ -85,9 +86,7 @@ class Client:
             bar = progress.add_task("submitted", total=100)
             while True:
                 body = self._poll(status_url)
-                position = body.get("queue_position")
-                place = f"queued, place {position}" if position else body["status"].lower()
-                progress.update(bar, description=place, completed=body.get("progress", 0))
+                progress.update(bar, description=where(body), completed=body.get("progress", 0))
                 if body["status"] == "COMPLETED":
                     return
                 time.sleep(POLL_SECONDS)
@@ -136,6 +135,17 @@ class Client:
         if response.is_success:
             return body
         raise ClientError(_words(response))
+
+
+def where(body: dict[str, Any]) -> str:
+    """Where a request is on its way, by its status. Other servers may say no more than that."""
+    place = body.get("stage", body["status"].lower()).replace("_", " ")
+    if position := body.get("queue_position"):
+        place += f", place {position}"
+    elif body.get("stage") == Stage.DENOISING:
+        place += f", step {body['step']} of {body['total_steps']}"
+    left = body.get("eta_seconds")
+    return place if left is None else f"{place}, about {left:.0f} s left"
 
 
 def _get(url: str) -> AbstractContextManager[httpx.Response]:
