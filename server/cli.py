@@ -17,6 +17,8 @@ from models.params import GenerateParams
 from server.bench.chaos.command import run as break_things
 from server.bench.chaos.report import Plan
 from server.bench.events import run as measure_events
+from server.bench.forecast import SPEED as FORECAST_SPEED
+from server.bench.forecast import run as measure_forecast
 from server.bench.gateway import run as measure_gateway
 from server.bench.request import run as measure_request
 from server.client import Client
@@ -480,6 +482,24 @@ def bench_events(
     """
     with errors_end():
         measure_events(clients, requests)
+
+
+@bench.command("forecast")
+def bench_forecast(
+    ctx: typer.Context,
+    requests: Annotated[int, typer.Option(min=2, help="Of mixed lengths.")] = 50,
+    worker_count: Annotated[int, typer.Option("--workers", min=1, max=64)] = 2,
+    mock_speed: MockSpeed = None,
+    seed: Annotated[int, typer.Option(help="Of lengths and moments.")] = 1,
+) -> None:
+    """How far off `eta_seconds` is, with the fake engine at the pace of a card: h100/60 by default.
+
+    Example: `mochi-server bench forecast --requests 100 --workers 4`
+    """
+    apply_options(ctx)
+    read_settings()  # which says what is wrong with the speed
+    with errors_end():
+        measure_forecast(requests, worker_count, mock_speed or FORECAST_SPEED, seed)
 
 
 @bench.command("chaos")

@@ -86,7 +86,8 @@ def run(clients: int, requests: int) -> None:
         folder = Path(name)
         with own_broker(folder) as url, connect_briefly(url) as redis:
             key = create_key(redis, NewKey(name="bench"))
-            with gateway(url, folder) as server, fake_worker(url, folder, STEP_SECONDS):
+            worker = fake_worker(url, folder, step_seconds=STEP_SECONDS)
+            with gateway(url, folder) as server, worker:
                 wait_until_ready(f"{server.url}/readyz")
                 target = Target(server, key, redis)
                 rounds = [

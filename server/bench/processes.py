@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from models.mock_speed import INSTANT
 from server.bench.prototype import BROKER_VARIABLE, PORT_VARIABLE
 from server.errors import CommandError
 from server.listener import free_port
@@ -91,15 +92,23 @@ def mock_worker(broker_url: str, folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def fake_worker(broker_url: str, folder: Path, step_seconds: float) -> Iterator[None]:
-    """A worker with the fake engine."""
+def fake_worker(
+    broker_url: str,
+    folder: Path,
+    *,
+    step_seconds: float = 0.0,
+    speed: str = INSTANT,
+    name: str = "worker",
+) -> Iterator[None]:
+    """A worker with the fake engine, whose steps take so long, or a card's time."""
     environ = {
         "MOCHI_REDIS_URL": broker_url,
         "MOCHI_DATA_DIR": str(folder),
         "MOCHI_ENGINE": "fake",
         "MOCHI_FAKE_STEP_SECONDS": str(step_seconds),
+        "MOCHI_MOCK_SPEED": speed,
     }
-    with _process("worker", environ, folder / "worker.log"):
+    with _process("worker", environ, folder / f"{name}.log"):
         yield
 
 
