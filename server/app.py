@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import redis.asyncio
 from fastapi import FastAPI
+from opentelemetry.trace import TracerProvider
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -19,6 +20,7 @@ from server.gate import METRICS, Gate
 from server.routes import account, generate, operations, pages, requests
 from server.services import Services
 from server.settings import ServerSettings
+from server.tracing import telemetry
 from worker.contact import Contact
 
 DESCRIPTION = (
@@ -28,7 +30,12 @@ DESCRIPTION = (
 )
 
 
-def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
+def create_app(
+    settings: ServerSettings,
+    redis: redis.asyncio.Redis,
+    *,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
     """Put the gateway together. `redis` is closed with it.
 
     Raises:
@@ -51,6 +58,7 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        telemetry=telemetry(tracer_provider),
         exception_handlers={MochiError: handle_error, HTTPException: handle_routing_error},
     )
     app.state.services = services = Services(settings, redis)
