@@ -34,7 +34,7 @@ ENV PATH=/opt/venv/bin:$PATH
 COPY pyproject.toml constraints.txt ./
 RUN mkdir models worker server \
     && touch README.md LICENSE models/__init__.py worker/__init__.py server/__init__.py \
-    && pip install --no-cache-dir -c constraints.txt .
+    && pip install --no-cache-dir -c constraints.txt '.[otel]'
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
@@ -93,7 +93,7 @@ ARG PIP_EXTRA_INDEX_URL
 COPY pyproject.toml constraints.txt ./
 RUN mkdir models worker server \
     && touch README.md LICENSE models/__init__.py worker/__init__.py server/__init__.py \
-    && pip install --no-cache-dir -c constraints.txt '.[worker]'
+    && pip install --no-cache-dir -c constraints.txt '.[otel,worker]'
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 

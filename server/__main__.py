@@ -27,6 +27,7 @@ from worker.connection import connect_gateway
 from worker.errors import BrokerUnavailableError
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
 from worker.logs import configure_logs
+from worker.telemetry import Tracing, start_tracing
 
 WAIT_SECONDS = 1.0
 """Until the broker is asked again."""
@@ -43,8 +44,9 @@ def main() -> int:
         hold_on_to_parent()
     try:
         settings = load_settings()
+        tracing = start_tracing(os.environ, "mochi-server-gateway")
         _apply_keys(settings)
-        gateway = server(settings)
+        gateway = server(settings, tracing)
         listener = inherited(sys.argv) or listen(settings.host, settings.port)
     except MochiError as error:
         sys.stderr.write(f"{error}\n")
@@ -56,6 +58,7 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     gateway.run(sockets=[listener])
+    tracing.stop()
     return 0
 
 
@@ -99,14 +102,16 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server(settings: ServerSettings) -> Server:
+def server(settings: ServerSettings, tracing: Tracing) -> Server:
     """Uvicorn with our settings: it believes only proxies that we name and never waits for ever.
 
     Raises:
         SettingsError, OutputsUnusableError: a file of TLS, or a variable, cannot be used.
     """
     tls = tls_context(settings)
-    app = create_app(settings, connect_gateway(settings.redis_url))
+    app = create_app(
+        settings, connect_gateway(settings.redis_url), tracer_provider=tracing.provider
+    )
     return Server(
         uvicorn.Config(
             app,

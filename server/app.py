@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import redis.asyncio
 from fastapi import FastAPI
+from opentelemetry.trace import TracerProvider
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -27,6 +28,7 @@ from server.routes import (
 )
 from server.services import Services
 from server.settings import ServerSettings
+from server.tracing import telemetry
 from server.webhooks import Sender
 from worker.contact import Contact
 from worker.webhooks import Deliveries
@@ -38,7 +40,12 @@ DESCRIPTION = (
 )
 
 
-def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
+def create_app(
+    settings: ServerSettings,
+    redis: redis.asyncio.Redis,
+    *,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
     """Put the gateway together. `redis` is closed with it.
 
     Raises:
@@ -63,6 +70,7 @@ def create_app(settings: ServerSettings, redis: redis.asyncio.Redis) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        telemetry=telemetry(tracer_provider),
         exception_handlers={MochiError: handle_error, HTTPException: handle_routing_error},
     )
     app.state.services = services = Services(settings, redis)

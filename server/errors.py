@@ -189,6 +189,7 @@ NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
         WeightsError,
         jobs.BrokerStartError,
         jobs.OutputsUnusableError,
+        jobs.TracingUnusableError,
     }
 )
 """These stop a process at its start, end in a job record or are for the command line, with all that

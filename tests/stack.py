@@ -52,6 +52,8 @@ class Stack:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
+        self.variables: dict[str, str] = {}
+        """Of every process, beside our settings."""
         self.broker = EmbeddedBroker(folder)
         self._settings = {f"MOCHI_{name.upper()}": value for name, value in settings.items()}
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -91,10 +93,12 @@ class Stack:
     def environ(self) -> dict[str, str]:
         """What every process is started with: nothing of ours from outside."""
         outside = {
-            name: value for name, value in os.environ.items() if not name.startswith("MOCHI_")
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MOCHI_", "OTEL_"))
         }
         own = {"MOCHI_DATA_DIR": str(self.folder), "MOCHI_REDIS_URL": self.broker.url}
-        return outside | own | self._settings
+        return outside | own | self._settings | self.variables
 
     def start(
         self,

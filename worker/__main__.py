@@ -7,6 +7,7 @@ import sys
 import time
 
 import structlog
+from opentelemetry.trace import Tracer
 from redis import Redis
 
 from models.build import build_engine, build_meter
@@ -19,7 +20,7 @@ from models.moderation.stages import Moderation
 from models.video import encoder
 from worker.connection import connect_briefly, connect_worker
 from worker.contact import Contact
-from worker.errors import OutputsUnusableError, StorageError
+from worker.errors import OutputsUnusableError, StorageError, TracingUnusableError
 from worker.gauge import Gauge
 from worker.heart import Heart
 from worker.lifeline import WITH_PARENT, hold_on_to_parent
@@ -35,6 +36,7 @@ from worker.stop import Stop
 from worker.storage import open_outputs
 from worker.store import JobStore
 from worker.sweeper import Sweeper
+from worker.telemetry import start_tracing
 
 PATIENCE_SECONDS = 60.0
 """With a store of videos on the network; less where a worker may be silent for less."""
@@ -54,15 +56,25 @@ def main() -> int:
         hold_on_to_parent()
     settings = WorkerSettings()
     try:
+        tracing = start_tracing(os.environ, "mochi-server-worker", name)
         outputs = usable_outputs(settings)
         encoder()  # or every request would fail at its end
         moderation = build_moderation(settings, settings.data_dir)
         engine = build_engine(settings, settings.data_dir)
-    except (EngineUnavailableError, OutputsUnusableError) as error:
+    except (EngineUnavailableError, OutputsUnusableError, TracingUnusableError) as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG  # starting again does not help
     _log.info("worker.ready", engine=str(engine.traits))
-    was_told = work(name, engine, moderation, outputs, settings, meter=build_meter(settings))
+    was_told = work(
+        name,
+        engine,
+        moderation,
+        outputs,
+        settings,
+        meter=build_meter(settings),
+        tracer=tracing.tracer,
+    )
+    tracing.stop()
     _log.info("worker.stopped")
     return 0 if was_told else 1
 
@@ -94,6 +106,7 @@ def work(
     settings: WorkerSettings,
     *,
     meter: Meter | None = None,
+    tracer: Tracer | None = None,
 ) -> bool:
     """Put the worker together and run it.
 
@@ -131,6 +144,7 @@ def work(
         preview_steps=settings.preview_steps,
         speed=MockSpeed.parse(settings.mock_speed),
         stop=stop,
+        tracer=tracer,
     )
     connection = connect_worker(
         settings.redis_url, is_over=lambda: stop.soon, decode_responses=False

@@ -127,5 +127,9 @@ class StorageError(JobError):
     """A video could not be kept, or not be read again."""
 
 
+class TracingUnusableError(JobError):
+    """Traces cannot be sent as the variables say; the text names the one and the remedy."""
+
+
 class OutputsUnusableError(JobError):
     """Videos cannot be kept where the settings say; to try again does not help."""

@@ -37,6 +37,7 @@ from worker.job import CANCELLED, Job, Status
 from worker.live import LiveWorker, read_all
 from worker.pace import Work
 from worker.price import FREE, Price
+from worker.tracing import trace_fields
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -120,7 +121,7 @@ class Intake:
             TooFewCreditsError: the owner cannot pay for it.
         """
         request_id = str(uuid4())
-        fields = {"work": str(Work.of(params)), **further}
+        fields = {"work": str(Work.of(params)), **trace_fields(), **further}
         answer = await self._ask_to_submit(
             request_id,
             "needs_worker" if needs_worker else "",

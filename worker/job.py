@@ -81,6 +81,7 @@ class Job:
         attempt: runs so far, the present one included, and pops that were lost with their worker;
             runs that were given back do not count.
         created_at, started_at, ended_at: milliseconds since 1970 by the broker's clock.
+        traceparent: span of the submit, as W3C's header; empty where there is none.
         step: denoising steps done in the present run.
         stage: see `Stage`; what is shown of an ended request is where it ended.
         preview_step: after which there is a picture of it; None while there is none.
@@ -107,6 +108,7 @@ class Job:
     created_at: int
     started_at: int | None = None
     ended_at: int | None = None
+    traceparent: str = ""
     step: int = 0
     stage: Stage = Stage.QUEUED
     preview_step: int | None = None
@@ -144,6 +146,7 @@ class Job:
             created_at=int(record["created_at"]),
             started_at=_optional_int(record.get("started_at")),
             ended_at=_optional_int(record.get("ended_at")),
+            traceparent=record.get("traceparent") or "",
             step=int(record.get("step", 0)),
             stage=Stage.QUEUED if is_queued else Stage(record.get("stage", Stage.ENCODING_PROMPT)),
             preview_step=_optional_int(record.get("preview")),

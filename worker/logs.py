@@ -1,7 +1,8 @@
 """One stream of log lines on stderr: JSON for machines, colours for a person at a terminal.
 
 uvicorn, RQ and Python's warnings go through the same formatter. Lines carry ids, never keys,
-signatures or prompts; those of a run have `request_id`, `attempt` and `worker`, whoever wrote them.
+signatures or prompts; those of a run have `request_id`, `attempt` and `worker`, whoever wrote them,
+and where there are traces, `trace_id` and `span_id`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import sys
 
 import structlog
+from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
 from structlog.typing import EventDict, Processor
 
 
@@ -39,6 +41,7 @@ def configure_logs(**always: str) -> None:
     shared: list[Processor] = [
         add_always,
         structlog.contextvars.merge_contextvars,
+        _add_span,
         structlog.stdlib.add_log_level,
         stamper,
     ]
@@ -62,3 +65,11 @@ def configure_logs(**always: str) -> None:
     # They tell of every state change of their own; what matters of it is in our events.
     for name in ("rq.worker", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _add_span(_logger: object, _method: str, line: EventDict) -> EventDict:
+    context = get_current_span().get_span_context()
+    if context.is_valid:
+        line["trace_id"] = format_trace_id(context.trace_id)
+        line["span_id"] = format_span_id(context.span_id)
+    return line

@@ -47,7 +47,7 @@ class Run:
         lost: set by the heart when the lease is not ours any more.
         cancelled: set by the heart when the client wants it no more.
         step: denoising steps done.
-        stage: where it is; the heart tells the broker.
+        entered: its stages so far, and when each began, in nanoseconds since 1970.
         preview: a step and a picture of it that the heart has not taken along yet.
         is_watched: whether silence means that the engine hangs.
         is_given_back: set by the heart, which need not wait for the next step.
@@ -60,7 +60,9 @@ class Run:
     lost: Event = field(default_factory=Event)
     cancelled: Event = field(default_factory=Event)
     step: int = 0
-    stage: Stage = Stage.ENCODING_PROMPT
+    entered: list[tuple[Stage, int]] = field(
+        default_factory=lambda: [(Stage.ENCODING_PROMPT, time.time_ns())]
+    )
     preview: tuple[int, str] | None = None
     is_watched: bool = True
     is_given_back: bool = False
@@ -73,20 +75,30 @@ class Run:
         """For lines of the log that another thread writes."""
         return {"request_id": self.lease.request_id, "attempt": self.attempt}
 
+    @property
+    def stage(self) -> Stage:
+        """Where it is; the heart tells the broker."""
+        return self.entered[-1][0]
+
+    def enter(self, stage: Stage) -> None:
+        """It has come so far."""
+        if stage is not self.stage:
+            self.entered.append((stage, time.time_ns()))
+
     def on_step(self, step: int, _total: int) -> None:
         """The engine's step callback."""
-        self.stage = Stage.DENOISING
+        self.enter(Stage.DENOISING)
         self.step = step
         self.check()
         self._steps_at.append(self._last_sign)
 
     def checked(self, frames: Iterator[bytes]) -> Iterator[bytes]:
         """The frames, with a check before each: decoding takes long as well."""
-        self.stage = Stage.DECODING
+        self.enter(Stage.DECODING)
         for frame in frames:
             self.check()
             yield frame
-        self.stage = Stage.ENCODING_VIDEO
+        self.enter(Stage.ENCODING_VIDEO)
 
     def check(self) -> None:
         """Note a sign of life, and leave the engine if there is a reason to.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from uuid import uuid4
 
 import structlog
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from models.engine import Clip, Engine
 from models.errors import ContentBlockedError, EngineBrokenError, EngineError
@@ -26,6 +27,7 @@ from worker.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.stop import Stop
 from worker.stopwatch import DENOISING, PUBLISHING, VIDEO, Stopwatch
 from worker.store import JobStore, Lease, Result
+from worker.tracing import note_failure, note_params, traced
 
 REFUSED_PAUSES = (1.0, 2.0, 4.0)
 """Seconds after which a broker that refused to take a result is asked again."""
@@ -52,6 +54,7 @@ class Runner:
         preview_steps: int = 0,
         speed: MockSpeed = AT_ONCE,
         stop: Stop,
+        tracer: Tracer | None = None,
     ) -> None:
         self._worker = worker
         self._engine = engine
@@ -64,6 +67,7 @@ class Runner:
         self._preview_steps = preview_steps
         self._speed = speed
         self._stop = stop
+        self._tracer = tracer or NoOpTracer()
 
     def run(self, request_id: str) -> None:
         """Take the request, make its video, publish the file, then say so.
@@ -77,7 +81,11 @@ class Runner:
         if job is None:
             return
         run = Run(lease, self._run_seconds, self._stop, job.attempt)
-        with structlog.contextvars.bound_contextvars(**run.names):
+        device = self._engine.traits.device
+        with (
+            structlog.contextvars.bound_contextvars(**run.names),
+            traced(self._tracer, job, run, self._worker, device),
+        ):
             self._run(job, run)
 
     def _run(self, job: Job, run: Run) -> None:
@@ -89,6 +97,7 @@ class Runner:
                 result = self._make_video(job, run)
         except LeaseLost:
             _log.warning("run.lost")
+            note_failure("lease_lost")
         except GivenBack:
             self._give_back(run)
         except EndedEarly as end:
@@ -116,6 +125,7 @@ class Runner:
             self._store.give_back(lease)
 
     def _make_video(self, job: Job, run: Run) -> Result:
+        note_params(job.params)
         name = video_name(job.request_id, run.lease.run)
         draft = self._outputs.draft(name)
         self._moderation.check_prompt(job.params.prompt)
@@ -134,7 +144,7 @@ class Runner:
             denoising_seconds=round(watch.seconds[DENOISING], 3),
             video_seconds=round(watch.seconds[VIDEO], 3),
         )
-        run.stage = Stage.PUBLISHING
+        run.enter(Stage.PUBLISHING)
         size = self._outputs.publish(name)
         watch.end(PUBLISHING)
         traits = self._engine.traits
@@ -164,6 +174,7 @@ class Runner:
         else:
             self._outputs.remove(result.file_name)
             _log.warning("run.late")
+            note_failure("lease_lost")
 
     def _remove_early(self, job: Job, result: Result) -> None:
         """Of a mock engine only. Its record goes by itself; should we die, the file is swept."""
@@ -186,6 +197,7 @@ class Runner:
     def _give_back(self, run: Run) -> None:
         if not run.is_given_back:
             _log.info("run.given_back", step=run.step)
+        note_failure("given_back")
         self._store.give_back(run.lease)
 
     def _fail_with(self, lease: Lease, error: EngineError) -> None:
@@ -198,6 +210,7 @@ class Runner:
         self._fail(lease, error.code, str(error))
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
+        note_failure(code)
         is_ours = self._store.fail(lease, code, error)
         _log.warning("run.failed", error_code=code, reason=error)
         if is_ours:

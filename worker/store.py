@@ -103,7 +103,15 @@ class JobStore:
         record = self._run("start", lease.request_id, lease.run, worker, self._lease_ms)
         if record is None:
             return None
-        names = ("attempt", "params", "owner", "created_at", "started_at", "scenario")
+        names = (
+            "attempt",
+            "params",
+            "owner",
+            "created_at",
+            "started_at",
+            "scenario",
+            "traceparent",
+        )
         fields = dict(zip(names, record, strict=True)) | {"status": Status.PROCESSING}
         return Job.from_record(lease.request_id, fields)
 
