@@ -104,15 +104,22 @@ class Forecaster:
         Raises:
             BrokerUnavailableError: nobody can tell.
         """
+        if (forecast := self._kept()) is not None:
+            return forecast
         async with self._lock:  # one looks, and all who ask meanwhile wait for it
-            began = time.monotonic()
-            if self._forecast is None or began >= self._good_until:
-                with broker_errors():
-                    found = await self._foresee(keyspace.for_scripts(), [MOST_WAITING])
-                self._forecast = _forecast(found, time.monotonic())
-                took = time.monotonic() - began
-                self._good_until = began + took / SHARE
-            return self._forecast
+            return self._kept() or await self._look()
+
+    def _kept(self) -> Forecast | None:
+        return self._forecast if time.monotonic() < self._good_until else None
+
+    async def _look(self) -> Forecast:
+        began = time.monotonic()
+        with broker_errors():
+            found = await self._foresee(keyspace.for_scripts(), [MOST_WAITING])
+        self._forecast = _forecast(found, time.monotonic())
+        took = time.monotonic() - began
+        self._good_until = began + took / SHARE
+        return self._forecast
 
 
 def _forecast(found: list[Any], made_at: float) -> Forecast:
