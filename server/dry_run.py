@@ -63,9 +63,13 @@ def dry_run_body(price: Price, position: int, estimate: Estimate) -> DryRunBody:
         would_be_accepted=True,
         price=_price_body(price),
         queue_position=position,
-        estimated_wait_seconds=estimate.wait_seconds,
-        estimated_seconds=estimate.run_seconds,
+        estimated_wait_seconds=_rounded(estimate.wait_seconds),
+        estimated_seconds=_rounded(estimate.run_seconds),
     )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 def refused_body(price: Price, error: LimitError | TooFewCreditsError) -> DryRunBody:
