@@ -48,8 +48,10 @@ export function note(requestId, body) {
   store(all().map((entry) => (entry.id === requestId ? { ...entry, ...heard } : entry)));
 }
 
-export function forget(requestId) {
-  store(all().filter((entry) => entry.id !== requestId));
+/** Its own key does not find it any more. To another key it was never there. */
+export function forget(requestId, secret) {
+  const own = mark(secret);
+  store(all().filter((entry) => entry.id !== requestId || entry.mark !== own));
 }
 
 /** Another tab has changed something. */

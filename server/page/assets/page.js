@@ -70,12 +70,13 @@ async function show(requestId) {
   following.abort();
   following = new AbortController();
   const { signal } = following;
+  const secret = form.apiKey();
   result = null;
   view.cancelling(false);
   view.begin(requestId, history.find(requestId) ?? null);
   list();
   try {
-    for await (const body of api.follow(requestId, form.apiKey(), signal)) {
+    for await (const body of api.follow(requestId, secret, signal)) {
       if (signal.aborted) return;
       view.update(body);
       if (!body.trouble) hear(requestId, body);
@@ -84,7 +85,7 @@ async function show(requestId) {
     if (signal.aborted) return;
     view.lose(error);
     if (error.status === 401) form.refuse(error);
-    if (error.status === 404) forget(requestId);
+    if (error.status === 404) forget(requestId, secret);
   }
 }
 
@@ -94,8 +95,8 @@ function hear(requestId, body) {
   list();
 }
 
-function forget(requestId) {
-  history.forget(requestId);
+function forget(requestId, secret) {
+  history.forget(requestId, secret);
   list();
 }
 
@@ -151,7 +152,7 @@ async function refresh() {
     try {
       history.note(id, await api.ask(id, secret));
     } catch (error) {
-      if (error.status === 404) history.forget(id);
+      if (error.status === 404) history.forget(id, secret);
       else break;
     }
   }

@@ -47,7 +47,7 @@ export function update(body) {
     trouble.textContent = `${body.trouble} It will be asked again.`;
     return;
   }
-  const before = shown.body && words.headline(shown.body);
+  const isNews = phase(body) !== phase(shown.body);
   shown.body = body;
   shown.endsAt = body.eta_seconds === undefined ? null : Date.now() + body.eta_seconds * 1000;
   headline.textContent = words.headline(body);
@@ -56,7 +56,7 @@ export function update(body) {
   else if (body.status === "FAILED") fail(body);
   else run(body);
   tick();
-  if (words.headline(body) !== before) say(spoken(body));
+  if (isNews) say(spoken(body));
 }
 
 /** Nothing more will be heard of it. */
@@ -159,6 +159,11 @@ function endFacts(body) {
     rows.push([isGone ? "Expired at" : "Kept until", words.clock(body.expires_at)]);
   }
   return rows;
+}
+
+/** Changes as often as it is worth an announcement: not with each place, step or per cent. */
+function phase(body) {
+  return body && [body.status, body.stage, body.attempt].join();
 }
 
 function spoken(body) {
