@@ -16,7 +16,7 @@ from typing import Any
 from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
 from server.example import EXAMPLE_REQUEST
 
-_LABELS = {"fps": "Frames a second"}
+_LABELS = {"fps": "Frame rate"}
 """Where the name of a parameter says too little."""
 _WIDEST_SLIDER = 1000
 """A value of a wider range is typed, and not pulled at."""

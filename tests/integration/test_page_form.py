@@ -230,4 +230,4 @@ def test_a_video_plays_from_where_its_link_leads(visitor: Visitor) -> None:
     visitor.makes()
     assert visitor.page.evaluate("origin") != origin
     expect(visitor.page.locator("#video")).to_have_attribute("src", re.compile(f"^{origin}/v2/"))
-    visitor.page.wait_for_function("document.getElementById('video').readyState >= 3")
+    visitor.page.wait_for_function("() => document.getElementById('video').readyState >= 3")

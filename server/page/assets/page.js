@@ -8,6 +8,8 @@ import * as view from "./view.js";
 import * as words from "./words.js";
 
 const REFRESH_MS = 10_000;
+/** Characters of a prompt in the list: more than have room. */
+const MOST_LISTED = 120;
 
 const at = (id) => document.getElementById(id);
 const keyBox = at("key");
@@ -129,7 +131,7 @@ function item(entry) {
   if (entry.id === requestOfAddress()) link.setAttribute("aria-current", "true");
   const state = entry.status ? words.outcome(entry) : "";
   for (const [name, text] of [
-    ["prompt", entry.values.prompt],
+    ["prompt", entry.values.prompt.slice(0, MOST_LISTED)],
     ["state", state],
     ["time", words.clock(entry.at)],
   ]) {
