@@ -135,12 +135,13 @@ def test_a_double_click_and_a_lost_answer_make_one_video(visitor: Visitor) -> No
     visitor.forgive("Failed to load")
 
 
-def test_the_same_seed_again(visitor: Visitor) -> None:
+def test_the_same_seed_again_and_a_warning_is_shown(visitor: Visitor) -> None:
     visitor.makes(Seed=-1)
     drawn = visitor.fact("Seed").inner_text()
     visitor.button("Same seed again").click()
     expect(visitor.field("Seed")).to_have_value(drawn)
-    visitor.makes("another pond", Seed=MAX_SEED)
+    visitor.makes("fake:warn Frogs were left out.", Seed=MAX_SEED)
+    expect(visitor.page.locator("#warnings")).to_have_text("Frogs were left out.")
     expect(visitor.fact("Seed")).to_have_text(str(MAX_SEED))  # more digits than a double has
 
 

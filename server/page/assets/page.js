@@ -145,12 +145,12 @@ function item(entry) {
   return row;
 }
 
-/** Ask for those that may have changed, but the one that is followed anyway. */
-async function refresh() {
+/** Ask for those that may have changed, or all, but the one that is followed anyway. */
+async function refresh(isForAll = false) {
   const secret = form.apiKey();
   if (!secret || document.hidden) return;
   for (const { id, status } of history.requests(secret)) {
-    if (id === requestOfAddress() || status === "COMPLETED" || status === "FAILED") continue;
+    if (id === requestOfAddress() || (api.isEnded({ status }) && !isForAll)) continue;
     try {
       history.note(id, await api.ask(id, secret));
     } catch (error) {
@@ -166,7 +166,7 @@ function changeKey() {
   history.key.set(form.apiKey());
   list();
   if (requestOfAddress()) show(requestOfAddress());
-  refresh();
+  refresh(true);
 }
 
 // Code to copy
@@ -231,9 +231,7 @@ setInterval(() => {
   form.tick();
   view.tick();
 }, 1000);
-setInterval(() => {
-  refresh();
-}, REFRESH_MS);
+setInterval(() => refresh(), REFRESH_MS);
 
 // The start, or the reload
 
@@ -241,9 +239,8 @@ keyBox.value = history.key.get();
 writeSnippet();
 list();
 if (form.apiKey()) {
-  const isGoing = ({ status }) => status !== "COMPLETED" && status !== "FAILED";
-  const going = history.requests(form.apiKey()).find(isGoing);
+  const going = history.requests(form.apiKey()).find((entry) => !api.isEnded(entry));
   if (requestOfAddress()) show(requestOfAddress());
   else if (going) go(going.id);
-  refresh();
+  refresh(true);
 }
