@@ -66,6 +66,7 @@ def test_a_video_is_waited_for_seen_on_its_way_and_played(visitor: Visitor) -> N
         " && video.currentTime > 0",
         arg=[video.element_handle(), WIDTH],
     )
+    expect(video).to_be_visible()
     assert video.evaluate("one => [one.loop, one.controls, one.muted]") == [True, True, True]
     expect(visitor.page.locator("#preview")).to_be_hidden()
     visitor.page.evaluate("scrollTo(0, 0)")
