@@ -29,7 +29,7 @@ def main() -> None:
     ):
         terms = Path(folder) / "terms.txt"
         terms.write_text("[real people]\nann o'hara\n")
-        stack.start_gateway(port="8000")
+        stack.start_gateway()
         worker = stack.start_worker(moderation_terms=str(terms))
         with visit(stack, browser, viewport=SIZE) as visitor:
             take(visitor, "idle")
