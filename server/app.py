@@ -17,6 +17,7 @@ from server.answers import handle_error, handle_routing_error
 from server.contact import stay_in_contact
 from server.documents import document
 from server.gate import METRICS, Gate
+from server.page import Page
 from server.routes import (
     account,
     generate,
@@ -96,6 +97,8 @@ def create_app(
     app.state.routes = [route for router in routers for route in router.routes]
     if settings.docs:
         app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+        app.mount("/page", StaticFiles(packages=[("server.page", "assets")]))
+        app.state.page = Page.render()
     app.webhooks.include_router(webhook_events.router)
     app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

@@ -21,15 +21,22 @@ from server.errors import BadHostError, InvalidKeyError, MissingKeyError
 from server.keyring import ApiKey, Keyring
 from server.links import VIDEO_FOLDER
 from server.metrics import Traffic
-from server.safe_headers import DOCS_FOLDER, DOCS_PAGE, Headers, safe_headers
+from server.safe_headers import (
+    DOCS_FOLDER,
+    DOCS_PAGE,
+    FRONT_PAGE,
+    PAGE_FOLDER,
+    Headers,
+    safe_headers,
+)
 from server.throttle import Throttle
 
 PROBES = frozenset({"/healthz", "/readyz"})
 METRICS = "/metrics"
 """Public only with MOCHI_METRICS_PUBLIC."""
-PUBLIC = PROBES | {"/", DOCS_PAGE, "/openapi.json", "/version"}
-PUBLIC_FOLDERS = (DOCS_FOLDER, VIDEO_FOLDER)
-"""Below these: the pages of /docs, and videos, whose links are signed instead."""
+PUBLIC = PROBES | {FRONT_PAGE, DOCS_PAGE, "/openapi.json", "/version"}
+PUBLIC_FOLDERS = (DOCS_FOLDER, PAGE_FOLDER, VIDEO_FOLDER)
+"""Below these: what belongs to the pages, and videos, whose links are signed instead."""
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 

@@ -6,6 +6,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
 
 import redis.asyncio
 import structlog
@@ -25,11 +27,12 @@ from server.settings import ServerSettings
 from server.watch import Watch
 from worker import keyspace, scripts
 from worker.connection import broker_errors
-from worker.errors import BrokerUnavailableError, RequestNotFoundError
+from worker.errors import BrokerUnavailableError, RequestNotFoundError, StorageError
 from worker.forecast import Forecaster
 from worker.intake import Intake
 from worker.job import Job
 from worker.metrics import Survey
+from worker.outputs import video_name
 from worker.pace import Work
 from worker.storage import open_outputs
 from worker.usage import Period, Usage, fields_of
@@ -39,6 +42,8 @@ STORE_PATIENCE_SECONDS = 10.0
 SHORTEST_LINK_SECONDS = 5.0
 CANCEL_TRIES = 60
 CANCEL_PAUSE_SECONDS = 1.0
+_ANY_VIDEO = video_name(str(UUID(int=0)), "0" * 12)
+"""One that there never is."""
 
 _log = structlog.get_logger()
 
@@ -67,6 +72,7 @@ class Services:
         self._redis = redis
         self._survey = redis.register_script(scripts.source("survey"))
         self._signer: Signer | None = None
+        self._store_origin: str | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
 
     def cancel_for_sure(self, request_id: str, owner: str) -> None:
@@ -151,10 +157,27 @@ class Services:
         wait_seconds = forecast.start_seconds_at(position, time.monotonic())
         return Estimate(wait_seconds, forecast.run_seconds(Work.of(params)))
 
+    async def video_origins(self) -> list[str]:
+        """Where links to videos lead, if not to where the gateway was called: scheme and host."""
+        if self._store_origin is None:
+            try:
+                link = await run_in_threadpool(self.outputs.link, _ANY_VIDEO, SHORTEST_LINK_SECONDS)
+            except StorageError as error:
+                _log.warning("outputs.no_link", reason=str(error))
+                return []  # nor does a result have one now
+            self._store_origin = _origin(link or self.settings.public_url)
+        return [self._store_origin] if self._store_origin else []
+
     def seconds_left(self, job: Job) -> float:
         """Until the record goes, as far as the clocks of broker and gateway agree."""
         left = (job.expires_at or 0) / 1000 - time.time()
         return max(SHORTEST_LINK_SECONDS, min(left, self.settings.retention_seconds))
+
+
+def _origin(url: str) -> str:
+    """Scheme and host, as browsers compare them; empty for no URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,7 @@ class Supervisor:
         _say(f"Ready on {url}/v1 ({_engine(self._settings)})")
         _say(f"API key: {self._shown_key()}")
         if self._settings.docs:
+            _say(f"Page: {url}/")
             _say(f"Documents: {url}/docs")
         _say("Stop with Ctrl-C.")
 

@@ -14,6 +14,8 @@ from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.s3 import ObjectStore
 
 
@@ -121,3 +123,12 @@ def object_store(
         monkeypatch.setenv(name, value)
     yield shared_object_store
     shared_object_store.heal()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real one. Not for longer: while it runs, this process can run no event loop of its own."""
+    from tests.visitor import chromium  # noqa: PLC0415 (a second that few tests need)
+
+    with chromium() as browser:
+        yield browser

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.responses import HTMLResponse, RedirectResponse
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 
 from server.docs_page import PAGE
+from server.page import Page
+from server.safe_headers import front_page_policy
+from server.services import Call
 
 router = APIRouter(include_in_schema=False)
 
@@ -17,6 +21,11 @@ async def docs() -> HTMLResponse:
 
 
 @router.get("/")
-async def root() -> RedirectResponse:
-    """A person with a browser wants to see something."""
-    return RedirectResponse("/docs")
+async def front_page(request: Request) -> Response:
+    """A form for a video, and what becomes of it. It may show videos from where they are kept."""
+    page: Page = request.app.state.page
+    origins = await Call.of(request).services.video_origins()
+    headers = {"etag": page.etag, "content-security-policy": front_page_policy(origins)}
+    if request.headers.get("if-none-match") == page.etag:
+        return Response(status_code=304, headers=headers)
+    return HTMLResponse(page.html, headers=headers)

@@ -47,11 +47,12 @@ def assert_safe(answer: httpx.Response, policy: str = CLOSED) -> None:
         ("GET", "/docs/nowhere", 404),
         ("PATCH", "/v2/mochi-1", 405),
         ("PUT", "/docs", 405),
+        ("PUT", "/", 405),
+        ("GET", "/page/nowhere", 404),
         ("GET", "/healthz", 200),
         ("GET", "/readyz", 200),
         ("GET", "/version", 200),
         ("GET", "/openapi.json", 200),
-        ("GET", "/", 307),
     ],
 )
 def test_an_answer_is_kept_by_nobody_and_shows_nothing(
@@ -110,6 +111,42 @@ def test_the_docs_page_may_run_its_own_scripts_and_no_other(server: Stack) -> No
     assert_safe(httpx.get(f"{server.url}/docs/swagger-ui-bundle.js"))
 
 
+def test_the_page_may_run_its_own_files_only_and_turn_no_text_into_markup(server: Stack) -> None:
+    answer = httpx.get(f"{server.url}/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert_safe(
+        answer,
+        f"{CLOSED}; connect-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "require-trusted-types-for 'script'; trusted-types 'none'; media-src 'self'",
+    )
+    assert not re.search(r"\sstyle=|\son\w+=|javascript:|<style|//", answer.text)
+    for file, kinds in {
+        "page.js": {"text/javascript", "application/javascript"},  # by the version of Python
+        "page.css": {"text/css"},
+        "icon.svg": {"image/svg+xml"},
+    }.items():
+        asset = httpx.get(f"{server.url}/page/{file}")
+        assert asset.headers["content-type"].partition(";")[0] in kinds
+        assert_safe(asset)
+
+
+@pytest.mark.parametrize("path", ["/", "/page/page.js"])
+def test_the_page_is_asked_for_anew_at_each_visit_and_sent_when_it_is_another(
+    server: Stack, path: str
+) -> None:
+    answer = httpx.get(f"{server.url}{path}")
+    assert answer.headers.get_list("cache-control") == ["no-cache"]
+    again = httpx.get(server.url + path, headers={"if-none-match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert_safe(again, answer.headers["content-security-policy"])
+
+
+def test_the_page_may_show_videos_from_where_links_lead(server: Stack) -> None:
+    elsewhere = another_gateway(server, public_url="https://videos.example:8443")
+    policy = httpx.get(elsewhere).headers["content-security-policy"]
+    assert policy.endswith("; media-src 'self' https://videos.example:8443")
+
+
 # Without the pages
 
 
@@ -120,7 +157,11 @@ def bare(server: Stack) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/docs", "/docs/", "/docs/swagger-ui-bundle.js", "/docs/nowhere", "/openapi.json"]
+    "path",
+    [
+        *("/", "/page/page.js", "/docs", "/docs/", "/docs/swagger-ui-bundle.js", "/docs/nowhere"),
+        "/openapi.json",
+    ],
 )
 @pytest.mark.parametrize("verb", ["GET", "POST"])
 def test_docs_can_be_left_out(server: Stack, bare: str, verb: str, path: str) -> None:

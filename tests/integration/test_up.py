@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -60,6 +61,8 @@ def test_on_a_terminal_the_first_key_itself_is_printed(tmp_path: Path) -> None:
         assert process.wait(60) == 0
     key = (tmp_path / "key").read_text().strip()
     assert f"API key: {key} (kept in {tmp_path / 'key'})" in shown.decode()
+    page = re.search(r"^Page: (http://127\.0\.0\.1:\d+/)\r$", shown.decode(), re.MULTILINE)
+    assert page, shown
 
 
 def test_a_worker_that_dies_is_started_again(up: Up) -> None:

@@ -121,6 +121,11 @@ def test_a_result_links_to_the_object_itself_for_as_long_as_it_lives(
     assert stack.outputs() == []  # no draft stays on the disk
 
 
+def test_the_page_may_show_videos_from_the_bucket(stack: Bucket) -> None:
+    policy = httpx.get(stack.url).headers["content-security-policy"]
+    assert policy.endswith(f"; media-src 'self' {stack.s3.url}")
+
+
 def test_a_blocking_call_answers_with_the_bytes(stack: Bucket) -> None:
     answer = stack.client.post("/v1/mochi-1", json=POND | {"width": 1})
     assert answer.status_code == 200

@@ -32,6 +32,7 @@ OPEN = {
     "/docs/anything",
     "/healthz",
     "/openapi.json",
+    "/page/anything",
     "/readyz",
     "/version",
     SIGNED_VIDEO,

@@ -1,0 +1,117 @@
+"""The page at `/`: its files, and the form with what the model accepts filled in.
+
+`index.html` is a template, so that a range or a default stands in `models/params.py` alone. Nothing
+here knows the API: the scripts in `assets` call it, as any client does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
+from server.example import EXAMPLE_REQUEST
+
+_LABELS = {"fps": "Frame rate"}
+"""Where the name of a parameter says too little."""
+_WIDEST_SLIDER = 1000
+"""A value of a wider range is typed, and not pulled at."""
+
+_TEXT = Template("""\
+<div class="field">
+  <label for="$name">$label</label>
+  <textarea id="$name" name="$name" rows="$rows" data-most="$most"
+    aria-describedby="$name-hint $name-error"$required>
+$value</textarea>
+  <p class="hint" id="$name-hint">$hint <span class="count" id="$name-count"></span></p>
+  <p class="error" id="$name-error"></p>
+</div>
+""")
+_NUMBER = Template("""\
+<div class="field number">
+  <label for="$name">$label</label>
+  <input type="number" id="$name" name="$name" value="$value" min="$least" max="$most" step="$step"
+    placeholder="$default" aria-describedby="$name-hint $name-error" autocomplete="off">
+  $slider<p class="hint" id="$name-hint">$hint <span class="range">$range.</span></p>
+  <p class="error" id="$name-error"></p>
+</div>
+""")
+# The number beside it is the control for the keyboard and for screen readers: one is enough.
+_SLIDER = Template("""\
+<input type="range" data-for="$name" value="$value" min="$least" max="$most" step="$pull"
+    tabindex="-1" aria-hidden="true" autocomplete="off">
+  """)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page, and by what a browser knows whether its copy is still the same."""
+
+    html: bytes
+    etag: str
+
+    @classmethod
+    def render(cls) -> Page:
+        """Read and fill it, for as long as the gateway runs."""
+        html = _html()
+        return cls(html, f'"{hashlib.sha256(html).hexdigest()[:32]}"')
+
+
+def _html() -> bytes:
+    fields = GenerateParams.model_json_schema()["properties"]
+    shown = {
+        name: _text(name, field) if field["type"] == "string" else _number(name, field)
+        for name, field in fields.items()
+    }
+    template = Template((Path(__file__).parent / "index.html").read_text("utf-8"))
+    return template.substitute(
+        texts="".join(shown[name] for name in fields if fields[name]["type"] == "string"),
+        numbers="".join(shown[name] for name in fields if fields[name]["type"] != "string"),
+        model=MODEL,
+        width=WIDTH,
+        height=HEIGHT,
+    ).encode()
+
+
+def _text(name: str, field: dict[str, Any]) -> str:
+    is_required = "default" not in field
+    return _TEXT.substitute(
+        **_common(name, field),
+        most=field["maxLength"],
+        rows=8 if is_required else 2,
+        required=" required" if is_required else "",
+    )
+
+
+def _number(name: str, field: dict[str, Any]) -> str:
+    is_whole = field["type"] == "integer"
+    least, most = field["minimum"], field["maximum"]
+    values = _common(name, field) | {
+        "least": least,
+        "most": most,
+        "range": f"{least} to {_short(most)}",
+        "default": field["default"],
+        "step": "1" if is_whole else "any",
+        "pull": "1" if is_whole else "0.1",
+    }
+    slider = _SLIDER.substitute(values) if most - least <= _WIDEST_SLIDER else ""
+    return _NUMBER.substitute(values, slider=slider)
+
+
+def _short(number: float) -> str:
+    """As a person reads it who knows the largest integer of a computer."""
+    is_largest = isinstance(number, int) and number + 1 == 1 << 63
+    return "2^63-1" if is_largest else str(number)
+
+
+def _common(name: str, field: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "label": _LABELS.get(name) or name.replace("_", " ").capitalize(),
+        "hint": escape(field["description"]),
+        "value": escape(str(EXAMPLE_REQUEST.get(name, field.get("default", "")))),
+    }

@@ -1,0 +1,158 @@
+/** Calls of the public API, at the address that served this page. Knows nothing of the page. */
+
+const FIRST_WORD_MS = 8_000;
+/** More than two heartbeats: a silent stream is held back on its way, or broken. */
+const SILENCE_MS = 40_000;
+const POLL_MS = 2_000;
+const MOST_POLLS = 16;
+/** Said by a server that is stopping or without its broker, or by a proxy without the server. */
+const PASSING = new Set([0, 429, 500, 502, 503, 504]);
+
+/** What the server said against a call. `status` is 0 when nobody answered. */
+export class ApiError extends Error {
+  constructor(status, message, retrySeconds = 0) {
+    super(message);
+    this.status = status;
+    this.retrySeconds = retrySeconds;
+  }
+
+  get isPassing() {
+    return PASSING.has(this.status);
+  }
+}
+
+/** A URL of the API, also when a proxy serves it below a path. */
+export function address(path) {
+  return new URL(path, document.baseURI).href;
+}
+
+/** Queue a video. Asked for twice with the same `idempotencyKey`, it is made once. */
+export async function submit(model, key, json, idempotencyKey) {
+  const headers = { "content-type": "application/json", "idempotency-key": idempotencyKey };
+  return read(await send(`v2/${model}`, key, { method: "POST", headers, body: json }));
+}
+
+/** Where a request stands: its result, once there is one. */
+export async function ask(requestId, key, signal) {
+  return read(await send(pathOf(requestId), key, { signal }));
+}
+
+export async function cancel(requestId, key) {
+  return read(await send(`${pathOf(requestId)}/cancel`, key, { method: "PUT" }));
+}
+
+export function isEnded(body) {
+  return body.status === "COMPLETED" || body.status === "FAILED";
+}
+
+/**
+ * All that is said of a request until it has ended: bodies of its status, then its result. While
+ * the server cannot be reached, `{ trouble }`. By events; when their stream breaks, by asking, with
+ * another try of the stream every now and then, ever more rarely.
+ */
+export async function* follow(requestId, key, signal) {
+  for (let polls = 1; ; polls = Math.min(polls * 2, MOST_POLLS)) {
+    try {
+      for await (const body of events(requestId, key, signal)) {
+        polls = 1;
+        yield body;
+        if (isEnded(body)) return;
+      }
+    } catch (error) {
+      if (signal.aborted || !error.isPassing) throw error;
+    }
+    for (let left = polls; left > 0; left--) {
+      await pause(POLL_MS, signal);
+      const body = await askOn(requestId, key, signal);
+      yield body;
+      if (isEnded(body)) return;
+    }
+  }
+}
+
+async function askOn(requestId, key, signal) {
+  try {
+    return await ask(requestId, key, signal);
+  } catch (error) {
+    if (signal.aborted || !error.isPassing) throw error;
+    return { trouble: error.message };
+  }
+}
+
+/** Server-sent events. The browser's EventSource cannot send a key. */
+async function* events(requestId, key, signal) {
+  const silence = new AbortController();
+  let timer = setTimeout(() => silence.abort(), FIRST_WORD_MS);
+  try {
+    const both = AbortSignal.any([signal, silence.signal]);
+    const answer = await send(`${pathOf(requestId)}/events`, key, { signal: both });
+    if (!answer.ok) await read(answer);
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let rest = ""; ; ) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      clearTimeout(timer);
+      timer = setTimeout(() => silence.abort(), SILENCE_MS);
+      const blocks = (rest + value).split("\n\n");
+      rest = blocks.pop();
+      for (const block of blocks) {
+        const data = block.split("\n").filter((line) => line.startsWith("data:"));
+        if (data.length > 0) yield parse(data.map((line) => line.slice(5)).join("\n"));
+      }
+    }
+  } catch (error) {
+    if (error instanceof ApiError || signal.aborted) throw error;
+    throw new ApiError(0, String(error)); // broken in the middle, or silent
+  } finally {
+    clearTimeout(timer);
+    silence.abort();
+  }
+}
+
+async function send(path, key, options) {
+  try {
+    return await fetch(address(path), {
+      ...options,
+      headers: { ...options.headers, "x-api-key": key },
+      cache: "no-store",
+    });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new ApiError(0, "The server does not answer. Does it run, and are you online?");
+  }
+}
+
+async function read(answer) {
+  let body = null;
+  try {
+    body = parse(await answer.text());
+  } catch {
+    // Cut off, or none of ours
+  }
+  if (body !== null && (answer.ok || body.status === "FAILED")) return body;
+  const words = body?.error ?? `The server cannot answer just now (${answer.status}).`;
+  const status = answer.ok ? 0 : answer.status;
+  throw new ApiError(status, words, Number(answer.headers.get("retry-after")) || 0);
+}
+
+/** JSON, with the seed as text: it may have more digits than a number of JavaScript holds. */
+function parse(text) {
+  const body = JSON.parse(text);
+  const seed = /"seed":\s*(-?\d+)/.exec(text); // within a string, its quotes are escaped
+  return seed === null ? body : { ...body, seed: seed[1] };
+}
+
+function pathOf(requestId) {
+  return `v2/requests/${encodeURIComponent(requestId)}`;
+}
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, milliseconds);
+    const stop = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    signal.addEventListener("abort", stop, { once: true });
+  });
+}

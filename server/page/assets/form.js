@@ -1,0 +1,141 @@
+/** The form: its fields are made by the server, which knows what the model accepts. */
+
+const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
+
+export const form = document.getElementById("form");
+export const model = form.dataset.model;
+
+const secret = form.querySelector("#key");
+const problem = form.querySelector("#problem");
+const countdown = form.querySelector("#countdown");
+const fields = [...form.querySelectorAll("[name]")].filter((field) => !field.matches("fieldset"));
+
+let retryAt = 0;
+
+/** What stands in the fields, as text. */
+export function values() {
+  return Object.fromEntries(fields.map((field) => [field.name, field.value]));
+}
+
+/** Fill the fields; those that are not named stay as they are. */
+export function fill(texts) {
+  for (const field of fields) {
+    if (field.name in texts) field.value = texts[field.name];
+  }
+  changed();
+}
+
+/** Name and JSON of every parameter that was given. A number keeps all the digits it has. */
+export function literals() {
+  return fields
+    .filter((field) => field.value !== "" || field.required)
+    .map((field) => [field.name, literal(field)]);
+}
+
+export function json() {
+  const pairs = literals().map(([name, text]) => `${JSON.stringify(name)}: ${text}`);
+  return `{${pairs.join(", ")}}`;
+}
+
+export function apiKey() {
+  return secret.value.trim();
+}
+
+/** Whether the form can be sent at all. What its values may be is for the server to say. */
+export function isSendable() {
+  clear();
+  const odd = fields.find((field) => field.validity.badInput);
+  if (odd) reject(odd, "This is not a number.");
+  else if (!apiKey()) reject(secret, "An API key is needed.");
+  else if (!/^[\x21-\x7e]+$/.test(apiKey())) {
+    reject(secret, "This cannot be an API key: it has characters that no key has.");
+  } else return true;
+  return false;
+}
+
+/** Show what the server said, at the field it speaks of. */
+export function refuse(error) {
+  clear();
+  const named = fields.find((field) => error.message.includes(`\`${field.name}\``));
+  if (error.status === 401) reject(secret, error.message);
+  else if (error.status === 400 && named) reject(named, error.message);
+  else say(error);
+}
+
+/** Remove all that was said. */
+export function clear() {
+  for (const field of [secret, ...fields]) {
+    field.removeAttribute("aria-invalid");
+    errorOf(field).textContent = "";
+  }
+  problem.textContent = "";
+  retryAt = 0;
+  tick();
+}
+
+/** Once a second. */
+export function tick() {
+  const left = Math.ceil((retryAt - Date.now()) / 1000);
+  countdown.textContent = left > 0 ? `Try again in ${left} s.` : "";
+}
+
+function say(error) {
+  problem.textContent = error.message;
+  retryAt = Date.now() + error.retrySeconds * 1000;
+  tick();
+}
+
+function reject(field, message) {
+  field.setAttribute("aria-invalid", "true");
+  errorOf(field).textContent = message;
+  field.focus();
+}
+
+function errorOf(field) {
+  return document.getElementById(`${field.id}-error`);
+}
+
+function literal(field) {
+  const isNumber = field.type === "number" && !field.validity.badInput;
+  if (!isNumber) return JSON.stringify(field.value);
+  return JSON_NUMBER.test(field.value) ? field.value : String(field.valueAsNumber);
+}
+
+/** What follows from the fields. Called after each change of them. */
+function changed() {
+  for (const slider of form.querySelectorAll("[data-for]")) {
+    slider.value = form.elements[slider.dataset.for].value;
+  }
+  for (const field of form.querySelectorAll("[data-most]")) {
+    const [count, most] = [[...field.value].length, Number(field.dataset.most)];
+    const counter = document.getElementById(`${field.id}-count`);
+    counter.textContent = `${count.toLocaleString()} of ${most.toLocaleString()} characters.`;
+    counter.classList.toggle("over", count > most);
+  }
+  const [frames, fps] = ["frames", "fps"].map((name) => form.elements[name].valueAsNumber);
+  const seconds = frames / fps;
+  form.querySelector("#length").textContent = Number.isFinite(seconds)
+    ? `${seconds.toLocaleString([], { maximumFractionDigits: 2 })} seconds of video`
+    : "";
+  form.dispatchEvent(new Event("changed"));
+}
+
+form.addEventListener("input", ({ target }) => {
+  if (target.dataset.for) form.elements[target.dataset.for].value = target.value;
+  changed();
+});
+form.addEventListener("reset", () => {
+  const kept = secret.value;
+  setTimeout(() => {
+    secret.value = kept; // a key is no example
+    clear();
+    changed();
+  });
+});
+form.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    form.requestSubmit();
+  }
+});
+changed();

@@ -1,0 +1,246 @@
+/** The page: what happens when something is pressed. */
+
+import * as api from "./api.js";
+import * as form from "./form.js";
+import * as history from "./history.js";
+import * as snippets from "./snippets.js";
+import * as view from "./view.js";
+import * as words from "./words.js";
+
+const REFRESH_MS = 10_000;
+/** Characters of a prompt in the list: more than have room. */
+const MOST_LISTED = 120;
+
+const at = (id) => document.getElementById(id);
+const keyBox = at("key");
+const generate = at("generate");
+
+let following = new AbortController();
+let isSending = false;
+/** The result that is shown, if there is one. */
+let result = null;
+
+// Asking
+
+/** One press is one video: until it is answered, the same again goes by the same name. */
+async function submit() {
+  if (isSending || !form.isSendable()) return;
+  const [secret, values, json] = [form.apiKey(), form.values(), form.json()];
+  const before = history.press.get();
+  const press = before?.json === json ? before : { json, name: randomName() };
+  history.press.set(press);
+  sending(true);
+  try {
+    const { request_id: requestId } = await api.submit(form.model, secret, json, press.name);
+    history.press.set(null);
+    history.add(requestId, secret, values);
+    go(requestId);
+    at("request").scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    if (!error.isPassing) history.press.set(null);
+    form.refuse(error);
+  } finally {
+    sending(false);
+  }
+}
+
+function sending(isSent) {
+  isSending = isSent;
+  generate.setAttribute("aria-disabled", String(isSent));
+  generate.textContent = isSent ? "Sending …" : "Generate";
+}
+
+/** Not randomUUID, which is only there with TLS. */
+function randomName() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// Following
+
+/** The address names the request that is shown: so it is there after a reload, and Back works. */
+function go(requestId) {
+  if (requestOfAddress() === requestId) show(requestId);
+  else location.hash = requestId;
+}
+
+function requestOfAddress() {
+  return location.hash.slice(1);
+}
+
+async function show(requestId) {
+  following.abort();
+  following = new AbortController();
+  const { signal } = following;
+  const secret = form.apiKey();
+  result = null;
+  view.cancelling(false);
+  view.begin(requestId, history.find(requestId) ?? null);
+  list();
+  try {
+    for await (const body of api.follow(requestId, secret, signal)) {
+      if (signal.aborted) return;
+      view.update(body);
+      if (!body.trouble) hear(requestId, body);
+    }
+  } catch (error) {
+    if (signal.aborted) return;
+    view.lose(error);
+    if (error.status === 401) form.refuse(error);
+    if (error.status === 404) forget(requestId, secret);
+  }
+}
+
+function hear(requestId, body) {
+  if (body.status === "COMPLETED") result = body;
+  history.note(requestId, body);
+  list();
+}
+
+function forget(requestId, secret) {
+  history.forget(requestId, secret);
+  list();
+}
+
+async function cancel() {
+  const { id } = at("request").dataset;
+  const { signal } = following;
+  view.cancelling(true);
+  try {
+    await api.cancel(id, form.apiKey());
+  } catch (error) {
+    if (signal.aborted) return;
+    view.cancelling(false);
+    form.refuse(error);
+  }
+}
+
+// The requests before
+
+function list() {
+  const entries = history.requests(form.apiKey());
+  at("no-history").hidden = entries.length > 0;
+  const texts = JSON.stringify([entries, requestOfAddress()]);
+  if (at("history").dataset.texts === texts) return;
+  at("history").dataset.texts = texts;
+  at("history").replaceChildren(...entries.map(item));
+}
+
+function item(entry) {
+  const link = Object.assign(document.createElement("a"), { href: `#${entry.id}` });
+  if (entry.id === requestOfAddress()) link.setAttribute("aria-current", "true");
+  const state = entry.status ? words.outcome(entry) : "";
+  for (const [name, text] of [
+    ["prompt", entry.values.prompt.slice(0, MOST_LISTED)],
+    ["state", state],
+    ["time", words.clock(entry.at)],
+  ]) {
+    const span = Object.assign(document.createElement("span"), { className: name });
+    span.textContent = text;
+    link.append(span, " ");
+  }
+  link.dataset.state = entry.status ?? "";
+  const row = document.createElement("li");
+  row.append(link);
+  return row;
+}
+
+/** Ask for those that may have changed, or all, but the one that is followed anyway. */
+async function refresh(isForAll = false) {
+  const secret = form.apiKey();
+  if (!secret || document.hidden) return;
+  for (const { id, status } of history.requests(secret)) {
+    if (id === requestOfAddress() || (api.isEnded({ status }) && !isForAll)) continue;
+    try {
+      history.note(id, await api.ask(id, secret));
+    } catch (error) {
+      if (error.status === 404) history.forget(id, secret);
+      else break;
+    }
+  }
+  list();
+}
+
+/** What was asked for before is in sight now, or out of it. */
+function changeKey() {
+  history.key.set(form.apiKey());
+  list();
+  if (requestOfAddress()) show(requestOfAddress());
+  refresh(true);
+}
+
+// Code to copy
+
+function writeSnippet() {
+  const language = document.querySelector("[name=language]:checked").value;
+  at("snippet").textContent = snippets[language](api.address("v1"), form.model, form.literals());
+  at("snippet-hint").textContent =
+    language === "curl"
+      ? "Waits for the video and writes it to mochi.mp4. The key is taken from MOCHI_API_KEY."
+      : "Needs pip install segmind. Writes the video to mochi.mp4. The key is taken from MOCHI_API_KEY.";
+}
+
+async function copy() {
+  const range = document.createRange();
+  range.selectNodeContents(at("snippet"));
+  getSelection().removeAllRanges();
+  getSelection().addRange(range);
+  try {
+    await navigator.clipboard.writeText(at("snippet").textContent);
+  } catch {
+    document.execCommand("copy"); // without TLS there is no clipboard, but this
+  }
+  view.say("Copied");
+  at("copy").textContent = "Copied";
+  setTimeout(() => (at("copy").textContent = "Copy"), 2000);
+}
+
+// What is pressed
+
+form.form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+form.form.addEventListener("changed", writeSnippet);
+keyBox.addEventListener("input", () => history.key.set(form.apiKey()));
+keyBox.addEventListener("change", changeKey);
+at("show-key").addEventListener("click", ({ target }) => {
+  const isShown = keyBox.type === "text";
+  keyBox.type = isShown ? "password" : "text";
+  target.setAttribute("aria-pressed", String(!isShown));
+});
+at("cancel").addEventListener("click", cancel);
+at("use-seed").addEventListener("click", () => {
+  form.fill({ seed: result.seed });
+  at("seed").focus();
+  view.say(`The seed is ${result.seed}`);
+});
+at("use-all").addEventListener("click", () => {
+  const { values } = history.find(at("request").dataset.id);
+  form.fill({ ...values, ...(result && { seed: result.seed }) });
+  at("prompt").focus();
+  view.say("The form has the settings of this request");
+});
+at("copy").addEventListener("click", copy);
+for (const choice of document.querySelectorAll("[name=language]")) {
+  choice.addEventListener("change", writeSnippet);
+}
+addEventListener("hashchange", () => requestOfAddress() && show(requestOfAddress()));
+history.onChange(list);
+setInterval(() => {
+  form.tick();
+  view.tick();
+}, 1000);
+setInterval(() => refresh(), REFRESH_MS);
+
+// The start, or the reload
+
+keyBox.value = history.key.get();
+writeSnippet();
+list();
+if (form.apiKey()) {
+  const going = history.requests(form.apiKey()).find((entry) => !api.isEnded(entry));
+  if (requestOfAddress()) show(requestOfAddress());
+  else if (going) go(going.id);
+  refresh(true);
+}

@@ -1,0 +1,197 @@
+/** One request on the page: what is going on, its picture, its end. */
+
+import { isEnded } from "./api.js";
+import * as words from "./words.js";
+
+const at = (id) => document.getElementById(id);
+const section = at("request");
+const [headline, detail, video, preview] = ["state", "detail", "video", "preview"].map(at);
+const [progress, trouble, failure, facts] = ["progress", "trouble", "failure", "facts"].map(at);
+const [cancelButton, download, useSeed, useAll] = ["cancel", "download", "use-seed", "use-all"].map(
+  at,
+);
+const stillness = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** What is shown: the request as this browser remembers it, and what was last heard of it. */
+let shown = { entry: null, body: null, endsAt: null, endedAt: null };
+
+/** Announce it to who cannot see the page. */
+export function say(text) {
+  at("said").textContent = text;
+}
+
+/** Turn to a request of which nothing is known but what this browser remembers, if anything. */
+export function begin(requestId, entry) {
+  shown = { entry, body: null, endsAt: null, endedAt: null };
+  section.dataset.state = "asking";
+  section.dataset.id = requestId;
+  headline.textContent = "One moment";
+  detail.textContent = "";
+  video.removeAttribute("src");
+  video.controls = false;
+  video.load();
+  hide(preview, trouble, failure, progress, at("warnings"));
+  hide(cancelButton, download, useSeed, useAll);
+  preview.removeAttribute("src");
+  facts.replaceChildren();
+  const prompt = entry?.values.prompt;
+  at("asked").hidden = !prompt;
+  at("asked-prompt").textContent = prompt ?? "";
+  title("");
+}
+
+/** Show what was heard of it. */
+export function update(body) {
+  trouble.hidden = !body.trouble;
+  if (body.trouble) {
+    trouble.textContent = `${body.trouble} It will be asked again.`;
+    return;
+  }
+  const isNews = phase(body) !== phase(shown.body);
+  shown.body = body;
+  shown.endsAt = body.eta_seconds === undefined ? null : Date.now() + body.eta_seconds * 1000;
+  headline.textContent = words.headline(body);
+  useAll.hidden = shown.entry === null || !isEnded(body);
+  if (body.status === "COMPLETED") complete(body);
+  else if (body.status === "FAILED") fail(body);
+  else run(body);
+  tick();
+  if (isNews) say(spoken(body));
+}
+
+/** Nothing more will be heard of it. */
+export function lose(error) {
+  section.dataset.state = "lost";
+  headline.textContent = error.status === 404 ? "No longer there" : "Out of reach";
+  detail.textContent =
+    error.status === 404
+      ? "It has expired, or was made with another key."
+      : error.message;
+  hide(progress, cancelButton, trouble);
+  shown.endsAt = null;
+  title("");
+  say(`${headline.textContent}. ${detail.textContent}`);
+}
+
+export function cancelling(isAsked) {
+  cancelButton.disabled = isAsked;
+  cancelButton.textContent = isAsked ? "Cancelling …" : "Cancel";
+}
+
+/** Once a second: what changes with the time alone. */
+export function tick() {
+  const { entry, body, endsAt } = shown;
+  if (body === null) return;
+  const ended = isEnded(body);
+  const rows = [];
+  if (!ended && entry) rows.push(["Elapsed", words.duration((Date.now() - entry.at) / 1000)]);
+  if (!ended && endsAt) rows.push(["Ready in", words.estimate((endsAt - Date.now()) / 1000)]);
+  if (body.attempt > 1) rows.push(["Attempt", String(body.attempt)]);
+  if (ended) rows.push(...endFacts(body));
+  const texts = rows.flat().join();
+  if (facts.dataset.texts === texts) return;
+  facts.dataset.texts = texts;
+  facts.replaceChildren(...rows.map(fact));
+}
+
+function run(body) {
+  section.dataset.state = body.status === "QUEUED" ? "queued" : "running";
+  detail.textContent =
+    body.stage === "denoising" ? `Step ${body.step} of ${body.total_steps}` : "";
+  hide(failure);
+  progress.hidden = false;
+  progress.value = body.progress;
+  cancelButton.hidden = false;
+  if (body.attempt !== shown.attempt) preview.hidden = true; // of a run that is lost
+  shown.attempt = body.attempt;
+  if (body.preview) {
+    preview.src = body.preview;
+    preview.alt = `What it looks like after step ${body.step}`;
+    preview.hidden = false;
+  }
+  title(body.status === "QUEUED" ? "queued" : `${body.progress} %`);
+}
+
+function complete(body) {
+  section.dataset.state = "done";
+  detail.textContent = "";
+  hide(progress, cancelButton, failure);
+  useSeed.hidden = false;
+  video.src = body.output;
+  video.controls = true;
+  video.setAttribute("aria-label", `Video: ${body.prompt}`);
+  if (!stillness.matches) video.play().catch(() => {}); // the browser may not let it
+  download.href = body.output;
+  download.setAttribute("download", body.video.file_name);
+  download.hidden = false;
+  at("asked").hidden = false;
+  at("asked-prompt").textContent = body.prompt;
+  const list = at("warnings");
+  list.replaceChildren(...body.warnings.map((text) => element("li", text)));
+  list.hidden = body.warnings.length === 0;
+  title("ready");
+}
+
+function fail(body) {
+  const isCancelled = body.error_code === "cancelled";
+  section.dataset.state = isCancelled ? "cancelled" : "failed";
+  detail.textContent = isCancelled ? "Nothing was charged." : "";
+  hide(progress, cancelButton, preview);
+  failure.hidden = isCancelled;
+  at("error").textContent = body.error;
+  at("advice").textContent = `${words.advice(body.error_code)} Nothing was charged.`;
+  title(isCancelled ? "cancelled" : "failed");
+}
+
+function endFacts(body) {
+  const { metrics } = body;
+  const rows = [];
+  if (body.seed !== undefined) rows.push(["Seed", body.seed]);
+  if (metrics.total_time !== undefined) rows.push(["Took", words.duration(metrics.total_time)]);
+  if (metrics.cost > 0) {
+    rows.push(["Cost", `${metrics.cost} credits, ${metrics.remaining_credits} left`]);
+  }
+  if (metrics.retry_count > 0) rows.push(["Attempts", String(metrics.retry_count + 1)]);
+  if (body.error_code && body.error_code !== "cancelled") rows.push(["Code", body.error_code]);
+  if (body.status === "FAILED") rows.push(["Request", body.request_id]);
+  if (body.expires_at) {
+    const isGone = Date.parse(body.expires_at) < Date.now();
+    rows.push([isGone ? "Expired at" : "Kept until", words.clock(body.expires_at)]);
+  }
+  return rows;
+}
+
+/** Changes as often as it is worth an announcement: not with each place, step or per cent. */
+function phase(body) {
+  return body && [body.status, body.stage, body.attempt].join();
+}
+
+function spoken(body) {
+  const more = body.status === "FAILED" ? `. ${body.error}` : "";
+  return `${words.headline(body)}${more}`;
+}
+
+function title(state) {
+  document.title = state ? `${state} – mochi-server` : "mochi-server";
+}
+
+function fact([name, text]) {
+  const row = element("div", "");
+  row.append(element("dt", name), element("dd", text));
+  return row;
+}
+
+function element(name, text) {
+  return Object.assign(document.createElement(name), { textContent: text });
+}
+
+function hide(...elements) {
+  for (const one of elements) one.hidden = true;
+}
+
+video.addEventListener("playing", () => hide(preview));
+video.addEventListener("loadeddata", () => hide(preview));
+video.addEventListener("error", () => {
+  if (section.dataset.state !== "done" || !video.hasAttribute("src")) return;
+  detail.textContent = "The video cannot be loaded. It may have expired.";
+});

@@ -1,0 +1,190 @@
+"""The page at /, in a real browser: a request from the press of the button to its end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from models.params import WIDTH
+from server.example import EXAMPLE_REQUEST
+from tests.stack import Stack
+from tests.visitor import Visitor, visit
+
+TERMS = "[real people]\nann o'hara\n"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A gateway, and a worker that takes its time and reads prompts before."""
+    folder = tmp_path_factory.mktemp("page")
+    terms = folder / "terms.txt"
+    terms.write_text(TERMS)
+    with Stack(folder, engine="fake", fake_step_seconds="0.05") as stack:
+        stack.start_gateway()
+        stack.start_worker(moderation_terms=str(terms))
+        yield stack
+
+
+@pytest.fixture
+def visitor(stack: Stack, browser: Browser) -> Iterator[Visitor]:
+    with visit(stack, browser) as visitor:
+        yield visitor
+
+
+@contextmanager
+def busy(visitor: Visitor) -> Iterator[None]:
+    """The worker has something else to do, for the same key, until the end of this."""
+    client = visitor.stack.http(visitor.key)
+    body = {"prompt": "another pond", "steps": 75, "frames": 1}
+    ids = [client.post("/v2/mochi-1", json=body).json()["request_id"] for _ in range(20)]
+    yield
+    for request_id in ids:
+        client.delete(f"/v2/requests/{request_id}")
+
+
+def test_a_video_is_waited_for_seen_on_its_way_and_played(visitor: Visitor) -> None:
+    screen = visitor.page.locator("#screen")
+    place = screen.bounding_box()
+    with busy(visitor):
+        visitor.generate(Steps=40, Frames=52)
+        expect(visitor.state).to_have_text(re.compile(r"In the queue, place \d+"))
+        assert visitor.button("Cancel").is_visible()
+    expect(visitor.state).to_have_text("Your video is ready")
+    assert ("running", "Denoising", True) in visitor.seen()
+    # Each stage was announced, and neither each place, nor each step or per cent.
+    said = visitor.said()
+    assert "Denoising" in said
+    assert len(said) == len(set(said)) < 9
+    assert said[-1] == "Your video is ready"
+    video = visitor.page.locator("#video")
+    visitor.page.wait_for_function(
+        "([video, width]) => video.readyState >= 3 && video.videoWidth === width"
+        " && video.currentTime > 0",
+        arg=[video.element_handle(), WIDTH],
+    )
+    expect(video).to_be_visible()
+    assert video.evaluate("one => [one.loop, one.controls, one.muted]") == [True, True, True]
+    expect(visitor.page.locator("#preview")).to_be_hidden()
+    visitor.page.evaluate("scrollTo(0, 0)")
+    assert screen.bounding_box() == place
+    expect(visitor.fact("Seed")).to_have_text(str(EXAMPLE_REQUEST["seed"]))
+    expect(visitor.fact("Kept until")).to_have_text(re.compile(r"\d\d:\d\d"))
+    expect(visitor.page).to_have_title(re.compile("^ready"))
+    with visitor.page.expect_download() as download:
+        visitor.page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == f"{visitor.request_id()}.mp4"
+    assert download.value.path().read_bytes()[4:8] == b"ftyp"
+
+
+def test_a_cancelled_request_is_shown_as_such(visitor: Visitor) -> None:
+    visitor.generate(Steps=75)
+    expect(visitor.state).to_have_text("Denoising")
+    visitor.button("Cancel").click()
+    expect(visitor.state).to_have_text("Cancelled")
+    assert visitor.stack.record(visitor.request_id())["error_code"] == "cancelled"
+    expect(visitor.button("Cancel")).to_be_hidden()
+    expect(visitor.requests.locator(".state")).to_have_text("Cancelled")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "advice", "code"),
+    [
+        ("fake:fail <b>Out of paint.</b>", "<b>Out of paint.</b>", "the id of", "internal"),
+        ("fake:oom", "out of memory", "Ask for fewer frames", "out_of_memory"),
+        ("ann o'hara swims", "Moderation has blocked", "Change the prompt", "content_blocked"),
+    ],
+)
+def test_a_failure_says_what_happened_and_what_to_do(
+    visitor: Visitor, prompt: str, error: str, advice: str, code: str
+) -> None:
+    visitor.generate(prompt)
+    expect(visitor.state).to_have_text("Failed")
+    expect(visitor.page.locator("#error")).to_contain_text(error)
+    expect(visitor.page.locator("#advice")).to_contain_text(advice)
+    expect(visitor.fact("Code")).to_have_text(code)
+    expect(visitor.fact("Request")).to_have_text(visitor.request_id())
+    assert error in visitor.said()[-1]
+    visitor.field("Prompt").fill("")
+    visitor.button("Same settings again").click()
+    expect(visitor.field("Prompt")).to_have_value(prompt)
+    expect(visitor.field("Prompt")).to_be_focused()
+
+
+def test_after_a_reload_the_running_request_is_followed_and_the_ended_are_listed(
+    visitor: Visitor,
+) -> None:
+    first = visitor.makes("a first pond")
+    visitor.generate("a second pond", Steps=75)
+    expect(visitor.state).to_have_text("Denoising")
+    visitor.page.reload()
+    expect(visitor.state).to_have_text("Denoising")
+    expect(visitor.requests.locator(".prompt")).to_have_text(["a second pond", "a first pond"])
+    visitor.button("Cancel").click()
+    expect(visitor.requests.locator(".state")).to_have_text(["Cancelled", "Ready"])
+    visitor.page.get_by_role("link", name="a first pond").click()
+    expect(visitor.page.locator("#asked-prompt")).to_have_text("a first pond")
+    expect(visitor.state).to_have_text("Your video is ready")
+    assert visitor.request_id() == first
+    visitor.page.go_back()
+    expect(visitor.state).to_have_text("Cancelled")
+
+
+def test_requests_are_listed_for_their_key_while_they_live(visitor: Visitor) -> None:
+    gone = visitor.makes("a first pond")
+    visitor.makes("a second pond")
+    first_key = visitor.key
+    visitor.key_box.fill(visitor.stack.key())
+    visitor.key_box.blur()
+    expect(visitor.requests).to_have_count(0)
+    expect(visitor.state).to_have_text("No longer there")
+    visitor.key_box.fill(first_key)
+    visitor.key_box.blur()
+    expect(visitor.requests).to_have_count(2)
+    visitor.stack.redis.delete(f"mochi:request:{gone}")
+    visitor.page.reload()
+    expect(visitor.requests.locator(".prompt")).to_have_text(["a second pond"])
+    expect(visitor.state).to_have_text("Your video is ready")
+
+
+def test_a_broken_stream_is_replaced_by_asking_and_a_server_that_is_away_waited_for(
+    visitor: Visitor,
+) -> None:
+    visitor.page.route("**/events", lambda route: route.abort())
+    visitor.page.route("**/v2/requests/*", lambda route: route.abort())
+    visitor.generate()
+    expect(visitor.page.locator("#trouble")).to_contain_text("The server does not answer.")
+    visitor.page.unroute("**/v2/requests/*")
+    expect(visitor.state).to_have_text("Your video is ready")
+    expect(visitor.page.locator("#trouble")).to_be_hidden()
+    visitor.forgive("Failed to load")
+
+
+def test_all_can_be_done_with_the_keyboard(visitor: Visitor) -> None:
+    keyboard = visitor.page.keyboard
+    order: list[str] = []
+    while "generate" not in order:
+        keyboard.press("Tab")
+        order.append(
+            visitor.page.evaluate(
+                "(({ id, innerText }) => id || innerText)(document.activeElement)"
+            )
+        )
+        if order[-1] == "key":
+            keyboard.type(visitor.key)
+        if order[-1] == "steps":
+            keyboard.type("75")
+        assert len(order) < 20
+    assert order == [
+        *("API documents", "reset", "key", "show-key", "prompt", "negative_prompt"),
+        *("guidance_scale", "fps", "frames", "steps", "seed", "generate"),
+    ]
+    visitor.field("Prompt").focus()
+    keyboard.press("Control+Enter")
+    expect(visitor.state).to_have_text("Denoising")
+    visitor.button("Cancel").focus()
+    keyboard.press("Enter")
+    expect(visitor.state).to_have_text("Cancelled")

@@ -1,0 +1,234 @@
+"""The page at /, in a real browser: its form, its code to copy, and who can use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Route, expect
+
+from models.params import HEIGHT, MAX_SEED
+from server.example import EXAMPLE_REQUEST
+from tests.stack import Stack
+from tests.visitor import Visitor, visit
+from tests.wire import another_gateway
+
+ODD_PROMPT = """\
+It's "odd": $HOME `id` $(id) \\n \\' \\\\ %s {x} !! 100 % äß 日本 🐼
+# a second line\t<b>bold</b> </script> '''\\"""
+"""What shells, Python, JSON and HTML each make something of."""
+WIDTHS = (320, 1280)
+
+
+@pytest.fixture
+def visitor(server: Stack, browser: Browser) -> Iterator[Visitor]:
+    with visit(server, browser) as visitor:
+        yield visitor
+
+
+def test_a_bad_key_is_shown_at_its_box_and_a_good_one_goes_on(visitor: Visitor) -> None:
+    good, box = visitor.key, visitor.key_box
+    for bad, said in {
+        "": "An API key is needed.",
+        "ключ": "This cannot be an API key",
+        "mochi_wrong": "Invalid API key; ask who runs this server",
+    }.items():
+        visitor.key = bad
+        visitor.generate()
+        expect(box).to_have_accessible_description(re.compile(re.escape(said)))
+        expect(box).to_have_attribute("aria-invalid", "true")
+        expect(box).to_be_focused()
+        assert visitor.requests.count() == 0
+    visitor.key = good
+    visitor.makes()
+    expect(box).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_the_key_stays_with_the_tab_and_stands_in_no_address(visitor: Visitor) -> None:
+    asked: list[str] = []
+    visitor.page.on("request", lambda request: asked.append(request.url))
+    visitor.makes()
+    assert len(asked) >= 3
+    assert visitor.key not in "".join([*asked, visitor.page.url, visitor.snippet.inner_text()])
+    assert visitor.key not in visitor.page.evaluate("JSON.stringify(localStorage)")
+    visitor.page.reload()
+    expect(visitor.key_box).to_have_value(visitor.key)
+    tab = visitor.page.context.new_page()
+    tab.goto(visitor.stack.url)
+    expect(tab.locator("#snippet")).to_contain_text("curl")
+    expect(tab.get_by_label("API key")).to_have_value("")
+
+
+def test_what_the_server_refuses_is_shown_at_the_field_and_the_form_stays(visitor: Visitor) -> None:
+    visitor.generate(Frames=161)
+    frames = visitor.field("Frames")
+    expect(frames).to_have_accessible_description(
+        re.compile("`frames` must be a whole number from 1 to 160; got 161.")
+    )
+    expect(frames).to_have_attribute("aria-invalid", "true")
+    expect(frames).to_be_focused()
+    frames.fill("1")
+    visitor.field("Prompt").fill(" ")
+    visitor.button("Generate").click()
+    expect(visitor.field("Prompt")).to_have_accessible_description(re.compile("only white space"))
+    expect(frames).not_to_have_attribute("aria-invalid", "true")
+    assert visitor.requests.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (406, "Insufficient credits: said the server"),
+        (429, "Try again in 7"),
+        (502, "The server cannot answer just now (502)."),
+        (None, "The server does not answer."),
+    ],
+)
+def test_whatever_else_keeps_a_request_from_being_made_is_said_and_it_can_be_tried_again(
+    visitor: Visitor, status: int | None, said: str
+) -> None:
+    names: list[str] = []
+
+    def refuse(route: Route) -> None:
+        names.append(route.request.headers["idempotency-key"])
+        if status is None:
+            route.abort()
+        else:
+            body = "<html>" if status == 502 else json.dumps({"error": said})
+            route.fulfill(status=status, headers={"retry-after": "77"}, body=body)
+
+    visitor.page.route("**/v2/mochi-1", refuse)
+    for _ in range(2):
+        with visitor.page.expect_request("**/v2/mochi-1"):
+            visitor.generate()
+        expect(visitor.page.locator(".submit")).to_contain_text(said)
+        expect(visitor.field("Prompt")).to_have_value("a pond at night")
+    # The answer may have been lost, and not the request: it goes by the same name then.
+    assert (names[0] == names[1]) == (status != 406)
+    visitor.forgive("Failed to load")
+
+
+def test_a_double_click_and_a_lost_answer_make_one_video(visitor: Visitor) -> None:
+    visitor.ask_for()
+    lost: list[str] = []
+
+    def lose(route: Route) -> None:
+        lost.append(route.fetch().json()["request_id"])
+        route.abort()
+
+    visitor.page.route("**/v2/mochi-1", lose, times=1)
+    visitor.button("Generate").dblclick()
+    expect(visitor.page.locator("#problem")).to_contain_text("does not answer")
+    visitor.page.reload()
+    assert [visitor.makes()] == lost
+    visitor.button("Generate").click()  # it was answered: this is another wish
+    expect(visitor.requests).to_have_count(2)
+    expect(visitor.page.locator("#problem")).to_have_text("")
+    visitor.forgive("Failed to load")
+
+
+def test_the_same_seed_again_and_a_warning_is_shown(visitor: Visitor) -> None:
+    visitor.makes(Seed=-1)
+    drawn = visitor.fact("Seed").inner_text()
+    visitor.button("Same seed again").click()
+    expect(visitor.field("Seed")).to_have_value(drawn)
+    visitor.makes("fake:warn Frogs were left out.", Seed=MAX_SEED)
+    expect(visitor.page.locator("#warnings")).to_have_text("Frogs were left out.")
+    expect(visitor.fact("Seed")).to_have_text(str(MAX_SEED))  # more digits than a double has
+
+
+def test_the_command_makes_the_video_of_the_form(visitor: Visitor, tmp_path: Path) -> None:
+    visitor.ask_for(ODD_PROMPT, Seed=MAX_SEED, Frames=3)
+    run(visitor, tmp_path, "/bin/bash", "-euc", visitor.snippet.inner_text())
+    check_video(visitor, tmp_path / "mochi.mp4", frames=3)
+
+
+def test_the_python_code_makes_the_video_of_the_form(visitor: Visitor, tmp_path: Path) -> None:
+    visitor.ask_for(ODD_PROMPT, Seed=MAX_SEED, Frames=4)
+    visitor.page.get_by_label("Python").check()
+    run(visitor, tmp_path, sys.executable, "-P", "-c", visitor.snippet.inner_text())
+    check_video(visitor, tmp_path / "mochi.mp4", frames=4)
+
+
+def run(visitor: Visitor, folder: Path, *command: str) -> None:
+    environ = {"PATH": os.environ["PATH"], "HOME": "/", "MOCHI_API_KEY": visitor.key}
+    done = subprocess.run(
+        command, cwd=folder, env=environ, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def check_video(visitor: Visitor, path: Path, frames: int) -> None:
+    """It is the one that the form asks for, to the letter."""
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == frames
+        assert container.streams.video[0].height == HEIGHT
+    redis, owner = visitor.stack.redis, visitor.stack.owner(visitor.key)
+    asked = [
+        json.loads(str(redis.hget(name, "params")))
+        for name in redis.scan_iter("mochi:request:*")
+        if redis.hget(name, "owner") == owner
+    ]
+    form = {"prompt": ODD_PROMPT, "seed": MAX_SEED, "frames": frames, "steps": 10}
+    assert asked == [EXAMPLE_REQUEST | form]
+
+
+def test_code_is_copied(server: Stack, browser: Browser) -> None:
+    permissions = ["clipboard-read", "clipboard-write"]
+    with visit(server, browser, permissions=permissions) as visitor:
+        visitor.button("Copy").click()
+        expect(visitor.page.get_by_role("status")).to_have_text("Copied")
+        copied = visitor.page.evaluate("navigator.clipboard.readText()")
+        assert copied == visitor.snippet.inner_text()
+
+
+def test_everybody_can_read_it_on_every_screen(visitor: Visitor) -> None:
+    check_readable(visitor)
+    visitor.makes("w" * 300)
+    check_readable(visitor)
+    visitor.generate("fake:fail " + "m" * 300)
+    expect(visitor.state).to_have_text("Failed")
+    visitor.generate(Frames=0)
+    expect(visitor.field("Frames")).to_have_attribute("aria-invalid", "true")
+    check_readable(visitor)
+
+
+def check_readable(visitor: Visitor) -> None:
+    for width in WIDTHS:
+        visitor.page.set_viewport_size({"width": width, "height": 740})
+        wide = visitor.page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width
+    for scheme in ("light", "dark"):
+        visitor.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        found = Axe().run(visitor.page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+def test_it_works_below_a_path_of_a_proxy(visitor: Visitor) -> None:
+    origin, folder = visitor.stack.url, f"{visitor.stack.url}/mochi/"
+
+    def pass_on(route: Route) -> None:
+        url = route.request.url.replace(folder, f"{origin}/")
+        route.fulfill(response=route.fetch(url=url))
+
+    visitor.page.route(f"{folder}**", pass_on)
+    visitor.come(folder)
+    expect(visitor.snippet).to_contain_text(f"{folder}v1/mochi-1")
+    visitor.makes()
+
+
+def test_a_video_plays_from_where_its_link_leads(visitor: Visitor) -> None:
+    origin = visitor.stack.url
+    visitor.come(another_gateway(visitor.stack, public_url=origin))
+    visitor.makes()
+    assert visitor.page.evaluate("origin") != origin
+    expect(visitor.page.locator("#video")).to_have_attribute("src", re.compile(f"^{origin}/v2/"))
+    visitor.page.wait_for_function("() => document.getElementById('video').readyState >= 3")
