@@ -245,7 +245,7 @@ def status_body(
         progress=job.progress,
         queue_position=job.position,
         stage=None if is_final else job.stage,
-        step=job.step,
+        step=job.params.steps if is_final else job.step,
         total_steps=job.params.steps,
         eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
         attempt=job.attempt,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from itertools import islice
+from statistics import fmean
 from typing import Any
 
 from redis.asyncio import Redis
@@ -34,7 +36,7 @@ class Forecast:
 
     Attributes:
         made_at: by this process's monotonic clock.
-        paces: by latent frames.
+        paces: by latent frames; where engines of several kinds live, between them.
         starts: seconds until a waiting request is started, for the first ones.
         last_start: of one that would come after all of these; None when no worker is alive.
     """
@@ -123,15 +125,23 @@ class Forecaster:
 
 
 def _forecast(found: list[Any], made_at: float) -> Forecast:
-    now_ms, kept, workers, runs, ids, works = found
-    paces = {
-        int(frames): Pace(*(float(ms) / 1000 for ms in means.split()))
-        for frames, means in zip(kept[::2], kept[1::2], strict=True)
-    }
+    now_ms, kept, members, runs, ids, works = found
+    workers = read_all(members)
+    paces = _paces(kept, {str(worker.engine) for worker in workers})
     busy = {run[0]: _left(run, paces, now_ms) for run in runs if all(run[:2])}
-    free_in = [busy.get(worker.name, 0.0) for worker in read_all(workers)]
+    free_in = [busy.get(worker.name, 0.0) for worker in workers]
     starts, last = _starts(free_in, map(_work, works), paces)
     return Forecast(made_at, paces, dict(zip(ids, starts, strict=False)), last)
+
+
+def _paces(kept: list[str], engines: Set[str]) -> Mapping[int, Pace]:
+    """Of engines that live: those that have gone may have been another card's, or mocks."""
+    found = defaultdict(list)
+    for runs, means in zip(kept[::2], kept[1::2], strict=True):
+        frames, _, engine = runs.partition(" ")
+        if engine in engines:
+            found[int(frames)].append([float(ms) / 1000 for ms in means.split()])
+    return {frames: Pace(*map(fmean, zip(*each, strict=True))) for frames, each in found.items()}
 
 
 def _starts(

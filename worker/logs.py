@@ -65,6 +65,8 @@ def configure_logs(**always: str) -> None:
     # They tell of every state change of their own; what matters of it is in our events.
     for name in ("rq.worker", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns of forms that are malformed; who sent one is told.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 def _add_span(_logger: object, _method: str, line: EventDict) -> EventDict:

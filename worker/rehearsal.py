@@ -31,8 +31,9 @@ class Rehearsal:
 
     def on_step(self, step: int, total: int) -> None:
         """The engine's step callback. The pause comes before the step is counted as done."""
-        self._wait_until(self._last_step + self._step_seconds)
-        self._wait_until(time.monotonic() + self._slow_seconds)
+        if step:
+            self._wait_until(self._last_step + self._step_seconds)
+            self._wait_until(time.monotonic() + self._slow_seconds)
         self._last_step = time.monotonic()
         self._run.on_step(step, total)
         if step == total // 2:

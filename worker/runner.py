@@ -169,7 +169,8 @@ class Runner:
         if self._say_completed(run.lease, result):
             _log.info("run.completed", bytes=result.file_size)
             self._forget_checkpoint(run.lease)
-            self._store.note_pace(Work.of(job.params), pace)
+            if not job.scenario:
+                self._store.note_pace(self._engine.traits, Work.of(job.params), pace)
             self._remove_early(job, result)
         else:
             self._outputs.remove(result.file_name)

@@ -12,6 +12,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from models.device import DeviceUse
+from models.engine import Traits
 from worker import keyspace, scripts
 from worker.connection import broker_errors
 from worker.contact import dangers_of
@@ -170,10 +171,11 @@ class JobStore:
         kept_ms = 1000 * keyspace.PREVIEW_SECONDS
         self._run("preview", lease.request_id, lease.run, kept_ms, step, picture)
 
-    def note_pace(self, work: Work, pace: Pace) -> None:
+    def note_pace(self, engine: Traits, work: Work, pace: Pace) -> None:
         """Let forecasts know how fast a run was."""
         milliseconds = (1000 * seconds for seconds in astuple(pace))
-        self._run("note_pace", "", work.latent_frames, *map(str, milliseconds))
+        runs_like_it = f"{work.latent_frames} {engine}"
+        self._run("note_pace", "", runs_like_it, *map(str, milliseconds))
 
     def give_back(self, lease: Lease) -> bool:
         """PROCESSING -> QUEUED, first in the queue, the attempt not counted."""

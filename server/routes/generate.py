@@ -28,6 +28,7 @@ from server.documents import (
     errors,
 )
 from server.dry_run import DRY_RUN, DryRunBody, dry_run_body, refused_body
+from server.errors import BadQueryError
 from server.hangup import HungUp, unless_hung_up
 from server.headers import REPLAYED, idempotency_key, ignored_parameters, rate_limit
 from server.keyring import Scope
@@ -173,6 +174,8 @@ async def accept(
     Raises:
         MochiError: one of those in the table of `errors.py`.
     """
+    if flag(call.request, DRY_RUN):
+        raise BadQueryError(f"`{DRY_RUN}` is for POST /v2/{MODEL} alone.")
     wish = await _read(call, read, translate)
     key = idempotency_key(call.request)
     accepted = await call.services.intake.submit(

@@ -105,6 +105,15 @@ def test_what_would_be_refused_is_priced_all_the_same(
     assert "queue_position" not in body
 
 
+@pytest.mark.parametrize("path", ["/v1/mochi-1", "/v1/videos"])
+def test_elsewhere_it_is_refused_and_nothing_is_queued(stack: Stack, path: str) -> None:
+    client = stack.http()
+    answer = client.post(path, json=POND, params={"dry_run": "true"})
+    assert answer.status_code == 400
+    assert "`dry_run` is for POST /v2/mochi-1 alone." in answer.text
+    assert client.get("/v1/videos").json()["data"] == []
+
+
 def test_a_full_queue_is_told(stack: Stack) -> None:
     url = another_gateway(stack, most_waiting="1")
     client = stack.http()

@@ -180,9 +180,3 @@ def test_the_assets_of_docs_call_nobody(server: Stack) -> None:
     css = httpx.get(f"{server.url}/docs/swagger-ui.css").text
     assert not re.findall(r"url\(\s*['\"]?(?:https?:)?//", css)
     assert "@import" not in css
-
-
-def test_a_browser_at_the_root_is_led_to_the_docs(server: Stack) -> None:
-    answer = httpx.get(server.url, follow_redirects=True)
-    assert answer.is_success
-    assert answer.url.path == "/docs"

@@ -158,8 +158,9 @@ local function forget_gone(owner, most)
   end
 end
 
--- Each end makes room for some that went before. The list itself goes with the last of them, when
--- nothing of the owner's waits or runs.
+-- Each end makes room for some that went before. What is deleted stays in the list as long as others,
+-- since a page may begin after it. The list itself goes with the last of them, when nothing of the
+-- owner's waits or runs.
 local function note_end(id, owner, retention_ms)
   local expiries = keys.expiries .. owner
   forget_gone(owner, 10)
@@ -173,8 +174,8 @@ end
 
 -- The only way into a terminal state. The record, and the idempotency key that leads to it, go an
 -- hour later, or when the record itself says; all that RQ holds, at once.
-local function finish(id, status, retention_ms, fields)
-  retention_ms = redis.call('HGET', keys.record, 'retention_ms') or retention_ms
+local function finish(id, status, list_ms, fields)
+  local retention_ms = redis.call('HGET', keys.record, 'retention_ms') or list_ms
   local owner = redis.call('HGET', keys.record, 'owner')
   local gpu_ms = leave_gpu(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
@@ -184,7 +185,7 @@ local function finish(id, status, retention_ms, fields)
   count('ended ' .. outcome)
   observe_end(status, gpu_ms, fields)
   redis.call('SREM', keys.live .. owner, id)
-  note_end(id, owner, retention_ms)
+  note_end(id, owner, list_ms)
   redis.call('PEXPIRE', keys.record, retention_ms)
   local key = redis.call('HGET', keys.record, 'idempotency_key')
   if key then
@@ -195,7 +196,9 @@ local function finish(id, status, retention_ms, fields)
   leave_queue(id)
   redis.call('LREM', keys.intermediate, 0, id)
   redis.call('DEL', keys.rq_job)
-  owe_webhook(id, owner)
+  if redis.call('HEXISTS', keys.record, 'deleted') == 0 then
+    owe_webhook(id, owner)
+  end
 end
 
 -- Back to QUEUED, before everything that waits: it has waited already.

@@ -7,9 +7,9 @@ local status, owner, deleted, key, file_name = unpack(redis.call('HMGET', keys.r
 if owner ~= ARGV[2] or deleted then
   return nil
 end
-redis.call('ZREM', keys.history .. owner, id)
-if key then
+if key then -- soon it may lead to another request
   redis.call('DEL', key)
+  redis.call('HDEL', keys.record, 'idempotency_key')
 end
 if status == 'QUEUED' or status == 'PROCESSING' then
   redis.call('HSET', keys.record, 'deleted', 1, 'cancelled', ARGV[4], 'retention_ms', 1)
@@ -19,5 +19,6 @@ if status == 'QUEUED' or status == 'PROCESSING' then
   end
   return ''
 end
-redis.call('DEL', keys.record)
+redis.call('DEL', keys.record, keys.webhook .. id)
+redis.call('ZREM', keys.webhooks, id)
 return file_name or ''

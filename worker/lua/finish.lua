@@ -4,6 +4,11 @@ local record = redis.call('HMGET', keys.record, 'status', 'run')
 if record[2] ~= ARGV[2] then
   return 0
 end
+local is_unwanted = ARGV[3] == 'COMPLETED' and redis.call('HEXISTS', keys.record, 'deleted') == 1
+if record[1] == 'PROCESSING' and is_unwanted then
+  end_if_cancelled(ARGV[1], ARGV[4]) -- its worker has not heard of it yet
+  return 0
+end
 if record[1] == 'PROCESSING' then
   finish(ARGV[1], ARGV[3], ARGV[4], { unpack(ARGV, 5) })
   return 1

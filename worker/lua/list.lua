@@ -20,7 +20,8 @@ repeat
   local ids = redis.call(up and 'ZRANGE' or 'ZREVRANGE', history, start, start + most)
   for _, id in ipairs(ids) do
     local record = redis.call('HGETALL', keys.record .. id)
-    if record[1] and #found <= 3 * most then
+    local is_kept = record[1] and redis.call('HEXISTS', keys.record .. id, 'deleted') == 0
+    if is_kept and #found <= 3 * most then
       found[#found + 1] = id
       found[#found + 1] = record
       found[#found + 1] = redis.call('PEXPIRETIME', keys.record .. id)

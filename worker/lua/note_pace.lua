@@ -1,7 +1,8 @@
--- How fast a run was, among the others of as many latent frames: a mean in which the last one counts
--- most, so that another card or profile is soon believed.
--- ARGV: '', latent frames, then ms: before the steps, of each step, after them.
+-- How fast a run was, among the others of as many latent frames and the same engine: a mean in which
+-- the last one counts most.
+-- ARGV: '', latent frames and the engine, then ms: before the steps, of each step, after them.
 local LAST_COUNTS = 0.3
+local KEPT_SECONDS = 30 * 24 * 60 * 60
 
 local before = redis.call('HGET', keys.paces, ARGV[2])
 local means = {}
@@ -14,3 +15,4 @@ for index = 1, 3 do
   means[index] = string.format('%.4f', old + LAST_COUNTS * (new - old))
 end
 redis.call('HSET', keys.paces, ARGV[2], table.concat(means, ' '))
+redis.call('EXPIRE', keys.paces, KEPT_SECONDS)

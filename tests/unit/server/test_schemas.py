@@ -40,6 +40,12 @@ def test_status_and_result_after_the_end_have_the_warnings_or_an_empty_list(
     assert shown(result_body(done, "http://here/v"))["warnings"] == warnings
 
 
+def test_after_the_end_every_step_is_done() -> None:
+    """The last one was not told to the broker by itself."""
+    body = shown(status_body(job(Status.COMPLETED, step=9), LINKS))
+    assert body["step"] == body["total_steps"]
+
+
 def test_a_failure_has_neither_warnings_nor_precision() -> None:
     failed = shown(failed_body(job(Status.FAILED, error="no", error_code="internal")))
     assert not {"warnings", "precision"} & set(failed)

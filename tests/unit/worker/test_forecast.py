@@ -23,7 +23,7 @@ def store(redis: Redis) -> JobStore:
 
 
 def note(store: JobStore, frames: int, steps: int, pace: Pace) -> None:
-    store.note_pace(Work.of(params(frames=frames, steps=steps)), pace)
+    store.note_pace(live().engine, Work.of(params(frames=frames, steps=steps)), pace)
 
 
 def left(url: str, *request_ids: str) -> list[float | None]:
@@ -58,6 +58,29 @@ def test_the_time_of_a_run_depends_on_what_the_model_makes(frames: int, latent: 
 )
 def test_what_was_not_measured_lies_between_what_was(latent_frames: int, pace: Pace) -> None:
     assert pace_for(latent_frames, {4: FAST, 12: SLOW}) == pace
+
+
+def test_the_last_run_counts_most(store: JobStore, redis: Redis) -> None:
+    for pace in (FAST, SLOW):
+        note(store, 1, 30, pace)
+    (means,) = redis.hvals(keyspace.PACES)
+    assert [float(ms) for ms in means.split()] == [2600, 1300, 5800]
+    assert redis.ttl(keyspace.PACES) > 0
+
+
+def test_engines_that_do_not_live_tell_nothing(store: JobStore, redis_url: str) -> None:
+    request_id = submit(redis_url)
+    other = replace(live().engine, device="another card")
+    store.note_pace(other, Work.of(params()), SLOW)
+    store.beat(live("ann"))
+    assert left(redis_url, request_id) == [None]
+    store.note_pace(live().engine, Work.of(params()), FAST)
+    alone = left(redis_url, request_id)
+    store.beat(replace(live("bob"), engine=other))
+    (both,) = left(redis_url, request_id)
+    assert alone[0]
+    assert both
+    assert both > alone[0]  # it may come to the slow one
 
 
 def test_nothing_is_foretold_while_nothing_was_measured(store: JobStore, redis_url: str) -> None:

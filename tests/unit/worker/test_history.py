@@ -80,6 +80,21 @@ def test_a_page_begins_after_nothing_but_an_own_request(redis: Redis, redis_url:
     assert page(redis_url, owner="nobody") == ([], False)
 
 
+def test_a_page_may_begin_after_what_was_deleted_meanwhile(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    ids = submit_all(redis_url, 4)
+    store.complete(start(store, redis, ids[0]), RESULT)
+    start(store, redis, ids[1])
+    for ended_running_or_waiting in ids[:3]:
+        delete(redis_url, ended_running_or_waiting)
+        assert page(redis_url, most=2, after=ended_running_or_waiting, is_ascending=True) == (
+            ids[ids.index(ended_running_or_waiting) + 1 :][:2],
+            ended_running_or_waiting == ids[0],
+        )
+    assert page(redis_url) == ([ids[3]], False)
+
+
 def test_what_is_forgotten_is_in_no_page_and_in_no_list(
     store: JobStore, redis: Redis, redis_url: str
 ) -> None:
@@ -154,6 +169,28 @@ def test_what_runs_is_cancelled_and_nobody_sees_it_meanwhile(
     assert not redis.scard(keyspace.live(OWNER))
 
 
+def test_what_is_deleted_as_its_run_ends_has_no_video_and_nobody_is_told(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    url = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
+    request_id = intake(redis_url, lambda it: it.submit(params(), OWNER, further=url)).request_id
+    lease = start(store, redis, request_id)
+    delete(redis_url, request_id)
+    assert not store.complete(lease, RESULT)
+    assert eventually(lambda: not redis.exists(keyspace.record(request_id)))
+    assert redis.hget(keyspace.METRICS, "ended cancelled") == "1"
+    assert not redis.exists(keyspace.WEBHOOKS, keyspace.WEBHOOK + request_id)
+
+
+def test_what_was_owed_for_it_goes_with_it(store: JobStore, redis: Redis, redis_url: str) -> None:
+    url = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
+    request_id = intake(redis_url, lambda it: it.submit(params(), OWNER, further=url)).request_id
+    store.complete(start(store, redis, request_id), RESULT)
+    assert redis.zcard(keyspace.WEBHOOKS) == 1
+    delete(redis_url, request_id)
+    assert not redis.exists(keyspace.WEBHOOKS, keyspace.WEBHOOK + request_id)
+
+
 def test_only_the_owner_deletes(store: JobStore, redis: Redis, redis_url: str) -> None:
     request_id = submit(redis_url)
     for owner, wanted in (("somebody else", request_id), (OWNER, "no such")):
@@ -173,3 +210,21 @@ def test_its_idempotency_key_is_free_again(redis: Redis, redis_url: str) -> None
     assert ask() == first
     delete(redis_url, first)
     assert ask() != first
+
+
+def test_its_end_does_not_take_the_key_from_the_next_one(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    idempotency = Idempotency.of(OWNER, "one", {})
+
+    def ask() -> str:
+        accepted = intake(redis_url, lambda it: it.submit(params(), OWNER, idempotency=idempotency))
+        return accepted.request_id
+
+    first = ask()
+    lease = start(store, redis, first)
+    delete(redis_url, first)
+    second = ask()
+    store.fail(lease, "cancelled", "It was cancelled.")
+    assert eventually(lambda: not redis.exists(keyspace.record(first)))
+    assert ask() == second

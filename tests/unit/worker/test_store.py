@@ -14,6 +14,7 @@ from worker import keyspace
 from worker.connection import connect_briefly
 from worker.errors import (
     BrokerUnavailableError,
+    IdempotencyConflictError,
     NoWorkerError,
     QueueFullError,
     RequestNotFoundError,
@@ -21,6 +22,7 @@ from worker.errors import (
     TooFewCreditsError,
 )
 from worker.fleet import Worker, fleet
+from worker.idempotency import Idempotency
 from worker.job import Status
 from worker.live import LiveWorker
 from worker.price import FREE, Price
@@ -206,16 +208,26 @@ def test_what_has_ended_or_is_gone_is_told_from_what_goes_on(
     assert intake(redis_url, lambda it: it.ended(asked)) == {done, failed, "never-made"}
 
 
+def keyed(url: str, idempotency: Idempotency) -> str:
+    ask = intake(url, lambda it: it.submit(params(), OWNER, idempotency=idempotency))
+    return ask.request_id
+
+
 def test_a_broker_with_full_memory_refuses_requests_and_takes_results(
     store: JobStore, redis: Redis, redis_url: str
 ) -> None:
-    for _ in range(3):
-        submit(redis_url)
+    mine = Idempotency.of(OWNER, "mine", {})
+    submit(redis_url)
+    submit(redis_url)
+    made = keyed(redis_url, mine)
     done, crashed = started(store, redis, "one"), started(store, redis, "two")
     redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(BrokerUnavailableError):
             submit(redis_url)
+        assert keyed(redis_url, mine) == made  # what needs no room is answered
+        with pytest.raises(IdempotencyConflictError):
+            keyed(redis_url, Idempotency.of(OWNER, "mine", {"another": "body"}))
         assert not store.beat(live(), done, 7)
         assert store.complete(done, RESULT)
         assert store.give_back(crashed)
