@@ -52,6 +52,19 @@ def test_a_bad_key_is_shown_at_its_box_and_a_good_one_goes_on(visitor: Visitor) 
     expect(box).not_to_have_attribute("aria-invalid", "true")
 
 
+def test_price_and_time_are_said_before_the_button_is_pressed(visitor: Visitor) -> None:
+    visitor.come(another_gateway(visitor.stack, price_base="2.5"))
+    visitor.makes()  # now it is known how long one takes
+    offer = visitor.page.locator("#offer")
+    expect(offer).to_have_text(re.compile(r"^Costs 2\.5 credits\. Ready in a.+\.$"))
+    visitor.key_box.fill(visitor.stack.key(credits="1"))
+    visitor.field("Prompt").fill("a pond by day")
+    expect(offer).to_contain_text("costs up to 2.5, and the balance is 1")
+    visitor.key_box.fill("")
+    visitor.field("Prompt").fill("a pond by night")
+    expect(offer).to_have_text("")
+
+
 def test_the_key_stays_with_the_tab_and_stands_in_no_address(visitor: Visitor) -> None:
     asked: list[str] = []
     visitor.page.on("request", lambda request: asked.append(request.url))

@@ -32,6 +32,12 @@ export async function submit(model, key, json, idempotencyKey) {
   return read(await send(`v2/${model}`, key, { method: "POST", headers, body: json }));
 }
 
+/** What a video would cost, and when it would be ready. None is made. */
+export async function tryOut(model, key, json, signal) {
+  const options = { method: "POST", headers: { "content-type": "application/json" }, body: json };
+  return read(await send(`v2/${model}?dry_run=true`, key, { ...options, signal }));
+}
+
 /** Where a request stands: its result, once there is one. */
 export async function ask(requestId, key, signal) {
   return read(await send(pathOf(requestId), key, { signal }));

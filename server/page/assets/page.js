@@ -8,6 +8,7 @@ import * as view from "./view.js";
 import * as words from "./words.js";
 
 const REFRESH_MS = 10_000;
+const OFFER_MS = 600;
 /** Characters of a prompt in the list: more than have room. */
 const MOST_LISTED = 120;
 
@@ -17,6 +18,9 @@ const generate = at("generate");
 
 let following = new AbortController();
 let isSending = false;
+/** What stood in the key's box when it was left: not each letter of a key is one to try. */
+let givenKey = "";
+let offering = { asked: new AbortController() };
 /** The result that is shown, if there is one. */
 let result = null;
 
@@ -41,6 +45,26 @@ async function submit() {
     form.refuse(error);
   } finally {
     sending(false);
+    offerSoon();
+  }
+}
+
+/** Say what it would cost, once nothing has been changed for a moment. */
+function offerSoon() {
+  clearTimeout(offering.timer);
+  offering.asked.abort();
+  offering = { asked: new AbortController() };
+  offering.timer = setTimeout(offer, OFFER_MS, offering.asked.signal);
+}
+
+async function offer(signal) {
+  at("offer").textContent = "";
+  if (!givenKey) return;
+  try {
+    const trial = await api.tryOut(form.model, givenKey, form.json(), signal);
+    if (!signal.aborted) at("offer").textContent = words.offer(trial);
+  } catch {
+    // Who presses the button is told
   }
 }
 
@@ -164,6 +188,8 @@ async function refresh(isForAll = false) {
 /** What was asked for before is in sight now, or out of it. */
 function changeKey() {
   history.key.set(form.apiKey());
+  givenKey = form.apiKey();
+  offerSoon();
   list();
   if (requestOfAddress()) show(requestOfAddress());
   refresh(true);
@@ -201,7 +227,10 @@ form.form.addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
-form.form.addEventListener("changed", writeSnippet);
+form.form.addEventListener("changed", () => {
+  writeSnippet();
+  offerSoon();
+});
 keyBox.addEventListener("input", () => history.key.set(form.apiKey()));
 keyBox.addEventListener("change", changeKey);
 at("show-key").addEventListener("click", ({ target }) => {
@@ -235,7 +264,8 @@ setInterval(() => refresh(), REFRESH_MS);
 
 // The start, or the reload
 
-keyBox.value = history.key.get();
+keyBox.value = givenKey = history.key.get();
+offerSoon();
 writeSnippet();
 list();
 if (form.apiKey()) {

@@ -52,12 +52,24 @@ export function duration(seconds) {
 
 /** `about 3 minutes`: for what nobody knows exactly. */
 export function estimate(seconds) {
-  if (seconds < 2) return "any moment now";
+  if (seconds < 2) return "a moment";
   if (seconds < 55) return `about ${Math.round(seconds)} seconds`;
   const minutes = Math.round(seconds / 60);
   if (minutes < 60) return minutes === 1 ? "about a minute" : `about ${minutes} minutes`;
   const hours = Math.round(seconds / 360) / 10;
   return hours === 1 ? "about an hour" : `about ${hours} hours`;
+}
+
+/** What a video would cost, and when it would be ready, as far as anybody knows. */
+export function offer(trial) {
+  if (trial.refusal) return trial.refusal.error;
+  const { most, gpu_second: byTime } = trial.price;
+  const parts = [];
+  if (most > 0) parts.push(`Costs ${byTime > 0 ? "up to " : ""}${most} credits.`);
+  if (trial.estimated_seconds !== null && trial.estimated_wait_seconds !== null) {
+    parts.push(`Ready in ${estimate(trial.estimated_wait_seconds + trial.estimated_seconds)}.`);
+  }
+  return parts.join(" ");
 }
 
 /** `14:05`, with the day if it is another one. */
