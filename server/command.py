@@ -13,6 +13,7 @@ from redis import Redis
 
 from models.errors import MochiError
 from models.settings import ENV_PREFIX
+from server.errors import CommandError
 from server.settings import ServerSettings, load_settings
 from server.terminal import visible
 from worker.broker import EmbeddedBroker, broker_of
@@ -53,13 +54,25 @@ def read_settings() -> ServerSettings:
         return load_settings()
 
 
+class NoServerError(CommandError):
+    """What a command looks at does not run."""
+
+
 @contextmanager
 def running_broker() -> Iterator[Redis]:
     """The broker of a running server, for a command that looks at it."""
     settings = read_settings()
     url = settings.redis_url or EmbeddedBroker(settings.data_dir).url
-    with connect_briefly(url) as redis:
-        yield redis
+    try:
+        with connect_briefly(url) as redis:
+            yield redis
+    except BrokerUnavailableError:
+        if settings.redis_url:
+            raise
+        raise NoServerError(
+            f"No server runs on the data folder {settings.data_dir}. Start it there with "
+            "`mochi-server up`, or name another folder with --data-dir or MOCHI_DATA_DIR."
+        ) from None
 
 
 @contextmanager

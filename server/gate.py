@@ -77,7 +77,8 @@ class Gate:
                 status = message["status"]
                 more = safe_headers(scope["path"], status, scope["scheme"])
                 if status >= HTTPStatus.BAD_REQUEST:
-                    _log_refusal(scope, status)
+                    if status != HTTPStatus.UNPROCESSABLE_ENTITY:  # the answer, when it has FAILED
+                        _log_refusal(scope, status)
                     more += _closing(scope)
                 message["headers"] = [*message["headers"], *more]
             await send(message)

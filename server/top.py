@@ -30,7 +30,8 @@ EVERY_SECONDS = 1.0
 MOST_WAITING = 10
 """Of those that wait, the next ones are shown."""
 QUIT = "q"
-ID_WIDTH = 36
+CUT_FIRST = frozenset({"worker", "engine"})
+"""Where a terminal is narrow."""
 
 _console = Console(width=None if sys.stdout.isatty() else WIDTH)
 
@@ -157,14 +158,17 @@ def _drawn(picture: Picture) -> RenderableType:
     figures = picture.figures
     ended = figures.counts.get("ended", {})
     completed = ended.get("completed", 0)
+    cancelled = ended.get("cancelled", 0)
+    failed = sum(ended.values()) - completed - cancelled
+    oldest = f" (the oldest for {figures.oldest_seconds:.0f} s)" if figures.waiting else ""
     head = Text.assemble(
         (f"{figures.waiting} waiting", "bold"),
-        f", the oldest for {figures.oldest_seconds:.0f} s; ",
+        f"{oldest}, ",
         (f"{figures.running} running", "bold"),
-        f"; ended since ever: {completed} completed, {sum(ended.values()) - completed} failed",
+        f"; ended: {completed} completed, {failed} failed, {cancelled} cancelled",
     )
     workers = [_worker_row(picture, worker) for worker in picture.workers]
-    waiting = picture.as_json()["next"]
+    waiting = [_waiting_row(picture, job) for job in picture.next]
     return Group(
         head,
         "",
@@ -179,18 +183,34 @@ def _worker_row(picture: Picture, worker: Worker) -> dict[str, Any]:
     return {
         "request_id": job.request_id if job else "",
         "step": f"{job.step}/{job.params.steps}" if job else "",
-        "seconds": picture.seconds_since(job.started_at) if job else "",
-        "attempt": job.attempt if job else "",
-        "state": worker.state,
+        "for": _seconds(picture.seconds_since(job.started_at)) if job else "",
+        "state": job.stage if job and worker.state == "running" else worker.state,
+        "run": job.attempt if job else "",
         "worker": worker.name,
         "engine": worker.engine or "",
     }
 
 
+def _waiting_row(picture: Picture, job: Job) -> dict[str, Any]:
+    return {
+        "request_id": job.request_id,
+        "place": job.position,
+        "for": _seconds(picture.seconds_since(job.created_at)),
+        "frames": job.params.frames,
+        "steps": job.params.steps,
+        "runs": job.attempt,
+    }
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.0f} s"
+
+
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None)
     for name in rows[0]:
-        least = ID_WIDTH if name == "request_id" else None  # it is there to be copied
+        widest = max(len(str(row[name])) for row in rows)
+        least = None if name in CUT_FIRST else max(widest, len(name))
         table.add_column(name.replace("_", " "), no_wrap=True, min_width=least)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row.values()))

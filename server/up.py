@@ -29,6 +29,7 @@ from worker.broker import EmbeddedBroker
 from worker.connection import connect_briefly
 from worker.errors import BrokerUnavailableError
 from worker.lifeline import WITH_PARENT
+from worker.logs import configure_logs
 from worker.stop import Stop
 
 WATCH_SECONDS = 0.2
@@ -225,7 +226,7 @@ class Supervisor:
             return "made with `mochi-server keys create NAME`"
         if _console.is_terminal:
             return f"{read_first_key(self._settings.data_dir)} (kept in {self._key_file})"
-        return str(self._key_file)
+        return f"kept in {self._key_file}"
 
     def _end(self, gateway: Child, workers: list[Child]) -> None:
         """Gateway and workers at once, so that a blocking call may still get its video."""
@@ -250,6 +251,7 @@ class Supervisor:
 
 def supervise(settings: ServerSettings) -> int:
     """Run everything on this machine until a signal comes. Returns the exit status."""
+    configure_logs()
     stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.ask())

@@ -63,7 +63,7 @@ def configure_logs(**always: str) -> None:
     root.setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
     # They tell of every state change of their own; what matters of it is in our events.
-    for name in ("rq.worker", "uvicorn"):
+    for name in ("rq.worker", "uvicorn", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It warns of forms that are malformed; who sent one is told.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

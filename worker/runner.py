@@ -90,7 +90,7 @@ class Runner:
 
     def _run(self, job: Job, run: Run) -> None:
         lease = run.lease
-        _log.info("run.started", owner=job.owner, queue_seconds=job.queue_seconds)
+        _log.info("run.started", key_id=job.owner, queue_seconds=job.queue_seconds)
         self._heart.run_now = run
         try:
             with run.watched():

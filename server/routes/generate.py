@@ -146,6 +146,8 @@ async def _read(call: Call, read: Reader = read_object, translate: Translation =
     call.key.require(Scope.GENERATE)
     call.key.require_model(MODEL)
     body = with_scenario(call, await read(call.request, call.services.settings.body_bytes))
+    if body.get(DRY_RUN):  # who means it must not get, and pay for, a video
+        raise BadQueryError(f"`{DRY_RUN}` goes into the query: POST /v2/{MODEL}?{DRY_RUN}=true")
     url = webhook_url(call.request, body, call.services.webhook_guard)
     webhook = {} if url is None else {FIELD: url}  # the same wherever it came
     params, names = parse_params(translate(body))

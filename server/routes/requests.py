@@ -5,6 +5,7 @@ from __future__ import annotations
 from hmac import compare_digest
 from typing import Any
 
+import structlog
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -41,6 +42,7 @@ _CANCEL: dict[str, Any] = {
 }
 
 router = APIRouter(tags=["Requests"])
+_log = structlog.get_logger()
 
 
 @router.get(
@@ -109,6 +111,12 @@ async def cancel(request: Request) -> Response:
     call = Call.of(request)
     call.key.require(Scope.GENERATE)
     outcome = await call.services.intake.cancel(call.request_id, call.key.key_id)
+    _log.info(
+        "request.cancelled",
+        request_id=call.request_id,
+        key_id=call.key.key_id,
+        outcome=outcome.value,
+    )
     if outcome is Cancellation.ENDED:
         return answer(CancelBody(status="ALREADY_COMPLETED", request_id=call.request_id))
     return answer(CancelBody(status="CANCELLATION_REQUESTED", request_id=call.request_id), 202)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 
+import structlog
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -39,6 +40,7 @@ _errors = partial(errors, body=VideosErrorBody)
 _ONE = {"parameters": [REQUEST_ID]}
 
 router = APIRouter(tags=["Videos, as other servers have them"])
+_log = structlog.get_logger()
 
 
 @router.post(
@@ -123,6 +125,7 @@ async def delete_video(request: Request) -> Response:
     call = Call.of(request)
     call.key.require(Scope.GENERATE)
     file_name = await call.services.intake.delete(call.request_id, call.key.key_id)
+    _log.info("request.deleted", request_id=call.request_id, key_id=call.key.key_id)
     if file_name:  # should we die here, it is swept later
         await run_in_threadpool(call.services.outputs.remove, file_name)
     return answer(DeletedVideo(id=call.request_id))

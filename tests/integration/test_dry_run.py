@@ -114,6 +114,11 @@ def test_elsewhere_it_is_refused_and_nothing_is_queued(stack: Stack, path: str) 
     assert client.get("/v1/videos").json()["data"] == []
 
 
+def test_in_a_body_it_is_refused_with_the_place_where_it_belongs(stack: Stack) -> None:
+    answer = stack.http().post("/v2/mochi-1", json=POND | {"dry_run": True})
+    assert "POST /v2/mochi-1?dry_run=true" in refusal(answer, 400)
+
+
 def test_a_full_queue_is_told(stack: Stack) -> None:
     url = another_gateway(stack, most_waiting="1")
     client = stack.http()

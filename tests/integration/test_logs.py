@@ -48,7 +48,7 @@ def test_a_request_is_followed_by_its_id_through_gateway_and_worker(stack: Stack
     ]
     accepted, *run = told
     assert (accepted["frames"], accepted["steps"]) == (1, 10)
-    assert accepted["key_id"] == stack.record(request_id)["owner"] == run[0]["owner"]
+    assert accepted["key_id"] == stack.record(request_id)["owner"] == run[0]["key_id"]
     worker = stack.record(request_id)["worker"]
     assert {(entry["worker"], entry["attempt"]) for entry in run} == {(worker, 1)}
 
@@ -71,6 +71,20 @@ def test_a_replay_and_a_refusal_name_the_request(stack: Stack) -> None:
     events = [entry["event"] for entry in lines(stack, request_id)]
     assert events.count("request.accepted") == events.count("request.replayed") == 1
     assert events.count("http.refused") == 1
+
+
+def test_who_cancels_is_told(stack: Stack) -> None:
+    client = stack.http()
+    wanted = client.post("/v2/mochi-1", json=POND | {"x-mock-scenario": "slow:60"})
+    request_id = wanted.json()["request_id"]
+    client.delete(f"/v2/requests/{request_id}")
+    (told,) = [entry for entry in lines(stack, request_id) if entry["event"] == "request.cancelled"]
+    assert told["key_id"] == stack.record(request_id)["owner"]
+    assert told["outcome"] == "requested"
+    failed = eventually(lambda: client.get(f"/v2/requests/{request_id}"))
+    assert eventually(lambda: client.get(f"/v2/requests/{request_id}").status_code == 422)
+    assert failed
+    assert "http.refused" not in [entry["event"] for entry in lines(stack, request_id)]
 
 
 def test_a_gateway_says_that_it_stops_and_a_worker_gives_back_by_name(tmp_path: Path) -> None:

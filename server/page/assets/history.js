@@ -1,7 +1,7 @@
 /**
  * The requests that this browser made, and what stays of a tab when it is reloaded.
  *
- * The key is kept by the tab (sessionStorage), and the requests by the browser (localStorage). A
+ * Key and form are kept by the tab (sessionStorage), and the requests by the browser (localStorage). A
  * request is known to nobody but its key, so each bears a mark of the key that made it, and those
  * of other keys are out of sight until their key is back. The mark is 32 bits of a hash: by it
  * keys can be told apart, and not be guessed. (The browser's own SHA-256 is only there with TLS.)
@@ -9,6 +9,7 @@
 
 const REQUESTS = "mochi-server requests";
 const KEY = "mochi-server key";
+const DRAFT = "mochi-server draft";
 const PRESS = "mochi-server press";
 const MOST = 30;
 
@@ -24,6 +25,12 @@ export const key = {
 export const press = {
   get: () => JSON.parse(recall(sessionStorageOrNone(), PRESS) ?? "null"),
   set: (pressed) => keep(sessionStorageOrNone(), PRESS, JSON.stringify(pressed)),
+};
+
+/** What stands in the form. */
+export const draft = {
+  get: () => JSON.parse(recall(sessionStorageOrNone(), DRAFT) ?? "{}"),
+  set: (values) => keep(sessionStorageOrNone(), DRAFT, JSON.stringify(values)),
 };
 
 /** Those of a key that may still live, the newest first. */

@@ -228,6 +228,7 @@ form.form.addEventListener("submit", (event) => {
   submit();
 });
 form.form.addEventListener("changed", () => {
+  history.draft.set(form.values());
   writeSnippet();
   offerSoon();
 });
@@ -265,8 +266,7 @@ setInterval(() => refresh(), REFRESH_MS);
 // The start, or the reload
 
 keyBox.value = givenKey = history.key.get();
-offerSoon();
-writeSnippet();
+form.fill(history.draft.get());
 list();
 if (form.apiKey()) {
   const going = history.requests(form.apiKey()).find((entry) => !api.isEnded(entry));

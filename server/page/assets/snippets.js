@@ -1,6 +1,9 @@
 /** The request of the form as code to copy. The key is never in it. */
 
-/** One command that waits for the video. In single quotes a shell changes nothing. */
+/**
+ * Waits for the video; an error is shown, and takes the place of no video. In single quotes a shell
+ * changes nothing.
+ */
 export function curl(origin, model, literals) {
   const body = literals.map(([name, literal]) => `    "${name}": ${literal}`).join(",\n");
   return [
@@ -8,7 +11,7 @@ export function curl(origin, model, literals) {
     `  -H "x-api-key: $MOCHI_API_KEY" \\`,
     `  -H 'content-type: application/json' \\`,
     `  -d ${quoted(`{\n${body}\n  }`)} \\`,
-    `  -o mochi.mp4`,
+    `  -o mochi.part && mv mochi.part mochi.mp4 || cat mochi.part`,
   ].join("\n");
 }
 
