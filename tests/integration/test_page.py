@@ -122,6 +122,7 @@ def test_after_a_reload_the_running_request_is_followed_and_the_ended_are_listed
     expect(visitor.state).to_have_text("Denoising")
     visitor.page.reload()
     expect(visitor.state).to_have_text("Denoising")
+    expect(visitor.field("Prompt")).to_have_value("a second pond")
     expect(visitor.requests.locator(".prompt")).to_have_text(["a second pond", "a first pond"])
     visitor.button("Cancel").click()
     expect(visitor.requests.locator(".state")).to_have_text(["Cancelled", "Ready"])
