@@ -35,7 +35,8 @@ JITTER = 0.2
 LEASE_SECONDS = 30.0
 """Longer than any attempt."""
 MOST_OF_OWNER = 8
-"""Attempts at once, by one sender: a receiver that hangs holds up its owner's alone."""
+"""Attempts at once, by one sender: a receiver or a name server that hangs holds up its owner's
+alone."""
 SECRET_PREFIX = "whsec_"  # noqa: S105 (no secret)
 SECRET_BYTES = 32
 
