@@ -19,6 +19,7 @@ from server import cli
 from server.audit import entries
 from server.keys import one_key, revoke_key
 from server.webhook_url import MOST_LENGTH
+from tests.jobs import make_webhook_due
 from tests.receiver import ALLOWED, Call, Receiver, receiver, trap
 from tests.stack import Stack, eventually
 from tests.wire import refusal
@@ -95,7 +96,7 @@ class Customer:
 
     def make_due(self, request_id: str) -> None:
         """As if the time for the next attempt had come, or the sender's lease had ended."""
-        assert self.stack.redis.zadd(keyspace.WEBHOOKS, {request_id: 1}, xx=True, ch=True)
+        make_webhook_due(self.stack.redis, request_id)
 
 
 @pytest.fixture
@@ -252,7 +253,7 @@ def test_what_has_failed_and_then_succeeds_is_not_sent_again(customer: Customer)
     customer.make_due(request_id)
     delivery = customer.noted(request_id, 2)
     assert delivery.state is State.DELIVERED
-    assert customer.stack.redis.zscore(keyspace.WEBHOOKS, request_id) is None
+    assert customer.stack.redis.zscore(keyspace.WEBHOOKS, customer.owner) is None
     assert int(str(customer.stack.redis.pttl(keyspace.WEBHOOK + request_id))) > 0
 
 
