@@ -324,16 +324,20 @@ def run(stack: Stack, *words: str) -> Result:
 
 def test_the_command_lists_deliveries_without_the_secrets_of_urls(customer: Customer) -> None:
     customer.there.status = 410
-    request_id = customer.submit(webhook_url=customer.there.url + "?token=hunter2")
+    request_id = customer.submit(webhook_url=customer.there.url + "/hunter2?token=hunter2")
     customer.noted(request_id)
     listed = run(customer.stack, "list", "--state", "given_up").stdout
     line = next(line for line in listed.splitlines() if request_id in line)
     assert "given_up" in line
     assert "HTTP 410" in line
-    assert customer.there.url in line
+    host = customer.there.url.removesuffix("/hook")
+    assert host in line
     answer = run(customer.stack, "list", "--json").stdout
     shown = next(each for each in json.loads(answer) if each["request_id"] == request_id)
     assert (shown["state"], shown["attempts"], shown["due_at"]) == ("given_up", 1, None)
+    assert shown["url"] == host
+    for name in ("created_at", "expires_at"):
+        assert datetime.fromisoformat(shown[name]).tzinfo is not None
     assert [attempt["outcome"] for attempt in shown["log"]] == ["HTTP 410"]
     assert "hunter2" not in answer + listed
     assert request_id not in run(customer.stack, "list", "--state", "due").stdout
@@ -379,6 +383,15 @@ def test_a_rotated_secret_signs_beside_the_new_one_for_the_grace(customer: Custo
     acts = [entry for entry in entries(customer.stack.redis, 100) if entry.subject == name]
     assert [act.act for act in acts] == ["create", *["rotate webhook secret"] * 2]
     assert not any(secret in str(acts) for secret in (first, second, third))
+
+
+def test_a_grace_without_a_rotation_is_refused(customer: Customer) -> None:
+    name, secret = one_key(customer.stack.redis, customer.owner)[0].name, customer.secret
+    answer = run(customer.stack, "secret", name, "--grace", "1h")
+    assert answer.exit_code == 2
+    assert "--rotate" in answer.stderr
+    assert answer.stdout == ""
+    assert customer.secret == secret
 
 
 def test_each_key_has_a_secret_of_its_own(stack: Stack, there: Receiver) -> None:
