@@ -86,7 +86,7 @@ class Delivery:
         cls, request_id: str, fields: Mapping[str, str], due_at: float | None = None
     ) -> Delivery:
         """From the hash that the broker keeps."""
-        lines = (line.partition(" ") for line in fields.get("log", "").splitlines())
+        lines = (line.partition(" ") for line in fields.get("log", "").split("\n") if line)
         return cls(
             request_id=request_id,
             owner=fields["owner"],
@@ -156,7 +156,7 @@ class Deliveries:
     async def note(
         self, delivery: Delivery, state: State, outcome: str, pause: float = 0.0
     ) -> bool:
-        """Say what became of the present attempt. False when it is not this sender's any more."""
+        """Say what became of the present attempt, in a line. False when it is not this sender's."""
         pause_ms = round(pause * 1000)
         with broker_errors():
             noted = await self._note(
@@ -165,7 +165,7 @@ class Deliveries:
                     delivery.request_id,
                     delivery.attempts,
                     state,
-                    outcome,
+                    " ".join(outcome.split()),
                     pause_ms,
                     self._retention_ms,
                 ],

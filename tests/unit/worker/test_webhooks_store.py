@@ -151,6 +151,19 @@ def test_only_the_last_attempt_is_noted_and_once(redis: Redis, redis_url: str) -
     assert [outcome for _, outcome in delivery.log] == ["HTTP 500"]
 
 
+def test_an_outcome_is_a_line_whatever_is_in_it(redis: Redis, redis_url: str) -> None:
+    """One that could not be read would be lost to its sender, and with it all that it took."""
+    odd = "\r\n7 a\rb\u2028c\x85d\x1ce \n"
+    request_id, other = owe(redis_url, "ann"), owe(redis_url, "bob")
+    delivery = next(each for each in take(redis_url) if each.request_id == request_id)
+    assert sender(redis_url, lambda it: it.note(delivery, State.DUE, odd))
+    redis.hset(keyspace.WEBHOOK + other, "log", "8 as it\r was\u2028noted\n9 before\n")
+    for each in (request_id, other):
+        make_webhook_due(redis, each)
+    logs = {each.owner: [what for _, what in each.log] for each in take(redis_url)}
+    assert logs == {"ann": ["7 a b c d e"], "bob": ["as it\r was\u2028noted", "before"]}
+
+
 @pytest.mark.parametrize("before", [0, 4])
 def test_pauses_grow_over_hours_and_differ(redis: Redis, redis_url: str, before: int) -> None:
     owe(redis_url, "ann")
