@@ -163,7 +163,7 @@ def test_the_url_is_a_part_of_what_an_idempotency_key_is_for(customer: Customer)
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("", "another scheme"),
+        (" ", "another scheme"),
         ("hooks.example", "another scheme"),
         ("//hooks.example/x", "another scheme"),
         ("ftp://hooks.example/", "another scheme"),
@@ -197,14 +197,23 @@ def test_a_bad_url_is_400_with_field_rule_and_remedy(stack: Stack, url: object, 
     assert "secret" not in text
 
 
-def test_two_urls_are_refused_and_none_is_taken_for_none(stack: Stack) -> None:
+def test_two_urls_are_refused_and_none_is_taken_for_none(stack: Stack, there: Receiver) -> None:
     client = stack.http()
     body = POND | {"webhook_url": "https://one.example/"}
     answer = client.post("/v2/mochi-1", json=body, params={"webhook_url": "https://two.example/"})
     assert "give one" in refusal(answer, 400)
-    answer = client.post("/v2/mochi-1", json=POND | {"webhook_url": None})
-    assert answer.is_success
-    assert "webhook_url" not in stack.record(answer.json()["request_id"])
+    one = {"webhook_url": there.url}
+    for body, query, kept in (
+        ({"webhook_url": None}, {}, None),
+        ({"webhook_url": ""}, {}, None),
+        ({}, {"webhook_url": ""}, None),
+        ({"webhook_url": ""}, one, there.url),
+        (one, {"webhook_url": ""}, there.url),
+    ):
+        answer = client.post("/v2/mochi-1", json=POND | body, params=query)
+        assert answer.is_success, answer.text
+        request_id = answer.json()["request_id"]
+        assert stack.record(request_id).get("webhook_url") == kept
 
 
 def test_a_redirect_is_not_followed_and_tried_again(customer: Customer) -> None:
