@@ -10,9 +10,10 @@ import asyncio
 import re
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -21,6 +22,7 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+from threading import Thread
 
 import httpcore
 import httpx
@@ -33,8 +35,10 @@ CALL_SECONDS = 15.0
 """From the look-up of the name to the head of the answer."""
 CONNECT_SECONDS = 5.0
 """For one of several addresses."""
-LOOKUP_THREADS = 8
-"""A name server that hangs holds up other calls, and nothing else of the process."""
+LOOKUP_SECONDS = 10.0
+"""A name server that does not answer is asked again after 5."""
+LOOKUPS_OF_OWNER = 16
+"""At once, those included that nobody waits for any more: the system's own limit is a minute."""
 
 _INSIDE = tuple(
     map(
@@ -169,22 +173,30 @@ class Caller:
         resolve: Resolve | None = None,
         seconds: float = CALL_SECONDS,
     ) -> None:
-        self._backend = GuardedBackend(guard, resolve or _Resolver())
+        self._guard = guard
+        self._resolve = resolve
+        self._lookups = _Lookups()
         self._seconds = seconds
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         return httpx.create_ssl_context()  # with SSL_CERT_FILE, where an operator has a CA
 
-    async def post(self, url: str, content: bytes, headers: Mapping[str, str]) -> int:
+    async def post(self, url: str, content: bytes, headers: Mapping[str, str], owner: str) -> int:
         """The status of the answer. Its body is not read.
+
+        Args:
+            url: where to.
+            content: the body.
+            headers: all but the host and the length.
+            owner: who has named the URL, and bears it when names are looked up slowly.
 
         Raises:
             NoCallError: there was none in time, or nobody may be asked there.
         """
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._post(httpx.URL(url), content, headers)
+                return await self._post(httpx.URL(url), content, headers, owner)
         except (TimeoutError, httpcore.TimeoutException):
             raise NoCallError("no answer in time") from None
         except httpcore.ConnectError as error:
@@ -193,13 +205,17 @@ class Caller:
         except (httpcore.NetworkError, httpcore.ProtocolError):
             raise NoCallError("the answer is no HTTP, or was cut off") from None
 
-    async def _post(self, url: httpx.URL, content: bytes, headers: Mapping[str, str]) -> int:
+    async def _post(
+        self, url: httpx.URL, content: bytes, headers: Mapping[str, str], owner: str
+    ) -> int:
         own = {"host": url.netloc.decode("ascii"), "content-length": str(len(content))}
         # A pool for one call: no connection is left for another, which may not go there.
         async with (
             httpcore.AsyncConnectionPool(
                 ssl_context=self._tls if url.scheme == "https" else None,
-                network_backend=self._backend,
+                network_backend=GuardedBackend(
+                    self._guard, self._resolve or partial(self._lookups, owner)
+                ),
             ) as pool,
             pool.stream(
                 "POST",
@@ -220,22 +236,56 @@ class Caller:
             return answer.status
 
 
-class _Resolver:
-    """The system's look-up, in threads of its own."""
+class _Lookups:
+    """The system's look-ups of names, each in a thread that nobody has to wait for.
 
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(LOOKUP_THREADS, "lookup")
+    In a pool, those of one owner whose name server hangs would hold up all others', and the end of
+    the process, which joins the threads of a pool.
+    """
 
-    async def __call__(self, host: str, port: int) -> list[str]:
-        loop = asyncio.get_running_loop()
+    def __init__(self) -> None:
+        self._running: Counter[str] = Counter()
+
+    async def __call__(self, owner: str, host: str, port: int) -> list[str]:
+        literal = _literal(host)
+        if literal is not None:
+            return [literal]
+        if self._running[owner] >= LOOKUPS_OF_OWNER:
+            raise NoCallError("too many look-ups of this key's hosts hang")
         try:
-            found = await loop.run_in_executor(
-                self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            )
-        except (OSError, UnicodeError):  # the latter: no name of DNS
-            raise NoCallError("no such host") from None
-        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+            async with asyncio.timeout(LOOKUP_SECONDS):
+                addresses = await self._begin(owner, host, port)
+        except TimeoutError:
+            raise NoCallError("the look-up of the host did not end in time") from None
+        if not addresses:
+            raise NoCallError("no such host")
+        return addresses
+
+    def _begin(self, owner: str, host: str, port: int) -> asyncio.Future[list[str]]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[str]] = loop.create_future()
+
+        def end(addresses: list[str]) -> None:
+            self._running[owner] -= 1
+            if not answer.done():
+                answer.set_result(addresses)
+
+        def look_up() -> None:
+            addresses = _addresses(host, port)
+            with suppress(RuntimeError):  # the gateway has ended meanwhile
+                loop.call_soon_threadsafe(end, addresses)
+
+        Thread(target=look_up, name="lookup", daemon=True).start()
+        self._running[owner] += 1
+        return answer
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):  # the latter: no name of DNS
+        return []
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def _plain(host: str) -> str:

@@ -21,14 +21,13 @@ _RULE = (
 
 
 def webhook_url(request: Request, body: Mapping[str, Any], guard: Guard) -> str | None:
-    """Where to tell of the end; None when nobody is to be told.
+    """Where to tell of the end; None when nobody is to be told, as an empty text says as well.
 
     Raises:
         InvalidParametersError: the URL breaks the rule, leads inside, or there are two.
     """
-    given = [*request.query_params.getlist(FIELD)]
-    if body.get(FIELD) is not None:
-        given.append(body[FIELD])
+    came = [*request.query_params.getlist(FIELD), body.get(FIELD)]
+    given = [url for url in came if url not in (None, "")]
     if not given:
         return None
     if any(url != given[0] for url in given):

@@ -115,7 +115,7 @@ class Sender:
             "webhook-timestamp": f"{int(now.timestamp())}",
             "webhook-signature": " ".join(signatures),
         }
-        return await self._caller.post(delivery.url, body.encode(), headers)
+        return await self._caller.post(delivery.url, body.encode(), headers, delivery.owner)
 
     async def _body(self, delivery: Delivery) -> str:
         """What `GET /v2/requests/{id}` gave at the end; links are those of the submit."""

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated, Any
 
+import httpx
 import typer
 from redis import Redis
 from rich.console import Console
@@ -53,8 +54,8 @@ def list_deliveries(
 ) -> None:
     """Deliveries, the oldest first: which are due, were made, or given up, and the attempts.
 
-    They are kept until they have ended, and then as long as a request's record. URLs are shown
-    without their query, which may hold a secret of the receiver's; JSON has all attempts.
+    They are kept until they have ended, and then as long as a request's record. Of URLs only
+    scheme and host are shown, as the rest may be a secret of the receiver's. JSON has all attempts.
 
     Example: `mochi-server webhooks list --state given_up`
     """
@@ -95,13 +96,14 @@ def secret(
         bool, typer.Option("--rotate", help="Make another one; the present one signs as well.")
     ] = False,
     grace: Annotated[
-        timedelta,
+        timedelta | None,
         typer.Option(
             parser=duration,
             metavar="TIME",
             help="With --rotate: for how long: 90s, 15m, 24h, 7d; 0: not any more.",
+            show_default=f"{GRACE.days}d",
         ),
-    ] = f"{GRACE.days}d",  # type: ignore[assignment]  # parsed as what is typed
+    ] = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -114,11 +116,13 @@ def secret(
 
     Another one: `mochi-server webhooks secret alice --rotate --grace 7d`
     """
+    if grace is not None and not rotate:
+        raise typer.BadParameter("--grace is of a rotation: give --rotate as well.")
     apply_options(ctx)
     with errors_end(), any_broker() as redis:
         key = in_one_step(redis, lambda step: Keybook(step).find_live(name))
         if rotate:
-            rotate_signing_secret(redis, key.name, grace)
+            rotate_signing_secret(redis, key.name, GRACE if grace is None else grace)
         found = signing_secrets(redis, key.key_id)[0]
     typer.echo(found)
 
@@ -194,10 +198,12 @@ def _json(delivery: Delivery, names: dict[str, str]) -> dict[str, Any]:
         "key": names.get(delivery.owner),
         "url": _shown(delivery.url),
         "created_at": from_ms(delivery.created_at).isoformat(),
+        "expires_at": from_ms(delivery.expires_at).isoformat(),
         "due_at": from_ms(delivery.due_at).isoformat() if delivery.due_at else None,
         "log": [{"at": from_ms(at).isoformat(), "outcome": what} for at, what in delivery.log],
     }
 
 
 def _shown(url: str) -> str:
-    return url.partition("?")[0]
+    parsed = httpx.URL(url)
+    return f"{parsed.scheme}://{parsed.netloc.decode('ascii')}"

@@ -68,3 +68,10 @@ def waiting(redis: Redis) -> list[str]:
 def end_lease(redis: Redis, request_id: str) -> None:
     """As if the worker had been silent for the length of a lease."""
     assert redis.zadd(keyspace.LEASES, {request_id: 1}, xx=True, ch=True)
+
+
+def make_webhook_due(redis: Redis, request_id: str) -> None:
+    """As if the time for the next attempt had come, or the sender's lease had ended."""
+    owner = str(redis.hget(keyspace.WEBHOOK + request_id, "owner"))
+    assert redis.zadd(keyspace.webhooks(owner), {request_id: 1}, xx=True, ch=True)
+    redis.zadd(keyspace.WEBHOOKS, {owner: 1})

@@ -46,8 +46,9 @@ USAGE = "mochi:usage:"
 METRICS = "mochi:metrics"
 """Hash: sums since ever, of all gateways and workers; see `metrics.py`."""
 WEBHOOKS = "mochi:webhooks"
-"""Sorted set: ids of ended requests that somebody is to be told of, by the broker's time in ms at
-which that is due; while it is tried, at which it is due again."""
+"""Sorted set: owners to whom deliveries are owed, by the broker's time in ms at which one may be
+due, never later than that. One for each owner has its id after a colon: ids of ended requests that
+somebody is to be told of, by the time at which that is due; while it is tried, is due again."""
 WEBHOOK = "mochi:webhook:"
 """With a request's id, a hash: the delivery; see `webhooks.py`."""
 HISTORY = "mochi:history:"
@@ -102,6 +103,11 @@ def usage(day: int) -> str:
 def idempotency_key(digest: str) -> str:
     """Hash: the request that was first made with an idempotency key, and its fingerprint."""
     return f"mochi:idempotency:{digest}"
+
+
+def webhooks(owner: str) -> str:
+    """Sorted set: see `WEBHOOKS`."""
+    return f"{WEBHOOKS}:{owner}"
 
 
 def webhook_secret(owner: str) -> str:

@@ -12,7 +12,6 @@ and a lock, which our workers do without, and its schedule would not be one step
 from __future__ import annotations
 
 import base64
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +34,8 @@ JITTER = 0.2
 LEASE_SECONDS = 30.0
 """Longer than any attempt."""
 MOST_OF_OWNER = 8
-"""Attempts at once, by one sender: a receiver that hangs holds up its owner's alone."""
+"""Attempts at once, by one sender: a receiver or a name server that hangs holds up its owner's
+alone."""
 SECRET_PREFIX = "whsec_"  # noqa: S105 (no secret)
 SECRET_BYTES = 32
 
@@ -86,8 +86,7 @@ class Delivery:
         cls, request_id: str, fields: Mapping[str, str], due_at: float | None = None
     ) -> Delivery:
         """From the hash that the broker keeps."""
-        flat: list[str] = json.loads(fields["record"])
-        lines = (line.partition(" ") for line in fields.get("log", "").splitlines())
+        lines = (line.partition(" ") for line in fields.get("log", "").split("\n") if line)
         return cls(
             request_id=request_id,
             owner=fields["owner"],
@@ -98,7 +97,7 @@ class Delivery:
             created_at=int(fields["created_at"]),
             expires_at=int(fields["expires_at"]),
             log=tuple((int(at), outcome) for at, _, outcome in lines),
-            record=dict(zip(flat[::2], flat[1::2], strict=True)),
+            record={name[1:]: value for name, value in fields.items() if name.startswith(":")},
             due_at=None if due_at is None else int(due_at),
         )
 
@@ -157,7 +156,7 @@ class Deliveries:
     async def note(
         self, delivery: Delivery, state: State, outcome: str, pause: float = 0.0
     ) -> bool:
-        """Say what became of the present attempt. False when it is not this sender's any more."""
+        """Say what became of the present attempt, in a line. False when it is not this sender's."""
         pause_ms = round(pause * 1000)
         with broker_errors():
             noted = await self._note(
@@ -166,7 +165,7 @@ class Deliveries:
                     delivery.request_id,
                     delivery.attempts,
                     state,
-                    outcome,
+                    " ".join(outcome.split()),
                     pause_ms,
                     self._retention_ms,
                 ],
@@ -193,12 +192,14 @@ def all_deliveries(redis: Redis) -> list[Delivery]:
         pipeline = redis.pipeline(transaction=False)
         for request_id in ids:
             pipeline.hgetall(keyspace.WEBHOOK + request_id)
-            pipeline.zscore(keyspace.WEBHOOKS, request_id)
-        found: list[Any] = pipeline.execute()
+        found = dict(zip(ids, pipeline.execute(), strict=True))
+        found = {request_id: fields for request_id, fields in found.items() if fields}
+        for request_id, fields in found.items():  # those that have not expired meanwhile
+            pipeline.zscore(keyspace.webhooks(fields["owner"]), request_id)
+        dues = pipeline.execute()
     deliveries = (
         Delivery.read(request_id, fields, due_at)
-        for request_id, fields, due_at in zip(ids, found[::2], found[1::2], strict=True)
-        if fields  # it has not expired meanwhile
+        for (request_id, fields), due_at in zip(found.items(), dues, strict=True)
     )
     return sorted(deliveries, key=lambda delivery: delivery.created_at)
 

@@ -19,6 +19,7 @@ from server import cli
 from server.audit import entries
 from server.keys import one_key, revoke_key
 from server.webhook_url import MOST_LENGTH
+from tests.jobs import make_webhook_due
 from tests.receiver import ALLOWED, Call, Receiver, receiver, trap
 from tests.stack import Stack, eventually
 from tests.wire import refusal
@@ -95,7 +96,7 @@ class Customer:
 
     def make_due(self, request_id: str) -> None:
         """As if the time for the next attempt had come, or the sender's lease had ended."""
-        assert self.stack.redis.zadd(keyspace.WEBHOOKS, {request_id: 1}, xx=True, ch=True)
+        make_webhook_due(self.stack.redis, request_id)
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_the_url_is_a_part_of_what_an_idempotency_key_is_for(customer: Customer)
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("", "another scheme"),
+        (" ", "another scheme"),
         ("hooks.example", "another scheme"),
         ("//hooks.example/x", "another scheme"),
         ("ftp://hooks.example/", "another scheme"),
@@ -196,14 +197,23 @@ def test_a_bad_url_is_400_with_field_rule_and_remedy(stack: Stack, url: object, 
     assert "secret" not in text
 
 
-def test_two_urls_are_refused_and_none_is_taken_for_none(stack: Stack) -> None:
+def test_two_urls_are_refused_and_none_is_taken_for_none(stack: Stack, there: Receiver) -> None:
     client = stack.http()
     body = POND | {"webhook_url": "https://one.example/"}
     answer = client.post("/v2/mochi-1", json=body, params={"webhook_url": "https://two.example/"})
     assert "give one" in refusal(answer, 400)
-    answer = client.post("/v2/mochi-1", json=POND | {"webhook_url": None})
-    assert answer.is_success
-    assert "webhook_url" not in stack.record(answer.json()["request_id"])
+    one = {"webhook_url": there.url}
+    for body, query, kept in (
+        ({"webhook_url": None}, {}, None),
+        ({"webhook_url": ""}, {}, None),
+        ({}, {"webhook_url": ""}, None),
+        ({"webhook_url": ""}, one, there.url),
+        (one, {"webhook_url": ""}, there.url),
+    ):
+        answer = client.post("/v2/mochi-1", json=POND | body, params=query)
+        assert answer.is_success, answer.text
+        request_id = answer.json()["request_id"]
+        assert stack.record(request_id).get("webhook_url") == kept
 
 
 def test_a_redirect_is_not_followed_and_tried_again(customer: Customer) -> None:
@@ -252,7 +262,7 @@ def test_what_has_failed_and_then_succeeds_is_not_sent_again(customer: Customer)
     customer.make_due(request_id)
     delivery = customer.noted(request_id, 2)
     assert delivery.state is State.DELIVERED
-    assert customer.stack.redis.zscore(keyspace.WEBHOOKS, request_id) is None
+    assert customer.stack.redis.zscore(keyspace.WEBHOOKS, customer.owner) is None
     assert int(str(customer.stack.redis.pttl(keyspace.WEBHOOK + request_id))) > 0
 
 
@@ -323,16 +333,20 @@ def run(stack: Stack, *words: str) -> Result:
 
 def test_the_command_lists_deliveries_without_the_secrets_of_urls(customer: Customer) -> None:
     customer.there.status = 410
-    request_id = customer.submit(webhook_url=customer.there.url + "?token=hunter2")
+    request_id = customer.submit(webhook_url=customer.there.url + "/hunter2?token=hunter2")
     customer.noted(request_id)
     listed = run(customer.stack, "list", "--state", "given_up").stdout
     line = next(line for line in listed.splitlines() if request_id in line)
     assert "given_up" in line
     assert "HTTP 410" in line
-    assert customer.there.url in line
+    host = customer.there.url.removesuffix("/hook")
+    assert host in line
     answer = run(customer.stack, "list", "--json").stdout
     shown = next(each for each in json.loads(answer) if each["request_id"] == request_id)
     assert (shown["state"], shown["attempts"], shown["due_at"]) == ("given_up", 1, None)
+    assert shown["url"] == host
+    for name in ("created_at", "expires_at"):
+        assert datetime.fromisoformat(shown[name]).tzinfo is not None
     assert [attempt["outcome"] for attempt in shown["log"]] == ["HTTP 410"]
     assert "hunter2" not in answer + listed
     assert request_id not in run(customer.stack, "list", "--state", "due").stdout
@@ -378,6 +392,15 @@ def test_a_rotated_secret_signs_beside_the_new_one_for_the_grace(customer: Custo
     acts = [entry for entry in entries(customer.stack.redis, 100) if entry.subject == name]
     assert [act.act for act in acts] == ["create", *["rotate webhook secret"] * 2]
     assert not any(secret in str(acts) for secret in (first, second, third))
+
+
+def test_a_grace_without_a_rotation_is_refused(customer: Customer) -> None:
+    name, secret = one_key(customer.stack.redis, customer.owner)[0].name, customer.secret
+    answer = run(customer.stack, "secret", name, "--grace", "1h")
+    assert answer.exit_code == 2
+    assert "--rotate" in answer.stderr
+    assert answer.stdout == ""
+    assert customer.secret == secret
 
 
 def test_each_key_has_a_secret_of_its_own(stack: Stack, there: Receiver) -> None:

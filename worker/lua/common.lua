@@ -122,18 +122,14 @@ local function drop_preview(id)
   redis.call('DEL', keys.previews .. id)
 end
 
--- If the submit has named a URL, it is to be told of the end. The record goes before the last attempt
--- may be made, so its fields come along.
-local function owe_webhook(id, owner)
-  local url = redis.call('HGET', keys.record, 'webhook_url')
-  if not url or redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
-    return
-  end
-  local now = text(now_ms())
-  redis.call('HSET', keys.webhook .. id, 'state', 'due', 'owner', owner, 'url', url, 'attempts', 0,
-             'before', 0, 'created_at', now, 'expires_at', text(redis.call('PEXPIRETIME', keys.record)),
-             'record', cjson.encode(redis.call('HGETALL', keys.record)))
-  redis.call('ZADD', keys.webhooks, now, id)
+-- Of an owner, no more deliveries are due than so many. The newest is given up, as what was owed before
+-- has been promised, and a receiver that is away for hours gets that still.
+local MOST_OWED = 1000
+
+-- A delivery is due at `at`. Each owner has a set of its own, so that nobody's waits behind another's.
+local function owe_at(id, owner, at)
+  redis.call('ZADD', keys.webhooks .. ':' .. owner, text(at), id)
+  redis.call('ZADD', keys.webhooks, 'LT', text(at), owner)
 end
 
 -- One more line in the log of a delivery.
@@ -143,9 +139,39 @@ local function note_webhook(id, line)
 end
 
 -- Delivered, or given up: its log is kept as long as a record.
-local function leave_webhooks(id, retention_ms)
-  redis.call('ZREM', keys.webhooks, id)
+local function leave_webhooks(id, owner, retention_ms)
+  redis.call('ZREM', keys.webhooks .. ':' .. owner, id)
+  if redis.call('EXISTS', keys.webhooks .. ':' .. owner) == 0 then
+    redis.call('ZREM', keys.webhooks, owner)
+  end
   redis.call('PEXPIRE', keys.webhook .. id, retention_ms)
+end
+
+-- If the submit has named a URL, it is to be told of the end. The record goes before the last attempt
+-- may be made, so its fields come along, each with a colon before it.
+local function owe_webhook(id, owner, retention_ms)
+  local url = redis.call('HGET', keys.record, 'webhook_url')
+  if not url or redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
+    return
+  end
+  local delivery = { 'state', 'due', 'owner', owner, 'url', url, 'attempts', 0, 'before', 0,
+                     'created_at', text(now_ms()),
+                     'expires_at', text(redis.call('PEXPIRETIME', keys.record)) }
+  local record = redis.call('HGETALL', keys.record)
+  for index = 1, #record, 2 do
+    if record[index] ~= 'webhook_url' then
+      delivery[#delivery + 1] = ':' .. record[index]
+      delivery[#delivery + 1] = record[index + 1]
+    end
+  end
+  redis.call('HSET', keys.webhook .. id, unpack(delivery))
+  if redis.call('ZCARD', keys.webhooks .. ':' .. owner) < MOST_OWED then
+    owe_at(id, owner, now_ms())
+  else
+    redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
+    note_webhook(id, 'too many deliveries of this key are due')
+    leave_webhooks(id, owner, retention_ms)
+  end
 end
 
 -- Out of the list of an owner's requests with those whose records are gone.
@@ -197,7 +223,7 @@ local function finish(id, status, list_ms, fields)
   redis.call('LREM', keys.intermediate, 0, id)
   redis.call('DEL', keys.rq_job)
   if redis.call('HEXISTS', keys.record, 'deleted') == 0 then
-    owe_webhook(id, owner)
+    owe_webhook(id, owner, list_ms)
   end
 end
 

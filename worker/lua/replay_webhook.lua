@@ -11,5 +11,5 @@ if redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
 end
 redis.call('HSET', delivery, 'state', 'due', 'before', attempts, 'noted', attempts)
 redis.call('PERSIST', delivery)
-redis.call('ZADD', keys.webhooks, text(now_ms()), id)
+owe_at(id, owner, now_ms())
 return 1

@@ -1,42 +1,61 @@
--- Deliveries that are due, each for one sender until its lease is over: then it is due again.
+-- Deliveries that are due, each for one sender until its lease is over: then it is due again. Owners
+-- have turns: of whom some were taken comes after all others to whom something is due.
 -- ARGV: '', most, lease in ms, most attempts, retention in ms, most at once of an owner, then owners
 -- that this sender is at and for how many. Returns the id and the flat hash of each.
-local MOST_LOOKED_AT, YIELD_MS = 200, 2000
+local MOST_LOOKED_AT = 200
 local now = now_ms()
 local most, most_attempts, most_of_owner = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[6])
-local busy = {}
+local busy, taken = {}, {}
 for index = 7, #ARGV, 2 do
   busy[ARGV[index]] = tonumber(ARGV[index + 1])
 end
 
-local function end_unsent(id, reason)
-  redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
-  note_webhook(id, reason)
-  leave_webhooks(id, ARGV[5])
+local function first_due(set)
+  return redis.call('ZRANGE', set, '-inf', text(now), 'BYSCORE', 'LIMIT', 0, MOST_LOOKED_AT)
 end
 
-local taken = {}
-local due = redis.call('ZRANGEBYSCORE', keys.webhooks, '-inf', text(now), 'LIMIT', 0, MOST_LOOKED_AT)
-for _, id in ipairs(due) do
-  if #taken >= 2 * most then
-    break
-  end
+local function end_unsent(id, owner, reason)
+  redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
+  note_webhook(id, reason)
+  leave_webhooks(id, owner, ARGV[5])
+end
+
+local function take(id, owner)
   local delivery = keys.webhook .. id
-  local owner, attempts, before = unpack(redis.call('HMGET', delivery, 'owner', 'attempts', 'before'))
-  if not owner then
-    redis.call('ZREM', keys.webhooks, id)
+  local attempts, before = unpack(redis.call('HMGET', delivery, 'attempts', 'before'))
+  if not attempts then
+    redis.call('ZREM', keys.webhooks .. ':' .. owner, id)
   elseif redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
-    end_unsent(id, 'the API key was revoked')
+    end_unsent(id, owner, 'the API key was revoked')
   elseif attempts - before >= most_attempts then
-    end_unsent(id, 'the sender ended during the last attempt')
-  elseif (busy[owner] or 0) >= most_of_owner then
-    redis.call('ZADD', keys.webhooks, text(now + YIELD_MS), id) -- others are not to wait for it
+    end_unsent(id, owner, 'the sender ended during the last attempt')
   else
     busy[owner] = (busy[owner] or 0) + 1
     redis.call('HINCRBY', delivery, 'attempts', 1)
-    redis.call('ZADD', keys.webhooks, text(now + ARGV[3]), id)
+    owe_at(id, owner, now + ARGV[3])
     taken[#taken + 1] = id
     taken[#taken + 1] = redis.call('HGETALL', delivery)
+  end
+end
+
+local function is_full(owner)
+  return #taken >= 2 * most or (busy[owner] or 0) >= most_of_owner
+end
+
+for _, owner in ipairs(first_due(keys.webhooks)) do
+  if not is_full(owner) then
+    for _, id in ipairs(first_due(keys.webhooks .. ':' .. owner)) do
+      if is_full(owner) then
+        break
+      end
+      take(id, owner)
+    end
+    local first = redis.call('ZRANGE', keys.webhooks .. ':' .. owner, 0, 0, 'WITHSCORES')[2]
+    if first then
+      redis.call('ZADD', keys.webhooks, text(math.max(now, first)), owner)
+    else
+      redis.call('ZREM', keys.webhooks, owner)
+    end
   end
 end
 return taken

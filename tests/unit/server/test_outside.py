@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address
+from itertools import islice
 
 import httpx
 import pytest
 
-from server.outside import Caller, Guard, NoCallError, is_outside
+from server import outside
+from server.outside import LOOKUPS_OF_OWNER, Caller, Guard, NoCallError, is_outside
 from tests.receiver import ALLOWED, INSIDE, receiver, trap
 
 OUTSIDE = [
@@ -23,7 +27,7 @@ Addresses = Callable[[str, int], Awaitable[list[str]]]
 
 def post(url: str, *, allowed: str = "", resolve: Addresses | None = None, **more: float) -> int:
     caller = Caller(Guard(allowed), resolve=resolve, **more)
-    return asyncio.run(caller.post(url, b"{}", {"content-type": "application/json"}))
+    return asyncio.run(caller.post(url, b"{}", {"content-type": "application/json"}, "ann"))
 
 
 def resolving(*answers: list[str]) -> Addresses:
@@ -161,3 +165,82 @@ def test_nobody_there_is_told() -> None:
         post(f"http://{ALLOWED}:{port}/", allowed=ALLOWED)
     with pytest.raises(NoCallError, match="no such host"):
         post(f"http://{'a' * 70}.example/")
+
+
+@pytest.fixture
+def slow_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Hosts at slow.example that were looked up; nobody answers before the end."""
+    asked: list[str] = []
+    is_over = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def hang(host: str, *args: object, **more: object) -> object:
+        if not host.endswith("slow.example"):
+            return look_up("127.0.0.2" if host == "quick.example" else host, *args, **more)  # type: ignore[arg-type]
+        asked.append(host)
+        is_over.wait()
+        raise OSError
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    yield asked
+    is_over.set()
+
+
+def test_a_name_server_that_hangs_holds_up_its_owner_alone(slow_names: list[str]) -> None:
+    """Nobody else's call, to a name or to an address, waits for the look-ups."""
+    caller = Caller(Guard(ALLOWED))
+
+    async def call(url: str, owner: str) -> int:
+        return await caller.post(url, b"{}", {}, owner)
+
+    async def run(url: str) -> None:
+        hanging = [
+            asyncio.create_task(call(f"http://{number}.slow.example/", "ann"))
+            for number in range(2 * LOOKUPS_OF_OWNER)
+        ]
+        for refused in islice(asyncio.as_completed(hanging), LOOKUPS_OF_OWNER):
+            with pytest.raises(NoCallError, match="too many look-ups"):
+                await refused
+        assert await call(url.replace(ALLOWED, "quick.example"), "bob") == 200
+        assert await call(url, "bob") == await call(url, "ann") == 200
+        for task in hanging:
+            task.cancel()
+        await asyncio.wait(hanging)
+
+    with receiver() as there:
+        asyncio.run(run(there.url))
+    assert len(slow_names) == LOOKUPS_OF_OWNER
+
+
+@pytest.mark.usefixtures("slow_names")
+def test_a_look_up_has_an_end_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside, "LOOKUP_SECONDS", 0.01)
+    with pytest.raises(NoCallError, match="look-up of the host did not end"):
+        post("http://slow.example/", seconds=60)
+
+
+def test_an_owner_may_look_up_again_when_look_ups_have_ended() -> None:
+    async def run() -> None:
+        caller = Caller(Guard())
+        for _ in range(2 * LOOKUPS_OF_OWNER):
+            with pytest.raises(NoCallError, match="no such host"):
+                await caller.post(f"http://{'a' * 70}.example/", b"", {}, "ann")
+
+    asyncio.run(run())
+
+
+EXIT = """
+import asyncio, socket, time
+from server.outside import Caller, Guard, NoCallError
+socket.getaddrinfo = lambda *_, **__: time.sleep(600)
+try:
+    asyncio.run(Caller(Guard(), seconds=0.1).post("http://slow.example/", b"", {}, "ann"))
+except NoCallError:
+    print("ended")
+"""
+
+
+def test_the_process_ends_while_a_look_up_hangs() -> None:
+    words = [sys.executable, "-c", EXIT]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    assert (ended.stdout, ended.stderr) == ("ended\n", "")
