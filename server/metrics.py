@@ -94,6 +94,13 @@ COUNTS = (
         "what",
         ("run", "pop"),
     ),
+    Count(
+        "webhooks",
+        "mochi_webhooks_ended",
+        "Webhooks that were delivered or given up.",
+        "outcome",
+        ("delivered", "given_up"),
+    ),
     Count("gpu_ms", "mochi_gpu_seconds", "Of all runs, lost and cancelled ones too.", unit=1000),
     Count("charged", "mochi_credits_charged", "Credits charged for videos.", unit=MILLION),
 )
@@ -171,6 +178,7 @@ def _state(survey: Survey) -> Iterator[Metric]:
         survey.oldest_seconds,
     )
     yield _gauge("mochi_running_requests", "Requests that run.", survey.running)
+    yield _gauge("mochi_due_webhooks", "Webhooks that are still owed.", survey.due_webhooks)
     yield _gauge("mochi_live_workers", "Workers that take requests.", len(survey.workers))
     engines = InfoMetricFamily("mochi_worker", "Each live worker, and its engine.")
     for worker in survey.workers:

@@ -176,7 +176,7 @@ def _replay(redis: Redis, request_id: str) -> None:
 def _print(deliveries: Iterable[Delivery], names: dict[str, str]) -> None:
     table = Table(box=None)
     for name in ("request", "key", "ended", "state", "attempts", "last", "next", "url"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=name == "request", overflow="fold")
     for delivery in deliveries:
         table.add_row(
             delivery.request_id,

@@ -60,6 +60,7 @@ class Survey:
         running: requests that are PROCESSING.
         oldest_seconds: how long the oldest of those that wait has waited; 0 when none does.
         workers: that are alive and take requests.
+        due_webhooks: deliveries that are to be made, or made again.
         counts: a name, and what of it: how often. The empty name is that of a sum.
         times: a name, and what of it: how long.
     """
@@ -68,13 +69,14 @@ class Survey:
     running: int
     oldest_seconds: float
     workers: list[LiveWorker]
+    due_webhooks: int
     counts: Mapping[str, Mapping[str, int]]
     times: Mapping[str, Mapping[str, Times]]
 
     @classmethod
     def of(cls, answer: list[Any]) -> Self:
         """What `survey.lua` returns."""
-        waiting, running, oldest_ms, workers, sums = answer
+        waiting, running, oldest_ms, workers, sums, due_webhooks = answer
         counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
         times: defaultdict[str, defaultdict[str, Times]] = defaultdict(lambda: defaultdict(Times))
         for name, amount in zip(sums[::2], map(int, sums[1::2]), strict=True):
@@ -87,7 +89,8 @@ class Survey:
                     counts[metric][of] = amount
                 case [metric, of, bound]:
                     times[metric][of].add(bound, amount)
-        return cls(waiting, running, oldest_ms / 1000, read_all(workers), counts, times)
+        seconds = oldest_ms / 1000
+        return cls(waiting, running, seconds, read_all(workers), due_webhooks, counts, times)
 
     @property
     def device_keys(self) -> list[str]:

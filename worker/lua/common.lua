@@ -140,6 +140,10 @@ end
 
 -- Delivered, or given up: its log is kept as long as a record.
 local function leave_webhooks(id, owner, retention_ms)
+  local state = redis.call('HGET', keys.webhook .. id, 'state')
+  if state and state ~= 'due' then
+    count('webhooks ' .. state)
+  end
   redis.call('ZREM', keys.webhooks .. ':' .. owner, id)
   if redis.call('EXISTS', keys.webhooks .. ':' .. owner) == 0 then
     redis.call('ZREM', keys.webhooks, owner)

@@ -1,6 +1,6 @@
 -- All that /metrics shows of the broker, as it is at one moment, whatever the length of the queue.
 -- Returns how many wait, how many run, for how many ms the oldest has waited, the workers that are
--- alive, and the sums as names and values in turn.
+-- alive, the sums as names and values in turn, and how many webhooks are due.
 local now = now_ms()
 
 -- RQ's list has who came first at its head, behind those that have run before, whatever their turn.
@@ -17,10 +17,16 @@ for _, id in ipairs(first) do
   end
 end
 
+local due_webhooks = 0
+for _, owner in ipairs(redis.call('ZRANGE', keys.webhooks, 0, -1)) do
+  due_webhooks = due_webhooks + redis.call('ZCARD', keys.webhooks .. ':' .. owner)
+end
+
 return {
   redis.call('ZCARD', keys.waiting),
   redis.call('ZCARD', keys.leases),
   now - oldest,
   redis.call('ZRANGEBYSCORE', keys.workers, text(now), '+inf'),
   redis.call('HGETALL', keys.metrics),
+  due_webhooks,
 }

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from redis import Redis
 
 from models.device import DeviceUse
 from tests.jobs import OWNER, end_lease, intake, live, params, pop, submit
 from worker import gauge, keyspace
+from worker.connection import connect_gateway
 from worker.errors import QueueFullError
 from worker.fleet import survey
 from worker.gauge import Gauge
 from worker.metrics import BOUNDS_MS, Survey, Times
 from worker.stopwatch import Stopwatch
 from worker.store import JobStore, Lease, Result
+from worker.webhooks import Deliveries, State
 
 USE = DeviceUse(allocated_bytes=1, reserved_bytes=2, total_bytes=3, busy=0.5)
 
@@ -110,6 +114,27 @@ def test_a_submit_is_counted_by_what_became_of_it(redis: Redis, redis_url: str) 
     assert "wait" not in survey(redis).times  # it was never started
 
 
+def test_webhooks_are_counted_as_owed_and_by_what_became_of_them(
+    redis: Redis, redis_url: str
+) -> None:
+    told = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
+    for _ in range(3):
+        asked = intake(redis_url, lambda it: it.submit(params(), OWNER, further=told))
+        intake(redis_url, lambda it: it.cancel(asked.request_id, OWNER))  # noqa: B023
+
+    async def tell() -> None:
+        async with connect_gateway(redis_url) as client:
+            deliveries = Deliveries(client, retention_seconds=60)
+            one, other, _ = await deliveries.take(3, {})
+            await deliveries.note(one, State.DELIVERED, "HTTP 204")
+            await deliveries.note(other, State.GIVEN_UP, "HTTP 410")
+
+    assert survey(redis).due_webhooks == 3
+    asyncio.run(tell())
+    assert survey(redis).due_webhooks == 1
+    assert counts(redis, "webhooks") == {"delivered": 1, "given_up": 1}
+
+
 def test_the_oldest_that_waits_is_found_wherever_it_stands(
     store: JobStore, redis: Redis, redis_url: str
 ) -> None:
@@ -158,7 +183,7 @@ def test_a_worker_tells_how_much_of_its_card_it_uses(
 
 def test_what_another_version_has_counted_is_not_lost() -> None:
     sums = ["wait 10", 1, "wait 77", 2, "wait inf", 3, "wait sum", 9, "stage video 10", 4, "new", 5]
-    now = Survey.of([0, 0, 0, [], list(map(str, sums))])
+    now = Survey.of([0, 0, 0, [], list(map(str, sums)), 0])
     assert now.times["wait"][""] == Times({**Times().counts, 10: 1}, longer=5, total_ms=9)
     assert now.times["stage"]["video"].counts[10] == 4
     assert now.counts == {"new": {"": 5}}
