@@ -24,7 +24,7 @@ def main() -> None:
     """Make a video and a failure, and take pictures on the way."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        Stack(Path(folder), mock="true", preview_steps="2") as stack,
+        Stack(Path(folder), mock="true", mock_speed="h100/60", preview_steps="2") as stack,
         chromium() as browser,
     ):
         terms = Path(folder) / "terms.txt"
@@ -36,7 +36,7 @@ def main() -> None:
             visitor.makes("A lighthouse in a storm")  # from now on it is known how long one takes
             visitor.generate(PROMPT, Steps=75, Frames=160)
             expect(visitor.page.locator("#preview")).to_be_visible()
-            worker.send_signal(signal.SIGSTOP)  # mock weights are fast
+            worker.send_signal(signal.SIGSTOP)  # so that it stays as it is
             time.sleep(2)
             take(visitor, "running")
             worker.send_signal(signal.SIGCONT)
