@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from models.errors import MochiError
 from models.settings import ENV_PREFIX
@@ -66,8 +67,8 @@ def running_broker() -> Iterator[Redis]:
     try:
         with connect_briefly(url) as redis:
             yield redis
-    except BrokerUnavailableError:
-        if settings.redis_url:
+    except BrokerUnavailableError as error:
+        if settings.redis_url or not isinstance(error.__cause__, RedisConnectionError):
             raise
         raise NoServerError(
             f"No server runs on the data folder {settings.data_dir}. Start it there with "

@@ -135,11 +135,14 @@ def _forecast(found: list[Any], made_at: float) -> Forecast:
 
 
 def _paces(kept: list[str], engines: Set[str]) -> Mapping[int, Pace]:
-    """Of engines that live: those that have gone may have been another card's, or mocks."""
+    """Of engines that live: those that have gone may have been another card's, or mocks.
+
+    Of all, when none does: the last worker may be finishing its last run.
+    """
     found = defaultdict(list)
     for runs, means in zip(kept[::2], kept[1::2], strict=True):
         frames, _, engine = runs.partition(" ")
-        if engine in engines:
+        if not engines or engine in engines:
             found[int(frames)].append([float(ms) / 1000 for ms in means.split()])
     return {frames: Pace(*map(fmean, zip(*each, strict=True))) for frames, each in found.items()}
 

@@ -146,8 +146,6 @@ async def _read(call: Call, read: Reader = read_object, translate: Translation =
     call.key.require(Scope.GENERATE)
     call.key.require_model(MODEL)
     body = with_scenario(call, await read(call.request, call.services.settings.body_bytes))
-    if body.get(DRY_RUN):  # who means it must not get, and pay for, a video
-        raise BadQueryError(f"`{DRY_RUN}` goes into the query: POST /v2/{MODEL}?{DRY_RUN}=true")
     url = webhook_url(call.request, body, call.services.webhook_guard)
     webhook = {} if url is None else {FIELD: url}  # the same wherever it came
     params, names = parse_params(translate(body))
@@ -179,6 +177,8 @@ async def accept(
     if flag(call.request, DRY_RUN):
         raise BadQueryError(f"`{DRY_RUN}` is for POST /v2/{MODEL} alone.")
     wish = await _read(call, read, translate)
+    if str(wish.body.get(DRY_RUN)).lower() in {"true", "1"}:  # or it would make a video, and cost
+        raise BadQueryError(f"`{DRY_RUN}` goes into the query: POST /v2/{MODEL}?{DRY_RUN}=true")
     key = idempotency_key(call.request)
     accepted = await call.services.intake.submit(
         wish.params.with_seed(_seeds),

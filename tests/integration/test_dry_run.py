@@ -115,8 +115,12 @@ def test_elsewhere_it_is_refused_and_nothing_is_queued(stack: Stack, path: str) 
 
 
 def test_in_a_body_it_is_refused_with_the_place_where_it_belongs(stack: Stack) -> None:
-    answer = stack.http().post("/v2/mochi-1", json=POND | {"dry_run": True})
+    client = stack.http()
+    answer = client.post("/v2/mochi-1", json=POND | {"dry_run": True})
     assert "POST /v2/mochi-1?dry_run=true" in refusal(answer, 400)
+    asked = client.post("/v2/mochi-1?dry_run=true", json=POND | {"dry_run": True})
+    assert asked.json()["dry_run"] is True
+    assert client.post("/v2/mochi-1", json=POND | {"dry_run": False}).is_success
 
 
 def test_a_full_queue_is_told(stack: Stack) -> None:

@@ -19,6 +19,6 @@ if status == 'QUEUED' or status == 'PROCESSING' then
   end
   return ''
 end
-leave_webhooks(id, owner, ARGV[3])
 redis.call('DEL', keys.record, keys.webhook .. id)
+leave_webhooks(id, owner, ARGV[3])
 return file_name or ''

@@ -52,14 +52,14 @@ async function submit() {
 /** Say what it would cost, once nothing has been changed for a moment. */
 function offerSoon() {
   clearTimeout(offering.timer);
+  at("offer").textContent = "";
   offering.asked.abort();
   offering = { asked: new AbortController() };
   offering.timer = setTimeout(offer, OFFER_MS, offering.asked.signal);
 }
 
 async function offer(signal) {
-  at("offer").textContent = "";
-  if (!givenKey) return;
+  if (!givenKey || form.apiKey() !== givenKey) return;
   try {
     const trial = await api.tryOut(form.model, givenKey, form.json(), signal);
     if (!signal.aborted) at("offer").textContent = words.offer(trial);
@@ -119,6 +119,7 @@ function hear(requestId, body) {
   if (body.status === "COMPLETED") result = body;
   history.note(requestId, body);
   list();
+  if (api.isEnded(body)) offerSoon(); // there is more room now
 }
 
 function forget(requestId, secret) {

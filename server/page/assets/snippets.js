@@ -11,7 +11,8 @@ export function curl(origin, model, literals) {
     `  -H "x-api-key: $MOCHI_API_KEY" \\`,
     `  -H 'content-type: application/json' \\`,
     `  -d ${quoted(`{\n${body}\n  }`)} \\`,
-    `  -o mochi.part && mv mochi.part mochi.mp4 || cat mochi.part`,
+    `  -o mochi.part && mv mochi.part mochi.mp4 ||`,
+    `  { cat mochi.part; rm -f mochi.part; false; }`,
   ].join("\n");
 }
 

@@ -83,6 +83,19 @@ def test_engines_that_do_not_live_tell_nothing(store: JobStore, redis_url: str) 
     assert both > alone[0]  # it may come to the slow one
 
 
+def test_the_last_run_of_a_worker_that_drains_is_foretold(
+    store: JobStore, redis: Redis, redis_url: str
+) -> None:
+    note(store, 1, 10, FAST)
+    store.beat(live("ann"))
+    request_id = submit(redis_url)
+    lease = Lease(request_id, "run")
+    pop(redis)
+    store.start(lease, "ann")
+    store.beat(live("ann"), lease, 3, takes_more=False)
+    assert left(redis_url, request_id) != [None]
+
+
 def test_nothing_is_foretold_while_nothing_was_measured(store: JobStore, redis_url: str) -> None:
     assert pace_for(4, {}) is None
     request_id = submit(redis_url)

@@ -118,9 +118,12 @@ def test_webhooks_are_counted_as_owed_and_by_what_became_of_them(
     redis: Redis, redis_url: str
 ) -> None:
     told = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
-    for _ in range(3):
-        asked = intake(redis_url, lambda it: it.submit(params(), OWNER, further=told))
-        intake(redis_url, lambda it: it.cancel(asked.request_id, OWNER))  # noqa: B023
+    ids = [
+        intake(redis_url, lambda it: it.submit(params(), OWNER, further=told)).request_id
+        for _ in range(3)
+    ]
+    for name in ids:
+        intake(redis_url, lambda it: it.cancel(name, OWNER))  # noqa: B023
 
     async def tell() -> None:
         async with connect_gateway(redis_url) as client:
@@ -132,6 +135,10 @@ def test_webhooks_are_counted_as_owed_and_by_what_became_of_them(
     assert survey(redis).due_webhooks == 3
     asyncio.run(tell())
     assert survey(redis).due_webhooks == 1
+    assert counts(redis, "webhooks") == {"delivered": 1, "given_up": 1}
+    for name in ids:
+        intake(redis_url, lambda it: it.delete(name, OWNER))  # noqa: B023
+    assert survey(redis).due_webhooks == 0
     assert counts(redis, "webhooks") == {"delivered": 1, "given_up": 1}
 
 
