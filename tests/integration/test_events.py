@@ -193,9 +193,9 @@ def test_a_request_is_followed_from_its_start_to_its_result(stack: Stack) -> Non
 @pytest.mark.usefixtures("worker")
 def test_a_video_is_seen_on_its_way_and_no_trace_of_that_is_left(stack: Stack) -> None:
     client = stack.http()
-    request_id = submit(client, steps=40)
+    request_id = submit(client, steps=40, **{"x-mock-scenario": "slow:3"})
     heard = listen(client, request_id)
-    previews = [body for name, body in heard if name == "preview"]
+    previews = [body for _, body in heard if "preview" in body]
     assert len(previews) >= 2
     pictures = {preview["preview"] for preview in previews}
     assert len(pictures) == len(previews)
@@ -203,7 +203,8 @@ def test_a_video_is_seen_on_its_way_and_no_trace_of_that_is_left(stack: Stack) -
         kind, _, data = picture.partition(",")
         assert kind == "data:image/png;base64"
         assert Image.open(io.BytesIO(b64decode(data))).size == (106, 60)
-    assert not any("preview" in body for name, body in heard if name != "preview")
+    assert all("preview" in body for name, body in heard if name == "preview")
+    assert not any("preview" in body for name, body in heard if name in {"progress", "output"})
     assert {"stage", "step"} <= set(previews[-1])
     assert stack.redis.keys("mochi:preview:*") == []
     assert "preview" not in stack.record(request_id)
