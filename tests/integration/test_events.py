@@ -196,9 +196,8 @@ def test_a_video_is_seen_on_its_way_and_no_trace_of_that_is_left(stack: Stack) -
     request_id = submit(client, steps=40, **{"x-mock-scenario": "slow:3"})
     heard = listen(client, request_id)
     previews = [body for _, body in heard if "preview" in body]
-    assert len(previews) >= 2
     pictures = {preview["preview"] for preview in previews}
-    assert len(pictures) == len(previews)
+    assert len(pictures) >= 2  # one may come twice: it is fetched a moment after it was told of
     for picture in pictures:
         kind, _, data = picture.partition(",")
         assert kind == "data:image/png;base64"
