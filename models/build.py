@@ -7,7 +7,7 @@ from pathlib import Path
 from models.device import Meter
 from models.engine import Engine
 from models.errors import not_installed
-from models.fake import FakeEngine
+from models.mock.fake_engine import FakeEngine
 from models.settings import EngineSettings
 
 
@@ -24,7 +24,7 @@ def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
     if settings.engine == "fake":
         return FakeEngine(settings.fake_step_seconds)
     try:
-        from models.mochi.load import load  # noqa: PLC0415 - torch takes seconds to import
+        from models.mochi.loading.load import load  # noqa: PLC0415 - torch takes seconds to import
     except ImportError as error:
         raise not_installed(error) from error
     return load(settings, cache_dir)
@@ -34,6 +34,6 @@ def build_meter(settings: EngineSettings) -> Meter | None:
     """What reads the card of the engine that was built; None where there is none."""
     if settings.mock or settings.engine == "fake":
         return None
-    from models.mochi.meter import CudaMeter  # noqa: PLC0415 - as above
+    from models.cuda import CudaMeter  # noqa: PLC0415 - as above
 
     return CudaMeter(settings.device)

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from models.mock_speed import FORM as MOCK_SPEED_FORM
-from models.mock_speed import INSTANT, PEAK_TFLOPS
+from models.mock.card_speed import FORM as MOCK_SPEED_FORM
+from models.mock.card_speed import INSTANT, PEAK_TFLOPS
 
 ENV_PREFIX = "MOCHI_"
 _WITHOUT_REAL_WEIGHTS = frozenset(

@@ -27,8 +27,8 @@ from segmind import SegmindClient
 from segmind.exceptions import SegmindError
 
 from models.errors import MochiError
-from server.example import EXAMPLE_REQUEST
-from server.first_key import read_first_key
+from models.example import EXAMPLE_REQUEST
+from server.keys.first import read_first_key
 
 MODEL = "mochi-1"
 START_SECONDS = 180  # importing torch is slow on a cold disk

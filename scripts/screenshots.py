@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.stack import Stack
-from tests.visitor import Visitor, chromium, visit
+from tests.support.stack import Stack
+from tests.support.visitor import Visitor, chromium, visit
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIZE = {"width": 1200, "height": 840}

@@ -16,18 +16,18 @@ import uvicorn
 from typing_extensions import override
 
 from models.errors import MochiError
+from server.api.services import Services
 from server.app import create_app
-from server.key_file import apply_at_start
-from server.listener import inherited, listen
-from server.protocol import GuardedProtocol
-from server.services import Services
+from server.keys.file import apply_at_start
 from server.settings import ServerSettings, load_settings
-from server.tls import Loop, tls_context
-from worker.connection import connect_gateway
+from server.transport.listener import inherited, listen
+from server.transport.protocol import GuardedProtocol
+from server.transport.tls import Loop, tls_context
+from worker.broker.connection import connect_gateway
 from worker.errors import BrokerUnavailableError
-from worker.lifeline import WITH_PARENT, hold_on_to_parent
-from worker.logs import configure_logs
-from worker.telemetry import Tracing, start_tracing
+from worker.process.logs import configure_logs
+from worker.process.parent_watch import WITH_PARENT, hold_on_to_parent
+from worker.process.telemetry import Tracing, start_tracing
 
 WAIT_SECONDS = 1.0
 """Until the broker is asked again."""
@@ -97,8 +97,8 @@ class Server(uvicorn.Server):
         Who listens to events is let go at once: they go on as well at another gateway.
         """
         _log.info("gateway.stopping", drain_seconds=self._drain_seconds)
-        self._services.feed.let_go()
-        asyncio.get_running_loop().call_later(self._drain_seconds, self._services.watch.let_go)
+        self._services.feed.stop()
+        asyncio.get_running_loop().call_later(self._drain_seconds, self._services.watch.stop)
         await super().shutdown(sockets)
 
 

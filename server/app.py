@@ -7,32 +7,34 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import redis.asyncio
+import structlog
 from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from models.errors import MochiError
-from server.answers import handle_error, handle_routing_error
-from server.contact import stay_in_contact
-from server.documents import document
-from server.gate import METRICS, Gate
+from server import VERSION
+from server.api.openapi import document
+from server.api.routes import account, generate, operations, pages, requests
+from server.api.routes import videos as videos_api
+from server.api.routes import webhook_event as webhook_events
+from server.api.services import Services
 from server.page import Page
-from server.routes import (
-    account,
-    generate,
-    operations,
-    pages,
-    requests,
-    videos_api,
-    webhook_events,
-)
-from server.services import Services
+from server.paths import METRICS
 from server.settings import ServerSettings
-from server.tracing import telemetry
-from server.webhooks import Sender
-from worker.contact import Contact
-from worker.webhooks import Deliveries
+from server.transport.middleware import Middleware
+from server.transport.responses import handle_error, handle_routing_error
+from server.transport.tracing import telemetry
+from server.webhooks.sender import Sender
+from worker.broker.health import BrokerLog
+from worker.errors import BrokerUnavailableError
+from worker.store.deliveries import Deliveries
+from worker.store.gateway_side import GatewayStore
+
+INTERVAL_SECONDS = 2.0
+_log = structlog.get_logger()
+
 
 DESCRIPTION = (
     "Text to video with Mochi 1, on your own machines. "
@@ -55,16 +57,18 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        contact = asyncio.create_task(stay_in_contact(services.intake, Contact(settings.redis_url)))
+        broker_log = asyncio.create_task(
+            watch_broker(services.intake, BrokerLog(settings.redis_url))
+        )
         sender.start()
         yield
-        contact.cancel()
+        broker_log.cancel()
         await sender.stop()
         await redis.aclose()
 
     app = FastAPI(
         title="mochi-server",
-        version=operations.VERSION,
+        version=VERSION,
         description=DESCRIPTION,
         openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,
@@ -76,7 +80,7 @@ def create_app(
     )
     app.state.services = services = Services(settings, redis)
     app.add_middleware(
-        Gate,
+        Middleware,
         keyring=services.keyring,
         public_url=settings.public_url,
         traffic=services.traffic,
@@ -102,3 +106,18 @@ def create_app(
     app.webhooks.include_router(webhook_events.router)
     app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+async def watch_broker(intake: GatewayStore, broker_log: BrokerLog) -> None:
+    """Ask what /readyz asks, over and over, until cancelled."""
+    while True:
+        try:
+            if broker_log.is_new:
+                broker_log.warn(await intake.dangers())
+            await intake.live_workers()
+            broker_log.connected()
+        except BrokerUnavailableError as error:
+            broker_log.disconnected(error)
+        except Exception:  # noqa: BLE001 (a log that falls silent says that all is well)
+            _log.exception("broker.bug")
+        await asyncio.sleep(INTERVAL_SECONDS)

@@ -10,8 +10,11 @@ from models.errors import (
     WeightsError,
 )
 from models.params import MODEL
-from server.settings import SettingsError
 from worker import errors as jobs
+
+
+class SettingsError(MochiError):
+    """A setting has a bad value, or there is no such setting. The text names the variable."""
 
 
 class HttpError(MochiError):
@@ -214,3 +217,8 @@ MEANING: dict[int, str] = {
     504: "v1 passed its time limit, or the gateway stops; the job runs on and can be polled on v2",
 }
 """One line for each status, for the OpenAPI document and the README."""
+
+
+def visible(text: str) -> str:
+    """The same with what cannot be printed written out, as Python does: it could be a command."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

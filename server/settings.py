@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from models.errors import MochiError
 from models.params import GenerateParams
 from models.settings import ENV_PREFIX
-from server.outside import Guard
-from worker.price import Tariff
+from server.errors import SettingsError
+from server.webhooks.address_rules import Guard
+from worker.billing import Tariff
 from worker.settings import WorkerSettings
 
 CLIENT_VARIABLES = frozenset({"MOCHI_URL", "MOCHI_API_KEY"})
@@ -169,10 +169,6 @@ class ServerSettings(WorkerSettings):
         except ValueError as error:
             raise PydanticCustomError("hosts", "{why}", {"why": str(error)}) from None
         return allowed
-
-
-class SettingsError(MochiError):
-    """A setting has a bad value, or there is no such setting. The text names the variable."""
 
 
 def load_settings() -> ServerSettings:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
-from tests.stack import Stack
-from worker.broker import EmbeddedBroker
-from worker.connection import connect_briefly
+from tests.support.stack import Stack
+from worker.broker.connection import connect_briefly
+from worker.broker.embedded import EmbeddedBroker
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from tests.s3 import ObjectStore
+    from tests.support.s3 import ObjectStore
 
 
 def pytest_configure() -> None:
@@ -107,7 +107,7 @@ def mock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def shared_object_store() -> Iterator[ObjectStore]:
     """An S3 for as long as the tests run. Those that make it misbehave heal it."""
-    from tests.s3 import ObjectStore  # noqa: PLC0415 (a second that few tests need)
+    from tests.support.s3 import ObjectStore  # noqa: PLC0415 (a second that few tests need)
 
     store = ObjectStore()
     yield store
@@ -128,7 +128,7 @@ def object_store(
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A real one. Not for longer: while it runs, this process can run no event loop of its own."""
-    from tests.visitor import chromium  # noqa: PLC0415 (a second that few tests need)
+    from tests.support.visitor import chromium  # noqa: PLC0415 (a second that few tests need)
 
     with chromium() as browser:
         yield browser

@@ -14,29 +14,28 @@ from models.build import build_engine, build_meter
 from models.device import Meter
 from models.engine import Engine
 from models.errors import EngineUnavailableError
-from models.mock_speed import MockSpeed
+from models.mock.card_speed import MockSpeed
 from models.moderation.build import build_moderation
 from models.moderation.stages import Moderation
 from models.video import encoder
-from worker.connection import connect_briefly, connect_worker
-from worker.contact import Contact
+from worker.broker.connection import connect_briefly, connect_worker
+from worker.broker.health import BrokerLog
 from worker.errors import OutputsUnusableError, StorageError, TracingUnusableError
-from worker.gauge import Gauge
-from worker.heart import Heart
-from worker.lifeline import WITH_PARENT, hold_on_to_parent
-from worker.live import LiveWorker
-from worker.logs import configure_logs
-from worker.names import new_worker_name
-from worker.outputs import Outputs
-from worker.reconciler import Reconciler
-from worker.rq_worker import EngineWorker
-from worker.runner import Runner
+from worker.outputs.base import Outputs
+from worker.outputs.factory import open_outputs
+from worker.process.logs import configure_logs
+from worker.process.parent_watch import WITH_PARENT, hold_on_to_parent
+from worker.process.shutdown import Stop
+from worker.process.telemetry import start_tracing
+from worker.runtime.gpu_reporter import GpuReporter
+from worker.runtime.heartbeat import Heartbeat
+from worker.runtime.reconciler import Reconciler
+from worker.runtime.rq_worker import EngineWorker
+from worker.runtime.runner import Runner
+from worker.runtime.sweeper import Sweeper
 from worker.settings import WorkerSettings
-from worker.stop import Stop
-from worker.storage import open_outputs
-from worker.store import JobStore
-from worker.sweeper import Sweeper
-from worker.telemetry import start_tracing
+from worker.store.presence import LiveWorker, new_worker_name
+from worker.store.worker_side import WorkerStore
 
 PATIENCE_SECONDS = 60.0
 """With a store of videos on the network; less where a worker may be silent for less."""
@@ -114,8 +113,8 @@ def work(
         True when a signal ended it; False when a bug did, which is in the log.
     """
 
-    def store(redis: Redis) -> JobStore:
-        return JobStore(
+    def store(redis: Redis) -> WorkerStore:
+        return WorkerStore(
             redis,
             lease_seconds=settings.lease_seconds,
             retention_seconds=settings.retention_seconds,
@@ -124,18 +123,18 @@ def work(
     stop = Stop(settings.drain_seconds)
     brief_store = store(connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
-    heart = Heart(
+    heart = Heartbeat(
         LiveWorker(name, engine.traits),
         brief_store,
         reconciler,
-        Contact(settings.redis_url),
+        BrokerLog(settings.redis_url),
         stall_seconds=settings.stall_seconds,
         stop=stop,
     )
     runner = Runner(
         name,
         engine,
-        store(connect_worker(settings.redis_url, is_over=lambda: stop.now)),
+        store(connect_worker(settings.redis_url, is_over=lambda: stop.urgent)),
         outputs,
         heart,
         moderation=moderation,
@@ -147,12 +146,12 @@ def work(
         tracer=tracer,
     )
     connection = connect_worker(
-        settings.redis_url, is_over=lambda: stop.soon, decode_responses=False
+        settings.redis_url, is_over=lambda: stop.draining, decode_responses=False
     )
     worker = EngineWorker(name, runner, connection, stop=stop)
     Sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds).start()
     if meter is not None:
-        Gauge(name, meter, brief_store).start()
+        GpuReporter(name, meter, brief_store).start()
     heart.start()
     try:
         worker.work()

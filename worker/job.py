@@ -49,13 +49,13 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.COMPLETED: frozenset(),
     Status.FAILED: frozenset(),
 }
-"""Every change of state there is. The scripts in `worker/lua` make them, each behind a guard:
+"""Every change of state there is. The scripts in `worker/store/lua` make them, each behind a guard:
 
 QUEUED -> PROCESSING      start.lua: a worker takes the lease
 PROCESSING -> COMPLETED   finish.lua: by the run that holds the lease, after the file is published
 PROCESSING -> FAILED      finish.lua: by the same run; reap.lua: the last attempt's lease ended, or
-                          the request was cancelled meanwhile; give_back.lua: cancelled, too
-PROCESSING -> QUEUED      reap.lua: the lease ended; give_back.lua: the worker must stop
+                          the request was cancelled meanwhile; requeue.lua: cancelled, too
+PROCESSING -> QUEUED      reap.lua: the lease ended; requeue.lua: the worker must stop
 QUEUED -> FAILED          cancel.lua; recover.lua: popped and lost on every attempt
 """
 

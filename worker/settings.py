@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from models.moderation.settings import ModerationSettings
 from models.settings import default_data_dir
-from worker.address import AddressError, parse
+from worker.broker.url import AddressError, parse
 
 
 class WorkerSettings(ModerationSettings):

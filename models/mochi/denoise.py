@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor
 
 from models.engine import OnStep
 from models.mochi.checkpoint import LatentsKeeper
-from models.mochi.modulation import Condition
+from models.mochi.network.modulation import Condition
+from models.mochi.network.step_cache import StepCache
+from models.mochi.network.transformer import Core
 from models.mochi.preview import Previewer
-from models.mochi.schedule import Schedule
-from models.mochi.step_cache import StepCache
-from models.mochi.transformer import Core
+
+THRESHOLD_NOISE = 0.025
+"""Where Genmo's schedule turns from linear to quadratic."""
 
 
 def denoise(
@@ -54,3 +61,23 @@ def denoise(
         if keeper:
             keeper.keep(step + 1, latents)
     return latents
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Of one request.
+
+    Attributes:
+        timesteps: float32 `(steps,)`, what the transformer is told: 0 is noise, 1000 the video.
+        deltas: how far along the velocity each step goes. They sum up to 1.
+    """
+
+    timesteps: Tensor
+    deltas: tuple[float, ...]
+
+    @classmethod
+    def of(cls, scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> Schedule:
+        """Genmo's linear-quadratic schedule, through the scheduler that came with the weights."""
+        sigmas = np.array(linear_quadratic_schedule(steps, THRESHOLD_NOISE))
+        scheduler.set_timesteps(sigmas=sigmas, device="cpu")
+        return cls(scheduler.timesteps, tuple(scheduler.sigmas.diff().tolist()))

@@ -13,19 +13,19 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from models.cuda import translate_gpu_errors
 from models.engine import Checkpoints, Clip, OnStep, Previews, Traits
-from models.errors import EngineBrokenError, OutOfMemoryError
-from models.mochi.attention import Kernel, use_kernel
+from models.errors import OutOfMemoryError
 from models.mochi.checkpoint import LatentsKeeper
-from models.mochi.denoise import denoise
-from models.mochi.frames import to_host
-from models.mochi.modulation import Conditioner
+from models.mochi.denoise import Schedule, denoise
+from models.mochi.memory.host_copy import to_host
+from models.mochi.network.attention import Kernel, use_kernel
+from models.mochi.network.modulation import Conditioner
+from models.mochi.network.step_cache import StepCache
+from models.mochi.network.text_encoder import MOST_TOKENS, Prompt, TextEncoder
+from models.mochi.network.transformer import Core
+from models.mochi.network.vae import Decoder
 from models.mochi.preview import Previewer
-from models.mochi.schedule import Schedule
-from models.mochi.step_cache import StepCache
-from models.mochi.text import MOST_TOKENS, Prompt, TextEncoder
-from models.mochi.transformer import Core
-from models.mochi.vae import Decoder
 from models.params import TEMPORAL_FACTOR, GenerateParams
 
 SPATIAL_FACTOR = 8
@@ -78,7 +78,7 @@ class MochiEngine:
             OutOfMemoryError: the device is too small for so many frames.
             EngineBrokenError: an error of CUDA, after which it refuses this process all work.
         """
-        with contextlib.suppress(torch.OutOfMemoryError), told_apart(self.device):
+        with contextlib.suppress(torch.OutOfMemoryError), translate_gpu_errors(self.device):
             prompts = {
                 name: self.text_encoder.encode(text)
                 for name, text in (
@@ -133,7 +133,7 @@ class MochiEngine:
         return noise.to(self.device)
 
     def _frames(self, latents: Tensor, params: GenerateParams) -> Iterator[bytes]:
-        with contextlib.suppress(torch.OutOfMemoryError), told_apart(self.device):
+        with contextlib.suppress(torch.OutOfMemoryError), translate_gpu_errors(self.device):
             yield from to_host(self.decoder.decode(latents), params.frames)
             return
         raise self._out_of_memory(params)
@@ -154,39 +154,3 @@ def _warnings(prompts: dict[str, Prompt]) -> Iterator[str]:
                 f"`{name}` has {prompt.tokens} tokens, and the text encoder reads {MOST_TOKENS}: "
                 "its end was left out."
             )
-
-
-FULL = ("out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine")
-"""What errors other than torch's own say when the device's memory is full: of CUDA's libraries, and
-of a convolution that finds no room to work in."""
-
-
-@contextlib.contextmanager
-def told_apart(device: torch.device) -> Iterator[None]:
-    """Raise what has happened to the device, and not what it was doing.
-
-    Raises:
-        torch.OutOfMemoryError: its memory is full.
-        EngineBrokenError: it answers nothing any more.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        if any(text in str(error) for text in FULL):
-            raise torch.OutOfMemoryError(str(error)) from error
-        if isinstance(error, torch.AcceleratorError) or _is_broken(device):
-            raise EngineBrokenError("The GPU failed.") from error
-        raise
-
-
-def _is_broken(device: torch.device) -> bool:
-    """After an error that it cannot get over, a GPU refuses everything to this process."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        return True
-    return False

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.engine import Picture, Previews
-from models.mochi.frames import HostCopy
-from models.mochi.vae import Decoder
+from models.mochi.memory.host_copy import HostCopy
+from models.mochi.network.vae import Decoder
 
 QUALITY = 80
 """Of the JPEG: two or three kB."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import structlog
 
-from models import weights
 from models.errors import EngineUnavailableError, not_installed
 from models.moderation.settings import ModerationSettings
 from models.moderation.stages import FrameJudge, Moderation, PromptJudge
 from models.moderation.terms import TermList
+from models.weights import folder as weights
 
 _AT_COMMIT = re.compile(r"(.+)@([0-9a-f]{40})")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from models.example import EXAMPLE_REQUEST
 from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
-from server.example import EXAMPLE_REQUEST
 
 _LABELS = {"fps": "Frame rate"}
 """Where the name of a parameter says too little."""

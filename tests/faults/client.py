@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from tests.stack import Stack, eventually
+from tests.support.stack import Stack, eventually
 
 
 class Client:

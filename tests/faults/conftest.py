@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.client import Client
 from tests.faults.workers import clear, stack_with_gateway
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
-from worker import scripts
+from worker.store import scripts
 
 CHUNK = 1 << 16
 NOTHING_DONE = (b"-", b"_", b"$-1", b"*-1")

@@ -1,7 +1,8 @@
 """A real worker that sends itself a signal at one line of its work, the first time it comes there.
 
-The line is named by STRIKE in the environment: `SIGKILL after worker.store:JobStore.complete`, or
-`before`, for a method or for a function of a module.
+The line is named by STRIKE in the environment, like
+`SIGKILL after worker.store.worker_side:WorkerStore.complete`, or `before`. It names a method, or a
+function of a module.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults.client import Client
 from tests.faults.workers import clear, stack_with_gateway
-from tests.stack import Stack, eventually
-from worker import keyspace
+from tests.support.stack import Stack, eventually
+from worker.store import keyspace
 
 LONG = 50
 """Steps: two and a half seconds."""

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from tests.faults.client import Client, events, kill_broker, paused_broker
-from tests.stack import Stack, eventually
-from worker import keyspace
+from tests.support.stack import Stack, eventually
+from worker.store import keyspace
 
 LEASE_SECONDS = 2
 STEP_SECONDS = 0.06

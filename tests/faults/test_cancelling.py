@@ -22,8 +22,8 @@ from tests.faults.workers import (
     tally,
     worker_of,
 )
-from tests.jobs import waiting
-from tests.stack import Stack, eventually
+from tests.support.jobs import waiting
+from tests.support.stack import Stack, eventually
 
 LONG = 75
 """Steps: almost four seconds, which no test waits for."""
@@ -155,7 +155,7 @@ def test_f21_a_worker_that_has_not_heard_of_a_cancel_completes_or_has_completed(
 ) -> None:
     """The very instant: the worker stands still right before, or after, its record is COMPLETED."""
     worker = start_struck(
-        stack, f"SIGSTOP {moment} worker.store:JobStore.complete", lease_seconds="60"
+        stack, f"SIGSTOP {moment} worker.store.worker_side:WorkerStore.complete", lease_seconds="60"
     )
     request_id = client.submit()
     eventually(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)

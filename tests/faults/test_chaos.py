@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from server.bench.chaos.accounting import COMPLETED, WORKER_LOST
-from server.bench.chaos.clients import SAY_TWICE
-from server.bench.chaos.experiment import experiment
-from server.bench.chaos.faults import Kind
-from server.bench.chaos.report import Plan, Report, broken_promises
+from tests.chaos.accounting import COMPLETED, WORKER_LOST
+from tests.chaos.clients import SAY_TWICE
+from tests.chaos.experiment import experiment
+from tests.chaos.faults import Kind
+from tests.chaos.report import Plan, Report, broken_promises
 
 
 def assert_promises_are_kept(report: Report, jobs: int, figure: Callable[[str], None]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.client import Client, events
-from tests.stack import Stack, eventually
-from worker import keyspace
+from tests.support.stack import Stack, eventually
+from worker.store import keyspace
 
 HOUR = 3600
 LEASE_SECONDS = 2

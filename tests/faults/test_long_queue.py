@@ -11,11 +11,11 @@ from statistics import quantiles
 import pytest
 
 from tests.faults.client import Client
-from tests.jobs import intake, params, pop
-from tests.stack import Stack
-from worker import keyspace
-from worker.intake import Intake
-from worker.store import Lease
+from tests.support.jobs import intake, params, pop
+from tests.support.stack import Stack
+from worker.store import keyspace
+from worker.store.gateway_side import GatewayStore
+from worker.store.worker_side import Lease
 
 MOST_WAITING = 20_000
 PRIORITIES = (1, 1, 3)
@@ -42,7 +42,7 @@ def fill(stack: Stack, owners: list[Client], count: int) -> dict[str, Client]:
     for client, priority in zip(owners, PRIORITIES, strict=True):
         stack.redis.hset(keyspace.api_key(client.owner), "priority", priority)
 
-    async def submit(it: Intake) -> list[str]:
+    async def submit(it: GatewayStore) -> list[str]:
         ids: list[str] = []
         for start in range(0, count, AT_ONCE):
             submits = (

@@ -11,9 +11,9 @@ import pytest
 
 from tests.faults.client import Client
 from tests.faults.proxy import LossyProxy
-from tests.stack import Stack, eventually
-from worker import keyspace
-from worker.broker import EmbeddedBroker
+from tests.support.stack import Stack, eventually
+from worker.broker.embedded import EmbeddedBroker
+from worker.store import keyspace
 
 Times = Callable[[int, int], int]
 
@@ -152,12 +152,12 @@ def test_f14_a_run_that_is_given_back_when_the_reply_is_lost_is_queued_once(
     client: Client, proxy: LossyProxy
 ) -> None:
     worker, given_back, other = one_of_two(client)
-    proxy.lose("give_back")
+    proxy.lose("requeue")
     worker.terminate()
     time.sleep(0.2)  # two at once would be one
     worker.terminate()
     assert worker.wait(20) == 0
-    assert proxy.lost["give_back"] == 1
+    assert proxy.lost["requeue"] == 1
     assert client.stack.redis.lrange(keyspace.RQ_QUEUE, 0, -1) == [given_back]
     client.assert_made_once(other)
     client.assert_made_once(given_back, runs=2)

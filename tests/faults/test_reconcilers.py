@@ -14,13 +14,13 @@ from redis import Redis
 from structlog.testing import capture_logs
 
 from tests.faults.proxy import LossyProxy
-from tests.jobs import end_lease, find, pop, submit, waiting
-from tests.stack import Stack, eventually
-from worker import keyspace
-from worker.connection import connect_briefly
+from tests.support.jobs import end_lease, find, pop, submit, waiting
+from tests.support.stack import Stack, eventually
+from worker.broker.connection import connect_briefly
 from worker.job import Status
-from worker.reconciler import POPPED_SECONDS, Reconciler
-from worker.store import JobStore, Lease
+from worker.runtime.reconciler import POPPED_SECONDS, Reconciler
+from worker.store import keyspace
+from worker.store.worker_side import Lease, WorkerStore
 
 RECONCILERS = 3
 LEASE_SECONDS = 10.0
@@ -37,7 +37,7 @@ class Bench:
         self.now = 0.0
         self.clients = [connect_briefly(url) for _ in range(RECONCILERS)]
         self.stores = [
-            JobStore(client, lease_seconds=LEASE_SECONDS, retention_seconds=60)
+            WorkerStore(client, lease_seconds=LEASE_SECONDS, retention_seconds=60)
             for client in self.clients
         ]
         self._reconcilers = [

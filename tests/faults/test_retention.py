@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.faults.client import Client, events
-from tests.jobs import make_webhook_due
-from tests.receiver import ALLOWED, receiver
-from tests.stack import Stack, eventually
-from worker import keyspace
+from tests.support.jobs import make_webhook_due
+from tests.support.receiver import ALLOWED, receiver
+from tests.support.stack import Stack, eventually
+from worker.store import keyspace
 
 SECONDS = 5.0
 

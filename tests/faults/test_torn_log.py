@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.client import kill_broker
-from tests.jobs import find, submit
-from tests.stack import Stack, eventually
-from worker import keyspace
+from tests.support.jobs import find, submit
+from tests.support.stack import Stack, eventually
 from worker.job import Status
+from worker.store import keyspace
 
 Times = Callable[[int, int], int]
 

@@ -13,11 +13,11 @@ import httpx
 import psutil
 import pytest
 
-from tests.stack import eventually
-from tests.up import Up, gone, run
-from worker import keyspace
-from worker.broker import EmbeddedBroker
-from worker.connection import connect_briefly
+from tests.support.stack import eventually
+from tests.support.up import Up, gone, run
+from worker.broker.connection import connect_briefly
+from worker.broker.embedded import EmbeddedBroker
+from worker.store import keyspace
 
 LONG = 75
 """Steps: a second and a half."""

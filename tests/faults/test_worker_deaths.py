@@ -20,7 +20,7 @@ from tests.faults.workers import (
     tally,
     worker_of,
 )
-from tests.stack import Stack, eventually
+from tests.support.stack import Stack, eventually
 
 DETECTION_SECONDS = 20.0
 """Promised, from the death of a worker to the next start of its request."""
@@ -88,7 +88,7 @@ def test_f15_the_finish_of_a_worker_paused_right_before_it_is_refused(
     stack: Stack, client: Client, times: Times
 ) -> None:
     for _ in range(times(1, 5)):
-        zombie = start_struck(stack, "SIGSTOP before worker.store:JobStore.complete")
+        zombie = start_struck(stack, "SIGSTOP before worker.store.worker_side:WorkerStore.complete")
         request_id = client.submit()
         eventually(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_STOPPED)  # noqa: B023
         (late,) = stack.outputs()

@@ -16,10 +16,10 @@ from tests.faults.workers import (
     tally,
     worker_of,
 )
-from tests.stack import Stack, eventually
-from worker import keyspace
+from tests.support.stack import Stack, eventually
+from worker.store import keyspace
 
-POPPED = "before worker.runner:Runner.run"
+POPPED = "before worker.runtime.runner:Runner.run"
 RETENTION_SECONDS = 5.0
 
 Figure = Callable[[str], None]
@@ -65,9 +65,9 @@ def test_f02_a_request_that_is_popped_and_lost_three_times_ends_failed(
 
 PLACES = {
     "before models.video:_close": ".mp4.part",
-    "before worker.outputs:LocalOutputs.publish": ".mp4.part",
-    "after worker.outputs:LocalOutputs.publish": ".mp4",
-    "after worker.store:JobStore.complete": ".mp4",
+    "before worker.outputs.local:LocalOutputs.publish": ".mp4.part",
+    "after worker.outputs.local:LocalOutputs.publish": ".mp4",
+    "after worker.store.worker_side:WorkerStore.complete": ".mp4",
 }
 """Where a worker dies on the way to the end, and what it leaves of its video."""
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.client import Client, paused_broker
-from tests.stack import Stack, eventually
-from worker import keyspace
-from worker.heart import LONGEST_BEAT_SECONDS
+from tests.support.stack import Stack, eventually
+from worker.runtime.heartbeat import LONGEST_BEAT_SECONDS
+from worker.store import keyspace
 
 ROOM_KIB = 16
 MOUNT = f'mount -t tmpfs -o size={ROOM_KIB}k tmpfs "$MOCHI_DATA_DIR/outputs" && exec "$@"'

@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults.client import Client
 from tests.faults.workers import assert_made, clear, start_workers, tally
-from tests.jobs import waiting
-from tests.stack import PATIENCE_SECONDS, Stack, eventually
+from tests.support.jobs import waiting
+from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
 
 LONG_STEP_SECONDS = 2.5
 GIVEN_BACK_SECONDS = 2.0

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults.client import Client, events
-from tests.stack import Stack, eventually
+from tests.support.stack import Stack, eventually
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -17,19 +17,19 @@ from transformers import T5Config, T5EncoderModel
 
 from models.engine import Picture, Traits
 from models.errors import OutOfMemoryError
-from models.mochi import dummy
-from models.mochi.assemble import Options, assemble
-from models.mochi.attention import choose_kernel, use_kernel
-from models.mochi.compiling import compile_blocks
 from models.mochi.engine import MochiEngine
-from models.mochi.frames import to_host
-from models.mochi.memory import PROFILES, Profile
-from models.mochi.mock import write_mock_checkpoint
-from models.mochi.modulation import Conditioner
+from models.mochi.loading.assemble import Options, assemble
+from models.mochi.loading.compiling import compile_blocks
+from models.mochi.memory.host_copy import to_host
+from models.mochi.memory.profiles import PROFILES, Profile
+from models.mochi.network.attention import choose_kernel, use_kernel
+from models.mochi.network.modulation import Conditioner
+from models.mochi.network.transformer import Core
 from models.mochi.parts import Dtypes, Parts
-from models.mochi.transformer import Core
+from models.mochi.synthetic import dummy
+from models.mochi.synthetic.mock import write_mock_checkpoint
 from models.params import GenerateParams
-from tests.checkpoints import Kept, abandon, run
+from tests.support.checkpoints import Kept, abandon, run
 
 PADDED = 256
 """Tokens of a text in the stock transformer."""

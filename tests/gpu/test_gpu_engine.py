@@ -1,6 +1,6 @@
 """Run on a machine with a GPU, 80 GB for all of it: `scripts/bench-gpu OUT tests`.
 
-On a CPU the same checks run on small models: tests/unit/models/test_gpu_checks.py.
+On a CPU the same checks run on small models: tests/unit/models/mochi/test_gpu_checks.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import pytest
 import torch
 from diffusers import MochiTransformer3DModel
 
-from models.mochi import dummy
-from models.mochi.dummy import empty_dummy
-from models.mochi.memory import choose_plan
+from models.mochi.memory.profiles import choose_plan
 from models.mochi.parts import Dtypes
+from models.mochi.synthetic import dummy
+from models.mochi.synthetic.dummy import empty_dummy
 from models.params import HEIGHT, WIDTH
 from tests.gpu.checks import (
     Model,

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
+from models.cuda import CudaMeter
 from models.device import DeviceUse
-from models.mochi.meter import CudaMeter
 
 pytestmark = [
     pytest.mark.gpu,

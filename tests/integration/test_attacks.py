@@ -16,12 +16,19 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from server.protocol import MOST_HEAD_BYTES
-from server.throttle import MOST_BAD_KEYS
-from tests.receiver import INSIDE, trap
-from tests.stack import Stack, eventually
-from tests.wire import another_address, another_gateway, connect, read_rest, refusal, stranger
-from worker.webhooks import all_deliveries
+from server.keys.throttle import MOST_BAD_KEYS
+from server.transport.protocol import MOST_HEAD_BYTES
+from tests.support.receiver import INSIDE, trap
+from tests.support.stack import Stack, eventually
+from tests.support.wire import (
+    another_address,
+    another_gateway,
+    connect,
+    read_rest,
+    refusal,
+    stranger,
+)
+from worker.store.deliveries import all_deliveries
 
 POND: dict[str, Any] = {"prompt": "a pond at night", "frames": 1, "steps": 10}
 BALANCE = "/v1/get-user-credits"

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from segmind import InferenceFailed
 
-from models.fake import FakeEngine
+from models.mock.fake_engine import FakeEngine
 from models.params import GenerateParams
-from tests.classifiers import write_guard, write_image_classifier
-from tests.stack import Stack, eventually
+from tests.support.classifiers import write_guard, write_image_classifier
+from tests.support.stack import Stack, eventually
 
 TERMS = """\
 # ours

@@ -21,22 +21,21 @@ import trustme
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from server import keys
-from server.audit import entries
-from server.key_export import export_keys, import_keys
-from server.key_record import NewKey
-from server.workers import drain_workers
-from tests.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
-from tests.jobs import end_lease, intake, live, pop
-from tests.jobs import submit as accept
-from tests.stack import COMMAND, Stack, eventually
-from worker import keyspace
-from worker.cancelling import cancel_all
-from worker.connection import connect_briefly, connect_gateway, connect_worker
-from worker.contact import dangers_of
+from server.cli.workers import drain_workers
+from server.keys import store as keys
+from server.keys.audit import entries
+from server.keys.export import export_keys, import_keys
+from server.keys.record import NewKey
+from tests.support.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
+from tests.support.jobs import end_lease, intake, live, pop
+from tests.support.jobs import submit as accept
+from tests.support.stack import COMMAND, Stack, eventually
+from worker.broker.connection import connect_briefly, connect_gateway, connect_worker
+from worker.broker.health import dangers_of
 from worker.errors import BrokerUnavailableError
-from worker.fleet import fleet
-from worker.store import JobStore, Lease, Order, Recovery, Result
+from worker.store import keyspace
+from worker.store.fleet import cancel_all, fleet
+from worker.store.worker_side import Lease, Order, Recovery, Result, WorkerStore
 
 README = Path(__file__).parents[2] / "README.md"
 PASSWORD = "hunter2"
@@ -199,7 +198,7 @@ def test_the_user_of_the_readme_may_administer_keys(user_of_the_readme: str) -> 
 
 def test_the_user_of_the_readme_may_repair_what_dead_workers_leave(user_of_the_readme: str) -> None:
     with connect_briefly(user_of_the_readme) as redis:
-        store = JobStore(redis, lease_seconds=10, retention_seconds=60)
+        store = WorkerStore(redis, lease_seconds=10, retention_seconds=60)
         leases = [Lease(accept(user_of_the_readme), f"run-{index}") for index in range(3)]
         for lease in leases:
             assert pop(redis) == lease.request_id
@@ -211,7 +210,7 @@ def test_the_user_of_the_readme_may_repair_what_dead_workers_leave(user_of_the_r
         end_lease(redis, leases[0].request_id)
         assert store.overdue().expired == [leases[0].request_id]
         assert store.reap(leases[0].request_id) is Recovery.REQUEUED
-        assert store.give_back(leases[1])
+        assert store.requeue(leases[1])
         assert store.complete(leases[2], Result("a.mp4", 1))
         assert store.exists(leases[2].request_id)
         assert store.unlisted() == []
@@ -257,7 +256,7 @@ def test_what_a_broker_may_lose_is_found_with_the_remedy(
         plain.redis.config_set(name, value)
     url = f"redis://127.0.0.1:{plain.port}"
     with connect_briefly(url) as redis:
-        found = JobStore(redis, lease_seconds=10, retention_seconds=60).dangers()
+        found = WorkerStore(redis, lease_seconds=10, retention_seconds=60).dangers()
     assert intake(url, lambda it: it.dangers()) == found
     assert len(found) == len(remedies)
     assert all(remedy in danger for danger, remedy in zip(found, remedies, strict=True))
@@ -273,7 +272,7 @@ def test_what_a_broker_does_not_tell_is_taken_for_right(plain: Valkey) -> None:
     def dangers(*rule: str) -> list[str]:
         plain.tell("ACL", "SETUSER", "shy", "on", "nopass", "~*", "+@all", *rule)
         with Redis(port=plain.port, username="shy", password="any") as redis:
-            return JobStore(redis, lease_seconds=10, retention_seconds=60).dangers()
+            return WorkerStore(redis, lease_seconds=10, retention_seconds=60).dangers()
 
     assert len(dangers("-config")) == 1
     plain.redis.config_set("appendonly", "yes")

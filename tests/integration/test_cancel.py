@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from server.keyring import Scope
-from tests.stack import COMMAND, Stack, eventually
-from tests.wire import connect, refusal
+from server.keys.lookup import Scope
+from tests.support.stack import COMMAND, Stack, eventually
+from tests.support.wire import connect, refusal
 
 LONG = {"prompt": "a pond", "frames": 1, "steps": 75}
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from segmind.exceptions import SegmindError
 
-from tests.stack import PATIENCE_SECONDS, Stack, eventually
-from worker import keyspace
+from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
+from worker.store import keyspace
 
 POND = {"prompt": "a pond", "frames": 4, "steps": 10}
 PRICE = 1.0

@@ -15,8 +15,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.device import DeviceUse
-from tests.stack import Stack
-from worker.fleet import fleet
+from tests.support.stack import Stack
+from worker.store.fleet import fleet
 
 DOCKER = Path(__file__).parents[2] / "docker"
 OF_PROMETHEUS = {"instance", "job"}

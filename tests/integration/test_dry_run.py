@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.keyring import Scope
-from tests.stack import Stack
-from tests.wire import another_gateway, refusal
+from server.keys.lookup import Scope
+from tests.support.stack import Stack
+from tests.support.wire import another_gateway, refusal
 
 POND = {"prompt": "a pond", "frames": 4, "steps": 10}
 MOST = "3"

@@ -16,16 +16,24 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
-from models.fake import FakeEngine
+from models.mock.fake_engine import FakeEngine
 from models.params import GenerateParams
 from server.app import create_app
-from server.key_record import NewKey
-from server.keyring import Scope
-from server.keys import create_key
+from server.keys.lookup import Scope
+from server.keys.record import NewKey
+from server.keys.store import create_key
 from server.settings import ServerSettings
-from tests.stack import Stack, eventually
-from tests.wire import BODY_LIMIT, another_gateway, call, connect, read_answer, refusal, stranger
-from worker.connection import connect_gateway
+from tests.support.stack import Stack, eventually
+from tests.support.wire import (
+    BODY_LIMIT,
+    another_gateway,
+    call,
+    connect,
+    read_answer,
+    refusal,
+    stranger,
+)
+from worker.broker.connection import connect_gateway
 
 NO_KEY = "Missing Authorization or x-api-key in header"
 SUBMITS = ["/v1/mochi-1", "/v2/mochi-1"]

@@ -15,10 +15,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from server.keyring import Scope
-from tests.stack import Stack, eventually
-from tests.wire import another_gateway, refusal, stranger
-from worker.store import Lease
+from server.keys.lookup import Scope
+from tests.support.stack import Stack, eventually
+from tests.support.wire import another_gateway, refusal, stranger
+from worker.store.worker_side import Lease
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 LISTENERS = 40

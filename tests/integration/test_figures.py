@@ -11,9 +11,9 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.keyring import Scope
-from tests.stack import Stack, eventually
-from tests.wire import another_gateway, refusal, stranger
+from server.keys.lookup import Scope
+from tests.support.stack import Stack, eventually
+from tests.support.wire import another_gateway, refusal, stranger
 
 POND = {"prompt": "a pond", "frames": 1, "steps": 10}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.stack import Stack
-from tests.wire import BODY_LIMIT, refusal
+from tests.support.stack import Stack
+from tests.support.wire import BODY_LIMIT, refusal
 
 POND = b'"prompt": "a pond"'
 

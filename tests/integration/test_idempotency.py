@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack import Stack, eventually
-from tests.wire import another_gateway, refusal
+from tests.support.stack import Stack, eventually
+from tests.support.wire import another_gateway, refusal
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 1, "steps": 10}
 

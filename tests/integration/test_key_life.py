@@ -15,15 +15,15 @@ import pytest
 from segmind.exceptions import SegmindError
 from typer.testing import CliRunner
 
-from server import cli
-from server.key_record import Key
-from server.keyring import Scope, digest, new_secret
-from server.keys import change_key, one_key, revoke_key, rotate_key
-from server.moments import broker_time
-from tests.stack import COMMAND, Stack, eventually
-from tests.up import Up
-from tests.wire import another_gateway, refusal
-from worker import keyspace
+from server.cli import main as cli
+from server.keys.lookup import Scope, digest, new_secret
+from server.keys.record import Key
+from server.keys.store import change_key, one_key, revoke_key, rotate_key
+from server.keys.times import broker_time
+from tests.support.stack import COMMAND, Stack, eventually
+from tests.support.up import Up
+from tests.support.wire import another_gateway, refusal
+from worker.store import keyspace
 
 CREDITS = "/v1/get-user-credits"
 POND = {"prompt": "a pond", "frames": 1, "steps": 10}
@@ -136,7 +136,7 @@ def test_an_expired_key_is_refused_until_it_is_given_more_time(
 
     def ends_in(hours: int) -> None:
         end = broker_time(stack.redis) + timedelta(hours=hours)
-        change_key(stack.redis, name, lambda key: key.but(expires_at=end))
+        change_key(stack.redis, name, lambda key: key.replace(expires_at=end))
 
     ends_in(-1)
     assert (
@@ -150,7 +150,7 @@ def test_an_expired_key_is_refused_until_it_is_given_more_time(
 def test_a_scope_that_is_taken_away_is_missed_at_once(stack: Stack, name: str) -> None:
     client = stack.http(stack.key(name))
     assert client.get(CREDITS).is_success
-    change_key(stack.redis, name, lambda key: key.but(scopes=(Scope.GENERATE,)))
+    change_key(stack.redis, name, lambda key: key.replace(scopes=(Scope.GENERATE,)))
     assert "lacks the scope `read`" in refusal(client.get(CREDITS), 403)
 
 

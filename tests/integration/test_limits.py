@@ -12,8 +12,8 @@ from typing import cast
 import httpx
 import pytest
 
-from tests.stack import Stack
-from worker import keyspace
+from tests.support.stack import Stack
+from worker.store import keyspace
 
 POND = {"prompt": "a pond", "frames": 1, "steps": 10}
 BURST = 60

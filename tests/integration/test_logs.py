@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.stack import Stack, eventually
+from tests.support.stack import Stack, eventually
 
 POND = {"prompt": "a pond at night", "frames": 1, "steps": 10}
 FAILS = "fake:fail the lens is dirty"

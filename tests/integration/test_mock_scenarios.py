@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from models.scenario import SCENARIO
-from tests.jobs import live
-from tests.stack import Stack, eventually
-from tests.wire import refusal
+from models.mock.scenario import SCENARIO
+from tests.support.jobs import live
+from tests.support.stack import Stack, eventually
+from tests.support.wire import refusal
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 1, "steps": 10}
 

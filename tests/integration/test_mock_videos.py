@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.caption import read
-from server.example import EXAMPLE_REQUEST
-from tests.stack import Stack
+from models.example import EXAMPLE_REQUEST
+from models.mock.caption import read
+from tests.support.stack import Stack
 
 
 def make(server: Stack, **params: object) -> bytes:

@@ -12,10 +12,10 @@ import pytest
 from openai import OpenAI
 from openai.types import Video
 
-from models.scenario import SCENARIO
-from server.keyring import Scope
-from tests.stack import Stack, eventually
-from tests.wire import another_address
+from models.mock.scenario import SCENARIO
+from server.keys.lookup import Scope
+from tests.support.stack import Stack, eventually
+from tests.support.wire import another_address
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 """Their server is shut down; what it left is the shape."""

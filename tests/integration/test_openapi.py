@@ -15,8 +15,8 @@ import httpx
 import pytest
 from jsonschema_rs import Draft202012Validator
 
-from server.example import EXAMPLE_REQUEST
-from tests.stack import Stack
+from models.example import EXAMPLE_REQUEST
+from tests.support.stack import Stack
 
 SUBMITS = ["/v1/mochi-1", "/v2/mochi-1"]
 PARAMETERS = {

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import Browser, expect
 
+from models.example import EXAMPLE_REQUEST
 from models.params import WIDTH
-from server.example import EXAMPLE_REQUEST
-from tests.stack import Stack
-from tests.visitor import Visitor, visit
+from tests.support.stack import Stack
+from tests.support.visitor import Visitor, visit
 
 TERMS = "[real people]\nann o'hara\n"
 

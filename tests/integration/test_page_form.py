@@ -15,11 +15,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Route, expect
 
+from models.example import EXAMPLE_REQUEST
 from models.params import HEIGHT, MAX_SEED
-from server.example import EXAMPLE_REQUEST
-from tests.stack import Stack
-from tests.visitor import Visitor, visit
-from tests.wire import another_gateway
+from tests.support.stack import Stack
+from tests.support.visitor import Visitor, visit
+from tests.support.wire import another_gateway
 
 ODD_PROMPT = """\
 It's "odd": $HOME `id` $(id) \\n \\' \\\\ %s {x} !! 100 % äß 日本 🐼

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from tests.stack import Stack, eventually
+from tests.support.stack import Stack, eventually
 
 EVERY = 5
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack import COMMAND, Stack, eventually
-from worker.fleet import fleet
+from tests.support.stack import COMMAND, Stack, eventually
+from worker.store.fleet import fleet
 
 SECONDS = {"lease_seconds": "2", "drain_seconds": "1"}
 

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack import Stack, eventually
-from tests.wire import another_gateway, connect, read_answer, refusal
+from tests.support.stack import Stack, eventually
+from tests.support.wire import another_gateway, connect, read_answer, refusal
 
 POND = {"prompt": "a pond at night", "frames": 1, "steps": 10}
 CLOSED = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"

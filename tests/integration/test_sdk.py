@@ -7,8 +7,8 @@ import pytest
 from segmind import InferenceFailed, InferenceTimeout
 from segmind.exceptions import SegmindError
 
-from server.example import EXAMPLE_REQUEST
-from tests.stack import Stack, eventually
+from models.example import EXAMPLE_REQUEST
+from tests.support.stack import Stack, eventually
 
 
 def test_run_answers_with_the_result_of_the_api_pages_example(server: Stack) -> None:

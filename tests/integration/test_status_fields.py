@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack import Stack, eventually
+from tests.support.stack import Stack, eventually
 
 ENDED = {"COMPLETED", "FAILED"}
 UNTIL_THE_END = {"stage", "cancel_url", "events_url"}

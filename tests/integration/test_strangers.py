@@ -16,10 +16,10 @@ import httpx
 import psutil
 import pytest
 
-from server.protocol import HEAD_SECONDS, MOST_HEAD_BYTES
-from tests.certificates import Certificate
-from tests.stack import Stack
-from tests.wire import another_gateway, connect, read_answer, refusal, stranger
+from server.transport.protocol import HEAD_SECONDS, MOST_HEAD_BYTES
+from tests.support.certificates import Certificate
+from tests.support.stack import Stack
+from tests.support.wire import another_gateway, connect, read_answer, refusal, stranger
 
 MEGABYTE = 1 << 20
 HELD = 500

@@ -11,12 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.settings import ServerSettings, SettingsError
-from server.tls import tls_context
-from tests.certificates import Certificate
-from tests.stack import Stack, eventually
-from tests.up import Up, run
-from tests.wire import another_gateway, connect, read_answer, refusal
+from server.errors import SettingsError
+from server.settings import ServerSettings
+from server.transport.tls import tls_context
+from tests.support.certificates import Certificate
+from tests.support.stack import Stack, eventually
+from tests.support.up import Up, run
+from tests.support.wire import another_gateway, connect, read_answer, refusal
 
 POND = {"prompt": "a pond at night", "frames": 1, "steps": 10}
 NOBODY = "redis://127.0.0.1:1/0"

@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from tests.stack import COMMAND, PATIENCE_SECONDS, Stack, eventually
+from tests.support.stack import COMMAND, PATIENCE_SECONDS, Stack, eventually
 
 POND = {"prompt": "a pond", "frames": 1, "steps": 75}
 

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
-from server.listener import free_port
-from tests.collector import Collector, Span, collector
-from tests.jobs import end_lease
-from tests.stack import Stack, eventually
+from server.transport.listener import free_port
+from tests.support.collector import Collector, Span, collector
+from tests.support.jobs import end_lease
+from tests.support.stack import Stack, eventually
 from worker.job import Stage
 
 POND = {"prompt": "a pond at night", "frames": 2, "steps": 10}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.brokers import SAFE, ExternalStack, valkey
-from tests.s3 import ObjectStore
-from tests.stack import Stack, eventually
+from tests.support.brokers import SAFE, ExternalStack, valkey
+from tests.support.s3 import ObjectStore
+from tests.support.stack import Stack, eventually
 
 PASSWORD = "hunter2"
 SETTINGS = {"fake_step_seconds": "0.05", "lease_seconds": "2", "checkpoint_steps": "5"}

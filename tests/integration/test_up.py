@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.listener import free_port
-from server.weights import has_nvidia_gpu
-from tests.stack import COMMAND, eventually
-from tests.up import Up, environ, gone, refused, run
+from server.cli.weights import has_nvidia_gpu
+from server.transport.listener import free_port
+from tests.support.stack import COMMAND, eventually
+from tests.support.up import Up, environ, gone, refused, run
 
 
 @pytest.fixture

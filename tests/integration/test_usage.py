@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from server.keyring import Scope
-from tests.stack import COMMAND, Stack, eventually
-from worker import keyspace
+from server.keys.lookup import Scope
+from tests.support.stack import COMMAND, Stack, eventually
+from worker.store import keyspace
 
 POND = {"prompt": "a pond", "frames": 2, "steps": 10}
 DAYS = "2"

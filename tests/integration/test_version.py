@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.stack import Stack, eventually
+from tests.support.stack import Stack, eventually
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import httpx
 import pytest
 from typing_extensions import override
 
-from server.client import Client
-from server.links import Links, load_signer
-from tests.s3 import SECRET, ObjectStore
-from tests.stack import Stack, eventually
-from tests.wire import refusal
-from worker.connection import connect_gateway
+from server.api.links import Links, load_signer
+from server.cli.client import Client
+from tests.support.s3 import SECRET, ObjectStore
+from tests.support.stack import Stack, eventually
+from tests.support.wire import refusal
+from worker.broker.connection import connect_gateway
 
 POND = {"prompt": "a pond", "frames": 3, "steps": 10}
 FAKE = {"engine": "fake", "fake_step_seconds": "0.01"}

@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import pytest
 
-from tests.stack import Stack, eventually
-from tests.wire import another_gateway, connect, read_answer, refusal
+from tests.support.stack import Stack, eventually
+from tests.support.wire import another_gateway, connect, read_answer, refusal
 
 POND = {"prompt": "a pond", "frames": 3, "steps": 10}
 URL_SAFE = string.ascii_letters + string.digits + "-_"

@@ -15,17 +15,17 @@ from redis.asyncio import Redis as AsyncRedis
 from standardwebhooks import WebhookVerificationError
 from typer.testing import CliRunner, Result
 
-from server import cli
-from server.audit import entries
-from server.keys import one_key, revoke_key
-from server.webhook_url import MOST_LENGTH
-from tests.jobs import make_webhook_due
-from tests.receiver import ALLOWED, Call, Receiver, receiver, trap
-from tests.stack import Stack, eventually
-from tests.wire import refusal
-from worker import keyspace
-from worker.connection import connect_gateway
-from worker.webhooks import (
+from server.cli import main as cli
+from server.keys.audit import entries
+from server.keys.store import one_key, revoke_key
+from server.webhooks.url import MOST_LENGTH
+from tests.support.jobs import make_webhook_due
+from tests.support.receiver import ALLOWED, Call, Receiver, receiver, trap
+from tests.support.stack import Stack, eventually
+from tests.support.wire import refusal
+from worker.broker.connection import connect_gateway
+from worker.store import keyspace
+from worker.store.deliveries import (
     JITTER,
     MOST_ATTEMPTS,
     PAUSES,

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from models.hub import SILENCE_SECONDS
-from models.weights import MANIFEST
-from server.listener import free_port
-from tests.hub import BIG, FIRST, LOADED, SECOND, StandIn, stand_in
-from tests.stack import COMMAND, eventually
+from models.weights.folder import MANIFEST
+from models.weights.hub import SILENCE_SECONDS
+from server.transport.listener import free_port
+from tests.support.hub import BIG, FIRST, LOADED, SECOND, StandIn, stand_in
+from tests.support.stack import COMMAND, eventually
 
 FOLDER = f"weights/genmo--mochi-1-preview/{FIRST}"
 

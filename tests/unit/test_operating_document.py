@@ -9,9 +9,10 @@ from prometheus_client import Metric
 
 from models.device import DeviceUse
 from models.engine import Traits
-from server.metrics import Gathered, Traffic
-from worker.live import LiveWorker
-from worker.metrics import Survey
+from server.api.metrics import Gathered
+from server.transport.traffic import Traffic
+from worker.store.presence import LiveWorker
+from worker.store.statistics import Survey
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "operating.md"

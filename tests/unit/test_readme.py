@@ -8,8 +8,9 @@ import pytest
 from fastapi.routing import APIRoute
 
 from models.params import GenerateParams
+from server.api.routes import account, generate, operations, requests
+from server.api.routes import videos as videos_api
 from server.errors import MEANING
-from server.routes import account, generate, operations, requests, videos_api
 from server.settings import ServerSettings
 
 README = Path(__file__).parents[2] / "README.md"

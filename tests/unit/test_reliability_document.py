@@ -8,7 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
 FAULTS = set(range(1, 31))
-SCRIPTS = {path.stem: path.read_text() for path in (ROOT / "worker" / "lua").glob("*.lua")}
+SCRIPTS = {
+    path.stem: path.read_text() for path in (ROOT / "worker" / "store" / "lua").glob("*.lua")
+}
 
 
 def test_every_script_and_every_field_of_the_record_is_described() -> None:

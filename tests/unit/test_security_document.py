@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from server.keyring import new_secret
-from tests.jobs import submit
-from tests.leaks import leaks
+from server.keys.lookup import new_secret
+from tests.support.jobs import submit
+from tests.support.leaks import leaks
 
 TESTS = Path(__file__).parents[1]
 DOCUMENT = (TESTS.parent / "docs" / "security.md").read_text()

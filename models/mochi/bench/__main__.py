@@ -12,12 +12,13 @@ from pathlib import Path
 from rich.console import Console
 
 from models.errors import MochiError
-from models.mochi.bench import listing, plot
+from models.mochi.bench import plot
 from models.mochi.bench.measure import Bench
 from models.mochi.bench.report import Result, Setup, tables
 from models.mochi.bench.subjects import console, load_subjects
-from models.mochi.prepare import DUMMY
+from models.mochi.loading.plan import DUMMY
 from models.settings import EngineSettings
+from tests.bench.engine_counts import listing
 
 FRAMES = 49
 """Unless others are asked for."""

@@ -17,17 +17,18 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from models.cuda import GIB
 from models.engine import Clip, OnStep
-from models.mochi.bench.counts import Request, count_stock_decoding
 from models.mochi.bench.flops import step_flops
+from models.mochi.bench.shapes import Request
 from models.mochi.bench.stages import Times, run_ours, run_stock, wait
 from models.mochi.bench.subjects import Subjects, console
-from models.mochi.dummy import empty_dummy
-from models.mochi.frames import to_host
+from models.mochi.memory.host_copy import to_host
 from models.mochi.parts import Dtypes
-from models.mochi.prepare import GIB
+from models.mochi.synthetic.dummy import empty_dummy
 from models.params import GenerateParams
 from models.video import encode
+from tests.bench.engine_counts.counts import count_stock_decoding
 
 Name = Literal["ours", "stock"]
 

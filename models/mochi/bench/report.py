@@ -14,9 +14,9 @@ import torch
 import transformers
 from rich.table import Table
 
+from models.cuda import GIB
 from models.mochi.bench.measure import Bench, Kernel, Row
 from models.mochi.bench.subjects import Subjects
-from models.mochi.prepare import GIB
 
 
 @dataclass(frozen=True)

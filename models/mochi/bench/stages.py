@@ -17,9 +17,9 @@ from torch import Tensor
 
 from models.engine import Clip, OnStep
 from models.mochi.engine import MochiEngine
-from models.mochi.modulation import Condition, Conditioner
-from models.mochi.text import Prompt, TextEncoder
-from models.mochi.vae import Decoder
+from models.mochi.network.modulation import Condition, Conditioner
+from models.mochi.network.text_encoder import Prompt, TextEncoder
+from models.mochi.network.vae import Decoder
 from models.params import GenerateParams
 from models.video import encode
 

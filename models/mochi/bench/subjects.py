@@ -18,14 +18,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from models.errors import EngineUnavailableError
-from models.mochi import fp8
-from models.mochi.assemble import assemble
 from models.mochi.engine import MochiEngine
-from models.mochi.load import assemble_mock, make_parts, silence
-from models.mochi.memory import Plan
-from models.mochi.mock import write_mock_checkpoint
+from models.mochi.loading.assemble import assemble
+from models.mochi.loading.load import assemble_mock, make_parts, silence
+from models.mochi.loading.plan import prepare
+from models.mochi.memory.profiles import Plan
+from models.mochi.network import fp8
 from models.mochi.parts import Dtypes, Parts
-from models.mochi.prepare import prepare
+from models.mochi.synthetic.mock import write_mock_checkpoint
 from models.params import HEIGHT, WIDTH
 from models.settings import EngineSettings
 

@@ -61,7 +61,7 @@ def load(folder: Path, settings: ModerationSettings) -> ImageClassifier:
     architecture = source.architecture()
     if not architecture.endswith(ARCHITECTURE):
         raise source.refusal(f"it is a {architecture}, and an image classifier is needed")
-    with source.in_our_words():
+    with source.translate_errors():
         # Whatever else is installed, PIL resizes: the same picture is judged in the same way.
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             folder, backend="pil", **SAFELY

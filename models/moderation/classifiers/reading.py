@@ -14,9 +14,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from models.cuda import choose_allocator, translate_gpu_errors
 from models.errors import EngineBrokenError, EngineUnavailableError, OutOfMemoryError
-from models.mochi.engine import told_apart
-from models.mochi.prepare import choose_allocator
 from models.moderation.labels import Labels
 from models.moderation.settings import ModerationSettings
 
@@ -71,7 +70,7 @@ class Source:
         """
         # float32 is the fastest on a CPU; a GPU takes what was saved.
         dtype = "auto" if device.type == "cuda" else torch.float32
-        with self.in_our_words():
+        with self.translate_errors():
             model, report = kind.from_pretrained(
                 self.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFELY
             )
@@ -116,7 +115,7 @@ class Source:
             raise self.refusal(f"it does not work ({error})") from error
 
     @contextmanager
-    def in_our_words(self) -> Iterator[None]:
+    def translate_errors(self) -> Iterator[None]:
         """Turns what transformers raises over a folder into a refusal."""
         try:
             yield
@@ -161,7 +160,7 @@ def judging(device: torch.device) -> Iterator[None]:
         EngineBrokenError: the GPU answers nothing any more.
     """
     try:
-        with told_apart(device), torch.inference_mode():
+        with translate_gpu_errors(device), torch.inference_mode():
             yield
     except torch.OutOfMemoryError:
         raise OutOfMemoryError(

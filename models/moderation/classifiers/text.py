@@ -172,7 +172,7 @@ def load(folder: Path, settings: ModerationSettings) -> PromptJudge:
     source = Source("MOCHI_MODERATION_TEXT", folder)
     source.check("config.json", "tokenizer.json")
     architecture = source.architecture()
-    with source.in_our_words():
+    with source.translate_errors():
         tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
     judge: PromptJudge
     if architecture.endswith("ForCausalLM"):
@@ -196,7 +196,7 @@ def _guard(
     device: torch.device,
     settings: ModerationSettings,
 ) -> Guard:
-    with source.in_our_words():
+    with source.translate_errors():
         asked = question(tokenizer, TRIAL)
         answers = [_first_token(tokenizer, asked, severity) for severity in SEVERITIES]
     # A language model for anything else would answer something, too.

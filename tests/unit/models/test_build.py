@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.build import build_engine
-from models.fake import FakeEngine
+from models.mock.fake_engine import FakeEngine
 from models.settings import EngineSettings
 
 BLOCKED = ["torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "imageio_ffmpeg"]
@@ -51,7 +51,7 @@ def test_the_fake_engine_can_be_asked_for(tmp_path: Path) -> None:
 
 def test_the_fake_engine_needs_none_of_the_workers_libraries() -> None:
     code = """
-import models.engine, models.errors, models.params, models.settings, models.fake
+import models.engine, models.errors, models.params, models.settings, models.mock.fake_engine
 from pathlib import Path
 from models.build import build_engine
 engine = build_engine(models.settings.EngineSettings(engine="fake", fake_step_seconds=0), Path())

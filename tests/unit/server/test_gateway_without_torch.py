@@ -9,8 +9,8 @@ from pathlib import Path
 
 from redis import Redis
 
-from server.key_record import NewKey
-from server.keys import create_key
+from server.keys.record import NewKey
+from server.keys.store import create_key
 
 SCRIPT = """
 import asyncio, json, sys
@@ -27,10 +27,10 @@ class Absent(MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 
 import httpx
-import server.cli
+import server.cli.main
 from server.app import create_app
 from server.settings import ServerSettings
-from worker.connection import connect_gateway
+from worker.broker.connection import connect_gateway
 
 async def main(data_dir, redis_url, key):
     app = create_app(

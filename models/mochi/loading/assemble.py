@@ -1,0 +1,119 @@
+"""Parts to an engine: puts each where the plan says, and switches on what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from models.engine import Traits
+from models.mochi.engine import SPATIAL_FACTOR, MochiEngine
+from models.mochi.loading.compiling import compile_blocks
+from models.mochi.memory.profiles import PROFILES, Profile
+from models.mochi.network import fp8
+from models.mochi.network.attention import Kernel
+from models.mochi.network.modulation import Conditioner
+from models.mochi.network.text_encoder import TextEncoder
+from models.mochi.network.transformer import Core
+from models.mochi.network.vae import Decoder
+from models.mochi.parts import Parts
+from models.mochi.preview import fit_colours
+
+CPU = torch.device("cpu")
+
+_VERSIONS = [f"{name} {version(name)}" for name in ("mochi-server", "torch", "diffusers")]
+"""Of the code that computes."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an engine is put together.
+
+    Attributes:
+        profile: what stays on the device.
+        kernel: of the attention.
+        compiles: whether blocks and decoder are compiled when they first run.
+        fp8: matrix products of the blocks in 8-bit floats. Lossy.
+        step_cache: threshold of the step cache; 0 is off. Lossy.
+    """
+
+    profile: Profile
+    kernel: Kernel
+    compiles: bool = False
+    fp8: bool = False
+    step_cache: float = 0.0
+
+    @property
+    def lossy(self) -> tuple[str, ...]:
+        """What changes the pictures, by name."""
+        modes = {"fp8": self.fp8, f"step cache {self.step_cache:g}": bool(self.step_cache)}
+        return tuple(name for name, is_on in modes.items() if is_on)
+
+
+def assemble(
+    parts: Parts,
+    options: Options,
+    traits: Traits,
+    device: torch.device,
+    size: tuple[int, int],
+    *,
+    weights_stamp: str = "",
+) -> MochiEngine:
+    """Build an engine.
+
+    Args:
+        parts: on the CPU; useless afterwards.
+        options: see `Options`.
+        traits: what the engine says of itself.
+        device: where the work is done.
+        size: width and height of the frames in pixels, multiples of 16.
+        weights_stamp: see `Prepared`; empty where the traits say it all.
+
+    Raises:
+        torch.OutOfMemoryError: the weights alone are too large for the device.
+    """
+    profile = options.profile
+    for module in (parts.text_encoder, parts.transformer, parts.vae):
+        module.requires_grad_(False)  # noqa: FBT003 (torch's own signature)
+    conditioner, core = Conditioner(parts.transformer), Core(parts.transformer)
+    conditioner.place(device, big_layers_too=profile.keeps_modulation)
+    if options.fp8:
+        for block in core.blocks:
+            fp8.quantize(block.to(device))
+            if profile.streams_blocks:
+                block.to(CPU)
+    core.place(device, streamed=profile.streams_blocks)
+    decoder = Decoder(parts.vae, chunk=profile.chunk)
+    parts.vae.to(device)  # without its encoder by now
+    colours = fit_colours(decoder, device, size[0] // SPATIAL_FACTOR, size[1] // SPATIAL_FACTOR)
+    if options.compiles:
+        compile_blocks(core.blocks)
+        decoder.compile()
+    return MochiEngine(
+        text_encoder=TextEncoder(
+            parts.tokenizer,
+            parts.text_encoder,
+            lives_on=device if profile.text == "gpu" else CPU,
+            works_on=CPU if profile.text == "cpu" else device,
+        ),
+        conditioner=conditioner,
+        core=core,
+        scheduler=parts.scheduler,
+        decoder=decoder,
+        device=device,
+        width=size[0],
+        height=size[1],
+        traits=traits,
+        kernel=options.kernel,
+        colours=colours,
+        step_cache=options.step_cache,
+        remedy=_remedy(profile),
+        origin=f"{weights_stamp} {options} {_VERSIONS}",
+    )
+
+
+def _remedy(profile: Profile) -> str:
+    names = list(PROFILES)
+    smaller = names[names.index(profile.name) + 1 :]
+    return f", or start the worker with MOCHI_PROFILE={smaller[0]}" if smaller else ""

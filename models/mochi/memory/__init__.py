@@ -1,0 +1,1 @@
+"""GPU and host memory: profiles, streaming, pinned copies."""

@@ -1,0 +1,239 @@
+"""Mochi's transformer, arranged for inference: diffusers' layers, our order of work.
+
+What depends on the step and the prompt alone is computed before the loop (`modulation.py`), the
+text is as long as the prompt, and three projections are one. So a block is what is left: joint
+attention, two feed-forward networks, and norms in float32. Where diffusers rounds to bfloat16
+between a norm and the rotation after it, this does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from diffusers import MochiTransformer3DModel
+from diffusers.models.attention_processor import MochiAttention
+from diffusers.models.normalization import MochiRMSNorm
+from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.mochi.memory.streaming import StreamedBlocks
+from models.mochi.network.attention import RopeTables, joint_attention, rotate
+from models.mochi.network.modulation import Condition, Tables
+from models.mochi.network.step_cache import StepCache
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """Scale the last dimension to a root mean square of 1, in float32."""
+    x = x.float()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of each head's channels with a learned scale; the result is float32."""
+
+    def __init__(self, stock: MochiRMSNorm) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = stock.weight
+        self.eps: float = stock.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., head_dim)` to the same shape, in float32."""
+        return rms_norm(x, self.eps) * self.weight
+
+
+class Block(nn.Module):
+    """One transformer block. The last one leaves the text as it is, since nobody reads it after."""
+
+    def __init__(self, stock: MochiTransformerBlock) -> None:
+        """Take over the layers of `stock`, all but the modulation's. It is useless afterwards."""
+        super().__init__()
+        attention = stock.attn1
+        self.updates_text: bool = not stock.context_pre_only
+        self.eps: float = stock.norm2.eps
+        self.heads: int = attention.heads
+        self.norm_q = HeadNorm(attention.norm_q)
+        self.norm_k = HeadNorm(attention.norm_k)
+        self.norm_text_k = HeadNorm(attention.norm_added_k)
+        self.to_qkv = _fuse(attention, "to_q", "to_k", "to_v")
+        self.to_out = attention.to_out[0]
+        self.ff = stock.ff
+        if self.updates_text:
+            self.norm_text_q = HeadNorm(attention.norm_added_q)
+            self.text_to_qkv = _fuse(attention, "add_q_proj", "add_k_proj", "add_v_proj")
+            self.text_to_out = attention.to_add_out
+            self.text_ff = stock.ff_context
+        else:
+            self.text_to_qkv = _fuse(attention, "add_k_proj", "add_v_proj")
+
+    def forward(
+        self, visual: Tensor, text: Tensor, tables: Tables, step: Tensor, rope: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run the block.
+
+        Args:
+            visual: `(1, N, width)`.
+            text: `(1, L, text_width)`; L may be 0.
+            tables: of this block and prompt.
+            step: int64 `(1,)`, the row of the tables; a tensor, so that one graph serves all.
+            rope: from `RopeTables.of`.
+
+        Returns:
+            The new visual and text, of the same shapes and dtypes.
+        """
+        for_visual, for_text = (table.index_select(0, step)[0] for table in tables)
+        new_visual, new_text = self._attend(
+            self._modulate(visual, for_visual[0]), self._modulate(text, for_text[0]), rope
+        )
+        visual = visual + self._modulate(new_visual, for_visual[1])
+        new_visual = self.ff(self._modulate(visual, for_visual[2]))
+        visual = visual + self._modulate(new_visual, for_visual[3])
+        if self.updates_text:
+            text = text + self._modulate(self.text_to_out(new_text), for_text[1])
+            new_text = self.text_ff(self._modulate(text, for_text[2]))
+            text = text + self._modulate(new_text, for_text[3])
+        return visual, text
+
+    def _modulate(self, x: Tensor, factor: Tensor) -> Tensor:
+        return (rms_norm(x, self.eps) * factor).to(x.dtype)
+
+    def _attend(self, visual: Tensor, text: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Joint attention; the text's part is not projected yet, and empty in the last block."""
+        q, k, v = self._heads(self.to_qkv(visual))
+        *text_q, text_k, text_v = self._heads(self.text_to_qkv(text))
+        # Rounded before they are joined: so the compiler writes each part where it belongs at once.
+        queries = [rotate(self.norm_q(q), rope).to(v.dtype)]
+        if self.updates_text:
+            queries.append(self.norm_text_q(text_q[0]).to(v.dtype))
+        keys = [rotate(self.norm_k(k), rope).to(v.dtype), self.norm_text_k(text_k).to(v.dtype)]
+        out = joint_attention(
+            torch.cat(queries, dim=1), torch.cat(keys, dim=1), torch.cat((v, text_v), dim=1)
+        )
+        tokens = visual.shape[1]
+        return self.to_out(out[:, :tokens]), out[:, tokens:]
+
+    def _heads(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """`(1, N, k * heads * head_dim)` to k times `(1, N, heads, head_dim)`."""
+        _, tokens, channels = projected.shape
+        head_dim = self.norm_q.weight.shape[0]
+        parts = channels // (self.heads * head_dim)
+        return projected.view(1, tokens, parts, self.heads, head_dim).unbind(2)
+
+
+class Core(nn.Module):
+    """The transformer without its modulation: what runs at every step."""
+
+    def __init__(self, stock: MochiTransformer3DModel) -> None:
+        """Take over all layers of `stock` but those of `Conditioner`. It is useless afterwards."""
+        super().__init__()
+        self.patch_size: int = stock.config.patch_size
+        self.patch_embed = stock.patch_embed
+        self.rope = RopeTables(stock)
+        self.blocks = nn.ModuleList(map(Block, stock.transformer_blocks))
+        self.eps: float = stock.norm_out.norm.eps
+        self.proj_out: nn.Linear = stock.proj_out
+        self._streamed: StreamedBlocks | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return self.proj_out.weight.dtype
+
+    def place(self, device: torch.device, *, streamed: bool = False) -> None:
+        """Move to `device`; `streamed` leaves all blocks but the last in main memory."""
+        self.rope.to(device)
+        if streamed:
+            *blocks, last = self.blocks
+            self._streamed = StreamedBlocks(blocks, device)
+            self.blocks = nn.ModuleList((*self._streamed.copies, last))
+        self.to(device)
+
+    def forward(
+        self,
+        latents: Tensor,
+        conditions: Sequence[Condition],
+        step: int,
+        cache: StepCache | None = None,
+    ) -> list[Tensor]:
+        """The velocity of the latents under each condition.
+
+        Block by block, each for all conditions: where blocks are fetched, they are fetched once.
+
+        Args:
+            latents: `(1, channels, T, h, w)`, of any float dtype.
+            conditions: one for each branch of guidance.
+            step: index into the tables of the conditions.
+            cache: of this request, to skip blocks. Lossy.
+
+        Returns:
+            float32, of the shape of `latents`, one for each condition.
+        """
+        _, _, frames, height, width = latents.shape
+        grid = (frames, height // self.patch_size, width // self.patch_size)
+        streams = self._through_blocks(self._tokens(latents), conditions, step, grid, cache)
+        return [
+            self._velocity(visual, condition.output[step], grid)
+            for visual, condition in zip(streams, conditions, strict=True)
+        ]
+
+    def _through_blocks(
+        self,
+        visual: Tensor,
+        conditions: Sequence[Condition],
+        step: int,
+        grid: tuple[int, int, int],
+        cache: StepCache | None,
+    ) -> list[Tensor]:
+        """The visual tokens after the last block, for each condition."""
+        rope = self.rope.of(*grid)
+        row = torch.full((1,), step, device=visual.device)
+        visuals = [visual] * len(conditions)
+        texts = [condition.text for condition in conditions]
+        for index, block in enumerate(self._blocks()):
+            entered = list(visuals)
+            for branch, condition in enumerate(conditions):
+                visuals[branch], texts[branch] = block(
+                    visuals[branch], texts[branch], condition.blocks[index], row, rope
+                )
+            if cache and index == 0 and (guessed := cache.guess(entered, visuals)):
+                return guessed
+        if cache:
+            cache.keep(visuals)
+        return visuals
+
+    def _blocks(self) -> Iterator[nn.Module]:
+        """All blocks in order, each on the device when it is drawn."""
+        if self._streamed is None:
+            yield from self.blocks
+        else:
+            yield from self._streamed
+            yield self.blocks[-1]
+
+    def _tokens(self, latents: Tensor) -> Tensor:
+        """`(1, channels, T, h, w)` to visual tokens `(1, N, width)`."""
+        pictures = latents.to(self.dtype).transpose(1, 2).flatten(0, 1)
+        tokens: Tensor = self.patch_embed(pictures)
+        # A copy, as views and other strides would be compiled for anew.
+        return tokens.flatten(0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
+
+    def _velocity(self, visual: Tensor, modulation: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Visual tokens to a velocity of the latents' shape, in float32."""
+        factor, shift = modulation
+        normed = functional.layer_norm(visual.float(), visual.shape[-1:], eps=self.eps)
+        patches: Tensor = self.proj_out((normed * factor + shift).to(self.dtype)).float()
+        frames, rows, columns = grid
+        patch = self.patch_size
+        latents = patches.view(frames, rows, columns, patch, patch, -1).permute(5, 0, 1, 3, 2, 4)
+        return latents.reshape(1, -1, frames, rows * patch, columns * patch)
+
+
+def _fuse(attention: MochiAttention, *names: str) -> nn.Linear:
+    """One layer whose output is that of the named ones, concatenated. It takes their place."""
+    weights = [getattr(attention, name).weight.data for name in names]
+    for name in names:
+        delattr(attention, name)
+    layer = nn.Linear(1, 1, bias=False, device="meta")
+    layer.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+    layer.out_features, layer.in_features = layer.weight.shape
+    return layer

@@ -1,0 +1,1 @@
+"""Random weights: tiny ones for the mock, full-size ones for benchmarks."""

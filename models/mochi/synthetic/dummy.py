@@ -1,0 +1,83 @@
+"""Random numbers of full size, to measure speed and memory by: `--weights dummy`.
+
+Every shape is that of genmo/mochi-1-preview, and nothing is downloaded. The pictures are noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import (
+    AutoencoderKLMochi,
+    FlowMatchEulerDiscreteScheduler,
+    MochiTransformer3DModel,
+)
+from torch import nn
+from transformers import T5Config, T5EncoderModel
+
+from models.mochi.parts import KEPT_IN_FLOAT32, Dtypes, Parts
+from models.mochi.synthetic.mock import character_tokenizer
+from models.mochi.synthetic.values import random_values
+
+SEED = 1
+
+
+def make_dummy(dtypes: Dtypes, device: torch.device, blocks: int = 48) -> Parts:
+    """Make a full-size Mochi of random numbers, in main memory.
+
+    Args:
+        dtypes: as for `Parts.read`.
+        device: where the numbers are drawn: a GPU takes seconds, a CPU minutes.
+        blocks: of the transformer; fewer for a quick look.
+    """
+    parts = empty_dummy(dtypes, blocks)
+    generator = torch.Generator(device).manual_seed(SEED)
+    for module in (parts.transformer, parts.vae, parts.text_encoder):
+        _fill(module, generator)
+    return parts
+
+
+def empty_dummy(dtypes: Dtypes, blocks: int = 48) -> Parts:
+    """The same without the numbers: on the device `meta`, where it takes no memory."""
+    # Diffusers' defaults are the sizes of Mochi 1.
+    with torch.device("meta"):
+        transformer = MochiTransformer3DModel(num_layers=blocks)
+        vae = AutoencoderKLMochi()
+        text_encoder = T5EncoderModel(_t5_xxl())
+    for module, dtype in (
+        (transformer, dtypes.transformer),
+        (vae, dtypes.vae),
+        (text_encoder, dtypes.text),
+    ):
+        module.eval()  # T5 would drop some of its values out otherwise
+        for name, parameter in module.named_parameters():
+            is_kept = any(part in KEPT_IN_FLOAT32 for part in name.split("."))
+            parameter.data = parameter.data.to(torch.float32 if is_kept else dtype)
+    return Parts(
+        character_tokenizer(),
+        text_encoder,
+        transformer,
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae,
+    )
+
+
+def _fill(module: nn.Module, generator: torch.Generator) -> None:
+    module.to_empty(device="cpu")  # takes no memory until it is written to
+    if isinstance(module, T5EncoderModel):
+        module.tie_weights()  # otherwise its embeddings are there twice
+    for name, parameter in module.named_parameters():
+        values = random_values(name, parameter.shape, generator)
+        parameter.data = values.to(parameter.dtype).cpu()
+
+
+def _t5_xxl() -> T5Config:
+    """google/t5-v1_1-xxl, as its config.json says."""
+    return T5Config(
+        vocab_size=32128,
+        d_model=4096,
+        d_kv=64,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+    )

@@ -1,0 +1,157 @@
+"""The mock checkpoint: a tiny Mochi of the real classes, with random weights that never change.
+
+It goes through the same code as the real one, from `from_pretrained` to the last frame. Its
+pictures mean nothing, so each is captioned with what was asked for.
+"""
+
+from __future__ import annotations
+
+import string
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLMochi,
+    FlowMatchEulerDiscreteScheduler,
+    MochiTransformer3DModel,
+)
+from PIL import Image
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from models.engine import Checkpoints, Clip, Engine, OnStep, Previews, Traits
+from models.mochi.parts import Parts
+from models.mochi.synthetic.values import random_values
+from models.mock.caption import CANVAS, caption_lines, draw
+from models.params import GenerateParams
+
+FORMAT = 2
+"""Counts up when what is written below changes, so that an older checkpoint is not reused."""
+
+SEED = 1
+WIDTH, HEIGHT = 80, 48
+"""Size of the pictures that the mock makes: near 848x480 in shape, and multiples of 16."""
+
+CONTRAST = 0.1
+"""Keeps the last layer's output mostly between black and white."""
+
+TEXT_WIDTH = 32
+
+
+class MockEngine:
+    """A Mochi with mock weights, whose small pictures are enlarged and captioned."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Make an engine of one that holds the mock checkpoint."""
+        self._engine = engine
+
+    @property
+    def traits(self) -> Traits:
+        """See `Engine`."""
+        return self._engine.traits
+
+    def generate(
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
+    ) -> Clip:
+        """See `Engine`."""
+        return _captioned(self._engine.generate(params, on_step, checkpoints, previews), params)
+
+
+def write_mock_checkpoint(cache_dir: Path) -> Path:
+    """Write the mock checkpoint, unless it is there already.
+
+    Two processes may do this at once: each writes a folder of its own, the first to rename it wins.
+
+    Args:
+        cache_dir: where to keep it; made if missing.
+
+    Returns:
+        The checkpoint's folder, in the layout of diffusers, with safetensors only.
+    """
+    checkpoint = cache_dir / f"mock-mochi-{FORMAT}"
+    if checkpoint.is_dir():
+        return checkpoint
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir) as draft:
+        _parts().pipeline().save_pretrained(draft)
+        try:
+            Path(draft).rename(checkpoint)
+        except OSError:
+            if not checkpoint.is_dir():
+                raise
+    return checkpoint
+
+
+def _captioned(clip: Clip, params: GenerateParams) -> Clip:
+    def frames() -> Iterator[bytes]:
+        for number, frame in enumerate(clip.frames, start=1):
+            picture = Image.frombytes("RGB", (clip.width, clip.height), frame).resize(CANVAS)
+            draw(picture, caption_lines(params, number))
+            yield picture.tobytes()
+
+    return replace(clip, width=CANVAS[0], height=CANVAS[1], frames=frames())
+
+
+def _parts() -> Parts:
+    tokenizer = character_tokenizer()
+    transformer, vae, text_encoder = tiny_transformer(), _vae(), _text_encoder(len(tokenizer))
+    generator = torch.Generator().manual_seed(SEED)
+    for module in (transformer, vae, text_encoder):
+        for name, parameter in module.named_parameters():
+            parameter.data = random_values(name, parameter.shape, generator)
+    vae.decoder.proj_out.weight.data *= CONTRAST
+    return Parts(
+        tokenizer,
+        text_encoder,
+        transformer,
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae,
+    )
+
+
+def tiny_transformer(blocks: int = 2) -> MochiTransformer3DModel:
+    """A narrow one, with the numbers that diffusers starts with."""
+    return MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=blocks,
+        pooled_projection_dim=16,
+        text_embed_dim=TEXT_WIDTH,
+        time_embed_dim=16,
+    )
+
+
+def _vae() -> AutoencoderKLMochi:
+    # Not narrower: its group norms have 32 groups.
+    return AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+
+
+def _text_encoder(vocabulary: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=TEXT_WIDTH,
+            d_kv=8,
+            d_ff=64,
+            num_layers=1,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def character_tokenizer() -> T5Tokenizer:
+    """A T5 tokenizer whose tokens are single ASCII characters; all others are unknown."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    characters = [(character, -1.0) for character in "▁" + string.printable.strip()]
+    return T5Tokenizer(vocab=special + characters, extra_ids=0, model_max_length=256)

@@ -1,0 +1,1 @@
+"""Model weights on disk: pulling, verifying and locating them."""

@@ -1,0 +1,86 @@
+"""`?dry_run=true`: what a request would cost, and whether and when it would be run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from server.errors import STATUS
+from server.transport.error_body import absent_when_none
+from worker.billing import Price, from_millionths
+from worker.errors import LimitError, TooFewCreditsError
+
+DRY_RUN = "dry_run"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a request would wait, and then run; None as long as nobody has measured it."""
+
+    wait_seconds: float | None = None
+    run_seconds: float | None = None
+
+
+class PriceBody(BaseModel):
+    """Credits. The charge is `fixed` and `gpu_second` for each second of the run."""
+
+    fixed: float
+    gpu_second: float
+    most: float = Field(description="The charge is never more; so much is reserved at the submit.")
+
+
+class RefusalBody(BaseModel):
+    """What the same request without `dry_run` would be answered with."""
+
+    status: int
+    error: str
+    retry_after: int | None = absent_when_none("Seconds.")
+
+
+class DryRunBody(BaseModel):
+    """What would become of a request. Nothing was queued, and nothing is counted."""
+
+    dry_run: Literal[True] = True
+    would_be_accepted: bool
+    refusal: RefusalBody | None = absent_when_none("Why it would not be accepted now.")
+    price: PriceBody
+    queue_position: int | None = absent_when_none("Which it would have; 1 is next.")
+    estimated_wait_seconds: float | None = Field(
+        default=None, description="In the queue; null as long as nothing was measured."
+    )
+    estimated_seconds: float | None = Field(
+        default=None, description="Of the run; null as long as nothing was measured."
+    )
+
+
+def dry_run_body(price: Price, position: int, estimate: Estimate) -> DryRunBody:
+    """It would be accepted."""
+    return DryRunBody(
+        would_be_accepted=True,
+        price=_price_body(price),
+        queue_position=position,
+        estimated_wait_seconds=_rounded(estimate.wait_seconds),
+        estimated_seconds=_rounded(estimate.run_seconds),
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+def refused_body(price: Price, error: LimitError | TooFewCreditsError) -> DryRunBody:
+    """It would be refused."""
+    seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
+    refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
+    return DryRunBody(would_be_accepted=False, refusal=refusal, price=_price_body(price))
+
+
+def _price_body(price: Price) -> PriceBody:
+    return PriceBody(
+        fixed=float(from_millionths(price.fixed)),
+        gpu_second=float(from_millionths(price.gpu_second)),
+        most=float(price.most),
+    )

@@ -1,0 +1,70 @@
+"""For those who run the server, and their probes: nothing about single requests."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.requests import Request
+from starlette.responses import Response
+
+from models.params import MODEL
+from server import VERSION
+from server.api.call import Call
+from server.api.openapi import FIGURES, errors
+from server.api.schemas import HealthBody, ReadyBody, VersionBody, engine_body
+from server.keys.lookup import Scope
+from server.transport.responses import answer
+from worker.errors import BrokerUnavailableError
+
+router = APIRouter(tags=["Operations"])
+
+
+@router.get("/healthz", response_model=HealthBody, responses=errors(500))
+async def healthz() -> Response:
+    """The process is alive."""
+    return answer(HealthBody())
+
+
+@router.get(
+    "/readyz",
+    response_model=ReadyBody,
+    responses={503: {"model": ReadyBody, "description": "Not ready"}, **errors(500)},
+)
+async def readyz(request: Request) -> Response:
+    """Whether a request would be run now: the broker answers and a worker has its weights."""
+    try:
+        workers = await Call.of(request).services.intake.live_workers()
+    except BrokerUnavailableError:
+        return _not_ready(["The broker does not answer: check MOCHI_REDIS_URL."])
+    if not workers:
+        return _not_ready(["No live worker: start one with `mochi-server worker`."])
+    return answer(ReadyBody(status="ready", live_workers=len(workers), missing=[]))
+
+
+@router.get("/version", response_model=VersionBody, responses=errors(500))
+async def version(request: Request) -> Response:
+    """What runs here: the version, and the engines of the live workers."""
+    try:
+        workers = await Call.of(request).services.intake.live_workers()
+    except BrokerUnavailableError:
+        workers = []  # the version is known all the same
+    engines = [engine_body(worker.engine) for worker in workers]
+    return answer(VersionBody(version=VERSION, model=MODEL, engines=engines))
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: FIGURES, **errors(401, 403, 500, 502)},
+)
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus. Needs a key with the scope `admin`."""
+    call = Call.of(request)
+    if not call.services.settings.metrics_public:
+        call.key.require(Scope.ADMIN)
+    gathered = await call.services.metrics(VERSION)
+    return Response(gathered.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def _not_ready(missing: list[str]) -> Response:
+    return answer(ReadyBody(status="not ready", live_workers=0, missing=missing), 503)

@@ -1,0 +1,31 @@
+"""Pages for a person with a browser. Left out with MOCHI_DOCS=false."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from server.api.call import Call
+from server.page import Page
+from server.page.swagger import PAGE
+from server.transport.security_headers import front_page_policy
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/docs")
+async def docs() -> HTMLResponse:
+    """Swagger UI."""
+    return HTMLResponse(PAGE)
+
+
+@router.get("/")
+async def front_page(request: Request) -> Response:
+    """A form for a video, and what becomes of it. It may show videos from where they are kept."""
+    page: Page = request.app.state.page
+    origins = await Call.of(request).services.video_origins()
+    headers = {"etag": page.etag, "content-security-policy": front_page_policy(origins)}
+    if request.headers.get("if-none-match") == page.etag:
+        return Response(status_code=304, headers=headers)
+    return HTMLResponse(page.html, headers=headers)

@@ -1,0 +1,151 @@
+"""Following a request: its status, its result, its video."""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+from typing import Any
+
+import structlog
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from server.api.call import Call
+from server.api.openapi import (
+    EVENTS,
+    FAILED,
+    PREVIEW,
+    REQUEST_ID,
+    SIGNATURE,
+    VIDEO_BYTES,
+    VIDEO_RANGE,
+    errors,
+)
+from server.api.routes.event_stream import UNBUFFERED, stream
+from server.api.routes.video_file import video_response
+from server.api.schemas import CancelBody, ResultBody, StatusBody, failed_body
+from server.keys.lookup import Scope
+from server.paths import VIDEO_PATH
+from server.transport.parameters import flag
+from server.transport.responses import answer
+from worker.errors import RequestNotFoundError
+from worker.job import Job, Status
+from worker.store.gateway_side import Cancellation
+
+_CANCEL: dict[str, Any] = {
+    "status_code": 202,
+    "responses": {
+        200: {"model": CancelBody, "description": "It had ended before"},
+        **errors(401, 403, 404, 500, 502),
+    },
+    "openapi_extra": {"parameters": [REQUEST_ID]},
+}
+
+router = APIRouter(tags=["Requests"])
+_log = structlog.get_logger()
+
+
+@router.get(
+    "/v2/requests/{request_id}/status",
+    response_model=StatusBody,
+    responses={422: FAILED, **errors(400, 401, 403, 404, 500, 502)},
+    openapi_extra={"parameters": [REQUEST_ID, PREVIEW]},
+)
+async def status(request: Request) -> Response:
+    """Where a request stands: light, made for polling."""
+    call = Call.of(request)
+    with_preview = flag(request, "preview")
+    job = await _find(call)
+    if job.status is Status.FAILED:
+        return answer(failed_body(job), 422)
+    return answer(await call.status_body(job, with_preview=with_preview))
+
+
+@router.get(
+    "/v2/requests/{request_id}",
+    response_model=ResultBody | StatusBody,
+    responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
+    openapi_extra={"parameters": [REQUEST_ID]},
+)
+@router.get(
+    "/v1/requests/{request_id}",
+    response_model=ResultBody | StatusBody,
+    responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
+    openapi_extra={"parameters": [REQUEST_ID]},
+)
+async def result(request: Request) -> Response:
+    """The result when there is one, the status before."""
+    call = Call.of(request)
+    job = await _find(call)
+    match job.status:
+        case Status.FAILED:
+            return answer(failed_body(job), 422)
+        case Status.COMPLETED:
+            return answer(await call.result_body(job))
+        case _:
+            return answer(await call.status_body(job))
+
+
+@router.get(
+    "/v2/requests/{request_id}/events",
+    response_class=StreamingResponse,
+    responses={200: EVENTS, **errors(401, 403, 404, 500, 502)},
+    openapi_extra={"parameters": [REQUEST_ID]},
+)
+async def events(request: Request) -> Response:
+    """The status whenever it changes, as server-sent events, until the request has ended."""
+    call = Call.of(request)
+    job = await _find(call)
+    # Not FastAPI's own way: its answer has begun when a request turns out to be unknown.
+    return StreamingResponse(stream(call, job), headers=UNBUFFERED, media_type="text/event-stream")
+
+
+@router.put(
+    "/v2/requests/{request_id}/cancel",
+    response_model=CancelBody,
+    **_CANCEL,
+)
+@router.delete("/v2/requests/{request_id}", response_model=CancelBody, **_CANCEL)
+async def cancel(request: Request) -> Response:
+    """Let a request end FAILED as `cancelled`, at its next step. It may be asked for twice."""
+    call = Call.of(request)
+    call.key.require(Scope.GENERATE)
+    outcome = await call.services.intake.cancel(call.request_id, call.key.key_id)
+    _log.info(
+        "request.cancelled",
+        request_id=call.request_id,
+        key_id=call.key.key_id,
+        outcome=outcome.value,
+    )
+    if outcome is Cancellation.ENDED:
+        return answer(CancelBody(status="ALREADY_COMPLETED", request_id=call.request_id))
+    return answer(CancelBody(status="CANCELLATION_REQUESTED", request_id=call.request_id), 202)
+
+
+@router.get(
+    VIDEO_PATH,
+    response_class=Response,
+    responses={200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
+    openapi_extra={"security": [], "parameters": [REQUEST_ID, SIGNATURE]},
+)
+@router.api_route(VIDEO_PATH, methods=["GET", "HEAD"], include_in_schema=False)  # comes first
+async def video(request: Request) -> Response:
+    """The video itself, whole or in ranges. Needs no key: the link is signed."""
+    call = Call.of(request)
+    request_id = call.request_id
+    signer = await call.services.signer()
+    signature = request.query_params.get("signature", "")
+    # Not `verify_signature`: it takes several spellings of one signature.
+    if not compare_digest(signer.get_signature(request_id), signature.encode()):
+        raise RequestNotFoundError(request_id)
+    job = await call.services.intake.find_signed(request_id)
+    if job.status is not Status.COMPLETED:
+        raise RequestNotFoundError(request_id)
+    # A player may ask for it again and again; but nobody is to have it longer than we do.
+    kept = {"cache-control": f"private, max-age={call.services.seconds_left(job):.0f}"}
+    return await video_response(call.services.outputs, job, kept, request)
+
+
+async def _find(call: Call) -> Job:
+    call.key.require(Scope.READ)
+    return await call.services.intake.find(call.request_id, call.key.key_id)

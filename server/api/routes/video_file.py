@@ -1,0 +1,71 @@
+"""Answers with a video, whole or one range of it, from wherever it is kept."""
+
+from __future__ import annotations
+
+import re
+from email.utils import formatdate
+from http import HTTPStatus
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from server.api.schemas import VIDEO_TYPE
+from server.errors import RangeError
+from worker.job import Job
+from worker.outputs.base import Outputs
+
+_ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-(?!0+$)([0-9]{1,18}))")
+
+
+async def video_response(
+    outputs: Outputs, job: Job, headers: dict[str, str], request: Request | None = None
+) -> Response:
+    """The video of a COMPLETED request, or the range of it that `request` asks for.
+
+    The answer begins when the first bytes are here. It breaks off where the store does.
+
+    Raises:
+        RangeError: the range starts beyond the end.
+        StorageError: the video cannot be had.
+    """
+    size = job.file_size
+    headers = {"accept-ranges": "bytes", **_validators(job), **headers}
+    asked = _asked_range(request, headers, size) if request is not None else None
+    start, stop = asked or (0, size)
+    # Reading blocks, so it is done in threads, chunk by chunk.
+    chunks = await run_in_threadpool(outputs.read, job.file_name, start, stop)
+    headers["content-length"] = str(stop - start)
+    status = HTTPStatus.OK
+    if asked:
+        status = HTTPStatus.PARTIAL_CONTENT
+        headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
+    if request is not None and request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=VIDEO_TYPE)
+    return StreamingResponse(chunks, status, headers, VIDEO_TYPE)
+
+
+def _validators(job: Job) -> dict[str, str]:
+    """A name is never used again, so it tells one version from another."""
+    ended = formatdate((job.ended_at or 0) / 1000, usegmt=True)
+    return {"etag": f'"{job.file_name}"', "last-modified": ended}
+
+
+def _asked_range(request: Request, validators: dict[str, str], size: int) -> tuple[int, int] | None:
+    """First byte and the one after the last; None for the whole video.
+
+    A range that we do not serve is as none, as RFC 9110 section 14.2 wants it.
+    """
+    match = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
+    if_range = request.headers.get("if-range")
+    is_current = if_range in {None, validators["etag"], validators["last-modified"]}
+    if match is None or request.method != "GET" or not is_current:
+        return None
+    first, last, suffix = (int(text) if text else None for text in match.groups())
+    if first is None:
+        return max(0, size - (suffix or 0)), size
+    if last is not None and last < first:
+        return None
+    if first >= size:
+        raise RangeError(size)
+    return first, size if last is None else min(last + 1, size)

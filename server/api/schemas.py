@@ -1,0 +1,314 @@
+"""The bodies of answers, as they go over the wire and as the OpenAPI document shows them."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.engine import Traits
+from server.api.links import Links
+from server.keys.times import from_ms
+from server.transport.error_body import absent_when_none
+from worker.billing import MILLION, from_millionths
+from worker.job import Job, Stage, Status
+from worker.store.usage import Usage
+
+VIDEO_TYPE: Literal["video/mp4"] = "video/mp4"
+UNLIMITED = 1_000_000_000 * MILLION
+"""What a key without a balance of its own is said to have left, in millionths of a credit: clients
+compare it with a price."""
+
+
+class Metrics(BaseModel):
+    """Seconds and credits of an ended request; empty before."""
+
+    inference_time: float | None = absent_when_none("Seconds of the run.")
+    queue_time: float | None = absent_when_none("Seconds before the run.")
+    total_time: float | None = absent_when_none("Seconds from submit to end.")
+    cost: float | None = absent_when_none("Credits; absent on failure.")
+    remaining_credits: float | None = absent_when_none("Absent on failure.")
+    retry_count: int | None = absent_when_none("Only when there was a retry.")
+
+
+class SubmittedBody(BaseModel):
+    """A request was accepted and will be run. The same again when it is replayed."""
+
+    request_id: str
+    status: Literal[Status.QUEUED] = Status.QUEUED
+    poll_url: str
+    status_url: str
+    response_url: str
+
+
+_EXPIRES = "When request and video are forgotten; after the end."
+
+
+class StatusBody(BaseModel):
+    """Where a request stands."""
+
+    status: Literal[Status.QUEUED, Status.PROCESSING, Status.COMPLETED]
+    request_id: str
+    status_url: str
+    response_url: str
+    metrics: Metrics
+    progress: int = Field(ge=0, le=100, description="Per cent of the denoising steps.")
+    queue_position: int | None = absent_when_none("While QUEUED; 1 is next.")
+    stage: Stage | None = absent_when_none("Where it is on its way; until the end.")
+    step: int = Field(description="Denoising steps done, of the present run.")
+    total_steps: int
+    eta_seconds: float | None = absent_when_none(
+        "Until the end, from the work before it and how fast runs were lately; absent where nobody "
+        "can tell."
+    )
+    attempt: int = Field(description="Runs that were started.")
+    cancel_url: str | None = absent_when_none("To be called with PUT; until the end.")
+    events_url: str | None = absent_when_none("Server-sent events; until the end.")
+    expires_at: datetime | None = absent_when_none(_EXPIRES)
+    preview: str | None = absent_when_none(
+        "What the video looks like so far, every few steps: a small picture as a data URL, in "
+        "events, and in the status if it is asked for."
+    )
+    warnings: list[str] | None = absent_when_none("As in the result; only after the end.")
+
+
+class CancelBody(BaseModel):
+    """What became of the wish to cancel."""
+
+    status: Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED"]
+    request_id: str
+
+
+class FailedBody(BaseModel):
+    """A request ended without a video. Nothing is charged."""
+
+    status: Literal[Status.FAILED] = Status.FAILED
+    request_id: str
+    error: str
+    error_code: str = Field(
+        description="`error` for programs, such as `out_of_memory` or `content_blocked`."
+    )
+    metrics: Metrics
+    expires_at: datetime | None = absent_when_none(_EXPIRES)
+
+
+class Video(BaseModel):
+    """The file behind a result."""
+
+    url: str
+    content_type: Literal["video/mp4"] = VIDEO_TYPE
+    file_name: str
+    file_size: int = Field(description="Bytes.")
+
+
+class ResultBody(BaseModel):
+    """A video is ready."""
+
+    status: Literal[Status.COMPLETED] = Status.COMPLETED
+    request_id: str
+    error: None = None
+    output: str = Field(description="URL of the video; needs no header, dies with the result.")
+    video: Video
+    seed: int = Field(description="The seed that was used.")
+    prompt: str
+    metrics: Metrics
+    precision: str | None = absent_when_none(
+        "What the model was computed in, such as `bf16`; absent where there was no model."
+    )
+    warnings: list[str] = Field(
+        description="Sentences on the video, such as that the prompt was cut; mostly none."
+    )
+    expires_at: datetime | None = absent_when_none(_EXPIRES)
+
+
+class WebhookBody(BaseModel):
+    """What a `webhook_url` is sent when a request has ended."""
+
+    type: Literal["request.completed", "request.failed"]
+    timestamp: datetime = Field(description="The end of the request.")
+    data: ResultBody | FailedBody = Field(description="As `GET /v2/requests/{request_id}` gives.")
+
+
+class CreditsBody(BaseModel):
+    """What the key has left."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    credits: float
+    free_credits: float = Field(alias="free-credits")
+
+
+class UsageRow(BaseModel):
+    """What one key used on one day, in UTC."""
+
+    day: date
+    key_id: str
+    requests: int = Field(description="That were accepted.")
+    completed: int = Field(description="That ended with a video.")
+    failed: dict[str, int] = Field(description="That ended without one, by `error_code`.")
+    gpu_seconds: float = Field(description="Of all runs, those without a video included.")
+    credits: float = Field(description="That were charged.")
+
+
+class UsageBody(BaseModel):
+    """Days and keys with nothing used are left out."""
+
+    usage: list[UsageRow]
+
+
+class HealthBody(BaseModel):
+    """The process is alive."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ReadyBody(BaseModel):
+    """Whether a request would be run now, and what is missing if not."""
+
+    status: Literal["ready", "not ready"]
+    live_workers: int
+    missing: list[str]
+
+
+class EngineBody(BaseModel):
+    """The engine of a live worker. The route needs no key, so hosts are not named."""
+
+    model: str = Field(description="Which weights.")
+    device: str = Field(description="Name of the card, or `CPU`.")
+    precision: str = Field(description="As in a result; `none` without a model.")
+    profile: str = Field(description="What stays in GPU memory; empty on a CPU.")
+    lossy: list[str] = Field(description="Speed modes that are on and change the picture.")
+
+
+class VersionBody(BaseModel):
+    """What runs here."""
+
+    version: str
+    model: str
+    engines: list[EngineBody] = Field(
+        description="One for each live worker; none while the broker does not answer."
+    )
+
+
+def submitted_body(links: Links) -> SubmittedBody:
+    """The answer to a submit."""
+    return SubmittedBody(
+        request_id=links.request_id,
+        poll_url=links.poll,
+        status_url=links.status,
+        response_url=links.response,
+    )
+
+
+def status_body(
+    job: Job, links: Links, eta_seconds: float | None = None, preview: str | None = None
+) -> StatusBody:
+    """The light answer, for a request that has not failed."""
+    is_final = job.status.is_final
+    return StatusBody(
+        status=job.status,
+        request_id=job.request_id,
+        status_url=links.status,
+        response_url=links.response,
+        metrics=metrics(job),
+        progress=job.progress,
+        queue_position=job.position,
+        stage=None if is_final else job.stage,
+        step=job.params.steps if is_final else job.step,
+        total_steps=job.params.steps,
+        eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
+        attempt=job.attempt,
+        cancel_url=None if is_final else links.cancel,
+        events_url=None if is_final else links.events,
+        expires_at=expires_at(job),
+        preview=preview,
+        warnings=job.warnings if is_final else None,
+    )
+
+
+def failed_body(job: Job) -> FailedBody:
+    """The one answer for a request that has failed, wherever it is asked for."""
+    return FailedBody(
+        request_id=job.request_id,
+        error=job.error,
+        error_code=job.error_code,
+        metrics=metrics(job),
+        expires_at=expires_at(job),
+    )
+
+
+def result_body(job: Job, url: str) -> ResultBody:
+    """The full answer, for a request that is COMPLETED and whose video is at `url`."""
+    return ResultBody(
+        request_id=job.request_id,
+        output=url,
+        video=Video(url=url, file_name=f"{job.request_id}.mp4", file_size=job.file_size),
+        seed=job.params.seed,
+        prompt=job.params.prompt,
+        metrics=metrics(job),
+        precision=None if job.precision in {"", "none"} else job.precision,
+        warnings=job.warnings,
+        expires_at=expires_at(job),
+    )
+
+
+def expires_at(job: Job) -> datetime | None:
+    """By the broker's clock, which is the one that counts."""
+    return None if job.expires_at is None else from_ms(job.expires_at)
+
+
+def credits_body(balance: Decimal | None) -> CreditsBody:
+    """A key's balance; None: without limit."""
+    left = from_millionths(UNLIMITED) if balance is None else balance
+    return CreditsBody(credits=float(left), free_credits=0.0)
+
+
+def usage_row(usage: Usage) -> UsageRow:
+    """One line of `/v1/usage`."""
+    return UsageRow(
+        day=usage.day,
+        key_id=usage.owner,
+        requests=usage.requests,
+        completed=usage.completed,
+        failed=usage.failed,
+        gpu_seconds=usage.gpu_seconds,
+        credits=float(usage.credits),
+    )
+
+
+def engine_body(engine: Traits) -> EngineBody:
+    """One line of `/version`."""
+    return EngineBody(
+        model=engine.model,
+        device=engine.device,
+        precision=engine.precision,
+        profile=engine.profile,
+        lossy=list(engine.lossy),
+    )
+
+
+def cost(job: Job) -> Decimal:
+    """Credits that a COMPLETED request was charged."""
+    return from_millionths(job.cost)
+
+
+def remaining(job: Job) -> Decimal:
+    """Credits that its key then had left."""
+    return from_millionths(UNLIMITED if job.remaining is None else job.remaining)
+
+
+def metrics(job: Job) -> Metrics:
+    """Empty until the request has ended."""
+    if not job.status.is_final:
+        return Metrics()
+    completed = job.status is Status.COMPLETED
+    return Metrics(
+        inference_time=job.inference_seconds,
+        queue_time=job.queue_seconds,
+        total_time=job.total_seconds,
+        cost=float(cost(job)) if completed else None,
+        remaining_credits=float(remaining(job)) if completed else None,
+        retry_count=job.retries or None,
+    )

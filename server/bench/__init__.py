@@ -1,1 +1,0 @@
-"""Measures the product. Nothing here is part of serving."""

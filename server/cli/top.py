@@ -1,0 +1,218 @@
+"""`mochi-server top`: queue, workers and requests as they are now, again every second."""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from server.cli.output import WIDTH
+from server.cli.workers import worker_row
+from server.keys.times import broker_time, to_ms
+from worker.broker.connection import broker_errors
+from worker.errors import BrokerUnavailableError
+from worker.job import Job
+from worker.store.fleet import Worker, first_waiting, fleet, survey
+from worker.store.statistics import Survey
+
+EVERY_SECONDS = 1.0
+MOST_WAITING = 10
+"""Of those that wait, the next ones are shown."""
+QUIT = "q"
+CUT_FIRST = frozenset({"worker", "engine"})
+"""Where a terminal is narrow."""
+
+_console = Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One moment. `now_ms` is by the broker's clock, as all times of requests are."""
+
+    now_ms: int
+    figures: Survey
+    workers: list[Worker]
+    next: list[Job]
+
+    @classmethod
+    def taken(cls, redis: Redis) -> Picture:
+        """As it is now.
+
+        Raises:
+            BrokerUnavailableError: nobody can tell.
+        """
+        with broker_errors():
+            now = broker_time(redis)
+        return cls(
+            to_ms(now),
+            survey(redis),
+            fleet(redis),
+            first_waiting(redis, MOST_WAITING),
+        )
+
+    def seconds_since(self, moment_ms: int | None) -> float | None:
+        """How long ago that was."""
+        return None if moment_ms is None else round(max(0, self.now_ms - moment_ms) / 1000, 1)
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "waiting": self.figures.waiting,
+            "running": self.figures.running,
+            "oldest_waiting_seconds": self.figures.oldest_seconds,
+            "ended": dict(self.figures.counts.get("ended", {})),
+            "workers": [
+                worker_row(worker)
+                | {"run_seconds": worker.job and self.seconds_since(worker.job.started_at)}
+                for worker in self.workers
+            ],
+            "next": [
+                {
+                    "request_id": job.request_id,
+                    "position": job.position,
+                    "waited_seconds": self.seconds_since(job.created_at),
+                    "frames": job.params.frames,
+                    "steps": job.params.steps,
+                    "attempts": job.attempt,
+                }
+                for job in self.next
+            ],
+        }
+
+
+def top(redis: Redis, *, once: bool, as_json: bool) -> None:
+    """Show it until somebody types q or Ctrl-C; once where there is nobody to do so.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell; a picture that is renewed says so itself.
+    """
+    if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        _print(Picture.taken(redis), as_json=as_json)
+        return
+    with suppress(KeyboardInterrupt), _keys_at_once():
+        if as_json:
+            _stream(redis)
+        else:
+            _watch(redis)
+
+
+def _print(picture: Picture, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(picture.as_json()) + "\n")
+        sys.stdout.flush()
+    else:
+        _console.print(_drawn(picture), soft_wrap=True)
+
+
+def _stream(redis: Redis) -> None:
+    while True:
+        _print(Picture.taken(redis), as_json=True)
+        if _typed_quit():
+            return
+
+
+def _watch(redis: Redis) -> None:
+    with Live(console=_console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(_drawn_now(redis), refresh=True)
+            if _typed_quit():
+                return
+
+
+@contextmanager
+def _keys_at_once() -> Iterator[None]:
+    """A key is read without a return after it, and not shown."""
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _typed_quit() -> bool:
+    """Wait, and say whether q was typed meanwhile."""
+    ready, _, _ = select.select([sys.stdin], [], [], EVERY_SECONDS)
+    return bool(ready) and sys.stdin.read(1) in {QUIT, ""}  # or the terminal is gone
+
+
+def _drawn_now(redis: Redis) -> RenderableType:
+    try:
+        return _drawn(Picture.taken(redis))
+    except BrokerUnavailableError as error:
+        return Text(error.advice, style="red")
+
+
+def _drawn(picture: Picture) -> RenderableType:
+    figures = picture.figures
+    ended = figures.counts.get("ended", {})
+    completed = ended.get("completed", 0)
+    cancelled = ended.get("cancelled", 0)
+    failed = sum(ended.values()) - completed - cancelled
+    oldest = f" (the oldest for {figures.oldest_seconds:.0f} s)" if figures.waiting else ""
+    head = Text.assemble(
+        (f"{figures.waiting} waiting", "bold"),
+        f"{oldest}, ",
+        (f"{figures.running} running", "bold"),
+        f"; ended: {completed} completed, {failed} failed, {cancelled} cancelled",
+    )
+    workers = [_worker_row(picture, worker) for worker in picture.workers]
+    waiting = [_waiting_row(picture, job) for job in picture.next]
+    return Group(
+        head,
+        "",
+        _table(workers) if workers else Text("No live worker.", style="red"),
+        *(("", _table(waiting)) if waiting else ()),
+    )
+
+
+def _worker_row(picture: Picture, worker: Worker) -> dict[str, Any]:
+    """What matters most comes first: a narrow terminal shows less of the rest."""
+    job = worker.job
+    return {
+        "request_id": job.request_id if job else "",
+        "step": f"{job.step}/{job.params.steps}" if job else "",
+        "for": _seconds(picture.seconds_since(job.started_at)) if job else "",
+        "state": job.stage if job and worker.state == "running" else worker.state,
+        "run": job.attempt if job else "",
+        "worker": worker.name,
+        "engine": worker.engine or "",
+    }
+
+
+def _waiting_row(picture: Picture, job: Job) -> dict[str, Any]:
+    return {
+        "request_id": job.request_id,
+        "place": job.position,
+        "for": _seconds(picture.seconds_since(job.created_at)),
+        "frames": job.params.frames,
+        "steps": job.params.steps,
+        "runs": job.attempt,
+    }
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.0f} s"
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None)
+    for name in rows[0]:
+        widest = max(len(str(row[name])) for row in rows)
+        least = None if name in CUT_FIRST else max(widest, len(name))
+        table.add_column(name.replace("_", " "), no_wrap=True, min_width=least)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
+    return table

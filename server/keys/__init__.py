@@ -1,0 +1,1 @@
+"""API keys: records, lookup, files, audit, throttling."""

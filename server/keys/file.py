@@ -1,0 +1,212 @@
+"""API keys as a file says them: a declarative TOML file, as it is kept in a repository.
+
+[keys.alice]
+secret_sha256 = "…"           # of 256 random bits, so that it tells nothing
+scopes = ["generate", "read"]
+models = ["mochi-1"]
+expires = 2027-01-31
+credits_granted = 500         # in all, ever: raise it to give more
+requests_per_minute = 60
+jobs_at_once = 4
+priority = 2
+
+All but `secret_sha256` may be left out. To apply a file twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from collections.abc import Callable
+from datetime import date, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import uuid4
+
+from pydantic import BeforeValidator, Field
+from redis import Redis
+
+from server.errors import CommandError, visible
+from server.keys.audit import Transaction, transaction
+from server.keys.record import Granted, Key, KeyFormError, Moment, Terms
+from server.keys.store import GRACE, KeyStateError, KeyStore, Secret, revoke
+from server.keys.times import in_utc, parse_duration, parse_moment, written
+from server.settings import ServerSettings
+from worker.broker.connection import connect_briefly
+
+SETTING = "MOCHI_KEYS_FILE"
+
+
+class KeyFileError(CommandError):
+    """The file cannot be read, or is not TOML."""
+
+
+def _moment(value: object) -> object:
+    if isinstance(value, date):
+        return in_utc(value)
+    return parse_moment(str(value))
+
+
+def _duration(value: object) -> object:
+    return value if isinstance(value, timedelta) else parse_duration(str(value))
+
+
+class FileKey(Terms):
+    """A key as a file says it.
+
+    Attributes:
+        secret_sha256: hash of its secret.
+        expires_at: in the file `expires`.
+        credits_granted: all that it is ever given; None: it is not metered.
+        grace: how long the secret before this one stays good, when the hash has changed.
+    """
+
+    secret_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    expires_at: Annotated[Moment, BeforeValidator(_moment)] | None = Field(
+        default=None, alias="expires"
+    )
+    credits_granted: Granted | None = None
+    grace: Annotated[timedelta, BeforeValidator(_duration)] = GRACE
+
+    def terms(self) -> dict[str, Any]:
+        """What it says of the key, by the names of the key's fields."""
+        return {name: value for name, value in self if name in Terms.model_fields}
+
+
+def read_key_file(path: Path) -> list[FileKey]:
+    """The keys in a file.
+
+    Raises:
+        KeyFileError: it cannot be read, or is not TOML.
+        KeyFormError: naming the key, its field, the rule and what came.
+    """
+    try:
+        document = tomllib.loads(path.read_text("utf-8"), parse_float=Decimal)
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise KeyFileError(f"{path} is not TOML: {error}.") from None
+    tables = document.pop("keys", {})
+    if document:
+        unknown = visible(next(iter(document)))
+        raise KeyFormError(f"{path}: {unknown}: unknown; keys are `[keys.NAME]`.")
+    if not isinstance(tables, dict):
+        raise KeyFormError(f"{path}: keys: must be tables, `[keys.NAME]`.")
+    keys = [_file_key(path, name, table) for name, table in tables.items()]
+    _refuse_same_secrets(path, keys)
+    return keys
+
+
+def apply_key_file(
+    redis: Redis, path: Path, *, prune: bool = False, dry_run: bool = False, by: str = ""
+) -> tuple[list[str], list[Key]]:
+    """Make the keys in the broker what a file says. Returns a line for each, and those revoked.
+
+    Args:
+        redis: the broker.
+        path: of the file.
+        prune: whether to revoke keys that came from a file and are in it no more.
+        dry_run: whether only to say what would be done.
+        by: who does it, for the log; empty: the user of this process.
+
+    Raises:
+        KeyFileError, KeyFormError: see `read_key_file`.
+        KeyStateError: a secret belongs to another key.
+        BrokerUnavailableError: it is not known whether it was done.
+    """
+    wanted = read_key_file(path)
+
+    def decide(step: Transaction) -> tuple[list[str], list[Key]]:
+        book = KeyStore(step)
+        lines = [f"{key.name}: {_apply(book, path, key)}" for key in wanted]
+        revoked = _prune(book, {key.name for key in wanted}) if prune else []
+        lines += [f"{key.name}: revoked, as it is not in the file any more" for key in revoked]
+        if dry_run:
+            step.forget()
+        return lines, revoked
+
+    return transaction(redis, decide, by=by)
+
+
+def apply_at_start(settings: ServerSettings, url: str, say: Callable[[str], object]) -> None:
+    """Apply the file of the settings, if there is one.
+
+    Args:
+        settings: of the process that starts.
+        url: of the broker.
+        say: is told what was done about each key.
+
+    Raises:
+        KeyFileError, KeyFormError, KeyStateError, BrokerUnavailableError: see `apply_key_file`.
+    """
+    if not settings.keys_file:
+        return
+    by = f"{SETTING} at {socket.gethostname()}"
+    with connect_briefly(url) as redis:
+        lines, _ = apply_key_file(redis, Path(settings.keys_file), by=by)
+    for line in lines:
+        say(line)
+
+
+def _file_key(path: Path, name: str, table: object) -> FileKey:
+    place = f"{path}: [keys.{visible(name)}]"
+    if not isinstance(table, dict):
+        raise KeyFormError(f"{place}: must be a table.")
+    if "name" in table:
+        raise KeyFormError(f"{place}: name: it stands in the brackets already.")
+    return FileKey.of(place, name=name, **table)
+
+
+def _refuse_same_secrets(path: Path, keys: list[FileKey]) -> None:
+    names: dict[str, str] = {}
+    for key in keys:
+        other = names.setdefault(key.secret_sha256, key.name)
+        if other != key.name:
+            raise KeyFormError(
+                f"{path}: [keys.{key.name}]: secret_sha256: it is that of [keys.{other}] as well."
+            )
+
+
+def _apply(book: KeyStore, path: Path, wanted: FileKey) -> str:
+    """What was done about one key."""
+    old = book.holder(wanted.name)
+    known = book.secret(wanted.secret_sha256)
+    if known is not None and (old is None or old.key_id != known.key_id):
+        return _explain_foreign(book, path, wanted, known)
+    if old is None:
+        key = Key.of(
+            key_id=uuid4().hex, created_at=book.step.now(), source="file", **wanted.terms()
+        )
+        book.put_secret(Secret(wanted.secret_sha256, key.key_id))
+        changes = book.put(key.granted_in_all(wanted.credits_granted), None, "apply")
+        return "created; " + "; ".join(map(str, changes))
+    key = old.replace(source="file", **wanted.terms()).granted_in_all(wanted.credits_granted)
+    also = []
+    if known is None or known.ends_at is not None:
+        also = [book.replace_secret(old, wanted.secret_sha256, wanted.grace)]
+    changes = book.put(key, old, "apply", *also)
+    return "; ".join(map(str, changes)) or "unchanged"
+
+
+def _explain_foreign(book: KeyStore, path: Path, wanted: FileKey, known: Secret) -> str:
+    """A revoked key stays revoked, whatever a file says. Another's secret is a slip."""
+    owner = book.key(known.key_id)
+    if owner is not None and owner.revoked_at is not None:
+        return (
+            f"revoked on {written(owner.revoked_at)}, and stays so; with another secret_sha256 it "
+            "is a new key"
+        )
+    name = visible(owner.name if owner else known.key_id)
+    raise KeyStateError(
+        f"{path}: [keys.{wanted.name}]: secret_sha256: it is that of the key `{name}`. To rename "
+        f"that, type `mochi-server keys set '{name}' --name '{wanted.name}'` first."
+    )
+
+
+def _prune(book: KeyStore, wanted: set[str]) -> list[Key]:
+    return [
+        revoke(book, key)
+        for key in book.live_keys()
+        if key.source == "file" and key.name not in wanted
+    ]

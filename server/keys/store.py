@@ -1,0 +1,396 @@
+"""The life of API keys: made, changed, given another secret, taken back. Each act is one step.
+
+In the broker a key is a hash under its id, which stays when the key is revoked, for its usage;
+an entry for each secret, by its SHA-256; and, until it is revoked, one for its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, cast
+from uuid import uuid4
+
+from redis import Redis
+from redis.exceptions import WatchError
+
+from server.errors import CommandError
+from server.keys.audit import Entry, Transaction, transaction
+from server.keys.lookup import digest, new_secret
+from server.keys.record import AMOUNTS, Change, Key, NewKey
+from server.keys.times import from_ms, to_ms, written
+from worker.broker.connection import broker_errors
+from worker.store import keyspace
+
+GRACE = timedelta(days=1)
+"""How long a secret stays good after a rotation, unless told otherwise."""
+
+
+class KeyExistsError(CommandError):
+    """There is one of that name already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"There is a key `{name}` already: choose another name, or `mochi-server keys rotate` "
+            "gives that one another secret."
+        )
+
+
+class NoSuchKeyError(CommandError):
+    """No key has this name or id."""
+
+
+class KeyStateError(CommandError):
+    """The key is not in the state for what was asked."""
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What is kept of a secret, of which a key has two for a while after a rotation.
+
+    Attributes:
+        digest: its SHA-256.
+        key_id: whose it is.
+        ends_at: None: when the key does.
+    """
+
+    digest: str
+    key_id: str
+    ends_at: datetime | None = None
+
+    @classmethod
+    def read(cls, sha256: str, text: str) -> Secret:
+        """From the broker."""
+        key_id, _, ends = text.partition(" ")
+        return cls(sha256, key_id, from_ms(int(ends)) if ends else None)
+
+    def __str__(self) -> str:
+        """As the broker keeps it."""
+        return f"{self.key_id} {to_ms(self.ends_at)}" if self.ends_at else self.key_id
+
+
+class KeyStore:
+    """The keys as one act finds and leaves them.
+
+    No other act comes in between. Accounts may change all the time, by requests that come and end,
+    so they are not set but moved.
+    """
+
+    def __init__(self, step: Transaction) -> None:
+        self.step = step
+
+    def key(self, key_id: str) -> Key | None:
+        """The one with this id, also when it is revoked."""
+        record: Any = self.step.read.hgetall(keyspace.api_key(key_id))
+        return Key.read(key_id, record) if record else None
+
+    def holder(self, name: str) -> Key | None:
+        """The one that is not revoked and has this name."""
+        key_id: Any = self.step.read.hget(keyspace.KEY_NAMES, name)
+        return self.key(key_id) if key_id else None
+
+    def live_keys(self) -> list[Key]:
+        """All that are not revoked, by name."""
+        names: Any = self.step.read.hgetall(keyspace.KEY_NAMES)
+        found = (self.key(key_id) for _, key_id in sorted(names.items()))
+        return [key for key in found if key is not None]
+
+    def find(self, name: str) -> Key:
+        """The one with this name or id; revoked ones have only an id.
+
+        Raises:
+            NoSuchKeyError: there is none.
+        """
+        key = self.holder(name) or self.key(name)
+        if key is None:
+            names: Any = self.step.read.hkeys(keyspace.KEY_NAMES)
+            raise _no_such_key(name, names)
+        return key
+
+    def find_live(self, name: str) -> Key:
+        """The same, but it must not be revoked.
+
+        Raises:
+            NoSuchKeyError, KeyStateError: there is none, or it is.
+        """
+        key = self.find(name)
+        if key.revoked_at is not None:
+            raise KeyStateError(
+                f"The key {key.key_id} (`{key.name}`) was revoked on {written(key.revoked_at)}, "
+                "which is for ever. Make another with `mochi-server keys create`."
+            )
+        return key
+
+    def secret(self, sha256: str) -> Secret | None:
+        """The one with this hash."""
+        text: Any = self.step.read.hget(keyspace.SECRETS, sha256)
+        return Secret.read(sha256, text) if text else None
+
+    def secrets(self) -> list[Secret]:
+        """Those of all keys."""
+        stored: Any = self.step.read.hgetall(keyspace.SECRETS)
+        return _secrets(stored)
+
+    def secrets_of(self, key_id: str) -> list[Secret]:
+        """Those of a key."""
+        return [secret for secret in self.secrets() if secret.key_id == key_id]
+
+    def check_name_is_free(self, name: str) -> None:
+        """Do nothing, if it is.
+
+        Raises:
+            KeyExistsError: it is not.
+        """
+        if self.step.read.hexists(keyspace.KEY_NAMES, name):
+            raise KeyExistsError(name)
+
+    def put(self, key: Key, old: Key | None, act: str, *also: Change) -> list[Change]:
+        """Write what is other than before, if anything is, and note it."""
+        changes = [*key.changes_since(old), *also]
+        if not changes and old is not None:
+            return []
+        before = old.record() if old else {}
+        after = key.record()
+        if old is not None and old.balance is None and key.balance is not None:
+            self._hold(old)
+        self._rewrite(keyspace.api_key(key.key_id), before, after)
+        if old and not old.revoked_at and (old.name != key.name or key.revoked_at):
+            self.step.write("HDEL", keyspace.KEY_NAMES, old.name, first=True)
+        if not key.revoked_at:
+            self.step.write("HSET", keyspace.KEY_NAMES, key.name, key.key_id)
+        self.step.note(Entry(act, key.name, tuple(changes), key.key_id))
+        return changes
+
+    def _rewrite(self, name: str, before: dict[str, str], after: dict[str, str]) -> None:
+        gone = sorted(before.keys() - after.keys())
+        if gone:
+            self.step.write("HDEL", name, *gone)
+        for field, text in sorted(after.items() - before.items()):
+            if field in AMOUNTS and field in before:
+                self.step.write("HINCRBY", name, field, str(int(text) - int(before[field])))
+            else:
+                self.step.write("HSET", name, field, text)
+
+    def _hold(self, key: Key) -> None:
+        """Begin again, if its account moved meanwhile: what it is given from now on counts that."""
+        self.step.read.watch(keyspace.api_key(key.key_id))  # type: ignore[no-untyped-call]
+        if self.key(key.key_id) != key:
+            raise WatchError
+
+    def put_secret(self, secret: Secret) -> None:
+        """Let it in from now on, or until another time."""
+        self.step.write("HSET", keyspace.SECRETS, secret.digest, str(secret))
+
+    def drop_secret(self, secret: Secret) -> None:
+        """Let it in no more."""
+        self.step.write("HDEL", keyspace.SECRETS, secret.digest, first=True)
+
+    def replace_secret(self, key: Key, sha256: str, grace: timedelta) -> Change:
+        """Another secret; the present one stays good for `grace`, and any before it ends now."""
+        ends_at = self.step.now() + grace
+        for secret in self.secrets_of(key.key_id):
+            if secret.ends_at is not None:
+                self.drop_secret(secret)
+            else:
+                self.put_secret(Secret(secret.digest, key.key_id, ends_at))
+        self.put_secret(Secret(sha256, key.key_id))
+        return Change("secret", "", f"another; the one before ends at {written(ends_at)}")
+
+
+def create_key(redis: Redis, new: NewKey, *, by: str = "") -> str:
+    """Make a key and return its secret, which nobody can look up afterwards.
+
+    Args:
+        redis: the broker.
+        new: what the key may do.
+        by: who does it, for the log; empty: the user of this process.
+
+    Raises:
+        KeyExistsError, BrokerUnavailableError: see `register_key`.
+    """
+    secret = new_secret()
+    register_key(redis, secret, new, by=by)
+    return secret
+
+
+def register_key(redis: Redis, secret: str, new: NewKey, *, by: str = "") -> None:
+    """Let `secret` in from now on. Only its hash is kept.
+
+    Raises:
+        KeyExistsError: the name is taken.
+        BrokerUnavailableError: it is not known whether it is let in.
+    """
+    key_id = uuid4().hex
+
+    def decide(step: Transaction) -> None:
+        add_key(KeyStore(step), key_id, new, digest(secret))
+
+    transaction(redis, decide, by=by)
+
+
+def add_key(
+    book: KeyStore, key_id: str, new: NewKey, sha256: str, **more: object
+) -> tuple[Key, list[Change]]:
+    """Enter a new key with its first secret, as a part of an act.
+
+    Raises:
+        KeyExistsError: the name is taken.
+    """
+    book.check_name_is_free(new.name)
+    terms = dict(new)
+    credits_ = terms.pop("credits")
+    key = Key.of(key_id=key_id, created_at=book.step.now(), **terms, **more)
+    key = key.granted_in_all(credits_)
+    changes = book.put(key, None, "create")
+    book.put_secret(Secret(sha256, key_id))
+    return key, changes
+
+
+def rotate_key(redis: Redis, name: str, *, grace: timedelta = GRACE, by: str = "") -> str:
+    """Give a key another secret and return it. The present one stays good for `grace`.
+
+    Never are more than two good: any before the present one ends at once.
+
+    Raises:
+        NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
+        BrokerUnavailableError: it is not known whether it was done.
+    """
+    secret = new_secret()
+
+    def decide(step: Transaction) -> None:
+        book = KeyStore(step)
+        key = book.find_live(name)
+        change = book.replace_secret(key, digest(secret), grace)
+        book.put(key, key, "rotate", change)
+
+    transaction(redis, decide, by=by)
+    return secret
+
+
+def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
+    """Let a key in no more, and free its name. Done twice, by its id, it changes nothing.
+
+    Raises:
+        NoSuchKeyError: there is no such key.
+        BrokerUnavailableError: it is not known whether it was done.
+    """
+
+    def decide(step: Transaction) -> Key:
+        book = KeyStore(step)
+        key = book.find(name)
+        if key.revoked_at is None:
+            key = revoke(book, key)
+        return key
+
+    return transaction(redis, decide, by=by)
+
+
+def revoke(book: KeyStore, key: Key) -> Key:
+    """The same as a part of an act. Webhooks leave for it no more, so what signs them goes."""
+    revoked = key.model_copy(update={"revoked_at": book.step.now()})  # whatever else it has
+    book.put(revoked, key, "revoke")
+    signing = (keyspace.webhook_secret(key.key_id), keyspace.old_webhook_secret(key.key_id))
+    for name in signing:
+        book.step.write("DEL", name)
+    return revoked
+
+
+def change_key(
+    redis: Redis, name: str, edit: Callable[[Key], Key], *, by: str = ""
+) -> list[Change]:
+    """Make a key other than it is. Returns what is other now.
+
+    Args:
+        redis: the broker.
+        name: of the key, or its id.
+        edit: the key as it is to the key as it is to be.
+        by: who does it, for the log; empty: the user of this process.
+
+    Raises:
+        NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
+        KeyExistsError: its new name is taken.
+        BrokerUnavailableError: it is not known whether it was done.
+    """
+
+    def decide(step: Transaction) -> list[Change]:
+        book = KeyStore(step)
+        old = book.find_live(name)
+        key = edit(old)
+        if key.name != old.name:
+            book.check_name_is_free(key.name)
+        return book.put(key, old, "set")
+
+    return transaction(redis, decide, by=by)
+
+
+def all_keys(redis: Redis) -> list[tuple[Key, list[Secret]]]:
+    """All there ever were, with their secrets, by name; the revoked ones last.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    prefix = keyspace.api_key("")
+    with broker_errors():
+        ids = {name.removeprefix(prefix) for name in redis.scan_iter(f"{prefix}*", 1000)}
+        pipeline = redis.pipeline()
+        for key_id in ids:
+            pipeline.hgetall(keyspace.api_key(key_id))
+        pipeline.hgetall(keyspace.SECRETS)
+        *records, stored = cast("list[dict[str, str]]", pipeline.execute())
+    keys = [Key.read(key_id, record) for key_id, record in zip(ids, records, strict=True) if record]
+    secrets: dict[str, list[Secret]] = {}
+    for secret in _secrets(stored):
+        secrets.setdefault(secret.key_id, []).append(secret)
+    return [(key, secrets.get(key.key_id, [])) for key in sorted(keys, key=_place)]
+
+
+def one_key(redis: Redis, name: str) -> tuple[Key, list[Secret]]:
+    """The one with this name or id, with its secrets.
+
+    Raises:
+        NoSuchKeyError: there is none.
+        BrokerUnavailableError: nobody can tell.
+    """
+
+    def decide(step: Transaction) -> tuple[Key, list[Secret]]:
+        book = KeyStore(step)
+        key = book.find(name)
+        return key, book.secrets_of(key.key_id)
+
+    return transaction(redis, decide)
+
+
+def _place(key: Key) -> tuple[bool, str, datetime]:
+    return key.revoked_at is not None, key.name, key.created_at
+
+
+def any_key(redis: Redis) -> bool:
+    """Whether there is a key at all that is not revoked."""
+    with broker_errors():
+        return bool(redis.exists(keyspace.KEY_NAMES))
+
+
+def is_registered(redis: Redis, secret: str) -> bool:
+    """Whether a key is known, and not revoked."""
+    with broker_errors():
+        stored: Any = redis.hget(keyspace.SECRETS, digest(secret))
+        if not stored:
+            return False
+        key_id = Secret.read("", stored).key_id
+        return not redis.hexists(keyspace.api_key(key_id), "revoked_at")
+
+
+def _secrets(stored: Mapping[str, str]) -> list[Secret]:
+    return [Secret.read(sha256, text) for sha256, text in stored.items()]
+
+
+def _no_such_key(name: str, names: list[str]) -> NoSuchKeyError:
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = (
+        f"Did you mean `{close[0]}`?"
+        if close
+        else "`mochi-server keys list --all` shows all, and the ids of revoked ones."
+    )
+    return NoSuchKeyError(f"There is no key `{name}`. {hint}")

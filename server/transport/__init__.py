@@ -1,0 +1,1 @@
+"""Below the routes: middleware, parsing, TLS, the HTTP protocol."""

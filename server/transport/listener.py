@@ -1,0 +1,45 @@
+"""The socket that a gateway listens on."""
+
+from __future__ import annotations
+
+import socket
+
+from server.errors import SettingsError
+
+BACKLOG = 2048
+INHERITED = "--listen-fd"
+"""The argument that gives a gateway the number of a socket that listens already."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an IPv4 or IPv6 address, or a name of an IPv4 one; port 0 takes a free one.
+
+    Raises:
+        SettingsError: that cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(
+            f"Cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}. "
+            "Choose another with --host and --port, or MOCHI_HOST and MOCHI_PORT."
+        ) from None
+
+
+def inherited(arguments: list[str]) -> socket.socket | None:
+    """The socket that the parent opened for this process, if it did."""
+    if INHERITED not in arguments:
+        return None
+    return socket.socket(fileno=int(arguments[arguments.index(INHERITED) + 1]))
+
+
+def free_port(host: str) -> int:
+    """A port of `host` that is free at the moment.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    with listen(host, 0) as listener:
+        port: int = listener.getsockname()[1]
+        return port

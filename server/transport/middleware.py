@@ -1,0 +1,166 @@
+"""What every request passes before it is routed: a sane Host, a key, and a net for our bugs.
+
+And every answer on its way out, which gets the headers that all have. Pure ASGI, so that nothing is
+read of a body before the key is checked. Everything needs a key but what stands in PUBLIC.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+
+import structlog
+from starlette import datastructures
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from models.errors import MochiError
+from server.errors import BadHostError, InvalidKeyError, MissingKeyError
+from server.keys.lookup import ApiKey, KeyLookup
+from server.keys.throttle import Throttle
+from server.paths import (
+    PROBES,
+    PUBLIC,
+    PUBLIC_FOLDERS,
+)
+from server.transport.responses import answer_for_bug, answer_for_error
+from server.transport.security_headers import Headers, security_headers
+from server.transport.traffic import Traffic
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+_log = structlog.get_logger()
+
+
+class Middleware:
+    """Puts `base_url` and, unless the path is public, `api_key` into the request's state."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keyring: KeyLookup,
+        public_url: str,
+        traffic: Traffic,
+        also_public: frozenset[str] = frozenset(),
+    ) -> None:
+        self._app = app
+        self._traffic = traffic
+        self._also_public = also_public
+        self._keyring = keyring
+        self._throttle = Throttle()
+        self._public_url = public_url
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit and pass on, or answer; and count it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                more = security_headers(scope["path"], status, scope["scheme"])
+                if status >= HTTPStatus.BAD_REQUEST:
+                    if status != HTTPStatus.UNPROCESSABLE_ENTITY:  # the answer, when it has FAILED
+                        _log_refusal(scope, status)
+                    more += _closing(scope)
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_on, lambda: status > 0)
+        finally:
+            if status:
+                self._traffic.note(scope, status, time.perf_counter() - began)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, has_begun: Callable[[], bool]
+    ) -> None:
+        try:
+            await self._admit(scope)
+            await self._app(scope, receive, send)
+        except MochiError as error:
+            await answer_for_error(error, scope["path"])(scope, receive, send)
+        except Exception:  # the last resort of every route
+            _log.exception(
+                "http.bug",
+                method=scope["method"],
+                path=scope["path"],
+                request_id=_request_id(scope),
+            )
+            if has_begun():
+                raise  # too late for an answer: the connection must break
+            await answer_for_bug(scope["path"], _request_id(scope))(scope, receive, send)
+
+    async def _admit(self, scope: Scope) -> None:
+        headers = datastructures.Headers(scope=scope)
+        state = scope.setdefault("state", {})
+        path = scope["path"]
+        if path not in PROBES:  # which may be plain HTTP/1.0
+            state["base_url"] = self._public_url or f"{scope['scheme']}://{_host(headers)}"
+        is_public = path in PUBLIC or path in self._also_public or path.startswith(PUBLIC_FOLDERS)
+        if not is_public:
+            state["api_key"] = await self._find(_secret(headers), scope)
+
+    async def _find(self, secret: str, scope: Scope) -> ApiKey:
+        address = (scope.get("client") or ("",))[0]  # a Unix socket has none
+        self._throttle.admit(address, secret)
+        try:
+            key = await self._keyring.find(secret)
+        except InvalidKeyError:
+            self._throttle.note_bad(address, secret)
+            raise
+        self._throttle.note_good(secret)
+        return key
+
+
+def _log_refusal(scope: Scope, status: int) -> None:
+    if scope["path"] not in PROBES:
+        _log.info(
+            "http.refused",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            request_id=_request_id(scope),
+        )
+
+
+def _request_id(scope: Scope) -> str | None:
+    """Of the request that was accepted, or, for the log alone, what is in the path."""
+    accepted: str | None = scope["state"].get("request_id")
+    return accepted or scope.get("path_params", {}).get("request_id")
+
+
+def _closing(scope: Scope) -> Headers:
+    """What is left of a refused body is not worth reading: it may never end."""
+    has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
+    return ((b"connection", b"close"),) if has_body else ()
+
+
+def _host(headers: datastructures.Headers) -> str:
+    host = ",".join(headers.getlist("host"))
+    if not _HOST.fullmatch(host):
+        raise BadHostError("The Host header must be a host name or address, with or without port.")
+    return host
+
+
+def _secret(headers: datastructures.Headers) -> str:
+    given = {*_stripped(headers.getlist("x-api-key"))}
+    for value in headers.getlist("authorization"):
+        scheme, _, secret = value.partition(" ")
+        given |= {*_stripped([secret if scheme.lower() == "bearer" else ""])}
+    if not given:
+        raise MissingKeyError
+    if len(given) > 1:
+        raise InvalidKeyError
+    return given.pop()
+
+
+def _stripped(values: Iterable[str]) -> list[str]:
+    return [value.strip() for value in values if value.strip()]

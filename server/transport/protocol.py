@@ -1,0 +1,102 @@
+"""uvicorn's HTTP protocol with limits to what may come before a request is whole.
+
+uvicorn holds a header of any size, and a partial request for ever; both are free for a stranger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.transport.error_body import ErrorBody
+from server.transport.security_headers import security_headers
+
+MOST_HEAD_BYTES = 32_768
+"""Request line and headers together."""
+HEAD_SECONDS = 10.0
+"""From the opening of a connection, or the first byte after an answer, to the last header."""
+TOO_LARGE = "The headers are too large."
+
+
+class HeadTooLargeError(Exception):
+    """Raised within the parser, which then refuses the request."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """Refuses heads that are too large or too slow, and what is no HTTP, in JSON."""
+
+    _head_bytes = 0
+    _deadline: asyncio.TimerHandle | None = None
+    """Set while a head is awaited."""
+
+    @override
+    def connection_made(  # type: ignore[override]  # as uvicorn narrows it
+        self, transport: asyncio.Transport
+    ) -> None:
+        super().connection_made(transport)
+        self._open_head()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._close_head()
+        super().connection_lost(exc)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        awaited = self._deadline
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if awaited is not None and self._deadline is awaited:
+            # All of it belongs to this head; the callbacks see a header only when it is whole.
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD_BYTES:
+                self.send_400_response(TOO_LARGE)
+        elif self._is_idle() and self.timeout_keep_alive_task is None:
+            self._open_head()  # bytes that begin no request have ended uvicorn's own timer
+
+    @override
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._open_head()
+
+    @override
+    def on_headers_complete(self) -> None:
+        self._close_head()
+        self._head_bytes = len(self.url) + sum(len(name) + len(text) for name, text in self.headers)
+        if self._head_bytes > MOST_HEAD_BYTES:
+            raise HeadTooLargeError
+        super().on_headers_complete()
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        error = TOO_LARGE if self._head_bytes > MOST_HEAD_BYTES else msg
+        body = ErrorBody(error=error).model_dump_json().encode()
+        safe = b"".join(b"%b: %b\r\n" % header for header in security_headers("", 400, self.scheme))
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n%b"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (safe, len(body), body)
+        )
+        self.transport.close()
+
+    def _open_head(self) -> None:
+        self._head_bytes = 0
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._time_out)
+
+    def _close_head(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _time_out(self) -> None:
+        self._deadline = None
+        if self.cycle is None or self._is_idle():
+            self.transport.close()
+        else:
+            self._open_head()  # an earlier answer is still on its way: not the client's fault
+
+    def _is_idle(self) -> bool:
+        return self.cycle is not None and self.cycle.response_complete

@@ -1,0 +1,105 @@
+"""Turns errors into answers. Every one is `{"error": "…"}`, and nothing internal is in it.
+
+Below `/v1/videos` it is `{"error": {"message": "…"}}`, as the clients of that shape show no other.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from models.errors import MochiError
+from server.errors import (
+    STATUS,
+    RangeError,
+    TooManyBadKeysError,
+    UnknownRouteError,
+    WrongVerbError,
+)
+from server.paths import VIDEOS_PATH
+from server.transport.error_body import ErrorBody, VideosError, VideosErrorBody
+from server.transport.parameters import rate_limit
+from worker.errors import LimitError, TooFastError
+
+
+def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A model as JSON."""
+    return Response(body.model_dump_json(), status, headers=headers, media_type="application/json")
+
+
+def answer_for_error(error: MochiError, path: str, request_id: str | None = None) -> Response:
+    """By the table in `server/errors.py`.
+
+    Args:
+        error: with a text for the client.
+        path: that was called.
+        request_id: of a job already accepted.
+    """
+    status = STATUS[type(error)]
+    headers = {}
+    if isinstance(error, LimitError | TooManyBadKeysError):
+        headers = _retry_headers(error.retry_seconds)
+    if isinstance(error, TooFastError):
+        headers |= rate_limit(error.rate)
+    if isinstance(error, RangeError):
+        headers = {"content-range": f"bytes */{error.size}"}
+    if request_id is not None:
+        headers["x-request-id"] = request_id
+    return answer(_error_body(str(error), status, path, request_id), status, headers)
+
+
+def answer_for_bug(path: str, request_id: str | None) -> Response:
+    """Says nothing of what happened: that is in the log."""
+    error = "Internal error. The server's log says more."
+    return answer(_error_body(error, 500, path, request_id), 500)
+
+
+async def handle_routing_error(request: Request, error: Exception) -> Response:
+    """What Starlette's router raises for an unknown path or a wrong verb."""
+    assert isinstance(error, HTTPException)  # noqa: S101 (how it is registered)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = _verbs(request) or (error.headers or {}).get("Allow", "")
+        wrong = WrongVerbError(f"Wrong verb. This path takes: {allowed}.")
+        refusal = answer_for_error(wrong, request.url.path)
+        refusal.headers["Allow"] = allowed
+        return refusal
+    has_docs = request.app.openapi_url is not None
+    return answer_for_error(UnknownRouteError(has_docs=has_docs), request.url.path)
+
+
+async def handle_error(request: Request, error: Exception) -> Response:
+    """What our own code raises within a route."""
+    assert isinstance(error, MochiError)  # noqa: S101 (how it is registered)
+    request_id = getattr(request.state, "request_id", None)
+    return answer_for_error(error, request.url.path, request_id)
+
+
+def _error_body(text: str, status: int, path: str, request_id: str | None) -> BaseModel:
+    if f"{path}/".startswith(f"{VIDEOS_PATH}/"):
+        return VideosErrorBody(error=VideosError(message=text, code=status), request_id=request_id)
+    return ErrorBody(error=text, request_id=request_id)
+
+
+def _verbs(request: Request) -> str:
+    """Of all routes with this path: the router names those of the first one only."""
+    verbs: set[str] = set()
+    for route in request.app.state.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            verbs |= route.methods
+    return ", ".join(sorted(verbs))
+
+
+def _retry_headers(seconds: float) -> dict[str, str]:
+    whole = math.ceil(seconds)
+    reset = datetime.now(UTC) + timedelta(seconds=whole)
+    return {
+        "retry-after": str(whole),
+        "x-rate-limit-reset-at-utc": reset.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }

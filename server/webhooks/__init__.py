@@ -1,0 +1,1 @@
+"""Webhook sending, guarded against SSRF."""

@@ -1,0 +1,202 @@
+"""Calls to addresses that clients name: only to the outside, or to what the operator has allowed.
+
+The address that is connected to is the one that was checked, so a name that resolves otherwise a
+moment later leads nowhere else. No proxy, no redirect, and nothing of an answer but its status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property, partial
+from threading import Thread
+
+import httpcore
+import httpx
+from typing_extensions import override
+
+from server.webhooks.address_rules import Guard, _literal
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+CALL_SECONDS = 15.0
+"""From the look-up of the name to the head of the answer."""
+CONNECT_SECONDS = 5.0
+"""For one of several addresses."""
+LOOKUP_SECONDS = 10.0
+"""A name server that does not answer is asked again after 5."""
+LOOKUPS_OF_OWNER = 16
+"""At once, those included that nobody waits for any more: the system's own limit is a minute."""
+
+
+class NoCallError(Exception):
+    """There was no answer. The text tells of no address: it goes into the log."""
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Looks names up itself, and connects to numbers alone."""
+
+    def __init__(self, guard: Guard, resolve: Resolve) -> None:
+        self._guard = guard
+        self._resolve = resolve
+        self._backend = httpcore.AnyIOBackend()
+
+    @override
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first address that may be connected to, and that answers.
+
+        Raises:
+            NoCallError: there is no such address.
+            httpcore.NetworkError, httpcore.TimeoutException: none answers.
+        """
+        addresses = await self._resolve(host, port)
+        admitted = [address for address in addresses if self._guard.admits(host, address)]
+        failure: Exception = NoCallError("the address is not outside")
+        for address in admitted:
+            try:
+                return await self._backend.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    @override
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class Caller:
+    """Sends to URLs that clients have named."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        resolve: Resolve | None = None,
+        seconds: float = CALL_SECONDS,
+    ) -> None:
+        self._guard = guard
+        self._resolve = resolve
+        self._lookups = _Lookups()
+        self._seconds = seconds
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return httpx.create_ssl_context()  # with SSL_CERT_FILE, where an operator has a CA
+
+    async def post(self, url: str, content: bytes, headers: Mapping[str, str], owner: str) -> int:
+        """The status of the answer. Its body is not read.
+
+        Args:
+            url: where to.
+            content: the body.
+            headers: all but the host and the length.
+            owner: who has named the URL, and bears it when names are looked up slowly.
+
+        Raises:
+            NoCallError: there was none in time, or nobody may be asked there.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._post(httpx.URL(url), content, headers, owner)
+        except (TimeoutError, httpcore.TimeoutException):
+            raise NoCallError("no answer in time") from None
+        except httpcore.ConnectError as error:
+            is_tls = isinstance(error.__cause__, ssl.SSLError)
+            raise NoCallError("TLS failed" if is_tls else "no connection") from None
+        except (httpcore.NetworkError, httpcore.ProtocolError):
+            raise NoCallError("the answer is no HTTP, or was cut off") from None
+
+    async def _post(
+        self, url: httpx.URL, content: bytes, headers: Mapping[str, str], owner: str
+    ) -> int:
+        own = {"host": url.netloc.decode("ascii"), "content-length": str(len(content))}
+        # A pool for one call: no connection is left for another, which may not go there.
+        async with (
+            httpcore.AsyncConnectionPool(
+                ssl_context=self._tls if url.scheme == "https" else None,
+                network_backend=GuardedBackend(
+                    self._guard, self._resolve or partial(self._lookups, owner)
+                ),
+            ) as pool,
+            pool.stream(
+                "POST",
+                httpcore.URL(
+                    scheme=url.raw_scheme,
+                    host=url.raw_host,
+                    port=url.port,
+                    target=url.raw_path,
+                ),
+                headers=[
+                    (name.encode("ascii"), value.encode("ascii"))
+                    for name, value in (own | dict(headers)).items()
+                ],
+                content=content,
+                extensions={"timeout": {"connect": CONNECT_SECONDS}},
+            ) as answer,
+        ):
+            return answer.status
+
+
+class _Lookups:
+    """The system's look-ups of names, each in a thread that nobody has to wait for.
+
+    In a pool, those of one owner whose name server hangs would hold up all others', and the end of
+    the process, which joins the threads of a pool.
+    """
+
+    def __init__(self) -> None:
+        self._running: Counter[str] = Counter()
+
+    async def __call__(self, owner: str, host: str, port: int) -> list[str]:
+        literal = _literal(host)
+        if literal is not None:
+            return [literal]
+        if self._running[owner] >= LOOKUPS_OF_OWNER:
+            raise NoCallError("too many look-ups of this key's hosts hang")
+        try:
+            async with asyncio.timeout(LOOKUP_SECONDS):
+                addresses = await self._begin(owner, host, port)
+        except TimeoutError:
+            raise NoCallError("the look-up of the host did not end in time") from None
+        if not addresses:
+            raise NoCallError("no such host")
+        return addresses
+
+    def _begin(self, owner: str, host: str, port: int) -> asyncio.Future[list[str]]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[str]] = loop.create_future()
+
+        def end(addresses: list[str]) -> None:
+            self._running[owner] -= 1
+            if not answer.done():
+                answer.set_result(addresses)
+
+        def look_up() -> None:
+            addresses = _addresses(host, port)
+            with suppress(RuntimeError):  # the gateway has ended meanwhile
+                loop.call_soon_threadsafe(end, addresses)
+
+        Thread(target=look_up, name="lookup", daemon=True).start()
+        self._running[owner] += 1
+        return answer
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):  # the latter: no name of DNS
+        return []
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))

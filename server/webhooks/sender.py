@@ -1,0 +1,147 @@
+"""The sender: tells those who asked for it of the end of their requests. Every gateway has one.
+
+A signed POST as Standard Webhooks describe it, made again later until it is answered with 2xx,
+refused for good with 410, or has been tried often enough. Logs name a delivery by its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime
+from http import HTTPStatus
+from random import SystemRandom
+
+import structlog
+from standardwebhooks import Webhook
+
+from server import VERSION
+from server.api.links import Links
+from server.api.schemas import WebhookBody, failed_body, result_body
+from server.api.services import Services
+from server.webhooks.caller import Caller, NoCallError
+from worker.errors import BrokerUnavailableError, StorageError
+from worker.job import Status
+from worker.store.deliveries import Deliveries, Delivery, State
+
+LOOK_SECONDS = 0.5
+"""Between two looks for what is due."""
+MOST_AT_ONCE = 32
+STOP_SECONDS = 2.0
+"""For what is on its way when the gateway stops. What is cut off is sent again."""
+NOTE_TRIES = 10
+NOTE_PAUSE_SECONDS = 1.0
+
+_log = structlog.get_logger()
+
+
+class Sender:
+    """Runs from `start` to `stop`, beside the gateway."""
+
+    def __init__(self, services: Services, deliveries: Deliveries) -> None:
+        self._services = services
+        self._deliveries = deliveries
+        self._caller = Caller(services.webhook_guard)
+        self._random = SystemRandom()
+        self._sending: dict[asyncio.Task[None], str] = {}
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look for what is due, from now on."""
+        self._loop = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Take no more, and give what is on its way a moment."""
+        if self._loop is not None:
+            self._loop.cancel()
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=STOP_SECONDS)
+        for task in self._sending:
+            task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                if await self._take():
+                    continue
+            except BrokerUnavailableError:
+                pass  # its silence is noticed elsewhere
+            except Exception:  # noqa: BLE001 (others may still be told)
+                _log.exception("webhooks.bug")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _take(self) -> bool:
+        """Begin with what is due and there is room for. Whether there was any."""
+        room = MOST_AT_ONCE - len(self._sending)
+        if not room:
+            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
+            return True
+        taken = await self._deliveries.take(room, Counter(self._sending.values()))
+        for delivery in taken:
+            task = asyncio.create_task(self._deliver(delivery))
+            self._sending[task] = delivery.owner
+            task.add_done_callback(self._sending.pop)
+        return bool(taken)
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        log = _log.bind(request_id=delivery.request_id, attempt=delivery.attempts)
+        try:
+            status = await self._send(delivery)
+            outcome, state = f"HTTP {status}", _state(status)
+        except (NoCallError, StorageError) as error:
+            outcome, state = str(error), State.DUE
+        except BrokerUnavailableError:
+            outcome, state = "the broker did not answer", State.DUE
+        except Exception:
+            log.exception("webhook.bug")
+            outcome, state = "internal error", State.DUE
+        pause = delivery.pause(self._random) if state is State.DUE else 0.0
+        if pause is None:
+            state = State.GIVEN_UP
+        log.info("webhook.tried", state=state, outcome=outcome, again_in=round(pause or 0) or None)
+        await self._note(delivery, state, outcome, pause or 0.0)
+
+    async def _send(self, delivery: Delivery) -> int:
+        body = await self._body(delivery)
+        now = datetime.now(UTC)
+        signatures = [
+            Webhook(secret).sign(delivery.request_id, now, body)
+            for secret in await self._deliveries.secrets(delivery.owner)
+        ]
+        headers = {
+            "content-type": "application/json",
+            "user-agent": f"mochi-server/{VERSION}",
+            "webhook-id": delivery.request_id,
+            "webhook-timestamp": f"{int(now.timestamp())}",
+            "webhook-signature": " ".join(signatures),
+        }
+        return await self._caller.post(delivery.url, body.encode(), headers, delivery.owner)
+
+    async def _body(self, delivery: Delivery) -> str:
+        """What `GET /v2/requests/{id}` gave at the end; links are those of the submit."""
+        job = delivery.job
+        ended_at = datetime.fromtimestamp((job.ended_at or 0) / 1000, UTC)
+        if job.status is Status.FAILED:
+            failed = WebhookBody(type="request.failed", timestamp=ended_at, data=failed_body(job))
+            return failed.model_dump_json()
+        url = await self._services.video_url(job, Links(delivery.base_url, job.request_id))
+        completed = WebhookBody(
+            type="request.completed", timestamp=ended_at, data=result_body(job, url)
+        )
+        return completed.model_dump_json()
+
+    async def _note(self, delivery: Delivery, state: State, outcome: str, pause: float) -> None:
+        """Patiently: what is not noted is sent again."""
+        for _ in range(NOTE_TRIES):
+            try:
+                await self._deliveries.note(delivery, state, outcome, pause)
+            except BrokerUnavailableError:
+                await asyncio.sleep(NOTE_PAUSE_SECONDS)
+            else:
+                return
+
+
+def _state(status: int) -> State:
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        return State.DELIVERED
+    return State.GIVEN_UP if status == HTTPStatus.GONE else State.DUE

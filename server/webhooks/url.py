@@ -1,0 +1,62 @@
+"""The `webhook_url` of a submit, in its body or in its query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from starlette.requests import Request
+
+from models.errors import InvalidParametersError
+from server.webhooks.address_rules import Guard, is_host
+
+FIELD = "webhook_url"
+MOST_LENGTH = 2048
+MOST_PORT = 65535
+_RULE = (
+    f"`{FIELD}` must be an http or https URL of at most {MOST_LENGTH:,} characters, with a host "
+    "and without user, password or `#`"
+)
+
+
+def webhook_url(request: Request, body: Mapping[str, Any], guard: Guard) -> str | None:
+    """Where to tell of the end; None when nobody is to be told, as an empty text says as well.
+
+    Raises:
+        InvalidParametersError: the URL breaks the rule, leads inside, or there are two.
+    """
+    came = [*request.query_params.getlist(FIELD), body.get(FIELD)]
+    given = [url for url in came if url not in (None, "")]
+    if not given:
+        return None
+    if any(url != given[0] for url in given):
+        raise InvalidParametersError(f"`{FIELD}` came more than once, with other values: give one.")
+    url = _parse(given[0])
+    if guard.refuses(url.host):
+        raise InvalidParametersError(
+            f"`{FIELD}` must not lead to an address that is private, local or special. Give a "
+            "public one; or who runs this server allows it in `MOCHI_WEBHOOK_ALLOW`."
+        )
+    return str(given[0])
+
+
+def _parse(given: object) -> httpx.URL:
+    if not isinstance(given, str):
+        raise InvalidParametersError(f"{_RULE}; got no string.")
+    if len(given) > MOST_LENGTH:
+        raise InvalidParametersError(f"{_RULE}; got {len(given):,} characters.")
+    try:
+        url = httpx.URL(given)
+    except (httpx.InvalidURL, ValueError):
+        raise InvalidParametersError(f"{_RULE}; got no URL.") from None
+    if url.scheme not in {"http", "https"}:
+        raise InvalidParametersError(f"{_RULE}; got another scheme, or none.")
+    if url.userinfo:
+        raise InvalidParametersError(f"{_RULE}; got a user or password.")
+    if "#" in given:
+        raise InvalidParametersError(f"{_RULE}; got a `#`.")
+    has_port = url.port is None or 0 < url.port <= MOST_PORT
+    if not is_host(url.raw_host.decode("ascii")) or not has_port:
+        raise InvalidParametersError(f"{_RULE}; got no host, or no such host or port.")
+    return url

@@ -1,0 +1,304 @@
+"""What a request asks of a GPU, counted on tensors without numbers: stock diffusers and ours.
+
+Both are in bfloat16 and not compiled; what compiling changes is in `fusion.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.mochi.bench.shapes import Request
+from models.mochi.denoise import Schedule, denoise
+from models.mochi.memory.profiles import Precision
+from models.mochi.network.modulation import Condition, Conditioner
+from models.mochi.network.text_encoder import TextEncoder
+from models.mochi.network.transformer import Core
+from models.mochi.network.vae import Decoder
+from models.mochi.parts import Dtypes, Parts
+from models.mochi.synthetic.dummy import empty_dummy
+from models.params import TEMPORAL_FACTOR
+from tests.bench.engine_counts.tally import META, Tally, bytes_of, tallied
+
+PADDED_TOKENS = 256
+"""Of a prompt, in the stock pipeline."""
+
+BF16 = Dtypes(torch.bfloat16, torch.bfloat16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one engine.
+
+    Attributes:
+        text: encoding both prompts.
+        conditioning: what is computed from them once a request; nothing in stock.
+        step: one denoising step, not the first, both branches of guidance.
+        decoding: latents to frames in main memory.
+    """
+
+    text: Tally
+    conditioning: Tally
+    step: Tally
+    decoding: Tally
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the compiler makes of a module; `fusion.py` asks it.
+
+    Attributes:
+        kernels: that are generated: what is left of element-wise work, reductions and copies.
+        externs: calls of libraries: products and attention.
+        bytes: read and written by the generated kernels.
+        extern_bytes: read and written by the others.
+    """
+
+    kernels: int
+    externs: int
+    bytes: int
+    extern_bytes: int
+
+    def __add__(self, other: Plan) -> Plan:
+        """One after the other."""
+        return Plan(
+            self.kernels + other.kernels,
+            self.externs + other.externs,
+            self.bytes + other.bytes,
+            self.extern_bytes + other.extern_bytes,
+        )
+
+    def __mul__(self, times: int) -> Plan:
+        """Several, one after the other."""
+        return Plan(
+            self.kernels * times,
+            self.externs * times,
+            self.bytes * times,
+            self.extern_bytes * times,
+        )
+
+
+def count_stock(parts: Parts, request: Request) -> Counts:
+    """Run the stock pipeline of diffusers on `meta`.
+
+    Args:
+        parts: on `meta`; usable afterwards.
+        request: its steps do not matter.
+    """
+    pipeline = parts.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    parts.transformer.rope._create_rope = _create_rope
+    with tallied() as text:
+        embeddings = pipeline.encode_prompt(_text(request), "", device=META)
+    counted = list(zip(embeddings[::2], embeddings[1::2], strict=True))
+    (prompt, mask), (negative, negative_mask) = counted
+    blocks = len(parts.transformer.transformer_blocks)
+    marks: list[Tally] = []
+    with tallied(found=[0, request.tokens] * blocks * 2) as loop:
+
+        def mark(*_: object) -> dict[str, Tensor]:
+            marks.append(loop.copy())
+            return {}
+
+        latents = pipeline(
+            prompt_embeds=prompt,
+            prompt_attention_mask=mask,
+            negative_prompt_embeds=negative,
+            negative_prompt_attention_mask=negative_mask,
+            width=request.size[0],
+            height=request.size[1],
+            num_frames=(request.latent_frames - 1) * TEMPORAL_FACTOR + 1,
+            num_inference_steps=2,
+            output_type="latent",
+            callback_on_step_end=mark,
+        ).frames
+    with tallied(held=[latents]) as decoding:
+        video = pipeline.vae.decode(latents, return_dict=False)[0]
+        pipeline.video_processor.postprocess_video(video, output_type="np")
+    return Counts(text, Tally(), marks[1] - marks[0], decoding)
+
+
+def count_ours(parts: Parts, request: Request, *, chunk: int = 2) -> Counts:
+    """Run our engine's parts on `meta`.
+
+    Args:
+        parts: on `meta`; useless afterwards.
+        request: what is asked for.
+        chunk: see `Decoder`.
+    """
+    encoder = TextEncoder(parts.tokenizer, parts.text_encoder, lives_on=META, works_on=META)
+    with tallied() as text:
+        prompts = [encoder.encode(words).embedding for words in ("", _text(request))]
+    schedule = Schedule.of(parts.scheduler, request.steps)
+    conditioner, core = Conditioner(parts.transformer), core_on_meta(parts)
+    with tallied(held=prompts) as conditioning:
+        conditions = conditioner(prompts, schedule.timesteps)
+    decoder = Decoder(parts.vae, chunk=chunk)
+    latents = torch.empty(request.latent_shape, device=META)
+    return Counts(
+        text,
+        conditioning,
+        _count_step(core, latents, conditions, schedule),
+        count_decoding(decoder, latents),
+    )
+
+
+def count_decoding(decoder: Decoder, latents: Tensor) -> Tally:
+    """Decode on `meta`, and bring the frames to main memory."""
+    with tallied(held=[latents]) as decoding:
+        for chunk in decoder.decode(latents):
+            chunk.to("cpu", non_blocking=True)
+    return decoding
+
+
+def _count_step(
+    core: Core, latents: Tensor, conditions: list[Condition], schedule: Schedule
+) -> Tally:
+    marks: list[Tally] = []
+    away_from, towards = conditions
+    two = Schedule(schedule.timesteps[:2], schedule.deltas[:2])
+    with tallied(held=[latents, *tensors_of(conditions)]) as loop:
+        denoise(
+            core,
+            latents,
+            (away_from, towards),
+            two,
+            guidance_scale=4.5,
+            on_step=lambda *_: marks.append(loop.copy()),
+        )
+    return marks[1] - marks[0]
+
+
+def tensors_of(conditions: list[Condition]) -> Iterator[Tensor]:
+    """All that a request keeps of its prompts during the loop."""
+    for condition in conditions:
+        yield condition.text
+        yield condition.output
+        for tables in condition.blocks:
+            yield from tables
+
+
+def core_on_meta(parts: Parts) -> Core:
+    """Take over the transformer of parts on `meta`."""
+    core = Core(parts.transformer)
+    core.rope.to(META)
+    return core
+
+
+def _create_rope(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what `MochiRoPE` does, without its `autocast`, which knows no `meta`."""
+    angles = torch.einsum("nd,dhf->nhf", positions, frequencies.float())
+    return angles.cos(), angles.sin()
+
+
+def _text(request: Request) -> str:
+    """As many tokens to the tokenizer of the dummy, with the start and end marks that it adds."""
+    return "a" * (request.tokens - 2)
+
+
+# Memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Sizes in GiB that `models/mochi/memory/profiles.py` estimates, by the names it has for them.
+
+    Attributes:
+        decoding: for each precision and each number of latent frames at a time.
+        stock_decoding: for each precision, of the stock VAE without tiles.
+    """
+
+    core: float
+    modulation: float
+    streamed: float
+    text: dict[Precision, float]
+    vae: dict[Precision, float]
+    denoising: float
+    decoding: dict[Precision, dict[int, float]]
+    stock_decoding: dict[Precision, float]
+
+
+LARGEST = Request(frames=163, tokens=256, steps=75)
+"""Of the requests that the API allows: 160 frames are made of 28 latent ones, as 163 are."""
+
+
+def count_memory(
+    chunks: tuple[int, ...] = (1, 2), blocks: int = 48, *, with_stock: bool = True
+) -> Memory:
+    """Count what the largest request takes, on the full-size model unless `blocks` says less."""
+    precisions: dict[Precision, torch.dtype] = {
+        "reference": torch.float32,
+        "bf16": torch.bfloat16,
+    }
+    parts = {
+        name: empty_dummy(Dtypes(dtype, torch.bfloat16, dtype), blocks)
+        for name, dtype in precisions.items()
+    }
+    latents = torch.empty(LARGEST.latent_shape, device=META)
+    stock_decoding = {
+        name: _gib(count_stock_decoding(some, latents))
+        for name, some in parts.items()
+        if with_stock
+    }
+    decoding: dict[Precision, dict[int, float]] = {}
+    for name, dtype in precisions.items():
+        decoding[name] = {}
+        for chunk in chunks:
+            decoder = Decoder(empty_dummy(Dtypes(vae=dtype), 1).vae, chunk=chunk)
+            # After two chunks the memory is that of the chunk before.
+            few = latents[:, :, : 3 * chunk]
+            decoding[name][chunk] = _gib(count_decoding(decoder, few).peak)
+    text = {name: _weights(some.text_encoder) for name, some in parts.items()}
+    vae = {name: _weights(some.vae.decoder) for name, some in parts.items()}
+    conditioner = Conditioner(parts["bf16"].transformer)
+    core = core_on_meta(parts["bf16"])
+    # On the device in every profile.
+    embedding = _weights(conditioner.embed)
+    core_gib = _weights(core) + embedding
+    return Memory(
+        core=core_gib,
+        modulation=_weights(conditioner) - embedding,
+        streamed=core_gib - sum(_weights(block) for block in core.blocks[2:-1]),
+        text=text,
+        vae=vae,
+        denoising=_gib(_denoising(conditioner, core, latents)),
+        decoding=decoding,
+        stock_decoding=stock_decoding,
+    )
+
+
+def count_stock_decoding(parts: Parts, latents: Tensor) -> int:
+    """Peak in bytes of the stock VAE on `meta`, the whole clip at once."""
+    latents = latents.to(parts.vae.dtype)
+    with tallied(held=[latents]) as decoding:
+        parts.vae.decode(latents)
+    return decoding.peak
+
+
+def _denoising(conditioner: Conditioner, core: Core, latents: Tensor) -> int:
+    """Peak in bytes, from two prompts of full length on."""
+    steps = LARGEST.steps
+    schedule = Schedule(torch.zeros(steps), (0.0,) * steps)
+    prompts = [torch.empty(LARGEST.tokens, 4096, device=META) for _ in range(2)]
+    with tallied(held=[latents, *prompts]) as request:
+        away_from, towards = conditioner(prompts, schedule.timesteps)
+        denoise(
+            core,
+            latents,
+            (away_from, towards),
+            Schedule(schedule.timesteps[:2], schedule.deltas[:2]),
+            guidance_scale=4.5,
+            on_step=lambda *_: None,
+        )
+    return request.peak
+
+
+def _weights(module: torch.nn.Module) -> float:
+    return _gib(bytes_of(module.parameters()))
+
+
+def _gib(size: int) -> float:
+    return size / 2**30

@@ -1,0 +1,177 @@
+"""The clients of an experiment: they submit at a steady rate, try again, and poll for ends."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from models.params import MODEL
+from tests.chaos.accounting import COMPLETED
+from tests.chaos.history import Event, What
+
+STEPS = 20
+AGAIN_SECONDS = 0.2
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 60.0
+"""Tries to submit one request, longer than any fault lasts."""
+TIMEOUT_SECONDS = 10.0
+REPLAYED = "idempotency-replayed"
+SAY_TWICE = 10
+"""Each so many-th submit is sent once more after its answer, as if that had been lost."""
+
+
+class Clients:
+    """All of them, with one key.
+
+    Attributes:
+        errors: what they met on the way, by status code or kind of broken connection.
+        replayed: submits that had been accepted before and were answered with the same id.
+        gave_up: submits that were never acknowledged.
+    """
+
+    def __init__(self, urls: list[str], key: str, note: Callable[[Event], None]) -> None:
+        self.errors: Counter[str] = Counter()
+        self.replayed = 0
+        self.gave_up = 0
+        self._urls = itertools.cycle(urls)
+        self._all_urls = urls
+        self._note = note
+        self._open: dict[str, None] = {}
+        self._ended: dict[str, str] = {}
+        self._http = httpx.AsyncClient(
+            headers={"x-api-key": key}, timeout=TIMEOUT_SECONDS, trust_env=False
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    @property
+    def acknowledged(self) -> int:
+        """Requests whose id is known."""
+        return len(self._open) + len(self._ended)
+
+    @property
+    def terminal(self) -> int:
+        """Requests that have ended."""
+        return len(self._ended)
+
+    async def submit_all(self, jobs: int, seconds: float) -> None:
+        """So many requests, spread evenly over so long."""
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(seconds * number / jobs)
+            await self._submit(number)
+
+        await asyncio.gather(*(one(number) for number in range(jobs)))
+
+    async def poll(self) -> None:
+        """Look at every open request, until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            url = next(self._urls)
+            for request_id in list(self._open):
+                if not await self._look(url, request_id):
+                    break  # this gateway, or its broker, is away: ask another one in a moment
+
+    async def until_quiet(self, seconds: float) -> float | None:
+        """Wait, while `poll` goes on, for every open request. How long it took; None: too long."""
+        started = time.monotonic()
+        while self._open:
+            if time.monotonic() - started > seconds:
+                return None
+            await asyncio.sleep(0.05)
+        return time.monotonic() - started
+
+    async def look_again(self) -> None:
+        """Ask every gateway for every end once more, and fetch every video."""
+        for request_id in list(self._ended):
+            for url in self._all_urls:
+                await self._look(url, request_id)
+            if self._ended[request_id]:
+                await self._fetch(request_id, self._ended[request_id])
+
+    async def _submit(self, number: int) -> None:
+        body = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS}
+        headers = {"idempotency-key": f"chaos-{number}"}
+        to_say = 1 if number % SAY_TWICE else 2
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            url = f"{next(self._urls)}/v2/{MODEL}"
+            answer = await self._ask("POST", url, json=body, headers=headers)
+            if answer is not None and answer.is_success:
+                self._accept(answer, number)
+                to_say -= 1
+            if not to_say:
+                return
+            await asyncio.sleep(AGAIN_SECONDS)
+        self.gave_up += 1
+
+    def _accept(self, answer: httpx.Response, number: int) -> None:
+        request_id = answer.json()["request_id"]
+        self.replayed += REPLAYED in answer.headers
+        if request_id not in self._ended:
+            self._open[request_id] = None
+        self._note(Event(time.time(), What.ACKNOWLEDGED, request_id, detail=str(number)))
+
+    async def _look(self, url: str, request_id: str) -> bool:
+        """Note the end of a request, if it has come. False when there is no answer."""
+        answer = await self._ask("GET", f"{url}/v2/requests/{request_id}")
+        if answer is None:
+            return False
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            return True  # lost, unless another gateway knows it: the others may have ended
+        body = answer.json()
+        if body["status"] in {"COMPLETED", "FAILED"}:
+            self._open.pop(request_id, None)
+            self._ended[request_id] = body.get("output", "")
+            detail = body.get("error_code", COMPLETED)
+            end = json.dumps(_without_links(body), sort_keys=True)
+            self._note(Event(time.time(), What.ANSWERED, request_id, detail=detail, body=end))
+        return True
+
+    async def _fetch(self, request_id: str, url: str) -> None:
+        answer = await self._ask("GET", url)
+        if answer is None or not answer.content:
+            detail = f"completed, and its video cannot be had from {url.partition('?')[0]}"
+            self._note(Event(time.time(), What.DAMAGED, request_id, detail=detail))
+
+    async def _ask(self, verb: str, url: str, **options: Any) -> httpx.Response | None:
+        """The answer, or None after an error, which is counted."""
+        try:
+            answer = await self._http.request(verb, url, **options)
+        except httpx.TransportError as error:
+            self.errors[type(error).__name__] += 1
+            return None
+        if answer.is_success or answer.status_code in ENDS:
+            return answer
+        self.errors[str(answer.status_code)] += 1
+        return None
+
+
+ENDS = {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.NOT_FOUND}
+"""Statuses that tell of the request, and not of the gateway."""
+
+
+def _without_links(body: dict[str, Any]) -> dict[str, Any]:
+    """An end as every gateway tells it: links are on the host that was called."""
+    plain = {name: value for name, value in body.items() if name != "output"}
+    if "video" in plain:
+        plain["video"] = {name: value for name, value in body["video"].items() if name != "url"}
+    return plain

@@ -1,0 +1,235 @@
+"""One experiment: start, load, break, heal, wait for quiet, stop, add up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from server.keys.record import NewKey
+from server.keys.store import create_key
+from tests.chaos.accounting import account
+from tests.chaos.books import GRANTED, Books
+from tests.chaos.brokers import Broker, external_broker, own_broker
+from tests.chaos.clients import Clients
+from tests.chaos.faults import Fault, Kind, schedule
+from tests.chaos.fleet import Fleet
+from tests.chaos.history import Event, events_of, read_log
+from tests.chaos.report import Plan, Report
+from worker.broker.connection import broker_errors, connect_briefly
+from worker.settings import WorkerSettings
+from worker.store import keyspace
+
+GATEWAYS = 2
+QUIET_SECONDS = 120.0
+"""The longest wait for the last request to end, when all is healed."""
+WATCH_SECONDS = 0.2
+AWAKE_SECONDS = 3.0
+"""From the end of a worker's pause to its SIGTERM: it may write what it believes to own."""
+HURRY_SECONDS = 0.3
+"""Between the two signals that make a worker give back what it runs."""
+
+
+def experiment(plan: Plan, folder: Path, redis_url: str = "") -> Report:
+    """Run `plan`, with everything that it writes in `folder`.
+
+    Args:
+        plan: how much of what, for how long.
+        folder: an empty one.
+        redis_url: of the broker; empty: one of our own.
+
+    Raises:
+        BenchError: a process does not start, or the broker's database is not empty.
+        BrokerUnavailableError: the broker does not answer.
+    """
+    history: list[Event] = []
+    broker = external_broker(redis_url) if redis_url else own_broker(folder, history.append)
+    with broker as its:
+        faults = schedule(
+            plan.seed,
+            seconds=plan.seconds,
+            workers=plan.workers,
+            gateways=GATEWAYS,
+            lease_seconds=plan.lease_seconds,
+            broker=its.fault,
+        )
+        report = asyncio.run(_Experiment(plan, folder, its, faults, history).run())
+    report.processes_left = _processes_of(folder)
+    if not report.is_clean:
+        _keep(folder, history, faults)
+    return report
+
+
+class _Experiment:
+    def __init__(
+        self, plan: Plan, folder: Path, broker: Broker, faults: list[Fault], history: list[Event]
+    ) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._broker = broker
+        self._faults = faults
+        self._history = history
+        self._done: Counter[Kind] = Counter()
+
+    async def run(self) -> Report:
+        with broker_errors(), connect_briefly(self._broker.url) as redis:
+            key = create_key(redis, NewKey(name="chaos", credits=GRANTED))
+        lease = self._plan.lease_seconds
+        with Fleet(
+            self._folder, self._broker.url, lease_seconds=lease, note=self._history.append
+        ) as fleet:
+            urls = fleet.start(gateways=GATEWAYS, workers=self._plan.workers)
+            async with Clients(urls, key, self._history.append) as clients:
+                quiet = await self._load_and_break(fleet, clients)
+                await clients.look_again()
+            stuck = fleet.stop()
+            return self._report(fleet, clients, quiet, stuck)
+
+    async def _load_and_break(self, fleet: Fleet, clients: Clients) -> float | None:
+        """Returns the seconds from the last fault to quiet."""
+        plan = self._plan
+        with _progress(plan, clients, self._done) as show:
+            background = [
+                asyncio.create_task(clients.poll()),
+                asyncio.create_task(_every(WATCH_SECONDS, fleet.watch)),
+                asyncio.create_task(_every(WATCH_SECONDS, show)),
+            ]
+            try:
+                await asyncio.gather(
+                    asyncio.sleep(plan.seconds),
+                    clients.submit_all(plan.jobs, plan.seconds),
+                    *(self._inject(fault, fleet) for fault in self._faults),
+                )
+                return await clients.until_quiet(QUIET_SECONDS)
+            finally:
+                for task in background:
+                    task.cancel()
+                for task in background:
+                    with suppress(asyncio.CancelledError):
+                        await task
+
+    async def _inject(self, fault: Fault, fleet: Fleet) -> None:
+        await asyncio.sleep(fault.at)
+        self._done[fault.kind] += 1
+        match fault.kind:
+            case Kind.KILL_WORKER:
+                fleet.kill_worker(fault.target)
+            case Kind.DRAIN_WORKER:
+                fleet.stop_worker(fault.target)
+            case Kind.HURRY_WORKER:
+                leaver = fleet.stop_worker(fault.target)
+                await asyncio.sleep(HURRY_SECONDS)
+                fleet.hurry(leaver)
+            case Kind.PAUSE_WORKER:
+                sleeper = fleet.pause_worker(fault.target)
+                await asyncio.sleep(fault.seconds)
+                fleet.resume(sleeper)
+                await asyncio.sleep(AWAKE_SECONDS)
+                sleeper.process.terminate()
+            case Kind.KILL_GATEWAY:
+                fleet.kill_gateway(fault.target)
+            case Kind.BROKER | Kind.CONNECTIONS:
+                await self._broker.fail(fault.seconds)
+
+    def _report(
+        self, fleet: Fleet, clients: Clients, quiet: float | None, stuck: list[str]
+    ) -> Report:
+        self._history.extend(event for log in fleet.worker_logs() for event in events_of(log))
+        costs, files = _records(self._broker.url)
+        outputs = WorkerSettings(data_dir=self._folder).outputs_dir
+        kept = {path.name for path in outputs.iterdir()} if outputs.exists() else set()
+        bugs = Counter(
+            line["event"]
+            for log in fleet.logs()
+            for line in read_log(log)
+            if line.get("level") in {"error", "critical"}
+        )
+        return Report(
+            plan=self._plan,
+            account=account(self._history, lease_seconds=self._plan.lease_seconds),
+            faults=dict(self._done),
+            quiet_seconds=quiet,
+            errors=dict(clients.errors),
+            replayed=clients.replayed,
+            gave_up=clients.gave_up,
+            unseen=len(costs) - clients.acknowledged,
+            files_left=sorted(kept - files),
+            files_missing=sorted(files - kept),
+            died=fleet.died,
+            stuck=stuck,
+            logged_errors=dict(bugs),
+            books=Books.of(self._account(), self._history, costs),
+        )
+
+    def _account(self) -> dict[str, str]:
+        """The hash of the one key that there is."""
+        with broker_errors(), connect_briefly(self._broker.url) as redis:
+            (key,) = redis.scan_iter(keyspace.api_key("*"))
+            return dict(redis.hgetall(key))
+
+
+async def _every(seconds: float, act: Callable[[], object]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        act()
+
+
+@contextmanager
+def _progress(plan: Plan, clients: Clients, done: Counter[Kind]) -> Iterator[Callable[[], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("breaking", total=plan.seconds, told="")
+        started = time.monotonic()
+
+        def show() -> None:
+            seconds = time.monotonic() - started
+            left = max(0.0, plan.seconds - seconds)
+            told = f"{left:.0f} s left" if left else f"{seconds - plan.seconds:.0f} s"
+            told += f", {clients.acknowledged} acknowledged, {clients.terminal} ended"
+            progress.update(
+                bar,
+                description="breaking" if left else "waiting for quiet",
+                completed=seconds,
+                told=f"{told}, {done.total()} faults",
+            )
+
+        yield show
+
+
+def _records(url: str) -> tuple[dict[str, int], set[str]]:
+    """What each request has cost, in millionths, and the names of the files of all."""
+    costs, files = {}, set()
+    with broker_errors(), connect_briefly(url) as redis:
+        for key in redis.scan_iter(keyspace.record("*"), count=1000):
+            cost, file_name = redis.hmget(key, "cost", "file_name")
+            costs[str(key).removeprefix(keyspace.record(""))] = int(cost or 0)
+            files |= {str(file_name)} if file_name else set()
+    return costs, files
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """Other processes that work in the folder still, where there is a /proc (Linux)."""
+    name = str(folder).encode()
+    found = []
+    for process in set(Path("/proc").glob("[0-9]*")) - {Path(f"/proc/{os.getpid()}")}:
+        with suppress(OSError):  # it has ended, or is another user's
+            if name in (process / "environ").read_bytes() + (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def _keep(folder: Path, history: list[Event], faults: list[Fault]) -> None:
+    """For who looks into it."""
+    in_order = sorted(history, key=lambda event: event.at)
+    lines = (json.dumps(asdict(event)) for event in in_order)
+    (folder / "history.jsonl").write_text("".join(line + "\n" for line in lines))
+    (folder / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults], indent=2))

@@ -1,0 +1,190 @@
+"""The gateways and workers of an experiment: real processes, each with a log file of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from server.transport.listener import free_port
+from tests.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
+from tests.chaos.books import PRICES
+from tests.chaos.history import Event, What
+from worker.process.parent_watch import WITH_PARENT
+
+STOP_SECONDS = 30.0
+TOLD = (0, -signal.SIGTERM)
+"""How a worker that was told to stop may end: the signal may come before it can heed it."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process and its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def name(self) -> str:
+        """Unique, for the history."""
+        return self.log.stem
+
+
+class Fleet:
+    """So many gateways and workers, each in its place, whatever is done to them.
+
+    A worker that is paused or told to stop leaves its place to a new one at once, as where machines
+    are many, and lives on beside it.
+    """
+
+    def __init__(
+        self, folder: Path, url: str, *, lease_seconds: float, note: Callable[[Event], None]
+    ) -> None:
+        self.died: list[str] = []
+        """What has ended and nobody had asked it to."""
+        self._environ = {
+            "MOCHI_ENGINE": "fake",
+            "MOCHI_DATA_DIR": str(folder),
+            "MOCHI_REDIS_URL": url,
+            "MOCHI_LEASE_SECONDS": str(lease_seconds),
+            "MOCHI_MOST_WAITING": str(NO_LIMIT),
+            **PRICES,
+        }
+        self._note = note
+        self._folder = folder
+        self._ports: list[int] = []
+        self._gateways: list[Member] = []
+        self._workers: list[Member] = []
+        self._leaving: list[Member] = []
+        self._started: list[Member] = []
+
+    def __enter__(self) -> Self:
+        # All children hold one pipe as standard input, which ends when we do, whatever ends us.
+        self._lifeline = os.pipe()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for member in self._started:
+            member.process.kill()
+            member.process.wait()
+        for descriptor in self._lifeline:
+            os.close(descriptor)
+
+    def start(self, *, gateways: int, workers: int) -> list[str]:
+        """Start all and wait until they serve. Returns the gateways' URLs."""
+        self._ports = [free_port(HOST) for _ in range(gateways)]
+        self._gateways = [self._start_gateway(place) for place in range(gateways)]
+        self._workers = [self._start_worker() for _ in range(workers)]
+        urls = [f"http://{HOST}:{port}" for port in self._ports]
+        for url in urls:
+            wait_until_ready(f"{url}/readyz")
+        return urls
+
+    def kill_worker(self, place: int) -> None:
+        """SIGKILL; a new one is started at once."""
+        victim = self._replace(place)
+        self._tell(What.KILLED, victim)
+        victim.process.kill()
+        victim.process.wait()
+
+    def stop_worker(self, place: int) -> Member:
+        """SIGTERM: it finishes what it runs. A new one is started at once."""
+        leaver = self._replace(place)
+        self._leaving.append(leaver)
+        leaver.process.terminate()
+        return leaver
+
+    def hurry(self, leaver: Member) -> None:
+        """SIGTERM again: it gives back what it runs."""
+        leaver.process.terminate()
+
+    def pause_worker(self, place: int) -> Member:
+        """SIGSTOP; a new one is started at once."""
+        sleeper = self._replace(place)
+        self._leaving.append(sleeper)
+        self._tell(What.PAUSED, sleeper)
+        sleeper.process.send_signal(signal.SIGSTOP)
+        return sleeper
+
+    def resume(self, sleeper: Member) -> None:
+        """SIGCONT."""
+        sleeper.process.send_signal(signal.SIGCONT)
+        self._tell(What.RESUMED, sleeper)
+
+    def kill_gateway(self, place: int) -> None:
+        """SIGKILL; one is started on the same port at once."""
+        victim = self._gateways[place].process
+        victim.kill()
+        victim.wait()
+        self._gateways[place] = self._start_gateway(place)
+
+    def watch(self) -> None:
+        """Note who has ended, and start again who should not have. Call it often."""
+        for member in [member for member in self._leaving if member.process.poll() is not None]:
+            self._leaving.remove(member)
+            self._note_exit(member, expected=TOLD)
+        for place, member in enumerate(self._workers):
+            if member.process.poll() is not None:
+                self._note_exit(self._replace(place))
+        for place, member in enumerate(self._gateways):
+            if member.process.poll() is not None:
+                self._note_exit(member)
+                self._gateways[place] = self._start_gateway(place)
+
+    def stop(self) -> list[str]:
+        """Tell all to stop, and wait. Returns the names of those that do not."""
+        for member in self._started:
+            member.process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return [member.name for member in self._alive()]
+
+    def worker_logs(self) -> list[Path]:
+        """Of all workers that ever were."""
+        return [member.log for member in self._started if member.name.startswith("worker")]
+
+    def logs(self) -> list[Path]:
+        """Of all processes that ever were."""
+        return [member.log for member in self._started]
+
+    def _alive(self) -> list[Member]:
+        return [member for member in self._started if member.process.poll() is None]
+
+    def _replace(self, place: int) -> Member:
+        member = self._workers[place]
+        self._workers[place] = self._start_worker()
+        return member
+
+    def _start_worker(self) -> Member:
+        return self._start("worker", self._environ)
+
+    def _start_gateway(self, place: int) -> Member:
+        return self._start("server", self._environ | {"MOCHI_PORT": str(self._ports[place])})
+
+    def _start(self, package: str, environ: dict[str, str]) -> Member:
+        kind = "gateway" if package == "server" else package
+        log = self._folder / f"{kind}-{len(self._started):03}.log"
+        process = spawn(package, environ, log, WITH_PARENT, stdin=self._lifeline[0])
+        self._started.append(Member(process, log))
+        return self._started[-1]
+
+    def _tell(self, what: What, member: Member) -> None:
+        self._note(Event(time.time(), what, worker=member.name))
+
+    def _note_exit(self, member: Member, expected: Container[int] = ()) -> None:
+        self._tell(What.EXITED, member)
+        status = member.process.returncode
+        if status not in expected:
+            self.died.append(f"{member.name} with status {status}")

@@ -1,0 +1,77 @@
+"""Requests for tests of the job system, submitted and looked at as the gateway does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from redis import Redis
+
+from models.engine import Traits
+from models.params import GenerateParams
+from worker.broker.connection import connect_gateway
+from worker.job import Job
+from worker.store import keyspace, scripts
+from worker.store.gateway_side import GatewayStore
+from worker.store.presence import LiveWorker
+
+OWNER = "a-key"
+
+_Result = TypeVar("_Result")
+
+
+def params(prompt: str = "a pond", **others: Any) -> GenerateParams:
+    """Ten steps, one frame: little work."""
+    given: dict[str, Any] = {"prompt": prompt, "frames": 1, "steps": 10} | others
+    return GenerateParams(**given)
+
+
+def live(name: str = "ann") -> LiveWorker:
+    """A worker with some engine."""
+    return LiveWorker(name, Traits("some weights", "CPU", "float32"))
+
+
+def intake(
+    url: str, ask: Callable[[GatewayStore], Awaitable[_Result]], *, most_waiting: int = 1000
+) -> _Result:
+    """What `ask` gets from a gateway's intake."""
+
+    async def run() -> _Result:
+        async with connect_gateway(url) as redis:
+            return await ask(GatewayStore(redis, most_waiting=most_waiting, retention_seconds=60))
+
+    return asyncio.run(run())
+
+
+def submit(url: str, prompt: str = "a pond", **others: Any) -> str:
+    """The id of a new request."""
+    return intake(url, lambda it: it.submit(params(prompt, **others), OWNER)).request_id
+
+
+def find(url: str, request_id: str) -> Job:
+    """The request as it is now."""
+    return intake(url, lambda it: it.find(request_id, OWNER))
+
+
+def pop(redis: Redis) -> str | None:
+    """The next id, popped as a worker does."""
+    popped = redis.register_script(scripts.source("pop"))(keys=keyspace.for_scripts())
+    return None if popped is None else str(popped)
+
+
+def waiting(redis: Redis) -> list[str]:
+    """Ids that a worker may pop, the next one first."""
+    return list(redis.lrange(keyspace.RQ_QUEUE, 0, -1))  # type: ignore[arg-type]
+
+
+def end_lease(redis: Redis, request_id: str) -> None:
+    """As if the worker had been silent for the length of a lease."""
+    assert redis.zadd(keyspace.LEASES, {request_id: 1}, xx=True, ch=True)
+
+
+def make_webhook_due(redis: Redis, request_id: str) -> None:
+    """As if the time for the next attempt had come, or the sender's lease had ended."""
+    owner = str(redis.hget(keyspace.WEBHOOK + request_id, "owner"))
+    assert redis.zadd(keyspace.webhooks(owner), {request_id: 1}, xx=True, ch=True)
+    redis.zadd(keyspace.WEBHOOKS, {owner: 1})

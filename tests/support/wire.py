@@ -1,0 +1,95 @@
+"""What tests of the HTTP surface share: the shape of errors, gateways beside and within a test."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from urllib.parse import urlsplit
+
+import httpx
+from fastapi import FastAPI
+
+from server.settings import ServerSettings
+from tests.support.stack import Stack
+
+ANSWER_SECONDS = 30.0
+BODY_LIMIT: int = ServerSettings.model_fields["body_bytes"].default
+
+
+def refusal(answer: httpx.Response, status: int) -> str:
+    """The text of an error, which has one shape whatever went wrong: the SDK shows just this."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert isinstance(body["error"], str)
+    assert body["error"]
+    assert set(body) <= {"error", "request_id"}
+    return str(body["error"])
+
+
+def another_gateway(stack: Stack, **settings: str) -> str:
+    """The URL of one more gateway on the same broker. `stack` goes on with its own."""
+    own = stack.url
+    try:
+        return stack.start_gateway(**settings)
+    finally:
+        stack.url = own
+
+
+def call(app: FastAPI, *requests: httpx.Request) -> list[httpx.Response]:
+    """Send requests, one after the other, to an application within this process."""
+
+    async def send() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport) as client,
+        ):
+            return [await client.send(request) for request in requests]
+
+    return asyncio.run(send())
+
+
+def connect(url: str) -> socket.socket:
+    """A raw connection, for what no HTTP library would send."""
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    return socket.create_connection((address.hostname, address.port), timeout=ANSWER_SECONDS)
+
+
+def read_rest(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    received = b""
+    try:
+        while chunk := connection.recv(65_536):
+            received += chunk
+    except ConnectionResetError:
+        pass  # it had not read all of what came
+    return received
+
+
+def another_address() -> str:
+    """One of this machine that nobody else calls from: bad keys count by address."""
+    return ".".join(["127", *(str(random.randrange(1, 255)) for _ in range(3))])
+
+
+def stranger(stack: Stack, address: str = "") -> httpx.Client:
+    """A client without a key, from an address of its own."""
+    # No certificates to verify: reading all of the world's takes a while.
+    transport = httpx.HTTPTransport(local_address=address or another_address(), verify=False)
+    return httpx.Client(base_url=stack.url, transport=transport, timeout=60)
+
+
+def read_answer(connection: socket.socket, method: str = "POST") -> httpx.Response:
+    """One answer from a raw connection."""
+    file = connection.makefile("rb")
+    status = int(file.readline().split()[1])
+    headers = []
+    while line := file.readline().strip():
+        name, _, value = line.partition(b":")
+        headers.append((name.strip(), value.strip()))
+    answer = httpx.Response(status, headers=headers)
+    body = b"" if method == "HEAD" else file.read(int(answer.headers.get("content-length", 0)))
+    return httpx.Response(status, headers=headers, content=body)

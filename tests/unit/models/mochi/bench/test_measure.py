@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.errors import OutOfMemoryError
+from models.mochi.bench import __main__ as command
+from models.mochi.bench import measure, plot, stages, subjects
+from models.mochi.bench.measure import Bench, Name, Seconds, counted_syncs, matmul_peak
+from models.mochi.bench.stages import Times, run_ours, run_stock
+from models.mochi.bench.subjects import SMALL, Subjects, stock_beside
+from models.mochi.parts import Dtypes, Parts
+from models.mochi.synthetic.mock import write_mock_checkpoint
+from models.params import GenerateParams
+from models.settings import EngineSettings
+from models.video import encode
+from tests.bench.engine_counts import listing
+from tests.bench.engine_counts.counts import count_memory
+from tests.bench.engine_counts.graphs import Graphs
+
+ARGUMENTS = ("--frames", "7", "--steps", "10", "--repeats", "2", "--compare", "stock")
+STAGES = ("text", "conditioning", "denoising", "decoding", "rest")
+
+needs_matplotlib = pytest.mark.skipif(
+    find_spec("matplotlib") is None, reason="matplotlib is not installed here"
+)
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("MOCHI_WEIGHTS", "MOCHI_FP8", "MOCHI_STEP_CACHE", "MOCHI_LORA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def both() -> Subjects:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        return subjects.load_subjects(EngineSettings(), Path(), compares=True)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one run of the command left its files."""
+    folder = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        arguments = [*ARGUMENTS, "-o", f"{folder}/out.json", "--trace", f"{folder}/trace"]
+        assert command.main(arguments) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(written: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((written / "out.json").read_text())
+    return loaded
+
+
+def params(frames: int = 7, **others: Any) -> GenerateParams:
+    return GenerateParams(**{"prompt": "a cat", "frames": frames, "steps": 10, **others})
+
+
+def times(total: float = 10.0, **others: Any) -> Times:
+    given = {"text": 1.0, "conditioning": 0.5, "steps": [1.0, 2.0, 4.0], "decoding": 1.0}
+    return Times(total=total, **{**given, **others})
+
+
+# The command
+
+
+def test_json_has_both_engines_with_cold_and_warm_stages(result: dict[str, Any]) -> None:
+    ours, stock = result["rows"]
+    assert (ours["engine"], stock["engine"]) == ("ours", "stock")
+    for row in (ours, stock):
+        assert (row["frames"], row["steps"], row["runs"]) == (7, 10, 2)
+        assert row["visual_tokens"] == 2 * 3 * 5
+        assert row["is_cold"]
+        assert row["error"] == row["note"] == ""
+        for seconds in (row["first"], row["warm"]):
+            assert sum(seconds[stage] for stage in STAGES) == pytest.approx(
+                seconds["total"], rel=0.2
+            )
+            assert 0 < seconds["step"] < seconds["denoising"] < seconds["total"]
+        assert row["tflops"] == pytest.approx(row["step_tflop"] / row["warm"]["step"])
+        assert row["share"] == pytest.approx(row["tflops"] / result["peak_tflops"])
+    assert ours["step_tflop"] == stock["step_tflop"]
+    assert ours["warm"]["conditioning"] > stock["warm"]["conditioning"] == 0
+
+
+def test_json_says_what_ran_where_and_that_it_is_not_mochi(result: dict[str, Any]) -> None:
+    assert result["note"] == SMALL
+    machine, setup = result["machine"], result["setup"]
+    assert not machine["is_gpu"]
+    assert machine["versions"]["torch"] == torch.__version__
+    assert set(machine["versions"]) == {"torch", "cuda", "diffusers", "transformers", "python"}
+    assert (setup["weights"], setup["precision"]) == ("mock weights", "float32")
+    assert (setup["attention"], setup["compiled"], setup["cap_gib"]) == ("flash", False, None)
+    assert all(row["syncs"] is None and row["allocated_gib"] == 0 for row in result["rows"])
+
+
+def test_a_trace_and_its_largest_kernels_are_kept(written: Path, result: dict[str, Any]) -> None:
+    assert {file.name for file in (written / "trace").iterdir()} == {
+        "ours-7.json.gz",
+        "stock-7.json.gz",
+    }
+    ours = [kernel for kernel in result["kernels"] if kernel["engine"] == "ours"]
+    assert any("attention" in kernel["name"] for kernel in ours)
+    assert [kernel["ms"] for kernel in ours] == sorted(
+        (kernel["ms"] for kernel in ours), reverse=True
+    )
+
+
+def test_the_table_has_each_stage_and_says_that_it_is_not_mochi(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command.main(["--frames", "1", "--steps", "10", "--repeats", "1"]) == 0
+    said = capsys.readouterr()
+    for words in ("1 frames, 10 steps", "ours, cold", "warm, 1", "VAE, s", "TFLOP/s in a step"):
+        assert words in said.out
+    assert "No CUDA device" in said.out
+    assert "the first request" in said.err  # progress
+    assert "stock" not in said.out
+
+
+def test_a_request_that_fails_is_told_and_the_other_engine_is_measured_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OutOfMemoryError("The GPU has too little memory for 7 frames.")
+
+    monkeypatch.setattr(measure, "run_ours", fail)
+    assert command.main([*ARGUMENTS, "-o", str(tmp_path / "out.json")]) == 1
+    ours, stock = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert ours["error"] == "The GPU has too little memory for 7 frames."
+    assert ours["first"] is ours["warm"] is None
+    assert stock["warm"]["total"] > 0
+    assert "too little memory" in capsys.readouterr().out
+
+
+def test_what_this_machine_cannot_do_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MOCHI_FP8", "true")
+    assert command.main(["--frames", "1"]) == 1
+    assert "MOCHI_FP8 needs a GPU" in capsys.readouterr().err
+
+
+# Taking turns
+
+
+def test_engines_take_turns_so_that_none_is_always_the_second(
+    both: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Name] = []
+
+    def run(_: Bench, name: Name, asked: GenerateParams, *__: object) -> Times:
+        ran.append(name)
+        return times(total=float(len(ran)))
+
+    monkeypatch.setattr(Bench, "_run", run)
+    ours, stock = Bench(both, steps=10, repeats=3).measure(7)
+    assert ran == ["ours", "stock", "stock", "ours", "ours", "stock", "stock", "ours"]
+    assert ours.first is not None
+    assert ours.first.total == 1
+    assert ours.warm is not None
+    assert ours.warm.total == 5  # the median of 4, 5 and 8
+    assert ours.runs == stock.runs == 3
+
+
+def test_only_the_first_length_is_cold(both: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "_run", lambda *_: times())
+    bench = Bench(both, steps=10, repeats=1)
+    assert [row.is_cold for row in (*bench.measure(1), *bench.measure(7))] == [
+        *(True, True),
+        *(False, False),
+    ]
+
+
+def test_no_prompt_is_asked_for_twice(both: Subjects) -> None:
+    bench = Bench(both, steps=10, repeats=1)
+    prompts = [bench._params(7, 10).prompt for _ in range(5)]
+    assert len(set(prompts)) == 5
+    assert len({len(prompt) for prompt in prompts}) == 1
+
+
+# Stages
+
+
+def test_the_rest_is_what_no_stage_accounts_for() -> None:
+    assert times().rest == pytest.approx(10 - 1 - 0.5 - 7 - 1)
+    assert times().step == 2
+
+
+def test_each_stage_has_a_median_of_its_own() -> None:
+    seconds = Seconds.of(
+        [times(text=1.0, total=10.0), times(text=3.0, total=30.0), times(text=2.0)]
+    )
+    assert (seconds.text, seconds.total) == (2.0, 10.0)
+
+
+def test_a_watched_request_gives_the_frames_of_the_engine(both: Subjects, tmp_path: Path) -> None:
+    asked = params()
+    encode(both.ours.generate(asked, lambda *_: None), asked.fps, tmp_path / "plain.mp4")
+    steps: list[tuple[int, int]] = []
+    seen = run_ours(both.ours, asked, tmp_path / "watched.mp4", lambda *step: steps.append(step))
+    assert (tmp_path / "watched.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+    assert steps == [(step, 10) for step in range(1, 11)]
+    assert len(seen.steps) == 10
+    assert min(seen.text, seen.conditioning, seen.decoding, *seen.steps) > 0
+    assert seen.rest > 0
+
+
+def test_the_stock_pipeline_makes_the_frames_that_it_makes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[bytes]] = []
+    monkeypatch.setattr(stages, "encode", lambda clip, *_: drawn.append(list(clip.frames)))
+    parts = Parts.read(write_mock_checkpoint(tmp_path), Dtypes())
+    pipeline = parts.pipeline()
+    asked = params(5, seed=7)
+    run_stock(pipeline, asked, tmp_path / "video.mp4", (80, 48))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = pipeline(
+            asked.prompt,
+            width=80,
+            height=48,
+            num_frames=7,
+            num_inference_steps=10,
+            generator=torch.Generator().manual_seed(7),
+        ).frames[0]
+    assert drawn == [[picture.tobytes() for picture in alone[:5]]]
+
+
+def test_both_engines_share_their_weights_and_do_each_other_no_harm(both: Subjects) -> None:
+    assert both.stock is not None
+    theirs = both.stock.transformer.transformer_blocks[0]
+    ours: Any = both.ours.core.blocks[0]
+    assert ours.ff.net[2].weight.data_ptr() == theirs.ff.net[2].weight.data_ptr()
+    assert ours.to_out.weight.data_ptr() == theirs.attn1.to_out[0].weight.data_ptr()
+    assert torch.equal(
+        ours.to_qkv.weight[: theirs.attn1.to_q.out_features], theirs.attn1.to_q.weight
+    )
+
+
+def test_a_twin_has_a_structure_of_its_own(tmp_path: Path) -> None:
+    parts = Parts.read(write_mock_checkpoint(tmp_path), Dtypes())
+    pipeline, twin = stock_beside(parts)
+    del twin.transformer.transformer_blocks[0].attn1.to_q
+    del twin.vae.encoder
+    assert pipeline.transformer.transformer_blocks[0].attn1.to_q is not None
+    assert pipeline.vae.encoder is not None
+    assert twin.text_encoder is pipeline.text_encoder
+
+
+# Looking at the GPU
+
+
+def test_waits_are_counted_by_pytorchs_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with counted_syncs() as count:
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+        assert count() == 0
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        assert count() == 2
+    assert modes == ["warn", "default"]
+
+
+def test_the_peak_is_that_of_products_of_matrices() -> None:
+    assert 0 < matmul_peak(torch.device("cpu"), repeats=2) < 100
+
+
+# The plot
+
+
+@needs_matplotlib
+def test_the_plot_is_a_png(result: dict[str, Any], written: Path, tmp_path: Path) -> None:
+    plot.plot([result], tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert plot.main([str(tmp_path / "two.png"), *[str(written / "out.json")] * 2]) == 0
+    assert (tmp_path / "two.png").stat().st_size > 10_000
+
+
+def test_without_matplotlib_nothing_is_measured_and_it_says_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plot, "find_spec", lambda _: None)
+    monkeypatch.setattr(command, "load_subjects", lambda *_, **__: pytest.fail("it began"))
+    assert command.main(["--plot", str(tmp_path / "out.png")]) == 1
+    assert "pip install 'mochi-server[bench]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["out.png"], ["--help"]])
+def test_the_plot_alone_says_how_it_is_called(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plot.main(arguments) == 2
+    assert "OUT.png FILE.json" in capsys.readouterr().err
+
+
+@needs_matplotlib
+def test_without_a_successful_request_there_is_no_plot(
+    result: dict[str, Any], tmp_path: Path
+) -> None:
+    failed = {**result, "rows": [{**row, "warm": None} for row in result["rows"]]}
+    with pytest.raises(plot.PlotError, match="No request succeeded"):
+        plot.plot([failed], tmp_path / "out.png")
+
+
+# Counts
+
+
+def test_counts_are_printed_and_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count: Callable[..., Any] = listing.count
+    monkeypatch.setattr(listing, "count", lambda frames: count(frames, blocks=2))
+    monkeypatch.setattr(listing, "count_graphs", lambda: Graphs(6, 0))
+    monkeypatch.setattr(
+        listing, "_compiled", lambda *_: (None, "This PyTorch's compiler cannot be asked")
+    )
+    memory = count_memory
+    monkeypatch.setattr(
+        listing,
+        "count_memory",
+        lambda blocks: memory((1,), blocks, with_stock=False),
+    )
+    assert command.main(["--counts", "--frames", "7", "-o", str(tmp_path / "out.json")]) == 0
+    said = capsys.readouterr().out
+    for words in ("waits for the GPU", "One denoising step, 7 frames", "DENOISING", "cannot be"):
+        assert words in said
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["lengths"][0]["stock"]["step"]["syncs"] == 2 * 2
+    assert written["lengths"][0]["ours"]["step"]["syncs"] == 0
+    assert written["graphs"] == {"graphs": 6, "breaks": 0}

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models.errors import EngineUnavailableError
+from models.mochi.memory import profiles as memory
+from models.mochi.memory.profiles import PROFILES, Plan, Precision, ProfileName, choose_plan
+from models.mochi.network.modulation import Conditioner
+from models.mochi.network.transformer import Core
+from models.mochi.parts import Dtypes
+from models.mochi.synthetic.dummy import empty_dummy
+
+NAMES: tuple[ProfileName, ...] = ("80gb", "48gb", "24gb", "offload")
+PRECISIONS: tuple[Precision, ...] = ("reference", "bf16")
+GIB = 2**30
+
+sizes = st.floats(0, 200)
+precisions = st.sampled_from(("auto", *PRECISIONS))
+
+
+def choose(
+    free_gib: float,
+    profile: ProfileName | Literal["auto"] = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+) -> tuple[str, str]:
+    plan = choose_plan(free_gib, profile, precision)
+    return plan.profile.name, plan.precision
+
+
+# Cards
+
+
+@pytest.mark.parametrize(
+    ("card", "free_gib", "profile"),
+    [
+        ("H200", 139.8, "80gb"),
+        ("H100 or A100 80 GB", 79.1, "80gb"),
+        ("L40S or A6000 48 GB", 47.4, "48gb"),
+        ("L40S 48 GB with ECC", 44.5, "48gb"),
+        ("RTX 4090 24 GB", 23.6, "24gb"),
+        ("L4 24 GB with ECC", 22.0, "24gb"),
+        ("RTX 4080 16 GB", 15.7, "offload"),
+        ("RTX 4070 12 GB", 11.6, "offload"),
+    ],
+)
+def test_a_card_gets_the_profile_that_is_named_after_it(
+    card: str, free_gib: float, profile: str
+) -> None:
+    assert choose(free_gib)[0] == profile, card
+
+
+@pytest.mark.parametrize("free_gib", [79.1, 47.4])
+def test_large_cards_get_the_reference_precision(free_gib: float) -> None:
+    assert choose(free_gib)[1] == "reference"
+
+
+def test_on_a_card_of_32_gb_no_block_is_fetched() -> None:
+    assert not choose_plan(31.4, "auto", "auto").profile.streams_blocks
+
+
+def test_a_card_of_6_gb_is_too_small() -> None:
+    with pytest.raises(EngineUnavailableError):
+        choose(6.0)
+
+
+# Choosing
+
+
+def rank(free_gib: float, precision: Precision | Literal["auto"]) -> int:
+    """Of the best plan, the more the better."""
+    try:
+        plan = choose_plan(free_gib, "auto", precision)
+    except EngineUnavailableError:
+        return -1
+    order = list(reversed(memory._PREFERRED))
+    return order.index((plan.profile.name, plan.precision))
+
+
+@settings(deadline=None)
+@given(sizes, sizes, precisions)
+def test_more_memory_never_gives_a_worse_plan(
+    one: float, other: float, precision: Precision | Literal["auto"]
+) -> None:
+    less, more = sorted((one, other))
+    assert rank(less, precision) <= rank(more, precision)
+
+
+@settings(deadline=None)
+@given(sizes, precisions)
+def test_what_is_chosen_fits_and_what_fits_is_chosen(
+    free_gib: float, precision: Precision | Literal["auto"]
+) -> None:
+    kinds = [kind for kind in PRECISIONS if precision in {"auto", kind}]
+    fits = any(PROFILES[name].gib(kind) <= free_gib for name in NAMES for kind in kinds)
+    try:
+        plan = choose_plan(free_gib, "auto", precision)
+    except EngineUnavailableError:
+        assert not fits
+    else:
+        assert plan.profile.gib(plan.precision) <= free_gib
+        assert plan.precision in kinds
+
+
+@settings(deadline=None)
+@given(sizes, st.sampled_from(NAMES), precisions)
+def test_a_named_profile_and_precision_are_kept_to_however_small_the_card(
+    free_gib: float, profile: ProfileName, precision: Precision | Literal["auto"]
+) -> None:
+    name, kind = choose(free_gib, profile, precision)
+    assert name == profile
+    assert precision in {"auto", kind}
+
+
+@pytest.mark.parametrize("profile", NAMES)
+def test_a_named_profile_gets_the_best_precision_that_fits(profile: ProfileName) -> None:
+    needs = PROFILES[profile].gib("reference")
+    assert choose(needs + 0.1, profile) == (profile, "reference")
+    assert choose(needs - 0.1, profile) == (profile, "bf16")
+    assert choose(1.0, profile) == (profile, "bf16")
+
+
+def test_float32_comes_before_more_on_the_gpu_but_after_resident_blocks() -> None:
+    streamed = [PROFILES[name].streams_blocks for name, _ in memory._PREFERRED]
+    assert streamed == sorted(streamed)
+    for name in NAMES:
+        kinds = [kind for each, kind in memory._PREFERRED if each == name]
+        assert kinds == ["reference", "bf16"]
+    order = memory._PREFERRED
+    assert order.index(("48gb", "reference")) < order.index(("80gb", "bf16"))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_smaller_profile_needs_less(precision: Precision) -> None:
+    needs = [PROFILES[name].gib(precision) for name in NAMES]
+    assert needs == sorted(set(needs), reverse=True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_text_encoder_that_visits_has_left_when_the_work_begins(precision: Precision) -> None:
+    elsewhere, visiting = (PROFILES[name].gib(precision) for name in ("24gb", "48gb"))
+    assert visiting < elsewhere + memory.TEXT[precision]
+
+
+@pytest.mark.parametrize("profile", NAMES)
+def test_less_precision_needs_less(profile: ProfileName) -> None:
+    assert PROFILES[profile].gib("bf16") < PROFILES[profile].gib("reference")
+
+
+# What is said
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d+\.\d", text)
+
+
+def needed(plan: Plan) -> str:
+    return f"{plan.profile.gib(plan.precision):.1f}"
+
+
+@pytest.mark.parametrize("free_gib", [79.13, 47.4, 23.6, 11.6])
+def test_the_reason_has_what_is_free_and_what_is_needed(free_gib: float) -> None:
+    plan = choose_plan(free_gib, "auto", "auto")
+    assert numbers(plan.reason) == [f"{free_gib:.1f}", needed(plan)]
+
+
+def test_the_reason_says_when_a_profile_may_be_too_large() -> None:
+    plan = choose_plan(23.6, "80gb", "reference")
+    assert plan.reason.startswith("asked for, though 23.6 GiB are free")
+    assert numbers(plan.reason) == ["23.6", needed(plan)]
+
+
+def test_a_card_that_is_too_small_is_told_the_numbers_and_the_remedies() -> None:
+    with pytest.raises(EngineUnavailableError) as caught:
+        choose(6.04)
+    text = str(caught.value)
+    assert numbers(text) == ["6.0", f"{PROFILES['offload'].gib('bf16'):.1f}"]
+    assert "MOCHI_DEVICE=cuda:N" in text
+    assert "MOCHI_PROFILE=offload" in text
+    assert choose(6.04, "offload") == ("offload", "bf16")
+
+
+# The numbers
+
+
+@pytest.fixture(scope="module")
+def sizes_of_weights() -> dict[str, float]:
+    """In GiB in bfloat16, counted from the full-size model."""
+
+    def gib(module: nn.Module) -> float:
+        return 2 * sum(parameter.numel() for parameter in module.parameters()) / GIB
+
+    parts = empty_dummy(Dtypes())
+    text, vae = gib(parts.text_encoder), gib(parts.vae.decoder)
+    with torch.device("meta"):
+        conditioner, core = Conditioner(parts.transformer), Core(parts.transformer)
+    first, second, *_, last = core.blocks
+    small = gib(conditioner.embed) + gib(core) - gib(core.blocks)
+    return {
+        "text": text,
+        "vae": vae,
+        "core": gib(core) + gib(conditioner.embed),
+        "modulation": gib(conditioner) - gib(conditioner.embed),
+        "streamed": gib(first) + gib(second) + gib(last) + small,
+    }
+
+
+def test_weights_take_what_is_counted_for_them(sizes_of_weights: dict[str, float]) -> None:
+    for name, constant in (
+        ("text", memory.TEXT["bf16"]),
+        ("text", memory.TEXT["reference"] / 2),
+        ("vae", memory.VAE["bf16"]),
+        ("vae", memory.VAE["reference"] / 2),
+        ("core", memory.CORE),
+        ("modulation", memory.MODULATION),
+    ):
+        assert constant == pytest.approx(sizes_of_weights[name], abs=0.1), name
+    assert sizes_of_weights["streamed"] <= memory.STREAMED

@@ -1,0 +1,37 @@
+"""The estimated seconds of a step, against what is known of Mochi's cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.mock.card_speed import INSTANT, PEAK_TFLOPS, SUSTAINED, MockSpeed, forward_tflop
+from models.params import GenerateParams
+
+TFLOP = {49: 282, 85: 603, 160: 1668}
+"""Of one pass through the transformer, by frames asked for: as counted on the full-size model."""
+
+
+def ask(frames: int) -> GenerateParams:
+    return GenerateParams(prompt="a pond", frames=frames)
+
+
+@pytest.mark.parametrize(("frames", "tflop"), TFLOP.items())
+def test_the_cost_of_a_pass_is_what_was_counted(frames: int, tflop: float) -> None:
+    assert forward_tflop(ask(frames)) == pytest.approx(tflop, rel=0.01)
+
+
+def test_a_step_is_two_passes_at_the_rate_that_a_card_sustains() -> None:
+    seconds = MockSpeed.parse("h100").step_seconds(ask(49))
+    assert seconds == pytest.approx(2 * TFLOP[49] / (SUSTAINED * 989), rel=0.01)
+
+
+def test_every_card_takes_longer_for_more_frames_and_a_part_of_it_when_compressed() -> None:
+    for card in PEAK_TFLOPS:
+        short, long = (MockSpeed.parse(card).step_seconds(ask(frames)) for frames in (7, 160))
+        assert 0 < short < long
+        compressed = MockSpeed.parse(f"{card}/60").step_seconds(ask(160))
+        assert compressed == pytest.approx(long / 60)
+
+
+def test_instant_takes_no_time() -> None:
+    assert MockSpeed.parse(INSTANT).step_seconds(ask(160)) == 0

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import asyncio
+
+from itsdangerous import Signer
+from redis import Redis
+
+from server.api.links import Links, load_signer
+from worker.broker.connection import connect_gateway
+
+REQUEST_ID = "00000000-0000-4000-8000-000000000000"
+LINKS = Links("https://videos.example", REQUEST_ID)
+
+
+def signer_of_a_new_gateway(url: str) -> Signer:
+    async def load() -> Signer:
+        client = connect_gateway(url)
+        try:
+            return await load_signer(client)
+        finally:
+            await client.aclose()
+
+    return asyncio.run(load())
+
+
+def test_links_are_absolute_and_where_the_contract_has_them() -> None:
+    assert LINKS.status == f"https://videos.example/v2/requests/{REQUEST_ID}/status"
+    assert LINKS.response == f"https://videos.example/v2/requests/{REQUEST_ID}"
+    assert LINKS.poll == f"https://videos.example/v1/requests/{REQUEST_ID}"
+
+
+def test_all_gateways_of_a_broker_sign_alike(redis_url: str) -> None:
+    one, other = (signer_of_a_new_gateway(redis_url) for _ in range(2))
+    assert LINKS.video(one) == LINKS.video(other)
+
+
+def test_gateways_of_other_brokers_sign_otherwise(redis: Redis, redis_url: str) -> None:
+    one = signer_of_a_new_gateway(redis_url)
+    redis.flushall()
+    assert LINKS.video(one) != LINKS.video(signer_of_a_new_gateway(redis_url))
+
+
+def test_a_signature_is_for_one_request(redis_url: str) -> None:
+    signer = signer_of_a_new_gateway(redis_url)
+    path, _, signature = LINKS.video(signer).partition("?signature=")
+    assert path == f"https://videos.example/v2/videos/{REQUEST_ID}.mp4"
+    assert len(signature) >= 43
+    assert signature not in Links(LINKS.base, REQUEST_ID.replace("8", "9")).video(signer)

@@ -1,0 +1,81 @@
+"""What `mochi-server up` does about weights before it starts anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models.errors import WeightsError
+from models.weights.folder import find
+from server.cli.weights import fetch_missing, has_nvidia_gpu
+from tests.support.hub import FIRST, HUB_ID, StandIn, stand_in
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with stand_in() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        # What HF_ENDPOINT sets when huggingface_hub is imported.
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
+
+
+def settings(tmp_path: Path, **values: object) -> WorkerSettings:
+    own = {"data_dir": tmp_path / "data", "weights": HUB_ID, "mock": False, "engine": "mochi"}
+    return WorkerSettings.model_validate(own | {"revision": ""} | values)
+
+
+def never() -> bool:
+    raise AssertionError("nothing is to be fetched, so no GPU is looked for")
+
+
+def test_missing_weights_are_pulled_once(hub: StandIn, tmp_path: Path) -> None:
+    fetch_missing(settings(tmp_path), lambda: True)
+    folder = find(HUB_ID, "", tmp_path / "data")
+    assert folder is not None
+    assert folder.name == FIRST
+    hub.requests.clear()
+    fetch_missing(settings(tmp_path), never)
+    assert hub.requests == []
+
+
+def test_without_a_gpu_nothing_is_fetched_and_the_mock_is_offered(
+    hub: StandIn, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match=r"no NVIDIA GPU.* mochi-server up --mock"):
+        fetch_missing(settings(tmp_path), lambda: False)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "values", [{"mock": True}, {"engine": "fake"}, {"weights": "dummy"}, {"weights": "/nowhere"}]
+)
+def test_what_needs_no_weights_of_the_hub_fetches_none(
+    hub: StandIn, tmp_path: Path, values: dict[str, object]
+) -> None:
+    fetch_missing(settings(tmp_path, **values), never)
+    fetch_missing(settings(tmp_path, weights=str(tmp_path)), never)
+    assert hub.requests == []
+
+
+def test_a_gpu_is_seen_by_its_device_or_by_nvidia_smi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{tool.parent}:/bin:/usr/bin")
+    for name, is_gpu in (("nvidiactl", False), ("nvidia3", True), ("dxg", True)):
+        devices = tmp_path / name
+        devices.mkdir()
+        tool.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+        tool.chmod(0o755)
+        (devices / name).touch()
+        assert has_nvidia_gpu(devices) is is_gpu
+    tool.write_text("#!/bin/sh\necho 'GPU 0: a card'\n")
+    assert has_nvidia_gpu(tmp_path / "nvidiactl")

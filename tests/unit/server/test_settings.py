@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from server.errors import SettingsError
+from server.settings import ServerSettings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("MOCHI_"):
+            monkeypatch.delenv(name)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> ServerSettings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def test_by_default_only_this_machine_is_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch)
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert (settings.body_bytes, settings.public_url) == (131072, "")
+
+
+def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, MOCHI_PORT="9000", MOCHI_PUBLIC_URL="https://videos.example:8443")
+    assert (settings.port, settings.public_url) == (9000, "https://videos.example:8443")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MOCHI_PORT", "http"),
+        ("MOCHI_PORT", "65536"),
+        ("MOCHI_PUBLIC_URL", "videos.example"),
+        ("MOCHI_PUBLIC_URL", "https://videos.example/"),
+        ("MOCHI_PUBLIC_URL", "https://videos.example/\nx"),
+        ("MOCHI_PUBLIC_URL", "javascript://videos.example"),
+        ("MOCHI_TRUSTED_PROXIES", "*"),
+        ("MOCHI_TRUSTED_PROXIES", "proxy.example"),
+        ("MOCHI_TRUSTED_PROXIES", "10.0.0.7:80"),
+        ("MOCHI_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("MOCHI_TRUSTED_PROXIES", "10.0.0.7,0.0.0.0/0"),
+        ("MOCHI_TRUSTED_PROXIES", "::/0"),
+        ("MOCHI_TLS_KEY", "key.pem"),
+        ("MOCHI_DOCS", "perhaps"),
+        ("MOCHI_BODY_BYTES", "0"),
+        ("MOCHI_V1_SECONDS", "0"),
+        ("MOCHI_V1_SECONDS", "nan"),
+        ("MOCHI_V1_SECONDS", "inf"),
+        ("MOCHI_MOST_WAITING", "-1"),
+        ("MOCHI_WORKERS", "1.5"),
+        ("MOCHI_DRAIN_SECONDS", "nan"),
+        ("MOCHI_MOCK", "perhaps"),
+        ("MOCHI_REDIS_URL", "http://broker"),
+        ("MOCHI_LEASE_SECONDS", "1"),
+        ("MOCHI_CHECKPOINT_STEPS", "-1"),
+        ("MOCHI_CHECKPOINT_STEPS", "2.5"),
+        ("MOCHI_RETENTION_SECONDS", "inf"),
+        ("MOCHI_OUTPUTS", "/videos"),
+        ("MOCHI_OUTPUTS", "s3://"),
+        ("MOCHI_OUTPUTS", "s3://ab"),
+        ("MOCHI_OUTPUTS", "s3://Bucket"),
+        ("MOCHI_OUTPUTS", "gs://bucket"),
+        ("MOCHI_OUTPUTS", "s3://key:secret@bucket"),
+        ("MOCHI_OUTPUTS", "s3://bucket//x"),
+        ("MOCHI_OUTPUTS", "s3://bucket/../x"),
+        ("MOCHI_OUTPUTS", "s3://bucket/x y"),
+        ("MOCHI_OUTPUTS", "s3://bucket/x\n"),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch, **{name: value})
+    assert str(error.value).startswith(f"{name}: ")
+    assert repr(value) in str(error.value) or name == "MOCHI_REDIS_URL"
+
+
+@pytest.mark.parametrize("proxies", ["10.0.0.7", "10.0.0.0/8, fd00::/8", "::1,", ""])
+def test_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch, proxies: str) -> None:
+    assert load(monkeypatch, MOCHI_TRUSTED_PROXIES=proxies).trusted_proxies == proxies
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "form"),
+    [
+        ("MOCHI_DEVICE", "cpu", "like cuda or cuda:1"),
+        ("MOCHI_REVISION", "main", "40 hex digits"),
+        ("MOCHI_PUBLIC_URL", "videos.example", "like https://videos.example"),
+        ("MOCHI_OUTPUTS", "bucket/prefix", "like s3://bucket/prefix"),
+        ("MOCHI_REDIS_URL", "broker", "like redis://host:6379/0"),
+    ],
+)
+def test_a_value_of_a_wrong_form_is_answered_with_a_right_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, form: str
+) -> None:
+    with pytest.raises(SettingsError, match="The form is wrong") as error:
+        load(monkeypatch, **{name: value})
+    assert form in str(error.value)
+
+
+def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"MOCHI_{name.upper()}" for name in ServerSettings.model_fields]
+    settings = load(monkeypatch, **dict.fromkeys(names, ""))
+    assert settings == ServerSettings.model_construct()
+    assert not settings.model_fields_set
+
+
+@pytest.mark.parametrize("chosen", [{"MOCHI_MOCK": "true"}, {"MOCHI_ENGINE": "fake"}], ids=str)
+def test_settings_of_real_weights_are_known_to_mean_nothing_without_them(
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str]
+) -> None:
+    others = {"MOCHI_FP8": "true", "MOCHI_DEVICE": "cuda:1", "MOCHI_LORA": "", "MOCHI_PORT": "1"}
+    assert load(monkeypatch, **others).ignored == []
+    assert load(monkeypatch, **others, **chosen).ignored == ["MOCHI_DEVICE", "MOCHI_FP8"]
+
+
+def test_a_password_in_a_refused_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch, MOCHI_REDIS_URL="http://:hunter2@broker")
+    assert "hunter2" not in str(error.value)
+
+
+def test_of_two_settings_that_exclude_each_other_both_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch, MOCHI_CHECKPOINT_STEPS="5", MOCHI_STEP_CACHE="0.1")
+    assert str(error.value).startswith(
+        "MOCHI_CHECKPOINT_STEPS: got '5'. It does not go with MOCHI_STEP_CACHE: set one of the two "
+    )
+
+
+@pytest.mark.parametrize(
+    "prices",
+    [
+        {"MOCHI_PRICE_BASE": "1000000.000001"},
+        {"MOCHI_PRICE_FRAME_STEP": "83.4"},
+        {"MOCHI_PRICE_GPU_SECOND": "2000", "MOCHI_PRICE_MOST_GPU_SECONDS": "501"},
+    ],
+)
+def test_prices_beyond_what_can_be_reckoned_with_are_refused(
+    monkeypatch: pytest.MonkeyPatch, prices: dict[str, str]
+) -> None:
+    with pytest.raises(SettingsError, match="MOCHI_PRICE_"):
+        load(monkeypatch, **prices)
+
+
+def test_a_price_has_at_most_six_decimals(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(load(monkeypatch, MOCHI_PRICE_BASE="0.000001").price_base) == "0.000001"
+    with pytest.raises(SettingsError, match=r"MOCHI_PRICE_BASE: .* 6 decimal places"):
+        load(monkeypatch, MOCHI_PRICE_BASE="0.0000001")
+
+
+def test_an_unknown_variable_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"MOCHI_PROT: .* Did you mean MOCHI_PORT"):
+        load(monkeypatch, MOCHI_PROT="9000")
+
+
+def test_a_variable_like_no_other_is_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch, MOCHI_QQQQQQQQ="1")
+    assert str(error.value) == "MOCHI_QQQQQQQQ: there is no such setting."
+
+
+def test_the_variables_of_clients_and_of_others_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(monkeypatch, MOCHI_URL="http://here", MOCHI_API_KEY="mochi_x", MOCHIS_PORT="x")

@@ -1,0 +1,197 @@
+"""The gate, in front of the whole application: who gets in, and what a caller's Host may be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from redis import Redis
+from starlette.routing import BaseRoute, Mount
+
+from server.app import create_app
+from server.keys.record import NewKey
+from server.keys.store import create_key
+from server.keys.throttle import MOST_BAD_KEYS
+from server.paths import PUBLIC, PUBLIC_FOLDERS
+from server.settings import ServerSettings
+from server.transport import middleware as gate
+from tests.support.wire import call, refusal
+from worker.broker.connection import connect_gateway
+
+SIGNED_VIDEO = "/v2/videos/{request_id}.mp4"
+VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "ODD")
+OPEN = {
+    "/",
+    "/docs",
+    "/docs/anything",
+    "/healthz",
+    "/openapi.json",
+    "/page/anything",
+    "/readyz",
+    "/version",
+    SIGNED_VIDEO,
+}
+"""Written out, and not taken from the gate: what is added there has to be added here as well."""
+
+
+@pytest.fixture
+def app(redis_url: str, tmp_path: Path) -> FastAPI:
+    settings = ServerSettings(data_dir=tmp_path, redis_url=redis_url)
+    return create_app(settings, connect_gateway(redis_url))
+
+
+@pytest.fixture
+def secret(redis: Redis) -> str:
+    return create_key(redis, NewKey(name="test"))
+
+
+def ask(verb: str, path: str, **headers: str) -> httpx.Request:
+    return httpx.Request(verb, f"http://gateway{path}", headers=headers)
+
+
+def walk(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[str]:
+    """The path of everything that an application answers to, within what is mounted too."""
+    for context in iter_route_contexts([*routes]):
+        path = f"{prefix}{context.path}"
+        yield path
+        if isinstance(context.original_route, Mount):
+            yield f"{path}/anything"
+            yield from walk(context.original_route.routes, path)
+
+
+def open_without_a_key(app: FastAPI) -> set[str]:
+    """The paths that some verb reaches without a key."""
+    asked = [(verb, path) for path in sorted({*walk(app.routes)}) for verb in VERBS]
+    answers = call(app, *(ask(verb, path) for verb, path in asked))
+    return {
+        path
+        for (_, path), answer in zip(asked, answers, strict=True)
+        if answer.status_code != HTTPStatus.UNAUTHORIZED
+    }
+
+
+def test_nothing_but_this_list_is_reached_without_a_key(app: FastAPI) -> None:
+    assert open_without_a_key(app) == OPEN
+    assert {"/v1/mochi-1", "/v2/mochi-1", "/v2/requests/{request_id}"} <= {*walk(app.routes)} - OPEN
+
+
+def test_without_docs_the_list_is_shorter(redis_url: str, tmp_path: Path) -> None:
+    settings = ServerSettings(data_dir=tmp_path, redis_url=redis_url, docs=False)
+    app = create_app(settings, connect_gateway(redis_url))
+    assert open_without_a_key(app) == {"/healthz", "/readyz", "/version", SIGNED_VIDEO}
+
+
+def test_a_new_route_needs_a_key_wherever_it_is_mounted(app: FastAPI) -> None:
+    inner = FastAPI(openapi_url=None)
+    inner.add_api_route("/deep", lambda: "in")
+    app.mount("/mounted", inner)
+    app.add_api_route("/v2/new", lambda: "in", methods=["PATCH"])
+    assert {"/mounted/anything", "/mounted/deep", "/v2/new"} <= {*walk(app.routes)}
+    assert open_without_a_key(app) == OPEN
+
+
+def test_a_new_route_that_needs_none_is_found_out(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = FastAPI(openapi_url=None)
+    inner.add_api_route("/deep", lambda: "in")
+    app.mount("/mounted", inner)
+    app.add_api_route("/v2/new", lambda: "in", methods=["PATCH"])
+    monkeypatch.setattr(gate, "PUBLIC", PUBLIC | {"/v2/new"})
+    monkeypatch.setattr(gate, "PUBLIC_FOLDERS", (*PUBLIC_FOLDERS, "/mounted/d"))
+    assert open_without_a_key(app) - OPEN == {"/v2/new", "/mounted/deep"}
+
+
+def test_a_guesser_is_kept_from_the_broker_and_a_revoked_key_from_everything(
+    app: FastAPI, redis: Redis, secret: str
+) -> None:
+    async def poll(client: httpx.AsyncClient, key: str) -> int:
+        answer = await client.get("/v1/get-user-credits", headers={"x-api-key": key})
+        return answer.status_code
+
+    async def attack() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://gateway") as client,
+        ):
+            assert await poll(client, secret) == 200
+            guesses = [await poll(client, f"bad-{number}") for number in range(MOST_BAD_KEYS + 2)]
+            assert guesses == [401] * MOST_BAD_KEYS + [429] * 2
+            assert await poll(client, secret) == 200
+            redis.flushall()
+            status = 200
+            while status == 200:
+                status = await poll(client, secret)
+            assert status == 401
+            assert await poll(client, secret) == 429
+
+    asyncio.run(attack())
+
+
+def test_the_public_list_names_only_what_there_is(app: FastAPI) -> None:
+    paths = {*walk(app.routes)}
+    assert paths >= PUBLIC
+    assert all(any(f"{path}/".startswith(folder) for path in paths) for folder in PUBLIC_FOLDERS)
+
+
+def test_the_public_list_is_public(app: FastAPI) -> None:
+    answers = call(app, *(ask("GET", path) for path in sorted(PUBLIC)))
+    assert {answer.status_code for answer in answers} <= {200, 503}
+
+
+def test_no_spelling_of_a_path_gets_round_the_key(app: FastAPI) -> None:
+    spellings = [
+        "//v1/get-user-credits",
+        "/docs/../v1/get-user-credits",
+        "/docs/%2e%2e/v1/get-user-credits",
+        "/v2/videos/../requests/1",
+        "/v2/videos/..%2frequests%2f1",
+        "/healthz/../v1/get-user-credits",
+        "/v1/get-user-credits;/docs/",
+    ]
+    for answer in call(app, *(ask("GET", path) for path in spellings)):
+        assert answer.status_code in {401, 404}, answer.url
+
+
+@pytest.mark.parametrize("host", ["here", "HERE.example:8000", "127.0.0.1", "[::1]:8000", "a_b-c"])
+def test_a_host_is_taken_over_into_links(app: FastAPI, secret: str, host: str) -> None:
+    request = httpx.Request(
+        "POST",
+        "http://gateway/v2/mochi-1",
+        headers={"host": host, "x-api-key": secret},
+        json={"prompt": "a pond"},
+    )
+    (answer,) = call(app, request)
+    assert answer.json()["status_url"].startswith(f"http://{host}/v2/requests/")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", " ", "a b", "a/b", "a@b", "a:b", "a:", "a:123456", "[::1", "[x]", "a\tb", "é", "a?b",
+     "<a>", "a\\b", "a#b", "a,b"],
+)  # fmt: skip
+def test_what_is_no_host_is_refused(app: FastAPI, secret: str, host: str) -> None:
+    request = httpx.Request(
+        "GET",
+        "http://gateway/v1/get-user-credits",
+        headers=[(b"host", host.encode("latin-1")), (b"x-api-key", secret.encode())],
+    )
+    (answer,) = call(app, request)
+    assert "Host" in refusal(answer, 400)
+
+
+def test_two_hosts_are_refused(app: FastAPI, secret: str) -> None:
+    request = httpx.Request(
+        "GET",
+        "http://gateway/v1/get-user-credits",
+        headers=[("host", "here"), ("host", "there"), ("x-api-key", secret)],
+    )
+    (answer,) = call(app, request)
+    assert "Host" in refusal(answer, 400)

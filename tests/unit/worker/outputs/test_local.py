@@ -1,0 +1,367 @@
+"""What every store of videos does, in a folder and in a bucket; then what only a folder does."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from worker.errors import OutputsUnusableError, StorageError
+from worker.outputs.base import CHUNK_BYTES, Outputs, video_name
+from worker.outputs.factory import open_outputs
+from worker.outputs.local import LocalOutputs
+from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from tests.support.s3 import ObjectStore
+
+REQUEST = "0b6f4a52-1f43-4c5f-9d57-000000000000"
+NAME = video_name(REQUEST, "0123456789ab")
+CHECKPOINT = f"{REQUEST}.checkpoint"
+PREFIX = "some/videos"
+ESCAPES = [
+    "../" + NAME,
+    "/etc/" + NAME,
+    "sub/" + NAME,
+    NAME + "/../../secret",
+    NAME + "\n",
+    NAME + ".part",
+    "..",
+    "",
+    "key",
+    CHECKPOINT,
+    video_name("../../../../../../../../../secret/x", "0123456789ab"),
+    video_name(REQUEST, "../x"),
+    NAME.replace("0", "\N{FULLWIDTH DIGIT ZERO}"),
+]
+ESCAPING_IDS = [
+    "..",
+    "../../key",
+    "",
+    REQUEST + "\n",
+    REQUEST + "/../x",
+    f"../{REQUEST[3:]}",
+    "é" * 36,
+]
+
+
+class Shelf:
+    """A store, and a look at what is in it from outside."""
+
+    outputs: Outputs
+    drafts: Path
+
+    def names(self) -> list[str]:
+        """What is kept, drafts left out."""
+        raise NotImplementedError
+
+    def plant(self, name: str) -> None:
+        """As if it had always been there."""
+        raise NotImplementedError
+
+    def let_age(self) -> None:
+        """Make all that is there older than two seconds."""
+        for path in self.drafts.iterdir():
+            os.utime(path, (1, 1))
+
+    def publish(self, data: bytes, name: str = NAME) -> int:
+        self.outputs.draft(name).write_bytes(data)
+        return self.outputs.publish(name)
+
+    def read(self, name: str = NAME, start: int = 0, stop: int | None = None) -> bytes:
+        return b"".join(self.outputs.read(name, start, stop))
+
+
+class Disk(Shelf):
+    def __init__(self, folder: Path) -> None:
+        self.drafts = folder / "outputs"
+        self.outputs = open_outputs(WorkerSettings(data_dir=folder), patience_seconds=1)
+
+    def names(self) -> list[str]:
+        files = self.drafts.iterdir() if self.drafts.exists() else ()
+        return sorted(path.name for path in files if path.suffix != ".part")
+
+    def plant(self, name: str) -> None:
+        self.drafts.mkdir(exist_ok=True)
+        (self.drafts / name).write_bytes(b"video")
+
+
+class Bucket(Shelf):
+    def __init__(self, folder: Path, store: ObjectStore) -> None:
+        self.drafts = folder / "outputs"
+        self.store = store
+        self.bucket = store.new_bucket()
+        settings = WorkerSettings(data_dir=folder, outputs=f"s3://{self.bucket}/{PREFIX}")
+        self.outputs = open_outputs(settings, patience_seconds=20)
+
+    def names(self) -> list[str]:
+        keys = self.store.keys(self.bucket)
+        return sorted(key.removeprefix(PREFIX + "/") for key in keys)
+
+    def plant(self, name: str) -> None:
+        self.store.put(self.bucket, f"{PREFIX}/{name}", b"video")
+
+    def let_age(self) -> None:
+        super().let_age()
+        time.sleep(3.1)  # nobody can set a bucket's clock, which has whole seconds
+
+
+@pytest.fixture(params=["disk", "s3"])
+def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if request.param == "disk":
+        return Disk(folder)
+    return Bucket(folder, request.getfixturevalue("object_store"))
+
+
+def test_a_video_appears_whole_when_it_is_published(shelf: Shelf) -> None:
+    draft = shelf.outputs.draft(NAME)
+    draft.write_bytes(b"half of")
+    with pytest.raises(StorageError, match="gone"):
+        shelf.read()
+    assert shelf.names() == []
+    draft.write_bytes(b"the whole video")
+    assert shelf.outputs.publish(NAME) == 15
+    assert shelf.read() == b"the whole video"
+    assert shelf.names() == [NAME]
+    assert not draft.exists()
+
+
+def test_a_video_of_many_chunks_is_read_whole_and_in_parts(shelf: Shelf) -> None:
+    video = os.urandom(2 * CHUNK_BYTES + 100)
+    assert shelf.publish(video) == len(video)
+    assert shelf.read() == video
+    for start, stop in [
+        (0, 1),
+        (0, len(video)),
+        (5, CHUNK_BYTES + 7),
+        (len(video) - 1, len(video)),
+    ]:
+        assert shelf.read(NAME, start, stop) == video[start:stop]
+    assert shelf.read(NAME, len(video) - 3) == video[-3:]
+
+
+def test_two_runs_of_a_request_have_two_videos(shelf: Shelf) -> None:
+    names = [video_name(REQUEST, uuid4().hex[:12]) for _ in range(2)]
+    for name in names:
+        shelf.publish(name.encode(), name)
+    assert [shelf.read(name).decode() for name in names] == names
+
+
+def test_a_video_that_is_not_there_is_gone(shelf: Shelf) -> None:
+    with pytest.raises(StorageError, match="The video is gone"):
+        shelf.outputs.read(NAME)
+
+
+def test_a_draft_that_vanished_cannot_be_published(shelf: Shelf) -> None:
+    shelf.outputs.draft(NAME)
+    with pytest.raises(StorageError, match="The video cannot be kept: No such file"):
+        shelf.outputs.publish(NAME)
+    assert shelf.names() == []
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_name_that_is_not_one_of_ours_leads_nowhere(shelf: Shelf, name: str) -> None:
+    shelf.plant("stays")
+    before = sorted(shelf.drafts.parent.parent.rglob("*"))
+    uses: list[Callable[[str], object]] = [
+        shelf.outputs.read,
+        shelf.outputs.draft,
+        shelf.outputs.publish,
+        shelf.outputs.remove,
+        lambda name: shelf.outputs.link(name, 60),
+    ]
+    for use in uses:
+        with pytest.raises(StorageError, match="The video is gone"):
+            use(name)
+    assert sorted(shelf.drafts.parent.parent.rglob("*")) == before
+    assert shelf.names() == ["stays"]
+
+
+def test_removing_takes_the_video_and_its_draft_and_nothing_else(shelf: Shelf) -> None:
+    other = video_name(REQUEST, "f" * 12)
+    shelf.publish(b"other", other)
+    shelf.publish(b"video")
+    draft = shelf.outputs.draft(NAME)
+    draft.touch()
+    shelf.outputs.remove(NAME)
+    shelf.outputs.remove(NAME)
+    assert shelf.names() == [other]
+    assert not draft.exists()
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_read_back_until_it_is_replaced_or_removed(shelf: Shelf) -> None:
+    assert shelf.outputs.load_checkpoint(REQUEST) is None
+    for data in (b"step 1", os.urandom(3_000_000), b""):
+        shelf.outputs.save_checkpoint(REQUEST, data)
+        assert shelf.outputs.load_checkpoint(REQUEST) == data
+        assert shelf.names() == [CHECKPOINT]
+    shelf.outputs.remove_checkpoint(REQUEST)
+    shelf.outputs.remove_checkpoint(REQUEST)
+    assert shelf.outputs.load_checkpoint(REQUEST) is None
+    assert shelf.names() == []
+
+
+@pytest.mark.parametrize("request_id", ESCAPING_IDS)
+def test_a_checkpoint_of_an_id_that_is_not_one_of_ours_leads_nowhere(
+    shelf: Shelf, request_id: str
+) -> None:
+    with pytest.raises(StorageError):
+        shelf.outputs.save_checkpoint(request_id, b"data")
+    assert shelf.outputs.load_checkpoint(request_id) is None
+    shelf.outputs.remove_checkpoint(request_id)
+    assert shelf.names() == []
+
+
+# Sweeping
+
+
+def test_a_sweep_takes_what_is_old_and_of_no_request_and_counts_it(shelf: Shelf) -> None:
+    gone, kept = REQUEST, REQUEST.replace("0b6f", "ffff")
+    old = [f"{gone}-{'0' * 12}.mp4", f"{gone}.checkpoint"]
+    others = [
+        f"{kept}-{'0' * 12}.mp4",
+        f"{kept}.checkpoint",
+        "holiday.mp4",
+        f"x{gone}.checkpoint",
+        f"{gone}-{'0' * 12}.mp4.bak",
+    ]
+    for name in old + others:
+        shelf.plant(name)
+    drafts = [shelf.outputs.draft(video_name(its, "1" * 12)) for its in (gone, kept)]
+    for draft in drafts:
+        draft.touch()
+    shelf.let_age()
+    fresh = f"{gone}-{'2' * 12}.mp4"
+    shelf.publish(b"video", fresh)
+    asked: list[str] = []
+
+    def is_kept(request_id: str) -> bool:
+        asked.append(request_id)
+        return request_id == kept
+
+    assert shelf.outputs.sweep(is_kept, older_than=2) == len(old) + 1
+    assert set(asked) == {gone, kept}
+    assert shelf.names() == sorted([*others, fresh])
+    assert [draft.exists() for draft in drafts] == [False, True]
+    assert shelf.outputs.sweep(is_kept, older_than=2) == 0
+
+
+def test_nothing_is_made_before_the_first_draft(shelf: Shelf) -> None:
+    assert shelf.outputs.sweep(lambda _: False, older_than=0) == 0
+    shelf.outputs.remove(NAME)
+    assert not shelf.drafts.exists()
+    assert shelf.names() == []
+
+
+def test_a_check_of_what_can_be_used_leaves_nothing(shelf: Shelf) -> None:
+    shelf.outputs.check()
+    assert shelf.names() == []
+    assert list(shelf.drafts.iterdir()) == []
+
+
+# Links
+
+
+def test_only_a_bucket_has_links_of_its_own_and_they_serve_ranges(shelf: Shelf) -> None:
+    shelf.publish(b"the whole video")
+    link = shelf.outputs.link(NAME, 60.4)
+    if isinstance(shelf, Disk):
+        assert link is None
+        return
+    assert link
+    assert "X-Amz-Expires=60&" in link
+    whole = httpx.get(link)
+    assert (whole.status_code, whole.content) == (200, b"the whole video")
+    assert whole.headers["content-type"] == "video/mp4"
+    part = httpx.get(link, headers={"range": "bytes=4-8"})
+    assert (part.status_code, part.content) == (206, b"whole")
+    week = shelf.outputs.link(NAME, 1e9)
+    assert week
+    assert "X-Amz-Expires=604800&" in week  # the longest that S3 signs
+
+
+# A folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "outputs"
+
+
+@pytest.fixture
+def outputs(folder: Path) -> LocalOutputs:
+    return LocalOutputs(folder)
+
+
+def test_folder_and_checkpoints_are_for_their_owner_only(
+    outputs: LocalOutputs, folder: Path
+) -> None:
+    outputs.save_checkpoint(REQUEST, b"data")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / CHECKPOINT).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_is_no_video_and_no_checkpoint(
+    outputs: LocalOutputs, folder: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    link = outputs.draft(NAME).with_name(NAME)
+    link.symlink_to(secret)
+    (folder / CHECKPOINT).symlink_to(secret)
+    with pytest.raises(StorageError, match="gone"):
+        outputs.read(NAME)
+    assert outputs.load_checkpoint(REQUEST) is None
+    outputs.save_checkpoint(REQUEST, b"data")
+    outputs.remove(NAME)
+    assert secret.read_text() == "secret"
+    assert not link.is_symlink()
+
+
+def test_a_folder_is_no_video(outputs: LocalOutputs) -> None:
+    outputs.draft(NAME).with_name(NAME).mkdir()
+    with pytest.raises(StorageError, match="gone"):
+        outputs.read(NAME)
+
+
+def test_what_the_disk_refuses_is_not_there(outputs: LocalOutputs, folder: Path) -> None:
+    outputs.draft(NAME).write_bytes(b"video")
+    (folder / NAME).mkdir()  # so that the draft cannot have its name
+    (folder / CHECKPOINT).mkdir()
+    with pytest.raises(StorageError, match="The video cannot be kept: Is a directory"):
+        outputs.publish(NAME)
+    with pytest.raises(StorageError, match="The checkpoint cannot be kept: Is a directory"):
+        outputs.save_checkpoint(REQUEST, b"data")
+    assert outputs.load_checkpoint(REQUEST) is None
+    outputs.remove_checkpoint(REQUEST)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([NAME, CHECKPOINT])
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outputs = LocalOutputs(tmp_path / "file" / "outputs")
+    for use in (lambda: outputs.draft(NAME), lambda: outputs.save_checkpoint(REQUEST, b"data")):
+        with pytest.raises(StorageError, match="The folder for videos cannot be made: Not a dir"):
+            use()
+    with pytest.raises(OutputsUnusableError, match=r"Not a directory\. Choose .* MOCHI_DATA_DIR"):
+        outputs.check()
+
+
+def test_a_draft_of_a_checkpoint_that_a_kill_left_is_swept(
+    outputs: LocalOutputs, folder: Path
+) -> None:
+    outputs.save_checkpoint(REQUEST, b"data")
+    (folder / f"{CHECKPOINT}.{'a' * 12}.part").touch()
+    assert outputs.sweep(lambda _: False, older_than=-1) == 2
+    assert list(folder.iterdir()) == []

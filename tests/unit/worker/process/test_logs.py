@@ -1,0 +1,37 @@
+"""Lines that others write, in a process of its own: logging is the whole process's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import logging, threading, warnings
+import structlog
+from worker.process.logs import configure_logs
+
+configure_logs(worker="ann")
+with structlog.contextvars.bound_contextvars(request_id="a-request", attempt=2):
+    warnings.warn("a library's")
+    logging.getLogger("diffusers").error("another's")
+    structlog.get_logger().info("ours")
+    thread = threading.Thread(target=lambda: structlog.get_logger().info("of another thread"))
+    thread.start()
+    thread.join()
+structlog.get_logger().info("later")
+"""
+
+
+def test_whoever_writes_in_a_run_says_which_run_it_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60
+    )
+    warning, foreign, ours, threads, later = map(json.loads, done.stderr.splitlines())
+    assert "a library's" in warning["event"]
+    assert (foreign["event"], ours["event"]) == ("another's", "ours")
+    for line in (warning, foreign, ours):
+        assert (line["worker"], line["request_id"], line["attempt"]) == ("ann", "a-request", 2)
+    for line in (threads, later):
+        assert line["worker"] == "ann"
+        assert "request_id" not in line

@@ -1,0 +1,247 @@
+"""With the real store, and a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from tests.support.jobs import end_lease, find, live, pop, submit, waiting
+from worker.job import Status
+from worker.runtime.reconciler import (
+    MISSING_SECONDS,
+    MOST_REPAIRS,
+    POPPED_SECONDS,
+    SETTLE_SECONDS,
+    Reconciler,
+)
+from worker.store import keyspace
+from worker.store.fleet import fleet
+from worker.store.worker_side import Lease, WorkerStore
+
+LEASE_SECONDS = 10.0
+RETENTION_SECONDS = 60.0
+
+
+class Bench:
+    """A reconciler that looks every second, as the test passes them, and has done so for long."""
+
+    def __init__(
+        self, redis: Redis, lease_seconds: float = LEASE_SECONDS, looks: float = LEASE_SECONDS
+    ) -> None:
+        self.now = 0.0
+        self.redis = redis
+        self.store = WorkerStore(
+            redis, lease_seconds=lease_seconds, retention_seconds=RETENTION_SECONDS
+        )
+        self.reconciler = Reconciler(
+            self.store, lease_seconds=lease_seconds, monotonic=lambda: self.now
+        )
+        self.look(looks)
+
+    def look(self, seconds: float) -> None:
+        """Once a second for so long."""
+        for _ in range(round(seconds)):
+            self.sleep(1)
+            self.reconciler.pass_over()
+
+    def sleep(self, seconds: float) -> None:
+        """Without a look, as when the broker does not answer."""
+        self.now += seconds
+        self.set_clock(seconds)
+        if self.redis.exists(keyspace.LOOKS):
+            self.redis.hincrby(keyspace.LOOKS, "since", -round(seconds * 1000))
+
+    def set_clock(self, seconds: float) -> None:
+        """As if the broker's were ahead by so much now, and the last look were long ago."""
+        if self.redis.exists(keyspace.LOOKS):
+            self.redis.hincrby(keyspace.LOOKS, "last", -round(seconds * 1000))
+
+
+@pytest.fixture
+def bench(redis: Redis) -> Bench:
+    return Bench(redis)
+
+
+def start(bench: Bench, redis: Redis, redis_url: str) -> str:
+    """A request that runs, and whose worker died a lease ago."""
+    request_id = submit(redis_url)
+    pop(redis)
+    assert bench.store.start(Lease(request_id, "run"), "ann")
+    end_lease(redis, request_id)
+    return request_id
+
+
+def test_a_run_whose_lease_ended_is_queued_again_at_the_next_look(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = start(bench, redis, redis_url)
+    bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+    assert waiting(redis) == [request_id]
+
+
+def test_a_new_reconciler_relies_on_those_who_have_looked_before(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    """Workers that die one after the other, and young, must not keep the dead unnoticed."""
+    request_id = start(bench, redis, redis_url)
+    Reconciler(bench.store, lease_seconds=LEASE_SECONDS).pass_over()
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+def test_where_nobody_has_looked_it_lets_workers_beat_before_it_trusts_leases(
+    redis: Redis, redis_url: str
+) -> None:
+    """An outage may just have ended."""
+    bench = Bench(redis, looks=0)
+    request_id = start(bench, redis, redis_url)
+    bench.look(SETTLE_SECONDS)
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+def test_after_an_outage_leases_count_again_when_workers_have_had_time_to_beat(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    bench.look(3)
+    request_id = start(bench, redis, redis_url)
+    bench.sleep(LEASE_SECONDS)
+    bench.look(SETTLE_SECONDS)
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+def test_a_worker_that_beats_after_an_outage_keeps_its_run(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = start(bench, redis, redis_url)
+    bench.sleep(3 * LEASE_SECONDS)
+    bench.look(1)
+    assert not bench.store.beat(live(), Lease(request_id, "run"), 3)
+    bench.look(2 * LEASE_SECONDS)
+    assert find(redis_url, request_id).attempt == 1
+    assert find(redis_url, request_id).status is Status.PROCESSING
+
+
+def test_the_shortest_lease_is_trusted_although_looks_are_as_far_apart(
+    redis: Redis, redis_url: str
+) -> None:
+    bench = Bench(redis, lease_seconds=2)
+    request_id = start(bench, redis, redis_url)
+    for _ in range(3):
+        bench.sleep(0.5)  # one beat that came late
+        bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_broker_whose_clock_is_set_gives_workers_time_to_beat(
+    bench: Bench, redis: Redis, redis_url: str, hours: int
+) -> None:
+    bench.look(3)
+    request_id = start(bench, redis, redis_url)
+    bench.set_clock(hours * 3600)
+    bench.look(SETTLE_SECONDS)
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    bench.look(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+
+
+def test_a_lease_from_before_the_clock_was_set_back_ends_all_the_same(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = start(bench, redis, redis_url)
+    in_an_hour = (redis.time()[0] + 3600) * 1000
+    redis.zadd(keyspace.LEASES, {request_id: in_an_hour})
+    redis.zadd(keyspace.WORKERS, {str(live()): in_an_hour})
+    bench.look(1)
+    lease = redis.zscore(keyspace.LEASES, request_id)
+    assert lease
+    assert lease <= (redis.time()[0] + LEASE_SECONDS + 1) * 1000
+    assert [worker.state for worker in fleet(redis)] == ["draining"]  # none is signed on
+
+
+def test_what_was_popped_and_never_started_goes_back_first(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    popped, next_one = submit(redis_url), submit(redis_url)
+    assert pop(redis) == popped
+    bench.look(POPPED_SECONDS + 1)
+    assert waiting(redis) == [next_one]
+    bench.look(1)
+    assert waiting(redis) == [popped, next_one]
+    assert redis.llen(keyspace.RQ_INTERMEDIATE) == 0
+
+
+def test_an_outage_between_pop_and_start_counts_for_nothing(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    popped = submit(redis_url)
+    pop(redis)
+    bench.look(3)
+    bench.sleep(POPPED_SECONDS)
+    bench.look(POPPED_SECONDS)
+    assert waiting(redis) == []
+    assert bench.store.start(Lease(popped, "run"), "ann")
+    assert find(redis_url, popped).attempt == 1
+
+
+def test_many_repairs_are_made_over_many_looks(bench: Bench, redis: Redis, redis_url: str) -> None:
+    ids = [start(bench, redis, redis_url) for _ in range(MOST_REPAIRS + 1)]
+    bench.look(1)
+    assert len(waiting(redis)) == MOST_REPAIRS
+    bench.look(1)
+    assert set(waiting(redis)) == set(ids)
+
+
+def test_many_that_are_in_no_list_go_back_over_many_looks(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    ids = [submit(redis_url) for _ in range(MOST_REPAIRS + 1)]
+    redis.delete(keyspace.RQ_QUEUE)
+    bench.look(MISSING_SECONDS + 2)
+    assert len(waiting(redis)) == MOST_REPAIRS
+    bench.look(1)
+    assert set(waiting(redis)) == set(ids)
+
+
+def test_a_pop_that_kills_each_worker_ends_failed(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = submit(redis_url)
+    for _ in range(keyspace.MOST_ATTEMPTS):
+        assert pop(redis) == request_id
+        bench.look(POPPED_SECONDS + 2)
+    job = find(redis_url, request_id)
+    assert (job.status, job.error_code) == (Status.FAILED, "worker_lost")
+    assert not redis.keys("rq:job:*")
+    assert waiting(redis) == []
+
+
+def test_an_id_that_is_no_request_is_dropped_from_the_popped(bench: Bench, redis: Redis) -> None:
+    redis.rpush(keyspace.RQ_INTERMEDIATE, "planted")
+    bench.look(POPPED_SECONDS + 2)
+    assert redis.llen(keyspace.RQ_INTERMEDIATE) == 0
+
+
+def test_a_request_that_is_in_no_list_goes_back_after_half_a_minute(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    lost, next_one = submit(redis_url), submit(redis_url)
+    redis.lrem(keyspace.RQ_QUEUE, 0, lost)
+    bench.look(MISSING_SECONDS + 1)
+    assert waiting(redis) == [next_one]
+    bench.look(1)
+    assert waiting(redis) == [lost, next_one]
+    assert find(redis_url, next_one).attempt == 0
+
+
+def test_a_request_that_waits_is_left_alone_for_ever(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = submit(redis_url)
+    before = find(redis_url, request_id)
+    bench.look(300)
+    assert find(redis_url, request_id) == before

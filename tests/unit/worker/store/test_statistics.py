@@ -1,0 +1,210 @@
+"""What the scripts count while requests come and go, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis import Redis
+
+from models.device import DeviceUse
+from tests.support.jobs import OWNER, end_lease, intake, live, params, pop, submit
+from worker.broker.connection import connect_gateway
+from worker.errors import QueueFullError
+from worker.runtime import gpu_reporter as gauge
+from worker.runtime.gpu_reporter import GpuReporter
+from worker.runtime.stopwatch import Stopwatch
+from worker.store import keyspace
+from worker.store.deliveries import Deliveries, State
+from worker.store.fleet import survey
+from worker.store.statistics import BOUNDS_MS, Survey, Times
+from worker.store.worker_side import Lease, Result, WorkerStore
+
+USE = DeviceUse(allocated_bytes=1, reserved_bytes=2, total_bytes=3, busy=0.5)
+
+
+@pytest.fixture
+def store(redis: Redis) -> WorkerStore:
+    return WorkerStore(redis, lease_seconds=10, retention_seconds=60)
+
+
+def started(store: WorkerStore, redis: Redis, run: str = "run") -> Lease:
+    """The lease of the next request in the queue."""
+    request_id = pop(redis)
+    assert request_id is not None
+    lease = Lease(request_id, run)
+    assert store.start(lease, "ann") is not None
+    return lease
+
+
+def aged(redis: Redis, request_id: str, seconds: float) -> str:
+    """The same request, as if it had come earlier."""
+    record = keyspace.record(request_id)
+    created = int(str(redis.hget(record, "created_at")))
+    redis.hset(record, "created_at", created - round(seconds * 1000))
+    return request_id
+
+
+def counts(redis: Redis, name: str) -> dict[str, int]:
+    return dict(survey(redis).counts.get(name, {}))
+
+
+def test_an_end_that_is_said_twice_is_counted_once(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    aged(redis, submit(redis_url), 20)
+    lease = started(store, redis)
+    result = Result("a.mp4", 17, stages={"denoising": 1.5, "video": 0.2, "step": 0.05})
+    assert store.complete(lease, result)
+    assert store.complete(lease, result)  # its first answer was lost
+    now = survey(redis)
+    assert now.counts["ended"] == {"completed": 1}
+    assert now.counts["submits"] == {"accepted": 1}
+    wait = now.times["wait"][""]
+    assert (wait.counts[30_000], sum(wait.counts.values())) == (1, 1)
+    assert 20_000 <= wait.total_ms < 30_000
+    assert sum(now.times["run"][""].counts.values()) == 1
+    stages = now.times["stage"]
+    assert {name: times.total_ms for name, times in stages.items()} == {
+        "denoising": 1500,
+        "video": 200,
+        "step": 50,
+    }
+    assert (stages["step"].counts[50], stages["video"].counts[250]) == (1, 1)
+
+
+def test_what_takes_longer_than_any_bound_is_counted_too(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    aged(redis, submit(redis_url), BOUNDS_MS[-1])
+    store.fail(started(store, redis), "internal", "A bug.")
+    now = survey(redis)
+    assert now.times["wait"][""].longer == 1
+    assert "run" not in now.times  # it made no video
+    assert now.counts["ended"] == {"internal": 1}
+
+
+def test_workers_that_are_lost_and_what_becomes_of_their_requests(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    request_id = submit(redis_url)
+    for run in range(keyspace.MOST_ATTEMPTS):
+        started(store, redis, str(run))
+        end_lease(redis, request_id)
+        assert store.reap(request_id) is not None
+        assert store.reap(request_id) is None
+    assert counts(redis, "lost") == {"run": 3}
+    assert counts(redis, "requeues") == {"lost": 2}
+    assert counts(redis, "ended") == {"worker_lost": 1}
+    submit(redis_url)
+    store.requeue(started(store, redis))
+    recovered = pop(redis)
+    assert recovered is not None
+    store.recover(recovered)
+    assert counts(redis, "requeues") == {"lost": 3, "given_back": 1}
+    assert counts(redis, "lost") == {"run": 3, "pop": 1}
+
+
+def test_a_submit_is_counted_by_what_became_of_it(redis: Redis, redis_url: str) -> None:
+    first, _ = submit(redis_url), submit(redis_url)
+    with pytest.raises(QueueFullError):
+        intake(redis_url, lambda it: it.submit(params(), OWNER), most_waiting=2)
+    intake(redis_url, lambda it: it.cancel(first, OWNER))
+    assert counts(redis, "submits") == {"accepted": 2, "queue_full": 1}
+    assert counts(redis, "ended") == {"cancelled": 1}
+    assert "wait" not in survey(redis).times  # it was never started
+
+
+def test_webhooks_are_counted_as_owed_and_by_what_became_of_them(
+    redis: Redis, redis_url: str
+) -> None:
+    told = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
+    ids = [
+        intake(redis_url, lambda it: it.submit(params(), OWNER, further=told)).request_id
+        for _ in range(3)
+    ]
+    for name in ids:
+        intake(redis_url, lambda it: it.cancel(name, OWNER))  # noqa: B023
+
+    async def tell() -> None:
+        async with connect_gateway(redis_url) as client:
+            deliveries = Deliveries(client, retention_seconds=60)
+            one, other, _ = await deliveries.take(3, {})
+            await deliveries.note(one, State.DELIVERED, "HTTP 204")
+            await deliveries.note(other, State.GIVEN_UP, "HTTP 410")
+
+    assert survey(redis).due_webhooks == 3
+    asyncio.run(tell())
+    assert survey(redis).due_webhooks == 1
+    assert counts(redis, "webhooks") == {"delivered": 1, "given_up": 1}
+    for name in ids:
+        intake(redis_url, lambda it: it.delete(name, OWNER))  # noqa: B023
+    assert survey(redis).due_webhooks == 0
+    assert counts(redis, "webhooks") == {"delivered": 1, "given_up": 1}
+
+
+def test_the_oldest_that_waits_is_found_wherever_it_stands(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    assert survey(redis).oldest_seconds == 0
+    oldest, lost, back, *_ = (submit(redis_url) for _ in range(6))
+    aged(redis, oldest, 100)
+    assert 100 <= survey(redis).oldest_seconds < 110
+    redis.zadd(keyspace.WAITING, {oldest: 1e15})  # all others have their turn before
+    assert 100 <= survey(redis).oldest_seconds < 110
+    started(store, redis, "one")
+    store.requeue(started(store, redis, "two"))
+    end_lease(redis, lost)
+    store.reap(lost)  # now the two stand before it
+    assert 100 <= survey(redis).oldest_seconds < 110
+    aged(redis, back, 200)
+    assert 200 <= survey(redis).oldest_seconds < 210
+    assert pop(redis) == lost
+    assert pop(redis) == back  # popped and not started: it waits still
+    now = survey(redis)
+    assert 200 <= now.oldest_seconds < 210
+    assert (now.waiting, now.running) == (6, 0)
+
+
+def test_a_worker_tells_how_much_of_its_card_it_uses(
+    store: WorkerStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauge, "TELL_SECONDS", 0.01)
+    store.beat(live("ann"))
+    store.beat(live("bob"))
+
+    def devices() -> dict[str, DeviceUse]:
+        now = survey(redis)
+        told = [redis.get(key) for key in now.device_keys]
+        return now.devices([None if text is None else str(text) for text in told])
+
+    readings = iter([USE])  # a card that then cannot be read any more
+    thread = GpuReporter("ann", lambda: next(readings), store)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert devices() == {"ann": USE}
+    assert 0 < redis.pttl(keyspace.device("ann")) <= 10_000
+    redis.set(keyspace.device("bob"), "nonsense")
+    assert devices() == {"ann": USE}
+
+
+def test_what_another_version_has_counted_is_not_lost() -> None:
+    sums = ["wait 10", 1, "wait 77", 2, "wait inf", 3, "wait sum", 9, "stage video 10", 4, "new", 5]
+    now = Survey.of([0, 0, 0, [], list(map(str, sums)), 0])
+    assert now.times["wait"][""] == Times({**Times().counts, 10: 1}, longer=5, total_ms=9)
+    assert now.times["stage"]["video"].counts[10] == 4
+    assert now.counts == {"new": {"": 5}}
+
+
+def test_a_stopwatch_leaves_out_what_comes_before_the_first_step() -> None:
+    clock = iter([0.0, 5.0, 5.5, 6.5, 7.0, 9.0])
+    watch = Stopwatch(lambda: next(clock))
+    told: list[int] = []
+    on_step = watch.timed(lambda step, _total: told.append(step))
+    for step in (1, 2, 3):
+        on_step(step, 3)
+    watch.end("denoising")
+    watch.end("video")
+    assert told == [1, 2, 3]
+    assert watch.seconds == {"step": 0.75, "denoising": 7.0, "video": 2.0}

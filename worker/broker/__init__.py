@@ -1,0 +1,1 @@
+"""Connections to the broker: Redis or Valkey, external or embedded."""

@@ -1,0 +1,1 @@
+"""Stores for finished videos and checkpoints: a folder or S3."""

@@ -1,0 +1,186 @@
+"""Videos in a folder of this host, or of one that all hosts share."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+from worker.errors import OutputsUnusableError, StorageError
+from worker.outputs.base import (
+    _DRAFT_SUFFIX,
+    CHUNK_BYTES,
+    checked_video,
+    checkpoint_name,
+    prefetch_first,
+    request_of,
+)
+
+
+class LocalOutputs:
+    """A folder. Nobody else may read it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def check(self) -> None:
+        """Make the folder.
+
+        Raises:
+            OutputsUnusableError: it cannot be made, or not be written to.
+        """
+        try:
+            self.make_folder()
+        except StorageError as error:
+            raise OutputsUnusableError(f"{error}. Choose another with MOCHI_DATA_DIR.") from None
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise OutputsUnusableError(
+                f"{self._folder} cannot be written to. Choose another with MOCHI_DATA_DIR."
+            )
+
+    def draft(self, name: str) -> Path:
+        """Where to write a video before it is published.
+
+        Raises:
+            StorageError: the folder cannot be made, or the name is not one of ours.
+        """
+        draft = self._folder / (checked_video(name) + _DRAFT_SUFFIX)
+        self.make_folder()
+        return draft
+
+    def publish(self, name: str) -> int:
+        """Make the draft durable and give it its name.
+
+        Returns:
+            Its size in bytes.
+
+        Raises:
+            StorageError: the disk refused; no file of this name exists then.
+        """
+        draft = self.draft(name)
+        try:
+            _sync(draft)
+            draft.rename(self._folder / name)
+            _sync(self._folder)
+            return (self._folder / name).stat().st_size
+        except OSError as error:
+            self.remove(name)
+            raise StorageError(f"The video cannot be kept: {error.strerror}") from error
+
+    def path(self, name: str) -> Path:
+        """The file of a published video.
+
+        Raises:
+            StorageError: there is none, or the name is not one of ours.
+        """
+        path = self._folder / checked_video(name)
+        if path.is_symlink() or not path.is_file():
+            raise StorageError("The video is gone")
+        return path
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes of a video, in chunks.
+
+        Raises:
+            StorageError: there is none, or the disk does not give it.
+        """
+        return prefetch_first(_chunks(self.path(name), start, stop))
+
+    def link(self, name: str, _seconds: float) -> str | None:
+        """None: a gateway serves it."""
+        checked_video(name)
+        return None
+
+    def remove(self, name: str) -> None:
+        """Forget a video and its draft, if they are there. What the disk keeps is swept later."""
+        path = self._folder / checked_video(name)
+        for file in (path, path.with_name(name + _DRAFT_SUFFIX)):
+            with suppress(OSError):
+                file.unlink()
+
+    def save_checkpoint(self, request_id: str, data: bytes) -> None:
+        """Write it beside the old one, then put it in its place.
+
+        Raises:
+            StorageError: the disk refused; the old one is still there.
+        """
+        path = self._folder / checkpoint_name(request_id)
+        self.make_folder()
+        # A name of its own: a run that was taken for dead may be at the same.
+        draft = path.with_name(f"{path.name}.{uuid4().hex[:12]}{_DRAFT_SUFFIX}")
+        try:
+            with open(draft, "xb", opener=_private) as file:
+                file.write(data)
+            _sync(draft)
+            draft.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise StorageError(f"The checkpoint cannot be kept: {error.strerror}") from error
+
+    def load_checkpoint(self, request_id: str) -> bytes | None:
+        """What was kept last; None when there is nothing, or it cannot be read."""
+        try:
+            path = self._folder / checkpoint_name(request_id)
+            return None if path.is_symlink() else path.read_bytes()
+        except (OSError, StorageError):
+            return None
+
+    def remove_checkpoint(self, request_id: str) -> None:
+        """Forget it, if it is there. What the disk keeps is swept later."""
+        with suppress(OSError, StorageError):
+            (self._folder / checkpoint_name(request_id)).unlink()
+
+    def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
+        """Remove the files of requests that are not kept any more; see `Outputs`."""
+        removed = 0
+        for path in self._folder.glob("*"):
+            request_id = request_of(path.name, with_drafts=True)
+            if request_id is None:
+                continue
+            try:
+                is_old = time.time() - path.lstat().st_mtime > older_than
+            except FileNotFoundError:
+                continue  # published or swept meanwhile
+            if is_old and not is_kept(request_id):
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def make_folder(self) -> None:
+        """Where it is not there yet.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"The folder for videos cannot be made: {error.strerror}") from error
+
+
+def _chunks(path: Path, start: int, stop: int | None) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            left = (path.stat().st_size if stop is None else stop) - start
+            file.seek(start)
+            while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
+                left -= len(chunk)
+                yield chunk
+    except OSError as error:
+        raise StorageError(f"The video cannot be read: {error.strerror}") from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

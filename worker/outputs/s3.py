@@ -1,0 +1,299 @@
+"""Finished videos and checkpoints in a bucket: S3, or what speaks its language (MinIO, R2, …).
+
+Credentials, region and endpoint come from the usual AWS variables, which the library reads.
+
+Its calls block and let other threads run. Those that write and list are bounded by the patience
+that a store is opened with, retries included: connections that are refused or break, silence, 5xx
+and 429 are tried again, with growing pauses.
+
+A rule of the bucket that expires objects after a day is a good second net: it takes what is left
+when no worker lives to sweep.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import obstore
+import structlog
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+from pydantic import HttpUrl, TypeAdapter, ValidationError
+
+from worker.errors import OutputsUnusableError, StorageError
+from worker.outputs.base import (
+    CHUNK_BYTES,
+    checked_video,
+    checkpoint_name,
+    prefetch_first,
+    request_of,
+)
+from worker.outputs.local import LocalOutputs
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+"""The first that is set is taken."""
+VIDEO_TYPE = "video/mp4"
+LONGEST_LINK_SECONDS = 7 * 24 * 3600
+"""S3 signs no longer."""
+CONNECT_SECONDS = 5.0
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 2.0
+
+_ERRORS = (BaseError, OSError, ValueError)
+"""What the library raises: a missing object is a FileNotFoundError, a bad path a ValueError."""
+_WILL_NOT_PASS = re.compile(r"status code: 4(?!08|29)|incorrectly configured region")
+_HTTP_URL = TypeAdapter(HttpUrl)
+
+_log = structlog.get_logger()
+
+
+def open_s3(url: str, *, drafts: LocalOutputs, patience_seconds: float) -> S3Outputs:
+    """The store at `s3://BUCKET/PREFIX`. Nothing is asked of it yet.
+
+    Args:
+        url: of the form that `WorkerSettings` checks.
+        drafts: where videos are written before they are sent.
+        patience_seconds: what a call that writes or lists may take.
+
+    Raises:
+        OutputsUnusableError: an AWS variable has a bad value.
+    """
+    bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
+    _forget_empty_variables()
+    endpoint = _endpoint()
+    longest_pause = min(LONGEST_PAUSE_SECONDS, patience_seconds / 10)
+    try:
+        store = S3Store(
+            bucket,
+            prefix=prefix or None,
+            config={"endpoint": endpoint} if endpoint else {},
+            client_options={
+                # Never by itself: a redirect could take the credentials out of TLS.
+                "allow_http": endpoint.startswith("http://"),
+                "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, patience_seconds / 4)),
+                # Silence, not duration: a client may take its time over a video. Until an answer
+                # begins it is the same, so it bounds an upload.
+                "read_timeout": timedelta(seconds=patience_seconds * 0.3),
+                "timeout": timedelta(hours=1),
+            },
+            # The last try begins within half the patience and a pause, so silence ends in time.
+            retry_config={
+                "max_retries": 100,
+                "retry_timeout": timedelta(seconds=patience_seconds * 0.5),
+                "backoff": {
+                    # The first below the longest, or the library panics.
+                    "init_backoff": timedelta(seconds=min(FIRST_PAUSE_SECONDS, longest_pause / 4)),
+                    "max_backoff": timedelta(seconds=longest_pause),
+                },
+            },
+        )
+    except _ERRORS as error:
+        raise OutputsUnusableError(
+            f"MOCHI_OUTPUTS: {url} cannot be used: {_said(error)}. Check the AWS_ variables."
+        ) from None
+    return S3Outputs(store, drafts, url)
+
+
+class S3Outputs:
+    """A bucket, or the part of it below a prefix. Make it after any fork."""
+
+    def __init__(self, store: S3Store, drafts: LocalOutputs, url: str) -> None:
+        self._store = store
+        self._drafts = drafts
+        self._url = url
+
+    def check(self) -> None:
+        """Do once all that will be done: write, read, list, delete.
+
+        Raises:
+            OutputsUnusableError: it is refused, or there is no such bucket.
+            StorageError: the store does not answer.
+        """
+        self._drafts.check()
+        probe = checkpoint_name(str(uuid4()))  # of no request: one that stays is swept
+        try:
+            obstore.put(self._store, probe, b"probe", use_multipart=False)
+            obstore.get(self._store, probe).bytes()
+            next(iter(obstore.list(self._store, chunk_size=1)), None)
+            obstore.delete(self._store, [probe])
+        except _ERRORS as error:
+            said = _said(error)
+            if isinstance(error, FileNotFoundError):
+                raise OutputsUnusableError(
+                    f"MOCHI_OUTPUTS: there is no bucket for {self._url}. Make it, or correct "
+                    f"MOCHI_OUTPUTS, AWS_REGION or AWS_ENDPOINT_URL. The store says: {said}"
+                ) from None
+            if _WILL_NOT_PASS.search(said):
+                raise OutputsUnusableError(
+                    f"MOCHI_OUTPUTS: {self._url} cannot be used. Check AWS_ACCESS_KEY_ID, "
+                    "AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL, and that the key may "
+                    "s3:PutObject, s3:GetObject and s3:DeleteObject below the prefix and "
+                    f"s3:ListBucket on the bucket. The store says: {said}"
+                ) from None
+            raise StorageError(
+                f"{self._url} does not answer; check AWS_ENDPOINT_URL. {said}"
+            ) from error
+
+    def draft(self, name: str) -> Path:
+        """A file in the local folder.
+
+        Raises:
+            StorageError: the folder cannot be made, or the name is not one of ours.
+        """
+        return self._drafts.draft(name)
+
+    def publish(self, name: str) -> int:
+        """Send the draft in one request, which the store takes whole or not at all.
+
+        Returns:
+            Its size in bytes.
+
+        Raises:
+            StorageError: the store refused, or did not answer in time.
+        """
+        draft = self.draft(name)
+        try:
+            video = draft.read_bytes()
+            with _store_errors("The video cannot be kept"):
+                self._put(name, video, VIDEO_TYPE)
+        except OSError as error:
+            raise StorageError(f"The video cannot be kept: {error.strerror}") from error
+        finally:
+            self._drafts.remove(name)
+        return len(video)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes of a video, in chunks.
+
+        Raises:
+            StorageError: there is none, or the store does not answer.
+        """
+        return prefetch_first(self._chunks(checked_video(name), start, stop))
+
+    def link(self, name: str, seconds: float) -> str | None:
+        """A presigned URL. It dies earlier where the credentials do.
+
+        Raises:
+            StorageError: there are no credentials, or the name is not one of ours.
+        """
+        expires = timedelta(seconds=min(round(seconds), LONGEST_LINK_SECONDS))
+        with _store_errors("The link to the video cannot be signed"):
+            return obstore.sign(self._store, "GET", checked_video(name), expires)
+
+    def remove(self, name: str) -> None:
+        """Forget a video and its draft, if they are there. What the store keeps is swept later."""
+        self._drafts.remove(name)
+        with suppress(StorageError), _store_errors("A video stays"):
+            obstore.delete(self._store, [name])
+
+    def save_checkpoint(self, request_id: str, data: bytes) -> None:
+        """Send it in one request, which the store takes whole or not at all.
+
+        Raises:
+            StorageError: the store refused, or did not answer in time.
+        """
+        name = checkpoint_name(request_id)
+        with _store_errors("The checkpoint cannot be kept"):
+            self._put(name, data, "application/octet-stream")
+
+    def load_checkpoint(self, request_id: str) -> bytes | None:
+        """What was kept last; None when there is nothing, or it cannot be read."""
+        try:
+            name = checkpoint_name(request_id)
+            return obstore.get(self._store, name).bytes().to_bytes()
+        except FileNotFoundError:
+            return None
+        except (*_ERRORS, StorageError) as error:
+            _log.warning("storage.unread", request_id=request_id, reason=_said(error))
+            return None
+
+    def remove_checkpoint(self, request_id: str) -> None:
+        """Forget it, if it is there. What the store keeps is swept later."""
+        with suppress(StorageError), _store_errors("A checkpoint stays"):
+            obstore.delete(self._store, [checkpoint_name(request_id)])
+
+    def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
+        """Remove what belongs to requests that are not kept any more; see `Outputs`.
+
+        Several workers may be at it at once: what one has deleted, the others delete in vain.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        removed = self._drafts.sweep(is_kept, older_than=older_than)
+        with _store_errors("Expired videos stay"):
+            # Not below: what lies in folders of the bucket is not ours.
+            objects = obstore.list_with_delimiter(self._store)["objects"]
+            before = time.time() - older_than
+            old = [each["path"] for each in objects if each["last_modified"].timestamp() < before]
+            gone = [name for name in old if (its := request_of(name)) and not is_kept(its)]
+            if gone:
+                obstore.delete(self._store, gone)
+        return removed + len(gone)
+
+    def _put(self, name: str, data: bytes, content_type: str) -> None:
+        # Not in parts, which an end in between would leave behind, unseen.
+        attributes = {"Content-Type": content_type}
+        obstore.put(self._store, name, data, attributes=attributes, use_multipart=False)
+
+    def _chunks(self, name: str, start: int, stop: int | None) -> Iterator[bytes]:
+        asked: GetOptions = {"range": {"offset": start} if stop is None else (start, stop)}
+        with _store_errors("The video cannot be read"):
+            try:
+                found = obstore.get(self._store, name, options=asked)
+            except FileNotFoundError:
+                raise StorageError("The video is gone") from None
+            yield from found.stream(CHUNK_BYTES)
+
+
+@contextmanager
+def _store_errors(what: str) -> Iterator[None]:
+    """Turn what the library raises into our one error; what exactly it was is for the log."""
+    try:
+        yield
+    except _ERRORS as error:
+        _log.warning("storage.failed", what=what, reason=_said(error))
+        raise StorageError(
+            f"{what}: the object store refuses or does not answer. The server's log says more."
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    """The first paragraph: the second is for the library's authors."""
+    return str(error).partition("\n\n")[0].replace("\n", " ")
+
+
+def _forget_empty_variables() -> None:
+    """As compose files leave them. The library takes them for values, and panics at some."""
+    for variable in [name for name, value in os.environ.items() if not value]:
+        if variable.startswith("AWS_"):
+            del os.environ[variable]
+
+
+def _endpoint() -> str:
+    """The address of a store that is not Amazon's, or empty.
+
+    Checked here: the library panics at one that is none, in mid-call.
+    """
+    for variable in ENDPOINT_VARIABLES:
+        if endpoint := os.environ.get(variable):
+            try:
+                _HTTP_URL.validate_python(endpoint)
+            except ValidationError:
+                raise OutputsUnusableError(
+                    f"{variable}: got {endpoint!r}. It is the address of the object store, like "
+                    "https://minio.example:9000."
+                ) from None
+            return endpoint.rstrip("/")
+    return ""

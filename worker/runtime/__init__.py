@@ -1,0 +1,1 @@
+"""The worker process: takes jobs, runs the engine, beats, reconciles, sweeps."""

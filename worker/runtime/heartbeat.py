@@ -1,0 +1,123 @@
+"""The thread that beats: it keeps the lease, looks after the dead, and ends a worker that hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+
+import structlog
+
+from worker.broker.health import BrokerLog
+from worker.errors import BrokerUnavailableError
+from worker.process.shutdown import Stop
+from worker.runtime.reconciler import Reconciler
+from worker.runtime.run import Run
+from worker.store.keyspace import BEAT_SECONDS, LOOK_SECONDS
+from worker.store.presence import LiveWorker
+from worker.store.worker_side import Order, WorkerStore
+
+LONGEST_BEAT_SECONDS = 30.0
+"""Far more than a beat and a pass with many repairs take, whatever the broker does."""
+STDERR = 2
+
+_log = structlog.get_logger()
+
+
+class Heartbeat(threading.Thread):
+    """Beats for `worker` until stopped; `run_now` is what the worker does at the moment."""
+
+    def __init__(
+        self,
+        worker: LiveWorker,
+        store: WorkerStore,
+        reconciler: Reconciler,
+        broker_log: BrokerLog,
+        *,
+        stall_seconds: float,
+        stop: Stop,
+    ) -> None:
+        super().__init__(name="heart", daemon=True)
+        self.run_now: Run | None = None
+        self._worker = worker
+        self._store = store
+        self._reconciler = reconciler
+        self._broker_log = broker_log
+        self._stall_seconds = stall_seconds
+        self._shutdown = stop  # a Thread has a `_stop` of its own
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Beat, and every second look for overdue requests."""
+        next_pass = time.monotonic()
+        while not self._stopped.wait(BEAT_SECONDS):
+            self._end_if_frozen()
+            self._end_if_hung()
+            try:
+                if self._broker_log.is_new:
+                    self._broker_log.warn(self._store.dangers())
+                self._beat()
+                if time.monotonic() >= next_pass:
+                    next_pass = time.monotonic() + LOOK_SECONDS
+                    self._reconciler.pass_over()
+                self._broker_log.connected()
+            except BrokerUnavailableError as error:
+                self._broker_log.disconnected(error)
+            except Exception:  # noqa: BLE001 (a heart that stops kills a healthy worker)
+                _log.exception("heart.skipped")
+        faulthandler.cancel_dump_traceback_later()
+
+    def stop(self) -> None:
+        """Stop beating and sign the worker off."""
+        self._stopped.set()
+        self.join()
+        try:
+            self._store.sign_off(self._worker)
+        except BrokerUnavailableError:
+            _log.warning("worker.not_signed_off", hint="it counts as alive until its lease ends")
+
+    def _beat(self) -> None:
+        run = self.run_now
+        takes_more = not self._shutdown.draining
+        if run is None:
+            orders = self._store.beat(self._worker, takes_more=takes_more)
+        elif self._shutdown.urgent and run.is_watched:
+            self._requeue(run)
+            orders = self._store.beat(self._worker, takes_more=False)
+        else:
+            orders = self._store.beat(
+                self._worker, run.lease, run.step, run.stage, takes_more=takes_more
+            )
+            if Order.LOST in orders:
+                run.lost.set()
+            if Order.CANCEL in orders:
+                run.cancelled.set()
+            self._show_preview(run)
+        if Order.DRAIN in orders and not self._shutdown.draining:
+            self._shutdown.drain()
+            _log.info("worker.draining")
+
+    def _show_preview(self, run: Run) -> None:
+        if run.preview is not None:
+            (step, picture), run.preview = run.preview, None
+            self._store.preview(run.lease, step, picture)
+
+    def _requeue(self, run: Run) -> None:
+        """Not left to the run: its step, or a call that hangs, may last longer than we may."""
+        if not run.is_given_back:
+            _log.info("run.given_back", **run.names, step=run.step)
+            run.is_given_back = True
+        self._store.requeue(run.lease)
+
+    def _end_if_hung(self) -> None:
+        """A call that never returns cannot be interrupted: only the end of the process frees it."""
+        run = self.run_now
+        if run is not None and run.silent_seconds() > self._stall_seconds:
+            _log.error("worker.hung", **run.names, step=run.step)
+            os._exit(os.EX_TEMPFAIL)  # start it again
+
+    def _end_if_frozen(self) -> None:
+        """C code that lets no thread run Python stops the heart as well, but not this timer."""
+        seconds = self._stall_seconds + LONGEST_BEAT_SECONDS
+        faulthandler.dump_traceback_later(seconds, file=STDERR, exit=True)

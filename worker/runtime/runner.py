@@ -1,0 +1,223 @@
+"""The life of one request in a worker, from the lease to the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from uuid import uuid4
+
+import structlog
+from opentelemetry.trace import NoOpTracer, Tracer
+
+from models.engine import Clip, Engine
+from models.errors import ContentBlockedError, EngineBrokenError, EngineError
+from models.mock.card_speed import AT_ONCE, MockSpeed
+from models.moderation.stages import Moderation
+from models.video import encode
+from worker.errors import BrokerUnavailableError, StorageError
+from worker.job import Job, Stage
+from worker.outputs.base import Outputs, video_name
+from worker.pace import Work
+from worker.process.shutdown import Stop
+from worker.runtime.checkpoints import RunCheckpoints
+from worker.runtime.heartbeat import Heartbeat
+from worker.runtime.mock_outcome import forget_after, on_step_of
+from worker.runtime.previews import RunPreviews
+from worker.runtime.run import EndedEarly, GivenBack, LeaseLost, Run
+from worker.runtime.spans import note_failure, note_params, traced
+from worker.runtime.stopwatch import DENOISING, PUBLISHING, VIDEO, Stopwatch
+from worker.store.worker_side import Lease, Result, WorkerStore
+
+REFUSED_PAUSES = (1.0, 2.0, 4.0)
+"""Seconds after which a broker that refused to take a result is asked again."""
+LOSSY = "The speed mode {} is on, which changes the picture."
+"""Among the warnings of every video that such an engine makes."""
+
+_log = structlog.get_logger()
+
+
+class Runner:
+    """Holds the engine for the life of the process and runs one request at a time."""
+
+    def __init__(
+        self,
+        worker: str,
+        engine: Engine,
+        store: WorkerStore,
+        outputs: Outputs,
+        heart: Heartbeat,
+        *,
+        moderation: Moderation,
+        run_seconds: float,
+        checkpoint_steps: int = 0,
+        preview_steps: int = 0,
+        speed: MockSpeed = AT_ONCE,
+        stop: Stop,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._worker = worker
+        self._engine = engine
+        self._moderation = moderation
+        self._store = store
+        self._outputs = outputs
+        self._heart = heart
+        self._run_seconds = run_seconds
+        self._checkpoint_steps = checkpoint_steps
+        self._preview_steps = preview_steps
+        self._speed = speed
+        self._stop = stop
+        self._tracer = tracer or NoOpTracer()
+
+    def run(self, request_id: str) -> None:
+        """Take the request, make its video, publish the file, then say so.
+
+        Raises:
+            EngineBrokenError: nothing can be generated in this process any more.
+            BrokerUnavailableError: the broker refuses to write; the lease ends by itself.
+        """
+        lease = Lease(request_id, uuid4().hex[:12])
+        job = self._store.start(lease, self._worker)
+        if job is None:
+            return
+        run = Run(lease, self._run_seconds, self._stop, job.attempt)
+        device = self._engine.traits.device
+        with (
+            structlog.contextvars.bound_contextvars(**run.names),
+            traced(self._tracer, job, run, self._worker, device),
+        ):
+            self._run(job, run)
+
+    def _run(self, job: Job, run: Run) -> None:
+        lease = run.lease
+        _log.info("run.started", key_id=job.owner, queue_seconds=job.queue_seconds)
+        self._heart.run_now = run
+        try:
+            with run.watched():
+                result = self._make_video(job, run)
+        except LeaseLost:
+            _log.warning("run.lost")
+            note_failure("lease_lost")
+        except GivenBack:
+            self._requeue(run)
+        except EndedEarly as end:
+            self._fail(lease, end.error_code, end.error)
+        except StorageError as error:
+            self._fail(lease, "storage", str(error))
+        except EngineBrokenError:
+            # No end for the request: when the lease is over, another worker tries it.
+            _log.exception("engine.broken", step=run.step)
+            raise
+        except EngineError as error:
+            self._fail_with(lease, error)
+        except Exception:  # noqa: BLE001 (the next request may go better)
+            _log.exception("run.bug")
+            self._fail(lease, "internal", "The worker failed on this request; its log says why.")
+        else:
+            self._complete(job, run, result)
+        finally:
+            self._heart.run_now = None
+
+    def requeue_popped(self, request_id: str) -> None:
+        """A request that was popped when this worker had been told to stop."""
+        lease = Lease(request_id, uuid4().hex[:12])
+        if self._store.start(lease, self._worker) is not None:
+            self._store.requeue(lease)
+
+    def _make_video(self, job: Job, run: Run) -> Result:
+        note_params(job.params)
+        name = video_name(job.request_id, run.lease.run)
+        draft = self._outputs.draft(name)
+        self._moderation.check_prompt(job.params.prompt)
+        run.check()  # that may have taken long
+        watch = Stopwatch()
+        on_step = on_step_of(job, run, self._speed, is_mock=self._engine.traits.is_mock)
+        clip = self._engine.generate(
+            job.params, watch.timed(on_step), self._checkpoints(run), self._previews(run)
+        )
+        watch.end(DENOISING)
+        clip = self._moderation.watched(clip, job.params.frames)
+        encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
+        watch.end(VIDEO)
+        _log.info(
+            "run.encoded",
+            denoising_seconds=round(watch.seconds[DENOISING], 3),
+            video_seconds=round(watch.seconds[VIDEO], 3),
+        )
+        run.enter(Stage.PUBLISHING)
+        size = self._outputs.publish(name)
+        watch.end(PUBLISHING)
+        traits = self._engine.traits
+        return Result(name, size, traits.precision, self._warnings(clip), watch.seconds)
+
+    def _checkpoints(self, run: Run) -> RunCheckpoints | None:
+        if not self._checkpoint_steps:
+            return None
+        return RunCheckpoints(self._outputs, run, self._checkpoint_steps)
+
+    def _previews(self, run: Run) -> RunPreviews | None:
+        """None where frames are judged: a preview would show them before."""
+        if not self._preview_steps or self._moderation.frame_judge is not None:
+            return None
+        return RunPreviews(run, self._preview_steps)
+
+    def _warnings(self, clip: Clip) -> tuple[str, ...]:
+        return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))
+
+    def _complete(self, job: Job, run: Run, result: Result) -> None:
+        pace = run.pace()  # now: the broker may let us wait
+        if self._say_completed(run.lease, result):
+            _log.info("run.completed", bytes=result.file_size)
+            self._forget_checkpoint(run.lease)
+            if not job.scenario:
+                self._store.note_pace(self._engine.traits, Work.of(job.params), pace)
+            self._remove_early(job, result)
+        else:
+            self._outputs.remove(result.file_name)
+            _log.warning("run.late")
+            note_failure("lease_lost")
+
+    def _remove_early(self, job: Job, result: Result) -> None:
+        """Of a mock engine only. Its record goes by itself; should we die, the file is swept."""
+        seconds = forget_after(job)
+        if seconds is not None:
+            timer = threading.Timer(seconds, self._outputs.remove, [result.file_name])
+            timer.daemon = True
+            timer.start()
+
+    def _say_completed(self, lease: Lease, result: Result) -> bool:
+        """Patiently, when the broker answers and refuses: the video took minutes of GPU time."""
+        for pause in REFUSED_PAUSES:
+            try:
+                return self._store.complete(lease, result)
+            except BrokerUnavailableError:
+                _log.warning("run.refused", again_in=pause)
+                time.sleep(pause)
+        return self._store.complete(lease, result)
+
+    def _requeue(self, run: Run) -> None:
+        if not run.is_given_back:
+            _log.info("run.given_back", step=run.step)
+        note_failure("given_back")
+        self._store.requeue(run.lease)
+
+    def _fail_with(self, lease: Lease, error: EngineError) -> None:
+        if isinstance(error, ContentBlockedError):
+            _log.warning(
+                "run.blocked",
+                stage=error.stage,
+                category=error.category,
+            )
+        self._fail(lease, error.code, str(error))
+
+    def _fail(self, lease: Lease, code: str, error: str) -> None:
+        note_failure(code)
+        is_ours = self._store.fail(lease, code, error)
+        _log.warning("run.failed", error_code=code, reason=error)
+        if is_ours:
+            self._forget_checkpoint(lease)
+
+    def _forget_checkpoint(self, lease: Lease) -> None:
+        """The request has ended. Where another run has ended it, that one does this."""
+        if self._checkpoint_steps:
+            self._outputs.remove_checkpoint(lease.request_id)

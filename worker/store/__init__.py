@@ -1,0 +1,1 @@
+"""Every Redis key and script: job records, queue, presence, deliveries, usage."""

@@ -1,0 +1,111 @@
+"""All workers as they are now, for people; and the order to drain one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from models.engine import Traits
+from worker.broker.connection import broker_errors
+from worker.job import CANCELLED, Job, Status
+from worker.store import keyspace, scripts
+from worker.store.presence import read_all
+from worker.store.statistics import Survey
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process.
+
+    Attributes:
+        name: tells its host and process.
+        engine: None when it takes no more requests and only finishes its last.
+        job: what it runs.
+    """
+
+    name: str
+    engine: Traits | None
+    job: Job | None = None
+
+    @property
+    def state(self) -> str:
+        """One word for people."""
+        if self.engine is None:
+            return "draining"
+        return "running" if self.job else "idle"
+
+
+def fleet(redis: Redis) -> list[Worker]:
+    """The workers that are alive, by name.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    with broker_errors():
+        alive = redis.register_script(scripts.source("alive"))(keys=keyspace.for_scripts())
+        leased: Any = redis.zrange(keyspace.LEASES, 0, -1)
+        pipeline = redis.pipeline(transaction=False)
+        for request_id in leased:
+            pipeline.hgetall(keyspace.record(request_id))
+        records = pipeline.execute()
+    jobs = {
+        record["worker"]: Job.from_record(request_id, record)
+        for request_id, record in zip(leased, records, strict=True)
+        if record.get("status") == Status.PROCESSING
+    }
+    engines = {worker.name: worker.engine for worker in read_all(alive)}
+    return [Worker(name, engines.get(name), jobs.get(name)) for name in sorted(engines | jobs)]
+
+
+def first_waiting(redis: Redis, most: int) -> list[Job]:
+    """Those whose turn is next.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    with broker_errors():
+        ids: Any = redis.zrange(keyspace.WAITING, 0, most - 1)
+        pipeline = redis.pipeline(transaction=False)
+        for request_id in ids:
+            pipeline.hgetall(keyspace.record(request_id))
+        records = pipeline.execute()
+    return [
+        Job.from_record(request_id, record, position=place)
+        for place, (request_id, record) in enumerate(zip(ids, records, strict=True), start=1)
+        if record
+    ]
+
+
+def survey(redis: Redis) -> Survey:
+    """The figures of this moment.
+
+    Raises:
+        BrokerUnavailableError: nobody can tell.
+    """
+    with broker_errors():
+        answer: Any = redis.register_script(scripts.source("survey"))(keyspace.for_scripts())
+    return Survey.of(answer)
+
+
+def drain_order(name: str) -> tuple[str, ...]:
+    """The broker's command that has a worker finish what it runs, take no more, and end."""
+    return ("SET", keyspace.drain_order(name), "1", "EX", str(keyspace.DRAIN_ORDER_SECONDS))
+
+
+def cancel_all(redis: Redis, owner: str, *, retention_seconds: float) -> int:
+    """Let every request of `owner` end FAILED. Returns how many did not end by themselves.
+
+    Raises:
+        BrokerUnavailableError: some may not be; do it again.
+    """
+    retention_ms = round(retention_seconds * 1000)
+    with broker_errors():
+        cancel = redis.register_script(scripts.source("cancel"))
+        live: Any = redis.smembers(keyspace.live(owner))
+        answers = [
+            cancel(keyspace.for_scripts(name), [name, owner, retention_ms, CANCELLED])
+            for name in live
+        ]
+    return answers.count("requested")

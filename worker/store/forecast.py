@@ -1,0 +1,180 @@
+"""When requests will end, as far as can be told: by the queue, the workers, and how fast runs were.
+
+A poll must not cost more in a long queue. So one walk through the queue serves all who ask for a
+while, which is the longer the longer the walk takes; and it goes no deeper than `MOST_WAITING`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+from redis.asyncio import Redis
+
+from worker.broker.connection import broker_errors
+from worker.job import Job, Stage, Status
+from worker.pace import Pace, Work, pace_for
+from worker.store import keyspace, scripts
+from worker.store.presence import read_all
+
+MOST_WAITING = 2000
+"""Of those behind it, each is taken to wait as much longer as the ones before do on average."""
+SHARE = 0.01
+"""At most so much of the time is spent on looking."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """As things stood when it was made.
+
+    Attributes:
+        made_at: by this process's monotonic clock.
+        paces: by latent frames; where engines of several kinds live, between them.
+        starts: seconds until a waiting request is started, for the first ones.
+        last_start: of one that would come after all of these; None when no worker is alive.
+    """
+
+    made_at: float
+    paces: Mapping[int, Pace]
+    starts: Mapping[str, float]
+    last_start: float | None
+
+    def run_seconds(self, work: Work) -> float | None:
+        """Of a whole run; None while nothing was measured."""
+        pace = pace_for(work.latent_frames, self.paces)
+        return pace.seconds(work.steps) if pace else None
+
+    def start_seconds(self, job: Job, now: float) -> float | None:
+        """Until a waiting request is started; None when no worker is alive."""
+        start = self.starts.get(job.request_id)
+        if start is None:
+            return self.start_seconds_at(job.position or 1, now)
+        return max(0.0, start - (now - self.made_at))
+
+    def start_seconds_at(self, position: int, now: float) -> float | None:
+        """The same of one that came to this place now; 1 is next."""
+        if self.last_start is None or not self.paces:
+            return None
+        if position <= len(self.starts):
+            start = next(islice(self.starts.values(), position - 1, None))
+        else:
+            start = self.last_start * max(1.0, (position - 1) / (len(self.starts) or 1))
+        return max(0.0, start - (now - self.made_at))
+
+    def seconds_left(self, job: Job, now: float) -> float | None:
+        """Until a request has ended; None where nobody can tell, and after the end."""
+        work = Work.of(job.params)
+        pace = pace_for(work.latent_frames, self.paces)
+        if pace is None or job.status.is_final:
+            return None
+        if job.status is Status.QUEUED:
+            start = self.start_seconds(job, now)
+            return None if start is None else start + pace.seconds(work.steps)
+        elapsed = max(0, job.seen_at - (job.started_at or job.seen_at)) / 1000
+        return pace.seconds_left(work.steps, job.stage, job.step, elapsed)
+
+
+class Forecaster:
+    """Asks the broker for all that a forecast is made of."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._foresee = redis.register_script(scripts.source("foresee"))
+        self._forecast: Forecast | None = None
+        self._good_until = 0.0
+        self._lock = asyncio.Lock()
+
+    async def seconds_left(self, job: Job) -> float | None:
+        """See `Forecast.seconds_left`.
+
+        Raises:
+            BrokerUnavailableError: nobody can tell.
+        """
+        if job.status.is_final:
+            return None
+        return (await self.now()).seconds_left(job, time.monotonic())
+
+    async def now(self) -> Forecast:
+        """The present forecast.
+
+        Raises:
+            BrokerUnavailableError: nobody can tell.
+        """
+        if (forecast := self._kept()) is not None:
+            return forecast
+        async with self._lock:  # one looks, and all who ask meanwhile wait for it
+            return self._kept() or await self._look()
+
+    def _kept(self) -> Forecast | None:
+        return self._forecast if time.monotonic() < self._good_until else None
+
+    async def _look(self) -> Forecast:
+        began = time.monotonic()
+        with broker_errors():
+            found = await self._foresee(keyspace.for_scripts(), [MOST_WAITING])
+        self._forecast = _forecast(found, time.monotonic())
+        took = time.monotonic() - began
+        self._good_until = began + took / SHARE
+        return self._forecast
+
+
+def _forecast(found: list[Any], made_at: float) -> Forecast:
+    now_ms, kept, members, runs, ids, works = found
+    workers = read_all(members)
+    paces = _paces(kept, {str(worker.engine) for worker in workers})
+    busy = {run[0]: _left(run, paces, now_ms) for run in runs if all(run[:2])}
+    free_in = [busy.get(worker.name, 0.0) for worker in workers]
+    starts, last = _starts(free_in, map(_work, works), paces)
+    return Forecast(made_at, paces, dict(zip(ids, starts, strict=False)), last)
+
+
+def _paces(kept: list[str], engines: Set[str]) -> Mapping[int, Pace]:
+    """Of engines that live: those that have gone may have been another card's, or mocks.
+
+    Of all, when none does: the last worker may be finishing its last run.
+    """
+    found = defaultdict(list)
+    for runs, means in zip(kept[::2], kept[1::2], strict=True):
+        frames, _, engine = runs.partition(" ")
+        if not engines or engine in engines:
+            found[int(frames)].append([float(ms) / 1000 for ms in means.split()])
+    return {frames: Pace(*map(fmean, zip(*each, strict=True))) for frames, each in found.items()}
+
+
+def _starts(
+    free_in: list[float], works: Iterable[Work | None], paces: Mapping[int, Pace]
+) -> tuple[list[float], float | None]:
+    """When each is started, one after the other by whoever is free first; and one after them."""
+    if not free_in:
+        return [], None
+    heapq.heapify(free_in)
+    starts = []
+    for work in works:
+        starts.append(free_in[0])
+        pace = work and pace_for(work.latent_frames, paces)
+        seconds = pace.seconds(work.steps) if work and pace else 0.0
+        heapq.heapreplace(free_in, starts[-1] + seconds)
+    return starts, free_in[0]
+
+
+def _left(run: list[str | None], paces: Mapping[int, Pace], now_ms: int) -> float:
+    _, text, step, stage, started_at = run
+    work = _work(text)
+    pace = work and pace_for(work.latent_frames, paces)
+    if not work or not pace:
+        return 0.0
+    elapsed = max(0, now_ms - int(started_at or now_ms)) / 1000
+    return pace.seconds_left(
+        work.steps, Stage(stage or Stage.ENCODING_PROMPT), int(step or 0), elapsed
+    )
+
+
+def _work(text: str | None) -> Work | None:
+    """None for a request that another version has accepted."""
+    return Work.read(text) if text else None

@@ -1,0 +1,384 @@
+"""The gateway's side of the job store: accept a request, and look at it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import chain
+from types import MappingProxyType
+from typing import Any
+from uuid import uuid4
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, ResponseError
+
+from models.params import GenerateParams
+from worker.billing import FREE, Price, from_millionths
+from worker.broker.batching import Batch
+from worker.broker.connection import broker_errors
+from worker.broker.health import dangers_of
+from worker.errors import (
+    IdempotencyConflictError,
+    KeyEndedError,
+    NoWorkerError,
+    QueueFullError,
+    Rate,
+    RequestNotFoundError,
+    TooFastError,
+    TooFewCreditsError,
+    TooManyJobsError,
+)
+from worker.job import CANCELLED, Job, Status
+from worker.pace import Work
+from worker.process.telemetry import trace_fields
+from worker.store import keyspace, scripts
+from worker.store.presence import LiveWorker, read_all
+from worker.store.rq_record import rq_fields
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A request that is in the broker.
+
+    Attributes:
+        request_id: UUID v4, as text.
+        is_replay: it was there before, by the same idempotency key.
+        rate: what its owner may still submit; None where there is no limit, and for a replay.
+    """
+
+    request_id: str
+    is_replay: bool = False
+    rate: Rate | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of an owner's requests. `has_more`: others come after them."""
+
+    jobs: Sequence[Job]
+    has_more: bool
+
+
+class Cancellation(StrEnum):
+    """What became of the wish to cancel."""
+
+    REQUESTED = "requested"
+    """It ends FAILED at its next step, or has ended so already: it was waiting."""
+    ENDED = "ended"
+    """It had ended before."""
+
+
+class GatewayStore:
+    """Every method raises BrokerUnavailableError when the broker does not answer."""
+
+    def __init__(self, redis: Redis, *, most_waiting: int, retention_seconds: float) -> None:
+        self._redis = redis
+        self._most_waiting = most_waiting
+        self._retention_ms = round(retention_seconds * 1000)
+        self._submit = redis.register_script(scripts.source("submit"))
+        self._alive = redis.register_script(scripts.source("alive"))
+        self._cancel = redis.register_script(scripts.source("cancel"))
+        self._delete = redis.register_script(scripts.source("delete"))
+        self._list = redis.register_script(scripts.source("list"))
+        self._look_script = redis.register_script(scripts.source("look"))
+        self._looks = Batch(self._look_at_all)
+        self._previews = Batch(self._previews_of_all)
+        self._submits = Batch(self._submit_all)
+        self._cancels = Batch(self._cancel_all)
+        self._roll_calls = Batch(self._call_for_all)
+
+    async def submit(
+        self,
+        params: GenerateParams,
+        owner: str,
+        *,
+        price: Price = FREE,
+        needs_worker: bool = False,
+        idempotency: Idempotency | None = None,
+        further: Mapping[str, str] = NOTHING,
+    ) -> Accepted:
+        """Accept a request: when this returns, it is in the broker and will be run.
+
+        Args:
+            params: with the seed drawn.
+            owner: id of the API key. What it may submit is known to the broker.
+            price: the most of it is reserved until the request ends.
+            needs_worker: refuse when nobody is there to run it soon.
+            idempotency: accept it only once, and say afterwards which request it was.
+            further: more fields of the record; see `Job`.
+
+        Raises:
+            IdempotencyConflictError: the key came before, with another body.
+            KeyEndedError: the owner may do nothing any more.
+            LimitError: one of its kinds: too many requests, of all or of this owner.
+            NoWorkerError: `needs_worker`, and none is alive.
+            TooFewCreditsError: the owner cannot pay for it.
+        """
+        request_id = str(uuid4())
+        fields = {"work": str(Work.of(params)), **trace_fields(), **further}
+        answer = await self._ask_to_submit(
+            request_id,
+            "needs_worker" if needs_worker else "",
+            owner,
+            idempotency.key if idempotency else "",
+            idempotency.fingerprint if idempotency else "",
+            price.fixed,
+            price.gpu_second,
+            price.most_gpu_seconds,
+            params.model_dump_json(),
+            2 * len(fields),
+            *chain.from_iterable(fields.items()),
+            *rq_fields(request_id),
+        )
+        match answer:
+            case ["replayed", first_id]:
+                return Accepted(first_id, is_replay=True)
+            case ["accepted", limit, remaining, reset_ms]:
+                return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
+        return Accepted(request_id)
+
+    async def try_out(self, owner: str, *, price: Price) -> int:
+        """Whether a submit would be accepted now; nothing is, and nothing is counted.
+
+        Returns:
+            The place that it would have among the waiting; 1 is next.
+
+        Raises:
+            KeyEndedError: as `submit`.
+            LimitError: as `submit`.
+            TooFewCreditsError: as `submit`.
+        """
+        bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
+        _, position = await self._ask_to_submit(str(uuid4()), "dry_run", owner, "", "", *bill)
+        return int(position)
+
+    async def _ask_to_submit(
+        self, request_id: str, mode: str, *arguments: str | bytes | int
+    ) -> list[Any]:
+        """The broker's answer, if it is no refusal."""
+        keys = keyspace.for_scripts(request_id)
+        answer = await self._submits.ask([*keys, request_id, self._most_waiting, mode, *arguments])
+        match answer:
+            case ["conflict", first_id]:
+                raise IdempotencyConflictError(first_id)
+            case ["queue_full"]:
+                raise QueueFullError(
+                    f"The queue is full: {self._most_waiting} requests wait already."
+                )
+            case ["no_worker"]:
+                raise NoWorkerError("No worker is alive to run this; start one, or submit to /v2.")
+            case ["key_ended"]:
+                raise KeyEndedError
+            case ["too_many_jobs", most]:
+                raise TooManyJobsError(most)
+            case ["too_fast", *rate]:
+                raise TooFastError(_rate(*rate))
+            case ["too_few_credits", *amounts]:
+                raise TooFewCreditsError(*(from_millionths(int(amount)) for amount in amounts))
+        return list(answer)
+
+    async def cancel(self, request_id: str, owner: str) -> Cancellation:
+        """Let a request end FAILED, as soon as its run can be stopped.
+
+        Raises:
+            RequestNotFoundError: never made, expired, or made with another key.
+        """
+        answer = await self._cancels.ask((request_id, owner))
+        if answer is None:
+            raise RequestNotFoundError(request_id)
+        return Cancellation(answer)
+
+    async def delete(self, request_id: str, owner: str) -> str:
+        """Forget a request now, whatever its state; what has not ended is cancelled.
+
+        Returns:
+            The name of its video, which nobody refers to any more; empty where there is none.
+
+        Raises:
+            RequestNotFoundError: never made, expired, deleted, or made with another key.
+        """
+        with broker_errors():
+            file_name = await self._delete(
+                keyspace.for_scripts(request_id),
+                [request_id, owner, self._retention_ms, CANCELLED],
+            )
+        if file_name is None:
+            raise RequestNotFoundError(request_id)
+        return str(file_name)
+
+    async def page_of(
+        self, owner: str, *, most: int, after: str = "", is_ascending: bool = False
+    ) -> Page:
+        """Requests of `owner` that are kept, by the time of their submit, the newest first.
+
+        Args:
+            owner: id of the API key.
+            most: so many in one page.
+            after: the last id of the page before.
+            is_ascending: the oldest first.
+
+        Raises:
+            RequestNotFoundError: `after` is not among them, or not any more.
+        """
+        order = "asc" if is_ascending else "desc"
+        with broker_errors():
+            found: list[Any] | None = await self._list(
+                keyspace.for_scripts(), [owner, most, after, order]
+            )
+        if found is None:
+            raise RequestNotFoundError(after)
+        kept = zip(found[::3], found[1::3], found[2::3], strict=True)
+        jobs = [
+            job
+            for request_id, record, expires_at in kept
+            if (job := _job(request_id, record, None, expires_at))
+        ]
+        return Page(jobs[:most], has_more=len(jobs) > most)
+
+    async def find(self, request_id: str, owner: str) -> Job:
+        """The request as it is now.
+
+        Raises:
+            RequestNotFoundError: never made, expired, or made with another key.
+        """
+        job = await self.find_signed(request_id)
+        if job.owner != owner:
+            raise RequestNotFoundError(request_id)
+        return job
+
+    async def find_signed(self, request_id: str) -> Job:
+        """The same for somebody who has shown otherwise that he may see it.
+
+        Raises:
+            RequestNotFoundError: never made, or expired.
+        """
+        job = await self._looks.ask(request_id)
+        if job is None:
+            raise RequestNotFoundError(request_id)
+        return job
+
+    async def look(self, request_ids: list[str]) -> list[Job | None]:
+        """Many requests at once, whoever made them; None for one that is gone."""
+        with broker_errors():
+            return await self._look_at_all(request_ids)
+
+    async def preview(self, request_id: str) -> str | None:
+        """What the video looks like so far, as a data URL; None where there is none any more."""
+        return await self._previews.ask(request_id)
+
+    async def ended(self, request_ids: Collection[str]) -> set[str]:
+        """Those of `request_ids` that are final, or gone."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for request_id in request_ids:
+            pipeline.hget(keyspace.record(request_id), "status")
+        with broker_errors():
+            statuses: list[Any] = await pipeline.execute()
+        return {
+            request_id
+            for request_id, status in zip(request_ids, statuses, strict=True)
+            if status is None or Status(status).is_final
+        }
+
+    async def live_workers(self) -> list[LiveWorker]:
+        """The workers that have the model loaded and have beaten lately."""
+        return await self._roll_calls.ask(None)
+
+    async def dangers(self) -> list[str]:
+        """See `dangers_of`. What the broker does not tell is taken for right."""
+        with broker_errors():
+            try:
+                info = await self._redis.info()
+            except ResponseError:
+                return []
+            try:
+                appendfsync = (await self._redis.config_get("appendfsync")).get("appendfsync")
+            except ResponseError:
+                appendfsync = None
+        return dangers_of(info, appendfsync)
+
+    async def _submit_all(self, arguments: list[list[str | bytes | int]]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for each in arguments:
+            pipeline.evalsha(self._submit.sha, keyspace.SCRIPT_KEYS, *each)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            # The broker is new and knows no scripts. None has run, or, at worst, some have:
+            # a submit that is repeated changes nothing.
+            await self._redis.script_load(self._submit.script)
+            return await self._submit_all(arguments)
+        return answers
+
+    async def _cancel_all(self, asked: list[tuple[str, str]]) -> list[Any]:
+        cancels = (
+            self._cancel(keyspace.for_scripts(name), [name, owner, self._retention_ms, CANCELLED])
+            for name, owner in asked
+        )
+        return await asyncio.gather(*cancels, return_exceptions=True)
+
+    async def _previews_of_all(self, request_ids: list[str]) -> list[str | None]:
+        different = list(dict.fromkeys(request_ids))  # many may look at one
+        found: list[Any] = await self._redis.mget(map(keyspace.preview, different))
+        pictures = dict(zip(different, found, strict=True))
+        return [pictures[request_id] for request_id in request_ids]
+
+    async def _call_for_all(self, questions: list[None]) -> list[list[LiveWorker]]:
+        return [read_all(await self._alive(keyspace.for_scripts()))] * len(questions)
+
+    async def _look_at_all(self, request_ids: list[str]) -> list[Job | None]:
+        keys = [keyspace.WAITING, *map(keyspace.record, request_ids)]
+        now, *found = await self._look_script(keys, request_ids)
+        looks = zip(request_ids, found[::3], found[1::3], found[2::3], strict=True)
+        return [_job(*look, now) for look in looks]
+
+
+def _job(
+    request_id: str, record: list[str], rank: int | None, expires_at: int, now: int = 0
+) -> Job | None:
+    """None: there is no such request any more, or for its owner there is not."""
+    fields = dict(zip(record[::2], record[1::2], strict=True))
+    if not fields or "deleted" in fields:
+        return None
+    return Job.from_record(
+        request_id,
+        fields,
+        position=None if rank is None else rank + 1,
+        expires_at=expires_at if expires_at > 0 else None,
+        seen_at=now,
+    )
+
+
+def _rate(limit: int, remaining: int, reset_ms: int) -> Rate:
+    return Rate(limit, remaining, reset_ms / 1000)
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """What the broker is asked to compare.
+
+    Attributes:
+        key: of the broker.
+        fingerprint: of the body that came with it.
+    """
+
+    key: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, owner: str, key: str, body: Mapping[str, Any]) -> Idempotency:
+        """The key that `owner` has given for the JSON object `body`.
+
+        Hashed, as a client may put anything into it; each owner has keys of its own. The body, not
+        what we read in it: another version of ours must not take a retry for another request.
+        """
+        digest = _digest(f"{owner} {key}")
+        return cls(keyspace.idempotency_key(digest), _digest(json.dumps(body, sort_keys=True)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

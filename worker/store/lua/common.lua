@@ -1,0 +1,270 @@
+-- Put before every script: the keys, in the order of keyspace.py, and what scripts share.
+local keys = {
+  record = KEYS[1], rq_job = KEYS[2], waiting = KEYS[3], sequence = KEYS[4], leases = KEYS[5],
+  workers = KEYS[6], rq_queue = KEYS[7], intermediate = KEYS[8], rq_queues = KEYS[9],
+  turns = KEYS[10], looks = KEYS[11],
+  -- These are completed with an owner, or with a day.
+  api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
+  metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
+  webhooks = KEYS[19], webhook = KEYS[20], -- The latter is completed with a request's id.
+  history = KEYS[21], expiries = KEYS[22],
+}
+
+-- Time is the broker's own, so that hosts' clocks do not matter.
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- The queue stands twice: all requests in one set, and each owner's in a set of its own. Below 0 are
+-- those that have run before.
+local function enter_queue(id, owner, place)
+  place = string.format('%.17g', place)
+  redis.call('ZADD', keys.waiting, place, id)
+  redis.call('ZADD', keys.waiting .. ':' .. owner, place, id)
+end
+
+-- One more line of the sums since ever, for /metrics.
+local function count(name, amount)
+  redis.call('HINCRBY', keys.metrics, name, text(amount or 1))
+end
+
+-- A histogram is a count for each bound, and a sum. BOUNDS_MS comes from `worker/store/statistics.py`.
+local function observe(name, ms)
+  local bound = 'inf'
+  for index = #BOUNDS_MS, 1, -1 do
+    bound = ms <= BOUNDS_MS[index] and text(BOUNDS_MS[index]) or bound
+  end
+  count(name .. ' ' .. bound)
+  count(name .. ' sum', ms)
+end
+
+local DAY_MS = 24 * 60 * 60 * 1000
+local USAGE_KEPT_SECONDS = 401 * 24 * 60 * 60
+
+-- One more line of the daily sums.
+local function use(owner, metric, amount)
+  local today = keys.usage .. text(math.floor(now_ms() / DAY_MS))
+  redis.call('HINCRBY', today, owner .. ' ' .. metric, text(amount))
+  redis.call('EXPIRE', today, USAGE_KEPT_SECONDS, 'NX')
+end
+
+-- A run is over, however it ended: for how many ms it had a GPU.
+local function leave_gpu(owner)
+  local started = redis.call('HGET', keys.record, 'started_at')
+  if not started then
+    return 0
+  end
+  local ms = math.max(0, now_ms() - started)
+  use(owner, 'gpu_ms', ms)
+  count('gpu_ms', ms)
+  return ms
+end
+
+-- Credits are whole millionths. What was reserved at the submit is the most that a request can cost;
+-- the rest of it, or all when there is no video, is free again. A key without a balance has no limit.
+local function settle(owner, is_completed, gpu_ms)
+  local bill = redis.call('HMGET', keys.record, 'reserved', 'price', 'gpu_price')
+  local reserved = tonumber(bill[1] or 0)
+  local charge = 0
+  if is_completed then
+    charge = math.min(reserved, (bill[2] or 0) + math.floor((bill[3] or 0) * gpu_ms / 1000 + 0.5))
+    use(owner, 'charged', charge)
+    count('charged', charge)
+    redis.call('HSET', keys.record, 'cost', text(charge))
+  end
+  local account = keys.api_key .. owner
+  if reserved > 0 and redis.call('EXISTS', account) == 1 then
+    redis.call('HINCRBY', account, 'reserved', text(-reserved))
+    redis.call('HINCRBY', account, 'charged', text(charge))
+  end
+  if redis.call('HEXISTS', account, 'balance') == 1 then
+    local balance = redis.call('HINCRBY', account, 'balance', text(reserved - charge))
+    redis.call('HSET', keys.record, 'remaining', text(balance))
+  end
+end
+
+local function leave_queue(id)
+  redis.call('ZREM', keys.waiting, id)
+  local owner = redis.call('HGET', keys.record, 'owner')
+  if owner then
+    redis.call('ZREM', keys.waiting .. ':' .. owner, id)
+  end
+  if redis.call('EXISTS', keys.waiting) == 0 then
+    redis.call('DEL', keys.turns, keys.sequence) -- an empty queue begins anew
+  end
+end
+
+-- What the histograms say of a request that has ended. A worker tells the time that each stage of
+-- its run took in a field of the record that ends in _ms.
+local function observe_end(status, gpu_ms, fields)
+  local created, started = unpack(redis.call('HMGET', keys.record, 'created_at', 'started_at'))
+  if started then
+    observe('wait', math.max(0, started - created))
+  end
+  if status == 'COMPLETED' then
+    observe('run', gpu_ms)
+  end
+  for index = 1, #fields, 2 do
+    local stage = string.match(fields[index], '^(%l+)_ms$')
+    if stage then
+      observe('stage ' .. stage, tonumber(fields[index + 1]))
+    end
+  end
+end
+
+local function drop_preview(id)
+  redis.call('HDEL', keys.record, 'preview')
+  redis.call('DEL', keys.previews .. id)
+end
+
+-- Of an owner, no more deliveries are due than so many. The newest is given up, as what was owed before
+-- has been promised, and a receiver that is away for hours gets that still.
+local MOST_OWED = 1000
+
+-- A delivery is due at `at`. Each owner has a set of its own, so that nobody's waits behind another's.
+local function owe_at(id, owner, at)
+  redis.call('ZADD', keys.webhooks .. ':' .. owner, text(at), id)
+  redis.call('ZADD', keys.webhooks, 'LT', text(at), owner)
+end
+
+-- One more line in the log of a delivery.
+local function note_webhook(id, line)
+  local log = redis.call('HGET', keys.webhook .. id, 'log') or ''
+  redis.call('HSET', keys.webhook .. id, 'log', log .. text(now_ms()) .. ' ' .. line .. '\n')
+end
+
+-- Delivered, or given up: its log is kept as long as a record.
+local function leave_webhooks(id, owner, retention_ms)
+  local state = redis.call('HGET', keys.webhook .. id, 'state')
+  if state and state ~= 'due' then
+    count('webhooks ' .. state)
+  end
+  redis.call('ZREM', keys.webhooks .. ':' .. owner, id)
+  if redis.call('EXISTS', keys.webhooks .. ':' .. owner) == 0 then
+    redis.call('ZREM', keys.webhooks, owner)
+  end
+  redis.call('PEXPIRE', keys.webhook .. id, retention_ms)
+end
+
+-- If the submit has named a URL, it is to be told of the end. The record goes before the last attempt
+-- may be made, so its fields come along, each with a colon before it.
+local function enqueue_delivery(id, owner, retention_ms)
+  local url = redis.call('HGET', keys.record, 'webhook_url')
+  if not url or redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
+    return
+  end
+  local delivery = { 'state', 'due', 'owner', owner, 'url', url, 'attempts', 0, 'before', 0,
+                     'created_at', text(now_ms()),
+                     'expires_at', text(redis.call('PEXPIRETIME', keys.record)) }
+  local record = redis.call('HGETALL', keys.record)
+  for index = 1, #record, 2 do
+    if record[index] ~= 'webhook_url' then
+      delivery[#delivery + 1] = ':' .. record[index]
+      delivery[#delivery + 1] = record[index + 1]
+    end
+  end
+  redis.call('HSET', keys.webhook .. id, unpack(delivery))
+  if redis.call('ZCARD', keys.webhooks .. ':' .. owner) < MOST_OWED then
+    owe_at(id, owner, now_ms())
+  else
+    redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
+    note_webhook(id, 'too many deliveries of this key are due')
+    leave_webhooks(id, owner, retention_ms)
+  end
+end
+
+-- Out of the list of an owner's requests with those whose records are gone.
+local function forget_gone(owner, most)
+  local expiries = keys.expiries .. owner
+  local until_now = { expiries, '-inf', text(now_ms()), 'BYSCORE', 'LIMIT', 0, most }
+  for _, id in ipairs(redis.call('ZRANGE', unpack(until_now))) do
+    redis.call('ZREM', expiries, id)
+    redis.call('ZREM', keys.history .. owner, id)
+  end
+end
+
+-- Each end makes room for some that went before. What is deleted stays in the list as long as others,
+-- since a page may begin after it. The list itself goes with the last of them, when nothing of the
+-- owner's waits or runs.
+local function note_end(id, owner, retention_ms)
+  local expiries = keys.expiries .. owner
+  forget_gone(owner, 10)
+  redis.call('ZADD', expiries, text(now_ms() + retention_ms), id)
+  if redis.call('EXISTS', keys.live .. owner) == 0 then
+    local last = redis.call('ZRANGE', expiries, -1, -1, 'WITHSCORES')[2]
+    redis.call('PEXPIREAT', expiries, text(last))
+    redis.call('PEXPIREAT', keys.history .. owner, text(last))
+  end
+end
+
+-- The only way into a terminal state. The record, and the idempotency key that leads to it, go an
+-- hour later, or when the record itself says; all that RQ holds, at once.
+local function finish(id, status, list_ms, fields)
+  local retention_ms = redis.call('HGET', keys.record, 'retention_ms') or list_ms
+  local owner = redis.call('HGET', keys.record, 'owner')
+  local gpu_ms = leave_gpu(owner)
+  redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
+  settle(owner, status == 'COMPLETED', gpu_ms)
+  local outcome = redis.call('HGET', keys.record, 'error_code') or 'completed'
+  use(owner, outcome, 1)
+  count('ended ' .. outcome)
+  observe_end(status, gpu_ms, fields)
+  redis.call('SREM', keys.live .. owner, id)
+  note_end(id, owner, list_ms)
+  redis.call('PEXPIRE', keys.record, retention_ms)
+  local key = redis.call('HGET', keys.record, 'idempotency_key')
+  if key then
+    redis.call('PEXPIRE', key, retention_ms)
+  end
+  drop_preview(id)
+  redis.call('ZREM', keys.leases, id)
+  leave_queue(id)
+  redis.call('LREM', keys.intermediate, 0, id)
+  redis.call('DEL', keys.rq_job)
+  if redis.call('HEXISTS', keys.record, 'deleted') == 0 then
+    enqueue_delivery(id, owner, list_ms)
+  end
+end
+
+-- Back to QUEUED, before everything that waits: it has waited already.
+local function requeue(id, reason)
+  count('requeues ' .. reason)
+  local first = redis.call('ZRANGE', keys.waiting, 0, 0, 'WITHSCORES')[2] or '0'
+  local owner = redis.call('HGET', keys.record, 'owner')
+  leave_gpu(owner)
+  redis.call('HSET', keys.record, 'status', 'QUEUED')
+  redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'stage', 'started_at')
+  drop_preview(id)
+  redis.call('ZREM', keys.leases, id)
+  enter_queue(id, owner, math.min(tonumber(first), 0) - 1)
+  redis.call('LREM', keys.intermediate, 0, id)
+  redis.call('LREM', keys.rq_queue, 0, id)
+  redis.call('LPUSH', keys.rq_queue, id)
+end
+
+-- To the end, when a run stopped early that its owner did not want any more.
+local function end_if_cancelled(id, retention_ms)
+  local error = redis.call('HGET', keys.record, 'cancelled')
+  if error then
+    finish(id, 'FAILED', retention_ms, { 'error', error, 'error_code', 'cancelled' })
+  end
+  return error
+end
+
+-- After a crash: another attempt, or the end.
+local function retry(id, most_attempts, retention_ms, error)
+  if end_if_cancelled(id, retention_ms) then
+    return 'failed'
+  end
+  if tonumber(redis.call('HGET', keys.record, 'attempt')) >= most_attempts then
+    finish(id, 'FAILED', retention_ms, { 'error', error, 'error_code', 'worker_lost' })
+    return 'failed'
+  end
+  requeue(id, 'lost')
+  return 'requeued'
+end

@@ -1,0 +1,107 @@
+"""What every key used, day by day: kept by the scripts that change records, read here."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Self
+
+from worker.billing import from_millionths
+from worker.job import FAILURES
+from worker.store import keyspace
+
+KEPT_DAYS = 400
+_FIRST_DAY = date(1970, 1, 1)
+_SUMS = ("requests", "completed", "gpu_ms", "charged")
+_METRICS = (*_SUMS, *FAILURES)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of one key on one day, in UTC. A request counts when it is made, and its end when it ends.
+
+    Attributes:
+        day: the day.
+        owner: id of the key.
+        requests: that were accepted.
+        completed: that ended with a video.
+        failed: that ended without one, by error code.
+        gpu_seconds: of all runs, those that were lost or cancelled included.
+        credits: that were charged.
+    """
+
+    day: date
+    owner: str
+    requests: int
+    completed: int
+    failed: dict[str, int]
+    gpu_seconds: float
+    credits: Decimal
+
+    @classmethod
+    def of(cls, day: date, owner: str, sums: Mapping[str, int]) -> Self:
+        """From what the broker keeps."""
+        return cls(
+            day=day,
+            owner=owner,
+            requests=sums.get("requests", 0),
+            completed=sums.get("completed", 0),
+            failed={code: sums[code] for code in FAILURES if code in sums},
+            gpu_seconds=sums.get("gpu_ms", 0) / 1000,
+            credits=from_millionths(sums.get("charged", 0)),
+        )
+
+
+@dataclass(frozen=True)
+class Period:
+    """From the first day to the last, both included."""
+
+    first: date
+    last: date
+
+    @classmethod
+    def latest(cls, days: int, today: date) -> Self:
+        """So many days up to today; and the next one, as the broker's clock may be ahead."""
+        return cls(today - timedelta(days=days - 1), today + timedelta(days=1))
+
+    @property
+    def days(self) -> list[date]:
+        """All of them; none when the period ends before it begins."""
+        return [self.first + timedelta(days=n) for n in range((self.last - self.first).days + 1)]
+
+    @property
+    def keys(self) -> list[str]:
+        """Where the broker keeps each day."""
+        return [keyspace.usage((day - _FIRST_DAY).days) for day in self.days]
+
+    def usages(self, kept: Iterable[Mapping[str, str]]) -> list[Usage]:
+        """What the broker keeps under `keys`, by day and owner; none where nothing was used."""
+        return [
+            Usage.of(day, owner, sums)
+            for day, fields in zip(self.days, kept, strict=True)
+            for owner, sums in sorted(_by_owner(fields).items())
+        ]
+
+    def usages_of(self, owner: str, kept: Iterable[Sequence[str | None]]) -> list[Usage]:
+        """The same of one owner, from what the broker keeps there under `fields_of` it."""
+        return [
+            Usage.of(day, owner, sums)
+            for day, amounts in zip(self.days, kept, strict=True)
+            if (sums := {name: int(n) for name, n in zip(_METRICS, amounts, strict=True) if n})
+        ]
+
+
+def fields_of(owner: str) -> list[str]:
+    """Where a day has what one owner used."""
+    return [f"{owner} {metric}" for metric in _METRICS]
+
+
+def _by_owner(fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    owners: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for name, amount in fields.items():
+        owner, _, metric = name.rpartition(" ")
+        owners[owner][metric] = int(amount)
+    return owners

@@ -1,0 +1,248 @@
+"""The worker's side of the job store: take a request, keep it, end it, pick up after the dead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from models.device import DeviceUse
+from models.engine import Traits
+from worker.broker.connection import broker_errors
+from worker.broker.health import dangers_of
+from worker.job import Job, Stage, Status
+from worker.pace import Pace, Work
+from worker.store import keyspace, scripts
+from worker.store.presence import LiveWorker
+from worker.store.statistics import device_text
+
+_SCRIPTS = (
+    "start",
+    "beat",
+    "finish",
+    "requeue",
+    "reap",
+    "recover",
+    "overdue",
+    "note_pace",
+    "preview",
+)
+_LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right of one run to write to a record. `run` is unique and fences its writes."""
+
+    request_id: str
+    run: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has made, and its record keeps; see `Job`."""
+
+    file_name: str
+    file_size: int
+    precision: str = ""
+    warnings: tuple[str, ...] = ()
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that each stage of the run took, for /metrics."""
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """What a reconciler should look at.
+
+    Attributes:
+        expired: ids that are PROCESSING and whose lease has ended.
+        popped: ids that some worker has popped from RQ's queue and not started.
+        missing: how many waiting requests stand in neither of RQ's lists.
+        watched_seconds: for how long somebody has looked, over and over, and the broker answered.
+    """
+
+    expired: list[str]
+    popped: list[str]
+    missing: int
+    watched_seconds: float
+
+
+class Order(StrEnum):
+    """What a worker is told in answer to a beat."""
+
+    LOST = "lost"
+    """The run is not its own any more: somebody took it for dead, or the record is gone."""
+    CANCEL = "cancel"
+    """The client does not want the video any more."""
+    DRAIN = "drain"
+    """Finish the run and end the process."""
+
+
+class Recovery(StrEnum):
+    """What became of a request whose worker died."""
+
+    REQUEUED = "requeued"
+    FAILED = "failed"
+
+
+class WorkerStore:
+    """Every method raises BrokerUnavailableError when the broker does not answer."""
+
+    def __init__(self, redis: Redis, *, lease_seconds: float, retention_seconds: float) -> None:
+        self._redis = redis
+        self._lease_ms = round(lease_seconds * 1000)
+        self._retention_ms = round(retention_seconds * 1000)
+        self._scripts = {name: redis.register_script(scripts.source(name)) for name in _SCRIPTS}
+
+    def start(self, lease: Lease, worker: str) -> Job | None:
+        """QUEUED -> PROCESSING. None when the request is gone, has ended, or runs elsewhere."""
+        record = self._run("start", lease.request_id, lease.run, worker, self._lease_ms)
+        if record is None:
+            return None
+        names = (
+            "attempt",
+            "params",
+            "owner",
+            "created_at",
+            "started_at",
+            "scenario",
+            "traceparent",
+        )
+        fields = dict(zip(names, record, strict=True)) | {"status": Status.PROCESSING}
+        return Job.from_record(lease.request_id, fields)
+
+    def beat(
+        self,
+        worker: LiveWorker,
+        lease: Lease | None = None,
+        step: int = 0,
+        stage: Stage = Stage.ENCODING_PROMPT,
+        *,
+        takes_more: bool = True,
+    ) -> frozenset[Order]:
+        """Say that the worker lives and, with a lease, how far its run is.
+
+        Args:
+            worker: its name and engine, the same in every beat.
+            lease: of the run that it is at.
+            step: denoising steps done.
+            stage: where the run is.
+            takes_more: whether to count it among those that will run what waits.
+        """
+        request_id, run = (lease.request_id, lease.run) if lease else ("", "")
+        arguments = (str(worker), self._lease_ms, run, step, int(takes_more))
+        order = keyspace.drain_order(worker.name)
+        return frozenset(map(Order, self._run("beat", request_id, *arguments, order, stage)))
+
+    def tell_device(self, worker: str, use: DeviceUse) -> None:
+        """Say how much of its card a worker uses. It holds for as long as a lease."""
+        with broker_errors():
+            self._redis.set(keyspace.device(worker), device_text(use), px=self._lease_ms)
+
+    def sign_off(self, worker: LiveWorker) -> None:
+        """Say that the worker stops."""
+        with broker_errors():
+            self._redis.zrem(keyspace.WORKERS, str(worker))
+            self._redis.delete(keyspace.drain_order(worker.name))
+
+    def complete(self, lease: Lease, result: Result) -> bool:
+        """PROCESSING -> COMPLETED, after the file is published. False when it is not ours."""
+        return self._finish(
+            lease,
+            Status.COMPLETED,
+            *("file_name", result.file_name),
+            *("file_size", result.file_size),
+            *("precision", result.precision),
+            *("warnings", json.dumps(result.warnings)),
+            *_in_turn({f"{name}_ms": round(1000 * s) for name, s in result.stages.items()}),
+        )
+
+    def fail(self, lease: Lease, error_code: str, error: str) -> bool:
+        """PROCESSING -> FAILED, with a text for the client. False when it is not ours."""
+        return self._finish(lease, Status.FAILED, "error_code", error_code, "error", error)
+
+    def preview(self, lease: Lease, step: int, picture: str) -> None:
+        """Show who listens what the video of a run looks like so far, as a data URL."""
+        kept_ms = 1000 * keyspace.PREVIEW_SECONDS
+        self._run("preview", lease.request_id, lease.run, kept_ms, step, picture)
+
+    def note_pace(self, engine: Traits, work: Work, pace: Pace) -> None:
+        """Let forecasts know how fast a run was."""
+        milliseconds = (1000 * seconds for seconds in astuple(pace))
+        runs_like_it = f"{work.latent_frames} {engine}"
+        self._run("note_pace", "", runs_like_it, *map(str, milliseconds))
+
+    def requeue(self, lease: Lease) -> bool:
+        """PROCESSING -> QUEUED, first in the queue, the attempt not counted."""
+        return bool(self._run("requeue", lease.request_id, lease.run, self._retention_ms))
+
+    def reap(self, request_id: str) -> Recovery | None:
+        """Another attempt, or FAILED, for a run whose lease has ended; None if it has not."""
+        return self._recovery("reap", request_id)
+
+    def recover(self, request_id: str) -> Recovery | None:
+        """The same for a request that was popped or lost from RQ's lists before it started."""
+        return self._recovery("recover", request_id)
+
+    def overdue(self) -> Overdue:
+        """See `Overdue`. To be called every second."""
+        longest_gap_ms = round(keyspace.LOOK_SECONDS * 1000) + self._lease_ms // 2
+        found = self._run("overdue", "", self._lease_ms, longest_gap_ms)
+        expired, popped, missing, watched_ms = found
+        return Overdue(expired, popped, missing, watched_ms / 1000)
+
+    def unlisted(self) -> list[str]:
+        """Ids that are waiting and stand in neither of RQ's lists. Linear in the queue's length."""
+        with broker_errors():
+            pipeline = self._redis.pipeline()
+            pipeline.zrange(keyspace.WAITING, 0, -1)
+            pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
+            pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
+            waiting, queued, popped = pipeline.execute()
+        listed = {*queued, *popped}
+        return [request_id for request_id in waiting if request_id not in listed]
+
+    def dangers(self) -> list[str]:
+        """See `dangers_of`. What the broker does not tell is taken for right."""
+        with broker_errors():
+            try:
+                info = self._redis.info()
+            except ResponseError:
+                return []
+            try:
+                appendfsync = self._redis.config_get("appendfsync").get("appendfsync")
+            except ResponseError:
+                appendfsync = None
+        return dangers_of(info, appendfsync)
+
+    def exists(self, request_id: str) -> bool:
+        """Whether the record is still kept."""
+        with broker_errors():
+            return bool(self._redis.exists(keyspace.record(request_id)))
+
+    def _finish(self, lease: Lease, status: Status, *fields: str | int) -> bool:
+        answer = self._run(
+            "finish", lease.request_id, lease.run, status, self._retention_ms, *fields
+        )
+        return bool(answer)
+
+    def _recovery(self, script: str, request_id: str) -> Recovery | None:
+        answer = self._run(script, request_id, keyspace.MOST_ATTEMPTS, self._retention_ms, _LOST)
+        return Recovery(answer) if answer else None
+
+    def _run(self, script: str, request_id: str, *args: str | int) -> Any:  # noqa: ANN401
+        """Every script takes all keys, and the id before its own arguments."""
+        with broker_errors():
+            return self._scripts[script](
+                keys=keyspace.for_scripts(request_id), args=[request_id, *args]
+            )
+
+
+def _in_turn(fields: Mapping[str, int]) -> Iterator[str | int]:
+    for item in fields.items():
+        yield from item
