@@ -16,17 +16,17 @@ ENV_PREFIX = "MOCHI_"
 _WITHOUT_REAL_WEIGHTS = frozenset(
     {"mock", "engine", "step_cache", "fake_step_seconds", "mock_speed"}
 )
-"""Settings that the other engines know."""
+"""Settings that engines without real weights use."""
 
 
 def default_data_dir() -> Path:
-    """Where all files are kept unless a setting says otherwise."""
+    """The data folder when `MOCHI_DATA_DIR` is not set."""
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(base).expanduser() / "mochi-server"
 
 
 class EngineSettings(BaseSettings):
-    """Which engine a worker holds. Read once, in a `__main__`, and passed down."""
+    """Which engine a worker loads. Read once, in a `__main__`, and passed down."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -38,24 +38,24 @@ class EngineSettings(BaseSettings):
 
     mock: bool = Field(
         default=False,
-        description="Use mock weights: a tiny Mochi, on any CPU, that makes captioned noise.",
+        description="Use mock weights: a tiny Mochi for any CPU that makes captioned noise.",
     )
     engine: Literal["mochi", "fake"] = Field(
         default="mochi",
-        description="`mochi`, or `fake`: test pictures without torch, to test everything else.",
+        description="`mochi`, or `fake`: test pictures without torch.",
     )
     weights: str = Field(
         default="genmo/mochi-1-preview",
         min_length=1,
         description=(
-            "A folder with Mochi weights in diffusers' layout, a hub id, or `dummy`: "
-            "random numbers of full size, to measure speed and memory."
+            "A folder with Mochi weights in diffusers' layout, a Hugging Face id, or `dummy`: "
+            "random weights of full size, to measure speed and memory."
         ),
     )
     revision: str = Field(
         default="",
         pattern="^([0-9a-f]{40})?$",
-        description="The hub commit, 40 hex digits; empty: the one that `weights pull` fetched.",
+        description="The Hugging Face commit, 40 hex digits; empty: the one that was pulled.",
     )
     device: str = Field(
         default="cuda",
@@ -64,17 +64,17 @@ class EngineSettings(BaseSettings):
     )
     profile: Literal["auto", "80gb", "48gb", "24gb", "offload"] = Field(
         default="auto",
-        description="What stays in GPU memory; `auto` takes the first that fits. All are lossless.",
+        description="What stays in GPU memory; `auto` picks the first that fits. All are lossless.",
     )
     precision: Literal["auto", "reference", "bf16"] = Field(
         default="auto",
-        description="`reference` as Genmo's: T5 and VAE in float32; `auto` takes it where it fits.",
+        description="`reference`: T5 and VAE in float32, as Genmo; `auto` picks it where it fits.",
     )
     attention: Literal["auto", "cudnn", "fa3", "fa4", "flash", "efficient", "math"] = Field(
-        default="auto", description="The attention kernel; `auto` takes the card's fastest."
+        default="auto", description="The attention kernel; `auto` picks the fastest for the GPU."
     )
     compile: bool = Field(
-        default=True, description="Compile the model for the GPU; kept on disk for later starts."
+        default=True, description="Compile the model for the GPU; later starts reuse the result."
     )
     lora: str = Field(
         default="",
@@ -90,7 +90,7 @@ class EngineSettings(BaseSettings):
         default=0.0,
         ge=0,
         le=1,
-        description="Lossy: skip blocks when a step changes less than this share; 0 is off.",
+        description="Lossy: skip blocks when a step changes less than this fraction; 0 is off.",
     )
     fake_step_seconds: float = Field(
         default=0.05, ge=0, le=60, description="How long a step of the fake engine takes."
@@ -100,14 +100,14 @@ class EngineSettings(BaseSettings):
         default=INSTANT,
         pattern=MOCK_SPEED_FORM,
         description=(
-            "How long a step takes without real weights: `instant`, or as estimated for a card "
+            "Simulated speed without real weights: `instant`, or the estimate for a GPU "
             f"({', '.join(f'`{card}`' for card in PEAK_TFLOPS)}); `h100/60` is sixty times faster."
         ),
     )
 
     @property
     def ignored(self) -> list[str]:
-        """The variables that were set and mean nothing without real weights."""
+        """The variables that were set and have no effect without real weights."""
         if not self.mock and self.engine == "mochi":
             return []
         names = self.model_fields_set & (EngineSettings.model_fields.keys() - _WITHOUT_REAL_WEIGHTS)

@@ -1,4 +1,4 @@
-"""Settings of the gateway, on top of the job system's; and the one way to load them all."""
+"""Settings of the gateway, on top of those of workers, and `load_settings` for all of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from worker.billing import Tariff
 from worker.settings import WorkerSettings
 
 CLIENT_VARIABLES = frozenset({"MOCHI_URL", "MOCHI_API_KEY"})
-"""Read by the commands that are clients."""
+"""Read by `mochi-server generate`; no settings of a server."""
 DEAREST = GenerateParams(prompt="any", frames=160, steps=75)
 MOST_CREDITS = 1_000_000
-"""That one request may cost."""
+"""Most that one request may cost. Larger amounts would lose precision in the broker's Lua."""
 SECRET = frozenset({"redis_url"})
-"""Settings that may hold a password."""
+"""Settings that may hold a password: error messages leave their values out."""
 
 
 def _credits(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
@@ -32,7 +32,7 @@ def _credits(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
 
 
 class ServerSettings(WorkerSettings):
-    """How the gateway listens and what it lets in."""
+    """Where the gateway listens, what it accepts and what it charges."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(
@@ -42,73 +42,73 @@ class ServerSettings(WorkerSettings):
         default="",
         pattern=r"^(https?://[^/?#\s]+)?$",
         description=(
-            "Scheme and host of the links in answers, like https://videos.example; "
-            "empty means those that were called."
+            "Scheme and host of links in responses, like https://videos.example; "
+            "empty: those of the request."
         ),
     )
     keys_file: str = Field(
         default="",
-        description="API keys in TOML, put in force at the start; see `mochi-server keys apply`.",
+        description="API keys in TOML, applied at start-up; see `mochi-server keys apply`.",
     )
     tls_cert: str = Field(
         default="",
-        description="Certificate as PEM, with its chain; the gateway speaks HTTPS then, alone.",
+        description="PEM certificate with its chain; the gateway then serves HTTPS only.",
     )
     tls_key: str = Field(
         default="",
         validate_default=True,
-        description="The private key of the certificate as PEM, without a password.",
+        description="PEM private key of the certificate, without a passphrase.",
     )
     trusted_proxies: str = Field(
         default="",
         description=(
-            "Proxies whose X-Forwarded-For and -Proto are believed: addresses or networks, "
-            "comma-separated, like 10.0.0.7,fd00::/8."
+            "Proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted: addresses or "
+            "networks, comma-separated, like 10.0.0.7,fd00::/8."
         ),
     )
     webhook_allow: str = Field(
         default="",
         description=(
-            "Hosts inside that webhooks may be sent to all the same: names, addresses or "
-            "networks, comma-separated, like hooks.internal,10.1.0.0/16."
+            "Internal hosts that webhooks may reach: names, addresses or networks, "
+            "comma-separated, like hooks.internal,10.1.0.0/16."
         ),
     )
     docs: bool = Field(
-        default=True, description="Serve /docs, /openapi.json and the page at /, without a key."
+        default=True, description="Serve /docs, /openapi.json and the page at / without a key."
     )
     metrics_public: bool = Field(
         default=False,
-        description="Serve /metrics without a key; otherwise to keys with the scope `admin`.",
+        description="Serve /metrics without a key; otherwise it needs the scope `admin`.",
     )
-    body_bytes: int = Field(default=131_072, ge=1024, description="Largest request body.")
+    body_bytes: int = Field(default=131_072, ge=1024, description="Largest request body in bytes.")
     v1_seconds: float = Field(
-        default=600, gt=0, description="How long a blocking call waits before it answers 504."
+        default=600, gt=0, description="How long a blocking call waits before it returns 504."
     )
     most_waiting: int = Field(
         default=10_000,
         ge=1,
-        description="Requests that may wait; then 429, but for the first one of a key.",
+        description="Longest queue; a full one returns 429, except to a key that has none waiting.",
     )
-    price_base: Decimal = _credits("Credits that a request costs, whatever it asks for.")
+    price_base: Decimal = _credits("Credits for each request.")
     price_frame_step: Decimal = _credits("Credits for each denoising step of each frame.")
-    price_gpu_second: Decimal = _credits("Credits for each second of the run that made the video.")
+    price_gpu_second: Decimal = _credits("Credits for each GPU second of the successful run.")
     price_most_gpu_seconds: int = Field(
         default=600,
         ge=1,
         le=1_000_000,
         validate_default=True,
-        description="As many seconds of a run are charged at most, and reserved at the submit.",
+        description="Most GPU seconds charged for a request; a submit reserves this many.",
     )
     workers: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Workers that `mochi-server up` starts; each has a GPU, from cuda:0 on.",
+        description="Workers that `mochi-server up` starts, one GPU each, from cuda:0 on.",
     )
 
     @property
     def tariff(self) -> Tariff:
-        """What requests cost."""
+        """The price list."""
         return Tariff(
             self.price_base,
             self.price_frame_step,
@@ -118,7 +118,7 @@ class ServerSettings(WorkerSettings):
 
     @property
     def scheme(self) -> str:
-        """What the gateway speaks itself."""
+        """The scheme that the gateway itself serves."""
         return "https" if self.tls_cert else "http"
 
     @field_validator("tls_key")
@@ -126,25 +126,24 @@ class ServerSettings(WorkerSettings):
     def _goes_with_certificate(cls, key: str, info: ValidationInfo) -> str:
         if bool(key) != bool(info.data.get("tls_cert")):
             raise PydanticCustomError(
-                "tls_key", "It goes with MOCHI_TLS_CERT: set both of them, or none"
+                "tls_key", "Set both MOCHI_TLS_CERT and MOCHI_TLS_KEY, or neither"
             )
         return key
 
     @field_validator("price_most_gpu_seconds")
     @classmethod
-    def _is_no_fortune(cls, seconds: int, info: ValidationInfo) -> int:
-        """With larger amounts the broker would reckon wrongly."""
+    def _limits_price(cls, seconds: int, info: ValidationInfo) -> int:
         prices = info.data
         if not {"price_base", "price_frame_step", "price_gpu_second"} <= prices.keys():
-            return seconds  # one of them is wrong, and will be named
+            return seconds  # one of them is invalid, and the error will name it
         dearest = Tariff(
             prices["price_base"], prices["price_frame_step"], prices["price_gpu_second"], seconds
         ).price(DEAREST)
         if dearest.most > MOST_CREDITS:
             raise PydanticCustomError(
                 "price",
-                "The dearest request would cost {dearest} credits, and may cost {most}: lower one "
-                "of the MOCHI_PRICE_ variables",
+                "The most expensive request would cost {dearest} credits; the limit is {most}. "
+                "Lower one of the MOCHI_PRICE_ variables",
                 {"dearest": f"{dearest.most:,f}", "most": f"{MOST_CREDITS:,}"},
             )
         return seconds
@@ -154,11 +153,14 @@ class ServerSettings(WorkerSettings):
     def _are_networks(cls, proxies: str) -> str:
         for proxy in filter(None, proxies.split(",")):
             try:
-                is_everybody = ip_network(proxy.strip()).prefixlen == 0
+                is_everything = ip_network(proxy.strip()).prefixlen == 0
             except ValueError as error:
                 raise PydanticCustomError("network", "{why}", {"why": str(error)}) from None
-            if is_everybody:
-                raise PydanticCustomError("network", "That is everybody, who could forge them")
+            if is_everything:
+                raise PydanticCustomError(
+                    "network",
+                    "A network of all addresses would let any client forge these headers",
+                )
         return proxies
 
     @field_validator("webhook_allow")
@@ -172,10 +174,10 @@ class ServerSettings(WorkerSettings):
 
 
 def load_settings() -> ServerSettings:
-    """Read the `MOCHI_*` variables of this process. A worker's are among them.
+    """Read the `MOCHI_*` variables of this process, those of workers included.
 
     Raises:
-        SettingsError: naming the variable, the rule and what came.
+        SettingsError: a value is invalid or a variable unknown; names the variable and the rule.
     """
     _refuse_unknown()
     try:
@@ -187,10 +189,10 @@ def load_settings() -> ServerSettings:
 def _explain(error: ErrorDetails) -> str:
     name = str(error["loc"][0])
     what = ServerSettings.model_fields[name].description
-    came = "what came may hold a password" if name in SECRET else f"got {error['input']!r}"
-    is_form = error["type"] == "string_pattern_mismatch"  # a regular expression helps nobody
-    rule = "The form is wrong" if is_form else error["msg"]
-    return f"{ENV_PREFIX}{name.upper()}: {came}. {rule}. It is: {what}"
+    came = "the value is hidden" if name in SECRET else f"got {error['input']!r}"
+    is_form = error["type"] == "string_pattern_mismatch"
+    rule = "The form is wrong" if is_form else error["msg"]  # without the regular expression
+    return f"{ENV_PREFIX}{name.upper()}: {came}. {rule}. Expected: {what}"
 
 
 def _refuse_unknown() -> None:

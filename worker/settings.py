@@ -1,4 +1,4 @@
-"""Settings of the job system, on top of those of engine and moderation."""
+"""Settings of workers, on top of those of the engine and of moderation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pydantic_settings import SettingsConfigDict
 
 from models.moderation.settings import ModerationSettings
 from models.settings import default_data_dir
-from worker.broker.url import AddressError, parse
 
 
 class WorkerSettings(ModerationSettings):
-    """Where jobs and videos are kept and how long anything may take."""
+    """Where jobs and videos are stored, and the time limits."""
 
     model_config = SettingsConfigDict(hide_input_in_errors=True)  # a URL may hold a password
 
@@ -27,15 +26,15 @@ class WorkerSettings(ModerationSettings):
         pattern=r"^((rediss?|sentinels?|unix)://.+)?$",
         description=(
             "Redis or Valkey, like redis://host:6379/0 or sentinel://host1:26379,host2:26379/NAME; "
-            "empty: the one that `mochi-server up` runs. A gateway or worker by itself needs it."
+            "empty: the broker embedded in `mochi-server up`. `gateway` and `worker` require it."
         ),
     )
     outputs: str = Field(
         default="",
-        # Segments that are no way up.
+        # No segment is `.` or `..`.
         pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?)?$",
         description=(
-            "Where videos are kept, like s3://bucket/prefix; "
+            "Where videos are stored, like s3://bucket/prefix; "
             "empty: the folder `outputs` in the data folder."
         ),
     )
@@ -43,24 +42,24 @@ class WorkerSettings(ModerationSettings):
         default=3600, gt=0, description="How long a finished request and its video are kept."
     )
     lease_seconds: float = Field(
-        default=10, ge=2, description="A worker silent for so long is taken for dead."
+        default=10, ge=2, description="A worker without a heartbeat for this long counts as dead."
     )
     run_seconds: float = Field(
-        default=3600, gt=0, description="A run that takes longer ends FAILED."
+        default=3600, gt=0, description="Longest run; a longer one ends FAILED."
     )
     drain_seconds: float = Field(
         default=30,
         ge=0,
-        description="How long running requests may go on when a process is told to stop.",
+        description="How long running requests may continue after a process is told to stop.",
     )
     stall_seconds: float = Field(
-        default=600, gt=0, description="A worker without progress for so long ends itself."
+        default=600, gt=0, description="A worker without progress for this long exits."
     )
     checkpoint_steps: int = Field(
         default=0,
         ge=0,
         description=(
-            "Keep a run's latents every so many steps, for another attempt to go on from; 0 is off."
+            "Save a run's latents every this many steps, so that a retry resumes there; 0 is off."
         ),
     )
 
@@ -68,8 +67,8 @@ class WorkerSettings(ModerationSettings):
         default=5,
         ge=0,
         description=(
-            "Show who listens to events a picture every so many steps; 0 is off, as it is where "
-            "frames are moderated."
+            "Send a preview picture to event streams every this many steps; 0 is off. Always off "
+            "while frames are moderated."
         ),
     )
 
@@ -77,6 +76,8 @@ class WorkerSettings(ModerationSettings):
     @classmethod
     def _can_be_parsed(cls, url: str) -> str:
         if url:
+            from worker.broker.url import AddressError, parse  # noqa: PLC0415 (loads redis)
+
             try:
                 parse(url)
             except AddressError as error:
@@ -87,13 +88,14 @@ class WorkerSettings(ModerationSettings):
     @classmethod
     def _goes_without_step_cache(cls, steps: int, info: ValidationInfo) -> int:
         if steps and info.data.get("step_cache"):
-            # What the cache knows of earlier steps is not kept, so the frames would be others.
+            # Checkpoints leave out the cache's state, so a resumed run would give other frames.
             raise PydanticCustomError(
-                "checkpoint_steps", "It does not go with MOCHI_STEP_CACHE: set one of the two to 0"
+                "checkpoint_steps",
+                "It does not go with MOCHI_STEP_CACHE: set one of the two to 0",
             )
         return steps
 
     @property
     def outputs_dir(self) -> Path:
-        """Where the videos are, or their drafts when they are kept elsewhere."""
+        """The folder of the videos; of unfinished ones only when `outputs` is a bucket."""
         return self.data_dir / "outputs"

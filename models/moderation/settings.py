@@ -1,4 +1,4 @@
-"""Settings of moderation, on top of the engine's."""
+"""Settings of moderation, on top of those of the engine."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from models.settings import EngineSettings
 
 
 class ModerationSettings(EngineSettings):
-    """What judges prompts and frames, and how strictly."""
+    """Classifiers of prompts and frames, and their thresholds."""
 
     moderation_terms: str = Field(
         default="",
-        description="A file of words and phrases that no prompt may have; empty: off.",
+        description="A file of words and phrases that are blocked in prompts; empty: off.",
     )
     moderation_text: str = Field(
         default="",
         description=(
-            "What judges prompts: a folder with a guard or a text classifier, or a hub id, "
+            "Classifier of prompts: a folder with a guard or text classifier, or a hub id, "
             "like Qwen/Qwen3Guard-Gen-0.6B or ORG/NAME@COMMIT; empty: off."
         ),
     )
     moderation_text_threshold: float = Field(
-        default=0.5, gt=0, le=1, description="A prompt of this probability of harm is blocked."
+        default=0.5, gt=0, le=1, description="Probability of harm from which a prompt is blocked."
     )
     moderation_frames: str = Field(
         default="",
         description=(
-            "What judges frames: a folder with an image classifier, or a hub id, "
+            "Classifier of frames: a folder with an image classifier, or a hub id, "
             "like Falconsai/nsfw_image_detection; empty: off."
         ),
     )
@@ -37,20 +37,20 @@ class ModerationSettings(EngineSettings):
         default=0.5,
         gt=0,
         le=1,
-        description="A video with a frame of this probability of harm is blocked.",
+        description="Probability of harm of one frame from which a video is blocked.",
     )
     moderation_frames_count: int = Field(
         default=8,
         ge=2,
         le=160,
-        description="Frames of a video that are judged: the first, the last, and evenly between.",
+        description="Frames classified in each video: the first, the last, and evenly between.",
     )
     moderation_harmless: str = Field(
         default="safe,normal,neutral,sfw",
-        description="Labels of the classifiers that are no harm, comma-separated; all others are.",
+        description="Labels that mean no harm, comma-separated; all other labels mean harm.",
     )
     moderation_device: Literal["cpu", "cuda"] = Field(
-        default="cpu", description="Where they work; `cuda` is the card of MOCHI_DEVICE."
+        default="cpu", description="Where the classifiers run; `cuda` is the GPU of MOCHI_DEVICE."
     )
 
     @property
