@@ -2,8 +2,8 @@
 
 A delivery comes into being in the same step as the end (`enqueue_delivery` in lua/common.lua), and
 is due until it is delivered or given up. Any number of senders may take what is due: each is leased
-to one of them, and due again when that one has died. So it is made at least once, and says each time
-which request it is about.
+to one of them, and due again when that one has died. So it is made at least once, and says each
+time which request it is about.
 
 RQ has no part in it: what brings back a job of a dead worker there are registries, a scheduler
 and a lock, which our workers do without, and its schedule would not be one step with the end.
