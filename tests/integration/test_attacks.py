@@ -293,7 +293,7 @@ def _assert_one_event_a_line(log: str) -> None:
 def test_odd_text_does_nothing_to_a_terminal_either() -> None:
     ours, theirs = pty.openpty()
     program = (
-        "import structlog; from worker.logs import configure_logs; configure_logs(); "
+        "import structlog; from worker.process.logs import configure_logs; configure_logs(); "
         f"structlog.get_logger().info('http.refused', path={''.join(ODD)!r})"
     )
     try:
