@@ -1,64 +1,62 @@
-"""Where pulled weights lie on this machine."""
+"""Finds pulled weights on this machine, without a network."""
 
 from __future__ import annotations
 
 import re
 import shlex
-import stat
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from models.errors import WeightsError
 from models.settings import EngineSettings, default_data_dir
-from models.weights.manifest import Manifest
+from models.weights.manifest import Manifest, size
 
 MANIFEST = "mochi-weights.json"
-PART = ".part"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_hub_id(weights: str) -> bool:
-    """Whether a setting names a model of the hub: it looks like one and is no folder here."""
+    """Whether a setting names a model on the hub: it has the form of one and is not a folder."""
     return bool(_HUB_ID.fullmatch(weights)) and not Path(weights).is_dir()
 
 
 def find(weights: str, revision: str, data_dir: Path) -> Path | None:
-    """The folder to load. Asks nothing of the network.
+    """The folder to load.
 
     Args:
-        weights: a folder, which is taken as it is, or a hub id.
-        revision: the commit, or empty: of those that were pulled, the one that was completed last.
+        weights: a folder, which is used as it is, or a hub id.
+        revision: the commit; empty for the one that was completed last.
         data_dir: where pulled weights are kept.
 
     Returns:
-        None when nothing complete was pulled; `absent` says so to a user.
+        None when no complete folder was pulled; `absent` is the message for that.
     """
     folder = locate(weights, revision, data_dir)
     if folder is None or Path(weights).is_dir():
         return folder
     files = read_manifest(folder).files
-    is_whole = all(_size(folder / name) == file.size for name, file in files.items())
+    is_whole = all(size(folder / name) == file.size for name, file in files.items())
     return folder if is_whole else None
 
 
 def locate(weights: str, revision: str, data_dir: Path) -> Path | None:
-    """As `find`, but damaged weights too: those whose manifest is there and whose files are not."""
+    """As `find`, but a folder with a manifest counts even if its files are missing or damaged."""
     if Path(weights).is_dir():
         return Path(weights)
     if not is_hub_id(weights):
         return None
     folders = [
         folder
-        for folder in _commits(weights, data_dir)
+        for folder in commit_folders(weights, data_dir)
         if revision in {"", folder.name} and _is_readable(folder)
     ]
-    return max(folders, key=lambda folder: _changed_at(folder / MANIFEST), default=None)
+    return max(folders, key=lambda folder: changed_at(folder / MANIFEST), default=None)
 
 
 def absent(weights: str, revision: str, data_dir: Path) -> str:
-    """What to tell a user for whom `find` gives None."""
+    """The message for a user when `find` returns None."""
     if not is_hub_id(weights):
         return (
             f"There is no folder MOCHI_WEIGHTS={weights}. "
@@ -73,7 +71,7 @@ def absent(weights: str, revision: str, data_dir: Path) -> str:
 
 
 def pull_command(weights: str, revision: str, data_dir: Path) -> str:
-    """What to type to have weights fetched or mended."""
+    """The command that downloads or repairs weights."""
     command = ["mochi-server", "weights", "pull"]
     if weights != EngineSettings.model_fields["weights"].default:
         command += ["--weights", weights]
@@ -85,17 +83,17 @@ def pull_command(weights: str, revision: str, data_dir: Path) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What a folder should hold.
+    """The manifest of a folder.
 
     Raises:
-        WeightsError: it has no manifest, or one that cannot be read.
+        WeightsError: it is missing or cannot be read.
     """
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise WeightsError(
             f"{folder} cannot be checked: {MANIFEST} in it cannot be read ({error.strerror}). "
-            "`mochi-server weights pull` writes one, last, into the folders that it makes."
+            "Only a folder that `mochi-server weights pull` has completed has this file."
         ) from None
     except ValidationError:
         raise WeightsError(
@@ -103,17 +101,17 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def _model_folder(hub_id: str, data_dir: Path) -> Path:
+def model_folder(hub_id: str, data_dir: Path) -> Path:
     return data_dir / "weights" / hub_id.replace("/", "--")
 
 
-def _commits(hub_id: str, data_dir: Path) -> list[Path]:
+def commit_folders(hub_id: str, data_dir: Path) -> list[Path]:
     """The folders of a model, complete or not."""
-    folders = _model_folder(hub_id, data_dir).glob("*")
-    return [folder for folder in folders if _COMMIT.fullmatch(folder.name)]
+    folders = model_folder(hub_id, data_dir).glob("*")
+    return [folder for folder in folders if COMMIT.fullmatch(folder.name)]
 
 
-def _changed_at(path: Path) -> int:
+def changed_at(path: Path) -> int:
     """In nanoseconds."""
     return path.stat().st_mtime_ns
 
@@ -124,12 +122,3 @@ def _is_readable(folder: Path) -> bool:
     except WeightsError:
         return False
     return True
-
-
-def _size(path: Path) -> int | None:
-    """In bytes; None for no file that can be seen."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None

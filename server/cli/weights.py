@@ -1,11 +1,14 @@
-"""Weights for the command line: pull and check them with progress, and say where they are."""
+"""`mochi-server weights`: pull, verify and locate weights, with progress on standard error."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -27,48 +30,58 @@ from models.weights.pull import pull, verify
 from worker.settings import WorkerSettings
 
 BAR_SECONDS = 0.1
+"""Between two updates of the bar on a terminal."""
 LINE_SECONDS = 15.0
-
-
+"""Between two lines where standard error is not a terminal."""
 PROBE_SECONDS = 20.0
 """For nvidia-smi: the first call after a boot wakes the driver."""
+INTERRUPTED = 130
 
 
 def pull_weights(settings: WorkerSettings) -> Path:
-    """Fetch what is missing of the weights that the settings name. Their folder.
+    """Download the missing files of the weights that the settings name. Their folder.
 
     Raises:
-        WeightsError: they are not complete; the next pull goes on from there.
+        WeightsError: the weights are not complete; the next pull continues from there.
         EngineUnavailableError: the worker's libraries are not installed.
     """
-    with Meter() as meter:
-        try:
-            folder = pull(
-                settings.weights,
-                settings.revision,
-                settings.data_dir,
-                progress=meter,
-                say=meter.say,
-            )
-        except KeyboardInterrupt:
-            command = pull_command(settings.weights, settings.revision, settings.data_dir)
-            meter.say(f"Stopped. `{command}` goes on from here.")
-            raise
+    names = settings.weights, settings.revision, settings.data_dir
+    with Meter() as meter, _exit_on_ctrl_c(meter, f"`{pull_command(*names)}` continues from here."):
+        folder = pull(*names, progress=meter, say=meter.say)
         meter.say(f"Complete and checked: {folder}")
     return folder
 
 
+@contextmanager
+def _exit_on_ctrl_c(meter: Meter, hint: str) -> Iterator[None]:
+    """End the process at once: a normal exit waits until the threads have read their files."""
+
+    def stop(_number: int, _frame: object) -> None:
+        meter.say(f"Stopped. {hint}")
+        meter.__exit__()
+        os._exit(INTERRUPTED)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def verify_weights(settings: WorkerSettings, folder: Path | None) -> None:
-    """Read all weights again; those of the settings where no folder is given.
+    """Check every file of a folder; without one, of the weights that the settings name.
 
     Raises:
-        WeightsError: there are none, or no manifest; or a file is not as it was pulled.
+        WeightsError: there is no folder or no manifest, or a file is not as it was pulled.
     """
     folder = folder or locate(settings.weights, settings.revision, settings.data_dir)
     if folder is None:
         raise WeightsError(absent(settings.weights, settings.revision, settings.data_dir))
     manifest = read_manifest(folder)
-    with Meter() as meter:
+    with Meter() as meter, _exit_on_ctrl_c(meter, "Nothing was changed."):
         faults = verify(folder, meter)
         if not faults:
             meter.say(f"{folder}: {manifest.hub_id} at commit {manifest.commit}, all as pulled.")
@@ -76,15 +89,15 @@ def verify_weights(settings: WorkerSettings, folder: Path | None) -> None:
     if folder.resolve().is_relative_to(settings.data_dir.resolve()):
         remedy = f"Type: {pull_command(manifest.hub_id, manifest.commit, settings.data_dir)}"
     else:
-        remedy = "Copy these files again from where the folder came from."
+        remedy = "Copy these files again from the source of the folder."
     raise WeightsError("\n".join([f"{folder} is damaged:", *faults, remedy]))
 
 
 def weights_folder(settings: WorkerSettings) -> Path:
-    """Where the weights are that the settings name.
+    """The folder of the weights that the settings name.
 
     Raises:
-        WeightsError: nowhere; the text says what to type.
+        WeightsError: there is none; the text says what to type.
     """
     folder = find(settings.weights, settings.revision, settings.data_dir)
     if folder is None:
@@ -93,9 +106,9 @@ def weights_folder(settings: WorkerSettings) -> Path:
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
-    """Whether a GPU is in reach, asked without torch. It errs towards yes.
+    """Whether an NVIDIA GPU is visible. Does not import torch; in doubt, True.
 
-    The driver's own file in `/proc` says nothing: a container sees it without any GPU.
+    The driver's file in `/proc` proves nothing: a container sees it without any GPU.
     """
     if any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists():  # dxg: WSL
         return True
@@ -116,7 +129,7 @@ def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
 
 
 def fetch_missing(settings: WorkerSettings, has_gpu: Callable[[], bool] = has_nvidia_gpu) -> None:
-    """Before all is started on one machine: pull the real weights that it will want.
+    """Pull the real weights that `up` needs, before it starts anything.
 
     Raises:
         WeightsError: there is no GPU to use them, or they are not complete.
@@ -128,14 +141,14 @@ def fetch_missing(settings: WorkerSettings, has_gpu: Callable[[], bool] = has_nv
         return
     if not has_gpu():
         raise WeightsError(
-            f"There is no NVIDIA GPU here, so {settings.weights} is not fetched: check that "
+            f"There is no NVIDIA GPU here, so {settings.weights} is not downloaded: check that "
             "`nvidia-smi -L` lists one. Without a GPU, try: mochi-server up --mock"
         )
     pull_weights(settings)
 
 
 class Meter:
-    """Shows bytes. Used in a `with`; told by any thread, but by one at a time."""
+    """Shows progress in bytes: bars on a terminal, else lines. Used in a `with` block."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -150,7 +163,7 @@ class Meter:
         )
         self._tasks: dict[str, TaskID] = {}
         self._shown: dict[str, tuple[float, int]] = {}
-        """When each was shown last, and with how many bytes."""
+        """The time and the bytes of the last update of each step."""
 
     def __enter__(self) -> Self:
         self._bars.start()

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from models.weights.folder import MANIFEST
-from models.weights.hub import SILENCE_SECONDS
 from server.transport.listener import free_port
-from tests.support.hub import BIG, FIRST, LOADED, SECOND, StandIn, stand_in
+from tests.support.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, StandIn, stand_in
 from tests.support.stack import COMMAND, eventually
 
 FOLDER = f"weights/genmo--mochi-1-preview/{FIRST}"
@@ -56,8 +55,8 @@ def run(
     )
 
 
-def nobody() -> str:
-    """An endpoint at which nobody listens."""
+def closed_endpoint() -> str:
+    """An endpoint without a server."""
     return f"http://127.0.0.1:{free_port('127.0.0.1')}"
 
 
@@ -72,12 +71,12 @@ def test_weights_are_pulled_found_and_verified(hub: StandIn, tmp_path: Path) -> 
     pulled = run(hub.url, data_dir, "weights", "pull")
     assert (pulled.returncode, pulled.stdout) == (0, "")
     assert f"genmo/mochi-1-preview at commit {FIRST}" in pulled.stderr
-    assert "Fetching: 206.6 kB of 206.6 kB" in pulled.stderr
+    assert "Downloading: 206.6 kB of 206.6 kB" in pulled.stderr
     assert pulled.stderr.endswith(f"Complete and checked: {folder}\n")
     assert all((folder / name).read_bytes() == content for name, content in LOADED.items())
     assert [path.name for path in data_dir.iterdir()] == ["weights"]  # nothing in a hidden cache
 
-    offline = nobody()
+    offline = closed_endpoint()
     assert run(offline, data_dir, "weights", "path").stdout == f"{folder}\n"
     verified = run(offline, data_dir, "weights", "verify")
     assert verified.returncode == 0, verified.stderr
@@ -105,11 +104,12 @@ def test_a_revision_can_be_asked_for(hub: StandIn, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_pull_that_was_ended_goes_on_where_it_was(
+def test_a_pull_that_was_ended_continues_with_the_files_that_are_missing(
     hub: StandIn, tmp_path: Path, number: signal.Signals
 ) -> None:
     hub.halts.add(BIG)
-    draft = tmp_path / FOLDER / f"{BIG}.part"
+    folder = tmp_path / FOLDER
+    others = set(LOADED) - {BIG}
     with subprocess.Popen(
         [COMMAND, "weights", "pull"],
         env=environ(hub.url, tmp_path),
@@ -117,26 +117,43 @@ def test_a_pull_that_was_ended_goes_on_where_it_was(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        eventually(lambda: draft.exists() and draft.stat().st_size)
+        eventually(
+            lambda: hub.halted.is_set() and all((folder / name).is_file() for name in others)
+        )
         process.send_signal(number)
-        _, said = process.communicate(timeout=SILENCE_SECONDS - 5)  # the hub is silent
+        _, said = process.communicate(timeout=5)  # the hub is silent, which the pull bears longer
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert f"`mochi-server weights pull --data-dir {tmp_path}` goes on from here." in said
+        command = f"mochi-server weights pull --data-dir {tmp_path}"
+        assert said.endswith(f"Stopped. `{command}` continues from here.\n")
         assert "Traceback" not in said
-    assert not (tmp_path / FOLDER / MANIFEST).exists()
+    assert not (folder / MANIFEST).exists()
+    assert list(folder.rglob("*.incomplete"))  # no time was left to remove it
     assert run(hub.url, tmp_path, "weights", "path").returncode == 1
+    assert hub.bytes_sent == {name: len(LOADED[name]) for name in others} | {BIG: 100_000}
 
-    had = draft.stat().st_size
     hub.halts.clear()
-    hub.requests.clear()
+    hub.bytes_sent.clear()
     again = run(hub.url, tmp_path, "weights", "pull")
     assert again.returncode == 0, again.stderr
-    assert hub.ranges(BIG) == [f"bytes={had}-"]
+    assert hub.bytes_sent == {BIG: 200_000}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {*LOADED, MANIFEST}
+    assert run(hub.url, tmp_path, "weights", "verify").returncode == 0
+
+
+def test_a_pull_asks_for_lists_and_files_alone(hub: StandIn, tmp_path: Path) -> None:
+    pulled = run(hub.url, tmp_path, "weights", "pull")
+    assert pulled.returncode == 0, pulled.stderr
+    assert hub.sent() == set(LOADED)
+    wanted = {f"/api/models/{HUB_ID}/{kind}" for kind in ("revision/main", f"tree/{FIRST}")}
+    paths = {request.path for request in hub.requests}
+    assert wanted == {path for path in paths if path.startswith("/api/")}  # no telemetry, no Xet
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]  # and HF_HOME is not made
 
 
 def test_errors_are_one_message_without_a_trace(tmp_path: Path) -> None:
-    endpoint = nobody()
+    endpoint = closed_endpoint()
     for arguments in (["pull"], ["pull", "--weights", "dummy"], ["verify", str(tmp_path)]):
         refused = run(endpoint, tmp_path, "weights", *arguments)
         assert (refused.returncode, refused.stdout) == (1, "")
@@ -144,7 +161,7 @@ def test_errors_are_one_message_without_a_trace(tmp_path: Path) -> None:
         assert len(refused.stderr.splitlines()) == 1
     refused = run("http://127.0.0.1:none", tmp_path, "weights", "pull")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
-    assert "HF_ENDPOINT=http://127.0.0.1:none cannot be read" in refused.stderr
+    assert "HF_ENDPOINT=http://127.0.0.1:none is not an address" in refused.stderr
     wrong = run(endpoint, tmp_path, "weights", "pull", "--revision", "main")
     assert wrong.returncode == os.EX_CONFIG
     assert "MOCHI_REVISION: got 'main'" in wrong.stderr
@@ -155,9 +172,9 @@ def test_up_pulls_before_it_starts_anything(tmp_path: Path) -> None:
     tools.mkdir()
     (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: a card'\n")
     (tools / "nvidia-smi").chmod(0o755)
-    endpoint = nobody()
+    endpoint = closed_endpoint()
     path = f"{tools}{os.pathsep}{os.environ['PATH']}"
     refused = run(endpoint, tmp_path / "data", "up", "--port", "0", PATH=path)
     assert refused.returncode == os.EX_CONFIG
-    assert f"{endpoint} is out of reach" in refused.stderr
+    assert f"{endpoint} cannot be reached" in refused.stderr
     assert [folder.name for folder in (tmp_path / "data").iterdir()] == ["weights"]

@@ -1,7 +1,8 @@
 """A stand-in for the Hugging Face hub, over real HTTP on loopback.
 
-It answers as the hub does where the product asks: the list of a commit's files, and the files, the
-large ones by way of another host, whole or in ranges. It counts, and misbehaves when told to.
+It answers what `huggingface_hub` asks: the two lists of a commit's files, what a file is (HEAD),
+and the files, the large ones from another host, whole or in ranges. It counts, and it misbehaves
+where a test sets it to.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import json
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 HUB_ID = "genmo/mochi-1-preview"
 FIRST = "1" * 40
@@ -96,6 +99,9 @@ class StandIn:
     """Set when that has happened."""
     over: threading.Event = field(default_factory=threading.Event)
     requests: list[Request] = field(default_factory=list)
+    """All but those of HEAD."""
+    bytes_sent: dict[str, int] = field(default_factory=dict)
+    """Of each file."""
 
     @property
     def url(self) -> str:
@@ -112,25 +118,58 @@ class StandIn:
             one.path.removeprefix("/cdn/") for one in self.requests if one.path.startswith("/cdn/")
         }
 
+    def size(self, name: str) -> int:
+        return self.claimed_sizes.get(name, len(self.files[name]))
+
+    def checksum(self, name: str) -> str:
+        """As the hub has it: SHA-256 of a large file, git's blob id of a small one."""
+        content = self.files[name]
+        if name.endswith(LARGE):
+            return hashlib.sha256(content).hexdigest()
+        return blob_id(content)
+
     def listing(self, commit: str) -> dict[str, Any]:
         """The hub's answer on a commit."""
         siblings = [self._sibling(name, content) for name, content in self.files.items()]
         return {"id": HUB_ID, "sha": commit, "siblings": siblings}
 
     def _sibling(self, name: str, content: bytes) -> dict[str, Any]:
-        size = self.claimed_sizes.get(name, len(content))
-        git = b"blob %d\0%b" % (len(content), content)
-        blob = hashlib.sha1(git, usedforsecurity=False).hexdigest()
-        sibling = {"rfilename": name, "size": size, "blobId": blob}
+        size = self.size(name)
+        sibling = {"rfilename": name, "size": size, "blobId": blob_id(content)}
         if name.endswith(LARGE):
-            sha256 = hashlib.sha256(content).hexdigest()
-            sibling["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 100}
+            sibling["lfs"] = {"sha256": self.checksum(name), "size": size, "pointerSize": 100}
         return sibling
+
+    def tree(self) -> list[dict[str, Any]]:
+        """The same list in the shape of the hub's trees."""
+        return [self._leaf(name, content) for name, content in self.files.items()]
+
+    def _leaf(self, name: str, content: bytes) -> dict[str, Any]:
+        size = self.size(name)
+        leaf = {"type": "file", "path": name, "size": size, "oid": blob_id(content)}
+        if name.endswith(LARGE):
+            leaf["lfs"] = {"oid": self.checksum(name), "size": size, "pointerSize": 100}
+            leaf["xetHash"] = self.checksum(name)
+        return leaf
+
+
+def blob_id(content: bytes) -> str:
+    """Git's."""
+    return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: StandIn
+
+    def do_HEAD(self) -> None:
+        path = urlsplit(self.path).path
+        if path.startswith("/cdn/"):
+            name = path.removeprefix("/cdn/")
+            self._answer(200, b"", self._identity(self.hub.main, name), self.hub.size(name))
+        else:
+            commit, _, name = path.removeprefix(f"/{HUB_ID}/resolve/").partition("/")
+            self._resolve(commit, name)
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
@@ -143,6 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, b"no", extra)
         elif path.startswith(f"/api/models/{HUB_ID}/revision/"):
             self._list(path.rpartition("/")[2])
+        elif path.startswith(f"/api/models/{HUB_ID}/tree/"):
+            self._answer(200, json.dumps(self.hub.tree()).encode(), {})
         elif path.startswith(f"/{HUB_ID}/resolve/"):
             commit, _, name = path.removeprefix(f"/{HUB_ID}/resolve/").partition("/")
             self._resolve(commit, name)
@@ -167,13 +208,26 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             # As the hub: small files from another path, large ones from another host.
             host = f"http://localhost:{self.hub.port}" if name.endswith(LARGE) else ""
-            self._answer(302, b"", {"Location": f"{host}/cdn/{name}", "X-Repo-Commit": commit})
+            where = {"Location": f"{host}/cdn/{name}"}
+            self._answer(302, b"", where | self._identity(commit, name))
+
+    def _identity(self, commit: str, name: str) -> dict[str, str]:
+        linked = "X-Linked-" if name.endswith(LARGE) else ""
+        identity = {"X-Repo-Commit": commit, f"{linked}ETag": f'"{self.hub.checksum(name)}"'}
+        if linked:
+            identity["X-Linked-Size"] = str(self.hub.size(name))
+            # The hub offers large files by Xet, too, for which this has no server.
+            identity["X-Xet-Hash"] = self.hub.checksum(name)
+            token = f"{self.hub.url}/api/models/{HUB_ID}/xet-read-token/{commit}"
+            identity["Link"] = f'<{token}>; rel="xet-auth"'
+        return identity
 
     def _send(self, name: str) -> None:
         if self.hub.busy.get(name):
             self.hub.busy[name] -= 1
             self._answer(503, b"busy", {})
             return
+        self.hub.bytes_sent.setdefault(name, 0)
         content = self.hub.files[name]
         if name in self.hub.spoiled:
             content = bytes(byte ^ 1 for byte in content)
@@ -181,30 +235,42 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers["range"] and not self.hub.ignores_ranges:
             start = int(self.headers["range"].removeprefix("bytes=").removesuffix("-"))
         rest = content[start:]
-        self.send_response(206 if self.headers["range"] and not self.hub.ignores_ranges else 200)
+        if self.headers["range"] and not self.hub.ignores_ranges:
+            self.send_response(206)
+            last = len(content) - 1
+            self.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
+        else:
+            self.send_response(200)
         self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
         breaks = self.hub.breaks_after.get(name)
         if breaks:
-            self.wfile.write(rest[: breaks.pop(0)])
+            self._write(name, rest[: breaks.pop(0)])
             if self.hub.then_refuses and not breaks:
                 self.hub.refused_files.add(name)
             self.close_connection = True
         elif name in self.hub.halts:
-            self.wfile.write(rest[: len(rest) // 2])
+            self._write(name, rest[: len(rest) // 2])
             self.hub.halted.set()
             self.hub.over.wait(30)
             self.close_connection = True
         else:
-            self.wfile.write(rest)
+            self._write(name, rest)
 
-    def _answer(self, status: int, body: bytes, extra: dict[str, str]) -> None:
+    def _write(self, name: str, content: bytes) -> None:
+        self.wfile.write(content)
+        self.hub.bytes_sent[name] += len(content)
+
+    def _answer(
+        self, status: int, body: bytes, extra: dict[str, str], size: int | None = None
+    ) -> None:
         self.send_response(status)
         for name, value in extra.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) if size is None else size))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base's)
         """Nothing."""
@@ -232,3 +298,21 @@ def stand_in() -> Iterator[StandIn]:
             hub.over.set()
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def stand_in_here(monkeypatch: pytest.MonkeyPatch, port: int = 0) -> Iterator[StandIn]:
+    """A hub for code in this process, as if HF_ENDPOINT had named it before the imports.
+
+    With a port, one that nothing listens at.
+    """
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    for name in ("HF_TOKEN", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    with nullcontext(StandIn(port=port)) if port else stand_in() as hub:
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        constants = {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
+        flags = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+        for name, value in (constants | flags).items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        yield hub

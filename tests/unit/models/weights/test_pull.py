@@ -23,22 +23,15 @@ from models.weights.folder import (
 )
 from models.weights.pull import pull, verify
 from server.transport.listener import free_port
-from tests.support.hub import BIG, FIRST, HUB_ID, LOADED, OTHERS, SECOND, StandIn, stand_in
+from tests.support.hub import BIG, FIRST, HUB_ID, LOADED, OTHERS, SECOND, StandIn, stand_in_here
 from tests.support.stack import eventually
 
 SMALL = "vae/config.json"
 
 
-@pytest.fixture(autouse=True)
-def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-
-
 @pytest.fixture
-def hub() -> Iterator[StandIn]:
-    with stand_in() as hub:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    with stand_in_here(monkeypatch) as hub:
         yield hub
 
 
@@ -57,9 +50,7 @@ def fetch(
     hub: StandIn, data_dir: Path, revision: str = "", told: Told | None = None, name: str = HUB_ID
 ) -> Path:
     told = told or Told()
-    return pull(
-        name, revision, data_dir, progress=told.progress, say=told.lines.append, endpoint=hub.url
-    )
+    return pull(name, revision, data_dir, progress=told.progress, say=told.lines.append)
 
 
 def refusal(hub: StandIn, data_dir: Path, revision: str = "", name: str = HUB_ID) -> str:
@@ -107,7 +98,7 @@ def test_progress_is_counted_in_bytes_up_to_all_of_them(hub: StandIn, tmp_path: 
     told = Told()
     fetch(hub, tmp_path, told=told)
     total = sum(map(len, LOADED.values()))
-    assert told.bytes["Fetching"][0] == (0, total)
+    assert told.bytes["Downloading"][0] == (0, total)
     for counted in told.bytes.values():
         assert counted[-1] == (total, total)
         assert counted == sorted(counted)
@@ -156,7 +147,8 @@ def test_without_a_revision_the_commit_completed_last_is_found(
     first = fetch(hub, tmp_path, FIRST)
     second = fetch(hub, tmp_path, SECOND)
     assert find(HUB_ID, "", tmp_path) == second
-    os.utime(first / MANIFEST)
+    later = (second / MANIFEST).stat().st_mtime_ns + 1
+    os.utime(first / MANIFEST, ns=(later, later))
     assert find(HUB_ID, "", tmp_path) == first
 
 
@@ -181,20 +173,21 @@ def test_what_is_complete_needs_no_hub(hub: StandIn, tmp_path: Path) -> None:
     assert told.lines[0].endswith("complete")
 
 
-def test_a_broken_connection_is_made_anew_where_it_broke(hub: StandIn, tmp_path: Path) -> None:
+def test_a_broken_connection_is_made_anew_where_it_broke(
+    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
     hub.breaks_after[BIG] = [50_000, 70_000]
     assert contents(fetch(hub, tmp_path)) == LOADED
-    assert hub.ranges(BIG) == ["bytes=0-", "bytes=50000-", "bytes=120000-"]
+    assert hub.ranges(BIG) == ["", "bytes=50000-", "bytes=120000-"]
 
 
-def test_a_pull_that_broke_off_has_no_manifest_and_the_next_goes_on(
+def test_a_pull_that_broke_off_has_no_manifest_and_the_next_fetches_the_other_files(
     hub: StandIn, tmp_path: Path
 ) -> None:
-    hub.breaks_after[BIG] = [50_000]
-    hub.then_refuses = True
+    hub.refused_files.add(BIG)
     assert "(403)" in refusal(hub, tmp_path)
     folder = tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST
-    assert (folder / f"{BIG}.part").read_bytes() == LOADED[BIG][:50_000]
     assert not (folder / MANIFEST).exists()
     assert find(HUB_ID, "", tmp_path) is None
     done = set(contents(folder)) & set(LOADED)
@@ -203,28 +196,39 @@ def test_a_pull_that_broke_off_has_no_manifest_and_the_next_goes_on(
     hub.requests.clear()
     told = Told()
     assert contents(fetch(hub, tmp_path, told=told)) == LOADED
-    assert hub.ranges(BIG) == ["bytes=50000-"]
-    assert hub.sent().isdisjoint(done)
-    assert told.bytes["Fetching"][0][0] >= 50_000
+    assert hub.sent() == set(LOADED) - done
+    rest = sum(len(LOADED[name]) for name in set(LOADED) - done)
+    assert told.bytes["Downloading"][-1] == (rest, rest)
 
 
-def test_a_busy_hub_is_asked_again_and_then_given_up(
-    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("models.weights.hub.WAITS_SECONDS", (0.01, 0.01))
-    hub.busy[BIG] = 3
-    assert "is out of reach (it answers 503)" in refusal(hub, tmp_path)
-    hub.busy[BIG] = 2
+def test_parts_that_a_killed_pull_has_left_are_removed(hub: StandIn, tmp_path: Path) -> None:
+    hub.refused_files.add(BIG)
+    refusal(hub, tmp_path)
+    hub.refused_files.clear()
+    folder = tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST
+    part = folder / ".cache/huggingface/download/transformer/x.incomplete"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(b"half")
     assert contents(fetch(hub, tmp_path)) == LOADED
 
 
-def test_a_hub_that_sends_no_ranges_sends_all_again(hub: StandIn, tmp_path: Path) -> None:
+def test_a_busy_hub_is_named(hub: StandIn, tmp_path: Path) -> None:
+    hub.busy[BIG] = 1
+    message = f"{hub.url} answers 503 when asked for {HUB_ID}. Try again later."
+    assert refusal(hub, tmp_path) == message
+    assert contents(fetch(hub, tmp_path)) == LOADED
+
+
+def test_a_hub_that_sends_no_ranges_sends_all_again(
+    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
     hub.breaks_after[BIG] = [50_000]
     hub.ignores_ranges = True
     told = Told()
     assert contents(fetch(hub, tmp_path, told=told)) == LOADED
     total = sum(map(len, LOADED.values()))
-    assert told.bytes["Fetching"][-1] == (total, total)
+    assert told.bytes["Downloading"][-1] == (total, total)
 
 
 @pytest.mark.parametrize("name", [BIG, SMALL])
@@ -237,22 +241,18 @@ def test_a_file_that_came_damaged_is_named_and_removed(
     assert "Type again: mochi-server weights pull" in message
     folder = tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST
     assert not (folder / name).exists()
-    assert not (folder / f"{name}.part").exists()
+    assert not (folder / ".cache").exists()
     assert find(HUB_ID, "", tmp_path) is None
 
     hub.spoiled.clear()
     assert contents(fetch(hub, tmp_path)) == LOADED
 
 
-def test_a_stale_draft_is_not_taken_for_the_file(hub: StandIn, tmp_path: Path) -> None:
-    hub.refused_files.add(SMALL)
-    refusal(hub, tmp_path)
-    hub.refused_files.clear()
-    draft = tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST / f"{SMALL}.part"
-    for stale in (b"[]", b"longer than the file"):
-        draft.write_bytes(stale)
-        assert f"{SMALL} came damaged" in refusal(hub, tmp_path)
-    assert contents(fetch(hub, tmp_path)) == LOADED
+def test_a_file_of_another_size_than_listed_is_refused(hub: StandIn, tmp_path: Path) -> None:
+    hub.claimed_sizes[BIG] = 200_001
+    message = refusal(hub, tmp_path)
+    assert f"{hub.url} sent a file of {HUB_ID} with another size than it lists" in message
+    assert find(HUB_ID, "", tmp_path) is None
 
 
 def test_two_pulls_at_once_fetch_every_file_once(hub: StandIn, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_two_pulls_at_once_fetch_every_file_once(hub: StandIn, tmp_path: Path) -
         hub.over.set()
         assert one.result(20) == other.result(20)
     assert "waiting" in second.lines[0]
-    assert "Fetching" not in second.bytes
+    assert "Downloading" not in second.bytes
     assert sorted({*hub.sent()}) == sorted(LOADED)
     assert len(hub.ranges(BIG)) == 2  # it broke off once
     assert contents(tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST) == LOADED
@@ -323,22 +323,24 @@ def test_too_little_room_is_said_with_both_numbers_before_anything_is_fetched(
 ) -> None:
     hub.claimed_sizes[BIG] = 10**18
     message = refusal(hub, tmp_path)
-    assert message.startswith("1.0 EB are to be fetched")
-    assert " has room for " in message
+    assert message.startswith("The download needs 1.0 EB, and ")
+    assert " free. Make room" in message
     assert "MOCHI_DATA_DIR=/path" in message
     assert hub.sent() == set()
 
 
-def test_a_full_disk_is_said(hub: StandIn, tmp_path: Path) -> None:
-    hub.refused_files.add(BIG)
-    refusal(hub, tmp_path)
-    hub.refused_files.clear()
-    draft = tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST / f"{BIG}.part"
-    draft.unlink(missing_ok=True)
-    draft.symlink_to("/dev/full")
-    message = refusal(hub, tmp_path)
+def test_a_full_disk_is_named(
+    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.file_download.http_get", full)
+        message = refusal(hub, tmp_path)
     assert "is full" in message
-    assert "goes on where it stopped" in message
+    assert "It keeps the files that are complete" in message
+    assert contents(fetch(hub, tmp_path)) == LOADED
 
 
 def test_a_folder_that_cannot_be_used_is_named(hub: StandIn, tmp_path: Path) -> None:
@@ -351,11 +353,11 @@ def test_a_folder_that_cannot_be_used_is_named(hub: StandIn, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("status", "headers", "words"),
     [
-        (401, {}, ["knows no model genmo/mochi-1-preview", "MOCHI_WEIGHTS", "HF_TOKEN"]),
-        (404, {"X-Error-Code": "RepoNotFound"}, ["knows no model", "MOCHI_WEIGHTS", "HF_TOKEN"]),
-        (403, {}, ["refuses us genmo/mochi-1-preview (403)", "HF_TOKEN"]),
+        (401, {}, ["has no model genmo/mochi-1-preview", "MOCHI_WEIGHTS", "HF_TOKEN"]),
+        (404, {"X-Error-Code": "RepoNotFound"}, ["has no model", "MOCHI_WEIGHTS", "HF_TOKEN"]),
+        (403, {}, ["refuses access to genmo/mochi-1-preview (403)", "HF_TOKEN"]),
         (403, {"X-Error-Code": "GatedRepo"}, ["is gated: accept its terms at", "HF_TOKEN"]),
-        (503, {}, ["answers 503", "Type again later"]),
+        (503, {}, ["answers 503", "Try again later"]),
         (200, {}, ["does not answer as a hub does", "HF_ENDPOINT"]),
     ],
 )
@@ -375,17 +377,23 @@ def test_an_unknown_commit_is_named(hub: StandIn, tmp_path: Path) -> None:
     fetch(hub, tmp_path)  # nothing of it is left
 
 
-def test_a_hub_that_is_out_of_reach_is_named(tmp_path: Path) -> None:
-    nobody = StandIn(port=free_port("127.0.0.1"))
-    message = refusal(nobody, tmp_path)
-    assert f"{nobody.url} is out of reach ([Errno {errno.ECONNREFUSED}] " in message
+def test_a_hub_that_cannot_be_reached_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stand_in_here(monkeypatch, port=free_port("127.0.0.1")) as silent:
+        message = refusal(silent, tmp_path)
+    assert f"{silent.url} cannot be reached ([Errno {errno.ECONNREFUSED}] " in message
     for remedy in ("HTTPS_PROXY", "HF_ENDPOINT", "MOCHI_WEIGHTS=/path/to/folder"):
         assert remedy in message
 
 
-def test_an_endpoint_that_is_no_address_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="HF_ENDPOINT=hub is no address"):
-        pull(HUB_ID, "", tmp_path, progress=ignore, say=print, endpoint="hub")
+@pytest.mark.parametrize("endpoint", ["hub", "", "http://127.0.0.1:none"])
+def test_an_endpoint_that_is_no_address_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(WeightsError, match=f"HF_ENDPOINT={endpoint} is not an address"):
+        pull(HUB_ID, "", tmp_path, progress=ignore, say=print)
 
 
 def test_a_token_that_cannot_be_one_is_named_and_not_shown(
@@ -393,7 +401,7 @@ def test_a_token_that_cannot_be_one_is_named_and_not_shown(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_é")
     message = refusal(hub, tmp_path)
-    assert "HF_TOKEN holds a character" in message
+    assert "HF_TOKEN contains a character" in message
     assert "hf_" not in message
 
 
@@ -408,7 +416,7 @@ def test_offline_mode_is_named(
 @pytest.mark.parametrize("name", ["dummy", "/no/such/folder", "a/b--c"])
 def test_what_is_no_hub_id_is_not_asked_for(hub: StandIn, tmp_path: Path, name: str) -> None:
     message = refusal(hub, tmp_path, name=name)
-    assert f"MOCHI_WEIGHTS={name} is no hub id" in message
+    assert f"MOCHI_WEIGHTS={name} is not a hub id" in message
     assert hub.requests == []
 
 
@@ -452,7 +460,7 @@ def test_a_classifier_that_is_only_there_as_a_pickle_is_refused(
 ) -> None:
     hub.files = {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}
     message = refusal(hub, tmp_path)
-    assert "lacks model*.safetensors: it holds no classifier in transformers' layout" in message
+    assert "lacks model*.safetensors: it is not a classifier in transformers' layout" in message
 
 
 def test_a_commit_that_is_none_is_not_taken_for_a_folder(hub: StandIn, tmp_path: Path) -> None:

@@ -10,19 +10,13 @@ import pytest
 from models.errors import WeightsError
 from models.weights.folder import find
 from server.cli.weights import fetch_missing, has_nvidia_gpu
-from tests.support.hub import FIRST, HUB_ID, StandIn, stand_in
+from tests.support.hub import FIRST, HUB_ID, StandIn, stand_in_here
 from worker.settings import WorkerSettings
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    with stand_in() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        # What HF_ENDPOINT sets when huggingface_hub is imported.
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with stand_in_here(monkeypatch) as hub:
         yield hub
 
 
