@@ -1,4 +1,4 @@
-"""`mochi-server bench events`: what it costs that many follow requests, by events and by polls.
+"""`python -m tests.bench events`: what it costs that many follow requests, by events and by polls.
 
 The same requests are run three times, one after the other on one worker with the fake engine: with
 nobody looking, with listeners, with clients that poll as often as there would be events. A client

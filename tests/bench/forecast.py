@@ -1,4 +1,4 @@
-"""`mochi-server bench forecast`: how far `eta_seconds` is from what comes.
+"""`python -m tests.bench forecast`: how far `eta_seconds` is from what comes.
 
 Requests of mixed lengths come at random moments to workers that take a card's time. What each is
 told right after its submit, and as its run starts, is compared with when it ended, by the broker.

@@ -1,4 +1,4 @@
-"""`mochi-server bench gateway`: how many submits and polls one gateway process answers a second.
+"""`python -m tests.bench gateway`: how many submits and polls one gateway process answers a second.
 
 Starts a broker and a gateway of its own, and the bare prototype beside it, and sends each call to
 both in turn, so that they are compared on the same machine in the same minute. No worker runs.

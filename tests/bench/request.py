@@ -1,4 +1,4 @@
-"""`mochi-server bench request`: where the time of the default request goes, on mock weights.
+"""`python -m tests.bench request`: where the time of the default request goes, on mock weights.
 
 A client's time is denoising + video + the rest. The video's part is to decode the latents and to
 encode the frames, which go hand in hand; the rest is what this server adds to the work: HTTP, the

@@ -1,4 +1,4 @@
-"""`bench chaos` as a test: everything breaks, and every accepted request still ends once."""
+"""The chaos run as a test: everything breaks, and every accepted request still ends once."""
 
 from __future__ import annotations
 

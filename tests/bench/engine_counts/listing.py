@@ -1,4 +1,4 @@
-"""`mochi-server bench engine --counts`: what can be known about the engine without a GPU."""
+"""`python -m tests.bench engine-counts`: what can be known about the engine without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The accounting of `bench chaos`, on histories made by hand: it must see what it is there for."""
+"""The accounting of the chaos run, on histories made by hand: it must see what it is there for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The books of `bench chaos`, on accounts and answers made by hand: they must see each error."""
+"""The books of the chaos run, on accounts and answers made by hand: they must see each error."""
 
 from __future__ import annotations
 

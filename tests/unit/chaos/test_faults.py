@@ -1,4 +1,4 @@
-"""The faults of `bench chaos`, and what the command refuses to begin with."""
+"""The faults of the chaos run, and the options that it refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from server.cli import main as cli
+from tests.chaos.__main__ import app
 from tests.chaos.faults import PAUSES, Fault, Kind, schedule
 
 
@@ -24,7 +24,7 @@ def faults(seed: int, *, seconds: float = 120, broker: Kind = Kind.BROKER) -> li
 
 
 def refused(*options: str) -> str:
-    result = CliRunner().invoke(cli.app, ["bench", "chaos", *options], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, options, env={"COLUMNS": "200"})
     assert result.exit_code != 0
     return result.output
 

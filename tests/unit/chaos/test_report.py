@@ -1,4 +1,4 @@
-"""What `bench chaos` says in the end, for an experiment whose outcome is made by hand."""
+"""What the chaos run says in the end, for an experiment whose outcome is made by hand."""
 
 from __future__ import annotations
 
