@@ -18,8 +18,13 @@ ARG REVISION=unknown
 
 
 # ---- what both images install
-FROM scratch AS sources
-COPY pyproject.toml constraints.txt README.md LICENSE /
+FROM scratch AS pins
+COPY pyproject.toml constraints.txt /
+COPY docker/grafana/dashboards/mochi.json /docker/grafana/dashboards/
+COPY docker/prometheus/rules.yaml /docker/prometheus/
+
+FROM pins AS sources
+COPY README.md LICENSE /
 COPY models /models
 COPY worker /worker
 COPY server /server
@@ -31,7 +36,7 @@ WORKDIR /src
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # First the dependencies, around empty packages: this layer is rebuilt only when the pins change.
-COPY pyproject.toml constraints.txt ./
+COPY --from=pins / .
 RUN mkdir models worker server \
     && touch README.md LICENSE models/__init__.py worker/__init__.py server/__init__.py \
     && pip install --no-cache-dir -c constraints.txt '.[otel]'
@@ -90,7 +95,7 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # Where the worker will run without a GPU, the index of torch's CPU wheels saves 3 GB here.
 ARG PIP_EXTRA_INDEX_URL
-COPY pyproject.toml constraints.txt ./
+COPY --from=pins / .
 RUN mkdir models worker server \
     && touch README.md LICENSE models/__init__.py worker/__init__.py server/__init__.py \
     && pip install --no-cache-dir -c constraints.txt '.[otel,worker]'

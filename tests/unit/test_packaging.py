@@ -1,0 +1,190 @@
+"""What `pip install` brings: the wheel's files, and the distributions of each extra."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = ("server", "worker", "models")
+DATA = "mochi_server-0.1.0.data/data/share/mochi-server/"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    return ZipFile(next(folder.glob("*.whl")))
+
+
+def test_the_wheel_has_every_file_of_the_packages_and_no_test(wheel: ZipFile) -> None:
+    names = {name for name in wheel.namelist() if not name.startswith("mochi_server-")}
+    assert names == {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__"
+    }
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_package_says_that_it_is_typed(wheel: ZipFile, package: str) -> None:
+    assert f"{package}/py.typed" in wheel.namelist()
+
+
+def test_the_wheel_brings_pins_dashboard_and_rules(wheel: ZipFile) -> None:
+    shared = {name for name in wheel.namelist() if name.startswith(DATA)}
+    sources = {
+        "constraints.txt": "constraints.txt",
+        "grafana/mochi.json": "docker/grafana/dashboards/mochi.json",
+        "prometheus/rules.yaml": "docker/prometheus/rules.yaml",
+    }
+    assert shared == {DATA + name for name in sources}
+    for name, source in sources.items():
+        assert wheel.read(DATA + name) == (ROOT / source).read_bytes()
+
+
+def test_the_images_have_what_the_wheel_is_built_from() -> None:
+    shared = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    copied = [
+        line.split()[1:-1]
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+    ]
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in shared:
+        assert any(name in names for names in copied)
+        assert f"!{name}" in allowed
+
+
+def test_a_private_api_of_uvicorn_has_an_upper_bound() -> None:
+    uvicorn = next(one for one in requirements() if one.name == "uvicorn")
+    installed = metadata.version("uvicorn")
+    assert installed in uvicorn.specifier
+    major, minor = installed.split(".")[:2]
+    assert f"{major}.{int(minor) + 1}" not in uvicorn.specifier
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """Of this project, by pyproject.toml: an editable installation may be older."""
+    project = PROJECT["project"]
+    lines = project["dependencies"] + [
+        line for extra in extras for line in project["optional-dependencies"][extra]
+    ]
+    return [Requirement(line) for line in lines]
+
+
+def closure(*extras: str) -> set[str]:
+    """The names of all distributions that pip installs with these extras."""
+    waiting = requirements(*extras)
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                further = map(Requirement, metadata.requires(name) or ())
+                waiting += [
+                    one
+                    for one in further
+                    if not one.marker or one.marker.evaluate({"extra": extra})
+                ]
+    return {name for name, _ in seen}
+
+
+def modules_outside(*extras: str) -> list[str]:
+    """The importable names of this environment that those extras do not bring."""
+    brought = closure(*extras)
+    return sorted(
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if module not in {*PACKAGES, "tests"}
+        and brought.isdisjoint(canonicalize_name(owner) for owner in owners)
+    )
+
+
+def run_with(extras: tuple[str, ...], code: str, *arguments: str) -> str:
+    """What code prints where only the distributions of some extras can be imported."""
+    hidden = dict.fromkeys(modules_outside(*extras))
+    code = f"import sys\nsys.modules.update({hidden})\n{code}"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_real_tokenizer_is_read_with_the_extra_worker_alone(tmp_path: Path) -> None:
+    """It comes as a SentencePiece model, without a `tokenizer.json`."""
+    write_t5_tokenizer(tmp_path / "tokenizer")
+    code = """
+import models.mochi.loading.load  # all that an engine imports
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(
+    sys.argv[1], subfolder="tokenizer", local_files_only=True
+)
+ids = tokenizer("a panda bakes bread").input_ids
+print(tokenizer.decode(ids, skip_special_tokens=True), ids[-1], tokenizer.pad_token_id)
+"""
+    assert run_with(("worker",), code, str(tmp_path)) == "a panda bakes bread 1 0\n"
+
+
+def test_the_gateway_starts_without_any_extra() -> None:
+    code = "import server.app, server.cli.main\nprint('google.protobuf' in sys.modules)"
+    assert run_with((), code) == "False\n"
+
+
+SPECIAL = ("<pad>", "</s>", "<unk>")
+SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
+
+
+def write_t5_tokenizer(folder: Path) -> None:
+    """The files of T5's tokenizer as they lie on the hub, around a small vocabulary."""
+    code = """
+import sys
+import sentencepiece
+sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(["a panda bakes bread", "the sea at night"] * 20),
+    model_prefix=sys.argv[1], vocab_size=60, hard_vocab_limit=False,
+    pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+)
+print(sentencepiece.SentencePieceProcessor(model_file=sys.argv[1] + ".model").vocab_size())
+"""
+    folder.mkdir()
+    train = [sys.executable, "-c", code, str(folder / "spiece")]
+    size = int(subprocess.run(train, check=True, capture_output=True, text=True).stdout)
+    (folder / "spiece.vocab").unlink()
+    last = size + len(SENTINELS) - 1
+    sentinels = {text: last - number for number, text in enumerate(SENTINELS)}
+    tokens = {text: number for number, text in enumerate(SPECIAL)} | sentinels
+    named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    named_too: dict[str, Any] = {"additional_special_tokens": SENTINELS}
+    own = {"tokenizer_class": "T5Tokenizer", "legacy": True, "extra_ids": 100}
+    rule = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    decoder = {
+        str(number): rule | {"content": text, "special": True} for text, number in tokens.items()
+    }
+    files = {
+        "added_tokens": sentinels,
+        "special_tokens_map": named | named_too,
+        "tokenizer_config": named | named_too | own | {"added_tokens_decoder": decoder},
+    }
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
