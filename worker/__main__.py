@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 
 import structlog
 from opentelemetry.trace import Tracer
-from redis import Redis
 
 from models.build import build_engine, build_meter
 from models.device import Meter
@@ -112,14 +112,11 @@ def work(
     Returns:
         True when a signal ended it; False when a bug did, which is in the log.
     """
-
-    def store(redis: Redis) -> WorkerStore:
-        return WorkerStore(
-            redis,
-            lease_seconds=settings.lease_seconds,
-            retention_seconds=settings.retention_seconds,
-        )
-
+    store = partial(
+        WorkerStore,
+        lease_seconds=settings.lease_seconds,
+        retention_seconds=settings.retention_seconds,
+    )
     stop = Stop(settings.drain_seconds)
     brief_store = store(connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)

@@ -78,7 +78,11 @@ def running_broker() -> Iterator[Redis]:
 @contextmanager
 def any_broker() -> Iterator[Redis]:
     """The same; the embedded one is started for the duration, if it does not run."""
-    with broker_of(read_settings()) as url, connect_briefly(url) as redis:
+    settings = read_settings()
+    with (
+        broker_of(settings.redis_url, settings.data_dir) as url,
+        connect_briefly(url) as redis,
+    ):
         yield redis
 
 

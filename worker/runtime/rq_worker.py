@@ -1,14 +1,13 @@
 """The RQ worker that holds the engine.
 
-It is RQ's SimpleWorker, which runs jobs in its own process, with the parts replaced that lose jobs
-when that process dies or is told to stop (found by experiment with RQ 3.0):
+It is RQ's SimpleWorker, which runs jobs in its own process. The parts that lose jobs when that
+process dies or is told to stop are replaced (found by experiment with RQ 3.0):
 
-- RQ's signal handlers raise from wherever they strike; ours set a flag, and after a second signal
-  the heart gives the running request back to the queue.
+- RQ's signal handlers raise at any point of the code; ours set a flag, and after a second signal
+  the heartbeat thread requeues the running request.
 - RQ's own execution, retries, results, registries and their cleaning are left out: the job record
   is the only truth, and the reconciler brings back what a dead worker leaves.
-- RQ's registry of workers is left out: nobody reads it, and a broker whose memory is full would
-  refuse to write it.
+- RQ's registry of workers is left out: a broker with full memory would refuse to write it.
 - RQ takes commands by publish/subscribe and imports the function that a job names; this one takes
   none, and compares the name.
 """
@@ -16,47 +15,23 @@ when that process dies or is told to stop (found by experiment with RQ 3.0):
 from __future__ import annotations
 
 import signal
-import time
 from types import FrameType
-from typing import Any
 
 import structlog
-from redis import Redis
-from redis.client import Pipeline
-from redis.exceptions import OutOfMemoryError, ResponseError
 from rq import SimpleWorker
-from rq.exceptions import DequeueTimeout, DeserializationError, StopRequested
+from rq.exceptions import DeserializationError, StopRequested
 from rq.job import Job as RqJob
 from rq.queue import Queue
 from typing_extensions import override
 
 from models.errors import EngineBrokenError
+from worker.broker.connection import Client
 from worker.process.shutdown import Stop
 from worker.runtime.runner import Runner
 from worker.store import keyspace, scripts
-from worker.store.rq_record import SERIALIZER, TASK
-
-POP_SECONDS = 1
-"""One blocking pop; also how long a signal may wait while the worker is idle."""
+from worker.store.rq_queue import SERIALIZER, TASK, FairQueue
 
 _log = structlog.get_logger()
-
-
-class FairQueue(Queue):
-    """Pops whose turn it is; RQ's own knows only who came first, and waits when nobody is there."""
-
-    @override
-    @classmethod
-    def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
-        pop = connection.register_script(scripts.source("pop"))
-        popped = pop(keys=keyspace.for_scripts())
-        if popped is not None:
-            return queue_key, popped
-        try:
-            return super().lmove(connection, queue_key, timeout)
-        except OutOfMemoryError:
-            time.sleep(POP_SECONDS)  # the broker's memory is full: it refuses the plain command
-            raise DequeueTimeout(timeout, queue_key) from None
 
 
 class EngineWorker(SimpleWorker):
@@ -64,21 +39,22 @@ class EngineWorker(SimpleWorker):
 
     queue_class = FairQueue
 
-    def __init__(self, name: str, runner: Runner, connection: Redis, *, stop: Stop) -> None:
+    def __init__(self, name: str, runner: Runner, connection: Client, *, stop: Stop) -> None:
+        self._queue = FairQueue(keyspace.QUEUE, connection=connection, serializer=SERIALIZER)
         super().__init__(
-            [FairQueue(keyspace.QUEUE, connection=connection, serializer=SERIALIZER)],
+            [self._queue],
             name=name,
             connection=connection,
             serializer=SERIALIZER,
             log_job_description=False,
         )
-        scripts.source("pop")  # now, not when somebody has put another version in its place
+        scripts.source("pop")  # read now: an upgrade may replace the file later
         self._runner = runner
         self._stop = stop
 
     @override
     def execute_job(self, job: RqJob, queue: Queue) -> None:
-        """Run a popped request, if it is the one function that we run.
+        """Run a popped request, if the job names `TASK`.
 
         Raises:
             EngineBrokenError: end the process.
@@ -91,18 +67,18 @@ class EngineWorker(SimpleWorker):
 
     def _execute(self, job: RqJob) -> None:
         try:
-            if self._stop.draining:  # while the pop waited
+            if self._stop.draining:  # since the pop began
                 self._runner.requeue_popped(job.id)
             else:
                 self._runner.run(job.id)
         except EngineBrokenError:
             raise
         except StopRequested:
-            # The broker is away, and we must stop: another worker makes the video again.
+            # The broker is away and the process must stop: another worker makes the video again.
             _log.warning("run.left_behind")
         except Exception:  # noqa: BLE001 (this worker can run the next one)
-            # The broker refuses to write, or holds a record that makes no sense. What is left is a
-            # lease that ends, and a file that is swept.
+            # The broker refuses to write, or holds an invalid record. The lease ends, and the file
+            # is swept.
             _log.exception("run.unfinished")
 
     @override
@@ -112,35 +88,31 @@ class EngineWorker(SimpleWorker):
         """Wait for an id in short pops. None, which ends `work`, when told to stop."""
         while not self._stop.draining:
             try:
-                return self.queue_class.dequeue_any(
-                    self.queues, POP_SECONDS, connection=self.connection, serializer=self.serializer
-                )
-            except DequeueTimeout:
-                continue
-            except ResponseError:  # it may take writes again; until then the heart says why not
-                time.sleep(POP_SECONDS)
+                popped = self._queue.pop()
             except Exception as error:
-                # RQ notes the id of what it has popped and cannot read.
                 job_id = getattr(error, "job_id", None)
                 if job_id is None or isinstance(error, StopRequested):
                     raise
                 _log.error("job.refused", job_id=job_id, reason=type(error).__name__)
+            else:
+                if popped is not None:
+                    return popped
         return None
 
     @property
     def was_told_to_stop(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal or a drain order came."""
         return self._stop.draining
 
     @override
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """First signal: finish the running request, take no other. Second: give it back."""
+        """First signal: finish the running request, take no other. Second: requeue it."""
         self._stop.ask()
         self._stop_requested = True  # RQ's own
 
     @override
-    def _set_connection(self, connection: Redis) -> Redis:
-        """As it is: RQ would let a call wait 415 seconds for a server that hangs."""
+    def _set_connection(self, connection: Client) -> Client:
+        """Keep its timeouts: RQ would let a call wait 415 seconds for a server that hangs."""
         return connection
 
     @override
@@ -148,43 +120,36 @@ class EngineWorker(SimpleWorker):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.request_stop)
 
+    # RQ's registry of workers, maintenance, commands and suspension are not used.
+
     @override
-    def _set_ip_address(self, connection: Redis) -> None:
-        """For the registry."""
+    def _set_ip_address(self, connection: Client) -> None:
         self.ip_address = "unknown"
 
     @override
-    def register_birth(self) -> None:
-        """Nothing: no registry."""
+    def register_birth(self) -> None: ...
 
     @override
-    def register_death(self) -> None:
-        """Nothing: no registry."""
+    def register_death(self) -> None: ...
 
     @override
-    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Nothing: no registry; see the heart."""
+    def heartbeat(self, timeout: int | None = None, pipeline: object = None) -> None: ...
 
     @override
-    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
-        """For the log only: no registry."""
-        self._state = state
+    def set_state(self, state: str, pipeline: object = None) -> None:
+        self._state = state  # RQ logs it
 
     @override
-    def run_maintenance_tasks(self) -> None:
-        """Nothing: see the reconciler."""
+    def run_maintenance_tasks(self) -> None: ...
 
     @override
-    def subscribe(self) -> None:
-        """Nothing: no commands."""
+    def subscribe(self) -> None: ...
 
     @override
-    def unsubscribe(self) -> None:
-        """Nothing: no commands."""
+    def unsubscribe(self) -> None: ...
 
     @override
-    def check_for_suspension(self, burst: bool) -> None:
-        """Nothing: a worker is stopped, not suspended."""
+    def check_for_suspension(self, burst: bool) -> None: ...
 
 
 def _is_ours(job: RqJob) -> bool:

@@ -37,7 +37,7 @@ from worker.pace import Work
 from worker.process.telemetry import trace_fields
 from worker.store import keyspace, scripts
 from worker.store.presence import LiveWorker, read_all
-from worker.store.rq_record import rq_fields
+from worker.store.rq_queue import rq_fields
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 

@@ -16,7 +16,6 @@ from tests.support.stack import eventually
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker, broker_of
 from worker.errors import BrokerStartError
-from worker.settings import WorkerSettings
 
 OWNER = """
 import sys, time
@@ -262,10 +261,9 @@ def test_ctrl_c_at_the_terminal_does_not_reach_it(broker: EmbeddedBroker) -> Non
 
 
 def test_a_command_starts_the_broker_for_itself_only_when_none_runs(tmp_path: Path) -> None:
-    settings = WorkerSettings(data_dir=tmp_path)
-    with broker_of(settings) as url:
+    with broker_of("", tmp_path) as url:
         assert EmbeddedBroker(tmp_path).is_alive()
-        with broker_of(settings) as same:
+        with broker_of("", tmp_path) as same:
             assert same == url
         assert EmbeddedBroker(tmp_path).is_alive()
     assert not EmbeddedBroker(tmp_path).is_alive()
@@ -274,14 +272,13 @@ def test_a_command_starts_the_broker_for_itself_only_when_none_runs(tmp_path: Pa
 def test_a_command_leaves_the_broker_of_a_running_server_alone(
     owner: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    with broker_of(WorkerSettings(data_dir=tmp_path)) as url, connect_briefly(url) as client:
+    with broker_of("", tmp_path) as url, connect_briefly(url) as client:
         assert client.ping()
     assert EmbeddedBroker(tmp_path).is_alive()
     assert owner.poll() is None
 
 
 def test_an_external_broker_is_used_as_it_is(tmp_path: Path) -> None:
-    settings = WorkerSettings(data_dir=tmp_path, redis_url="redis://broker:6379/0")
-    with broker_of(settings) as url:
+    with broker_of("redis://broker:6379/0", tmp_path) as url:
         assert url == "redis://broker:6379/0"
     assert list(tmp_path.iterdir()) == []

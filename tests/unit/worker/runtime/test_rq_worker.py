@@ -30,7 +30,7 @@ from worker.process.shutdown import Stop
 from worker.runtime.rq_worker import EngineWorker
 from worker.settings import WorkerSettings
 from worker.store import keyspace
-from worker.store.rq_record import TASK, rq_fields
+from worker.store.rq_queue import TASK, rq_fields
 
 SLOW = 20
 """Steps: two seconds, at a tenth of a second a step."""

@@ -12,7 +12,7 @@ from rq.job import JobStatus
 from tests.support.jobs import submit
 from worker.broker.connection import connect_worker
 from worker.store import keyspace
-from worker.store.rq_record import SERIALIZER, TASK
+from worker.store.rq_queue import SERIALIZER, TASK
 
 SECRET = "a prompt that nobody else should read"
 
