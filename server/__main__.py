@@ -97,8 +97,10 @@ class Server(uvicorn.Server):
         Who listens to events is let go at once: they go on as well at another gateway.
         """
         _log.info("gateway.stopping", drain_seconds=self._drain_seconds)
-        self._services.feed.stop()
-        asyncio.get_running_loop().call_later(self._drain_seconds, self._services.watch.stop)
+        self._services.poller.stop_events()
+        asyncio.get_running_loop().call_later(
+            self._drain_seconds, self._services.poller.stop_waiting
+        )
         await super().shutdown(sockets)
 
 

@@ -1,12 +1,12 @@
-"""The gateway as an ASGI application."""
+"""The gateway as an ASGI application: puts its parts together."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
-import redis.asyncio
 import structlog
 from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
@@ -15,56 +15,81 @@ from starlette.staticfiles import StaticFiles
 
 from models.errors import MochiError
 from server import VERSION
-from server.api.openapi import document
-from server.api.routes import account, generate, operations, pages, requests
-from server.api.routes import videos as videos_api
-from server.api.routes import webhook_event as webhook_events
-from server.api.services import Services
+from server.api.links import VideoLinks
+from server.api.openapi import document, operation_id
+from server.api.poller import Poller
+from server.api.routes import (
+    account,
+    generate,
+    operations,
+    pages,
+    requests,
+    videos,
+    webhook_event,
+)
+from server.api.services import Canceller, Services
+from server.keys.lookup import KeyLookup
 from server.page import Page
 from server.paths import METRICS
 from server.settings import ServerSettings
 from server.transport.middleware import Middleware
 from server.transport.responses import handle_error, handle_routing_error
 from server.transport.tracing import telemetry
+from server.transport.traffic import Traffic
+from server.webhooks.address_rules import Guard
+from server.webhooks.caller import Caller
 from server.webhooks.sender import Sender
+from worker.broker.connection import AsyncClient
 from worker.broker.health import BrokerLog
 from worker.errors import BrokerUnavailableError
+from worker.outputs.factory import open_outputs
 from worker.store.deliveries import Deliveries
+from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
+from worker.store.statistics import Statistics
+from worker.store.usage import UsageStore
 
-INTERVAL_SECONDS = 2.0
-_log = structlog.get_logger()
-
-
+BROKER_CHECK_SECONDS = 2.0
+"""Between two health checks of the broker."""
+OUTPUTS_PATIENCE_SECONDS = 10.0
+"""For a call to the output store: a client waits, and any proxy between waits longer."""
 DESCRIPTION = (
     "Text to video with Mochi 1, on your own machines. "
     "All routes need a key, in `x-api-key` or as a bearer token, but the video's, whose link is "
     "signed, the probes and `/version`."
 )
+_ROUTERS = [module.router for module in (generate, requests, videos, account, operations)]
+
+_log = structlog.get_logger()
 
 
 def create_app(
     settings: ServerSettings,
-    redis: redis.asyncio.Redis,
+    broker: AsyncClient,
     *,
     tracer_provider: TracerProvider | None = None,
 ) -> FastAPI:
-    """Put the gateway together. `redis` is closed with it.
+    """Put the gateway together. `broker` is closed with it.
 
     Raises:
         OutputsUnusableError: a variable for the store of videos has a bad value.
     """
+    services = _services(settings, broker)
+    sender = Sender(
+        Deliveries(broker, retention_seconds=settings.retention_seconds),
+        Caller(services.webhook_guard),
+        partial(webhook_event.webhook_body, video_links=services.video_links),
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        broker_log = asyncio.create_task(
-            watch_broker(services.intake, BrokerLog(settings.redis_url))
-        )
+        broker_log = BrokerLog(settings.redis_url)
+        broker_check = asyncio.create_task(check_broker(services.store, broker_log))
         sender.start()
         yield
-        broker_log.cancel()
+        broker_check.cancel()
         await sender.stop()
-        await redis.aclose()
+        await broker.aclose()
 
     app = FastAPI(
         title="mochi-server",
@@ -77,47 +102,70 @@ def create_app(
         lifespan=lifespan,
         telemetry=telemetry(tracer_provider),
         exception_handlers={MochiError: handle_error, HTTPException: handle_routing_error},
+        generate_unique_id_function=operation_id,
     )
-    app.state.services = services = Services(settings, redis)
+    app.state.services = services
     app.add_middleware(
         Middleware,
-        keyring=services.keyring,
+        key_lookup=KeyLookup(broker),
         public_url=settings.public_url,
         traffic=services.traffic,
         also_public=frozenset({METRICS} if settings.metrics_public else ()),
     )
-    sender = Sender(services, Deliveries(redis, retention_seconds=settings.retention_seconds))
-    modules = [
-        generate,
-        requests,
-        videos_api,
-        account,
-        operations,
-        *([pages] if settings.docs else []),
-    ]
-    routers = [module.router for module in modules]
-    for router in routers:
-        app.include_router(router)
-    app.state.routes = [route for router in routers for route in router.routes]
-    if settings.docs:
-        app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
-        app.mount("/page", StaticFiles(packages=[("server.page", "assets")]))
-        app.state.page = Page.render()
-    app.webhooks.include_router(webhook_events.router)
-    app.openapi = document(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    _add_routes(app, with_pages=settings.docs)
+    app.openapi = document(app, settings.public_url)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
-async def watch_broker(intake: GatewayStore, broker_log: BrokerLog) -> None:
-    """Ask what /readyz asks, over and over, until cancelled."""
+def _services(settings: ServerSettings, broker: AsyncClient) -> Services:
+    store = GatewayStore(
+        broker,
+        most_waiting=settings.most_waiting,
+        retention_seconds=settings.retention_seconds,
+    )
+    outputs = open_outputs(settings, patience_seconds=OUTPUTS_PATIENCE_SECONDS)
+    return Services(
+        settings=settings,
+        store=store,
+        forecaster=Forecaster(broker),
+        statistics=Statistics(broker),
+        usage=UsageStore(broker),
+        poller=Poller(store),
+        canceller=Canceller(store),
+        outputs=outputs,
+        video_links=VideoLinks(
+            outputs,
+            store,
+            retention_seconds=settings.retention_seconds,
+            public_url=settings.public_url,
+        ),
+        webhook_guard=Guard(settings.webhook_allow),
+        traffic=Traffic(),
+    )
+
+
+def _add_routes(app: FastAPI, *, with_pages: bool) -> None:
+    routers = [*_ROUTERS, *([pages.router] if with_pages else [])]
+    for router in routers:
+        app.include_router(router)
+    app.state.routes = [route for router in routers for route in router.routes]
+    if with_pages:
+        app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+        app.mount("/page", StaticFiles(packages=[("server.page", "assets")]))
+        app.state.page = Page.render()
+    app.webhooks.include_router(webhook_event.router)
+
+
+async def check_broker(store: GatewayStore, broker_log: BrokerLog) -> None:
+    """Check the health of the broker over and over, until cancelled."""
     while True:
         try:
             if broker_log.is_new:
-                broker_log.warn(await intake.dangers())
-            await intake.live_workers()
+                broker_log.warn(await store.dangers())
+            await store.live_workers()
             broker_log.connected()
         except BrokerUnavailableError as error:
             broker_log.disconnected(error)
-        except Exception:  # noqa: BLE001 (a log that falls silent says that all is well)
+        except Exception:  # noqa: BLE001 (without this loop the log would not tell of an outage)
             _log.exception("broker.bug")
-        await asyncio.sleep(INTERVAL_SECONDS)
+        await asyncio.sleep(BROKER_CHECK_SECONDS)

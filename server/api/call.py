@@ -6,28 +6,28 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from models.params import MODEL
 from server.api.links import Links
 from server.api.schemas import ResultBody, StatusBody, result_body, status_body
 from server.api.services import Services
-from server.keys.lookup import ApiKey
+from server.keys.lookup import ApiKey, Scope
 from worker.job import Job
 
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP request as a route sees it: the services, and what the gate found out."""
+    """One HTTP request: the services, and what the middleware has found out."""
 
     services: Services
     request: Request
 
     @classmethod
     def of(cls, request: Request) -> Call:
-        """Wrap `request`."""
         return cls(request.app.state.services, request)
 
     @property
     def key(self) -> ApiKey:
-        """Who calls. There is always somebody on a path that is not public."""
+        """The caller's key. Only on a path that needs one."""
         key: ApiKey = self.request.state.api_key
         return key
 
@@ -44,26 +44,45 @@ class Call:
         return base_url
 
     def links(self, request_id: str) -> Links:
-        """The URLs of a request, on the host that was called."""
         return Links(self.base_url, request_id)
 
-    async def status_body(self, job: Job, *, with_preview: bool = False) -> StatusBody:
-        """See there.
+    def require_submit(self) -> None:
+        """Check that the key may submit. Call it before the body is read.
 
         Raises:
-            BrokerUnavailableError: nobody can tell when it will end, or show what it looks like.
+            ForbiddenError: the scope or the model is not among the key's.
+        """
+        self.key.require(Scope.GENERATE)
+        self.key.require_model(MODEL)
+
+    async def find_job(self) -> Job:
+        """The request in the path.
+
+        Raises:
+            ForbiddenError: the key may not read.
+            RequestNotFoundError: never made, expired, or made with another key.
+            BrokerUnavailableError: the broker does not answer.
+        """
+        self.key.require(Scope.READ)
+        return await self.services.store.find(self.request_id, self.key.key_id)
+
+    async def status_body(self, job: Job, *, with_preview: bool = False) -> StatusBody:
+        """The status with a forecast and, on demand, the latest preview.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer.
         """
         eta_seconds = await self.services.forecaster.seconds_left(job)
         preview = None
         if with_preview and job.preview_step is not None:
-            preview = await self.services.intake.preview(job.request_id)
+            preview = await self.services.store.preview(job.request_id)
         return status_body(job, self.links(job.request_id), eta_seconds, preview)
 
     async def result_body(self, job: Job) -> ResultBody:
-        """See there.
+        """The result with a link to the video.
 
         Raises:
             BrokerUnavailableError, StorageError: the link to the video cannot be signed.
         """
         links = self.links(job.request_id)
-        return result_body(job, await self.services.video_url(job, links))
+        return result_body(job, await self.services.video_links.url(job, links))

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from server.api.submission import Submission
 from server.errors import STATUS
 from server.transport.error_body import absent_when_none
 from worker.billing import Price, from_millionths
 from worker.errors import LimitError, TooFewCreditsError
-
-DRY_RUN = "dry_run"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """How long a request would wait, and then run; None as long as nobody has measured it."""
-
-    wait_seconds: float | None = None
-    run_seconds: float | None = None
+from worker.pace import Work
 
 
 class PriceBody(BaseModel):
@@ -56,14 +48,25 @@ class DryRunBody(BaseModel):
     )
 
 
-def dry_run_body(price: Price, position: int, estimate: Estimate) -> DryRunBody:
-    """It would be accepted."""
+async def dry_run(submission: Submission) -> DryRunBody:
+    """Ask the broker whether it would accept a submit. Needs no worker.
+
+    Raises:
+        KeyEndedError: the key was revoked or has expired meanwhile.
+        BrokerUnavailableError: the broker does not answer.
+    """
+    services = submission.call.services
+    try:
+        position = await services.store.try_out(submission.call.key.key_id, price=submission.price)
+    except (LimitError, TooFewCreditsError) as error:
+        return _refused_body(submission.price, error)
+    forecast = await services.forecaster.now()
     return DryRunBody(
         would_be_accepted=True,
-        price=_price_body(price),
+        price=_price_body(submission.price),
         queue_position=position,
-        estimated_wait_seconds=_rounded(estimate.wait_seconds),
-        estimated_seconds=_rounded(estimate.run_seconds),
+        estimated_wait_seconds=_rounded(forecast.start_seconds_at(position, time.monotonic())),
+        estimated_seconds=_rounded(forecast.run_seconds(Work.of(submission.params))),
     )
 
 
@@ -71,8 +74,7 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
-def refused_body(price: Price, error: LimitError | TooFewCreditsError) -> DryRunBody:
-    """It would be refused."""
+def _refused_body(price: Price, error: LimitError | TooFewCreditsError) -> DryRunBody:
     seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
     refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
     return DryRunBody(would_be_accepted=False, refusal=refusal, price=_price_body(price))

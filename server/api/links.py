@@ -1,29 +1,28 @@
-"""The URLs in answers: absolute, on the host that the client called, the video's signed."""
+"""The URLs in responses: absolute, on the host that the client called; those of videos signed."""
 
 from __future__ import annotations
 
 import hashlib
-import secrets
+import time
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+from uuid import UUID
 
-import redis.asyncio
+import structlog
 from itsdangerous import Signer
+from starlette.concurrency import run_in_threadpool
 
 from server.paths import VIDEO_PATH
-from worker.broker.connection import broker_errors
-from worker.store import keyspace
+from worker.errors import StorageError
+from worker.job import Job
+from worker.outputs.base import Outputs, video_name
+from worker.store.gateway_side import GatewayStore
 
+SHORTEST_LINK_SECONDS = 5.0
+_ANY_VIDEO = video_name(str(UUID(int=0)), "0" * 12)
+"""The name of a video that never exists."""
 
-async def load_signer(redis: redis.asyncio.Redis) -> Signer:
-    """Sign with the secret that all gateways share; the first of them draws it.
-
-    Raises:
-        BrokerUnavailableError: the secret cannot be had.
-    """
-    with broker_errors():
-        await redis.set(keyspace.LINK_SECRET, secrets.token_hex(32), nx=True)
-        secret = await redis.get(keyspace.LINK_SECRET)
-    return Signer(str(secret), salt="video", digest_method=hashlib.sha256)
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,15 @@ class Links:
 
     @property
     def status(self) -> str:
-        """Light poll."""
         return f"{self.base}/v2/requests/{self.request_id}/status"
 
     @property
     def response(self) -> str:
-        """Result."""
         return f"{self.base}/v2/requests/{self.request_id}"
 
     @property
     def poll(self) -> str:
-        """Result, at its older address."""
+        """The result, at its older address."""
         return f"{self.base}/v1/requests/{self.request_id}"
 
     @property
@@ -55,11 +52,83 @@ class Links:
 
     @property
     def events(self) -> str:
-        """Status as it changes, as server-sent events."""
         return f"{self.base}/v2/requests/{self.request_id}/events"
 
     def video(self, signer: Signer) -> str:
-        """The video. Whoever has the link may see it, as long as the record lives."""
+        """The video, for anyone with the link, as long as the record lives."""
         signature = signer.get_signature(self.request_id).decode()
         path = VIDEO_PATH.format(request_id=self.request_id)
         return f"{self.base}{path}?signature={signature}"
+
+
+async def load_signer(store: GatewayStore) -> Signer:
+    """Read the secret that all gateways share.
+
+    Raises:
+        BrokerUnavailableError: it cannot be read.
+    """
+    return Signer(await store.link_secret(), salt="video", digest_method=hashlib.sha256)
+
+
+class VideoLinks:
+    """Links to videos, signed by the output store if it can, by the gateway otherwise."""
+
+    def __init__(
+        self,
+        outputs: Outputs,
+        store: GatewayStore,
+        *,
+        retention_seconds: float,
+        public_url: str = "",
+    ) -> None:
+        self._outputs = outputs
+        self._store = store
+        self._retention_seconds = retention_seconds
+        self._public_url = public_url
+        self._signer: Signer | None = None
+        self._store_origin: str | None = None
+
+    async def signer(self) -> Signer:
+        """Loaded late, as a gateway may start before its broker.
+
+        Raises:
+            BrokerUnavailableError: the secret cannot be read.
+        """
+        if self._signer is None:
+            self._signer = await load_signer(self._store)
+        return self._signer
+
+    async def url(self, job: Job, links: Links) -> str:
+        """Where the video of a COMPLETED request is served.
+
+        Raises:
+            BrokerUnavailableError: the gateway's secret cannot be read.
+            StorageError: the output store cannot sign.
+        """
+        # In a thread: credentials that expire may have to be fetched.
+        link = await run_in_threadpool(self._outputs.link, job.file_name, self.seconds_left(job))
+        return link or links.video(await self.signer())
+
+    async def origins(self) -> list[str]:
+        """Scheme and host of links to videos, where they differ from the gateway's."""
+        if self._store_origin is None:
+            try:
+                link = await run_in_threadpool(
+                    self._outputs.link, _ANY_VIDEO, SHORTEST_LINK_SECONDS
+                )
+            except StorageError as error:
+                _log.warning("outputs.no_link", reason=str(error))
+                return []  # a result has no link either
+            self._store_origin = _origin(link or self._public_url)
+        return [self._store_origin] if self._store_origin else []
+
+    def seconds_left(self, job: Job) -> float:
+        """Until the record expires, as far as the clocks of broker and gateway agree."""
+        left = (job.expires_at or 0) / 1000 - time.time()
+        return max(SHORTEST_LINK_SECONDS, min(left, self._retention_seconds))
+
+
+def _origin(url: str) -> str:
+    """Scheme and host, as browsers compare them; empty for no URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""

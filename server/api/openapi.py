@@ -12,23 +12,22 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from models.example import EXAMPLE_REQUEST
-from models.mock.scenario import FORM as SCENARIO_FORM
-from models.mock.scenario import SCENARIO
 from models.params import MODEL, GenerateParams
-from server.api.dry_run import DRY_RUN
 from server.api.schemas import VIDEO_TYPE, FailedBody
+from server.api.submission import WEBHOOK_URL
 from server.api.video_object import FORM, SIZE
 from server.errors import MEANING
 from server.paths import PUBLIC
 from server.transport.error_body import ErrorBody
-from server.transport.parameters import MOST_KEY_LENGTH, VALUES
-from server.webhooks.url import FIELD
-from server.webhooks.url import MOST_LENGTH as MOST_URL_LENGTH
-from worker.store.usage import KEPT_DAYS
+from server.transport.parameters import Text
 
 
 def _header(description: str, kind: str = "string") -> dict[str, Any]:
     return {"description": description, "schema": {"type": kind}}
+
+
+def _reference(component: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{component}"}
 
 
 IGNORED_HEADER = {"x-ignored-parameters": _header("Names in the body that mean nothing to us.")}
@@ -61,7 +60,66 @@ FIGURES: dict[str, Any] = {
     "content": {"text/plain": {"schema": {"type": "string"}}},
 }
 FAILED: dict[str, Any] = {"model": FailedBody, "description": MEANING[422]}
-_EVENT: dict[str, Any] = {
+EVENTS: dict[str, Any] = {
+    "description": (
+        "`status` at first and when the state changes, `progress` in between, or `preview`, with "
+        "the status as JSON; at last `output` with the result, or `status` with the failure."
+    ),
+    "content": {"text/event-stream": {"itemSchema": _reference("RequestEvent")}},
+}
+REQUEST_ID = Text(
+    name="request_id",
+    place="path",
+    is_required=True,
+    description="As in the answer to the submit.",
+)
+GENERATE_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": _reference("GenerateRequest"),
+            "example": EXAMPLE_REQUEST,
+        }
+    },
+}
+VIDEO_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": _reference("VideoRequest"),
+            "example": {"prompt": "a pond"},
+        },
+        FORM: {"schema": _reference("VideoRequest")},
+    },
+}
+
+
+def _generate_request() -> dict[str, Any]:
+    schema = GenerateParams.model_json_schema()
+    schema |= {"title": "GenerateRequest", "description": "The parameters of a video."}
+    schema["properties"][WEBHOOK_URL.name] = {
+        **WEBHOOK_URL.schema,
+        "type": ["string", "null"],
+        "description": WEBHOOK_URL.description,
+    }
+    return schema
+
+
+def _video_request() -> dict[str, Any]:
+    schema = _generate_request()
+    schema["title"] = "VideoRequest"
+    schema["properties"] |= {
+        "model": {"type": "string", "enum": [MODEL], "default": MODEL},
+        "size": {"type": "string", "enum": [SIZE], "default": SIZE},
+        "seconds": {
+            "anyOf": [{"type": "number"}, {"type": "string"}],
+            "description": "In place of `frames`: the length of the video, at its `fps`.",
+        },
+    }
+    return schema
+
+
+_REQUEST_EVENT: dict[str, Any] = {
     "type": "object",
     "required": ["event", "data"],
     "properties": {
@@ -70,162 +128,15 @@ _EVENT: dict[str, Any] = {
             "type": "string",
             "contentMediaType": "application/json",
             "contentSchema": {
-                "oneOf": [
-                    {"$ref": f"#/components/schemas/{body}"}
-                    for body in ("StatusBody", "ResultBody", "FailedBody")
-                ]
+                "oneOf": [_reference(body) for body in ("StatusBody", "ResultBody", "FailedBody")]
             },
         },
     },
 }
-EVENTS: dict[str, Any] = {
-    "description": (
-        "`status` at first and when the state changes, `progress` in between, or `preview`, with "
-        "the status as JSON; at last `output` with the result, or `status` with the failure."
-    ),
-    "content": {"text/event-stream": {"itemSchema": _EVENT}},
-}
-REQUEST_ID: dict[str, Any] = {
-    "name": "request_id",
-    "in": "path",
-    "required": True,
-    "description": "As in the answer to the submit.",
-    "schema": {"type": "string"},
-}
-IDEMPOTENCY_KEY: dict[str, Any] = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": (
-        "The same key with the same body is answered with the first request, as long as that "
-        "is kept. A blocking call that has one is not cancelled when its client hangs up."
-    ),
-    "schema": {"type": "string", "minLength": 1, "maxLength": MOST_KEY_LENGTH},
-}
-DAYS: dict[str, Any] = {
-    "name": "days",
-    "in": "query",
-    "required": False,
-    "description": "Up to today, in UTC.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": KEPT_DAYS, "default": 30},
-}
-SIGNATURE: dict[str, Any] = {
-    "name": "signature",
-    "in": "query",
-    "required": True,
-    "description": "As in the `output` of the result.",
-    "schema": {"type": "string"},
-}
-_WEBHOOK_URL: dict[str, Any] = {
-    "description": (
-        "Where the end of the request is told of, by a signed POST; see the webhooks of this "
-        "document. http or https, and to the outside."
-    ),
-    "schema": {"type": "string", "maxLength": MOST_URL_LENGTH},
-}
-WEBHOOK_URL: dict[str, Any] = {"name": FIELD, "in": "query", "required": False, **_WEBHOOK_URL}
-
-MOCK_SCENARIO: dict[str, Any] = {
-    "name": SCENARIO,
-    "in": "header",
-    "required": False,
-    "description": (
-        "With mock weights, an outcome to test a client against; with real ones it is ignored. "
-        "It may stand in the body as well, as a field of this name."
-    ),
-    "schema": {"type": "string", "pattern": SCENARIO_FORM},
-}
-_FLAG: dict[str, Any] = {"type": "string", "enum": list(VALUES), "default": "false"}
-_DRY_RUN: dict[str, Any] = {
-    "name": DRY_RUN,
-    "in": "query",
-    "required": False,
-    "description": (
-        "`true` or `1`: only say what the request would cost, and whether and when it would be "
-        "run. The answer is a `DryRunBody`."
-    ),
-    "schema": _FLAG,
-}
-PREVIEW: dict[str, Any] = {
-    "name": "preview",
-    "in": "query",
-    "required": False,
-    "description": "`true` or `1`: with the latest picture of the run, where there is one.",
-    "schema": _FLAG,
-}
-
-
-def _generate_schema() -> dict[str, Any]:
-    schema = GenerateParams.model_json_schema()
-    url = _WEBHOOK_URL["schema"] | {"type": ["string", "null"]}
-    schema["properties"][FIELD] = url | {"description": _WEBHOOK_URL["description"]}
-    return schema
-
-
-GENERATE_REQUEST: dict[str, Any] = {
-    "parameters": [IDEMPOTENCY_KEY, WEBHOOK_URL, MOCK_SCENARIO],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": _generate_schema(),
-                "example": EXAMPLE_REQUEST,
-            }
-        },
-    },
-}
-SUBMIT_REQUEST: dict[str, Any] = {
-    **GENERATE_REQUEST,
-    "parameters": [*GENERATE_REQUEST["parameters"], _DRY_RUN],
-}
-_OF_VIDEOS = _generate_schema()
-_OF_VIDEOS["properties"] |= {
-    "model": {"type": "string", "enum": [MODEL], "default": MODEL},
-    "size": {"type": "string", "enum": [SIZE], "default": SIZE},
-    "seconds": {
-        "anyOf": [{"type": "number"}, {"type": "string"}],
-        "description": "In place of `frames`: the length of the video, at its `fps`.",
-    },
-}
-VIDEOS_REQUEST: dict[str, Any] = {
-    "parameters": GENERATE_REQUEST["parameters"],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": _OF_VIDEOS, "example": {"prompt": "a pond"}},
-            FORM: {"schema": _OF_VIDEOS},
-        },
-    },
-}
-PAGE: list[dict[str, Any]] = [
-    {
-        "name": "limit",
-        "in": "query",
-        "required": False,
-        "description": "Of one page.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
-    },
-    {
-        "name": "after",
-        "in": "query",
-        "required": False,
-        "description": "The `last_id` of the page before.",
-        "schema": {"type": "string"},
-    },
-    {
-        "name": "order",
-        "in": "query",
-        "required": False,
-        "description": "By the time of the submit.",
-        "schema": {"type": "string", "enum": ["asc", "desc"], "default": "desc"},
-    },
-]
-VARIANT: dict[str, Any] = {
-    "name": "variant",
-    "in": "query",
-    "required": False,
-    "description": "There is nothing but the video.",
-    "schema": {"type": "string", "enum": ["video"], "default": "video"},
+_COMPONENTS = {
+    "GenerateRequest": _generate_request(),
+    "VideoRequest": _video_request(),
+    "RequestEvent": _REQUEST_EVENT,
 }
 _SECURITY: dict[str, Any] = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -245,8 +156,13 @@ def errors(*statuses: int, body: type[BaseModel] = ErrorBody) -> dict[int | str,
     return answers
 
 
-def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """What replaces `app.openapi`: the same, with keys and exact limits."""
+def operation_id(route: APIRoute) -> str:
+    """The id of an operation: the name of the function, which no other route has."""
+    return route.name
+
+
+def document(app: FastAPI, public_url: str) -> Callable[[], dict[str, Any]]:
+    """What replaces `app.openapi`: adds servers, keys, request bodies and exact limits."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -256,7 +172,9 @@ def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 description=app.description,
                 routes=app.routes,
                 webhooks=app.webhooks.routes,
+                servers=[{"url": public_url or "/"}],
             )
+            schema["components"]["schemas"] |= _COMPONENTS
             _restore_limits(schema, app.state.routes)
             schema["components"]["securitySchemes"] = _SECURITY
             schema["security"] = [{name: []} for name in _SECURITY]

@@ -1,30 +1,192 @@
-"""The header `x-mock-scenario`: whether it is obeyed, and what the record then says."""
+"""Reads and accepts a submit: parameters, webhook, mock scenario, idempotency key and dry run."""
 
 from __future__ import annotations
 
-from typing import Any
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
+import structlog
+from starlette.requests import Request
+
+from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import SCENARIO, Scenario
+from models.params import MODEL, GenerateParams, parse_params
 from server.api.call import Call
-from server.errors import BadHeaderError
+from server.errors import BadHeaderError, BadQueryError
+from server.transport.parameters import Flag, SingleText, Text
+from server.transport.responses import REPLAYED, ignored_parameters, rate_limit
+from server.webhooks.url import FIELD, MOST_LENGTH, webhook_url
+from worker.billing import Price
+from worker.store.gateway_side import Accepted, Idempotency
+
+DRY_RUN = Flag(
+    name="dry_run",
+    description=(
+        "`true` or `1`: only say what the request would cost, and whether and when it would be "
+        "run. The answer is a `DryRunBody`."
+    ),
+)
+IDEMPOTENCY_KEY = SingleText(
+    name="Idempotency-Key",
+    place="header",
+    description=(
+        "The same key with the same body is answered with the first request, as long as that "
+        "is kept. A blocking call that has one is not cancelled when its client hangs up."
+    ),
+    least=1,
+    most=255,
+)
+WEBHOOK_URL = Text(
+    name=FIELD,
+    description=(
+        "Where the end of the request is told of, by a signed POST; see the webhooks of this "
+        "document. http or https, and to the outside."
+    ),
+    limits={"maxLength": MOST_LENGTH},
+)
+MOCK_SCENARIO = Text(
+    name=SCENARIO,
+    place="header",
+    description=(
+        "With mock weights, an outcome to test a client against; with real ones it is ignored. "
+        "It may stand in the body as well, as a field of this name."
+    ),
+    limits={"pattern": SCENARIO_FORM},
+)
+
+_seeds = random.SystemRandom()
+_log = structlog.get_logger()
 
 
-def with_scenario(call: Call, body: dict[str, Any]) -> dict[str, Any]:
-    """The body, with the header as the field that it stands for.
+@dataclass(frozen=True)
+class Submission:
+    """A valid submit by an authorised key.
+
+    Attributes:
+        call: the HTTP request.
+        body: what the idempotency key is compared with: the fields as they came, and the webhook
+            URL and the mock scenario wherever they came.
+        params: the parameters of the video.
+        ignored: names of fields that are not known.
+        record_fields: further fields of the job record; see `Job`.
+        idempotency_key: the client's, if there is one.
+        is_dry_run: whether the query asks for one.
+    """
+
+    call: Call
+    body: Mapping[str, Any]
+    params: GenerateParams
+    ignored: list[str]
+    record_fields: Mapping[str, str]
+    idempotency_key: str | None
+    is_dry_run: bool
+
+    @classmethod
+    async def read(
+        cls, call: Call, body: dict[str, Any], parameters: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Validate a body, and the query and headers that came with it.
+
+        Args:
+            call: whose key may submit.
+            body: its JSON object, or the fields of its form.
+            parameters: the same by our names of the parameters; `body` where it has these names.
+
+        Raises:
+            InvalidParametersError: a field is wrong.
+            BadHeaderError, BadQueryError: a header or a query parameter is wrong.
+            BrokerUnavailableError: there is a mock scenario, and the workers are not known.
+        """
+        request = call.request
+        is_dry_run = DRY_RUN.read(request)
+        scenario_header = _scenario_header(request, body)
+        body = body | scenario_header
+        if parameters is None:
+            parameters = body
+        url = webhook_url(
+            [*WEBHOOK_URL.values(request), body.get(FIELD)], call.services.webhook_guard
+        )
+        params, unknown = parse_params({**parameters, **scenario_header})
+        scenario_fields = await _scenario_fields(call, body)
+        known = {FIELD, SCENARIO} if scenario_fields else {FIELD}
+        webhook_fields = {} if url is None else {"webhook_base": call.base_url, FIELD: url}
+        return cls(
+            call=call,
+            body=body if url is None else {**body, FIELD: url},
+            params=params,
+            ignored=[name for name in unknown if name not in known],
+            record_fields={**scenario_fields, **webhook_fields},
+            idempotency_key=IDEMPOTENCY_KEY.read(request),
+            is_dry_run=is_dry_run,
+        )
+
+    @property
+    def price(self) -> Price:
+        return self.call.services.settings.tariff.price(self.params)
+
+    async def accept(self, *, needs_worker: bool = False) -> Accepted:
+        """Queue the request, or find the one that had the same idempotency key.
+
+        Args:
+            needs_worker: refuse when no live worker could run it soon.
+
+        Raises:
+            BadQueryError: it asks for a dry run.
+            MochiError: any that `GatewayStore.submit` raises.
+        """
+        self._refuse_dry_run()
+        owner, key = self.call.key.key_id, self.idempotency_key
+        accepted = await self.call.services.store.submit(
+            self.params.with_seed(_seeds),
+            owner,
+            price=self.price,
+            needs_worker=needs_worker,
+            idempotency=None if key is None else Idempotency.of(owner, key, self.body),
+            further=self.record_fields,
+        )
+        structlog.contextvars.bind_contextvars(request_id=accepted.request_id)
+        _log.info(
+            "request.replayed" if accepted.is_replay else "request.accepted",
+            key_id=owner,
+            frames=self.params.frames,
+            steps=self.params.steps,
+        )
+        return accepted
+
+    def headers(self, accepted: Accepted | None = None) -> dict[str, str]:
+        """Of the response: ignored names, and what the key may still submit."""
+        headers = ignored_parameters(self.ignored)
+        if accepted is not None:
+            headers |= rate_limit(accepted.rate) | (REPLAYED if accepted.is_replay else {})
+        return headers
+
+    def _refuse_dry_run(self) -> None:
+        """Refuse what would otherwise make a video, and cost."""
+        name = DRY_RUN.name
+        if self.is_dry_run:
+            raise BadQueryError(f"`{name}` is for POST /v2/{MODEL} alone.")
+        if str(self.body.get(name)).lower() in {"true", "1"}:
+            raise BadQueryError(f"`{name}` goes into the query: POST /v2/{MODEL}?{name}=true")
+
+
+def _scenario_header(request: Request, body: Mapping[str, Any]) -> dict[str, str]:
+    """The mock scenario in the header, as the field that it stands for.
 
     Raises:
-        BadHeaderError: there are two, and they differ.
+        BadHeaderError: the header differs from the field, or came twice with different values.
     """
-    wishes = call.request.headers.getlist(SCENARIO)
-    if not wishes:
-        return body
-    if any(wish != body.get(SCENARIO, wishes[0]) for wish in wishes) or len({*wishes}) > 1:
+    values = MOCK_SCENARIO.values(request)
+    if not values:
+        return {}
+    if any(value != body.get(SCENARIO, values[0]) for value in values) or len({*values}) > 1:
         raise BadHeaderError(f"There are two different `{SCENARIO}`: send one.")
-    return {**body, SCENARIO: wishes[0]}
+    return {SCENARIO: values[0]}
 
 
-async def scenario_fields(call: Call, body: dict[str, Any]) -> dict[str, str]:
-    """Fields of the record for the wished-for scenario; none where there is none or real weights.
+async def _scenario_fields(call: Call, body: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of the job record for the mock scenario; none without one, or with real weights.
 
     Raises:
         InvalidParametersError: there is no such scenario.
@@ -40,8 +202,8 @@ async def scenario_fields(call: Call, body: dict[str, Any]) -> dict[str, str]:
 
 
 async def _are_mocks(call: Call) -> bool:
-    """Whether every worker that may run it has no real weights. Before one lives, settings say."""
-    workers = await call.services.intake.live_workers()
+    """Whether no worker has real weights. While none lives, the settings decide."""
+    workers = await call.services.store.live_workers()
     if workers:
         return all(worker.engine.is_mock for worker in workers)
     settings = call.services.settings

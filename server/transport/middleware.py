@@ -41,7 +41,7 @@ class Middleware:
     def __init__(
         self,
         app: ASGIApp,
-        keyring: KeyLookup,
+        key_lookup: KeyLookup,
         public_url: str,
         traffic: Traffic,
         also_public: frozenset[str] = frozenset(),
@@ -49,7 +49,7 @@ class Middleware:
         self._app = app
         self._traffic = traffic
         self._also_public = also_public
-        self._keyring = keyring
+        self._key_lookup = key_lookup
         self._throttle = Throttle()
         self._public_url = public_url
 
@@ -112,7 +112,7 @@ class Middleware:
         address = (scope.get("client") or ("",))[0]  # a Unix socket has none
         self._throttle.admit(address, secret)
         try:
-            key = await self._keyring.find(secret)
+            key = await self._key_lookup.find(secret)
         except InvalidKeyError:
             self._throttle.note_bad(address, secret)
             raise

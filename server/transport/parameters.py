@@ -1,70 +1,182 @@
-"""Headers of requests and answers that are ours: idempotency keys, what was ignored."""
+"""Query, header and path parameters: one declaration parses a parameter and documents it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from urllib.parse import quote
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from starlette.requests import Request
 
 from server.errors import BadHeaderError, BadQueryError
-from worker.errors import Rate
 
-VALUES = {"true": True, "1": True, "false": False, "0": False}
-
-
-MOST_KEY_LENGTH = 255
-MOST_IGNORED_NAMES = 20
-MOST_NAME_LENGTH = 40
-REPLAYED = {"Idempotency-Replayed": "true"}
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,3}")
+_FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
 
-def idempotency_key(request: Request) -> str | None:
-    """The client's own name for what it asks for; None when it gives none.
+@dataclass(frozen=True, kw_only=True)
+class Parameter(ABC):
+    """One parameter of a request.
 
-    Raises:
-        BadHeaderError: it is empty, too long, or there are two.
+    Attributes:
+        name: as the client spells it.
+        description: for the OpenAPI document.
+        place: `in` of the OpenAPI document.
+        is_required: whether the client must send it.
     """
-    given = request.headers.getlist("idempotency-key")
-    if not given:
-        return None
-    if len(given) > 1 or not 0 < len(given[0]) <= MOST_KEY_LENGTH:
-        came = f"{len(given)} of them" if len(given) > 1 else f"{len(given[0])}"
-        raise BadHeaderError(
-            f"`Idempotency-Key` must be one value of 1 to {MOST_KEY_LENGTH} characters; got {came}."
-        )
-    return given[0]
+
+    name: str
+    description: str
+    place: Literal["query", "header", "path"] = "query"
+    is_required: bool = False
+
+    @property
+    @abstractmethod
+    def schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+
+    def document(self) -> dict[str, Any]:
+        """Its entry in the OpenAPI document."""
+        return {
+            "name": self.name,
+            "in": self.place,
+            "required": self.is_required,
+            "description": self.description,
+            "schema": self.schema,
+        }
+
+    def values(self, request: Request) -> list[str]:
+        """All values that the request has, in their order."""
+        source = request.query_params if self.place == "query" else request.headers
+        return source.getlist(self.name)
 
 
-def rate_limit(rate: Rate | None) -> dict[str, str]:
-    """How many more requests the key may submit, in the headers that most APIs have for that."""
-    if rate is None:
-        return {}
-    return {
-        "x-ratelimit-limit": str(rate.limit),
-        "x-ratelimit-remaining": str(rate.remaining),
-        "x-ratelimit-reset": str(math.ceil(rate.reset_seconds)),
-    }
+@dataclass(frozen=True, kw_only=True)
+class Flag(Parameter):
+    """A switch that is off by default."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(_FLAG_VALUES), "default": "false"}
+
+    def read(self, request: Request) -> bool:
+        """Whether it is on.
+
+        Raises:
+            BadQueryError: another value, or more than one.
+        """
+        values = self.values(request)
+        if not values:
+            return False
+        if len(values) > 1 or values[0] not in _FLAG_VALUES:
+            raise BadQueryError(f"`{self.name}` must be one of `true`, `1`, `false` and `0`.")
+        return _FLAG_VALUES[values[0]]
 
 
-def ignored_parameters(names: Iterable[str]) -> dict[str, str]:
-    """Names that mean nothing to us, quoted: they come from the client and go into a header."""
-    quoted = [quote(name[:MOST_NAME_LENGTH], errors="replace") for name in names]
-    if not quoted:
-        return {}
-    return {"x-ignored-parameters": ", ".join(quoted[:MOST_IGNORED_NAMES])}
+@dataclass(frozen=True, kw_only=True)
+class WholeNumber(Parameter):
+    """A number from `least` to `most`, of at most three digits."""
+
+    least: int
+    most: int
+    default: int
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {
+            "type": "integer",
+            "minimum": self.least,
+            "maximum": self.most,
+            "default": self.default,
+        }
+
+    def read(self, request: Request) -> int:
+        """The last value, or the default.
+
+        Raises:
+            BadQueryError: it is no whole number, or out of range.
+        """
+        values = self.values(request)
+        if not values:
+            return self.default
+        text = values[-1]
+        if not _WHOLE_NUMBER.fullmatch(text) or not self.least <= int(text) <= self.most:
+            raise BadQueryError(
+                f"`{self.name}` must be a whole number from {self.least} to {self.most}."
+            )
+        return int(text)
 
 
-def flag(request: Request, name: str) -> bool:
-    """Whether the query asks for it.
+@dataclass(frozen=True, kw_only=True)
+class Choice(Parameter):
+    """One of several words."""
 
-    Raises:
-        BadQueryError: in other words than ours, or twice.
-    """
-    given = request.query_params.getlist(name)
-    if not given:
-        return False
-    if len(given) > 1 or given[0] not in VALUES:
-        raise BadQueryError(f"`{name}` must be one of `true`, `1`, `false` and `0`.")
-    return VALUES[given[0]]
+    choices: Sequence[str]
+    default: str
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.choices), "default": self.default}
+
+    def read(self, request: Request) -> str:
+        """The last value, or the default.
+
+        Raises:
+            BadQueryError: another value.
+        """
+        chosen = [self.default, *self.values(request)][-1]
+        if chosen not in self.choices:
+            allowed = " or ".join(f"`{choice}`" for choice in self.choices)
+            raise BadQueryError(f"`{self.name}` must be {allowed}.")
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Parameter):
+    """Text. `limits`: further keywords of its JSON schema."""
+
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", **self.limits}
+
+    def read(self, request: Request) -> str:
+        """The last value, or empty text."""
+        return ["", *self.values(request)][-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleText(Parameter):
+    """Text of `least` to `most` characters that may come once."""
+
+    least: int
+    most: int
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "minLength": self.least, "maxLength": self.most}
+
+    def read(self, request: Request) -> str | None:
+        """The value, if there is one.
+
+        Raises:
+            BadHeaderError: it is too short, too long, or came twice.
+        """
+        values = self.values(request)
+        if not values:
+            return None
+        if len(values) > 1 or not self.least <= len(values[0]) <= self.most:
+            came = f"{len(values)} of them" if len(values) > 1 else f"{len(values[0])}"
+            raise BadHeaderError(
+                f"`{self.name}` must be one value of {self.least} to {self.most} characters; "
+                f"got {came}."
+            )
+        return values[0]
+
+
+def documented(*parameters: Parameter) -> list[dict[str, Any]]:
+    """The `parameters` of an operation in the OpenAPI document."""
+    return [parameter.document() for parameter in parameters]

@@ -6,8 +6,10 @@ Below `/v1/videos` it is `{"error": {"message": "…"}}`, as the clients of that
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from urllib.parse import quote
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -25,13 +27,35 @@ from server.errors import (
 )
 from server.paths import VIDEOS_PATH
 from server.transport.error_body import ErrorBody, VideosError, VideosErrorBody
-from server.transport.parameters import rate_limit
-from worker.errors import LimitError, TooFastError
+from worker.errors import LimitError, Rate, TooFastError
+
+MOST_IGNORED_NAMES = 20
+MOST_NAME_LENGTH = 40
+REPLAYED = {"Idempotency-Replayed": "true"}
 
 
 def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A model as JSON."""
     return Response(body.model_dump_json(), status, headers=headers, media_type="application/json")
+
+
+def rate_limit(rate: Rate | None) -> dict[str, str]:
+    """Response headers: how many more requests the key may submit."""
+    if rate is None:
+        return {}
+    return {
+        "x-ratelimit-limit": str(rate.limit),
+        "x-ratelimit-remaining": str(rate.remaining),
+        "x-ratelimit-reset": str(math.ceil(rate.reset_seconds)),
+    }
+
+
+def ignored_parameters(names: Iterable[str]) -> dict[str, str]:
+    """Response header: unknown names of the body, quoted as they come from the client."""
+    quoted = [quote(name[:MOST_NAME_LENGTH], errors="replace") for name in names]
+    if not quoted:
+        return {}
+    return {"x-ignored-parameters": ", ".join(quoted[:MOST_IGNORED_NAMES])}
 
 
 def answer_for_error(error: MochiError, path: str, request_id: str | None = None) -> Response:

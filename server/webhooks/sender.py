@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
 from random import SystemRandom
@@ -16,12 +17,8 @@ import structlog
 from standardwebhooks import Webhook
 
 from server import VERSION
-from server.api.links import Links
-from server.api.schemas import WebhookBody, failed_body, result_body
-from server.api.services import Services
 from server.webhooks.caller import Caller, NoCallError
 from worker.errors import BrokerUnavailableError, StorageError
-from worker.job import Status
 from worker.store.deliveries import Deliveries, Delivery, State
 
 LOOK_SECONDS = 0.5
@@ -32,16 +29,19 @@ STOP_SECONDS = 2.0
 NOTE_TRIES = 10
 NOTE_PAUSE_SECONDS = 1.0
 
+BodyOf = Callable[[Delivery], Awaitable[str]]
+
 _log = structlog.get_logger()
 
 
 class Sender:
     """Runs from `start` to `stop`, beside the gateway."""
 
-    def __init__(self, services: Services, deliveries: Deliveries) -> None:
-        self._services = services
+    def __init__(self, deliveries: Deliveries, caller: Caller, body_of: BodyOf) -> None:
+        """`body_of` may raise BrokerUnavailableError and StorageError: the delivery is retried."""
         self._deliveries = deliveries
-        self._caller = Caller(services.webhook_guard)
+        self._caller = caller
+        self._body_of = body_of
         self._random = SystemRandom()
         self._sending: dict[asyncio.Task[None], str] = {}
         self._loop: asyncio.Task[None] | None = None
@@ -102,7 +102,7 @@ class Sender:
         await self._note(delivery, state, outcome, pause or 0.0)
 
     async def _send(self, delivery: Delivery) -> int:
-        body = await self._body(delivery)
+        body = await self._body_of(delivery)
         now = datetime.now(UTC)
         signatures = [
             Webhook(secret).sign(delivery.request_id, now, body)
@@ -116,19 +116,6 @@ class Sender:
             "webhook-signature": " ".join(signatures),
         }
         return await self._caller.post(delivery.url, body.encode(), headers, delivery.owner)
-
-    async def _body(self, delivery: Delivery) -> str:
-        """What `GET /v2/requests/{id}` gave at the end; links are those of the submit."""
-        job = delivery.job
-        ended_at = datetime.fromtimestamp((job.ended_at or 0) / 1000, UTC)
-        if job.status is Status.FAILED:
-            failed = WebhookBody(type="request.failed", timestamp=ended_at, data=failed_body(job))
-            return failed.model_dump_json()
-        url = await self._services.video_url(job, Links(delivery.base_url, job.request_id))
-        completed = WebhookBody(
-            type="request.completed", timestamp=ended_at, data=result_body(job, url)
-        )
-        return completed.model_dump_json()
 
     async def _note(self, delivery: Delivery, state: State, outcome: str, pause: float) -> None:
         """Patiently: what is not noted is sent again."""

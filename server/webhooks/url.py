@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import httpx
-from starlette.requests import Request
 
 from models.errors import InvalidParametersError
 from server.webhooks.address_rules import Guard, is_host
@@ -20,14 +18,13 @@ _RULE = (
 )
 
 
-def webhook_url(request: Request, body: Mapping[str, Any], guard: Guard) -> str | None:
-    """Where to tell of the end; None when nobody is to be told, as an empty text says as well.
+def webhook_url(values: Iterable[object], guard: Guard) -> str | None:
+    """The URL among the values that came, if there is one. Empty text and None stand for none.
 
     Raises:
-        InvalidParametersError: the URL breaks the rule, leads inside, or there are two.
+        InvalidParametersError: it breaks the rule, leads inside, or there are two.
     """
-    came = [*request.query_params.getlist(FIELD), body.get(FIELD)]
-    given = [url for url in came if url not in (None, "")]
+    given = [url for url in values if url not in (None, "")]
     if not given:
         return None
     if any(url != given[0] for url in given):

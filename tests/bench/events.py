@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.params import MODEL
-from server.api.status_feed import INTERVAL_SECONDS
+from server.api.poller import EVENT_INTERVAL_SECONDS
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from tests.bench.processes import Server, fake_worker, gateway, own_broker, wait_until_ready
@@ -129,7 +129,7 @@ async def _round(target: Target, name: str, follow: Follow, clients: int, reques
 async def _wait(target: Target, request_id: str) -> None:
     """Without the gateway."""
     while target.redis.hget(keyspace.record(request_id), "status") != "COMPLETED":  # noqa: ASYNC110
-        await asyncio.sleep(INTERVAL_SECONDS)
+        await asyncio.sleep(EVENT_INTERVAL_SECONDS)
 
 
 async def _listen(target: Target, request_id: str) -> float:
@@ -153,7 +153,7 @@ async def _poll(target: Target, request_id: str) -> float:
         if body["status"] == "COMPLETED":
             writer.close()
             return time.time()
-        await asyncio.sleep(INTERVAL_SECONDS)
+        await asyncio.sleep(EVENT_INTERVAL_SECONDS)
 
 
 def _table(rounds: list[Round], clients: int, requests: int) -> Table:

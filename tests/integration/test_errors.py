@@ -34,6 +34,7 @@ from tests.support.wire import (
     stranger,
 )
 from worker.broker.connection import connect_gateway
+from worker.store.gateway_side import GatewayStore
 
 NO_KEY = "Missing Authorization or x-api-key in header"
 SUBMITS = ["/v1/mochi-1", "/v2/mochi-1"]
@@ -344,16 +345,17 @@ def test_a_full_queue_is_429_and_says_when_to_come_again(tmp_path: Path) -> None
 # 500
 
 
-def test_a_bug_leaks_nothing(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+def test_a_bug_leaks_nothing(
+    redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = create_app(
         ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
     )
 
-    class Broken:
-        async def submit(self, params: GenerateParams, *_: object, **__: object) -> str:
-            raise RuntimeError(f"{FakeEngine.BUG_TEXT}: {params.prompt}")
+    async def broken(_self: object, params: GenerateParams, *_: object, **__: object) -> str:
+        raise RuntimeError(f"{FakeEngine.BUG_TEXT}: {params.prompt}")
 
-    app.state.services.intake = Broken()
+    monkeypatch.setattr(GatewayStore, "submit", broken)
     key = create_key(redis, NewKey(name="test"))
     headers = {"x-api-key": key}
     requests = [

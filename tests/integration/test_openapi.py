@@ -17,6 +17,7 @@ from jsonschema_rs import Draft202012Validator
 
 from models.example import EXAMPLE_REQUEST
 from tests.support.stack import Stack
+from tests.support.wire import another_gateway
 
 SUBMITS = ["/v1/mochi-1", "/v2/mochi-1"]
 PARAMETERS = {
@@ -71,6 +72,21 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
             yield f"{verb.upper()} {path}", operation
 
 
+def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema, or the component that it refers to."""
+    name = schema.get("$ref", "").removeprefix("#/components/schemas/")
+    found: dict[str, Any] = document["components"]["schemas"][name] if name else schema
+    return found
+
+
+def schemas(operation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Those of an operation's bodies, in both directions."""
+    bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
+    for body in bodies:
+        for content in body.get("content", {}).values():
+            yield content.get("schema") or content["itemSchema"]
+
+
 def test_the_gateway_does_what_its_document_says(tmp_path: Path) -> None:
     with Stack(
         tmp_path, engine="fake", fake_step_seconds="0", v1_seconds="0.1", most_waiting="3"
@@ -97,7 +113,8 @@ def test_the_gateway_does_what_its_document_says(tmp_path: Path) -> None:
 def test_parameters_have_the_types_ranges_and_defaults_of_the_contract(
     document: dict[str, Any], path: str
 ) -> None:
-    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    schema = resolved(document, content["schema"])
     shown = {
         name: {key: value for key, value in field.items() if key not in {"title", "description"}}
         for name, field in schema["properties"].items()
@@ -111,7 +128,8 @@ def test_parameters_have_the_types_ranges_and_defaults_of_the_contract(
 def test_the_example_is_that_of_the_api_page_and_valid(document: dict[str, Any], path: str) -> None:
     content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     assert content["example"] == EXAMPLE_REQUEST
-    Draft202012Validator(content["schema"]).validate(content["example"])
+    schema = resolved(document, content["schema"])
+    Draft202012Validator(schema).validate(content["example"])
 
 
 def test_every_operation_has_an_id_of_its_own_a_text_and_only_our_errors(
@@ -129,6 +147,52 @@ def test_every_operation_has_an_id_of_its_own_a_text_and_only_our_errors(
                 body = "VideosErrorBody" if " /v1/videos" in name else "ErrorBody"
                 assert schema == {"$ref": f"#/components/schemas/{body}"}, (name, status)
     assert "ValidationError" not in str(document)
+
+
+def test_operation_ids_are_short_and_stable(document: dict[str, Any]) -> None:
+    """Clients that are generated name their functions after them."""
+    ids = {name: operation["operationId"] for name, operation in operations(document)}
+    assert ids == {
+        "POST /v2/mochi-1": "submit_video",
+        "POST /v1/mochi-1": "generate_video",
+        "GET /v2/requests/{request_id}/status": "get_status",
+        "GET /v2/requests/{request_id}": "get_result",
+        "GET /v1/requests/{request_id}": "poll_result",
+        "GET /v2/requests/{request_id}/events": "stream_events",
+        "PUT /v2/requests/{request_id}/cancel": "cancel_request",
+        "DELETE /v2/requests/{request_id}": "delete_request",
+        "GET /v2/videos/{request_id}.mp4": "download_video",
+        "POST /v1/videos": "create_video",
+        "GET /v1/videos": "list_videos",
+        "GET /v1/videos/{request_id}": "get_video",
+        "GET /v1/videos/{request_id}/content": "get_video_content",
+        "DELETE /v1/videos/{request_id}": "delete_video",
+        "GET /v1/get-user-credits": "get_credits",
+        "GET /v1/usage": "get_usage",
+        "GET /healthz": "get_health",
+        "GET /readyz": "get_readiness",
+        "GET /version": "get_version",
+        "GET /metrics": "get_metrics",
+    }
+    (event,) = document["webhooks"].values()
+    assert event["post"]["operationId"] == "request_ended"
+
+
+def test_every_body_is_a_named_component_and_every_name_is_one(document: dict[str, Any]) -> None:
+    """A body without a name would get one from its path."""
+    for name, operation in operations(document):
+        for schema in schemas(operation):
+            parts = schema.get("anyOf", [schema])
+            assert all("$ref" in part or part["type"] == "string" for part in parts), name
+    used = set(re.findall(r"#/components/schemas/(\w+)", str(document)))
+    assert used == set(document["components"]["schemas"])
+
+
+def test_the_document_says_where_the_server_is(server: Stack, document: dict[str, Any]) -> None:
+    assert document["servers"] == [{"url": "/"}]
+    public = another_gateway(server, public_url="https://videos.example")
+    shown = httpx.get(f"{public}/openapi.json", headers={"host": "anything"}).json()
+    assert shown["servers"] == [{"url": "https://videos.example"}]
 
 
 def test_422_is_documented_as_failed_and_as_nothing_else(document: dict[str, Any]) -> None:

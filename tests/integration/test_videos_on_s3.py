@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,10 +15,10 @@ from typing_extensions import override
 
 from server.api.links import Links, load_signer
 from server.cli.client import Client
+from tests.support.jobs import intake
 from tests.support.s3 import SECRET, ObjectStore
 from tests.support.stack import Stack, eventually
 from tests.support.wire import refusal
-from worker.broker.connection import connect_gateway
 
 POND = {"prompt": "a pond", "frames": 3, "steps": 10}
 FAKE = {"engine": "fake", "fake_step_seconds": "0.01"}
@@ -96,12 +95,7 @@ def made(shared: Bucket) -> dict[str, Any]:
 
 def own_link(stack: Bucket, request_id: str) -> str:
     """The gateway's own link, which answers do not have here and which works all the same."""
-
-    async def sign() -> str:
-        async with connect_gateway(stack.broker.url) as redis:
-            return Links(stack.url, request_id).video(await load_signer(redis))
-
-    return asyncio.run(sign())
+    return Links(stack.url, request_id).video(intake(stack.broker.url, load_signer))
 
 
 def test_a_result_links_to_the_object_itself_for_as_long_as_it_lives(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -288,6 +289,12 @@ class GatewayStore:
     async def live_workers(self) -> list[LiveWorker]:
         """The workers that have the model loaded and have beaten lately."""
         return await self._roll_calls.ask(None)
+
+    async def link_secret(self) -> str:
+        """What signs links to videos, shared by all gateways; the first of them draws it."""
+        with broker_errors():
+            await self._redis.set(keyspace.LINK_SECRET, secrets.token_hex(32), nx=True)
+            return str(await self._redis.get(keyspace.LINK_SECRET))
 
     async def dangers(self) -> list[str]:
         """See `dangers_of`. What the broker does not tell is taken for right."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
+from redis.asyncio import Redis
 
 from models.device import DeviceUse
-from worker.store import keyspace
+from worker.broker.connection import broker_errors
+from worker.store import keyspace, scripts
 from worker.store.presence import LiveWorker, read_all
 
 BOUNDS_MS = (
@@ -105,6 +107,26 @@ class Survey:
             if use is not None:
                 uses[worker.name] = use
         return uses
+
+
+class Statistics:
+    """The gateway's side."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._survey = redis.register_script(scripts.source("survey"))
+
+    async def read(self) -> tuple[Survey, dict[str, DeviceUse]]:
+        """This moment, and how much of its card each worker uses.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer.
+        """
+        with broker_errors():
+            survey = Survey.of(await self._survey(keyspace.for_scripts()))
+            keys = survey.device_keys
+            told = await self._redis.mget(keys) if keys else []
+        return survey, survey.devices(told)
 
 
 def device_text(use: DeviceUse) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
-from typing import Self
+from typing import Any, Self
+
+from redis.asyncio import Redis
 
 from worker.billing import from_millionths
+from worker.broker.connection import broker_errors
 from worker.job import FAILURES
 from worker.store import keyspace
 
@@ -92,6 +96,26 @@ class Period:
             for day, amounts in zip(self.days, kept, strict=True)
             if (sums := {name: int(n) for name, n in zip(_METRICS, amounts, strict=True) if n})
         ]
+
+
+class UsageStore:
+    """The gateway's side. Every method raises BrokerUnavailableError when the broker is away."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def of_owner(self, owner: str, period: Period) -> list[Usage]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in period.keys:
+            pipeline.hmget(key, fields_of(owner))
+        with broker_errors():
+            return period.usages_of(owner, await pipeline.execute())
+
+    async def of_all(self, period: Period) -> list[Usage]:
+        """A day at a time, so that other commands do not wait for all of them."""
+        with broker_errors():
+            kept: list[Any] = [await self._redis.hgetall(key) for key in period.keys]
+        return await asyncio.to_thread(period.usages, kept)
 
 
 def fields_of(owner: str) -> list[str]:

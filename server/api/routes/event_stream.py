@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 async def stream(call: Call, job: Job) -> AsyncIterator[bytes]:
     """All events of a request from now on, beginning with how `job` stands."""
     before: Job | None = None
-    async for now in call.services.feed.follow(job):
+    async for now in call.services.poller.follow(job):
         if now is None:
             yield KEEPALIVE_COMMENT
             continue

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from models.params import MODEL
 from server import VERSION
 from server.api.call import Call
+from server.api.metrics import Gathered
 from server.api.openapi import FIGURES, errors
 from server.api.schemas import HealthBody, ReadyBody, VersionBody, engine_body
 from server.keys.lookup import Scope
@@ -20,7 +21,7 @@ router = APIRouter(tags=["Operations"])
 
 
 @router.get("/healthz", response_model=HealthBody, responses=errors(500))
-async def healthz() -> Response:
+async def get_health() -> Response:
     """The process is alive."""
     return answer(HealthBody())
 
@@ -30,10 +31,10 @@ async def healthz() -> Response:
     response_model=ReadyBody,
     responses={503: {"model": ReadyBody, "description": "Not ready"}, **errors(500)},
 )
-async def readyz(request: Request) -> Response:
+async def get_readiness(request: Request) -> Response:
     """Whether a request would be run now: the broker answers and a worker has its weights."""
     try:
-        workers = await Call.of(request).services.intake.live_workers()
+        workers = await Call.of(request).services.store.live_workers()
     except BrokerUnavailableError:
         return _not_ready(["The broker does not answer: check MOCHI_REDIS_URL."])
     if not workers:
@@ -42,10 +43,10 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/version", response_model=VersionBody, responses=errors(500))
-async def version(request: Request) -> Response:
+async def get_version(request: Request) -> Response:
     """What runs here: the version, and the engines of the live workers."""
     try:
-        workers = await Call.of(request).services.intake.live_workers()
+        workers = await Call.of(request).services.store.live_workers()
     except BrokerUnavailableError:
         workers = []  # the version is known all the same
     engines = [engine_body(worker.engine) for worker in workers]
@@ -57,12 +58,16 @@ async def version(request: Request) -> Response:
     response_class=Response,
     responses={200: FIGURES, **errors(401, 403, 500, 502)},
 )
-async def metrics(request: Request) -> Response:
+async def get_metrics(request: Request) -> Response:
     """Figures for Prometheus. Needs a key with the scope `admin`."""
     call = Call.of(request)
     if not call.services.settings.metrics_public:
         call.key.require(Scope.ADMIN)
-    gathered = await call.services.metrics(VERSION)
+    try:
+        survey, devices = await call.services.statistics.read()
+    except BrokerUnavailableError:
+        survey, devices = None, {}  # the figures of this gateway are known all the same
+    gathered = Gathered(VERSION, call.services.traffic, survey, devices)
     return Response(gathered.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 

@@ -24,7 +24,7 @@ async def docs() -> HTMLResponse:
 async def front_page(request: Request) -> Response:
     """A form for a video, and what becomes of it. It may show videos from where they are kept."""
     page: Page = request.app.state.page
-    origins = await Call.of(request).services.video_origins()
+    origins = await Call.of(request).services.video_links.origins()
     headers = {"etag": page.etag, "content-security-policy": front_page_policy(origins)}
     if request.headers.get("if-none-match") == page.etag:
         return Response(status_code=304, headers=headers)

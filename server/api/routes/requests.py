@@ -11,34 +11,32 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server.api.call import Call
-from server.api.openapi import (
-    EVENTS,
-    FAILED,
-    PREVIEW,
-    REQUEST_ID,
-    SIGNATURE,
-    VIDEO_BYTES,
-    VIDEO_RANGE,
-    errors,
-)
+from server.api.openapi import EVENTS, FAILED, REQUEST_ID, VIDEO_BYTES, VIDEO_RANGE, errors
 from server.api.routes.event_stream import UNBUFFERED, stream
 from server.api.routes.video_file import video_response
 from server.api.schemas import CancelBody, ResultBody, StatusBody, failed_body
 from server.keys.lookup import Scope
 from server.paths import VIDEO_PATH
-from server.transport.parameters import flag
+from server.transport.parameters import Flag, Text, documented
 from server.transport.responses import answer
 from worker.errors import RequestNotFoundError
-from worker.job import Job, Status
+from worker.job import Status
 from worker.store.gateway_side import Cancellation
 
+PREVIEW = Flag(
+    name="preview",
+    description="`true` or `1`: with the latest picture of the run, where there is one.",
+)
+SIGNATURE = Text(
+    name="signature", is_required=True, description="As in the `output` of the result."
+)
 _CANCEL: dict[str, Any] = {
     "status_code": 202,
     "responses": {
         200: {"model": CancelBody, "description": "It had ended before"},
         **errors(401, 403, 404, 500, 502),
     },
-    "openapi_extra": {"parameters": [REQUEST_ID]},
+    "openapi_extra": {"parameters": documented(REQUEST_ID)},
 }
 
 router = APIRouter(tags=["Requests"])
@@ -49,13 +47,13 @@ _log = structlog.get_logger()
     "/v2/requests/{request_id}/status",
     response_model=StatusBody,
     responses={422: FAILED, **errors(400, 401, 403, 404, 500, 502)},
-    openapi_extra={"parameters": [REQUEST_ID, PREVIEW]},
+    openapi_extra={"parameters": documented(REQUEST_ID, PREVIEW)},
 )
-async def status(request: Request) -> Response:
+async def get_status(request: Request) -> Response:
     """Where a request stands: light, made for polling."""
     call = Call.of(request)
-    with_preview = flag(request, "preview")
-    job = await _find(call)
+    with_preview = PREVIEW.read(request)
+    job = await call.find_job()
     if job.status is Status.FAILED:
         return answer(failed_body(job), 422)
     return answer(await call.status_body(job, with_preview=with_preview))
@@ -65,18 +63,19 @@ async def status(request: Request) -> Response:
     "/v2/requests/{request_id}",
     response_model=ResultBody | StatusBody,
     responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
-    openapi_extra={"parameters": [REQUEST_ID]},
+    openapi_extra={"parameters": documented(REQUEST_ID)},
 )
 @router.get(
     "/v1/requests/{request_id}",
+    name="poll_result",
     response_model=ResultBody | StatusBody,
     responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
-    openapi_extra={"parameters": [REQUEST_ID]},
+    openapi_extra={"parameters": documented(REQUEST_ID)},
 )
-async def result(request: Request) -> Response:
+async def get_result(request: Request) -> Response:
     """The result when there is one, the status before."""
     call = Call.of(request)
-    job = await _find(call)
+    job = await call.find_job()
     match job.status:
         case Status.FAILED:
             return answer(failed_body(job), 422)
@@ -90,27 +89,25 @@ async def result(request: Request) -> Response:
     "/v2/requests/{request_id}/events",
     response_class=StreamingResponse,
     responses={200: EVENTS, **errors(401, 403, 404, 500, 502)},
-    openapi_extra={"parameters": [REQUEST_ID]},
+    openapi_extra={"parameters": documented(REQUEST_ID)},
 )
-async def events(request: Request) -> Response:
+async def stream_events(request: Request) -> Response:
     """The status whenever it changes, as server-sent events, until the request has ended."""
     call = Call.of(request)
-    job = await _find(call)
+    job = await call.find_job()
     # Not FastAPI's own way: its answer has begun when a request turns out to be unknown.
     return StreamingResponse(stream(call, job), headers=UNBUFFERED, media_type="text/event-stream")
 
 
-@router.put(
-    "/v2/requests/{request_id}/cancel",
-    response_model=CancelBody,
-    **_CANCEL,
+@router.put("/v2/requests/{request_id}/cancel", response_model=CancelBody, **_CANCEL)
+@router.delete(
+    "/v2/requests/{request_id}", name="delete_request", response_model=CancelBody, **_CANCEL
 )
-@router.delete("/v2/requests/{request_id}", response_model=CancelBody, **_CANCEL)
-async def cancel(request: Request) -> Response:
+async def cancel_request(request: Request) -> Response:
     """Let a request end FAILED as `cancelled`, at its next step. It may be asked for twice."""
     call = Call.of(request)
     call.key.require(Scope.GENERATE)
-    outcome = await call.services.intake.cancel(call.request_id, call.key.key_id)
+    outcome = await call.services.store.cancel(call.request_id, call.key.key_id)
     _log.info(
         "request.cancelled",
         request_id=call.request_id,
@@ -126,26 +123,21 @@ async def cancel(request: Request) -> Response:
     VIDEO_PATH,
     response_class=Response,
     responses={200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
-    openapi_extra={"security": [], "parameters": [REQUEST_ID, SIGNATURE]},
+    openapi_extra={"security": [], "parameters": documented(REQUEST_ID, SIGNATURE)},
 )
 @router.api_route(VIDEO_PATH, methods=["GET", "HEAD"], include_in_schema=False)  # comes first
-async def video(request: Request) -> Response:
+async def download_video(request: Request) -> Response:
     """The video itself, whole or in ranges. Needs no key: the link is signed."""
     call = Call.of(request)
     request_id = call.request_id
-    signer = await call.services.signer()
-    signature = request.query_params.get("signature", "")
+    signer = await call.services.video_links.signer()
+    signature = SIGNATURE.read(request)
     # Not `verify_signature`: it takes several spellings of one signature.
     if not compare_digest(signer.get_signature(request_id), signature.encode()):
         raise RequestNotFoundError(request_id)
-    job = await call.services.intake.find_signed(request_id)
+    job = await call.services.store.find_signed(request_id)
     if job.status is not Status.COMPLETED:
         raise RequestNotFoundError(request_id)
     # A player may ask for it again and again; but nobody is to have it longer than we do.
-    kept = {"cache-control": f"private, max-age={call.services.seconds_left(job):.0f}"}
+    kept = {"cache-control": f"private, max-age={call.services.video_links.seconds_left(job):.0f}"}
     return await video_response(call.services.outputs, job, kept, request)
-
-
-async def _find(call: Call) -> Job:
-    call.key.require(Scope.READ)
-    return await call.services.intake.find(call.request_id, call.key.key_id)

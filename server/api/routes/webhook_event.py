@@ -1,10 +1,22 @@
-"""What a `webhook_url` is called with: no route, but a part of the OpenAPI document."""
+"""The webhook event: its body, and its part of the OpenAPI document. There is no such route."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from fastapi import APIRouter
 
-from server.api.schemas import WebhookBody
+from server.api.links import Links, VideoLinks
+from server.api.schemas import WebhookBody, failed_body, result_body
+from server.transport.parameters import Text, documented
+from worker.job import Status
+from worker.store.deliveries import Delivery
+
+_HEADERS = (
+    ("webhook-id", "The id of the request."),
+    ("webhook-timestamp", "Of the attempt, in seconds since 1970."),
+    ("webhook-signature", "`v1,` and a signature; two during a rotation, by a space."),
+)
 
 router = APIRouter(tags=["Webhooks"])
 
@@ -17,22 +29,30 @@ router = APIRouter(tags=["Webhooks"])
         "default": {"description": "Send it again"},
     },
     openapi_extra={
-        "security": [],  # it is we who sign
-        "parameters": [
-            {
-                "name": name,
-                "in": "header",
-                "required": True,
-                "description": description,
-                "schema": {"type": "string"},
-            }
-            for name, description in (
-                ("webhook-id", "The id of the request."),
-                ("webhook-timestamp", "Of the attempt, in seconds since 1970."),
-                ("webhook-signature", "`v1,` and a signature; two during a rotation, by a space."),
+        "security": [],  # the gateway signs
+        "parameters": documented(
+            *(
+                Text(name=name, description=description, place="header", is_required=True)
+                for name, description in _HEADERS
             )
-        ],
+        ),
     },
 )
 def request_ended(body: WebhookBody) -> None:
     """A request has ended. Signed as Standard Webhooks say; answered with any 2xx, or 410."""
+
+
+async def webhook_body(delivery: Delivery, video_links: VideoLinks) -> str:
+    """What `GET /v2/requests/{id}` gave at the end, with links on the host of the submit.
+
+    Raises:
+        BrokerUnavailableError, StorageError: the link to the video cannot be signed.
+    """
+    job = delivery.job
+    ended_at = datetime.fromtimestamp((job.ended_at or 0) / 1000, UTC)
+    if job.status is Status.FAILED:
+        failed = WebhookBody(type="request.failed", timestamp=ended_at, data=failed_body(job))
+        return failed.model_dump_json()
+    url = await video_links.url(job, Links(delivery.base_url, job.request_id))
+    result = result_body(job, url)
+    return WebhookBody(type="request.completed", timestamp=ended_at, data=result).model_dump_json()

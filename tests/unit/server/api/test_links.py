@@ -1,26 +1,17 @@
 from __future__ import annotations
 
-import asyncio
-
 from itsdangerous import Signer
 from redis import Redis
 
 from server.api.links import Links, load_signer
-from worker.broker.connection import connect_gateway
+from tests.support.jobs import intake
 
 REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 LINKS = Links("https://videos.example", REQUEST_ID)
 
 
 def signer_of_a_new_gateway(url: str) -> Signer:
-    async def load() -> Signer:
-        client = connect_gateway(url)
-        try:
-            return await load_signer(client)
-        finally:
-            await client.aclose()
-
-    return asyncio.run(load())
+    return intake(url, load_signer)
 
 
 def test_links_are_absolute_and_where_the_contract_has_them() -> None:
