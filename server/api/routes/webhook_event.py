@@ -23,6 +23,7 @@ router = APIRouter(tags=["Webhooks"])
 
 @router.post(
     "request-ended",
+    operation_id="request_ended",
     status_code=204,
     responses={
         410: {"description": "Send it no more"},
