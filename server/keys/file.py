@@ -1,24 +1,26 @@
-"""API keys as a file says them: a declarative TOML file, as it is kept in a repository.
+"""API keys declared in a TOML file: for a repository, a backup, or a move to another broker.
 
 [keys.alice]
-secret_sha256 = "…"           # of 256 random bits, so that it tells nothing
+secret_sha256 = "…"           # of 256 random bits, so it reveals nothing
 scopes = ["generate", "read"]
 models = ["mochi-1"]
 expires = 2027-01-31
-credits_granted = 500         # in all, ever: raise it to give more
+credits_granted = 500         # in total, ever: raise it to give more
+credits_charged = 12.5        # read only when the key is created, as by a restore
 requests_per_minute = 60
 jobs_at_once = 4
 priority = 2
 
-All but `secret_sha256` may be left out. To apply a file twice changes nothing.
+Only `secret_sha256` is required. Applying a file twice changes nothing.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 import tomllib
-from collections.abc import Callable
-from datetime import date, timedelta
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +32,7 @@ from redis import Redis
 from server.errors import CommandError, visible
 from server.keys.audit import Transaction, transaction
 from server.keys.record import Granted, Key, KeyFormError, Moment, Terms
-from server.keys.store import GRACE, KeyStateError, KeyStore, Secret, revoke
+from server.keys.store import GRACE, KeyStateError, KeyStore, Secret, all_keys, revoke
 from server.keys.times import in_utc, parse_duration, parse_moment, written
 from server.settings import ServerSettings
 from worker.broker.connection import connect_briefly
@@ -53,13 +55,14 @@ def _duration(value: object) -> object:
 
 
 class FileKey(Terms):
-    """A key as a file says it.
+    """A key as declared in a file.
 
     Attributes:
         secret_sha256: hash of its secret.
-        expires_at: in the file `expires`.
-        credits_granted: all that it is ever given; None: it is not metered.
-        grace: how long the secret before this one stays good, when the hash has changed.
+        expires_at: `expires` in the file.
+        credits_granted: credits in total, ever; None: unlimited.
+        credits_charged: of these, spent before the key is created; ignored when it exists.
+        grace: how long the previous secret stays valid when the hash has changed.
     """
 
     secret_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -67,10 +70,11 @@ class FileKey(Terms):
         default=None, alias="expires"
     )
     credits_granted: Granted | None = None
+    credits_charged: Granted = Decimal(0)
     grace: Annotated[timedelta, BeforeValidator(_duration)] = GRACE
 
     def terms(self) -> dict[str, Any]:
-        """What it says of the key, by the names of the key's fields."""
+        """The declared fields that `Key` has too."""
         return {name: value for name, value in self if name in Terms.model_fields}
 
 
@@ -79,7 +83,7 @@ def read_key_file(path: Path) -> list[FileKey]:
 
     Raises:
         KeyFileError: it cannot be read, or is not TOML.
-        KeyFormError: naming the key, its field, the rule and what came.
+        KeyFormError: a value is invalid; names the key, the field and the rule.
     """
     try:
         document = tomllib.loads(path.read_text("utf-8"), parse_float=Decimal)
@@ -101,19 +105,19 @@ def read_key_file(path: Path) -> list[FileKey]:
 def apply_key_file(
     redis: Redis, path: Path, *, prune: bool = False, dry_run: bool = False, by: str = ""
 ) -> tuple[list[str], list[Key]]:
-    """Make the keys in the broker what a file says. Returns a line for each, and those revoked.
+    """Make the keys in the broker those of a file. Returns a line for each, and the revoked keys.
 
     Args:
         redis: the broker.
         path: of the file.
-        prune: whether to revoke keys that came from a file and are in it no more.
-        dry_run: whether only to say what would be done.
-        by: who does it, for the log; empty: the user of this process.
+        prune: whether to revoke keys that came from a file and are no longer in it.
+        dry_run: whether to change nothing.
+        by: the administrator, for the audit log; empty: the user of this process.
 
     Raises:
         KeyFileError, KeyFormError: see `read_key_file`.
         KeyStateError: a secret belongs to another key.
-        BrokerUnavailableError: it is not known whether it was done.
+        BrokerUnavailableError: it is unknown whether the file was applied.
     """
     wanted = read_key_file(path)
 
@@ -129,13 +133,27 @@ def apply_key_file(
     return transaction(redis, decide, by=by)
 
 
+def export_key_file(redis: Redis) -> str:
+    """All keys that are not revoked, as a file for `apply_key_file`.
+
+    Credits reserved for waiting and running requests count as unspent. A secret that is replaced
+    and in its grace is left out.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer.
+    """
+    return "\n".join(
+        _table(key, secrets) for key, secrets in all_keys(redis) if key.revoked_at is None
+    )
+
+
 def apply_at_start(settings: ServerSettings, url: str, say: Callable[[str], object]) -> None:
-    """Apply the file of the settings, if there is one.
+    """Apply the file that the settings name, if any.
 
     Args:
         settings: of the process that starts.
         url: of the broker.
-        say: is told what was done about each key.
+        say: receives a line for each key.
 
     Raises:
         KeyFileError, KeyFormError, KeyStateError, BrokerUnavailableError: see `apply_key_file`.
@@ -169,14 +187,18 @@ def _refuse_same_secrets(path: Path, keys: list[FileKey]) -> None:
 
 
 def _apply(book: KeyStore, path: Path, wanted: FileKey) -> str:
-    """What was done about one key."""
+    """Apply one key, and say what was done."""
     old = book.holder(wanted.name)
     known = book.secret(wanted.secret_sha256)
     if known is not None and (old is None or old.key_id != known.key_id):
         return _explain_foreign(book, path, wanted, known)
     if old is None:
         key = Key.of(
-            key_id=uuid4().hex, created_at=book.step.now(), source="file", **wanted.terms()
+            key_id=uuid4().hex,
+            created_at=book.step.now(),
+            source="file",
+            charged=wanted.credits_charged,
+            **wanted.terms(),
         )
         book.put_secret(Secret(wanted.secret_sha256, key.key_id))
         changes = book.put(key.granted_in_all(wanted.credits_granted), None, "apply")
@@ -190,17 +212,17 @@ def _apply(book: KeyStore, path: Path, wanted: FileKey) -> str:
 
 
 def _explain_foreign(book: KeyStore, path: Path, wanted: FileKey, known: Secret) -> str:
-    """A revoked key stays revoked, whatever a file says. Another's secret is a slip."""
+    """A key that was revoked stays revoked; the secret of another live key is an error."""
     owner = book.key(known.key_id)
     if owner is not None and owner.revoked_at is not None:
         return (
-            f"revoked on {written(owner.revoked_at)}, and stays so; with another secret_sha256 it "
-            "is a new key"
+            f"revoked on {written(owner.revoked_at)}, and stays so; with another "
+            "secret_sha256 it is a new key"
         )
     name = visible(owner.name if owner else known.key_id)
     raise KeyStateError(
         f"{path}: [keys.{wanted.name}]: secret_sha256: it is that of the key `{name}`. To rename "
-        f"that, type `mochi-server keys set '{name}' --name '{wanted.name}'` first."
+        f"that key, first type `mochi-server keys set '{name}' --name '{wanted.name}'`."
     )
 
 
@@ -210,3 +232,26 @@ def _prune(book: KeyStore, wanted: set[str]) -> list[Key]:
         for key in book.live_keys()
         if key.source == "file" and key.name not in wanted
     ]
+
+
+def _table(key: Key, secrets: Iterable[Secret]) -> str:
+    fields = {
+        "secret_sha256": next(each.digest for each in secrets if each.ends_at is None),
+        "scopes": key.scopes,
+        "models": key.models,
+        "expires": key.expires_at,
+        "credits_granted": key.granted,
+        "credits_charged": key.charged or None,
+        "requests_per_minute": key.requests_per_minute,
+        "jobs_at_once": key.jobs_at_once,
+        "priority": key.priority,
+    }
+    lines = [f"{name} = {_toml(value)}\n" for name, value in fields.items() if value is not None]
+    return f"[keys.{_toml(key.name)}]\n{''.join(lines)}"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, datetime):
+        return written(value)
+    # Strings, lists of strings and whole numbers look as in JSON.
+    return f"{value:f}" if isinstance(value, Decimal) else json.dumps(value, ensure_ascii=False)

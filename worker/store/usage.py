@@ -13,7 +13,7 @@ from typing import Any, Self
 from redis.asyncio import Redis
 
 from worker.billing import from_millionths
-from worker.broker.connection import broker_errors
+from worker.broker.connection import Client, broker_errors
 from worker.job import FAILURES
 from worker.store import keyspace
 
@@ -116,6 +116,19 @@ class UsageStore:
         with broker_errors():
             kept: list[Any] = [await self._redis.hgetall(key) for key in period.keys]
         return await asyncio.to_thread(period.usages, kept)
+
+
+def read_usages(redis: Client, period: Period) -> list[Usage]:
+    """The usage of every key in a period.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer.
+    """
+    pipeline = redis.pipeline(transaction=False)
+    for key in period.keys:
+        pipeline.hgetall(key)
+    with broker_errors():
+        return period.usages(pipeline.execute())
 
 
 def fields_of(owner: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -9,10 +10,19 @@ import pytest
 from redis import Redis
 
 from server.keys.audit import entries
-from server.keys.file import KeyFileError, apply_key_file, read_key_file
+from server.keys.file import KeyFileError, apply_key_file, export_key_file, read_key_file
 from server.keys.lookup import PREFIX, digest, new_secret
 from server.keys.record import KeyFormError, NewKey
-from server.keys.store import KeyStateError, change_key, create_key, one_key, revoke_key, rotate_key
+from server.keys.store import (
+    KeyStateError,
+    all_keys,
+    change_key,
+    create_key,
+    is_registered,
+    one_key,
+    revoke_key,
+    rotate_key,
+)
 from server.keys.times import written
 from worker.billing import MILLION
 from worker.store import keyspace
@@ -220,3 +230,69 @@ def test_a_secret_in_the_wrong_place_is_not_shown(tmp_path: Path, field: str) ->
     with pytest.raises(KeyFormError) as error:
         read_key_file(path)
     assert PREFIX not in str(error.value)
+
+
+# An export is such a file
+
+FULL = NewKey(
+    name="ann smith", scopes=("read",), models=("mochi-1",), priority=3, requests_per_minute=60,
+    jobs_at_once=2, credits=Decimal("10.5"), expires_at=datetime(2027, 1, 31, 18, tzinfo=UTC),
+)  # fmt: skip
+PER_BROKER = {"key_id", "created_at", "source"}
+
+
+def test_keys_are_the_same_on_another_broker(redis: Redis, tmp_path: Path) -> None:
+    secrets = [create_key(redis, new) for new in (FULL, NewKey(name="bob"))]
+    before = [dict(key) for key, _ in all_keys(redis)]
+    path = write(tmp_path, export_key_file(redis))
+    redis.flushall()
+    assert all(": created; " in line for line in applied(redis, path))
+    after = [dict(key) for key, _ in all_keys(redis)]
+    for old, new in zip(before, after, strict=True):
+        assert {name for name in old if old[name] != new[name]} <= PER_BROKER
+    assert all(is_registered(redis, secret) for secret in secrets)
+    assert export_key_file(redis) == path.read_text()
+
+
+def test_no_secret_is_in_an_export(redis: Redis) -> None:
+    secret = create_key(redis, FULL)
+    exported = export_key_file(redis)
+    assert secret not in exported
+    assert digest(secret) in exported
+
+
+def test_what_was_reserved_may_be_spent_again(redis: Redis, tmp_path: Path) -> None:
+    create_key(redis, FULL)
+    name = keyspace.api_key(one_key(redis, "ann smith")[0].key_id)
+    for field, amount in {"balance": -6, "reserved": 3, "charged": 3}.items():
+        redis.hincrby(name, field, amount * MILLION)
+    path = write(tmp_path, export_key_file(redis))
+    applied(redis, path)  # where the key is, its account stays as it is
+    key, _ = one_key(redis, "ann smith")
+    assert [key.balance, key.reserved, key.charged] == [Decimal("4.5"), 3, 3]
+    redis.flushall()
+    applied(redis, path)
+    key, _ = one_key(redis, "ann smith")
+    assert [key.balance, key.reserved, key.charged] == [Decimal("7.5"), 0, 3]
+
+
+def test_revoked_keys_and_replaced_secrets_are_not_exported(redis: Redis, tmp_path: Path) -> None:
+    old = create_key(redis, NewKey(name="ann"))
+    new = rotate_key(redis, "ann", grace=timedelta(hours=1))
+    create_key(redis, NewKey(name="gone"))
+    revoke_key(redis, "gone")
+    path = write(tmp_path, export_key_file(redis))
+    redis.flushall()
+    assert [line.partition(":")[0] for line in applied(redis, path)] == ["ann"]
+    assert [is_registered(redis, secret) for secret in (old, new)] == [False, True]
+
+
+def test_a_key_that_was_revoked_since_the_export_does_not_come_back(
+    redis: Redis, tmp_path: Path
+) -> None:
+    secret = create_key(redis, FULL)
+    path = write(tmp_path, export_key_file(redis))
+    revoke_key(redis, "ann smith")
+    (line,) = applied(redis, path)
+    assert line.startswith("ann smith: revoked on ")
+    assert not is_registered(redis, secret)
