@@ -1,4 +1,4 @@
-"""What can be wrong with an HTTP request, and the one table from our errors to status codes."""
+"""Errors of HTTP and of the command line, and the table from errors to HTTP status codes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from worker import errors as jobs
 
 
 class SettingsError(MochiError):
-    """A setting has a bad value, or there is no such setting. The text names the variable."""
+    """A setting is invalid or unknown; the text names the variable."""
 
 
 class HttpError(MochiError):
-    """Base of the errors that only HTTP knows."""
+    """Base of the errors of HTTP."""
 
 
 class MalformedBodyError(HttpError):
@@ -136,19 +136,19 @@ class WaitTimeoutError(HttpError):
 
 
 class CommandError(MochiError):
-    """Base of the errors that only the command line knows."""
+    """Base of the errors of the command line."""
 
 
 class ClientError(CommandError):
-    """Our own client could not reach a server, or was refused; in its words where it gave some."""
+    """`generate` was refused by the server, or got no usable response."""
 
 
 class OutputError(CommandError):
-    """What was asked for cannot be written where it was asked for."""
+    """An output file or folder cannot be written."""
 
 
 class UnreachableError(ClientError):
-    """The same, and another try may go better."""
+    """The server did not respond; a retry may succeed."""
 
 
 STATUS: dict[type[MochiError], int] = {
@@ -195,8 +195,8 @@ NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
         jobs.TracingUnusableError,
     }
 )
-"""These stop a process at its start, end in a job record or are for the command line, with all that
-derive from them."""
+"""Errors, with their subclasses, that stop a process at its start, end in a job record, or occur on
+the command line only."""
 
 MEANING: dict[int, str] = {
     400: "The body is not JSON; or a parameter or header is missing, wrong or out of range",
@@ -220,5 +220,5 @@ MEANING: dict[int, str] = {
 
 
 def visible(text: str) -> str:
-    """The same with what cannot be printed written out, as Python does: it could be a command."""
+    """`text` with unprintable characters escaped, as they could be terminal commands."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

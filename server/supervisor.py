@@ -1,7 +1,7 @@
-"""`mochi-server up`: broker, gateway and workers of one machine, started, watched and stopped.
+"""Supervisor of `mochi-server up`: starts, watches and stops broker, gateway and workers.
 
-Every part is a process of its own, started as it would be on a cluster. What dies is started again;
-what says that its settings are wrong (EX_CONFIG) ends everything. The broker stops last.
+Each part is a process of its own, started as on a cluster. A process that dies is restarted; one
+that rejects its settings (EX_CONFIG) stops everything. The broker stops last.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from pathlib import Path
 
 import httpx
 import structlog
-from rich.console import Console
 
-from models.errors import MochiError
 from server.keys import file as key_file
 from server.keys.file import apply_at_start
 from server.keys.first import first_key_file, read_first_key
@@ -27,25 +25,23 @@ from server.transport.listener import INHERITED, listen
 from server.transport.tls import tls_context
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
-from worker.errors import BrokerUnavailableError
 from worker.process.logs import configure_logs
 from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import Stop
 
 WATCH_SECONDS = 0.2
 RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Before it is started again, for what dies again and again; the last one for ever."""
+"""Back-off before each restart of a process that keeps dying; the last one repeats."""
 STEADY_SECONDS = 60.0
-"""Who has lived so long has not died at its start."""
-GIVE_BACK_SECONDS = 5.0
-"""From when it is urgent to the kill: a request is given back within a beat."""
+"""A process that ran this long is not crash-looping; its back-off starts over."""
+REQUEUE_SECONDS = 5.0
+"""From an urgent stop to the kill; a worker requeues its request within one heartbeat."""
 
 _log = structlog.get_logger()
-_console = Console(stderr=True)
 
 
 class Child:
-    """One process of ours, started again when it dies."""
+    """A process that is restarted when it dies."""
 
     def __init__(
         self, package: str, environ: dict[str, str], listener: socket.socket | None = None
@@ -59,11 +55,11 @@ class Child:
         self._restart_at: float | None = None
 
     def watch(self) -> bool:
-        """Start it again a moment after it died. False when that cannot help."""
+        """Restart it if it has died. False when it rejects its settings."""
         status = self._process.poll()
         if status is None:
             return True
-        self._let_go()
+        self._close_pipe()
         if status == os.EX_CONFIG:
             return False
         if self._restart_at is None:
@@ -75,7 +71,7 @@ class Child:
         return True
 
     def _note_end(self, status: int) -> float:
-        """Returns the seconds after which to start it again."""
+        """Log the end; returns the seconds until the restart."""
         if status == 0:
             _log.info("process.ended", process=self.package)
             return 0.0
@@ -87,12 +83,12 @@ class Child:
         return seconds
 
     def signal(self) -> None:
-        """Ask it to stop; again, more urgently."""
+        """Ask it to stop; a second time, urgently."""
         if self._process.poll() is None:
             self._process.terminate()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it ended within so long."""
+        """Whether it has ended within `seconds`."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -100,12 +96,11 @@ class Child:
         return True
 
     def kill(self) -> None:
-        """End it now."""
         self._process.kill()
         self._process.wait()
-        self._let_go()
+        self._close_pipe()
 
-    def _let_go(self) -> None:
+    def _close_pipe(self) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()
 
@@ -118,13 +113,13 @@ class Child:
             command,
             env=self._environ,
             pass_fds=descriptors,
-            stdin=subprocess.PIPE,  # our end of its lifeline
-            start_new_session=True,  # Ctrl-C is for us, who stop them in order
+            stdin=subprocess.PIPE,  # the child stops when it closes: see parent_watch
+            start_new_session=True,  # Ctrl-C reaches the supervisor only, which stops them in order
         )
 
 
 def devices(settings: ServerSettings) -> list[str]:
-    """The device of each worker: one card each, as none has room for two engines."""
+    """The device of each worker: one GPU each, as none has room for two engines."""
     if settings.workers == 1:
         return [settings.device]
     first = int(settings.device.partition(":")[2] or 0)
@@ -132,10 +127,10 @@ def devices(settings: ServerSettings) -> list[str]:
 
 
 class Supervisor:
-    """The parts of one machine. `broker` is None when it is not ours.
+    """Runs the parts of one machine. `broker` is None when it is external.
 
-    It is the supervisor that listens: the port is taken before anything else is done, and stays
-    taken while a gateway is started again.
+    The supervisor owns the listening socket: the port is taken before anything else starts, and
+    stays taken while a gateway restarts.
     """
 
     def __init__(
@@ -153,7 +148,7 @@ class Supervisor:
         self._key_file: Path | None = None
 
     def run(self) -> int:
-        """Run everything until a signal comes. Returns the exit status.
+        """Run everything until a signal arrives. Returns the exit status.
 
         Raises:
             MochiError: the broker cannot be started, or does not answer.
@@ -161,7 +156,7 @@ class Supervisor:
         apply_at_start(self._settings, self._url, lambda line: _say(f"Key {line}"))
         self._key_file = first_key_file(connect_briefly(self._url), self._settings.data_dir)
         environ = os.environ | {
-            key_file.SETTING: "",  # it is applied
+            key_file.SETTING: "",  # already applied
             "MOCHI_REDIS_URL": self._url,
             "MOCHI_DATA_DIR": str(self._settings.data_dir),
         }
@@ -176,25 +171,24 @@ class Supervisor:
             self._end(gateway, workers)
 
     def _watch(self, children: list[Child]) -> int:
-        _say("Starting: the model is being loaded …")
+        _say("Starting: loading the model …")
         ready = False
         while not self._stop.draining:
             time.sleep(WATCH_SECONDS)
             if not all(child.watch() for child in children):
-                return os.EX_CONFIG  # the child has said why
+                return os.EX_CONFIG  # the child has printed why
             if self._broker is not None:
-                self._broker.start()  # attaches, unless it died
+                self._broker.start()  # attaches, or restarts it if it died
             if not ready and self._is_ready():
                 ready = True
                 self._announce()
-        _say("Stopping: running requests finish; Ctrl-C again gives them back …")
+        _say("Stopping: running requests finish; press Ctrl-C again to stop now and requeue them …")
         return 0
 
     def _is_ready(self) -> bool:
         try:
-            # A proxy for the outside knows nothing of this machine. The certificate is made for
-            # another name, and need not be verified: we ask the socket that we listen on, with
-            # no secret, and only say "Ready" to what we are told.
+            # Without a proxy, which cannot reach this machine's loopback. Without verification, as
+            # the certificate is for another name; no secret is sent to this socket of our own.
             return httpx.get(
                 f"{self._local_url}/readyz",
                 timeout=1.0,
@@ -221,25 +215,25 @@ class Supervisor:
         _say("Stop with Ctrl-C.")
 
     def _shown_key(self) -> str:
-        """The key itself where its owner reads it; where it would be logged, where it is kept."""
+        """The key on a terminal; elsewhere, where output may be logged, only its file."""
         if self._key_file is None:
-            return "made with `mochi-server keys create NAME`"
-        if _console.is_terminal:
+            return "create one with `mochi-server keys create NAME`"
+        if sys.stderr.isatty():
             return f"{read_first_key(self._settings.data_dir)} (kept in {self._key_file})"
         return f"kept in {self._key_file}"
 
     def _end(self, gateway: Child, workers: list[Child]) -> None:
-        """Gateway and workers at once, so that a blocking call may still get its video."""
-        self._listener.close()  # or clients would wait for a gateway that is gone
+        """Stop gateway and workers together, so that a blocking call may still get its video."""
+        self._listener.close()  # otherwise clients would wait for a gateway that has stopped
         children = [gateway, *workers]
         for child in children:
             child.signal()
-        deadline = time.monotonic() + self._settings.drain_seconds + GIVE_BACK_SECONDS
+        deadline = time.monotonic() + self._settings.drain_seconds + REQUEUE_SECONDS
         is_urgent = False
         while not all(child.wait(WATCH_SECONDS) for child in children):
             if self._stop.urgent and not is_urgent:
                 is_urgent = True
-                deadline = time.monotonic() + GIVE_BACK_SECONDS
+                deadline = time.monotonic() + REQUEUE_SECONDS
                 for child in children:
                     child.signal()
             if time.monotonic() > deadline:
@@ -250,22 +244,22 @@ class Supervisor:
 
 
 def supervise(settings: ServerSettings) -> int:
-    """Run everything on this machine until a signal comes. Returns the exit status."""
+    """Run everything on this machine until a signal arrives. Returns the exit status.
+
+    Raises:
+        MochiError: a setting cannot be used, or the broker cannot be started.
+    """
     configure_logs()
     stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.ask())
     broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir)
     try:
-        tls_context(settings)  # a file that cannot be used is named before anything is started
+        tls_context(settings)  # reports an unusable file before anything starts
         with listen(settings.host, settings.port) as listener:
             if broker is not None:
                 broker.start()
             status = Supervisor(settings, listener, broker, stop).run()
-    except MochiError as error:
-        text = error.advice if isinstance(error, BrokerUnavailableError) else str(error)
-        _console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-        return os.EX_CONFIG
     finally:
         if broker is not None:
             broker.stop()
@@ -275,7 +269,8 @@ def supervise(settings: ServerSettings) -> int:
 
 
 def _say(line: str) -> None:
-    _console.print(line, markup=False, highlight=False, soft_wrap=True)
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def _engine(settings: ServerSettings) -> str:

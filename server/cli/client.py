@@ -1,30 +1,91 @@
-"""A client of our own API, for the command line: ask, follow with a progress bar, download."""
+"""`mochi-server generate`: submit a request, follow it with a progress bar, download the video."""
 
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import httpx
-from rich.console import Console
+import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from models.params import MODEL
-from server.cli.output import check_file, draft_of
-from server.errors import ClientError, UnreachableError
+from models.params import MODEL, GenerateParams
+from server.cli.options import (
+    Command,
+    add_options,
+    exit_on_error,
+    option,
+    read_settings,
+    settings_options,
+)
+from server.cli.output import check_file, draft_of, errors, new_file
+from server.errors import ClientError, UnreachableError, visible
+from server.keys.first import read_first_key
 from worker.job import Stage
 
 POLL_SECONDS = 0.5
 TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 1 << 20
 PATIENT_POLLS = 20
-"""Polls that may fail in a row before the video is given up."""
+"""Polls in a row that may fail before the command gives up."""
 PASSING = frozenset({502, 503, 504})
-"""Said by the server without its broker, or by a proxy without the server."""
+"""Temporary: from a server without its broker, or a proxy without its server."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+DEFAULT_OUTPUT = Path("mochi.mp4")
+
+_PARAMS = {
+    name: option(
+        name,
+        field,
+        f"{field.description} [default: {field.default!r}]".removesuffix(" [default: '']"),
+    )
+    for name, field in GenerateParams.model_fields.items()
+    if not field.is_required()
+}
+
+
+def _params_options(command: Command) -> Command:
+    return add_options(command, _PARAMS)
+
+
+@settings_options("data_dir")
+@_params_options
+def generate(
+    prompt: Annotated[str, typer.Argument(help=GenerateParams.model_fields["prompt"].description)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The MP4 to write or overwrite. [default: mochi.mp4, or mochi-2.mp4, mochi-3.mp4 "
+            "… if that exists]",
+        ),
+    ] = None,
+    url: Annotated[
+        str, typer.Option(envvar="MOCHI_URL", help="The server.")
+    ] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MOCHI_API_KEY", help="The API key. [default: the one in the data folder]"
+        ),
+    ] = None,
+    **params: Any,  # noqa: ANN401 (of the fields of GenerateParams)
+) -> None:
+    """Ask a running server for a video and write it to a file.
+
+    Example: `mochi-server generate "A red panda drinks tea"`
+
+    Shorter, to a chosen file: `mochi-server generate "A pond" -o pond.mp4 --frames 31`
+    """
+    asked = {name: value for name, value in params.items() if value is not None}
+    with exit_on_error():
+        client = Client(url, api_key or read_first_key(read_settings().data_dir))
+        with nullcontext(output) if output else new_file(DEFAULT_OUTPUT) as file:
+            client.generate({"prompt": prompt, **asked}, file)
 
 
 class Client:
@@ -40,13 +101,12 @@ class Client:
             trust_env=_may_use_proxy(url),
             verify=httpx.create_ssl_context(),  # with SSL_CERT_FILE, for a CA of one's own
         )
-        self._console = Console(stderr=True)
 
     def generate(self, params: dict[str, Any], output: Path) -> None:
-        """Make a video and write it to `output`, with a progress bar on standard error.
+        """Generate a video and write it to `output`, with a progress bar on standard error.
 
         Raises:
-            OutputError: it cannot be written there; nothing was asked for.
+            OutputError: `output` cannot be written; no request was made.
             ClientError: there is no video; nothing was written.
         """
         check_file(output)
@@ -62,27 +122,28 @@ class Client:
             self._cancel(submitted["response_url"])
             raise
         seconds = result["metrics"]["total_time"]
-        self._console.print(
-            f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds"
-        )
+        errors.print(f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds")
         for warning in result.get("warnings", ()):
-            self._console.print(warning, style="yellow")
+            errors.print(visible(warning), style="yellow")
 
     def _cancel(self, url: str) -> None:
-        """Nobody wants the video any more; the GPU has others to work for."""
         try:
             answer = self._json("PUT", f"{url}/cancel")
         except ClientError as error:
-            self._console.print(f"Cancelling {url} failed: {error}", style="red", markup=False)
+            errors.print(f"Cancelling {url} failed: {error}", style="red")
             return
         if answer["status"] == "ALREADY_COMPLETED":
-            self._console.print(f"The request has ended before: {url}", markup=False)
+            errors.print(f"The request had already ended: {url}")
         else:
-            self._console.print("The request is cancelled.")
+            errors.print("The request is cancelled.")
 
     def _follow(self, status_url: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-        with Progress(*columns, TimeElapsedColumn(), console=self._console) as progress:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+        )
+        with Progress(*columns, TimeElapsedColumn(), console=errors) as progress:
             bar = progress.add_task("submitted", total=100)
             while True:
                 body = self._poll(status_url)
@@ -92,7 +153,7 @@ class Client:
                 time.sleep(POLL_SECONDS)
 
     def _poll(self, status_url: str) -> Any:  # noqa: ANN401 (JSON)
-        """A server that is restarted meanwhile knows the request afterwards."""
+        """Read the status; retry, as a server that restarts still knows the request."""
         for _ in range(PATIENT_POLLS):
             try:
                 return self._json("GET", status_url)
@@ -102,9 +163,9 @@ class Client:
 
     def _download(self, url: str, output: Path) -> int:
         draft = draft_of(output)
-        remedy = f"The video is made and kept for a while; fetch it with: curl -o FILE '{url}'"
+        remedy = f"The video is made and kept for a while; download it with: curl -o FILE '{url}'"
         try:
-            # Without the key: the link is signed, and may lead to somebody else's object store.
+            # Without the key: the link is signed, and may lead to an object store.
             with _get(url) as response, draft.open("wb") as file:
                 response.raise_for_status()
                 for chunk in response.iter_bytes(CHUNK_BYTES):
@@ -124,28 +185,30 @@ class Client:
         try:
             response = self._http.request(verb, url, **options)
             if response.status_code in PASSING:
-                raise UnreachableError(_words(response))
+                raise UnreachableError(_error_text(response))
             body = response.json()
         except httpx.HTTPError as error:
             raise UnreachableError(
                 f"No answer from {self._url}: {error}. Is it running? `mochi-server up`"
             ) from None
         except ValueError:
-            raise ClientError(f"{self._url} is no mochi-server: it does not answer JSON.") from None
+            raise ClientError(
+                f"{self._url} is no mochi-server: its response is not JSON."
+            ) from None
         if response.is_success:
             return body
-        raise ClientError(_words(response))
+        raise ClientError(_error_text(response))
 
 
 def where(body: dict[str, Any]) -> str:
-    """Where a request is on its way, by its status. Other servers may say no more than that."""
+    """Describe the progress of a request. Only `status` is required in its body."""
     place = body.get("stage", body["status"].lower()).replace("_", " ")
     if position := body.get("queue_position"):
         place += f", place {position}"
     elif body.get("stage") == Stage.DENOISING:
         place += f", step {body['step']} of {body['total_steps']}"
     left = body.get("eta_seconds")
-    return place if left is None else f"{place}, about {left:.0f} s left"
+    return visible(place if left is None else f"{place}, about {left:.0f} s left")
 
 
 def _get(url: str) -> AbstractContextManager[httpx.Response]:
@@ -159,14 +222,14 @@ def _get(url: str) -> AbstractContextManager[httpx.Response]:
 
 
 def _may_use_proxy(url: str) -> bool:
-    """A proxy for the outside knows nothing of this machine."""
+    """A proxy cannot reach this machine's loopback addresses."""
     return urlsplit(url).hostname not in LOOPBACK
 
 
-def _words(response: httpx.Response) -> str:
-    """The server's own, where it is one of ours."""
+def _error_text(response: httpx.Response) -> str:
+    """The error in the body, if there is one."""
     try:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
-        error = "The server does not answer."
+        error = "The server failed without a message."
     return f"{error} ({response.status_code})"

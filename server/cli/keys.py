@@ -1,4 +1,4 @@
-"""`mochi-server keys …` and `mochi-server audit`."""
+"""`mochi-server keys` and `mochi-server audit`."""
 
 from __future__ import annotations
 
@@ -9,33 +9,38 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import TypeAdapter, ValidationError
-from redis import Redis
 
-from server.cli.key_tables import entry_json, key_json, print_entries, print_key, print_keys
-from server.cli.options import (
-    DataDir,
-    RedisUrl,
-    any_broker,
-    apply_options,
-    end,
-    errors_end,
-    read_settings,
+from server.cli.key_fields import (
+    CreditsLeft,
+    Expires,
+    Jobs,
+    Models,
+    Priority,
+    Rate,
+    Scopes,
+    entry_json,
+    key_json,
+    parse_credits,
+    print_entries,
+    print_key,
+    print_keys,
 )
-from server.cli.output import print_json
+from server.cli.options import (
+    BROKER,
+    AsJson,
+    KeyName,
+    any_broker,
+    duration,
+    fail,
+    read_settings,
+    settings_options,
+)
+from server.cli.output import errors, print_json
 from server.errors import visible
 from server.keys.audit import MOST_ENTRIES, entries
-from server.keys.export import export_keys, import_keys
-from server.keys.file import apply_key_file
-from server.keys.lookup import PREFIX, Scope, digest, new_secret
-from server.keys.record import (
-    MOST_PRIORITY,
-    MOST_REQUESTS,
-    Credits,
-    Key,
-    KeyFormError,
-    NewKey,
-)
+from server.keys.file import apply_key_file, export_key_file
+from server.keys.lookup import PREFIX, digest, new_secret
+from server.keys.record import Key, KeyFormError, NewKey
 from server.keys.store import (
     GRACE,
     KeyStateError,
@@ -46,156 +51,95 @@ from server.keys.store import (
     revoke_key,
     rotate_key,
 )
-from server.keys.times import broker_time, parse_duration, parse_end
+from server.keys.times import broker_time, parse_end
+from worker.broker.connection import Client
 from worker.broker.url import shown
 from worker.store.fleet import cancel_all
 
 SECRET_LENGTH = len(new_secret())
-NO_LIMIT = 0
 
-keys = typer.Typer(help="API keys: who may use this server, and how much.", no_args_is_help=True)
-
-
-def _credits(text: str) -> Decimal:
-    try:
-        return TypeAdapter(Credits).validate_python(text)
-    except ValidationError as error:
-        raise typer.BadParameter(f"got {text!r}. {error.errors()[0]['msg']}.") from None
-
-
-def duration(text: str) -> timedelta:
-    """Of an option, like 7d."""
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-Name = Annotated[str, typer.Argument(help="The key's name, or its id.")]
-Scopes = Annotated[
-    list[Scope] | None, typer.Option("--scope", help="What it may do; may be repeated.")
-]
-Models = Annotated[
-    list[str] | None,
-    typer.Option("--model", help="What it may do it with; may be repeated."),
-]
-Expires = Annotated[
-    str | None,
-    typer.Option(help="When: 12h or 30d from now, 2027-01-31 or 2027-01-31T18:00:00Z."),
-]
-Priority = Annotated[
-    int | None,
-    typer.Option(min=1, max=MOST_PRIORITY, help="Its turns in the queue for one of others."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+keys = typer.Typer(help="Manage API keys: scopes, limits and credits.", no_args_is_help=True)
 
 
 @keys.command()
+@settings_options(*BROKER)
 def create(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="For people: who or what uses the key.")],
-    scope: Annotated[
-        list[Scope] | None,
-        typer.Option(help="What it may do; may be repeated. [default: generate, read]"),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="What it may do it with; may be repeated. [default: all]"),
-    ] = None,
+    name: Annotated[str, typer.Argument(help="A name for the user or purpose of the key.")],
+    scope: Scopes = None,
+    model: Models = None,
     expires: Expires = None,
-    credits: Annotated[  # noqa: A002 (an option)
-        Decimal | None,
-        typer.Option(
-            parser=_credits, metavar="N", help="What it may spend. [default: not counted]"
-        ),
-    ] = None,
-    requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, max=MOST_REQUESTS, help="[default: no limit]")
-    ] = None,
-    jobs_at_once: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MOST_REQUESTS, help="Requests that wait or run. [default: no limit]"
-        ),
-    ] = None,
+    credits_: CreditsLeft = None,
+    requests_per_minute: Rate = None,
+    jobs_at_once: Jobs = None,
     priority: Priority = None,
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
 ) -> None:
-    """Make an API key and print it, alone, on standard output. It cannot be shown again.
+    """Create an API key and print it, and nothing else, on standard output.
 
-    Standard error says which server it is for: the one on the same broker or data folder. A key
-    that was made and whose secret nobody has seen can be rotated or revoked.
+    It cannot be shown again; a lost key can be rotated or revoked. Standard error names the server
+    that it is for: the one on the same broker or data folder.
 
     Example: `export SEGMIND_API_KEY=$(mochi-server keys create laptop)`
 
     For a customer: `mochi-server keys create alice --credits 100 --expires 365d --jobs-at-once 4`
     """
-    apply_options(ctx)
-    asked: dict[str, Any] = {
-        "scopes": scope,
-        "models": model,
-        "credits": credits,
-        "requests_per_minute": requests_per_minute,
-        "jobs_at_once": jobs_at_once,
-        "priority": priority,
-    }
-    with errors_end(), any_broker() as redis:
-        asked["expires_at"] = _end_of(redis, expires)
-        given = {field: value for field, value in asked.items() if value is not None}
-        secret = create_key(redis, NewKey.of(name=name, **given))
+    terms = _terms(
+        scopes=scope,
+        models=model,
+        credits=credits_,
+        requests_per_minute=requests_per_minute or None,
+        jobs_at_once=jobs_at_once or None,
+        priority=priority,
+    )
+    with any_broker() as redis:
+        if expires is not None:
+            terms["expires_at"] = _end_of(redis, expires)
+        secret = create_key(redis, NewKey.of(name=name, **terms))
     _print_secret(secret)
 
 
 @keys.command()
+@settings_options(*BROKER)
 def rotate(
-    ctx: typer.Context,
-    name: Name,
+    name: KeyName,
     grace: Annotated[
         timedelta,
         typer.Option(
             parser=duration,
             metavar="TIME",
-            help="How long the present secret stays good: 90s, 15m, 24h, 7d; 0: it ends at once.",
+            help="How long the current secret stays valid: 90s, 15m, 24h, 7d; 0: not at all.",
         ),
     ] = f"{GRACE.days}d",  # type: ignore[assignment]  # parsed as what is typed
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
 ) -> None:
-    """Give a key another secret and print it, alone, on standard output.
+    """Give a key a new secret and print it, and nothing else, on standard output.
 
-    The present secret stays good for the grace, so that clients can change over. A secret that was
-    still good from a rotation before that ends at once: never are more than two.
+    The current secret stays valid until the grace ends, so that clients can change over. An older
+    secret that is still in its grace ends at once: at most two are valid.
 
     Example: `mochi-server keys rotate alice --grace 7d`
     """
-    apply_options(ctx)
-    with errors_end(), any_broker() as redis:
+    with any_broker() as redis:
         _warn_of_file(redis, name)
         secret = rotate_key(redis, name, grace=grace)
     _print_secret(secret)
 
 
 @keys.command()
+@settings_options(*BROKER)
 def revoke(
-    ctx: typer.Context,
-    name: Name,
+    name: KeyName,
     keep_requests: Annotated[
         bool,
-        typer.Option("--keep-requests", help="Leave alone what it has waiting or running."),
+        typer.Option("--keep-requests", help="Do not cancel its waiting and running requests."),
     ] = False,
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
 ) -> None:
-    """Let a key in no more: from now on, at every gateway, for ever. Its name is free again.
+    """Revoke a key immediately and permanently, at every gateway. Its name becomes free.
 
-    What it has waiting or running is cancelled, as nobody could fetch it. To do that again, should
-    the command be cut off, give the id that it has printed.
+    Its waiting and running requests are cancelled. If the command is interrupted, run it again with
+    the id that it printed.
 
     Example: `mochi-server keys revoke alice`
     """
-    apply_options(ctx)
-    with errors_end(), any_broker() as redis:
+    with any_broker() as redis:
         key = revoke_key(redis, name)
         typer.echo(visible(f"Revoked: {key.name} ({key.key_id})."))
         if not keep_requests:
@@ -203,72 +147,47 @@ def revoke(
 
 
 @keys.command("set")
+@settings_options(*BROKER)
 def change(
-    ctx: typer.Context,
-    name: Name,
+    name: KeyName,
     new_name: Annotated[
-        str | None, typer.Option("--name", metavar="NEW", help="Another name.")
+        str | None, typer.Option("--name", metavar="NEW", help="A new name.")
     ] = None,
     scope: Scopes = None,
     model: Models = None,
-    all_models: Annotated[
-        bool, typer.Option("--all-models", help="Lift the restriction to models.")
-    ] = False,
+    all_models: Annotated[bool, typer.Option("--all-models", help="Allow all models.")] = False,
     expires: Expires = None,
     never_expires: Annotated[
-        bool, typer.Option("--never-expires", help="Until it is revoked.")
+        bool, typer.Option("--never-expires", help="Remove the expiry.")
     ] = False,
-    credits: Annotated[  # noqa: A002 (an option)
-        Decimal | None,
-        typer.Option(parser=_credits, metavar="N", help="What it may spend from now on."),
-    ] = None,
+    credits_: CreditsLeft = None,
     add_credits: Annotated[
         Decimal | None,
-        typer.Option(parser=_credits, metavar="N", help="What it may spend beyond what it has."),
+        typer.Option(parser=parse_credits, metavar="N", help="Credits to add to its balance."),
     ] = None,
     unlimited: Annotated[
-        bool, typer.Option("--unlimited", help="Count no credits any more.")
+        bool, typer.Option("--unlimited", help="Remove the limit of credits.")
     ] = False,
-    requests_per_minute: Annotated[
-        int | None, typer.Option(min=NO_LIMIT, max=MOST_REQUESTS, help="0: no limit.")
-    ] = None,
-    jobs_at_once: Annotated[
-        int | None,
-        typer.Option(
-            min=NO_LIMIT, max=MOST_REQUESTS, help="Requests that wait or run. 0: no limit."
-        ),
-    ] = None,
+    requests_per_minute: Rate = None,
+    jobs_at_once: Jobs = None,
     priority: Priority = None,
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
 ) -> None:
-    """Change what a key may do, and how much. What is not named stays as it is.
+    """Change the scopes, limits or credits of a key. What is not named stays as it is.
 
-    Of a key that was unlimited, --credits also pays for the requests that wait or run.
+    If the key was unlimited, --credits also covers its waiting and running requests.
 
     Example: `mochi-server keys set alice --add-credits 50 --requests-per-minute 120`
 
     No limits: `mochi-server keys set alice --unlimited --requests-per-minute 0 --jobs-at-once 0`
     """
-    apply_options(ctx)
     _refuse_both("--expires", expires is not None, "--never-expires", never_expires)
     _refuse_both("--model", bool(model), "--all-models", all_models)
-    _refuse_both("--credits", credits is not None, "--add-credits", add_credits is not None)
-    _refuse_both("--credits", credits is not None, "--unlimited", unlimited)
+    _refuse_both("--credits", credits_ is not None, "--add-credits", add_credits is not None)
+    _refuse_both("--credits", credits_ is not None, "--unlimited", unlimited)
     _refuse_both("--add-credits", add_credits is not None, "--unlimited", unlimited)
-    asked: dict[str, Any] = {
-        "name": new_name,
-        "scopes": scope,
-        "models": model,
-        "requests_per_minute": requests_per_minute,
-        "jobs_at_once": jobs_at_once,
-        "priority": priority,
-    }
-    terms = {
-        field: None if value == NO_LIMIT else value
-        for field, value in asked.items()
-        if value is not None
-    }
+    terms = _terms(name=new_name, scopes=scope, models=model, priority=priority)
+    limits = {"requests_per_minute": requests_per_minute, "jobs_at_once": jobs_at_once}
+    terms |= {field: value or None for field, value in limits.items() if value is not None}
     terms |= {"models": ()} if all_models else {}
     terms |= {"expires_at": None} if never_expires else {}
 
@@ -276,15 +195,13 @@ def change(
         key = key.replace(**terms)
         if add_credits is not None:
             if key.granted is None:
-                raise KeyStateError(
-                    f"The key `{key.name}` is unlimited; --credits says what it may spend."
-                )
+                raise KeyStateError(f"The key `{key.name}` is unlimited; set its --credits first.")
             return key.granted_in_all(key.granted + add_credits)
-        if credits is not None:
-            return key.with_balance(credits)
+        if credits_ is not None:
+            return key.with_balance(credits_)
         return key.granted_in_all(None) if unlimited else key
 
-    with errors_end(), any_broker() as redis:
+    with any_broker() as redis:
         _warn_of_file(redis, name)
         if expires is not None:
             terms["expires_at"] = _end_of(redis, expires)
@@ -293,44 +210,35 @@ def change(
 
 
 @keys.command("list")
+@settings_options(*BROKER)
 def list_keys(
-    ctx: typer.Context,
     all: Annotated[  # noqa: A002 (an option)
-        bool, typer.Option("--all", help="The revoked ones too, and the id of each.")
+        bool, typer.Option("--all", help="Include revoked keys, and show ids.")
     ] = False,
     as_json: AsJson = False,
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
 ) -> None:
-    """What keys there are, and what each may do.
+    """List the keys with their scopes, limits and balances.
 
     Example: `mochi-server keys list --all`
     """
-    apply_options(ctx)
-    with errors_end(), any_broker() as redis:
+    with any_broker() as redis:
         found = [entry for entry in all_keys(redis) if all or entry[0].revoked_at is None]
     if as_json:
         print_json([key_json(key, secrets) for key, secrets in found])
     elif found:
         print_keys((key for key, _ in found), with_ids=all)
     else:
-        typer.echo("No key: make one with `mochi-server keys create NAME`.", err=True)
+        errors.print("No keys. Create one with `mochi-server keys create NAME`.")
 
 
 @keys.command()
-def show(
-    ctx: typer.Context,
-    name: Name,
-    as_json: AsJson = False,
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
-) -> None:
-    """All that is known of a key. Not its secrets, which nobody but their owner has.
+@settings_options(*BROKER)
+def show(name: KeyName, as_json: AsJson = False) -> None:
+    """Show everything about a key. Its secrets are not stored, only their hashes.
 
     Example: `mochi-server keys show alice`
     """
-    apply_options(ctx)
-    with errors_end(), any_broker() as redis:
+    with any_broker() as redis:
         key, secrets = one_key(redis, name)
     if as_json:
         print_json(key_json(key, secrets))
@@ -338,92 +246,55 @@ def show(
         print_key(key, secrets)
 
 
-@keys.command("export")
-def export(ctx: typer.Context, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """Print all keys as JSON: what they may do, their accounts, the hashes of their secrets.
+@keys.command()
+@settings_options(*BROKER)
+def export() -> None:
+    """Print all keys as a file for `keys apply`: a backup, or a move to another broker.
 
-    With it the same secrets are let in by another broker. The secrets themselves nobody has.
+    It holds balances and the hashes of secrets. Revoked keys and requests are left out, and so is
+    a secret that was replaced and is still in its grace.
 
-    Example: `mochi-server keys export > keys.json`
+    Example: `mochi-server keys export > keys.toml`
     """
-    apply_options(ctx)
-    with errors_end(), any_broker() as redis:
-        typer.echo(export_keys(redis))
+    with any_broker() as redis:
+        typer.echo(export_key_file(redis), nl=False)
 
 
-@keys.command("import")
-def import_(
-    ctx: typer.Context,
-    file: Annotated[
-        typer.FileText, typer.Argument(help="What `keys export` has printed; `-`: standard input.")
-    ],
-    replace: Annotated[
-        bool,
-        typer.Option(
-            "--replace",
-            help="Overwrite keys that are here already. One that only has the name of an imported "
-            "one, as `first`, is revoked.",
-        ),
-    ] = False,
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
-) -> None:
-    """Make the keys of an export: all of them, or none if one cannot be.
-
-    A key that was revoked here stays so. Requests do not come along. What was reserved for those
-    that waited or ran when the export was made may be spent again.
-
-    Example: `mochi-server keys import keys.json --redis-url redis://other:6379/0`
-    """
-    apply_options(ctx)
-    document = file.read()
-    with errors_end(), any_broker() as redis:
-        imported = import_keys(redis, document, place=file.name, replace=replace)
-        typer.echo(f"Imported: {len(imported.keys)}.")
-        for key in imported.still_revoked:
-            typer.echo(f"Revoked here, and stays so: {key.name} ({key.key_id}).")
-        for key in imported.ousted:
-            typer.echo(f"Revoked, as an imported key has its name: {key.name} ({key.key_id}).")
-        _cancel(redis, imported.ousted)
-
-
-@keys.command("apply")
+@keys.command()
+@settings_options(*BROKER)
 def apply(
-    ctx: typer.Context,
     file: Annotated[Path, typer.Argument(help="The file, in TOML.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be changed.")
+        bool, typer.Option("--dry-run", help="Only print what would change.")
     ] = False,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Revoke keys that came from a file and are in it no more."),
+        typer.Option("--prune", help="Revoke keys that came from a file and are no longer in it."),
     ] = False,
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
 ) -> None:
-    """Make the keys what a file says. Twice is the same as once. What it leaves out is the default.
+    """Create and change keys as a file declares. Applying it twice changes nothing.
 
-    A file has a table for each key, and may stand in a repository: it has hashes, no secrets.
+    A file has a table for each key. It holds hashes, not secrets, so it may be in a repository.
 
     ```toml
     [keys.alice]
-    secret_sha256 = "0123…"       # of `keys hash`; another one is a rotation, with `grace = "1d"`
+    secret_sha256 = "0123…"       # from `keys hash`; a new one rotates, with `grace = "1d"`
     scopes = ["generate", "read"]
-    models = ["mochi-1"]          # left out: all
-    expires = 2027-01-31          # left out: never
-    credits_granted = 500         # in all, ever: raise it to give more; left out: unlimited
-    requests_per_minute = 60      # left out: no limit
-    jobs_at_once = 4              # left out: no limit
+    models = ["mochi-1"]          # default: all
+    expires = 2027-01-31          # default: never
+    credits_granted = 500         # in total, ever: raise it to give more; default: unlimited
+    credits_charged = 12.5        # spent elsewhere; read only when the key is created
+    requests_per_minute = 60      # default: no limit
+    jobs_at_once = 4              # default: no limit
     priority = 2
     ```
 
-    A key that was revoked stays so, whatever a file says. With MOCHI_KEYS_FILE, `up` and `gateway`
-    do the same at their start, without --prune.
+    A revoked key stays revoked. With MOCHI_KEYS_FILE, `up` and `gateway` apply a file at start-up,
+    without --prune.
 
     Example: `mochi-server keys apply keys.toml --dry-run`
     """
-    apply_options(ctx)
-    with errors_end(), any_broker() as redis:
+    with any_broker() as redis:
         lines, revoked = apply_key_file(redis, file, prune=prune, dry_run=dry_run)
         typer.echo("\n".join(lines) or "No key in the file.")
         if not dry_run:
@@ -432,7 +303,7 @@ def apply(
 
 @keys.command("secret")
 def secret_() -> None:
-    """Print a new secret, alone, that no server knows yet. Its hash goes into a file of keys.
+    """Print a new secret that no server knows yet. Put its hash into a file for `keys apply`.
 
     Example: `mochi-server keys secret | tee alice.secret | mochi-server keys hash`
     """
@@ -441,70 +312,63 @@ def secret_() -> None:
 
 @keys.command("hash")
 def hash_() -> None:
-    """Read a secret from standard input and print its hash, for a file of keys.
+    """Read a secret from standard input and print its hash, for a file for `keys apply`.
 
     Example: `mochi-server keys hash < alice.secret`
     """
     secret = sys.stdin.read().strip()
     if not secret.startswith(PREFIX) or len(secret) < SECRET_LENGTH:
-        end(
-            "That is no secret of `mochi-server keys secret`. Only the hash of such a one, which "
-            "nobody can guess, may be shown to others.",
+        fail(
+            "That is no secret of `mochi-server keys secret`. The hash of a secret that could be "
+            "guessed must not be published.",
             2,
         )
     typer.echo(digest(secret))
 
 
+@settings_options(*BROKER)
 def audit(
-    ctx: typer.Context,
-    last: Annotated[int, typer.Option(min=1, max=MOST_ENTRIES, help="How many acts.")] = 100,
+    last: Annotated[int, typer.Option(min=1, max=MOST_ENTRIES, help="Number of entries.")] = 100,
     as_json: AsJson = False,
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
 ) -> None:
-    """What administrators did: to keys, and to workers. Never a secret.
+    """List administrators' changes to keys, workers and webhooks.
 
     Example: `mochi-server audit --last 20`
     """
-    apply_options(ctx)
-    with errors_end(), any_broker() as redis:
+    with any_broker() as redis:
         found = entries(redis, last)
     if as_json:
         print_json([entry_json(entry) for entry in found])
     elif found:
         print_entries(found)
     else:
-        typer.echo("Nothing was done yet.", err=True)
+        errors.print("The audit log is empty.")
 
 
-def _end_of(redis: Redis, text: str | None) -> datetime | None:
-    """When a key is to end, by the broker's clock."""
-    if text is None:
-        return None
+def _terms(**terms: object) -> dict[str, Any]:
+    return {name: value for name, value in terms.items() if value is not None}
+
+
+def _end_of(redis: Client, text: str) -> datetime:
+    """Parse an expiry, by the broker's clock."""
     try:
         return parse_end(text, broker_time(redis))
     except ValueError as error:
         raise KeyFormError(f"--expires: {error}") from None
 
 
-def _cancel(redis: Redis, revoked: list[Key]) -> None:
+def _cancel(redis: Client, revoked: list[Key]) -> None:
     retention = read_settings().retention_seconds
     count = sum(cancel_all(redis, key.key_id, retention_seconds=retention) for key in revoked)
     if count:
         typer.echo(f"Cancelled: {count} of its requests.")
 
 
-def _warn_of_file(redis: Redis, name: str) -> None:
+def _warn_of_file(redis: Client, name: str) -> None:
     key, _ = one_key(redis, name)
     if key.source == "file":
-        typer.secho(
-            visible(
-                f"The key `{key.name}` comes from a file: the next `keys apply` makes it again "
-                "what that says."
-            ),
-            err=True,
-            fg="yellow",
-        )
+        warning = f"The key `{key.name}` comes from a file; the next `keys apply` undoes changes."
+        typer.secho(visible(warning), err=True, fg="yellow")
 
 
 def _refuse_both(one: str, has_one: bool, other: str, has_other: bool) -> None:  # noqa: FBT001

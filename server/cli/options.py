@@ -1,85 +1,141 @@
-"""What the commands share: options that are settings, the broker, and how they end on an error."""
+"""What commands share: options made from settings, the broker, and how errors end a command."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, cast, get_args, get_origin
 
 import typer
-from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
+from pydantic.fields import FieldInfo
 
 from models.errors import MochiError
-from models.settings import ENV_PREFIX
+from models.settings import ENV_PREFIX, EngineSettings
 from server.errors import CommandError, visible
+from server.keys.times import parse_duration
 from server.settings import ServerSettings, load_settings
-from worker.broker.connection import connect_briefly
+from worker.broker.connection import Client, connect_briefly
 from worker.broker.embedded import EmbeddedBroker, broker_of
 from worker.errors import BrokerUnavailableError
 
+BROKER = ("data_dir", "redis_url")
+ENGINE = tuple(
+    name for name in EngineSettings.model_fields if name not in {"engine", "fake_step_seconds"}
+)
+HTTP = ("host", "port", "public_url", "keys_file", "tls_cert", "tls_key", "trusted_proxies", "docs")
 
-def setting(name: str, *flags: str) -> Any:  # noqa: ANN401 (as typer.Option)
-    """An option that is a setting under another name."""
+Command = Callable[..., None]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The key's name or id.")]
+
+
+def settings_options(*names: str, **helps: str) -> Callable[[Command], Command]:
+    """Add an option for each of these settings to a command.
+
+    A given option sets the variable of its setting, so that settings are read in one way, in this
+    process and in its children.
+
+    Args:
+        names: fields of `ServerSettings`.
+        helps: help texts that replace those of the settings, by name.
+    """
+    options = {
+        name: option(name, ServerSettings.model_fields[name], helps.get(name) or _help(name))
+        for name in names
+    }
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def run(**arguments: object) -> None:
+            apply_options({name: arguments.pop(name) for name in names})
+            command(**arguments)
+
+        return add_options(run, options)
+
+    return decorate
+
+
+def add_options(command: Command, options: Mapping[str, Parameter]) -> Command:
+    """Extend the signature of a command, which has them instead of its `**` argument, if any."""
+    own = signature(command, eval_str=True).parameters.values()
+    named = [each for each in own if each.kind is not Parameter.VAR_KEYWORD]
+    cast("Any", command).__signature__ = Signature([*named, *options.values()])
+    return command
+
+
+def option(name: str, field: FieldInfo, text: str) -> Parameter:
+    """The option for a field of a pydantic model; None when it is not given."""
+    kind: Any = field.annotation if field.annotation in {bool, int, float, Path} else str
+    flag = f"--{name}".replace("_", "-")
+    if kind is bool and field.default:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    given = typer.Option(None, flag, help=text)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=given, annotation=kind | None)
+
+
+def _help(name: str) -> str:
     field = ServerSettings.model_fields[name]
     default = field.get_default(call_default_factory=True)
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     values = f" [values: {', '.join(choices)}]" if choices else ""
     shown = "" if default in ("", False) else f" [default: {default}]"
-    text = f"{field.description}{values}{shown} [env: {ENV_PREFIX}{name.upper()}]"
-    return typer.Option(*(flags or ("--" + name.replace("_", "-"),)), help=text)
+    return f"{field.description}{values}{shown} [env: {ENV_PREFIX}{name.upper()}]"
 
 
-DataDir = Annotated[Path | None, setting("data_dir")]
-RedisUrl = Annotated[str | None, setting("redis_url")]
-
-
-def given(ctx: typer.Context) -> Iterator[tuple[str, Any]]:
-    """The options that have a value."""
-    return ((name, value) for name, value in ctx.params.items() if value is not None)
-
-
-def apply_options(ctx: typer.Context) -> None:
-    """Options become variables: settings are read in one way, here and in every child process."""
-    for name, value in given(ctx):
-        if name in ServerSettings.model_fields:
+def apply_options(arguments: Mapping[str, Any]) -> None:
+    """Set the variables of the settings that have a value."""
+    for name, value in arguments.items():
+        if name in ServerSettings.model_fields and value is not None:
             os.environ[ENV_PREFIX + name.upper()] = str(value)
 
 
+def duration(text: str) -> timedelta:
+    """Parse an option like 7d."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def read_settings() -> ServerSettings:
-    """The settings, or the end."""
-    with errors_end(os.EX_CONFIG):
+    """Load the settings; exit with status 78 if they are invalid."""
+    with exit_on_error(os.EX_CONFIG):
         return load_settings()
 
 
 class NoServerError(CommandError):
-    """What a command looks at does not run."""
+    """No server runs on the data folder."""
 
 
 @contextmanager
-def running_broker() -> Iterator[Redis]:
-    """The broker of a running server, for a command that looks at it."""
+def running_broker() -> Iterator[Client]:
+    """Connect to the broker of a running server; exit if there is none."""
     settings = read_settings()
-    url = settings.redis_url or EmbeddedBroker(settings.data_dir).url
-    try:
-        with connect_briefly(url) as redis:
-            yield redis
-    except BrokerUnavailableError as error:
-        if settings.redis_url or not isinstance(error.__cause__, RedisConnectionError):
-            raise
-        raise NoServerError(
-            f"No server runs on the data folder {settings.data_dir}. Start it there with "
-            "`mochi-server up`, or name another folder with --data-dir or MOCHI_DATA_DIR."
-        ) from None
+    embedded = EmbeddedBroker(settings.data_dir)
+    with exit_on_error():
+        try:
+            with connect_briefly(settings.redis_url or embedded.url) as redis:
+                yield redis
+        except BrokerUnavailableError:
+            if settings.redis_url or embedded.is_alive():
+                raise
+            raise NoServerError(
+                f"No server runs on the data folder {settings.data_dir}. Start one with "
+                "`mochi-server up`, or choose the folder with --data-dir or MOCHI_DATA_DIR."
+            ) from None
 
 
 @contextmanager
-def any_broker() -> Iterator[Redis]:
-    """The same; the embedded one is started for the duration, if it does not run."""
+def any_broker() -> Iterator[Client]:
+    """Connect to the broker; start the embedded one for the duration if it does not run."""
     settings = read_settings()
     with (
+        exit_on_error(),
         broker_of(settings.redis_url, settings.data_dir) as url,
         connect_briefly(url) as redis,
     ):
@@ -87,17 +143,17 @@ def any_broker() -> Iterator[Redis]:
 
 
 @contextmanager
-def errors_end(status: int = 1) -> Iterator[None]:
-    """Errors of ours end the command with their text, and with `status`."""
+def exit_on_error(status: int = 1) -> Iterator[None]:
+    """On an error of this project, print its text and exit with `status`."""
     try:
         yield
     except BrokerUnavailableError as error:
-        end(error.advice, status)
+        fail(error.advice, status)
     except MochiError as error:
-        end(str(error), status)
+        fail(str(error), status)
 
 
-def end(message: str, status: int) -> NoReturn:
-    """Say this, and end."""
+def fail(message: str, status: int) -> NoReturn:
+    """Print an error and exit."""
     typer.secho("\n".join(map(visible, message.split("\n"))), err=True, fg="red")
     raise typer.Exit(status)

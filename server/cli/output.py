@@ -1,27 +1,93 @@
-"""Where commands write what they make: looked at before minutes are spent on it."""
+"""What commands print, and the files that they write."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
-from server.errors import OutputError
+from server.errors import OutputError, visible
 
 WIDTH = 1000
-"""Of a line that is not for a terminal: nothing is cut there, nor wrapped."""
-_console = Console(width=None if sys.stdout.isatty() else WIDTH)
+"""Columns of output that is not a terminal: no line is cut or wrapped there."""
+
+console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+errors = Console(stderr=True, highlight=False, markup=False)
+
+
+def print_table(
+    columns: Iterable[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    whole: Collection[str] = (),
+    right: Collection[str] = (),
+) -> None:
+    """Print a table on standard output.
+
+    Args:
+        columns: their names.
+        rows: a cell for each column; text of strangers is made visible.
+        whole: columns that are never wrapped.
+        right: columns that are aligned to the right.
+    """
+    table = Table(box=None)
+    for name in columns:
+        table.add_column(
+            name,
+            no_wrap=name in whole,
+            overflow="fold",
+            justify="right" if name in right else "left",
+        )
+    for row in rows:
+        table.add_row(*(visible(str(cell)) for cell in row))
+    console.print(table, soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """Print JSON on standard output; decimals as numbers."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=float) + "\n")
 
 
 def draft_of(path: Path) -> Path:
-    """What is written first, and then takes the place of `path`."""
+    """The file that is written first, and then replaces `path`."""
     return path.with_name(path.name + ".part")
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Reserve `path`, or the first of NAME-2, NAME-3 … that is free; removed if it stays empty.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    check_file(path)
+    names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
+    path = next(name for name in names if _is_made(name))
+    try:
+        yield path
+    finally:
+        if path.stat().st_size == 0:
+            path.unlink()
+
+
+def _is_made(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def check_file(path: Path) -> None:
-    """Whether a file can be written there; an older one stays as it is.
+    """Check that a file can be written there, before minutes are spent on its contents.
+
+    An existing file is left as it is.
 
     Raises:
         OutputError: it cannot; the text says why.
@@ -31,7 +97,7 @@ def check_file(path: Path) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"There is no folder {path.parent} to write {path.name} to.")
     try:
-        # Only trying tells: of a read-only disk, a long name or a user's rights.
+        # A trial also covers a read-only disk, a long name and missing permissions.
         draft_of(path).open("ab").close()
         draft_of(path).unlink()
     except OSError as error:
@@ -39,7 +105,7 @@ def check_file(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Make a folder, and look whether files can be written to it.
+    """Make a folder, and check that files can be written to it.
 
     Raises:
         OutputError: they cannot; the text says why.
@@ -54,10 +120,5 @@ def check_folder(path: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
-    """What to raise when `path` cannot be written."""
+    """The error to raise when `path` cannot be written."""
     return OutputError(f"{path} cannot be written: {error.strerror}. Choose another place.")
-
-
-def print_json(value: object) -> None:
-    """JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""`mochi-server top`: queue, workers and requests as they are now, again every second."""
+"""`mochi-server top`: queue, workers and requests, live."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from redis import Redis
-from rich.console import Console, Group, RenderableType
+import typer
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from server.cli.output import WIDTH
+from server.cli.options import BROKER, AsJson, running_broker, settings_options
+from server.cli.output import console
 from server.cli.workers import worker_row
 from server.keys.times import broker_time, to_ms
-from worker.broker.connection import broker_errors
+from worker.broker.connection import Client, broker_errors
 from worker.errors import BrokerUnavailableError
 from worker.job import Job
 from worker.store.fleet import Worker, first_waiting, fleet, survey
@@ -29,17 +30,15 @@ from worker.store.statistics import Survey
 
 EVERY_SECONDS = 1.0
 MOST_WAITING = 10
-"""Of those that wait, the next ones are shown."""
+"""Waiting requests shown: the next ones."""
 QUIT = "q"
 CUT_FIRST = frozenset({"worker", "engine"})
-"""Where a terminal is narrow."""
-
-_console = Console(width=None if sys.stdout.isatty() else WIDTH)
+"""Columns that a narrow terminal cuts."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One moment. `now_ms` is by the broker's clock, as all times of requests are."""
+    """The state at one moment. `now_ms` is by the broker's clock, as all times of requests are."""
 
     now_ms: int
     figures: Survey
@@ -47,11 +46,11 @@ class Picture:
     next: list[Job]
 
     @classmethod
-    def taken(cls, redis: Redis) -> Picture:
-        """As it is now.
+    def taken(cls, redis: Client) -> Picture:
+        """The current state.
 
         Raises:
-            BrokerUnavailableError: nobody can tell.
+            BrokerUnavailableError: the broker does not answer.
         """
         with broker_errors():
             now = broker_time(redis)
@@ -63,11 +62,9 @@ class Picture:
         )
 
     def seconds_since(self, moment_ms: int | None) -> float | None:
-        """How long ago that was."""
         return None if moment_ms is None else round(max(0, self.now_ms - moment_ms) / 1000, 1)
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
         return {
             "waiting": self.figures.waiting,
             "running": self.figures.running,
@@ -92,12 +89,26 @@ class Picture:
         }
 
 
-def top(redis: Redis, *, once: bool, as_json: bool) -> None:
-    """Show it until somebody types q or Ctrl-C; once where there is nobody to do so.
+@settings_options(*BROKER)
+def top(
+    once: Annotated[
+        bool, typer.Option("--once", help="Print once, as when the output is not a terminal.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show queue, workers and requests live.
 
-    Raises:
-        BrokerUnavailableError: nobody can tell; a picture that is renewed says so itself.
+    The display is renewed every second; q or Ctrl-C ends it.
+
+    Example: `mochi-server top --redis-url redis://broker:6379/0`
+
+    For a script: `mochi-server top --once --json`
     """
+    with running_broker() as redis:
+        _show(redis, once=once, as_json=as_json)
+
+
+def _show(redis: Client, *, once: bool, as_json: bool) -> None:
     if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
         _print(Picture.taken(redis), as_json=as_json)
         return
@@ -113,18 +124,18 @@ def _print(picture: Picture, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(picture.as_json()) + "\n")
         sys.stdout.flush()
     else:
-        _console.print(_drawn(picture), soft_wrap=True)
+        console.print(_drawn(picture), soft_wrap=True)
 
 
-def _stream(redis: Redis) -> None:
+def _stream(redis: Client) -> None:
     while True:
         _print(Picture.taken(redis), as_json=True)
         if _typed_quit():
             return
 
 
-def _watch(redis: Redis) -> None:
-    with Live(console=_console, screen=True, auto_refresh=False) as live:
+def _watch(redis: Client) -> None:
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(_drawn_now(redis), refresh=True)
             if _typed_quit():
@@ -133,7 +144,7 @@ def _watch(redis: Redis) -> None:
 
 @contextmanager
 def _keys_at_once() -> Iterator[None]:
-    """A key is read without a return after it, and not shown."""
+    """Read keys without waiting for Enter, and do not echo them."""
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
@@ -143,12 +154,12 @@ def _keys_at_once() -> Iterator[None]:
 
 
 def _typed_quit() -> bool:
-    """Wait, and say whether q was typed meanwhile."""
+    """Wait a second; return early and True if q was typed."""
     ready, _, _ = select.select([sys.stdin], [], [], EVERY_SECONDS)
     return bool(ready) and sys.stdin.read(1) in {QUIT, ""}  # or the terminal is gone
 
 
-def _drawn_now(redis: Redis) -> RenderableType:
+def _drawn_now(redis: Client) -> RenderableType:
     try:
         return _drawn(Picture.taken(redis))
     except BrokerUnavailableError as error:
@@ -179,7 +190,7 @@ def _drawn(picture: Picture) -> RenderableType:
 
 
 def _worker_row(picture: Picture, worker: Worker) -> dict[str, Any]:
-    """What matters most comes first: a narrow terminal shows less of the rest."""
+    """The most important columns come first: a narrow terminal cuts the last ones."""
     job = worker.job
     return {
         "request_id": job.request_id if job else "",

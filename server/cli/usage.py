@@ -1,79 +1,96 @@
-"""`mochi-server usage`: what every key used, day by day, for people, spreadsheets and programs."""
+"""`mochi-server usage`: each key's usage by day, as a table, CSV or JSON."""
 
 from __future__ import annotations
 
 import csv
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from typing import Annotated
 
-from redis import Redis
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from server.cli.output import WIDTH
-from worker.broker.connection import broker_errors
-from worker.store import keyspace
-from worker.store.usage import Period, Usage
+from server.cli.options import BROKER, running_broker, settings_options
+from server.cli.output import errors, print_json, print_table
+from server.keys.store import all_keys
+from worker.store.usage import KEPT_DAYS, Period, Usage, read_usages
 
 COLUMNS = (
     *("day", "key", "requests", "completed", "failed"),
     *("failed_by_code", "gpu_seconds", "credits"),
 )
-"""Of the table. CSV and JSON have `key_id` too: a name may be that of another key later."""
+"""Of the table. CSV and JSON also have `key_id`, as a name can pass to another key."""
+NUMBERS = frozenset({"requests", "completed", "failed", "gpu_seconds", "credits"})
 
 
 class Form(StrEnum):
-    """How it is printed."""
+    """The format of the output."""
 
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
 
 
-def print_usage(redis: Redis, period: Period, form: Form, only: str = "") -> None:
-    """Print the usage of all keys, or of the one with this name or id.
+@settings_options(*BROKER)
+def usage(
+    days: Annotated[
+        int, typer.Option(min=1, max=KEPT_DAYS, help="Days up to today, or up to --last.")
+    ] = 30,
+    first: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="The first day in UTC, instead of --days."),
+    ] = None,
+    last: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="The last day in UTC. [default: today]"),
+    ] = None,
+    key: Annotated[str, typer.Option(help="Only this key, by name or id.")] = "",
+    form: Annotated[Form, typer.Option("--format", help="Format of the output.")] = Form.TABLE,
+) -> None:
+    """Show each API key's usage by day.
 
-    Raises:
-        BrokerUnavailableError: nobody can tell.
+    Requests, outcomes, GPU seconds and credits are kept for 400 days.
+
+    Example: `mochi-server usage --days 7`
+
+    For a spreadsheet: `mochi-server usage --first 2026-11-01 --last 2026-11-30 --format csv`
     """
-    usages = _read(redis, period)
-    names = _names(redis, {usage.owner for usage in usages})
-    rows = [
-        _row(usage, names[usage.owner])
-        for usage in usages
-        if only in {"", usage.owner, names[usage.owner]}
-    ]
+    period = _period(days, first and first.date(), last and last.date())
+    with running_broker() as redis:
+        usages = read_usages(redis, period)
+        names = {each.key_id: each.name for each, _ in all_keys(redis)}
+    rows = [_row(each, names.get(each.owner, each.owner)) for each in usages]
+    rows = [row for row in rows if key in {"", row["key"], row["key_id"]}]
     match form:
         case Form.CSV:
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow((*COLUMNS, "key_id"))
             writer.writerows((*_cells(row), row["key_id"]) for row in rows)
         case Form.JSON:
-            sys.stdout.write(json.dumps(rows, indent=2, default=float) + "\n")
+            print_json(rows)
+        case Form.TABLE if rows:
+            columns = (column.replace("_", " ") for column in COLUMNS)
+            right = {column.replace("_", " ") for column in NUMBERS}
+            print_table(columns, [*map(_cells, rows), _sums(rows)], right=right)
         case Form.TABLE:
-            _print_table(rows, only)
+            by = f" by the key `{key}`" if key else ""
+            errors.print(f"No usage{by} in this period.")
 
 
-def _read(redis: Redis, period: Period) -> list[Usage]:
-    pipeline = redis.pipeline(transaction=False)
-    for key in period.keys:
-        pipeline.hgetall(key)
-    with broker_errors():
-        return period.usages(pipeline.execute())
-
-
-def _names(redis: Redis, owners: Iterable[str]) -> dict[str, str]:
-    """Of the keys, the revoked ones included; the id of one that was imported elsewhere."""
-    known = sorted(owners)
-    pipeline = redis.pipeline(transaction=False)
-    for owner in known:
-        pipeline.hget(keyspace.api_key(owner), "name")
-    with broker_errors():
-        names = pipeline.execute()
-    return {owner: name or owner for owner, name in zip(known, names, strict=True)}
+def _period(days: int, first: date | None, last: date | None) -> Period:
+    today = datetime.now(UTC).date()
+    if first is None and last is None:
+        return Period.latest(days, today)
+    end = last or today
+    period = Period(first or end - timedelta(days=days - 1), end)
+    if len(period.days) not in range(1, KEPT_DAYS + 2):
+        raise typer.BadParameter(
+            f"From --first to --last (default: today) must be 1 to {KEPT_DAYS} days; "
+            f"got {period.first} to {period.last}."
+        )
+    return period
 
 
 def _row(usage: Usage, name: str) -> dict[str, object]:
@@ -100,26 +117,11 @@ def _cell(value: object) -> str:
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
-def _print_table(rows: Sequence[dict[str, object]], only: str) -> None:
-    if not rows:
-        by = f"By a key `{only}` nothing" if only else "Nothing"
-        Console(stderr=True).print(f"{by} was used in this time.", markup=False)
-        return
-    table = Table(box=None)
-    for column in COLUMNS:
-        is_number = isinstance(rows[0][column], int | float | Decimal)
-        table.add_column(column.replace("_", " "), justify="right" if is_number else "left")
-    for row in rows:
-        table.add_row(*_cells(row))
-    table.add_row(*_sums(rows))
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table, soft_wrap=True)
-
-
 def _sums(rows: Sequence[dict[str, object]]) -> list[str]:
-    """The last line."""
+    """The last line of the table."""
     return [
         _cell(sum(row[column] for row in rows))  # type: ignore[misc]  # numbers, all of one kind
-        if isinstance(rows[0][column], int | float | Decimal)
+        if column in NUMBERS
         else ("all" if column == "day" else "")
         for column in COLUMNS
     ]

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from rich.console import Console
+import typer
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -27,6 +27,8 @@ from rich.progress import (
 from models.errors import WeightsError
 from models.weights.folder import absent, find, is_hub_id, locate, pull_command, read_manifest
 from models.weights.pull import pull, verify
+from server.cli.options import exit_on_error, read_settings, settings_options
+from server.cli.output import errors
 from worker.settings import WorkerSettings
 
 BAR_SECONDS = 0.1
@@ -36,6 +38,52 @@ LINE_SECONDS = 15.0
 PROBE_SECONDS = 20.0
 """For nvidia-smi: the first call after a boot wakes the driver."""
 INTERRUPTED = 130
+WEIGHTS = ("weights", "revision", "data_dir")
+
+weights = typer.Typer(
+    help="Pull, verify and locate the weights of the model.", no_args_is_help=True
+)
+
+
+@weights.command("pull")
+@settings_options(*WEIGHTS)
+def pull_command_() -> None:
+    """Download the weights from the Hugging Face hub and verify them; resumes where it stopped.
+
+    Without --revision the latest commit is downloaded and kept. Reads HF_TOKEN and HF_ENDPOINT too.
+
+    Example: `mochi-server weights pull --data-dir /big/disk`
+
+    A classifier for moderation: `mochi-server weights pull --weights Qwen/Qwen3Guard-Gen-0.6B`
+    """
+    with exit_on_error():
+        pull_weights(read_settings())
+
+
+@weights.command("verify")
+@settings_options(*WEIGHTS)
+def verify_command(
+    folder: Annotated[
+        Path | None, typer.Argument(help="The weights or a copy. [default: what was pulled]")
+    ] = None,
+) -> None:
+    """Read all weights again, without a network, and name each file that has changed.
+
+    Example: `mochi-server weights verify /models/mochi-1-preview`
+    """
+    with exit_on_error():
+        verify_weights(read_settings(), folder)
+
+
+@weights.command("path")
+@settings_options(*WEIGHTS)
+def path_command() -> None:
+    """Print the folder of the weights, and nothing else, on standard output.
+
+    Example: `export MOCHI_WEIGHTS=$(mochi-server weights path)`
+    """
+    with exit_on_error():
+        typer.echo(weights_folder(read_settings()))
 
 
 def pull_weights(settings: WorkerSettings) -> Path:
@@ -151,15 +199,14 @@ class Meter:
     """Shows progress in bytes: bars on a terminal, else lines. Used in a `with` block."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=errors,
+            disable=not errors.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._shown: dict[str, tuple[float, int]] = {}
@@ -174,7 +221,7 @@ class Meter:
 
     def say(self, line: str) -> None:
         """Print a line, above the bars."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        errors.print(line, soft_wrap=True)
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """`done` of `total` bytes of `what`."""

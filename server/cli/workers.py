@@ -1,64 +1,86 @@
-"""`mochi-server workers`: who works at what, and taking workers out of service."""
+"""`mochi-server workers`: list the live workers, and drain them."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from redis import Redis
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from server.cli.output import _console
+from server.cli.options import BROKER, AsJson, fail, running_broker, settings_options
+from server.cli.output import errors, print_json, print_table
 from server.errors import CommandError
 from server.keys.audit import Entry, Transaction, transaction
+from worker.broker.connection import Client
 from worker.store.fleet import Worker, drain_order, fleet
 
 LOOK_SECONDS = 0.5
 
-_progress = Console(stderr=True)
+workers = typer.Typer(help="List and drain workers.", no_args_is_help=True)
 
 
 class NoSuchWorkerError(CommandError):
     """No live worker has this name."""
 
 
-def list_workers(redis: Redis, *, as_json: bool = False) -> None:
-    """Print the live workers, as a table or for programs.
+@workers.command("list")
+@settings_options(*BROKER)
+def list_workers(as_json: AsJson = False) -> None:
+    """List the live workers and their current requests.
 
-    Raises:
-        BrokerUnavailableError: nobody can tell.
+    Example: `mochi-server workers list --redis-url redis://broker:6379/0`
     """
-    workers = fleet(redis)
+    with running_broker() as redis:
+        found = fleet(redis)
     if as_json:
-        sys.stdout.write(json.dumps([worker_row(worker) for worker in workers], indent=2) + "\n")
-        return
-    if not workers:
-        _progress.print("No live worker: start one with `mochi-server worker`.", markup=False)
-        return
-    table = Table(box=None)
-    for name in ("worker", "state", "request", "step", "engine"):
-        table.add_column(name, overflow="fold")
-    for worker in workers:
-        table.add_row(worker.name, worker.state, *_run(worker), str(worker.engine or ""))
-    _console.print(table, soft_wrap=True)
+        print_json([worker_row(worker) for worker in found])
+    elif found:
+        print_table(
+            ("worker", "state", "request", "step", "engine"),
+            ((each.name, each.state, *_run(each), each.engine or "") for each in found),
+        )
+    else:
+        errors.print("No live worker: start one with `mochi-server worker`.")
 
 
-def drain_workers(redis: Redis, names: Sequence[str], *, wait: bool) -> None:
-    """Have workers finish what they run, and end. With `wait`, until they have.
+@workers.command("drain")
+@settings_options(*BROKER)
+def drain(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names that `workers list` shows.")
+    ] = None,
+    all: Annotated[  # noqa: A002 (an option)
+        bool, typer.Option("--all", help="Drain every live worker.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until they have exited.")
+    ] = True,
+) -> None:
+    """Let workers finish their current request, take no more, and exit with status 0.
+
+    A supervisor like `up` then restarts them, perhaps with another version.
+
+    Example: `mochi-server workers drain gpu1-4711-1f2e3d4c`
+    """
+    if all == bool(names):
+        fail("Name the workers to drain, as `mochi-server workers list` shows, or give --all.", 2)
+    with running_broker() as redis:
+        drain_workers(redis, names or [], wait=wait)
+
+
+def drain_workers(redis: Client, names: Sequence[str], *, wait: bool) -> None:
+    """Order workers to drain.
 
     Args:
         redis: the broker.
         names: of the workers; empty: all.
-        wait: whether to stay until they have ended.
+        wait: whether to wait until they have exited.
 
     Raises:
-        NoSuchWorkerError: nobody was told anything.
-        BrokerUnavailableError: it is not known whether they were told.
+        NoSuchWorkerError: a name is unknown; no worker was ordered to drain.
+        BrokerUnavailableError: it is unknown whether the order was given.
     """
     alive = [worker.name for worker in fleet(redis)]
     unknown = [name for name in names if name not in alive]
@@ -78,13 +100,12 @@ def drain_workers(redis: Redis, names: Sequence[str], *, wait: bool) -> None:
 
 
 def worker_row(worker: Worker) -> dict[str, Any]:
-    """All of a worker, for programs."""
     engine = None if worker.engine is None else asdict(worker.engine)
     return {"worker": worker.name, "state": worker.state, **run_of(worker), "engine": engine}
 
 
 def run_of(worker: Worker) -> dict[str, Any]:
-    """What a worker runs; no values when it runs nothing."""
+    """The request that a worker runs; all None when it is idle."""
     job = worker.job
     return {
         "request_id": job and job.request_id,
@@ -94,12 +115,12 @@ def run_of(worker: Worker) -> dict[str, Any]:
     }
 
 
-def _wait(redis: Redis, draining: set[str]) -> None:
-    with _progress.status("Draining …") as status:
+def _wait(redis: Client, draining: set[str]) -> None:
+    with errors.status("Draining …") as status:
         while left := [worker for worker in fleet(redis) if worker.name in draining]:
             status.update("Draining: " + "; ".join(map(_describe, left)))
             time.sleep(LOOK_SECONDS)
-    _progress.print(f"Drained: {', '.join(sorted(draining)) or 'there was none'}.", markup=False)
+    errors.print(f"Drained: {', '.join(sorted(draining)) or 'there was none'}.")
 
 
 def _describe(worker: Worker) -> str:

@@ -1,4 +1,4 @@
-"""The key that the first `up` makes, kept in the data folder for whoever can read that."""
+"""The first API key: made by the first `up`, and stored in the data folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from server.keys.record import NewKey
 from server.keys.store import KeyExistsError, any_key, is_registered, register_key
 
 DRAFT = "key.new-"
-"""How the names of files begin whose key may not be let in yet."""
+"""Prefix of files whose key may not be registered yet."""
 
 
 def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
-    """The file that holds the first key, which is made if there is no key at all. It may do all.
+    """The file of the first key, which has all scopes and is made if there is no key at all.
 
-    None where other keys were made before, and none in this folder.
+    None if there are other keys, and none of them is in this folder.
 
     Raises:
         SettingsError: the folder cannot be written to; no key was made.
@@ -30,24 +30,25 @@ def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
     if any_key(redis):
         return _kept_file(redis, data_dir)
     secret = new_secret()
-    # First the file: a key that is known to nobody could never be found again. It has a name of its
-    # own as long as it may be that another process is making the first key.
+    # The file comes first: a registered key without a file would be lost. Its name is unique, as
+    # another process may be making the first key at the same time.
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = _write(secret, data_dir)
     except OSError as error:
         raise SettingsError(
-            f"The key cannot be kept in {_path(data_dir)}: {error.strerror}."
+            f"The API key cannot be written to {_path(data_dir)}: {error.strerror}. Choose another "
+            "folder with --data-dir."
         ) from None
     try:
         register_key(redis, secret, NewKey(name="first", scopes=tuple(Scope)))
-    except KeyExistsError:  # it was faster
+    except KeyExistsError:  # another process was faster
         draft.unlink()
     return _kept_file(redis, data_dir)
 
 
 def _write(secret: str, data_dir: Path) -> Path:
-    """For its owner only, and on the disk: so will the broker have the key."""
+    """Write a private file and sync it to disk, as the broker does with the key."""
     with NamedTemporaryFile("w", prefix=DRAFT, dir=data_dir, delete=False) as file:
         file.write(secret + "\n")
         file.flush()
@@ -56,10 +57,10 @@ def _write(secret: str, data_dir: Path) -> Path:
 
 
 def _kept_file(redis: Redis, data_dir: Path) -> Path | None:
-    """The file with a key that is let in, under its name at last, whoever has written it."""
+    """Rename the file with a registered key, by whichever process, to its final name."""
     path = _path(data_dir)
     for file in [*data_dir.glob(DRAFT + "*"), path]:
-        with suppress(OSError):  # another process may be doing the same
+        with suppress(OSError):  # another process may be renaming it
             if is_registered(redis, file.read_text().strip()):
                 return file.replace(path)
     return None
@@ -75,8 +76,8 @@ def read_first_key(data_dir: Path) -> str:
         return _path(data_dir).read_text().strip()
     except OSError:
         raise MissingKeyError(
-            f"No API key: set MOCHI_API_KEY or give --api-key. (There is none in {data_dir}; "
-            "`mochi-server keys create NAME` prints a new one.)"
+            f"No API key: set MOCHI_API_KEY or give --api-key. None is in {data_dir}; "
+            "`mochi-server keys create NAME` prints a new one."
         ) from None
 
 

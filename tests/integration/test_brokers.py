@@ -24,7 +24,7 @@ from redis.exceptions import NoPermissionError
 from server.cli.workers import drain_workers
 from server.keys import store as keys
 from server.keys.audit import entries
-from server.keys.export import export_keys, import_keys
+from server.keys.file import apply_key_file, export_key_file
 from server.keys.record import NewKey
 from tests.support.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
 from tests.support.jobs import end_lease, intake, live, pop
@@ -183,17 +183,20 @@ def test_the_user_of_the_readme_may_do_what_a_server_needs(
         assert {entry["object"] for entry in plain.redis.acl_log()} == {"config|get"}
 
 
-def test_the_user_of_the_readme_may_administer_keys(user_of_the_readme: str) -> None:
+def test_the_user_of_the_readme_may_administer_keys(
+    user_of_the_readme: str, tmp_path: Path
+) -> None:
     with connect_briefly(user_of_the_readme) as redis:
         keys.create_key(redis, NewKey(name="ann"))
         keys.change_key(redis, "ann", lambda key: key.with_balance(Decimal(5)))
         keys.rotate_key(redis, "ann")
-        import_keys(redis, export_keys(redis), place="here", replace=True)
+        (tmp_path / "keys.toml").write_text(export_key_file(redis))
+        apply_key_file(redis, tmp_path / "keys.toml")
         revoked = keys.revoke_key(redis, "ann")
         assert cancel_all(redis, revoked.key_id, retention_seconds=60) == 0
         assert [key.name for key, _ in keys.all_keys(redis)] == ["ann"]
         acts = [entry.act for entry in entries(redis, 9)]
-        assert acts == ["create", "set", "rotate", "import", "revoke"]
+        assert acts == ["create", "set", "rotate", "apply", "revoke"]
 
 
 def test_the_user_of_the_readme_may_repair_what_dead_workers_leave(user_of_the_readme: str) -> None:

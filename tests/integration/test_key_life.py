@@ -277,8 +277,6 @@ def test_a_key_lives_by_commands(stack: Stack, other: str) -> None:
         (("set", "free", "--add-credits", "2"), 1, "is unlimited"),
         (("set", "free", "--credits", "2", "--unlimited"), 2, "either --credits or --unlimited"),
         (("apply", "absent.toml"), 1, "absent.toml cannot be read: No such file"),
-        (("import", "absent.json"), 2, "absent.json"),
-        (("import", "-"), 1, "Invalid JSON"),
         (("hash",), 2, "no secret of"),
     ],
 )
@@ -296,19 +294,18 @@ def test_what_cannot_be_done_is_told(
 
 def test_keys_go_to_another_broker_with_their_secrets(stack: Stack, tmp_path: Path) -> None:
     secret = stack.key("traveller", credits="12.25")
-    exported = command(stack, "keys", "export")
+    path = tmp_path / "exported.toml"
+    path.write_text(command(stack, "keys", "export"))
+    apply = ("keys", "apply", str(path))
     with Stack(tmp_path, engine="fake") as there:
-        assert command(there, "keys", "import", "-", given=exported).startswith("Imported: ")
+        assert "traveller: created; " in command(there, *apply)
         there.start_gateway()
         assert there.http(secret).get(CREDITS).is_success
         shown = json.loads(command(there, "keys", "show", "traveller", "--json"))
         assert shown["balance"] == "12.25"
-        status, _, told = run(there, "keys", "import", "-", given=exported)
-        assert status == 1
-        assert "With --replace" in told
+        assert "traveller: unchanged\n" in command(there, *apply)
         command(there, "keys", "revoke", "traveller")
-        told = command(there, "keys", "import", "-", "--replace", given=exported)
-        assert f"Revoked here, and stays so: traveller ({shown['key_id']}).\n" in told
+        assert "traveller: revoked on " in command(there, *apply)
         assert there.http(secret).get(CREDITS).status_code == 401
 
 

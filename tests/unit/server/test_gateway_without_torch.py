@@ -27,7 +27,7 @@ class Absent(MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 
 import httpx
-import server.cli.main
+from server.cli.main import COMMANDS, load
 from server.app import create_app
 from server.settings import ServerSettings
 from worker.broker.connection import connect_gateway
@@ -45,6 +45,7 @@ async def main(data_dir, redis_url, key):
         print(json.dumps(status.json()))
 
 asyncio.run(main(*sys.argv[1:]))
+assert all(load(name) for name in COMMANDS)
 assert not BLOCKED & set(sys.modules)
 """
 

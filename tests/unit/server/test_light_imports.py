@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = {"redis", "rq", "httpx", "fastapi", "starlette", "uvicorn", "structlog"}
 
 
@@ -19,3 +21,9 @@ def loaded(code: str) -> set[str]:
 def test_settings_load_without_redis_httpx_and_fastapi() -> None:
     code = "from server.settings import load_settings; load_settings()"
     assert not loaded(code) & HEAVY
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_the_command_answers_before_it_loads_anything_of_a_server(option: str) -> None:
+    code = f"from server.cli.main import app; app([{option!r}], standalone_mode=False)"
+    assert not loaded(code) & (HEAVY | {"pydantic", "pydantic_settings"})

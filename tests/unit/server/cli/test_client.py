@@ -1,12 +1,16 @@
-"""What `mochi-server generate` says of where its request is."""
+"""What `mochi-server generate` asks for, and what it says of its request."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models.params import GenerateParams
+from server.cli import client
 from server.cli.client import where
+from server.cli.main import app, load
 
 RUNS = {"status": "PROCESSING", "step": 12, "total_steps": 30}
 
@@ -31,3 +35,29 @@ def test_the_place_the_step_and_the_time_left_are_told_where_they_are_known(
     body: dict[str, Any], words: str
 ) -> None:
     assert where(body) == words
+
+
+def test_every_parameter_of_a_video_is_an_option() -> None:
+    offered = {param.name for param in load("generate").params}
+    assert set(GenerateParams.model_fields) <= offered
+
+
+@pytest.mark.parametrize(("options", "file"), [((), "mochi-2.mp4"), (("-o", "a.mp4"), "a.mp4")])
+def test_only_what_was_given_is_asked_for_and_no_file_is_overwritten_unless_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...], file: str
+) -> None:
+    asked: list[tuple[dict[str, Any], str]] = []
+
+    class Recorder:
+        def __init__(self, *_: str) -> None: ...
+
+        def generate(self, params: dict[str, Any], output: Path) -> None:
+            asked.append((params, output.name))
+
+    monkeypatch.setattr(client, "Client", Recorder)
+    monkeypatch.chdir(tmp_path)
+    Path("mochi.mp4").touch()
+    command = ["generate", "a pond", *options, "--guidance-scale", "3.5", "--seed", "0"]
+    app([*command, "--api-key", "k"], standalone_mode=False)
+    assert asked == [({"prompt": "a pond", "guidance_scale": 3.5, "seed": 0}, file)]
+    assert [path.name for path in tmp_path.iterdir()] == ["mochi.mp4"]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from models.settings import EngineSettings
 from server.cli import main as cli
+from server.cli import processes
 from server.cli.options import apply_options
 from server.settings import ServerSettings, load_settings
+from tests.support.stack import COMMAND
 
 NO_SETTINGS = {"check", "help"}
 FOR_TESTS = {"engine", "fake_step_seconds"}
@@ -29,9 +32,7 @@ def _environ_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parse(command: str, *options: str) -> Any:
     """The context in which a command is called; of a class that typer keeps to itself."""
-    group = typer.main.get_command(cli.app)
-    assert isinstance(group, TyperGroup)
-    return group.commands[command].make_context(command, list(options))
+    return cli.load(command).make_context(command, list(options))
 
 
 @pytest.mark.parametrize("command", ["up", "gateway", "worker"])
@@ -53,7 +54,7 @@ def test_options_reach_the_settings(command: str) -> None:
         "--precision", "bf16", "--attention", "fa3", "--no-compile", "--lora", "a.safetensors=0.8",
         "--fp8", "--step-cache", "0.1",
     ]  # fmt: skip
-    apply_options(parse(command, *options))
+    apply_options(parse(command, *options).params)
     settings = load_settings()
     assert settings == ServerSettings(
         mock=True,
@@ -72,10 +73,10 @@ def test_options_reach_the_settings(command: str) -> None:
 def test_without_options_the_environment_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOCHI_COMPILE", "false")
     monkeypatch.setenv("MOCHI_PROFILE", "offload")
-    apply_options(parse("worker"))
+    apply_options(parse("worker").params)
     settings = load_settings()
     assert (settings.compile, settings.profile) == (False, "offload")
-    apply_options(parse("worker", "--compile"))
+    apply_options(parse("worker", "--compile").params)
     assert load_settings().compile
 
 
@@ -84,22 +85,73 @@ def test_help_lists_the_values_that_a_setting_may_have() -> None:
     assert "[values: auto, 80gb, 48gb, 24gb, offload] [default: auto]" in helps["profile"]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "keys create", "keys rotate", "keys revoke", "keys set", "keys list", "keys show",
-        "keys export", "keys import", "keys apply", "keys secret", "keys hash", "audit",
-    ],
-)  # fmt: skip
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command by its name, those of groups included."""
+    for name in cli.COMMANDS:
+        command = cli.load(name)
+        for part, each in getattr(command, "commands", {"": command}).items():
+            yield f"{name} {part}".strip(), each
+
+
+@pytest.mark.parametrize("command", [name for name, _ in commands()])
 def test_the_help_of_a_command_has_an_example(command: str) -> None:
     helped = CliRunner().invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200"})
-    assert "Example: mochi-server" in helped.stdout or "Example: export" in helped.stdout
-    assert f"mochi-server {command} " in helped.stdout.partition("Options")[0].split("Usage", 1)[1]
+    assert re.search(r"^ [A-Z][\w ,-]*: .*mochi-server " + command, helped.stdout, re.MULTILINE)
 
 
-def refused(*options: str, what: str = "engine") -> tuple[int, str]:
-    """Exit status and message of `mochi-server bench` when it does not begin."""
-    result = CliRunner().invoke(cli.app, ["bench", what, *options], env={"COLUMNS": "200"})
+def test_the_list_of_commands_says_the_same_as_their_own_help() -> None:
+    for name, entry in cli.COMMANDS.items():
+        assert cli.load(name).help.partition("\n")[0] == entry.summary
+
+
+def test_the_help_lists_the_commands_in_panels_by_what_they_are_for() -> None:
+    helped = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "100"}).stdout
+    panels = re.findall(r"─ (\w+) ─.*\n│ (\w+)", helped)
+    assert panels == [
+        ("Run", "up"),
+        ("Ask", "generate"),
+        ("Administer", "keys"),
+        ("Measure", "top"),
+    ]
+
+
+def test_a_mistyped_command_is_answered_with_the_right_one() -> None:
+    result = CliRunner().invoke(cli.app, ["generat"], env={"COLUMNS": "100"})
+    assert result.exit_code == 2
+    assert "Did you mean 'generate'?" in result.output
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("gen", "generate"),
+        ("keys ro", "rotate"),
+        ("up --mo", "--mock"),
+        ("generate --gui", "--guidance-scale"),
+    ],
+)
+def test_a_shell_completes_commands_and_options(typed: str, offered: str) -> None:
+    words = {"COMP_WORDS": f"mochi-server {typed}", "COMP_CWORD": str(len(typed.split()))}
+    ask = {"_MOCHI_SERVER_COMPLETE": "complete_bash", **words}
+    done = subprocess.run(
+        [COMMAND], env=os.environ | ask, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert offered in done.stdout.split()
+
+
+def test_completion_can_be_installed(tmp_path: Path) -> None:
+    environ = os.environ | {
+        "HOME": str(tmp_path),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+    install = [COMMAND, "--install-completion", "bash"]
+    subprocess.run(install, env=environ, capture_output=True, timeout=60, check=True)
+    assert "mochi-server" in (tmp_path / ".bashrc").read_text()
+
+
+def refused(*options: str) -> tuple[int, str]:
+    """Exit status and message of `mochi-server bench engine` when it does not begin."""
+    result = CliRunner().invoke(cli.app, ["bench", "engine", *options], env={"COLUMNS": "200"})
     return result.exit_code, result.output
 
 
@@ -142,33 +194,20 @@ def test_a_wrong_setting_is_refused_before_torch_is_loaded() -> None:
     assert "MOCHI_PROFILE" in message
 
 
-@pytest.mark.parametrize(
-    ("what", "option", "value"),
-    [("gateway", "--seconds", "0"), ("gateway", "--connections", "0"), ("request", "--count", "0")],
-)
-def test_a_measurement_of_nothing_is_refused(what: str, option: str, value: str) -> None:
-    status, message = refused(option, value, what=what)
-    assert status == 2
-    assert option in message
-
-
-@pytest.mark.parametrize(
-    ("what", "option"),
-    [("gateway", "-o"), ("engine", "-o"), ("engine", "--plot"), ("engine", "--trace")],
-)
+@pytest.mark.parametrize("option", ["-o", "--plot", "--trace"])
 def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(
-    what: str, option: str, tmp_path: Path
+    option: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     place = tmp_path / "file" / "result"
-    status, message = refused(option, str(place), what=what)
+    status, message = refused(option, str(place))
     assert status == 1
     assert str(place.parent) in message
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_without_torch_a_measurement_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda _: None)
+    monkeypatch.setattr(processes, "find_spec", lambda _: None)
     status, message = refused()
     assert status == os.EX_CONFIG
     assert "pip install 'mochi-server[worker]'" in message

@@ -1,0 +1,168 @@
+"""`up`, `gateway`, `worker` and `bench engine`: commands that start or become other processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from models.errors import not_installed
+from server.cli.options import (
+    BROKER,
+    ENGINE,
+    HTTP,
+    exit_on_error,
+    fail,
+    read_settings,
+    running_broker,
+    settings_options,
+)
+from server.cli.output import check_file, check_folder
+from server.cli.weights import fetch_missing
+from server.settings import ServerSettings
+from server.supervisor import supervise
+from worker.store.fleet import fleet
+from worker.store.presence import worker_name_prefix
+
+bench = typer.Typer(help="Benchmark the engine on this machine.", no_args_is_help=True)
+
+
+@settings_options(*ENGINE, *HTTP, *BROKER, "workers")
+def up() -> None:
+    """Run everything on this machine: broker, gateway and workers.
+
+    Without a GPU: `mochi-server up --mock`
+
+    With one: `mochi-server up`, which pulls the weights the first time
+
+    Faster and lossy: `mochi-server up --fp8`
+    """
+    settings = read_settings()
+    _warn_of_ignored(settings)
+    with exit_on_error(os.EX_CONFIG):
+        fetch_missing(settings)
+        status = supervise(settings)
+    raise typer.Exit(status)
+
+
+@settings_options(*HTTP, *BROKER)
+def gateway() -> None:
+    """Run a gateway: the HTTP API in front of a shared broker.
+
+    Example: `mochi-server gateway --host 0.0.0.0 --redis-url redis://broker:6379/0`
+
+    With TLS: `mochi-server gateway --tls-cert chain.pem --tls-key key.pem`
+    """
+    _become("server")
+
+
+@settings_options(*ENGINE, *BROKER)
+def worker(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only report whether a worker of this host is alive.")
+    ] = False,
+) -> None:
+    """Run a worker: one model on one GPU, fed by a shared broker.
+
+    Example: `mochi-server worker --device cuda:1 --redis-url redis://broker:6379/0`
+
+    With a LoRA at 80 per cent: `mochi-server worker --lora style.safetensors=0.8`
+    """
+    if check:
+        _check_worker()
+    _warn_of_ignored(read_settings())
+    _become("worker")
+
+
+@bench.command("engine")
+@settings_options(
+    *(name for name in ENGINE if name not in {"mock", "mock_speed"}),
+    "data_dir",
+    weights="As for a worker. [default: dummy, random weights]",
+)
+def bench_engine(
+    frames: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=160, help="Repeat for more lengths. [default: 49]"),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=10, max=75, help="Denoising steps.")] = 30,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Warm requests of each length; the median counts.")
+    ] = 3,
+    compare: Annotated[
+        Literal["stock"] | None,
+        typer.Option(help="`stock`: also measure the eager pipeline of diffusers."),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="Limit GPU memory, to simulate a smaller card."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", help="Write the results as JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a PNG chart. Needs the extra `bench`.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Folder for a torch profiler trace of one step.")
+    ] = None,
+) -> None:
+    """Measure each stage of a request in seconds, and the use of the GPU.
+
+    Example: `mochi-server bench engine --frames 49 --frames 160`
+
+    Beside diffusers: `mochi-server bench engine --compare stock -o result.json`
+    """
+    if find_spec("torch") is None:
+        fail(str(not_installed(ModuleNotFoundError("No module named 'torch'"))), os.EX_CONFIG)
+    settings = read_settings()
+    with exit_on_error():
+        for file in filter(None, (output, plot)):
+            check_file(file)
+        if trace is not None:
+            check_folder(trace)
+    flags = ["--steps", str(steps), "--repeats", str(repeats)]
+    flags += [flag for number in frames or () for flag in ("--frames", str(number))]
+    for name, value in (
+        ("--compare", compare),
+        ("--memory", memory),
+        ("--output", output),
+        ("--plot", plot),
+        ("--trace", trace),
+        ("--data-dir", settings.data_dir),
+    ):
+        flags += [] if value is None else [name, str(value)]
+    _exec("models.mochi.bench", *flags)
+
+
+def _warn_of_ignored(settings: ServerSettings) -> None:
+    if settings.ignored:
+        names = ", ".join(settings.ignored)
+        typer.secho(f"Ignored without real weights: {names}.", err=True, fg="yellow")
+
+
+def _become(package: str) -> NoReturn:
+    if not read_settings().redis_url:
+        fail(
+            "MOCHI_REDIS_URL is empty. Set it to the Redis or Valkey that gateways and workers "
+            "share, like redis://127.0.0.1:6379/0; or run everything with `mochi-server up`.",
+            os.EX_CONFIG,
+        )
+    _exec(package)
+
+
+def _exec(package: str, *flags: str) -> NoReturn:
+    """Replace this process, so that signals and the exit status are those of the new one."""
+    # -P: the working directory may have a folder named `server`.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", package, *flags])  # noqa: S606 (no shell)
+
+
+def _check_worker() -> NoReturn:
+    """Health check of a worker's container: exit with status 0 if it is alive."""
+    with running_broker() as redis:
+        names = [each.name for each in fleet(redis)]
+    here = [name for name in names if name.startswith(worker_name_prefix())]
+    typer.echo(", ".join(here) or "no live worker on this host")
+    raise typer.Exit(0 if here else 1)
