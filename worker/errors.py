@@ -123,6 +123,15 @@ class IdempotencyConflictError(JobError):
         )
 
 
+class UnknownAnswerError(Exception):
+    """A Lua script answered what this version does not know: a bug, which HTTP turns into 500."""
+
+    def __init__(self, script: str, answer: object) -> None:
+        super().__init__(
+            f"The script {script} gave an answer that this version does not know: {answer!r}."
+        )
+
+
 class StorageError(JobError):
     """A video could not be kept, or not be read again."""
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from server.errors import ExpiredKeyError, ForbiddenError, InvalidKeyError, RevokedKeyError
 from worker.billing import from_millionths
 from worker.broker.batching import Batch
+from worker.errors import UnknownAnswerError
 from worker.store import keyspace, scripts
 
 PREFIX = "mochi_"
@@ -97,7 +98,7 @@ class KeyLookup:
                     balance=None if balance is None else from_millionths(int(balance)),
                 )
             case answer:
-                raise TypeError(answer)
+                raise UnknownAnswerError("find_keys", answer)
 
     async def _look_up(self, digests: list[str]) -> list[Any]:
         """All in one call: strangers with bad keys must not use up the connections."""

@@ -23,6 +23,7 @@ from server.keys.lookup import Scope
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from server.settings import ServerSettings
+from tests.support.jobs import answer_with
 from tests.support.stack import Stack, eventually
 from tests.support.wire import (
     BODY_LIMIT,
@@ -370,6 +371,21 @@ def test_a_bug_leaks_nothing(
         assert "/srv" not in answer.text
         assert "pond" not in answer.text
         assert "RuntimeError" not in answer.text
+
+
+def test_an_outcome_of_a_submit_that_is_not_known_is_a_bug_and_no_acceptance(
+    redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_with(monkeypatch, submit="return { 'deferred', 'an-id' }")
+    app = create_app(
+        ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
+    )
+    headers = {"x-api-key": create_key(redis, NewKey(name="test"))}
+    asked = httpx.Request("POST", "http://gateway/v2/mochi-1", headers=headers, json=POND)
+    with capture_logs() as log:
+        (answer,) = call(app, asked)
+    refusal(answer, 500)
+    assert [line["event"] for line in log if line["log_level"] == "error"] == ["http.bug"]
 
 
 # 502

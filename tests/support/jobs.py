@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import pytest
 from redis import Redis
 
 from models.engine import Traits
@@ -52,6 +53,12 @@ def submit(url: str, prompt: str = "a pond", **others: Any) -> str:
 def find(url: str, request_id: str) -> Job:
     """The request as it is now."""
     return intake(url, lambda it: it.find(request_id, OWNER))
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, **sources: str) -> None:
+    """Clients made from now on run these scripts in place of ours of the same names."""
+    ours = scripts.source
+    monkeypatch.setattr(scripts, "source", lambda name: sources.get(name) or ours(name))
 
 
 def pop(redis: Redis) -> str | None:

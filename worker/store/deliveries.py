@@ -25,6 +25,7 @@ from redis import Redis
 from worker.broker.connection import broker_errors
 from worker.job import Job
 from worker.store import keyspace, scripts
+from worker.store.answers import outcome, pairs, was_done
 
 PAUSES = (5, 5 * 60, 30 * 60, 2 * 60 * 60, 5 * 60 * 60, 10 * 60 * 60)
 """Seconds from one attempt to the next, without the jitter."""
@@ -149,8 +150,7 @@ class Deliveries:
                 ],
             )
         return [
-            Delivery.read(request_id, dict(zip(flat[::2], flat[1::2], strict=True)))
-            for request_id, flat in zip(found[::2], found[1::2], strict=True)
+            Delivery.read(request_id, dict(pairs(fields))) for request_id, fields in pairs(found)
         ]
 
     async def note(
@@ -170,7 +170,7 @@ class Deliveries:
                     self._retention_ms,
                 ],
             )
-        return bool(noted)
+        return was_done("note_webhook", noted)
 
     async def secrets(self, owner: str) -> list[str]:
         """What signs deliveries for `owner`; two for a while after a rotation."""
@@ -221,13 +221,8 @@ def replay(redis: Redis, request_id: str) -> Replay:
     """
     script = redis.register_script(scripts.source("replay_webhook"))
     with broker_errors():
-        match script(keyspace.for_scripts(), [request_id]):
-            case None:
-                return Replay.UNKNOWN
-            case "revoked":
-                return Replay.REVOKED
-            case _:
-                return Replay.DUE
+        answer = script(keyspace.for_scripts(), [request_id])
+    return Replay.UNKNOWN if answer is None else outcome(Replay, "replay_webhook", answer)
 
 
 def signing_secrets(redis: Redis, owner: str) -> list[str]:

@@ -11,6 +11,7 @@ from models.engine import Traits
 from worker.broker.connection import broker_errors
 from worker.job import CANCELLED, Job, Status
 from worker.store import keyspace, scripts
+from worker.store.answers import Cancellation, outcome
 from worker.store.presence import read_all
 from worker.store.statistics import Survey
 
@@ -95,10 +96,10 @@ def drain_order(name: str) -> tuple[str, ...]:
 
 
 def cancel_all(redis: Redis, owner: str, *, retention_seconds: float) -> int:
-    """Let every request of `owner` end FAILED. Returns how many did not end by themselves.
+    """Cancel every request of `owner` that has not ended. Returns how many there were.
 
     Raises:
-        BrokerUnavailableError: some may not be; do it again.
+        BrokerUnavailableError: some may not be cancelled; do it again.
     """
     retention_ms = round(retention_seconds * 1000)
     with broker_errors():
@@ -108,4 +109,5 @@ def cancel_all(redis: Redis, owner: str, *, retention_seconds: float) -> int:
             cancel(keyspace.for_scripts(name), [name, owner, retention_ms, CANCELLED])
             for name in live
         ]
-    return answers.count("requested")
+    outcomes = [outcome(Cancellation, "cancel", answer) for answer in answers if answer is not None]
+    return outcomes.count(Cancellation.REQUESTED)

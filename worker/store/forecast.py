@@ -22,6 +22,7 @@ from worker.broker.connection import broker_errors
 from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work, pace_for
 from worker.store import keyspace, scripts
+from worker.store.answers import pairs
 from worker.store.presence import read_all
 
 MOST_WAITING = 2000
@@ -124,14 +125,19 @@ class Forecaster:
         return self._forecast
 
 
-def _forecast(found: list[Any], made_at: float) -> Forecast:
-    now_ms, kept, members, runs, ids, works = found
-    workers = read_all(members)
-    paces = _paces(kept, {str(worker.engine) for worker in workers})
-    busy = {run[0]: _left(run, paces, now_ms) for run in runs if all(run[:2])}
+def _forecast(answer: list[Any], made_at: float) -> Forecast:
+    found = dict(pairs(answer))
+    workers = read_all(found["workers"])
+    paces = _paces(found["paces"], {str(worker.engine) for worker in workers})
+    runs = (dict(pairs(run)) for run in found["runs"])
+    busy = {
+        run["worker"]: _left(run, paces, found["now_ms"])
+        for run in runs
+        if run["worker"] and run["work"]
+    }
     free_in = [busy.get(worker.name, 0.0) for worker in workers]
-    starts, last = _starts(free_in, map(_work, works), paces)
-    return Forecast(made_at, paces, dict(zip(ids, starts, strict=False)), last)
+    starts, last = _starts(free_in, map(_work, found["works"]), paces)
+    return Forecast(made_at, paces, dict(zip(found["waiting"], starts, strict=False)), last)
 
 
 def _paces(kept: list[str], engines: Set[str]) -> Mapping[int, Pace]:
@@ -140,7 +146,7 @@ def _paces(kept: list[str], engines: Set[str]) -> Mapping[int, Pace]:
     Of all, when none does: the last worker may be finishing its last run.
     """
     found = defaultdict(list)
-    for runs, means in zip(kept[::2], kept[1::2], strict=True):
+    for runs, means in pairs(kept):
         frames, _, engine = runs.partition(" ")
         if not engines or engine in engines:
             found[int(frames)].append([float(ms) / 1000 for ms in means.split()])
@@ -163,16 +169,14 @@ def _starts(
     return starts, free_in[0]
 
 
-def _left(run: list[str | None], paces: Mapping[int, Pace], now_ms: int) -> float:
-    _, text, step, stage, started_at = run
-    work = _work(text)
+def _left(run: Mapping[str, str | None], paces: Mapping[int, Pace], now_ms: int) -> float:
+    work = _work(run["work"])
     pace = work and pace_for(work.latent_frames, paces)
     if not work or not pace:
         return 0.0
-    elapsed = max(0, now_ms - int(started_at or now_ms)) / 1000
-    return pace.seconds_left(
-        work.steps, Stage(stage or Stage.ENCODING_PROMPT), int(step or 0), elapsed
-    )
+    elapsed = max(0, now_ms - int(run["started_at"] or now_ms)) / 1000
+    stage = Stage(run["stage"] or Stage.ENCODING_PROMPT)
+    return pace.seconds_left(work.steps, stage, int(run["step"] or 0), elapsed)
 
 
 def _work(text: str | None) -> Work | None:

@@ -8,7 +8,6 @@ import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -32,11 +31,13 @@ from worker.errors import (
     TooFastError,
     TooFewCreditsError,
     TooManyJobsError,
+    UnknownAnswerError,
 )
 from worker.job import CANCELLED, Job, Status
 from worker.pace import Work
 from worker.process.telemetry import trace_fields
 from worker.store import keyspace, scripts
+from worker.store.answers import Cancellation, outcome, pairs
 from worker.store.presence import LiveWorker, read_all
 from worker.store.rq_queue import rq_fields
 
@@ -64,15 +65,6 @@ class Page:
 
     jobs: Sequence[Job]
     has_more: bool
-
-
-class Cancellation(StrEnum):
-    """What became of the wish to cancel."""
-
-    REQUESTED = "requested"
-    """It ends FAILED at its next step, or has ended so already: it was waiting."""
-    ENDED = "ended"
-    """It had ended before."""
 
 
 class GatewayStore:
@@ -138,11 +130,13 @@ class GatewayStore:
             *rq_fields(request_id),
         )
         match answer:
-            case ["replayed", first_id]:
-                return Accepted(first_id, is_replay=True)
+            case ["accepted"]:
+                return Accepted(request_id)
             case ["accepted", limit, remaining, reset_ms]:
                 return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
-        return Accepted(request_id)
+            case ["replayed", first_id]:
+                return Accepted(first_id, is_replay=True)
+        raise UnknownAnswerError("submit", answer)
 
     async def try_out(self, owner: str, *, price: Price) -> int:
         """Whether a submit would be accepted now; nothing is, and nothing is counted.
@@ -156,8 +150,11 @@ class GatewayStore:
             TooFewCreditsError: as `submit`.
         """
         bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
-        _, position = await self._ask_to_submit(str(uuid4()), "dry_run", owner, "", "", *bill)
-        return int(position)
+        match await self._ask_to_submit(str(uuid4()), "dry_run", owner, "", "", *bill):
+            case ["would_accept", position]:
+                return int(position)
+            case answer:
+                raise UnknownAnswerError("submit", answer)
 
     async def _ask_to_submit(
         self, request_id: str, mode: str, *arguments: str | bytes | int
@@ -193,7 +190,7 @@ class GatewayStore:
         answer = await self._cancels.ask((request_id, owner))
         if answer is None:
             raise RequestNotFoundError(request_id)
-        return Cancellation(answer)
+        return outcome(Cancellation, "cancel", answer)
 
     async def delete(self, request_id: str, owner: str) -> str:
         """Forget a request now, whatever its state; what has not ended is cancelled.
@@ -348,7 +345,7 @@ def _job(
     request_id: str, record: list[str], rank: int | None, expires_at: int, now: int = 0
 ) -> Job | None:
     """None: there is no such request any more, or for its owner there is not."""
-    fields = dict(zip(record[::2], record[1::2], strict=True))
+    fields = dict(pairs(record))
     if not fields or "deleted" in fields:
         return None
     return Job.from_record(

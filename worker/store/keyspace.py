@@ -78,6 +78,12 @@ PREVIEW_SECONDS = 600
 """After which a preview goes of itself; it goes with the run mostly."""
 MOST_ATTEMPTS = 3
 """A request is started at most so often."""
+BOUNDS_MS = (
+    *(10, 25, 50, 100, 250, 500),
+    *(1_000, 2_500, 5_000, 10_000, 30_000),
+    *(60_000, 120_000, 300_000, 600_000, 1_800_000, 3_600_000),
+)
+"""Upper bounds of all histograms: from a step of mock weights to the longest run."""
 
 
 def record(request_id: str) -> str:

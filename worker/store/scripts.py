@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from worker.store.statistics import BOUNDS_MS
+from worker.store.keyspace import BOUNDS_MS
 
 _FOLDER = files("worker.store") / "lua"
 

@@ -17,14 +17,8 @@ from redis.asyncio import Redis
 from models.device import DeviceUse
 from worker.broker.connection import broker_errors
 from worker.store import keyspace, scripts
+from worker.store.answers import pairs
 from worker.store.presence import LiveWorker, read_all
-
-BOUNDS_MS = (
-    *(10, 25, 50, 100, 250, 500),
-    *(1_000, 2_500, 5_000, 10_000, 30_000),
-    *(60_000, 120_000, 300_000, 600_000, 1_800_000, 3_600_000),
-)
-"""Of all histograms: from a step of mock weights to the longest run."""
 
 _USE = TypeAdapter(DeviceUse)
 
@@ -39,7 +33,7 @@ class Times:
         total_ms: the sum.
     """
 
-    counts: dict[int, int] = field(default_factory=lambda: dict.fromkeys(BOUNDS_MS, 0))
+    counts: dict[int, int] = field(default_factory=lambda: dict.fromkeys(keyspace.BOUNDS_MS, 0))
     longer: int = 0
     total_ms: int = 0
 
@@ -78,21 +72,28 @@ class Survey:
     @classmethod
     def of(cls, answer: list[Any]) -> Self:
         """What `survey.lua` returns."""
-        waiting, running, oldest_ms, workers, sums, due_webhooks = answer
+        found = dict(pairs(answer))
         counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
         times: defaultdict[str, defaultdict[str, Times]] = defaultdict(lambda: defaultdict(Times))
-        for name, amount in zip(sums[::2], map(int, sums[1::2]), strict=True):
+        for name, amount in pairs(found["sums"]):
             match name.split(" "):
                 case [metric]:
-                    counts[metric][""] = amount
+                    counts[metric][""] = int(amount)
                 case ["wait" | "run" as metric, bound]:
-                    times[metric][""].add(bound, amount)
+                    times[metric][""].add(bound, int(amount))
                 case [metric, of]:
-                    counts[metric][of] = amount
+                    counts[metric][of] = int(amount)
                 case [metric, of, bound]:
-                    times[metric][of].add(bound, amount)
-        seconds = oldest_ms / 1000
-        return cls(waiting, running, seconds, read_all(workers), due_webhooks, counts, times)
+                    times[metric][of].add(bound, int(amount))
+        return cls(
+            waiting=found["waiting"],
+            running=found["running"],
+            oldest_seconds=found["oldest_ms"] / 1000,
+            workers=read_all(found["workers"]),
+            due_webhooks=found["due_webhooks"],
+            counts=counts,
+            times=times,
+        )
 
     @property
     def device_keys(self) -> list[str]:

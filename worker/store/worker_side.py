@@ -18,6 +18,7 @@ from worker.broker.health import dangers_of
 from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work
 from worker.store import keyspace, scripts
+from worker.store.answers import outcome, pairs, was_done
 from worker.store.presence import LiveWorker
 from worker.store.statistics import device_text
 
@@ -102,19 +103,7 @@ class WorkerStore:
     def start(self, lease: Lease, worker: str) -> Job | None:
         """QUEUED -> PROCESSING. None when the request is gone, has ended, or runs elsewhere."""
         record = self._run("start", lease.request_id, lease.run, worker, self._lease_ms)
-        if record is None:
-            return None
-        names = (
-            "attempt",
-            "params",
-            "owner",
-            "created_at",
-            "started_at",
-            "scenario",
-            "traceparent",
-        )
-        fields = dict(zip(names, record, strict=True)) | {"status": Status.PROCESSING}
-        return Job.from_record(lease.request_id, fields)
+        return None if record is None else Job.from_record(lease.request_id, dict(pairs(record)))
 
     def beat(
         self,
@@ -137,7 +126,8 @@ class WorkerStore:
         request_id, run = (lease.request_id, lease.run) if lease else ("", "")
         arguments = (str(worker), self._lease_ms, run, step, int(takes_more))
         order = keyspace.drain_order(worker.name)
-        return frozenset(map(Order, self._run("beat", request_id, *arguments, order, stage)))
+        orders = self._run("beat", request_id, *arguments, order, stage)
+        return frozenset(outcome(Order, "beat", each) for each in orders)
 
     def tell_device(self, worker: str, use: DeviceUse) -> None:
         """Say how much of its card a worker uses. It holds for as long as a lease."""
@@ -179,7 +169,8 @@ class WorkerStore:
 
     def requeue(self, lease: Lease) -> bool:
         """PROCESSING -> QUEUED, first in the queue, the attempt not counted."""
-        return bool(self._run("requeue", lease.request_id, lease.run, self._retention_ms))
+        answer = self._run("requeue", lease.request_id, lease.run, self._retention_ms)
+        return was_done("requeue", answer)
 
     def reap(self, request_id: str) -> Recovery | None:
         """Another attempt, or FAILED, for a run whose lease has ended; None if it has not."""
@@ -192,9 +183,10 @@ class WorkerStore:
     def overdue(self) -> Overdue:
         """See `Overdue`. To be called every second."""
         longest_gap_ms = round(keyspace.LOOK_SECONDS * 1000) + self._lease_ms // 2
-        found = self._run("overdue", "", self._lease_ms, longest_gap_ms)
-        expired, popped, missing, watched_ms = found
-        return Overdue(expired, popped, missing, watched_ms / 1000)
+        found = dict(pairs(self._run("overdue", "", self._lease_ms, longest_gap_ms)))
+        return Overdue(
+            found["expired"], found["popped"], found["missing"], found["watched_ms"] / 1000
+        )
 
     def unlisted(self) -> list[str]:
         """Ids that are waiting and stand in neither of RQ's lists. Linear in the queue's length."""
@@ -229,11 +221,11 @@ class WorkerStore:
         answer = self._run(
             "finish", lease.request_id, lease.run, status, self._retention_ms, *fields
         )
-        return bool(answer)
+        return was_done("finish", answer)
 
     def _recovery(self, script: str, request_id: str) -> Recovery | None:
         answer = self._run(script, request_id, keyspace.MOST_ATTEMPTS, self._retention_ms, _LOST)
-        return Recovery(answer) if answer else None
+        return None if answer is None else outcome(Recovery, script, answer)
 
     def _run(self, script: str, request_id: str, *args: str | int) -> Any:  # noqa: ANN401
         """Every script takes all keys, and the id before its own arguments."""

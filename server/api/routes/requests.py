@@ -21,7 +21,7 @@ from server.transport.parameters import Flag, Text, documented
 from server.transport.responses import answer
 from worker.errors import RequestNotFoundError
 from worker.job import Status
-from worker.store.gateway_side import Cancellation
+from worker.store.answers import Cancellation
 
 PREVIEW = Flag(
     name="preview",

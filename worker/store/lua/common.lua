@@ -20,6 +20,16 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
+-- Fields of a hash as alternating names and values, false for one that is not there.
+local function named(key, ...)
+  local values, flat = redis.call('HMGET', key, ...), {}
+  for index, name in ipairs({ ... }) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = values[index]
+  end
+  return flat
+end
+
 -- The queue stands twice: all requests in one set, and each owner's in a set of its own. Below 0 are
 -- those that have run before.
 local function enter_queue(id, owner, place)
@@ -33,7 +43,7 @@ local function count(name, amount)
   redis.call('HINCRBY', keys.metrics, name, text(amount or 1))
 end
 
--- A histogram is a count for each bound, and a sum. BOUNDS_MS comes from `worker/store/statistics.py`.
+-- A histogram is a count for each bound, and a sum. BOUNDS_MS comes from keyspace.py.
 local function observe(name, ms)
   local bound = 'inf'
   for index = #BOUNDS_MS, 1, -1 do

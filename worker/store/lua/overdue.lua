@@ -1,7 +1,8 @@
 -- What a reconciler should look at.
--- ARGV: '', lease in ms, longest gap in ms. Returns ids whose lease has ended, ids that are popped and
--- not started, how many waiting requests stand in neither of RQ's lists, and for how many ms the
--- broker has been looked at: without a gap, which an outage would be, or a clock that was set.
+-- ARGV: '', lease in ms, longest gap in ms.
+-- Returns, as names and values: the ids whose lease has expired, the ids popped and not started, how many
+-- waiting requests are missing from both of RQ's lists, and for how many ms reconcilers have watched
+-- without a gap (an outage, or a clock that was set).
 local now = now_ms()
 local last, since = unpack(redis.call('HMGET', keys.looks, 'last', 'since'))
 if not last or now < tonumber(last) or now - last > tonumber(ARGV[3]) then
@@ -18,4 +19,9 @@ end
 
 local popped = redis.call('LRANGE', keys.intermediate, 0, -1)
 local missing = redis.call('ZCARD', keys.waiting) - redis.call('LLEN', keys.rq_queue) - #popped
-return { redis.call('ZRANGEBYSCORE', keys.leases, '-inf', text(now)), popped, missing, now - since }
+return {
+  'expired', redis.call('ZRANGEBYSCORE', keys.leases, '-inf', text(now)),
+  'popped', popped,
+  'missing', missing,
+  'watched_ms', now - since,
+}

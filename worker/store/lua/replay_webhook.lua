@@ -1,5 +1,5 @@
 -- Deliver once more, from now on and as often as anew. What is on its way is noted no more.
--- ARGV: id. Returns 1, 'revoked', or nil: no such delivery.
+-- ARGV: id. Returns 'due', 'revoked', or nil: no such delivery.
 local id = ARGV[1]
 local delivery = keys.webhook .. id
 local owner, attempts = unpack(redis.call('HMGET', delivery, 'owner', 'attempts'))
@@ -12,4 +12,4 @@ end
 redis.call('HSET', delivery, 'state', 'due', 'before', attempts, 'noted', attempts)
 redis.call('PERSIST', delivery)
 owe_at(id, owner, now_ms())
-return 1
+return 'due'

@@ -1,6 +1,6 @@
 -- QUEUED -> PROCESSING under a lease. The run token fences all that this attempt writes later.
--- ARGV: id, run, worker, lease in ms. Returns what a worker must know of the request, or nil: nothing
--- to do.
+-- ARGV: id, run, worker, lease in ms. Returns the fields of the record that a worker needs, as
+-- names and values, or nil: nothing to do.
 local id, run = ARGV[1], ARGV[2]
 local now = now_ms()
 
@@ -20,5 +20,5 @@ elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
   return nil
 end
 redis.call('ZADD', keys.leases, text(now + ARGV[4]), id)
-return redis.call('HMGET', keys.record, 'attempt', 'params', 'owner', 'created_at', 'started_at',
-                  'scenario', 'traceparent')
+return named(keys.record, 'status', 'attempt', 'params', 'owner', 'created_at', 'started_at',
+             'scenario', 'traceparent')

@@ -1,6 +1,6 @@
 -- All that /metrics shows of the broker, as it is at one moment, whatever the length of the queue.
--- Returns how many wait, how many run, for how many ms the oldest has waited, the workers that are
--- alive, the sums as names and values in turn, and how many webhooks are due.
+-- Returns, as names and values: how many requests wait, how many run, for how many ms the oldest has
+-- waited, the live workers, the sums (as names and values), and how many deliveries are due.
 local now = now_ms()
 
 -- RQ's list has who came first at its head, behind those that have run before, whatever their turn.
@@ -23,10 +23,10 @@ for _, owner in ipairs(redis.call('ZRANGE', keys.webhooks, 0, -1)) do
 end
 
 return {
-  redis.call('ZCARD', keys.waiting),
-  redis.call('ZCARD', keys.leases),
-  now - oldest,
-  redis.call('ZRANGEBYSCORE', keys.workers, text(now), '+inf'),
-  redis.call('HGETALL', keys.metrics),
-  due_webhooks,
+  'waiting', redis.call('ZCARD', keys.waiting),
+  'running', redis.call('ZCARD', keys.leases),
+  'oldest_ms', now - oldest,
+  'workers', redis.call('ZRANGEBYSCORE', keys.workers, text(now), '+inf'),
+  'sums', redis.call('HGETALL', keys.metrics),
+  'due_webhooks', due_webhooks,
 }

@@ -37,8 +37,9 @@ from worker.billing import FREE, Price, to_millionths
 from worker.errors import QueueFullError, RequestNotFoundError, TooFewCreditsError
 from worker.job import TRANSITIONS, Job, Status
 from worker.store import keyspace, scripts
+from worker.store.answers import Cancellation
 from worker.store.deliveries import State, all_deliveries
-from worker.store.gateway_side import Accepted, Cancellation, GatewayStore, Idempotency
+from worker.store.gateway_side import Accepted, GatewayStore, Idempotency
 from worker.store.worker_side import Lease, Order, Recovery, Result, WorkerStore
 
 MOST_WAITING = 4

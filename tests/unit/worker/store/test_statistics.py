@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 
 import pytest
 from redis import Redis
@@ -17,7 +18,7 @@ from worker.runtime.stopwatch import Stopwatch
 from worker.store import keyspace
 from worker.store.deliveries import Deliveries, State
 from worker.store.fleet import survey
-from worker.store.statistics import BOUNDS_MS, Survey, Times
+from worker.store.statistics import Survey, Times
 from worker.store.worker_side import Lease, Result, WorkerStore
 
 USE = DeviceUse(allocated_bytes=1, reserved_bytes=2, total_bytes=3, busy=0.5)
@@ -76,7 +77,7 @@ def test_an_end_that_is_said_twice_is_counted_once(
 def test_what_takes_longer_than_any_bound_is_counted_too(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:
-    aged(redis, submit(redis_url), BOUNDS_MS[-1])
+    aged(redis, submit(redis_url), keyspace.BOUNDS_MS[-1])
     store.fail(started(store, redis), "internal", "A bug.")
     now = survey(redis)
     assert now.times["wait"][""].longer == 1
@@ -191,7 +192,9 @@ def test_a_worker_tells_how_much_of_its_card_it_uses(
 
 def test_what_another_version_has_counted_is_not_lost() -> None:
     sums = ["wait 10", 1, "wait 77", 2, "wait inf", 3, "wait sum", 9, "stage video 10", 4, "new", 5]
-    now = Survey.of([0, 0, 0, [], list(map(str, sums)), 0])
+    figures = {"waiting": 0, "running": 0, "oldest_ms": 0, "due_webhooks": 0}
+    answer = {**figures, "workers": [], "sums": list(map(str, sums))}
+    now = Survey.of([*chain.from_iterable(answer.items())])
     assert now.times["wait"][""] == Times({**Times().counts, 10: 1}, longer=5, total_ms=9)
     assert now.times["stage"]["video"].counts[10] == 4
     assert now.counts == {"new": {"": 5}}
