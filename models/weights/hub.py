@@ -6,7 +6,7 @@ Import this module where it is needed: a gateway's installation has no `huggingf
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import tqdm
 
 from models.errors import WeightsError
-from models.weights.manifest import MAX_WORKERS, WeightsFile
+from models.weights.manifest import CHUNK_BYTES, MAX_WORKERS, Advance, WeightsFile
 
 LIST_SECONDS = 30.0
 
@@ -64,7 +64,7 @@ def download(
     commit: str,
     names: Collection[str],
     folder: Path,
-    on_bytes: Callable[[int], None],
+    advance: Advance,
 ) -> None:
     """Download files into a folder, several at once. Checks their sizes, not their content.
 
@@ -76,7 +76,7 @@ def download(
         commit: of the model.
         names: of the files; none may be in the folder.
         folder: where the model goes.
-        on_bytes: receives how many bytes came; a negative number when some are discarded.
+        advance: receives the bytes as they are written.
 
     Raises:
         WeightsError: the hub cannot be reached, or refuses.
@@ -91,8 +91,10 @@ def download(
 
         def update(self, n: float | None = 1) -> None:
             if self._counts:
-                on_bytes(int(n or 0))
+                advance(int(n or 0))
 
+    # With its own 10 MB, the bar of a slow download stands still for a minute.
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     with _hub_errors(hub_id, commit):
         snapshot_download(
             hub_id,

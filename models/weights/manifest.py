@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import stat
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_WORKERS = 8
 """Files that are read or downloaded at the same time; the default of huggingface_hub."""
 CHUNK_BYTES = 1 << 20
+"""Of a file that is read or downloaded; progress moves in these steps."""
+
+Advance = Callable[[int], None]
+"""Receives how many bytes came; a negative number when some are discarded. For any thread."""
+Progress = Callable[[str, int], Advance]
+"""Begins to show a step, by name and size in bytes."""
 
 
 class WeightsFile(BaseModel):
@@ -39,29 +43,6 @@ class Manifest(BaseModel):
     files: dict[str, WeightsFile]
 
 
-class Progress(Protocol):
-    """Receives progress in bytes: often, from any thread, one call at a time."""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of `what`."""
-
-
-class Tally:
-    """Adds up the bytes of all threads and reports the sum."""
-
-    def __init__(self, what: str, total: int, progress: Progress) -> None:
-        self._what, self._done, self._total = what, 0, total
-        self._progress = progress
-        self._lock = threading.Lock()
-        self(0)
-
-    def __call__(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            if self._total:
-                self._progress(self._what, self._done, self._total)
-
-
 def find_faults(
     folder: Path, files: Mapping[str, WeightsFile], what: str, progress: Progress
 ) -> dict[str, str]:
@@ -74,9 +55,9 @@ def find_faults(
         OSError: a file cannot be read.
     """
     readable = sum(file.size for name, file in files.items() if size(folder / name) == file.size)
-    tally = Tally(what, readable, progress)
+    advance = progress(what, readable)
     with ThreadPoolExecutor(MAX_WORKERS) as pool:
-        faults = pool.map(lambda item: _fault(folder / item[0], item[1], tally), files.items())
+        faults = pool.map(lambda item: _fault(folder / item[0], item[1], advance), files.items())
         return {name: fault for name, fault in zip(files, faults, strict=True) if fault}
 
 
@@ -89,16 +70,16 @@ def size(path: Path) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _fault(path: Path, file: WeightsFile, on_bytes: Callable[[int], None]) -> str:
+def _fault(path: Path, file: WeightsFile, advance: Advance) -> str:
     found = size(path)
     if found is None:
         return "missing"
     if found != file.size:
         return f"{found:,} bytes instead of {file.size:,}"
-    return "" if _checksum(path, file, on_bytes) == file.checksum else "changed"
+    return "" if _checksum(path, file, advance) == file.checksum else "changed"
 
 
-def _checksum(path: Path, file: WeightsFile, on_bytes: Callable[[int], None]) -> str:
+def _checksum(path: Path, file: WeightsFile, advance: Advance) -> str:
     kind = file.checksum.partition(":")[0]
     if kind == "sha256":
         digest = hashlib.sha256()
@@ -107,5 +88,5 @@ def _checksum(path: Path, file: WeightsFile, on_bytes: Callable[[int], None]) ->
     with path.open("rb") as source:
         while chunk := source.read(CHUNK_BYTES):
             digest.update(chunk)
-            on_bytes(len(chunk))
+            advance(len(chunk))
     return f"{kind}:{digest.hexdigest()}"

@@ -13,7 +13,7 @@ import fnmatch
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from models.weights.folder import (
     model_folder,
     read_manifest,
 )
-from models.weights.manifest import Manifest, Progress, Tally, find_faults
+from models.weights.manifest import Manifest, Progress, WeightsFile, find_faults
 
 _VARIANT = re.compile(r"\.(bf16|fp16)[.-]")
 """Copies in lower precision, beside the full weights: `x.bf16.safetensors` and the like."""
@@ -114,7 +114,7 @@ def pull(
         weights: a hub id.
         revision: the commit, or empty.
         data_dir: where pulled weights are kept.
-        progress: receives the progress of each step in bytes.
+        progress: shows the progress of each step.
         say: receives a line for each step.
 
     Returns:
@@ -195,40 +195,48 @@ def _complete(
     folder: Path, manifest: Manifest, progress: Progress, say: Callable[[str], None]
 ) -> bool:
     """Download the files that are missing or wrong. Whether there were any."""
+    faults = find_faults(folder, manifest.files, "Checking what is here", progress)
+    wrong = {name: file for name, file in manifest.files.items() if name in faults}
+    to_do = f"{decimal(_bytes(wrong))} to download" if wrong else "complete"
+    size = decimal(_bytes(manifest.files))
+    say(f"{manifest.hub_id} at commit {manifest.commit}, {size} in {folder}: {to_do}")
+    _remove(folder, wrong)
+    if wrong:
+        _download(folder, manifest.model_copy(update={"files": wrong}), progress)
+    return bool(wrong)
+
+
+def _download(folder: Path, manifest: Manifest, progress: Progress) -> None:
+    """Download the files of a manifest, none of which is there, and check them."""
     from models.weights import hub  # noqa: PLC0415 (see _check_hub)
 
-    faults = find_faults(folder, manifest.files, "Checking what is here", progress)
-    missing = {name: file for name, file in manifest.files.items() if name in faults}
-    total = sum(file.size for file in missing.values())
-    size = decimal(sum(file.size for file in manifest.files.values()))
-    say(
-        f"{manifest.hub_id} at commit {manifest.commit}, {size} in {folder}: "
-        + (f"{decimal(total)} to download" if missing else "complete")
-    )
-    if not missing:
-        return False
-    for name in missing:
-        (folder / name).unlink(missing_ok=True)
-    scratch = folder / ".cache"  # parts that a killed pull has left cannot be continued
-    shutil.rmtree(scratch, ignore_errors=True)
-    free = shutil.disk_usage(folder).free
+    total, free = _bytes(manifest.files), shutil.disk_usage(folder).free
     if free < total:
         raise WeightsError(
             f"The download needs {decimal(total)}, and {folder} has {decimal(free)} free. "
             "Make room, or choose another place with MOCHI_DATA_DIR=/path."
         )
-    tally = Tally("Downloading", total, progress)
-    hub.download(manifest.hub_id, manifest.commit, missing, folder, tally)
-    shutil.rmtree(scratch)
-    damaged = find_faults(folder, missing, "Checking the download", progress)
-    for name in damaged:
-        (folder / name).unlink(missing_ok=True)
+    advance = progress("Downloading", total)
+    hub.download(manifest.hub_id, manifest.commit, manifest.files, folder, advance)
+    damaged = find_faults(folder, manifest.files, "Checking the download", progress)
+    _remove(folder, damaged)
     if damaged:
         raise WeightsError(
             f"{', '.join(damaged)} came damaged from {hub.endpoint()} and was removed. "
             "Type again: mochi-server weights pull"
         )
-    return True
+
+
+def _bytes(files: Mapping[str, WeightsFile]) -> int:
+    return sum(file.size for file in files.values())
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files, and the scratch space of a download: a part in it cannot be continued."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    if (folder / ".cache").exists():
+        shutil.rmtree(folder / ".cache")
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

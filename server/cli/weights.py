@@ -6,9 +6,11 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -18,7 +20,6 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -31,8 +32,6 @@ from server.cli.options import exit_on_error, read_settings, settings_options
 from server.cli.output import errors
 from worker.settings import WorkerSettings
 
-BAR_SECONDS = 0.1
-"""Between two updates of the bar on a terminal."""
 LINE_SECONDS = 15.0
 """Between two lines where standard error is not a terminal."""
 PROBE_SECONDS = 20.0
@@ -208,9 +207,7 @@ class Meter:
             console=errors,
             disable=not errors.is_terminal,
         )
-        self._tasks: dict[str, TaskID] = {}
-        self._shown: dict[str, tuple[float, int]] = {}
-        """The time and the bytes of the last update of each step."""
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -223,19 +220,22 @@ class Meter:
         """Print a line, above the bars."""
         errors.print(line, soft_wrap=True)
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of `what`."""
-        now = time.monotonic()
-        if what not in self._shown:
-            self._tasks[what] = self._bars.add_task(what, total=total, completed=done)
-            self._shown[what] = now, done
-            return
-        at, before = self._shown[what]
-        if done < total and now - at < (LINE_SECONDS if self._bars.disable else BAR_SECONDS):
-            return
-        self._shown[what] = now, done
-        if not self._bars.disable:
-            self._bars.update(self._tasks[what], completed=done, total=total)
-        elif done > before:
-            speed = (done - before) / max(now - at, 0.001)
-            self.say(f"{what}: {decimal(done)} of {decimal(total)}, {decimal(round(speed))}/s")
+    def __call__(self, what: str, total: int) -> Callable[[int], None]:
+        """Begin to show a step of `total` bytes. The result advances it, from any thread."""
+        if self._console.is_terminal:
+            task = self._bars.add_task(what, total=total, visible=total > 0)
+            return partial(self._bars.advance, task)
+        done = shown = 0
+        at = time.monotonic()
+
+        def advance(count: int) -> None:
+            nonlocal done, shown, at
+            with self._lock:
+                done += count
+                seconds = time.monotonic() - at
+                if done >= total or seconds > LINE_SECONDS:
+                    speed = decimal(round((done - shown) / max(seconds, 0.001)))
+                    self.say(f"{what}: {decimal(done)} of {decimal(total)}, {speed}/s")
+                    at, shown = time.monotonic(), done
+
+        return advance

@@ -4,7 +4,8 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,8 +43,15 @@ class Told:
         self.lines: list[str] = []
         self.bytes: dict[str, list[tuple[int, int]]] = {}
 
-    def progress(self, what: str, done: int, total: int) -> None:
-        self.bytes.setdefault(what, []).append((done, total))
+    def progress(self, what: str, total: int) -> Callable[[int], None]:
+        counted = self.bytes.setdefault(what, [(0, total)])
+        lock = threading.Lock()
+
+        def advance(count: int) -> None:
+            with lock:
+                counted.append((counted[-1][0] + count, total))
+
+        return advance
 
 
 def fetch(
@@ -68,8 +76,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def ignore(what: str, done: int, total: int) -> None:
+def ignore(what: str, total: int) -> Callable[[int], None]:
     """No progress."""
+    return lambda _count: None
 
 
 def test_a_pull_brings_what_mochi_is_loaded_from_and_nothing_else(
@@ -99,6 +108,7 @@ def test_progress_is_counted_in_bytes_up_to_all_of_them(hub: StandIn, tmp_path: 
     fetch(hub, tmp_path, told=told)
     total = sum(map(len, LOADED.values()))
     assert told.bytes["Downloading"][0] == (0, total)
+    assert told.bytes.pop("Checking what is here") == [(0, 0)]
     for counted in told.bytes.values():
         assert counted[-1] == (total, total)
         assert counted == sorted(counted)
@@ -176,7 +186,7 @@ def test_what_is_complete_needs_no_hub(hub: StandIn, tmp_path: Path) -> None:
 def test_a_broken_connection_is_made_anew_where_it_broke(
     hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
+    monkeypatch.setattr("models.weights.hub.CHUNK_BYTES", 10_000)
     hub.breaks_after[BIG] = [50_000, 70_000]
     assert contents(fetch(hub, tmp_path)) == LOADED
     assert hub.ranges(BIG) == ["", "bytes=50000-", "bytes=120000-"]
@@ -222,7 +232,7 @@ def test_a_busy_hub_is_named(hub: StandIn, tmp_path: Path) -> None:
 def test_a_hub_that_sends_no_ranges_sends_all_again(
     hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
+    monkeypatch.setattr("models.weights.hub.CHUNK_BYTES", 10_000)
     hub.breaks_after[BIG] = [50_000]
     hub.ignores_ranges = True
     told = Told()
