@@ -42,7 +42,7 @@ LOADED: dict[str, bytes] = {
     "vae/config.json": b"{}",
     "vae/diffusion_pytorch_model.safetensors": _random.randbytes(1000),
 }
-"""What Mochi is loaded from, and what a pull should bring."""
+"""The files that Mochi is loaded from, and that a pull downloads."""
 
 OTHERS: dict[str, bytes] = {
     ".gitattributes": b"* lfs",
@@ -64,7 +64,7 @@ BIG = "transformer/diffusion_pytorch_model.safetensors"
 
 @dataclass
 class Request:
-    """One that came."""
+    """A request that the stand-in received."""
 
     path: str
     range: str
@@ -74,7 +74,7 @@ class Request:
 
 @dataclass
 class StandIn:
-    """The model that it has, how it misbehaves, and what it was asked."""
+    """Its model, its faults, and the requests that it received."""
 
     port: int = 0
     main: str = FIRST
@@ -82,7 +82,7 @@ class StandIn:
     files: dict[str, bytes] = field(default_factory=lambda: LOADED | OTHERS)
     claimed_sizes: dict[str, int] = field(default_factory=dict)
     spoiled: set[str] = field(default_factory=set)
-    """Files of which other bytes are sent than are listed."""
+    """Files whose bytes are not those that the list describes."""
     refusal: tuple[int, dict[str, str]] | None = None
     """Status and headers of every answer."""
     refused_files: set[str] = field(default_factory=set)
@@ -90,10 +90,8 @@ class StandIn:
     """For each file: after how many bytes the next answers break off."""
     busy: dict[str, int] = field(default_factory=dict)
     """For each file: how many of the next answers are 503."""
-    then_refuses: bool = False
-    """Whether a file is refused once its last answer has broken off."""
     halts: set[str] = field(default_factory=set)
-    """Files of which half is sent, and then nothing until the stand-in ends."""
+    """Files of which half is sent, and nothing more until the stand-in ends."""
     ignores_ranges: bool = False
     halted: threading.Event = field(default_factory=threading.Event)
     """Set when that has happened."""
@@ -113,7 +111,7 @@ class StandIn:
         return [one.range for one in self.requests if one.path == f"/cdn/{name}"]
 
     def sent(self) -> set[str]:
-        """The files that were sent, or begun with."""
+        """The files that were sent, whole or in part."""
         return {
             one.path.removeprefix("/cdn/") for one in self.requests if one.path.startswith("/cdn/")
         }
@@ -246,8 +244,6 @@ class _Handler(BaseHTTPRequestHandler):
         breaks = self.hub.breaks_after.get(name)
         if breaks:
             self._write(name, rest[: breaks.pop(0)])
-            if self.hub.then_refuses and not breaks:
-                self.hub.refused_files.add(name)
             self.close_connection = True
         elif name in self.hub.halts:
             self._write(name, rest[: len(rest) // 2])
@@ -273,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base's)
-        """Nothing."""
+        """Log nothing."""
 
 
 class _Server(ThreadingHTTPServer):

@@ -36,8 +36,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         yield hub
 
 
-class Told:
-    """What a pull says and counts."""
+class Reports:
+    """The lines and the progress of a pull."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -55,10 +55,14 @@ class Told:
 
 
 def fetch(
-    hub: StandIn, data_dir: Path, revision: str = "", told: Told | None = None, name: str = HUB_ID
+    hub: StandIn,
+    data_dir: Path,
+    revision: str = "",
+    reports: Reports | None = None,
+    name: str = HUB_ID,
 ) -> Path:
-    told = told or Told()
-    return pull(name, revision, data_dir, progress=told.progress, say=told.lines.append)
+    reports = reports or Reports()
+    return pull(name, revision, data_dir, progress=reports.progress, say=reports.lines.append)
 
 
 def refusal(hub: StandIn, data_dir: Path, revision: str = "", name: str = HUB_ID) -> str:
@@ -104,15 +108,15 @@ def test_the_manifest_names_the_commit_and_each_file_with_size_and_checksum(
 
 
 def test_progress_is_counted_in_bytes_up_to_all_of_them(hub: StandIn, tmp_path: Path) -> None:
-    told = Told()
-    fetch(hub, tmp_path, told=told)
+    reports = Reports()
+    fetch(hub, tmp_path, reports=reports)
     total = sum(map(len, LOADED.values()))
-    assert told.bytes["Downloading"][0] == (0, total)
-    assert told.bytes.pop("Checking what is here") == [(0, 0)]
-    for counted in told.bytes.values():
+    assert reports.bytes["Downloading"][0] == (0, total)
+    assert reports.bytes.pop("Checking what is here") == [(0, 0)]
+    for counted in reports.bytes.values():
         assert counted[-1] == (total, total)
         assert counted == sorted(counted)
-    assert FIRST in told.lines[0]
+    assert FIRST in reports.lines[0]
 
 
 def test_the_token_is_sent_to_the_hub_and_not_to_other_hosts(
@@ -174,13 +178,13 @@ def test_a_folder_is_found_as_it_is_and_anything_else_is_not(tmp_path: Path) -> 
 def test_what_is_complete_needs_no_hub(hub: StandIn, tmp_path: Path) -> None:
     folder = fetch(hub, tmp_path)
     hub.requests.clear()
-    told = Told()
-    assert fetch(hub, tmp_path, told=told) == folder
+    reports = Reports()
+    assert fetch(hub, tmp_path, reports=reports) == folder
     assert fetch(hub, tmp_path, FIRST) == folder
     assert find(HUB_ID, "", tmp_path) == folder
     assert verify(folder, ignore) == []
     assert hub.requests == []
-    assert told.lines[0].endswith("complete")
+    assert reports.lines[0].endswith("complete")
 
 
 def test_a_broken_connection_is_made_anew_where_it_broke(
@@ -204,11 +208,11 @@ def test_a_pull_that_broke_off_has_no_manifest_and_the_next_fetches_the_other_fi
 
     hub.refused_files.clear()
     hub.requests.clear()
-    told = Told()
-    assert contents(fetch(hub, tmp_path, told=told)) == LOADED
+    reports = Reports()
+    assert contents(fetch(hub, tmp_path, reports=reports)) == LOADED
     assert hub.sent() == set(LOADED) - done
     rest = sum(len(LOADED[name]) for name in set(LOADED) - done)
-    assert told.bytes["Downloading"][-1] == (rest, rest)
+    assert reports.bytes["Downloading"][-1] == (rest, rest)
 
 
 def test_parts_that_a_killed_pull_has_left_are_removed(hub: StandIn, tmp_path: Path) -> None:
@@ -235,10 +239,10 @@ def test_a_hub_that_sends_no_ranges_sends_all_again(
     monkeypatch.setattr("models.weights.hub.CHUNK_BYTES", 10_000)
     hub.breaks_after[BIG] = [50_000]
     hub.ignores_ranges = True
-    told = Told()
-    assert contents(fetch(hub, tmp_path, told=told)) == LOADED
+    reports = Reports()
+    assert contents(fetch(hub, tmp_path, reports=reports)) == LOADED
     total = sum(map(len, LOADED.values()))
-    assert told.bytes["Downloading"][-1] == (total, total)
+    assert reports.bytes["Downloading"][-1] == (total, total)
 
 
 @pytest.mark.parametrize("name", [BIG, SMALL])
@@ -267,11 +271,11 @@ def test_a_file_of_another_size_than_listed_is_refused(hub: StandIn, tmp_path: P
 
 def test_two_pulls_at_once_fetch_every_file_once(hub: StandIn, tmp_path: Path) -> None:
     hub.halts.add(BIG)
-    first, second = Told(), Told()
+    first, second = Reports(), Reports()
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(fetch, hub, tmp_path, told=first)
+        one = pool.submit(fetch, hub, tmp_path, reports=first)
         assert hub.halted.wait(20)
-        other = pool.submit(fetch, hub, tmp_path, told=second)
+        other = pool.submit(fetch, hub, tmp_path, reports=second)
         eventually(lambda: second.lines)
         hub.halts.clear()
         hub.over.set()
@@ -283,7 +287,7 @@ def test_two_pulls_at_once_fetch_every_file_once(hub: StandIn, tmp_path: Path) -
     assert contents(tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST) == LOADED
 
 
-def test_verify_names_each_changed_missing_and_short_file_and_pull_mends_them(
+def test_verify_names_each_changed_missing_and_short_file_and_pull_repairs_them(
     hub: StandIn, tmp_path: Path
 ) -> None:
     folder = fetch(hub, tmp_path)
@@ -328,7 +332,7 @@ def test_a_damaged_manifest_counts_as_none_and_is_written_again(
     assert find(HUB_ID, "", tmp_path) == folder
 
 
-def test_too_little_room_is_said_with_both_numbers_before_anything_is_fetched(
+def test_too_little_room_is_reported_with_both_numbers_before_the_download(
     hub: StandIn, tmp_path: Path
 ) -> None:
     hub.claimed_sizes[BIG] = 10**18
@@ -371,7 +375,7 @@ def test_a_folder_that_cannot_be_used_is_named(hub: StandIn, tmp_path: Path) -> 
         (200, {}, ["does not answer as a hub does", "HF_ENDPOINT"]),
     ],
 )
-def test_a_refusal_of_the_hub_is_said_with_a_remedy(
+def test_a_refusal_of_the_hub_comes_with_a_remedy(
     hub: StandIn, tmp_path: Path, status: int, headers: dict[str, str], words: list[str]
 ) -> None:
     hub.refusal = status, headers
@@ -479,7 +483,7 @@ def test_a_commit_that_is_none_is_not_taken_for_a_folder(hub: StandIn, tmp_path:
     assert "answers with commit '../../elsewhere'" in refusal(hub, tmp_path)
 
 
-def test_who_has_no_weights_reads_what_to_type(tmp_path: Path) -> None:
+def test_a_message_about_absent_weights_names_the_command(tmp_path: Path) -> None:
     assert f"are not in {tmp_path}/weights" in absent(HUB_ID, "", tmp_path)
     assert absent(HUB_ID, "", tmp_path).endswith(f"pull --data-dir {tmp_path}")
     assert "There is no folder MOCHI_WEIGHTS=/nowhere" in absent("/nowhere", "", tmp_path)
