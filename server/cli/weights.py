@@ -222,7 +222,7 @@ class Meter:
 
     def __call__(self, what: str, total: int) -> Callable[[int], None]:
         """Begin to show a step of `total` bytes. The result advances it, from any thread."""
-        if self._console.is_terminal:
+        if errors.is_terminal:
             task = self._bars.add_task(what, total=total, visible=total > 0)
             return partial(self._bars.advance, task)
         done = shown = 0
