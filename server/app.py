@@ -20,6 +20,7 @@ from server.api.openapi import document, operation_id
 from server.api.poller import Poller
 from server.api.routes import (
     account,
+    event_stream,
     generate,
     operations,
     pages,
@@ -54,11 +55,13 @@ BROKER_CHECK_SECONDS = 2.0
 OUTPUTS_PATIENCE_SECONDS = 10.0
 """For a call to the output store: a client waits, and any proxy between waits longer."""
 DESCRIPTION = (
-    "Text to video with Mochi 1, on your own machines. "
-    "All routes need a key, in `x-api-key` or as a bearer token, but the video's, whose link is "
-    "signed, the probes and `/version`."
+    "Text to video with Mochi 1, on your own machines. Routes need an API key, in `x-api-key` or "
+    "as a bearer token. Exceptions: the health probes, `/version`, and links to videos, which are "
+    "signed."
 )
-_ROUTERS = [module.router for module in (generate, requests, videos, account, operations)]
+_ROUTERS = [
+    module.router for module in (generate, requests, event_stream, videos, account, operations)
+]
 
 _log = structlog.get_logger()
 

@@ -26,50 +26,50 @@ class MalformedBodyError(HttpError):
 
 
 class MissingKeyError(HttpError):
-    """No API key came with the request, or none is at hand to send."""
+    """The request has no API key, or the client has none to send."""
 
     def __init__(self, text: str = "Missing Authorization or x-api-key in header") -> None:
         super().__init__(text)
 
 
 class InvalidKeyError(HttpError):
-    """The API key is not one of ours."""
+    """The API key is unknown."""
 
     def __init__(
         self,
-        text: str = "Invalid API key; ask who runs this server for one, or make one with "
+        text: str = "Invalid API key; ask the operator of this server for one, or create one with "
         "`mochi-server keys create NAME`",
     ) -> None:
         super().__init__(text)
 
 
 class ExpiredKeyError(InvalidKeyError):
-    """The API key, or the secret that it had before a rotation, was good until some time."""
+    """The API key, or its secret from before a rotation, has expired."""
 
     def __init__(self) -> None:
-        super().__init__("This API key has expired; ask who runs this server for another")
+        super().__init__("This API key has expired; ask the operator of this server for another")
 
 
 class RevokedKeyError(InvalidKeyError):
-    """The API key was taken back."""
+    """The API key was revoked."""
 
     def __init__(self) -> None:
-        super().__init__("This API key was revoked; ask who runs this server for another")
+        super().__init__("This API key was revoked; ask the operator of this server for another")
 
 
 class TooManyBadKeysError(HttpError):
-    """So many bad keys came from one address that no other is looked up for a while."""
+    """Too many bad keys came from one address; it has to wait."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(
-            f"Too many bad API keys came from your address. Try again in {seconds} seconds; a key "
-            "that has been in use goes on meanwhile."
+            f"Too many bad API keys came from your address. Try again in {seconds} seconds. Keys "
+            "that worked before still work."
         )
         self.retry_seconds = seconds
 
 
 class ForbiddenError(HttpError):
-    """The API key may not do this."""
+    """The API key lacks a scope or a model."""
 
 
 class UnknownRouteError(HttpError):
@@ -85,7 +85,7 @@ class WrongVerbError(HttpError):
 
 
 class WrongContentTypeError(HttpError):
-    """The body is not declared to be JSON, or what else a route takes."""
+    """The declared content type is not one that the route takes."""
 
     def __init__(self, other: str = "") -> None:
         also = f", or a form as `{other}`" if other else ""
@@ -93,23 +93,23 @@ class WrongContentTypeError(HttpError):
 
 
 class BadHeaderError(HttpError):
-    """A header of ours has a value that it cannot have."""
+    """A header has an invalid value."""
 
 
 class BadQueryError(HttpError):
-    """A value in the query of the URL breaks its rule."""
+    """A query parameter has an invalid value."""
 
 
 class BodyTooLargeError(HttpError):
-    """The body is over the limit."""
+    """The body is too large."""
 
 
 class BadHostError(HttpError):
-    """The Host header is not a host."""
+    """The Host header is invalid."""
 
 
 class RangeError(HttpError):
-    """The asked range lies beyond the end of the video."""
+    """The requested range starts beyond the end of the video."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"The video has {size:,} bytes; the range starts beyond them.")
@@ -125,7 +125,7 @@ class VideoNotReadyError(HttpError):
 
 
 class WaitTimeoutError(HttpError):
-    """A blocking call passed its limit, or the gateway stops. The job runs on."""
+    """A blocking call reached its time limit, or the gateway stops. The request runs on."""
 
     def __init__(self, request_id: str, seconds: float, *, is_stopping: bool = False) -> None:
         why = "This gateway stops, and the" if is_stopping else "The"
@@ -181,7 +181,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.NoWorkerError: 502,
     WaitTimeoutError: 504,
 }
-"""Every error that an HTTP client can cause or meet. 422 is no error but the answer for FAILED."""
+"""Every error that an HTTP client can get. 422 is not an error: it is the response for FAILED."""
 
 NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
     {
@@ -206,13 +206,13 @@ MEANING: dict[int, str] = {
     "video that is not ready",
     405: "Wrong verb",
     406: "Wrong or missing content type; or too few credits",
-    409: "The `Idempotency-Key` came before, with another body",
+    409: "The `Idempotency-Key` was used before with another body",
     413: "The body is over the limit",
-    416: "The range lies beyond the end of the video",
+    416: "The range starts beyond the end of the video",
     422: "The request ran and FAILED",
     429: "The queue is full; the API key has too many requests at once, or within a minute; or "
     "many bad keys came from the client's address",
-    500: "Our bug; the log has the trace",
+    500: "A bug of the server; its log has the trace",
     502: "The broker is unreachable, or (v1) no live worker serves the model",
     504: "v1 passed its time limit, or the gateway stops; the job runs on and can be polled on v2",
 }

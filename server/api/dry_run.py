@@ -1,4 +1,4 @@
-"""`?dry_run=true`: what a request would cost, and whether and when it would be run."""
+"""`?dry_run=true`: the price of a request, and whether and when it would run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from worker.pace import Work
 
 
 class PriceBody(BaseModel):
-    """Credits. The charge is `fixed` and `gpu_second` for each second of the run."""
+    """Credits. The charge is `fixed` plus `gpu_second` for each second of the run."""
 
     fixed: float
     gpu_second: float
-    most: float = Field(description="The charge is never more; so much is reserved at the submit.")
+    most: float = Field(description="The highest charge; this much is reserved at the submit.")
 
 
 class RefusalBody(BaseModel):
-    """What the same request without `dry_run` would be answered with."""
+    """The error that the same request without `dry_run` would get."""
 
     status: int
     error: str
@@ -33,18 +33,18 @@ class RefusalBody(BaseModel):
 
 
 class DryRunBody(BaseModel):
-    """What would become of a request. Nothing was queued, and nothing is counted."""
+    """What would happen to a request. Nothing was queued or counted."""
 
     dry_run: Literal[True] = True
     would_be_accepted: bool
     refusal: RefusalBody | None = absent_when_none("Why it would not be accepted now.")
     price: PriceBody
-    queue_position: int | None = absent_when_none("Which it would have; 1 is next.")
+    queue_position: int | None = absent_when_none("The position it would have; 1 is next.")
     estimated_wait_seconds: float | None = Field(
-        default=None, description="In the queue; null as long as nothing was measured."
+        default=None, description="Time in the queue; null while nothing was measured."
     )
     estimated_seconds: float | None = Field(
-        default=None, description="Of the run; null as long as nothing was measured."
+        default=None, description="Time of the run; null while nothing was measured."
     )
 
 

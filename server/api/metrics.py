@@ -1,7 +1,7 @@
-"""What `/metrics` shows, in Prometheus' text format.
+"""The metrics of `/metrics`, in Prometheus' text format.
 
-Two kinds. What the broker knows is the same at every gateway: take the maximum over gateways, not
-the sum. What came over HTTP is counted by each gateway for itself.
+Metrics from the broker are the same at every gateway: take the maximum over gateways, not the sum.
+Metrics of HTTP are counted by each gateway for itself.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import (
-    generate_latest,
-)
+from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -27,20 +25,20 @@ from worker.billing import MILLION
 from worker.store.statistics import Survey, Times
 
 STEP = "step"
-"""Among the stages, but a part of one."""
+"""Kept among the stages, but shown as a histogram of its own."""
 
 
 @dataclass(frozen=True)
 class Count:
-    """A counter that the scripts keep.
+    """A counter that the Lua scripts keep.
 
     Attributes:
-        kept: its name there.
-        name: what Prometheus adds `_total` to.
-        text: one line for people.
-        label: what it is counted by; empty: nothing.
-        known: values of the label that are there from the start, so that the first rise is seen.
-        unit: how many of what is kept make one of what is shown.
+        kept: its name in the broker.
+        name: its name in Prometheus, which adds `_total`.
+        text: its help text.
+        label: the label that it is counted by; empty for none.
+        known: label values that are shown from the start, so that their first rise is seen.
+        unit: the kept value is divided by it.
     """
 
     kept: str
@@ -55,7 +53,7 @@ COUNTS = (
     Count(
         "submits",
         "mochi_submits",
-        "Submits that were read and checked, by what became of them.",
+        "Valid submits, by outcome.",
         "outcome",
         (
             *("accepted", "replayed", "conflict", "no_worker", "key_ended"),
@@ -65,7 +63,7 @@ COUNTS = (
     Count(
         "ended",
         "mochi_requests_ended",
-        "Requests that have ended: `completed`, or by the code of the failure.",
+        "Ended requests: `completed`, or the error code.",
         "outcome",
         (
             *("completed", "content_blocked", "cancelled", "out_of_memory"),
@@ -75,31 +73,36 @@ COUNTS = (
     Count(
         "requeues",
         "mochi_requeues",
-        "Requests that went back to the queue: their worker was lost, or had to stop.",
+        "Requests that went back to the queue: their worker was lost, or stopped.",
         "reason",
         ("lost", "given_back"),
     ),
     Count(
         "lost",
         "mochi_lost",
-        "Workers that fell silent: in a run, whose lease ended, or between a pop and its start.",
+        "Workers lost: in a run (its lease expired), or between the pop and the start of one.",
         "what",
         ("run", "pop"),
     ),
     Count(
         "webhooks",
         "mochi_webhooks_ended",
-        "Webhooks that were delivered or given up.",
+        "Webhook deliveries that succeeded or were given up.",
         "outcome",
         ("delivered", "given_up"),
     ),
-    Count("gpu_ms", "mochi_gpu_seconds", "Of all runs, lost and cancelled ones too.", unit=1000),
+    Count(
+        "gpu_ms",
+        "mochi_gpu_seconds",
+        "GPU time of all runs, including lost and cancelled ones.",
+        unit=1000,
+    ),
     Count("charged", "mochi_credits_charged", "Credits charged for videos.", unit=MILLION),
 )
 
 
 class Gathered:
-    """All of one scrape. `survey` is None when the broker is away."""
+    """The metrics of one scrape. `survey` is None when the broker does not answer."""
 
     def __init__(
         self, version: str, traffic: Traffic, survey: Survey | None, devices: dict[str, DeviceUse]
@@ -110,11 +113,10 @@ class Gathered:
         self._devices = devices
 
     def text(self) -> bytes:
-        """As Prometheus reads it."""
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
-        """For `generate_latest`."""
+        """Called by `generate_latest`."""
         yield InfoMetricFamily("mochi_gateway", "This gateway.", {"version": self._version})
         yield _gauge(
             "mochi_broker_up", "Whether the broker answers.", int(self._survey is not None)
@@ -132,16 +134,20 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _state(survey: Survey) -> Iterator[Metric]:
-    yield _gauge("mochi_waiting_requests", "Requests that wait.", survey.waiting)
+    yield _gauge("mochi_waiting_requests", "Waiting requests.", survey.waiting)
     yield _gauge(
         "mochi_oldest_waiting_seconds",
-        "How long the oldest of those that wait has waited.",
+        "How long the oldest waiting request has waited.",
         survey.oldest_seconds,
     )
-    yield _gauge("mochi_running_requests", "Requests that run.", survey.running)
-    yield _gauge("mochi_due_webhooks", "Webhooks that are still owed.", survey.due_webhooks)
-    yield _gauge("mochi_live_workers", "Workers that take requests.", len(survey.workers))
-    engines = InfoMetricFamily("mochi_worker", "Each live worker, and its engine.")
+    yield _gauge("mochi_running_requests", "Running requests.", survey.running)
+    yield _gauge(
+        "mochi_due_webhooks",
+        "Webhook deliveries that are due or will be retried.",
+        survey.due_webhooks,
+    )
+    yield _gauge("mochi_live_workers", "Live workers that take requests.", len(survey.workers))
+    engines = InfoMetricFamily("mochi_worker", "Each live worker and its engine.")
     for worker in survey.workers:
         engine = worker.engine
         engines.add_metric(
@@ -161,12 +167,12 @@ def _state(survey: Survey) -> Iterator[Metric]:
 def _devices(devices: dict[str, DeviceUse]) -> Iterator[Metric]:
     memory = GaugeMetricFamily(
         "mochi_device_memory_bytes",
-        "Memory of a worker's card: what its tensors have, what it keeps, all there is.",
+        "GPU memory of a worker: allocated by tensors, reserved by the process, total.",
         labels=("worker", "kind"),
     )
     busy = GaugeMetricFamily(
         "mochi_device_busy_ratio",
-        "Share of the last moments in which a worker's card worked.",
+        "Recent share of time in which a worker's GPU was busy.",
         labels=("worker",),
     )
     for worker, use in devices.items():
@@ -193,20 +199,18 @@ def _histograms(survey: Survey) -> Iterator[Metric]:
     steps = {"": stages.pop(STEP, Times())}
     yield _histogram(
         "mochi_wait_seconds",
-        "From a submit to the start of its last run, of requests that have ended.",
+        "Time from the submit to the start of the last run, of ended requests.",
         survey.times.get("wait", {"": Times()}),
     )
     yield _histogram(
         "mochi_run_seconds",
-        "Runs that made a video, from start to end.",
+        "Duration of runs that made a video.",
         survey.times.get("run", {"": Times()}),
     )
     yield _histogram(
-        "mochi_step_seconds", "A step of denoising, on average over the run of a video.", steps
+        "mochi_step_seconds", "Denoising step, averaged over the run of a video.", steps
     )
-    yield _histogram(
-        "mochi_stage_seconds", "The stages of the runs that made a video.", stages, "stage"
-    )
+    yield _histogram("mochi_stage_seconds", "Stages of runs that made a video.", stages, "stage")
 
 
 def _histogram(name: str, text: str, times: Any, label: str = "") -> Metric:  # noqa: ANN401
@@ -217,7 +221,7 @@ def _histogram(name: str, text: str, times: Any, label: str = "") -> Metric:  # 
 
 
 def _buckets(times: Times) -> list[tuple[str, float]]:
-    """Each bucket of Prometheus' holds those before it, too."""
+    """Cumulative, as Prometheus has them."""
     buckets = []
     so_far = 0
     for bound, amount in times.counts.items():

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the code cannot say of itself."""
+"""Additions to FastAPI's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -30,31 +30,36 @@ def _reference(component: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{component}"}
 
 
-IGNORED_HEADER = {"x-ignored-parameters": _header("Names in the body that mean nothing to us.")}
+IGNORED_HEADER = {"x-ignored-parameters": _header("Unknown names in the body.")}
 REPLAYED_HEADER = {
-    "Idempotency-Replayed": _header("`true`: the request had been made before, by the same key.")
+    "Idempotency-Replayed": _header(
+        "`true`: the idempotency key was used before; this is the first request."
+    )
 }
 RATE_HEADERS = {
     "x-ratelimit-limit": _header(
-        "Requests that the key may submit in any minute; where it is limited.", "integer"
+        "Requests that the key may submit per minute, if it is limited.", "integer"
     ),
-    "x-ratelimit-remaining": _header("Of these, now.", "integer"),
-    "x-ratelimit-reset": _header("Seconds until there is one more.", "integer"),
+    "x-ratelimit-remaining": _header("Requests left of these.", "integer"),
+    "x-ratelimit-reset": _header("Seconds until one more is allowed.", "integer"),
 }
 RETRY_HEADERS = RATE_HEADERS | {
-    "retry-after": _header("Seconds.", "integer"),
-    "x-rate-limit-reset-at-utc": _header("The same as a time."),
+    "retry-after": _header("Seconds to wait.", "integer"),
+    "x-rate-limit-reset-at-utc": _header("The same, as a time."),
 }
 RESULT_HEADERS = {
     "x-request-id": _header("The id of the request."),
-    "x-generation-time": _header("Seconds of the run.", "number"),
+    "x-generation-time": _header("Duration of the run in seconds.", "number"),
     "x-seed-value": _header("The seed that was used.", "integer"),
-    "x-cost": _header("Credits.", "number"),
-    "x-remaining-credits": _header("Credits.", "number"),
+    "x-cost": _header("Credits charged.", "number"),
+    "x-remaining-credits": _header("Credits left.", "number"),
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 VIDEO_BYTES: dict[str, Any] = {"description": "The MP4", "content": {VIDEO_TYPE: _BINARY}}
-VIDEO_RANGE: dict[str, Any] = {"description": "A range of it", "content": {VIDEO_TYPE: _BINARY}}
+VIDEO_RANGE: dict[str, Any] = {
+    "description": "A byte range of it",
+    "content": {VIDEO_TYPE: _BINARY},
+}
 FIGURES: dict[str, Any] = {
     "description": "In Prometheus' text format",
     "content": {"text/plain": {"schema": {"type": "string"}}},
@@ -62,8 +67,8 @@ FIGURES: dict[str, Any] = {
 FAILED: dict[str, Any] = {"model": FailedBody, "description": MEANING[422]}
 EVENTS: dict[str, Any] = {
     "description": (
-        "`status` at first and when the state changes, `progress` in between, or `preview`, with "
-        "the status as JSON; at last `output` with the result, or `status` with the failure."
+        "`status` first and at each change of state; `progress` or `preview` in between, with the "
+        "status as JSON; finally `output` with the result, or `status` with the failure."
     ),
     "content": {"text/event-stream": {"itemSchema": _reference("RequestEvent")}},
 }
@@ -71,7 +76,7 @@ REQUEST_ID = Text(
     name="request_id",
     place="path",
     is_required=True,
-    description="As in the answer to the submit.",
+    description="As in the response to the submit.",
 )
 GENERATE_BODY: dict[str, Any] = {
     "required": True,
@@ -113,7 +118,7 @@ def _video_request() -> dict[str, Any]:
         "size": {"type": "string", "enum": [SIZE], "default": SIZE},
         "seconds": {
             "anyOf": [{"type": "number"}, {"type": "string"}],
-            "description": "In place of `frames`: the length of the video, at its `fps`.",
+            "description": "Instead of `frames`: the duration of the video at its `fps`.",
         },
     }
     return schema
@@ -145,9 +150,9 @@ _SECURITY: dict[str, Any] = {
 
 
 def errors(*statuses: int, body: type[BaseModel] = ErrorBody) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer with these statuses."""
+    """The `responses` of a route that may return these error statuses."""
     if HTTPStatus.UNAUTHORIZED in statuses:
-        statuses += (429,)  # where a key may be bad, too many may be
+        statuses += (429,)  # too many bad keys
     answers: dict[int | str, dict[str, Any]] = {
         status: {"model": body, "description": MEANING[status]} for status in sorted(statuses)
     }
@@ -157,7 +162,7 @@ def errors(*statuses: int, body: type[BaseModel] = ErrorBody) -> dict[int | str,
 
 
 def operation_id(route: APIRoute) -> str:
-    """The id of an operation: the name of the function, which no other route has."""
+    """The route's function, or the `name` of its second path: unique and stable."""
     return route.name
 
 
@@ -187,7 +192,7 @@ def document(app: FastAPI, public_url: str) -> Callable[[], dict[str, Any]]:
 
 
 def _restore_limits(schema: dict[str, Any], routes: Iterable[APIRoute]) -> None:
-    """FastAPI turns limits into floats on the way, and the largest seed is none."""
+    """FastAPI turns limits into floats, which cannot hold the largest seed."""
     for route in routes:
         if route.include_in_schema and route.openapi_extra:
             for method in route.methods or ():

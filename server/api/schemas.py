@@ -1,4 +1,4 @@
-"""The bodies of answers, as they go over the wire and as the OpenAPI document shows them."""
+"""Response bodies, on the wire and in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from worker.store.usage import Usage
 
 VIDEO_TYPE: Literal["video/mp4"] = "video/mp4"
 UNLIMITED = 1_000_000_000 * MILLION
-"""What a key without a balance of its own is said to have left, in millionths of a credit: clients
-compare it with a price."""
+"""The balance shown for a key without a limit, in millionths of a credit: clients compare it with a
+price."""
 
 
 class Metrics(BaseModel):
@@ -34,7 +34,7 @@ class Metrics(BaseModel):
 
 
 class SubmittedBody(BaseModel):
-    """A request was accepted and will be run. The same again when it is replayed."""
+    """A request was accepted. A replay gets the same body."""
 
     request_id: str
     status: Literal[Status.QUEUED] = Status.QUEUED
@@ -43,39 +43,39 @@ class SubmittedBody(BaseModel):
     response_url: str
 
 
-_EXPIRES = "When request and video are forgotten; after the end."
+_EXPIRES = "When request and video expire; after the end."
 
 
 class StatusBody(BaseModel):
-    """Where a request stands."""
+    """The status of a request."""
 
     status: Literal[Status.QUEUED, Status.PROCESSING, Status.COMPLETED]
     request_id: str
     status_url: str
     response_url: str
     metrics: Metrics
-    progress: int = Field(ge=0, le=100, description="Per cent of the denoising steps.")
+    progress: int = Field(ge=0, le=100, description="Percentage of the denoising steps done.")
     queue_position: int | None = absent_when_none("While QUEUED; 1 is next.")
-    stage: Stage | None = absent_when_none("Where it is on its way; until the end.")
-    step: int = Field(description="Denoising steps done, of the present run.")
+    stage: Stage | None = absent_when_none("Stage of the run; until the end.")
+    step: int = Field(description="Denoising steps done in the present run.")
     total_steps: int
     eta_seconds: float | None = absent_when_none(
-        "Until the end, from the work before it and how fast runs were lately; absent where nobody "
-        "can tell."
+        "Estimated seconds until the end, from the work ahead and the pace of recent runs; absent "
+        "while unknown."
     )
-    attempt: int = Field(description="Runs that were started.")
-    cancel_url: str | None = absent_when_none("To be called with PUT; until the end.")
+    attempt: int = Field(description="Number of runs started.")
+    cancel_url: str | None = absent_when_none("Cancels, with PUT; until the end.")
     events_url: str | None = absent_when_none("Server-sent events; until the end.")
     expires_at: datetime | None = absent_when_none(_EXPIRES)
     preview: str | None = absent_when_none(
-        "What the video looks like so far, every few steps: a small picture as a data URL, in "
-        "events, and in the status if it is asked for."
+        "A small picture of the unfinished video as a data URL, updated every few steps. In "
+        "events, and in the status with `preview=true`."
     )
     warnings: list[str] | None = absent_when_none("As in the result; only after the end.")
 
 
 class CancelBody(BaseModel):
-    """What became of the wish to cancel."""
+    """The outcome of a cancellation."""
 
     status: Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED"]
     request_id: str
@@ -88,7 +88,7 @@ class FailedBody(BaseModel):
     request_id: str
     error: str
     error_code: str = Field(
-        description="`error` for programs, such as `out_of_memory` or `content_blocked`."
+        description="Machine-readable, such as `out_of_memory` or `content_blocked`."
     )
     metrics: Metrics
     expires_at: datetime | None = absent_when_none(_EXPIRES)
@@ -109,30 +109,32 @@ class ResultBody(BaseModel):
     status: Literal[Status.COMPLETED] = Status.COMPLETED
     request_id: str
     error: None = None
-    output: str = Field(description="URL of the video; needs no header, dies with the result.")
+    output: str = Field(description="URL of the video; needs no header, expires with the result.")
     video: Video
-    seed: int = Field(description="The seed that was used.")
+    seed: int = Field(description="The seed of the video.")
     prompt: str
     metrics: Metrics
     precision: str | None = absent_when_none(
-        "What the model was computed in, such as `bf16`; absent where there was no model."
+        "Numeric precision of the model, such as `bf16`; absent if no model ran."
     )
     warnings: list[str] = Field(
-        description="Sentences on the video, such as that the prompt was cut; mostly none."
+        description="Notes on the video, such as that the prompt was cut; usually none."
     )
     expires_at: datetime | None = absent_when_none(_EXPIRES)
 
 
 class WebhookBody(BaseModel):
-    """What a `webhook_url` is sent when a request has ended."""
+    """The body that a `webhook_url` receives when a request has ended."""
 
     type: Literal["request.completed", "request.failed"]
     timestamp: datetime = Field(description="The end of the request.")
-    data: ResultBody | FailedBody = Field(description="As `GET /v2/requests/{request_id}` gives.")
+    data: ResultBody | FailedBody = Field(
+        description="The body of `GET /v2/requests/{request_id}`."
+    )
 
 
 class CreditsBody(BaseModel):
-    """What the key has left."""
+    """The credits of the key."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -141,19 +143,19 @@ class CreditsBody(BaseModel):
 
 
 class UsageRow(BaseModel):
-    """What one key used on one day, in UTC."""
+    """The usage of one key on one day, in UTC."""
 
     day: date
     key_id: str
-    requests: int = Field(description="That were accepted.")
-    completed: int = Field(description="That ended with a video.")
-    failed: dict[str, int] = Field(description="That ended without one, by `error_code`.")
-    gpu_seconds: float = Field(description="Of all runs, those without a video included.")
-    credits: float = Field(description="That were charged.")
+    requests: int = Field(description="Accepted requests.")
+    completed: int = Field(description="Requests that ended with a video.")
+    failed: dict[str, int] = Field(description="Requests that ended without one, by `error_code`.")
+    gpu_seconds: float = Field(description="GPU time of all runs, including those without a video.")
+    credits: float = Field(description="Credits charged.")
 
 
 class UsageBody(BaseModel):
-    """Days and keys with nothing used are left out."""
+    """Days and keys without usage are left out."""
 
     usage: list[UsageRow]
 
@@ -173,17 +175,17 @@ class ReadyBody(BaseModel):
 
 
 class EngineBody(BaseModel):
-    """The engine of a live worker. The route needs no key, so hosts are not named."""
+    """The engine of a live worker. Without its host, as the route is public."""
 
-    model: str = Field(description="Which weights.")
+    model: str = Field(description="Name of the weights.")
     device: str = Field(description="Name of the card, or `CPU`.")
     precision: str = Field(description="As in a result; `none` without a model.")
-    profile: str = Field(description="What stays in GPU memory; empty on a CPU.")
-    lossy: list[str] = Field(description="Speed modes that are on and change the picture.")
+    profile: str = Field(description="Memory profile; empty on a CPU.")
+    lossy: list[str] = Field(description="Lossy speed modes that are on.")
 
 
 class VersionBody(BaseModel):
-    """What runs here."""
+    """The version and the engines."""
 
     version: str
     model: str
@@ -193,7 +195,6 @@ class VersionBody(BaseModel):
 
 
 def submitted_body(links: Links) -> SubmittedBody:
-    """The answer to a submit."""
     return SubmittedBody(
         request_id=links.request_id,
         poll_url=links.poll,
@@ -205,7 +206,7 @@ def submitted_body(links: Links) -> SubmittedBody:
 def status_body(
     job: Job, links: Links, eta_seconds: float | None = None, preview: str | None = None
 ) -> StatusBody:
-    """The light answer, for a request that has not failed."""
+    """The status of a request that has not failed."""
     is_final = job.status.is_final
     return StatusBody(
         status=job.status,
@@ -229,7 +230,7 @@ def status_body(
 
 
 def failed_body(job: Job) -> FailedBody:
-    """The one answer for a request that has failed, wherever it is asked for."""
+    """The response for a failed request, on every route but /v1/videos."""
     return FailedBody(
         request_id=job.request_id,
         error=job.error,
@@ -240,7 +241,7 @@ def failed_body(job: Job) -> FailedBody:
 
 
 def result_body(job: Job, url: str) -> ResultBody:
-    """The full answer, for a request that is COMPLETED and whose video is at `url`."""
+    """The result of a COMPLETED request whose video is at `url`."""
     return ResultBody(
         request_id=job.request_id,
         output=url,
@@ -255,18 +256,17 @@ def result_body(job: Job, url: str) -> ResultBody:
 
 
 def expires_at(job: Job) -> datetime | None:
-    """By the broker's clock, which is the one that counts."""
+    """When the record expires, by the broker's clock."""
     return None if job.expires_at is None else from_ms(job.expires_at)
 
 
 def credits_body(balance: Decimal | None) -> CreditsBody:
-    """A key's balance; None: without limit."""
+    """The credits of a key; a `balance` of None is without limit."""
     left = from_millionths(UNLIMITED) if balance is None else balance
     return CreditsBody(credits=float(left), free_credits=0.0)
 
 
 def usage_row(usage: Usage) -> UsageRow:
-    """One line of `/v1/usage`."""
     return UsageRow(
         day=usage.day,
         key_id=usage.owner,
@@ -279,7 +279,6 @@ def usage_row(usage: Usage) -> UsageRow:
 
 
 def engine_body(engine: Traits) -> EngineBody:
-    """One line of `/version`."""
     return EngineBody(
         model=engine.model,
         device=engine.device,
@@ -290,12 +289,12 @@ def engine_body(engine: Traits) -> EngineBody:
 
 
 def cost(job: Job) -> Decimal:
-    """Credits that a COMPLETED request was charged."""
+    """Credits charged for a COMPLETED request."""
     return from_millionths(job.cost)
 
 
 def remaining(job: Job) -> Decimal:
-    """Credits that its key then had left."""
+    """Credits that the key had left after it."""
     return from_millionths(UNLIMITED if job.remaining is None else job.remaining)
 
 

@@ -24,16 +24,16 @@ from worker.store.gateway_side import Accepted, Idempotency
 DRY_RUN = Flag(
     name="dry_run",
     description=(
-        "`true` or `1`: only say what the request would cost, and whether and when it would be "
-        "run. The answer is a `DryRunBody`."
+        "`true` or `1`: queue nothing; answer with the price, and whether and when the request "
+        "would run (`DryRunBody`)."
     ),
 )
 IDEMPOTENCY_KEY = SingleText(
     name="Idempotency-Key",
     place="header",
     description=(
-        "The same key with the same body is answered with the first request, as long as that "
-        "is kept. A blocking call that has one is not cancelled when its client hangs up."
+        "The same key with the same body returns the first request, as long as that is kept. A "
+        "blocking call with a key is not cancelled when its client hangs up."
     ),
     least=1,
     most=255,
@@ -41,8 +41,8 @@ IDEMPOTENCY_KEY = SingleText(
 WEBHOOK_URL = Text(
     name=FIELD,
     description=(
-        "Where the end of the request is told of, by a signed POST; see the webhooks of this "
-        "document. http or https, and to the outside."
+        "Receives a signed POST when the request ends; see the webhooks of this document. An "
+        "http or https URL with a public address."
     ),
     limits={"maxLength": MOST_LENGTH},
 )
@@ -50,8 +50,8 @@ MOCK_SCENARIO = Text(
     name=SCENARIO,
     place="header",
     description=(
-        "With mock weights, an outcome to test a client against; with real ones it is ignored. "
-        "It may stand in the body as well, as a field of this name."
+        "An outcome to test a client against. Mock weights only; ignored with real ones. May "
+        "also be a field of this name in the body."
     ),
     limits={"pattern": SCENARIO_FORM},
 )
@@ -166,9 +166,9 @@ class Submission:
         """Refuse what would otherwise make a video, and cost."""
         name = DRY_RUN.name
         if self.is_dry_run:
-            raise BadQueryError(f"`{name}` is for POST /v2/{MODEL} alone.")
+            raise BadQueryError(f"`{name}` works only with POST /v2/{MODEL}.")
         if str(self.body.get(name)).lower() in {"true", "1"}:
-            raise BadQueryError(f"`{name}` goes into the query: POST /v2/{MODEL}?{name}=true")
+            raise BadQueryError(f"`{name}` must be in the query: POST /v2/{MODEL}?{name}=true")
 
 
 def _scenario_header(request: Request, body: Mapping[str, Any]) -> dict[str, str]:
@@ -181,7 +181,7 @@ def _scenario_header(request: Request, body: Mapping[str, Any]) -> dict[str, str
     if not values:
         return {}
     if any(value != body.get(SCENARIO, values[0]) for value in values) or len({*values}) > 1:
-        raise BadHeaderError(f"There are two different `{SCENARIO}`: send one.")
+        raise BadHeaderError(f"`{SCENARIO}` has two different values: send one.")
     return {SCENARIO: values[0]}
 
 

@@ -1,4 +1,4 @@
-"""Requests as other video servers show them: see `routes/videos_api.py`."""
+"""Reads and shows requests in the shape of the OpenAI videos API; see `routes/videos.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_FIELDS = 100
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _FAR = 10**9
 _FRAMES: dict[str, Any] = GenerateParams.model_json_schema()["properties"]["frames"]
-_NO_FILE = "`input_reference` is not known: Mochi 1 makes videos from text alone. Leave files out."
+_NO_FILE = "`input_reference` is not supported: Mochi 1 makes videos from text. Send no files."
 
 
 VideoStatus = Literal["queued", "in_progress", "completed", "failed"]
@@ -47,35 +47,35 @@ class VideoError(BaseModel):
 class VideoObject(BaseModel):
     """One request. Times are seconds since 1970."""
 
-    id: str = Field(description="The request's id, good on every other route too.")
+    id: str = Field(description="The id of the request, valid on all other routes.")
     object: Literal["video"] = "video"
     model: Literal["mochi-1"] = MODEL  # type: ignore[assignment]  # it is that text
     status: VideoStatus
-    progress: int = Field(ge=0, le=100, description="Per cent of the denoising steps.")
+    progress: int = Field(ge=0, le=100, description="Percentage of the denoising steps done.")
     created_at: int
     completed_at: int | None = Field(default=None, description="When the video was ready.")
     expires_at: int | None = Field(
-        default=None, description="When it is forgotten, after it has ended."
+        default=None, description="When request and video expire; after the end."
     )
     size: str = SIZE
-    seconds: str = Field(description="How long the video plays.")
+    seconds: str = Field(description="The duration of the video.")
     prompt: str
     seed: int = Field(description="The seed that is used.")
     error: VideoError | None = Field(default=None, description="When it failed.")
 
 
 class VideoPage(BaseModel):
-    """Some of the key's requests."""
+    """One page of the key's requests."""
 
     object: Literal["list"] = "list"
     data: list[VideoObject]
     first_id: str | None
-    last_id: str | None = Field(description="To be given as `after` for the next page.")
+    last_id: str | None = Field(description="The `after` of the next page.")
     has_more: bool
 
 
 class DeletedVideo(BaseModel):
-    """It is gone."""
+    """The video was deleted."""
 
     id: str
     object: Literal["video.deleted"] = "video.deleted"
@@ -83,7 +83,6 @@ class DeletedVideo(BaseModel):
 
 
 def video_object(job: Job) -> VideoObject:
-    """A request."""
     ended_at = None if job.ended_at is None else job.ended_at / 1000
     is_failed = job.status is Status.FAILED
     return VideoObject(
@@ -101,7 +100,6 @@ def video_object(job: Job) -> VideoObject:
 
 
 def video_page(page: Page) -> VideoPage:
-    """One page of a list."""
     data = [video_object(job) for job in page.jobs]
     return VideoPage(
         data=data,
@@ -112,10 +110,10 @@ def video_page(page: Page) -> VideoPage:
 
 
 async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
-    """The body as a dict; the text of a form's field is a number where a number is asked for.
+    """Read JSON or a form; the text of a form's field becomes a number where one is expected.
 
     Raises:
-        WrongContentTypeError: it is declared to be neither JSON nor a form.
+        WrongContentTypeError: the body is declared to be neither JSON nor a form.
         BodyTooLargeError: it is longer than `most_bytes`.
         MalformedBodyError: it is not what it is declared to be.
         InvalidParametersError: the form holds a file.
@@ -129,11 +127,11 @@ async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
 
 
 def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same in our names: `seconds` become frames, and what only video servers know is left out.
+    """Translate to the parameters of the model: `seconds` become `frames`, `model` and `size` go.
 
     Raises:
-        InvalidParametersError: naming the field, the rule and what came.
-        UnknownRouteError: there is no such model.
+        InvalidParametersError: a field is wrong.
+        UnknownRouteError: the model is unknown.
     """
     _refuse_what_mochi_cannot(fields)
     ours = {name: value for name, value in fields.items() if name not in {"model", "size"}}
@@ -147,7 +145,7 @@ def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def seconds_of(params: GenerateParams) -> str:
-    """How long the video plays, as these servers write it."""
+    """The duration of the video, as text."""
     return f"{params.frames / params.fps:.6g}"
 
 
@@ -174,7 +172,7 @@ async def _read_form(request: Request, most_bytes: int) -> dict[str, Any]:
 
 
 def _typed(name: str, value: object) -> object:
-    """A form has only texts, and files."""
+    """The value of a form's field, which is text or a file."""
     if not isinstance(value, str):
         raise InvalidParametersError(_NO_FILE)
     field = GenerateParams.model_fields.get(name)
@@ -187,7 +185,7 @@ def _refuse_what_mochi_cannot(fields: dict[str, Any]) -> None:
     if fields.get("model", MODEL) != MODEL:
         raise UnknownRouteError(has_docs=False)
     if fields.get("size", SIZE) != SIZE:
-        raise InvalidParametersError(f"`size` must be {SIZE}: Mochi 1 makes no other.")
+        raise InvalidParametersError(f"`size` must be {SIZE}: Mochi 1 makes no other size.")
     if "input_reference" in fields:
         raise InvalidParametersError(_NO_FILE)
 

@@ -1,7 +1,7 @@
-"""The page at `/`: its files, and the form with what the model accepts filled in.
+"""The page at `/`: renders its form from the parameters of the model.
 
-`index.html` is a template, so that a range or a default stands in `models/params.py` alone. Nothing
-here knows the API: the scripts in `assets` call it, as any client does.
+`index.html` is a template, so that ranges and defaults stand only in `models/params.py`. The
+scripts in `assets` call the API as any client does.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from models.example import EXAMPLE_REQUEST
 from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
 
 _LABELS = {"fps": "Frame rate"}
-"""Where the name of a parameter says too little."""
+"""Labels for parameters whose names are not clear enough."""
 _WIDEST_SLIDER = 1000
-"""A value of a wider range is typed, and not pulled at."""
+"""Parameters with a wider range have no slider."""
 
 _TEXT = Template("""\
 <div class="field">
@@ -40,7 +40,7 @@ _NUMBER = Template("""\
   <p class="error" id="$name-error"></p>
 </div>
 """)
-# The number beside it is the control for the keyboard and for screen readers: one is enough.
+# Hidden from the keyboard and screen readers: they use the number field beside it.
 _SLIDER = Template("""\
 <input type="range" data-for="$name" value="$value" min="$least" max="$most" step="$pull"
     tabindex="-1" aria-hidden="true" autocomplete="off">
@@ -49,14 +49,13 @@ _SLIDER = Template("""\
 
 @dataclass(frozen=True)
 class Page:
-    """The page, and by what a browser knows whether its copy is still the same."""
+    """The rendered page and its ETag."""
 
     html: bytes
     etag: str
 
     @classmethod
     def render(cls) -> Page:
-        """Read and fill it, for as long as the gateway runs."""
         html = _html()
         return cls(html, f'"{hashlib.sha256(html).hexdigest()[:32]}"')
 
@@ -103,7 +102,6 @@ def _number(name: str, field: dict[str, Any]) -> str:
 
 
 def _short(number: float) -> str:
-    """As a person reads it who knows the largest integer of a computer."""
     is_largest = isinstance(number, int) and number + 1 == 1 << 63
     return "2^63-1" if is_largest else str(number)
 

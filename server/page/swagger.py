@@ -1,4 +1,4 @@
-"""The page at /docs: Swagger UI, from the server itself, and the one script that it may hold."""
+"""The page at /docs: Swagger UI with local assets, and the hash of its inline script."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = bytes(
 
 
 def _hash_of_script(page: bytes) -> str:
-    """As a content security policy names an inline script."""
+    """The hash of the inline script, for the content security policy."""
     (script,) = re.findall(rb"<script>(.*?)</script>", page, re.DOTALL)
     return "sha256-" + base64.b64encode(hashlib.sha256(script).digest()).decode()
 

@@ -1,4 +1,4 @@
-"""Reads a request body: one JSON object of limited size, and nothing that JSON does not allow."""
+"""Reads request bodies: size and time limits, and strict JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
 
 
 def media_type(request: Request) -> str:
-    """What the body is declared to be."""
+    """The declared content type, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -57,7 +57,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 async def read_bytes(request: Request, most_bytes: int) -> bytes:
-    """The body as it came.
+    """The raw body.
 
     Raises:
         BodyTooLargeError: it is longer than `most_bytes`; no more than that is ever held.

@@ -1,4 +1,4 @@
-"""Notices that a client has hung up, while its answer is waited for."""
+"""Abandons a wait when the client hangs up."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from starlette.requests import Request
 
 
-class ClientDisconnected(Exception):  # noqa: N818 (no error: what a client may do)
-    """Nobody waits for the answer any more."""
+class ClientDisconnected(Exception):  # noqa: N818 (not an error: a client may hang up)
+    """The client has hung up."""
 
 
 async def unless_disconnected(request: Request, wait: Coroutine[Any, Any, None]) -> None:

@@ -1,4 +1,4 @@
-"""Schemas of error bodies."""
+"""Schemas of error responses."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def _is_none(value: object) -> bool:
 
 
 def absent_when_none(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
-    """A field that is left out of the answer where there is nothing to say."""
+    """An optional field that is left out of the response instead of being null."""
     return Field(default=None, exclude_if=_is_none, description=description)
 
 
 class ErrorBody(BaseModel):
-    """Every error: what is wrong, and what to do about it."""
+    """An error: what is wrong, and the remedy."""
 
     error: str
     request_id: str | None = absent_when_none("Where there is one.")
@@ -27,11 +27,11 @@ class VideosError(BaseModel):
     """What went wrong."""
 
     message: str
-    code: int = Field(description="The status.")
+    code: int = Field(description="The HTTP status.")
 
 
 class VideosErrorBody(BaseModel):
-    """The same below `/v1/videos`, where clients look for the text in `message`."""
+    """An error below `/v1/videos`, where clients look for the text in `message`."""
 
     error: VideosError
     request_id: str | None = absent_when_none("Where there is one.")

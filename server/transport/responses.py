@@ -1,6 +1,6 @@
-"""Turns errors into answers. Every one is `{"error": "…"}`, and nothing internal is in it.
+"""Builds responses. Every error is `{"error": "…"}` and holds nothing internal.
 
-Below `/v1/videos` it is `{"error": {"message": "…"}}`, as the clients of that shape show no other.
+Below `/v1/videos` it is `{"error": {"message": "…"}}`, which clients of that shape expect.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def ignored_parameters(names: Iterable[str]) -> dict[str, str]:
 
 
 def answer_for_error(error: MochiError, path: str, request_id: str | None = None) -> Response:
-    """By the table in `server/errors.py`.
+    """The response for an error, by the table in `server/errors.py`.
 
     Args:
-        error: with a text for the client.
-        path: that was called.
-        request_id: of a job already accepted.
+        error: its text is for the client.
+        path: of the call.
+        request_id: of a request that was accepted before the error.
     """
     status = STATUS[type(error)]
     headers = {}
@@ -80,14 +80,14 @@ def answer_for_error(error: MochiError, path: str, request_id: str | None = None
 
 
 def answer_for_bug(path: str, request_id: str | None) -> Response:
-    """Says nothing of what happened: that is in the log."""
-    error = "Internal error. The server's log says more."
+    """A 500 without details: they are in the log."""
+    error = "Internal error. The server's log has the details."
     return answer(_error_body(error, 500, path, request_id), 500)
 
 
 async def handle_routing_error(request: Request, error: Exception) -> Response:
-    """What Starlette's router raises for an unknown path or a wrong verb."""
-    assert isinstance(error, HTTPException)  # noqa: S101 (how it is registered)
+    """The router's error for an unknown path or a wrong verb."""
+    assert isinstance(error, HTTPException)  # noqa: S101 (registered for this type only)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = _verbs(request) or (error.headers or {}).get("Allow", "")
         wrong = WrongVerbError(f"Wrong verb. This path takes: {allowed}.")
@@ -99,8 +99,8 @@ async def handle_routing_error(request: Request, error: Exception) -> Response:
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
-    """What our own code raises within a route."""
-    assert isinstance(error, MochiError)  # noqa: S101 (how it is registered)
+    """An error that a route raises."""
+    assert isinstance(error, MochiError)  # noqa: S101 (registered for this type only)
     request_id = getattr(request.state, "request_id", None)
     return answer_for_error(error, request.url.path, request_id)
 
@@ -112,7 +112,7 @@ def _error_body(text: str, status: int, path: str, request_id: str | None) -> Ba
 
 
 def _verbs(request: Request) -> str:
-    """Of all routes with this path: the router names those of the first one only."""
+    """The verbs of all routes with this path: the router names only those of the first."""
     verbs: set[str] = set()
     for route in request.app.state.routes:
         if route.matches(request.scope)[0] is not Match.NONE:

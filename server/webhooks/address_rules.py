@@ -1,4 +1,4 @@
-"""Which addresses may be called for a client."""
+"""The addresses that webhooks may be sent to: the rules of the SSRF guard."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _INSIDE = tuple(
             "100.64.0.0/10",  # carriers' NAT; also Alibaba's metadata
             "127.0.0.0/8",
             "168.63.129.16/32",  # Azure's host
-            "169.254.0.0/16",  # link-local; also everybody's metadata
+            "169.254.0.0/16",  # link-local; also most clouds' metadata
             "172.16.0.0/12",
             "192.0.0.0/24",  # protocols; also Oracle's metadata
-            "192.0.2.0/24",  # documents
-            "192.88.99.0/24",  # relays of 6to4
+            "192.0.2.0/24",  # documentation
+            "192.88.99.0/24",  # 6to4 relays
             "192.168.0.0/16",
             "198.18.0.0/15",  # benchmarks
             "198.51.100.0/24",
@@ -34,14 +34,14 @@ _INSIDE = tuple(
         ),
     )
 )
-"""By IANA's registries of special addresses. Not Python's, which differ by version."""
+"""IANA's registries of special addresses. Python's own lists differ by version."""
 _GLOBAL_V6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 
 
 def is_outside(address: Address) -> bool:
-    """Whether everybody in the world knows this address as the same host."""
+    """Whether the address is globally routable."""
     if isinstance(address, IPv6Address):
         if address in _NAT64:
             return is_outside(IPv4Address(address.packed[-4:]))
@@ -51,18 +51,18 @@ def is_outside(address: Address) -> bool:
 
 
 def is_host(text: str) -> bool:
-    """Whether this is a host: a name of DNS, or an address without brackets."""
+    """Whether this is a DNS name, or an address without brackets."""
     return bool(_HOST.fullmatch(text)) or _literal(text) is not None
 
 
 class Guard:
-    """Which hosts may be called: all outside, and those that are allowed by name or network."""
+    """Admits global addresses, and hosts and networks that the operator allows."""
 
     def __init__(self, allowed: str = "") -> None:
         """Read `MOCHI_WEBHOOK_ALLOW`.
 
         Raises:
-            ValueError: naming what is neither a host name nor an address nor a network.
+            ValueError: an item is neither a host name nor an address nor a network.
         """
         self._names: set[str] = set()
         self._networks: list[IPv4Network | IPv6Network] = []
@@ -75,13 +75,13 @@ class Guard:
                 self._names.add(_plain(item))
 
     def admits(self, host: str, address: str) -> bool:
-        """Whether `address`, which `host` has led to, may be connected to."""
+        """Whether `address`, to which `host` resolves, may be connected to."""
         parsed = ip_address(address)
         is_allowed = any(parsed in network for network in self._networks)
         return is_allowed or _plain(host) in self._names or is_outside(parsed)
 
     def refuses(self, host: str) -> bool:
-        """Whether `host` is an address, in whatever spelling, that may not be connected to."""
+        """Whether `host` is an address, in any spelling, that may not be connected to."""
         address = _literal(host)
         return address is not None and not self.admits(host, address)
 
@@ -91,7 +91,7 @@ def _plain(host: str) -> str:
 
 
 def _literal(host: str) -> str | None:
-    """The address that `host` spells, as the system's look-up reads it; None for a name."""
+    """The address that `host` spells, as the system resolver reads it; None for a name."""
     try:
         return str(ip_address(host))
     except ValueError:

@@ -1,7 +1,7 @@
-"""Calls to addresses that clients name: only to the outside, or to what the operator has allowed.
+"""HTTP client for URLs that clients supply, guarded against SSRF.
 
-The address that is connected to is the one that was checked, so a name that resolves otherwise a
-moment later leads nowhere else. No proxy, no redirect, and nothing of an answer but its status.
+It connects to the very address that it checked, so a name that resolves differently a moment later
+leads nowhere else. It uses no proxy, follows no redirect and reads only the status of a response.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from server.webhooks.address_rules import Guard, _literal
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 CALL_SECONDS = 15.0
-"""From the look-up of the name to the head of the answer."""
+"""From the DNS lookup to the head of the response."""
 CONNECT_SECONDS = 5.0
-"""For one of several addresses."""
+"""To connect to one of several addresses."""
 LOOKUP_SECONDS = 10.0
-"""A name server that does not answer is asked again after 5."""
+"""A resolver asks a silent name server again after 5 seconds."""
 LOOKUPS_OF_OWNER = 16
-"""At once, those included that nobody waits for any more: the system's own limit is a minute."""
+"""At once, abandoned ones included: the system's own time limit is a minute."""
 
 
 class NoCallError(Exception):
-    """There was no answer. The text tells of no address: it goes into the log."""
+    """There was no response. The text goes into the log, so it names no address."""
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Looks names up itself, and connects to numbers alone."""
+    """Resolves names itself, and connects to addresses only."""
 
     def __init__(self, guard: Guard, resolve: Resolve) -> None:
         self._guard = guard
@@ -54,15 +54,15 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address that may be connected to, and that answers.
+        """Connect to the first permitted address that answers.
 
         Raises:
-            NoCallError: there is no such address.
+            NoCallError: no address is permitted.
             httpcore.NetworkError, httpcore.TimeoutException: none answers.
         """
         addresses = await self._resolve(host, port)
         admitted = [address for address in addresses if self._guard.admits(host, address)]
-        failure: Exception = NoCallError("the address is not outside")
+        failure: Exception = NoCallError("the address is not public")
         for address in admitted:
             try:
                 return await self._backend.connect_tcp(
@@ -78,7 +78,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
 
 class Caller:
-    """Sends to URLs that clients have named."""
+    """Sends to URLs that clients supply."""
 
     def __init__(
         self,
@@ -94,19 +94,19 @@ class Caller:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return httpx.create_ssl_context()  # with SSL_CERT_FILE, where an operator has a CA
+        return httpx.create_ssl_context()  # reads SSL_CERT_FILE, for an operator's own CA
 
     async def post(self, url: str, content: bytes, headers: Mapping[str, str], owner: str) -> int:
-        """The status of the answer. Its body is not read.
+        """Return the status of the response. Its body is not read.
 
         Args:
-            url: where to.
+            url: the receiver.
             content: the body.
-            headers: all but the host and the length.
-            owner: who has named the URL, and bears it when names are looked up slowly.
+            headers: all but `host` and `content-length`.
+            owner: the key that supplied the URL; slow DNS lookups delay only this key.
 
         Raises:
-            NoCallError: there was none in time, or nobody may be asked there.
+            NoCallError: there was none in time, or the address is not permitted.
         """
         try:
             async with asyncio.timeout(self._seconds):
@@ -117,13 +117,13 @@ class Caller:
             is_tls = isinstance(error.__cause__, ssl.SSLError)
             raise NoCallError("TLS failed" if is_tls else "no connection") from None
         except (httpcore.NetworkError, httpcore.ProtocolError):
-            raise NoCallError("the answer is no HTTP, or was cut off") from None
+            raise NoCallError("the response is not HTTP, or was cut off") from None
 
     async def _post(
         self, url: httpx.URL, content: bytes, headers: Mapping[str, str], owner: str
     ) -> int:
         own = {"host": url.netloc.decode("ascii"), "content-length": str(len(content))}
-        # A pool for one call: no connection is left for another, which may not go there.
+        # A pool for one call: a kept connection could serve a call that may not use it.
         async with (
             httpcore.AsyncConnectionPool(
                 ssl_context=self._tls if url.scheme == "https" else None,
@@ -151,10 +151,10 @@ class Caller:
 
 
 class _Lookups:
-    """The system's look-ups of names, each in a thread that nobody has to wait for.
+    """DNS lookups by the system, each in a daemon thread of its own.
 
-    In a pool, those of one owner whose name server hangs would hold up all others', and the end of
-    the process, which joins the threads of a pool.
+    In a thread pool, lookups of one owner whose name server hangs would hold up all others, and the
+    exit of the process, which joins the threads of a pool.
     """
 
     def __init__(self) -> None:
@@ -165,12 +165,12 @@ class _Lookups:
         if literal is not None:
             return [literal]
         if self._running[owner] >= LOOKUPS_OF_OWNER:
-            raise NoCallError("too many look-ups of this key's hosts hang")
+            raise NoCallError("too many DNS lookups of this key's hosts hang")
         try:
             async with asyncio.timeout(LOOKUP_SECONDS):
                 addresses = await self._begin(owner, host, port)
         except TimeoutError:
-            raise NoCallError("the look-up of the host did not end in time") from None
+            raise NoCallError("the DNS lookup of the host did not end in time") from None
         if not addresses:
             raise NoCallError("no such host")
         return addresses
@@ -186,7 +186,7 @@ class _Lookups:
 
         def look_up() -> None:
             addresses = _addresses(host, port)
-            with suppress(RuntimeError):  # the gateway has ended meanwhile
+            with suppress(RuntimeError):  # the event loop has ended meanwhile
                 loop.call_soon_threadsafe(end, addresses)
 
         Thread(target=look_up, name="lookup", daemon=True).start()
@@ -197,6 +197,6 @@ class _Lookups:
 def _addresses(host: str, port: int) -> list[str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, ValueError):  # the latter: no name of DNS
+    except (OSError, ValueError):  # ValueError: not a DNS name
         return []
     return list(dict.fromkeys(str(address[0]) for *_, address in found))

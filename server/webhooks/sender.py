@@ -1,7 +1,7 @@
-"""The sender: tells those who asked for it of the end of their requests. Every gateway has one.
+"""Sends webhooks: signed POSTs as Standard Webhooks describe them, with retries.
 
-A signed POST as Standard Webhooks describe it, made again later until it is answered with 2xx,
-refused for good with 410, or has been tried often enough. Logs name a delivery by its request.
+Every gateway has one sender. A delivery is retried until it gets a 2xx or a 410, or has used up its
+attempts. Logs name a delivery by its request.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from worker.errors import BrokerUnavailableError, StorageError
 from worker.store.deliveries import Deliveries, Delivery, State
 
 LOOK_SECONDS = 0.5
-"""Between two looks for what is due."""
+"""Between two looks for due deliveries."""
 MOST_AT_ONCE = 32
 STOP_SECONDS = 2.0
-"""For what is on its way when the gateway stops. What is cut off is sent again."""
+"""For attempts that run when the gateway stops. Those that are cut off are repeated."""
 NOTE_TRIES = 10
 NOTE_PAUSE_SECONDS = 1.0
 
@@ -47,11 +47,11 @@ class Sender:
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Look for what is due, from now on."""
+        """Begin to send due deliveries."""
         self._loop = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Take no more, and give what is on its way a moment."""
+        """Take no more deliveries, and let running attempts finish for a moment."""
         if self._loop is not None:
             self._loop.cancel()
         if self._sending:
@@ -65,13 +65,13 @@ class Sender:
                 if await self._take():
                     continue
             except BrokerUnavailableError:
-                pass  # its silence is noticed elsewhere
-            except Exception:  # noqa: BLE001 (others may still be told)
+                pass  # logged by the health check of the broker
+            except Exception:  # noqa: BLE001 (other deliveries may still succeed)
                 _log.exception("webhooks.bug")
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _take(self) -> bool:
-        """Begin with what is due and there is room for. Whether there was any."""
+        """Start attempts for due deliveries, up to the limit. False when there were none."""
         room = MOST_AT_ONCE - len(self._sending)
         if not room:
             await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +118,7 @@ class Sender:
         return await self._caller.post(delivery.url, body.encode(), headers, delivery.owner)
 
     async def _note(self, delivery: Delivery, state: State, outcome: str, pause: float) -> None:
-        """Patiently: what is not noted is sent again."""
+        """With retries: an attempt that is not noted is repeated."""
         for _ in range(NOTE_TRIES):
             try:
                 await self._deliveries.note(delivery, state, outcome, pause)

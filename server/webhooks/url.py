@@ -1,4 +1,4 @@
-"""The `webhook_url` of a submit, in its body or in its query."""
+"""Validates the `webhook_url` of a submit."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ def webhook_url(values: Iterable[object], guard: Guard) -> str | None:
     if not given:
         return None
     if any(url != given[0] for url in given):
-        raise InvalidParametersError(f"`{FIELD}` came more than once, with other values: give one.")
+        raise InvalidParametersError(
+            f"`{FIELD}` came more than once with different values: send one."
+        )
     url = _parse(given[0])
     if guard.refuses(url.host):
         raise InvalidParametersError(
-            f"`{FIELD}` must not lead to an address that is private, local or special. Give a "
-            "public one; or who runs this server allows it in `MOCHI_WEBHOOK_ALLOW`."
+            f"`{FIELD}` must not lead to an address that is private, local or special. Use a "
+            "public address, or ask the operator to allow this one in `MOCHI_WEBHOOK_ALLOW`."
         )
     return str(given[0])
 

@@ -229,7 +229,7 @@ def test_nobody_inside_is_called(server: Stack, figure: Callable[[str], None]) -
             return [each.log[0][1] for each in found if each.log]
 
         eventually(lambda: len(logs()) == len(names))
-        assert set(logs()) <= {"the address is not outside", "no such host"}
+        assert set(logs()) <= {"the address is not public", "no such host"}
         assert seen() == 0
     figure(f"A10: {len(INSIDE)} URLs that lead inside, and {len(names)} names: 0 connections")
 

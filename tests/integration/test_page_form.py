@@ -39,7 +39,7 @@ def test_a_bad_key_is_shown_at_its_box_and_a_good_one_goes_on(visitor: Visitor) 
     for bad, said in {
         "": "An API key is needed.",
         "ключ": "This cannot be an API key",
-        "mochi_wrong": "Invalid API key; ask who runs this server",
+        "mochi_wrong": "Invalid API key; ask the operator of this server",
     }.items():
         visitor.key = bad
         visitor.generate()

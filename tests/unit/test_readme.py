@@ -8,13 +8,20 @@ import pytest
 from fastapi.routing import APIRoute
 
 from models.params import GenerateParams
-from server.api.routes import account, generate, operations, requests
+from server.api.routes import account, event_stream, generate, operations, requests
 from server.api.routes import videos as videos_api
 from server.errors import MEANING
 from server.settings import ServerSettings
 
 README = Path(__file__).parents[2] / "README.md"
-ROUTERS = (generate.router, requests.router, videos_api.router, account.router, operations.router)
+ROUTERS = (
+    generate.router,
+    requests.router,
+    event_stream.router,
+    videos_api.router,
+    account.router,
+    operations.router,
+)
 
 
 def _rows(*rows: tuple[object, ...]) -> list[str]:

@@ -1,1 +1,1 @@
-"""The routes, one module for each kind of caller's wish."""
+"""HTTP routes, one module per resource."""

@@ -1,4 +1,4 @@
-"""What a key has left, and what was used."""
+"""The credits and the usage of a key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ router = APIRouter(tags=["Account"])
     "/v1/get-user-credits", response_model=CreditsBody, responses=errors(401, 403, 500, 502)
 )
 async def get_credits(request: Request) -> Response:
-    """The balance of the key, without what its running requests may cost."""
+    """The balance of the key, less what its running requests may cost."""
     call = Call.of(request)
     call.key.require(Scope.READ)
     return answer(credits_body(call.key.balance))
@@ -40,7 +40,7 @@ async def get_credits(request: Request) -> Response:
     openapi_extra={"parameters": documented(DAYS)},
 )
 async def get_usage(request: Request) -> Response:
-    """What the key used on each of the last days; with the scope `admin`, what every key did."""
+    """The usage of the key on each of the last days; with the scope `admin`, of all keys."""
     call = Call.of(request)
     call.key.require(Scope.READ)
     period = Period.latest(DAYS.read(request), datetime.now(UTC).date())

@@ -1,26 +1,46 @@
-"""What is said in a stream of events, and how: HTML Living Standard, 9.2 Server-sent events."""
+"""The status of a request as server-sent events (HTML Living Standard, section 9.2)."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 import structlog
+from fastapi import APIRouter
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from models.errors import MochiError
 from server.api.call import Call
+from server.api.openapi import EVENTS, REQUEST_ID, errors
 from server.api.schemas import failed_body
+from server.transport.parameters import documented
 from worker.job import Job, Status
 
 UNBUFFERED = {"x-accel-buffering": "no"}
-"""For proxies; that nothing is to be stored is said of every answer."""
+"""For proxies, which would otherwise hold events back."""
 
+router = APIRouter(tags=["Requests"])
 _log = structlog.get_logger()
 
 
-async def stream(call: Call, job: Job) -> AsyncIterator[bytes]:
-    """All events of a request from now on, beginning with how `job` stands."""
+@router.get(
+    "/v2/requests/{request_id}/events",
+    response_class=StreamingResponse,
+    responses={200: EVENTS, **errors(401, 403, 404, 500, 502)},
+    openapi_extra={"parameters": documented(REQUEST_ID)},
+)
+async def stream_events(request: Request) -> Response:
+    """The status whenever it changes, as server-sent events, until the request has ended."""
+    call = Call.of(request)
+    job = await call.find_job()
+    # Not as FastAPI streams: its response would have begun before an unknown request is a 404.
+    return StreamingResponse(_stream(call, job), headers=UNBUFFERED, media_type="text/event-stream")
+
+
+async def _stream(call: Call, job: Job) -> AsyncIterator[bytes]:
+    """All events from now on; the first is the state that `job` has."""
     before: Job | None = None
     async for now in call.services.poller.follow(job):
         if now is None:
@@ -29,7 +49,7 @@ async def stream(call: Call, job: Job) -> AsyncIterator[bytes]:
         try:
             name, body = await _event(call, before, now)
         except MochiError as error:
-            # Too late for an error: who finds the stream at its end asks again, and is told then.
+            # Too late for an error response. The client reconnects and gets one then.
             _log.warning("events.cut", request_id=job.request_id, reason=str(error))
             return
         yield format_sse_event(event=name, data_str=body.model_dump_json())

@@ -19,7 +19,6 @@ from server.api.openapi import (
     VIDEO_BYTES,
     errors,
 )
-from server.api.routes.video_file import video_response
 from server.api.schemas import SubmittedBody, cost, failed_body, remaining, submitted_body
 from server.api.submission import (
     DRY_RUN,
@@ -28,6 +27,7 @@ from server.api.submission import (
     WEBHOOK_URL,
     Submission,
 )
+from server.api.video_file import video_response
 from server.transport.body import read_object
 from server.transport.disconnect import ClientDisconnected, unless_disconnected
 from server.transport.parameters import documented

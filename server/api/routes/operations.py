@@ -1,4 +1,4 @@
-"""For those who run the server, and their probes: nothing about single requests."""
+"""Health, readiness, version and metrics."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ async def get_readiness(request: Request) -> Response:
 
 @router.get("/version", response_model=VersionBody, responses=errors(500))
 async def get_version(request: Request) -> Response:
-    """What runs here: the version, and the engines of the live workers."""
+    """The version, and the engines of the live workers."""
     try:
         workers = await Call.of(request).services.store.live_workers()
     except BrokerUnavailableError:
-        workers = []  # the version is known all the same
+        workers = []  # the version is known without it
     engines = [engine_body(worker.engine) for worker in workers]
     return answer(VersionBody(version=VERSION, model=MODEL, engines=engines))
 
@@ -59,14 +59,14 @@ async def get_version(request: Request) -> Response:
     responses={200: FIGURES, **errors(401, 403, 500, 502)},
 )
 async def get_metrics(request: Request) -> Response:
-    """Figures for Prometheus. Needs a key with the scope `admin`."""
+    """Metrics for Prometheus. Needs a key with the scope `admin`."""
     call = Call.of(request)
     if not call.services.settings.metrics_public:
         call.key.require(Scope.ADMIN)
     try:
         survey, devices = await call.services.statistics.read()
     except BrokerUnavailableError:
-        survey, devices = None, {}  # the figures of this gateway are known all the same
+        survey, devices = None, {}  # the figures of this gateway are known without it
     gathered = Gathered(VERSION, call.services.traffic, survey, devices)
     return Response(gathered.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 

@@ -1,4 +1,4 @@
-"""Pages for a person with a browser. Left out with MOCHI_DOCS=false."""
+"""The pages for a browser. Left out with MOCHI_DOCS=false."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def docs() -> HTMLResponse:
 
 @router.get("/")
 async def front_page(request: Request) -> Response:
-    """A form for a video, and what becomes of it. It may show videos from where they are kept."""
+    """The page at `/`. Its policy lets it show videos from the output store."""
     page: Page = request.app.state.page
     origins = await Call.of(request).services.video_links.origins()
     headers = {"etag": page.etag, "content-security-policy": front_page_policy(origins)}

@@ -1,4 +1,4 @@
-"""Following a request: its status, its result, its video."""
+"""The status, result, cancellation and video of a request."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 import structlog
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from server.api.call import Call
-from server.api.openapi import EVENTS, FAILED, REQUEST_ID, VIDEO_BYTES, VIDEO_RANGE, errors
-from server.api.routes.event_stream import UNBUFFERED, stream
-from server.api.routes.video_file import video_response
+from server.api.openapi import FAILED, REQUEST_ID, VIDEO_BYTES, VIDEO_RANGE, errors
 from server.api.schemas import CancelBody, ResultBody, StatusBody, failed_body
+from server.api.video_file import video_response
 from server.keys.lookup import Scope
 from server.paths import VIDEO_PATH
 from server.transport.parameters import Flag, Text, documented
@@ -25,7 +24,7 @@ from worker.store.answers import Cancellation
 
 PREVIEW = Flag(
     name="preview",
-    description="`true` or `1`: with the latest picture of the run, where there is one.",
+    description="`true` or `1`: include the latest preview picture, if there is one.",
 )
 SIGNATURE = Text(
     name="signature", is_required=True, description="As in the `output` of the result."
@@ -33,7 +32,7 @@ SIGNATURE = Text(
 _CANCEL: dict[str, Any] = {
     "status_code": 202,
     "responses": {
-        200: {"model": CancelBody, "description": "It had ended before"},
+        200: {"model": CancelBody, "description": "The request had ended before"},
         **errors(401, 403, 404, 500, 502),
     },
     "openapi_extra": {"parameters": documented(REQUEST_ID)},
@@ -50,7 +49,7 @@ _log = structlog.get_logger()
     openapi_extra={"parameters": documented(REQUEST_ID, PREVIEW)},
 )
 async def get_status(request: Request) -> Response:
-    """Where a request stands: light, made for polling."""
+    """The status of a request: light, made for polling."""
     call = Call.of(request)
     with_preview = PREVIEW.read(request)
     job = await call.find_job()
@@ -73,7 +72,7 @@ async def get_status(request: Request) -> Response:
     openapi_extra={"parameters": documented(REQUEST_ID)},
 )
 async def get_result(request: Request) -> Response:
-    """The result when there is one, the status before."""
+    """The result of a COMPLETED request, the status before."""
     call = Call.of(request)
     job = await call.find_job()
     match job.status:
@@ -85,26 +84,12 @@ async def get_result(request: Request) -> Response:
             return answer(await call.status_body(job))
 
 
-@router.get(
-    "/v2/requests/{request_id}/events",
-    response_class=StreamingResponse,
-    responses={200: EVENTS, **errors(401, 403, 404, 500, 502)},
-    openapi_extra={"parameters": documented(REQUEST_ID)},
-)
-async def stream_events(request: Request) -> Response:
-    """The status whenever it changes, as server-sent events, until the request has ended."""
-    call = Call.of(request)
-    job = await call.find_job()
-    # Not FastAPI's own way: its answer has begun when a request turns out to be unknown.
-    return StreamingResponse(stream(call, job), headers=UNBUFFERED, media_type="text/event-stream")
-
-
 @router.put("/v2/requests/{request_id}/cancel", response_model=CancelBody, **_CANCEL)
 @router.delete(
     "/v2/requests/{request_id}", name="delete_request", response_model=CancelBody, **_CANCEL
 )
 async def cancel_request(request: Request) -> Response:
-    """Let a request end FAILED as `cancelled`, at its next step. It may be asked for twice."""
+    """Cancel a request: it ends FAILED as `cancelled`, at its next step. Idempotent."""
     call = Call.of(request)
     call.key.require(Scope.GENERATE)
     outcome = await call.services.store.cancel(call.request_id, call.key.key_id)
@@ -138,6 +123,6 @@ async def download_video(request: Request) -> Response:
     job = await call.services.store.find_signed(request_id)
     if job.status is not Status.COMPLETED:
         raise RequestNotFoundError(request_id)
-    # A player may ask for it again and again; but nobody is to have it longer than we do.
+    # A player may cache the video, but not for longer than it is kept here.
     kept = {"cache-control": f"private, max-age={call.services.video_links.seconds_left(job):.0f}"}
     return await video_response(call.services.outputs, job, kept, request)

@@ -1,4 +1,4 @@
-"""The same requests in the shape that self-hosted video servers share, such as for `openai`."""
+"""The same requests in the shape of the OpenAI videos API, which other video servers share."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from server.api.openapi import (
     VIDEO_RANGE,
     errors,
 )
-from server.api.routes.video_file import video_response
 from server.api.submission import IDEMPOTENCY_KEY, MOCK_SCENARIO, WEBHOOK_URL, Submission
+from server.api.video_file import video_response
 from server.api.video_object import (
     DeletedVideo,
     VideoObject,
@@ -40,14 +40,14 @@ from server.transport.parameters import Choice, Text, WholeNumber, documented
 from server.transport.responses import answer
 from worker.job import Status
 
-LIMIT = WholeNumber(name="limit", description="Of one page.", least=1, most=100, default=20)
-AFTER = Text(name="after", description="The `last_id` of the page before.")
+LIMIT = WholeNumber(name="limit", description="The size of a page.", least=1, most=100, default=20)
+AFTER = Text(name="after", description="The `last_id` of the previous page.")
 ORDER = Choice(
-    name="order", description="By the time of the submit.", choices=("asc", "desc"), default="desc"
+    name="order", description="By time of submission.", choices=("asc", "desc"), default="desc"
 )
 VARIANT = Choice(
     name="variant",
-    description="There is nothing but the video.",
+    description="Only the video can be downloaded.",
     choices=("video",),
     default="video",
 )
@@ -89,7 +89,7 @@ async def create_video(request: Request) -> Response:
     openapi_extra={"parameters": documented(LIMIT, AFTER, ORDER)},
 )
 async def list_videos(request: Request) -> Response:
-    """The key's requests that are kept, the newest first."""
+    """The key's kept requests, the newest first."""
     call = Call.of(request)
     call.key.require(Scope.READ)
     page = await call.services.store.page_of(
@@ -108,7 +108,7 @@ async def list_videos(request: Request) -> Response:
     openapi_extra=_ONE,
 )
 async def get_video(request: Request) -> Response:
-    """Where a request stands. One that failed is 200 here, with its `error`."""
+    """The state of a request. A failed one is 200 here, with its `error`."""
     call = Call.of(request)
     return answer(video_object(await call.find_job()))
 
@@ -126,7 +126,7 @@ async def get_video(request: Request) -> Response:
 async def get_video_content(request: Request) -> Response:
     """The video itself, whole or in ranges."""
     call = Call.of(request)
-    VARIANT.read(request)  # refuses what there is not
+    VARIANT.read(request)  # raises for any other
     job = await call.find_job()
     if job.status is not Status.COMPLETED:
         raise VideoNotReadyError(job.request_id, job.error)
@@ -140,11 +140,11 @@ async def get_video_content(request: Request) -> Response:
     openapi_extra=_ONE,
 )
 async def delete_video(request: Request) -> Response:
-    """Forget a request and its video at once; one that waits or runs is cancelled."""
+    """Delete a request and its video at once; a request that has not ended is cancelled."""
     call = Call.of(request)
     call.key.require(Scope.GENERATE)
     file_name = await call.services.store.delete(call.request_id, call.key.key_id)
     _log.info("request.deleted", request_id=call.request_id, key_id=call.key.key_id)
-    if file_name:  # should we die here, it is swept later
+    if file_name:  # after a crash here the sweeper removes it
         await run_in_threadpool(call.services.outputs.remove, file_name)
     return answer(DeletedVideo(id=call.request_id))

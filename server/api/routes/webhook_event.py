@@ -1,4 +1,4 @@
-"""The webhook event: its body, and its part of the OpenAPI document. There is no such route."""
+"""The webhook event: its body and its OpenAPI entry. The gateway serves no such route."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from worker.store.deliveries import Delivery
 
 _HEADERS = (
     ("webhook-id", "The id of the request."),
-    ("webhook-timestamp", "Of the attempt, in seconds since 1970."),
-    ("webhook-signature", "`v1,` and a signature; two during a rotation, by a space."),
+    ("webhook-timestamp", "The time of the attempt, in seconds since 1970."),
+    ("webhook-signature", "`v1,` and a signature; during a rotation two, separated by a space."),
 )
 
 router = APIRouter(tags=["Webhooks"])
@@ -26,8 +26,8 @@ router = APIRouter(tags=["Webhooks"])
     operation_id="request_ended",
     status_code=204,
     responses={
-        410: {"description": "Send it no more"},
-        "default": {"description": "Send it again"},
+        410: {"description": "Stop: the delivery is given up"},
+        "default": {"description": "Retry later"},
     },
     openapi_extra={
         "security": [],  # the gateway signs
@@ -40,7 +40,7 @@ router = APIRouter(tags=["Webhooks"])
     },
 )
 def request_ended(body: WebhookBody) -> None:
-    """A request has ended. Signed as Standard Webhooks say; answered with any 2xx, or 410."""
+    """A request has ended. Signed as Standard Webhooks specify; answer with any 2xx, or 410."""
 
 
 async def webhook_body(delivery: Delivery, video_links: VideoLinks) -> str:

@@ -1,4 +1,4 @@
-"""Answers with a video, whole or one range of it, from wherever it is kept."""
+"""Responds with a video, whole or one byte range, from the output store."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ async def video_response(
 ) -> Response:
     """The video of a COMPLETED request, or the range of it that `request` asks for.
 
-    The answer begins when the first bytes are here. It breaks off where the store does.
+    The response begins when the first bytes have been read. It breaks off if the store fails.
 
     Raises:
         RangeError: the range starts beyond the end.
-        StorageError: the video cannot be had.
+        StorageError: the video cannot be read.
     """
     size = job.file_size
     headers = {"accept-ranges": "bytes", **_validators(job), **headers}
@@ -46,7 +46,7 @@ async def video_response(
 
 
 def _validators(job: Job) -> dict[str, str]:
-    """A name is never used again, so it tells one version from another."""
+    """Names are never reused, so the name is the ETag."""
     ended = formatdate((job.ended_at or 0) / 1000, usegmt=True)
     return {"etag": f'"{job.file_name}"', "last-modified": ended}
 
@@ -54,7 +54,7 @@ def _validators(job: Job) -> dict[str, str]:
 def _asked_range(request: Request, validators: dict[str, str], size: int) -> tuple[int, int] | None:
     """First byte and the one after the last; None for the whole video.
 
-    A range that we do not serve is as none, as RFC 9110 section 14.2 wants it.
+    A range that is not supported is ignored (RFC 9110, section 14.2).
     """
     match = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
     if_range = request.headers.get("if-range")
