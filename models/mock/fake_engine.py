@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import os
-import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator
 
 from models.engine import Checkpoints, Clip, OnStep, Picture, Previews, Traits
-from models.errors import EngineError, OutOfMemoryError
 from models.params import GenerateParams
 
 FRAME_WIDTH, FRAME_HEIGHT = 106, 60
-COMMAND = "fake:"
-FOREVER = 3600.0
 
 
 class FakeEngine:
     """Sleeps for a step, and fills a picture with one colour over another.
 
     The colours come from the seed and the prompt; how far the picture is filled, from the frame.
-
-    A prompt that begins with `fake:` is a command, so that a test of real processes can provoke an
-    outcome over HTTP. It is obeyed halfway through the steps, or at the first one after that:
-
-    | prompt              | outcome                                                           |
-    |---------------------|-------------------------------------------------------------------|
-    | `fake:warn MESSAGE` | a clip as ever, with the warning MESSAGE                          |
-    | `fake:fail MESSAGE` | raises `EngineError(MESSAGE)`                                     |
-    | `fake:oom`          | raises `OutOfMemoryError`                                         |
-    | `fake:bug`          | raises a `RuntimeError` whose text, `BUG_TEXT`, no client may see |
-    | `fake:crash`        | ends the process at once, with status 1                           |
-    | `fake:signal NAME`  | sends the process a signal, such as SIGSEGV                       |
-    | `fake:hang`         | a step that never returns                                         |
-    | `fake:freeze`       | the same in C code that lets no other thread run Python           |
     """
-
-    BUG_TEXT = "cannot read /srv/private/weights with token hf_do_not_show"
 
     def __init__(self, step_seconds: float, sleep: Callable[[float], object] = time.sleep) -> None:
         """Make an engine.
@@ -63,51 +41,17 @@ class FakeEngine:
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
     ) -> Clip:
-        """See `Engine`, and this class for the commands."""
-        warnings: tuple[str, ...] = ()
+        """See `Engine`."""
         on_step(0, params.steps)
         first = (_resume(params, checkpoints) if checkpoints else 0) + 1
         for step in range(first, params.steps + 1):
             self._sleep(self._step_seconds)
             on_step(step, params.steps)
-            if step == max(first, params.steps // 2) and params.prompt.startswith(COMMAND):
-                warnings = self._obey(params.prompt.removeprefix(COMMAND))
             if checkpoints and step % checkpoints.every == 0 and step < params.steps:
                 checkpoints.save(_state(params, step))
             if previews and step % previews.every == 0 and step < params.steps:
                 previews.show(Picture(step, "image/png", _png(_frame(params, step, params.steps))))
-        return Clip(FRAME_WIDTH, FRAME_HEIGHT, _frames(params), warnings)
-
-    def _obey(self, command: str) -> tuple[str, ...]:
-        """Returns the warnings of the clip, if there is to be one."""
-        name, _, message = command.partition(" ")
-        match name:
-            case "warn":
-                return (message,)
-            case "fail":
-                raise EngineError(message)
-            case "oom":
-                raise OutOfMemoryError("The fake engine is out of memory, as it was told to be.")
-            case "bug":
-                raise RuntimeError(self.BUG_TEXT)
-            case "crash" | "signal" | "hang" | "freeze":
-                self._do_not_return(name, message)
-                return ()
-            case _:
-                raise EngineError(f"`{COMMAND}{name}` is no command of the fake engine.")
-
-    def _do_not_return(self, name: str, signal_name: str) -> None:
-        match name:
-            case "crash":
-                os._exit(1)
-            case "signal":
-                os.kill(os.getpid(), signal.Signals[signal_name])
-            case "hang":
-                while True:
-                    self._sleep(FOREVER)
-            case "freeze":
-                while True:
-                    ctypes.PyDLL(None).sleep(int(FOREVER))
+        return Clip(FRAME_WIDTH, FRAME_HEIGHT, _frames(params))
 
 
 def _state(params: GenerateParams, step: int) -> bytes:

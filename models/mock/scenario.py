@@ -1,9 +1,10 @@
-"""Outcomes that a client may wish for from mock weights, to test itself against them."""
+"""Outcomes that a client may request from mock weights, to test itself against them."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from signal import Signals
 
 from models.errors import InvalidParametersError
 
@@ -15,11 +16,12 @@ FORM = (
     r"^(fail|blocked|out_of_memory|crash|(slow|expire):[0-9]{1,6}(\.[0-9]{1,3})?)$"  # ASCII digits
 )
 _FORM = re.compile(FORM)
+_FORM_OF_TESTS = re.compile(r"^(bug|hang|freeze|signal:[A-Z]+|(fail|warn):.+)$")
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One of them.
+    """One of them: a name, and for some a colon and an argument.
 
     | text             | what happens, halfway through the steps                         |
     |------------------|-----------------------------------------------------------------|
@@ -30,40 +32,66 @@ class Scenario:
     | `slow:SECONDS`   | its run takes so much longer, spread over the steps             |
     | `expire:SECONDS` | nothing; but record and video are gone so long after the end    |
 
+    The tests of this project have further ones. A gateway accepts them with the fake engine only:
+
+    | text             | what happens, halfway through the steps                         |
+    |------------------|-----------------------------------------------------------------|
+    | `fail:MESSAGE`   | it ends FAILED, `internal`, with this error                     |
+    | `warn:MESSAGE`   | nothing; but the video has this warning                         |
+    | `bug`            | an exception whose text no client may see                       |
+    | `signal:NAME`    | the worker's process gets a signal, such as SIGSEGV             |
+    | `hang`           | the step never returns                                          |
+    | `freeze`         | the same in C code that lets no other thread run Python         |
+
     Attributes:
         name: the text up to the colon.
-        seconds: what follows it, or 0.
+        seconds: the argument of `slow` and `expire`, or 0.
+        text: the argument of the others, or empty.
     """
 
     name: str
     seconds: float = 0.0
+    text: str = ""
 
     @classmethod
-    def parse(cls, text: object, *, retention_seconds: float = float("inf")) -> Scenario:
-        """Read a client's wish.
+    def parse(
+        cls, text: object, *, retention_seconds: float = float("inf"), of_tests: bool = False
+    ) -> Scenario:
+        """Read one.
 
         Args:
             text: as it came.
             retention_seconds: no record is kept for longer.
+            of_tests: accept those of this project's tests as well.
 
         Raises:
             InvalidParametersError: it is none of them; with the list.
         """
-        if isinstance(text, str) and _FORM.fullmatch(text):
-            name, _, seconds = text.partition(":")
-            scenario = cls(name, float(seconds or 0))
-            if scenario._is_within(retention_seconds):
-                return scenario
+        scenario = _read(text, of_tests=of_tests) if isinstance(text, str) else None
+        if scenario and _is_valid(scenario, retention_seconds):
+            return scenario
         raise InvalidParametersError(
             f"`{SCENARIO}` must be one of `fail`, `blocked`, `out_of_memory`, `crash`, "
             f"`slow:SECONDS` (0 to {MOST_SLOW_SECONDS}) and `expire:SECONDS` "
             f"({LEAST_EXPIRE_SECONDS} to {retention_seconds:g})."
         )
 
-    def _is_within(self, retention_seconds: float) -> bool:
-        match self.name:
-            case "slow":
-                return self.seconds <= MOST_SLOW_SECONDS
-            case "expire":
-                return LEAST_EXPIRE_SECONDS <= self.seconds <= retention_seconds
-        return True
+
+def _read(text: str, *, of_tests: bool) -> Scenario | None:
+    name, _, argument = text.partition(":")
+    if _FORM.fullmatch(text):
+        return Scenario(name, seconds=float(argument or 0))
+    if of_tests and _FORM_OF_TESTS.fullmatch(text):
+        return Scenario(name, text=argument)
+    return None
+
+
+def _is_valid(scenario: Scenario, retention_seconds: float) -> bool:
+    match scenario.name:
+        case "slow":
+            return scenario.seconds <= MOST_SLOW_SECONDS
+        case "expire":
+            return LEAST_EXPIRE_SECONDS <= scenario.seconds <= retention_seconds
+        case "signal":
+            return scenario.text in Signals.__members__
+    return True

@@ -193,8 +193,12 @@ async def _scenario_fields(call: Call, body: Mapping[str, Any]) -> dict[str, str
     """
     if SCENARIO not in body or not await _are_mocks(call):
         return {}
-    retention_seconds = call.services.settings.retention_seconds
-    scenario = Scenario.parse(body[SCENARIO], retention_seconds=retention_seconds)
+    settings = call.services.settings
+    scenario = Scenario.parse(
+        body[SCENARIO],
+        retention_seconds=settings.retention_seconds,
+        of_tests=settings.engine == "fake",
+    )
     fields = {"scenario": str(body[SCENARIO])}
     if scenario.name == "expire":
         fields["retention_ms"] = f"{scenario.seconds * 1000:.0f}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from models.mock.scenario import SCENARIO
 from tests.support.stack import Stack, eventually
 
 
@@ -26,12 +27,13 @@ class Client:
         """The id of its key."""
         return self.stack.owner(self.key)
 
-    def submit(self, prompt: str = "a pond", *, steps: int = 10, key: str = "") -> str:
-        """The id of a new request, with an idempotency key if one is given."""
+    def submit(self, scenario: str = "", *, steps: int = 10, key: str = "") -> str:
+        """The id of a new request, with a mock scenario and an idempotency key if given."""
+        headers = {"Idempotency-Key": key, SCENARIO: scenario}
         answer = self.http.post(
             "/v2/mochi-1",
-            json={"prompt": prompt, "steps": steps, "frames": 1},
-            headers={"Idempotency-Key": key} if key else {},
+            json={"prompt": "a pond", "steps": steps, "frames": 1},
+            headers={name: value for name, value in headers.items() if value},
         )
         assert answer.is_success, answer.text
         return str(answer.json()["request_id"])

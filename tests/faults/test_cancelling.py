@@ -92,7 +92,7 @@ def test_f21_a_running_request_ends_soon_and_leaves_no_file(
 
 def test_f21_a_finished_request_stays_as_it_is(stack: Stack, client: Client) -> None:
     stack.start_worker()
-    done, failed = client.submit(), client.submit("fake:fail no film")
+    done, failed = client.submit(), client.submit("fail:no film")
     for request_id in (done, failed):
         body = client.ended(request_id)
         record = stack.record(request_id)

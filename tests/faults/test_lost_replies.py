@@ -114,7 +114,7 @@ def test_f14_a_run_whose_replies_are_lost_has_one_result(
 def test_f14_a_failure_whose_reply_is_lost_is_told_once(client: Client, proxy: LossyProxy) -> None:
     before = proxy.lost["finish"]
     proxy.lose("finish")
-    failed = client.submit("fake:fail no")
+    failed = client.submit("fail:no")
     body = client.ended(failed)
     eventually(lambda: proxy.lost["finish"] == before + 1)
     assert (body["status"], body["error"]) == ("FAILED", "no")

@@ -55,7 +55,7 @@ def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Sta
     killed = stack.start_worker()
     first.running(died)
     killed.kill()
-    done, failed = first.submit(key="done"), second.submit("fake:fail no", key="failed")
+    done, failed = first.submit(key="done"), second.submit("fail:no", key="failed")
     cancelled_waiting, cancelled_running = second.submit(key="waiting"), second.submit(steps=75)
     assert second.http.delete(f"/v2/requests/{cancelled_waiting}").status_code == 202
     worker = stack.start_worker()

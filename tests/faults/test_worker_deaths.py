@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -111,8 +112,12 @@ def test_f18_poison_kills_three_workers_each_ends_failed_and_harms_no_other(
     stack: Stack, client: Client
 ) -> None:
     """A segmentation fault, `os._exit`, and SIGKILL as the kernel sends it when memory is short."""
-    deaths_of = {"crash": 1, "signal SIGSEGV": -signal.SIGSEGV, "signal SIGKILL": -signal.SIGKILL}
-    poisons = [client.submit(f"fake:{command}") for command in deaths_of]
+    deaths_of = {
+        "crash": os.EX_SOFTWARE,
+        "signal:SIGSEGV": -signal.SIGSEGV,
+        "signal:SIGKILL": -signal.SIGKILL,
+    }
+    poisons = [client.submit(scenario) for scenario in deaths_of]
     others = [client.submit() for _ in range(3)]
     workers = [stack.start("worker") for _ in poisons]
     deaths = []

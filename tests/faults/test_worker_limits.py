@@ -26,7 +26,7 @@ Times = Callable[[int, int], int]
 def test_f19_a_worker_that_hangs_ends_itself_and_its_request_is_tried_twice_again(
     stack: Stack, client: Client, figure: Figure, times: Times
 ) -> None:
-    hangs = client.submit("fake:hang")
+    hangs = client.submit("hang")
     for attempt in range(1, times(1, 3) + 1):
         worker = stack.start("worker", environ={"MOCHI_STALL_SECONDS": "1"})
         eventually(lambda: "run.started" in stack.log_of(worker))  # noqa: B023
@@ -48,12 +48,12 @@ def test_f19_a_worker_that_hangs_in_code_that_stops_its_other_threads_ends_itsel
     stack: Stack, client: Client, figure: Figure
 ) -> None:
     frozen = stack.start_worker(stall_seconds="1")
-    freezes = client.submit("fake:freeze", steps=40)
+    freezes = client.submit("freeze", steps=40)
     client.running(freezes)
     since = time.monotonic()
     assert frozen.wait(LONGEST_BEAT_SECONDS + 15) == 1
     figure(f"F19: a frozen worker ended itself after {time.monotonic() - since:.1f} s")
-    assert "fake.py" in stack.log_of(frozen)  # where it hung
+    assert "mock_outcome.py" in stack.log_of(frozen)  # where it hung
     client.http.delete(f"/v2/requests/{freezes}").raise_for_status()
     stack.start_worker()
     assert client.ended(freezes)["error_code"] == "cancelled"

@@ -15,6 +15,7 @@ import pytest
 from segmind import InferenceFailed
 
 from models.mock.fake_engine import FakeEngine
+from models.mock.scenario import SCENARIO
 from models.params import GenerateParams
 from tests.support.classifiers import write_guard, write_image_classifier
 from tests.support.stack import Stack, eventually
@@ -79,16 +80,16 @@ def ended(stack: Stack, prompt: str, **params: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("prompt", "category"),
     [
-        ("fake:oom ANN  O\u2019HARA at a pond", "real people"),
-        ("fake:oom a bomb at a pond", "Violent"),
+        ("ANN  O\u2019HARA at a pond", "real people"),
+        ("a bomb at a pond", "Violent"),
     ],
 )
 def test_a_blocked_prompt_is_422_wherever_it_is_asked_for_and_the_engine_never_ran(
     stack: Stack, prompt: str, category: str
 ) -> None:
-    """Or it would have done as the prompt says, and be out of memory."""
+    """Or it would have carried out the scenario, and be out of memory."""
     client = stack.http()
-    body = {"prompt": prompt, "steps": 10, "frames": FRAMES}
+    body = {"prompt": prompt, "steps": 10, "frames": FRAMES, SCENARIO: "out_of_memory"}
     submitted = client.post("/v2/mochi-1", json=body).json()
     urls = [submitted[name] for name in ("status_url", "response_url", "poll_url")]
     eventually(lambda: client.get(urls[0]).status_code == 422)

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from segmind.exceptions import SegmindError
 
+from models.mock.scenario import SCENARIO
 from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
 from worker.store import keyspace
 
@@ -103,10 +104,10 @@ def test_a_key_without_a_balance_is_charged_and_never_runs_out(stack: Stack) -> 
     assert stack.http(key).get("/v1/get-user-credits").json()["credits"] == 1e9
 
 
-@pytest.mark.parametrize("prompt", ["fake:fail no", "fake:oom", "fake:bug"])
-def test_what_fails_costs_nothing(stack: Stack, prompt: str) -> None:
+@pytest.mark.parametrize("scenario", ["fail", "out_of_memory", "bug"])
+def test_what_fails_costs_nothing(stack: Stack, scenario: str) -> None:
     key = stack.key(credits="1")
-    failed = ended(stack, key, submit(stack, key, prompt=prompt))
+    failed = ended(stack, key, submit(stack, key, **{SCENARIO: scenario}))
     assert failed["status"] == "FAILED"
     assert not {"cost", "remaining_credits"} & set(failed["metrics"])
     assert account(stack, key)["balance"] == 1
@@ -143,7 +144,7 @@ def test_of_fifty_submits_at_once_as_many_are_accepted_as_are_paid_for(tmp_path:
 
 def submit_at_once(urls: list[str], key: str) -> dict[int, int]:
     """How many submits, which will fail when they are run, got which status."""
-    body = POND | {"prompt": "fake:fail no"}
+    body = POND | {SCENARIO: "fail"}
 
     with (
         httpx.Client(headers={"x-api-key": key}, timeout=60) as client,
@@ -190,7 +191,7 @@ def test_who_dies_between_reserve_and_run_leaves_nothing_reserved(tmp_path: Path
     with Stack(tmp_path, engine="fake", lease_seconds="2", **PRICES) as stack:
         stack.start_gateway()
         key = stack.key(credits="2")
-        crashes = submit(stack, key, prompt="fake:signal SIGKILL")
+        crashes = submit(stack, key, **{SCENARIO: "signal:SIGKILL"})
         waits = submit(stack, key)
         os.kill(stack.processes[0].pid, signal.SIGKILL)
         stack.start_gateway()

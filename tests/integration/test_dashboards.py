@@ -15,10 +15,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.device import DeviceUse
+from models.mock.scenario import SCENARIO
 from tests.support.stack import Stack
 from worker.store.fleet import fleet
 
 DOCKER = Path(__file__).parents[2] / "docker"
+POND = {"prompt": "a pond", "frames": 1, "steps": 10}
 OF_PROMETHEUS = {"instance", "job"}
 """Labels that it gives to all it reads."""
 OWN = {"up": OF_PROMETHEUS}
@@ -72,8 +74,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         stack.start_gateway()
         stack.start_worker()
         client = stack.http()
-        for prompt in ("a pond", "fake:fail"):
-            client.post("/v1/mochi-1", json={"prompt": prompt, "frames": 1, "steps": 10})
+        client.post("/v1/mochi-1", json=POND)
+        client.post("/v1/mochi-1", json=POND, headers={SCENARIO: "fail"})
         (worker,) = fleet(stack.redis)
         stack.store.tell_device(worker.name, DeviceUse(1, 2, 3, 0.5))  # here is no GPU to do so
         text = httpx.get(f"{stack.url}/metrics").text

@@ -16,7 +16,7 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
-from models.mock.fake_engine import FakeEngine
+from models.mock.scenario import SCENARIO
 from models.params import GenerateParams
 from server.app import create_app
 from server.keys.lookup import Scope
@@ -35,6 +35,7 @@ from tests.support.wire import (
     stranger,
 )
 from worker.broker.connection import connect_gateway
+from worker.runtime.mock_outcome import BUG_TEXT
 from worker.store.gateway_side import GatewayStore
 
 NO_KEY = "Missing Authorization or x-api-key in header"
@@ -298,7 +299,9 @@ def test_a_client_that_hangs_up_within_its_body_is_logged_as_no_bug(server: Stac
 
 def test_a_failed_request_is_422_wherever_it_is_asked_for(server: Stack) -> None:
     client = server.http()
-    submitted = client.post("/v2/mochi-1", json={"prompt": "fake:fail no film", "steps": 10}).json()
+    submitted = client.post(
+        "/v2/mochi-1", json=POND | {"steps": 10, SCENARIO: "fail:no film"}
+    ).json()
     urls = [submitted[name] for name in ("status_url", "response_url", "poll_url")]
     eventually(lambda: client.get(urls[0]).status_code == 422)
     for body in (client.get(url) for url in urls):
@@ -316,12 +319,12 @@ def test_a_failed_request_is_422_wherever_it_is_asked_for(server: Stack) -> None
 
 
 def test_v1_is_422_when_its_job_fails(server: Stack) -> None:
-    answer = server.http().post("/v1/mochi-1", json={"prompt": "fake:bug", "steps": 10})
+    answer = server.http().post("/v1/mochi-1", json=POND | {"steps": 10, SCENARIO: "bug"})
     assert answer.status_code == 422
     body = answer.json()
     assert body["status"] == "FAILED"
     assert answer.headers["x-request-id"] == body["request_id"]
-    assert FakeEngine.BUG_TEXT not in answer.text
+    assert BUG_TEXT not in answer.text
 
 
 # 429
@@ -354,7 +357,7 @@ def test_a_bug_leaks_nothing(
     )
 
     async def broken(_self: object, params: GenerateParams, *_: object, **__: object) -> str:
-        raise RuntimeError(f"{FakeEngine.BUG_TEXT}: {params.prompt}")
+        raise RuntimeError(f"{BUG_TEXT}: {params.prompt}")
 
     monkeypatch.setattr(GatewayStore, "submit", broken)
     key = create_key(redis, NewKey(name="test"))

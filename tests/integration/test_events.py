@@ -15,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from models.mock.scenario import SCENARIO
 from server.keys.lookup import Scope
 from tests.support.stack import Stack, eventually
 from tests.support.wire import another_gateway, refusal, stranger
@@ -193,7 +194,7 @@ def test_a_request_is_followed_from_its_start_to_its_result(stack: Stack) -> Non
 @pytest.mark.usefixtures("worker")
 def test_a_video_is_seen_on_its_way_and_no_trace_of_that_is_left(stack: Stack) -> None:
     client = stack.http()
-    request_id = submit(client, steps=40, **{"x-mock-scenario": "slow:3"})
+    request_id = submit(client, steps=40, **{SCENARIO: "slow:3"})
     heard = listen(client, request_id)
     previews = [body for _, body in heard if "preview" in body]
     pictures = {preview["preview"] for preview in previews}
@@ -212,7 +213,7 @@ def test_a_video_is_seen_on_its_way_and_no_trace_of_that_is_left(stack: Stack) -
 @pytest.mark.usefixtures("worker")
 def test_who_polls_or_comes_late_sees_it_too(stack: Stack) -> None:
     client = stack.http()
-    request_id = submit(client, steps=75, **{"x-mock-scenario": "slow:40"})
+    request_id = submit(client, steps=75, **{SCENARIO: "slow:40"})
     path = f"/v2/requests/{request_id}/status"
     wanted = {"preview": "true"}
     eventually(lambda: client.get(path, params=wanted).json().get("preview"))
@@ -228,7 +229,7 @@ def test_who_polls_or_comes_late_sees_it_too(stack: Stack) -> None:
 @pytest.mark.usefixtures("worker")
 def test_who_comes_after_the_end_hears_the_end_and_nothing_else(stack: Stack) -> None:
     client = stack.http()
-    done, failed = submit(client), submit(client, prompt="fake:fail no")
+    done, failed = submit(client), submit(client, steps=10, **{SCENARIO: "fail"})
     for request_id, (name, status) in {
         done: ("output", "COMPLETED"),
         failed: ("status", "FAILED"),

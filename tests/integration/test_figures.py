@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from models.mock.scenario import SCENARIO
 from server.keys.lookup import Scope
 from tests.support.stack import Stack, eventually
 from tests.support.wire import another_gateway, refusal, stranger
@@ -78,8 +79,8 @@ def test_every_gateway_shows_the_same_of_the_broker_and_its_own_of_http(
     other = another_gateway(stack)
     before = scrape(other)
     with stack.http() as client:
-        for prompt in ("a pond", "a hill", "fake:fail"):
-            client.post("/v1/mochi-1", json=POND | {"prompt": prompt})
+        for wished in ({}, {}, {SCENARIO: "fail"}):
+            client.post("/v1/mochi-1", json=POND | wished)
     here, there = scrape(stack.url), scrape(other)
 
     def rise(scraped: Scrape, name: str, **labels: str) -> float:

@@ -10,10 +10,11 @@ from uuid import UUID
 
 import pytest
 
+from models.mock.scenario import SCENARIO
 from tests.support.stack import Stack, eventually
 
 POND = {"prompt": "a pond at night", "frames": 1, "steps": 10}
-FAILS = "fake:fail the lens is dirty"
+FAILS = {SCENARIO: "fail:the lens is dirty"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_a_request_is_followed_by_its_id_through_gateway_and_worker(stack: Stack
 
 
 def test_a_failed_run_says_why_and_the_next_has_another_id(stack: Stack) -> None:
-    first, second = submitted(stack, prompt=FAILS), submitted(stack)
+    first, second = submitted(stack, **FAILS), submitted(stack)
     (failed,) = [entry for entry in lines(stack, first) if entry["event"] == "run.failed"]
     assert failed["reason"] == "the lens is dirty"
     assert {UUID(entry["request_id"]) for entry in lines(stack, second)} == {UUID(second)}
@@ -75,7 +76,7 @@ def test_a_replay_and_a_refusal_name_the_request(stack: Stack) -> None:
 
 def test_who_cancels_is_told(stack: Stack) -> None:
     client = stack.http()
-    wanted = client.post("/v2/mochi-1", json=POND | {"x-mock-scenario": "slow:60"})
+    wanted = client.post("/v2/mochi-1", json=POND | {SCENARIO: "slow:60"})
     request_id = wanted.json()["request_id"]
     client.delete(f"/v2/requests/{request_id}")
     (told,) = [entry for entry in lines(stack, request_id) if entry["event"] == "request.cancelled"]

@@ -91,16 +91,18 @@ def test_a_cancelled_request_is_shown_as_such(visitor: Visitor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "error", "advice", "code"),
+    ("wish", "error", "advice", "code"),
     [
-        ("fake:fail <b>Out of paint.</b>", "<b>Out of paint.</b>", "the id of", "internal"),
-        ("fake:oom", "out of memory", "Ask for fewer frames", "out_of_memory"),
-        ("ann o'hara swims", "Moderation has blocked", "Change the prompt", "content_blocked"),
+        ("fail:<b>Out of paint.</b>", "<b>Out of paint.</b>", "the id of", "internal"),
+        ("out_of_memory", "out of memory", "Ask for fewer frames", "out_of_memory"),
+        ("", "Moderation has blocked", "Change the prompt", "content_blocked"),
     ],
 )
 def test_a_failure_says_what_happened_and_what_to_do(
-    visitor: Visitor, prompt: str, error: str, advice: str, code: str
+    visitor: Visitor, wish: str, error: str, advice: str, code: str
 ) -> None:
+    prompt = "a pond" if wish else "ann o'hara swims"
+    visitor.wish(wish)
     visitor.generate(prompt)
     expect(visitor.state).to_have_text("Failed")
     expect(visitor.page.locator("#error")).to_contain_text(error)

@@ -153,7 +153,8 @@ def test_the_same_seed_again_and_a_warning_is_shown(visitor: Visitor) -> None:
     drawn = visitor.fact("Seed").inner_text()
     visitor.button("Same seed again").click()
     expect(visitor.field("Seed")).to_have_value(drawn)
-    visitor.makes("fake:warn Frogs were left out.", Seed=MAX_SEED)
+    visitor.wish("warn:Frogs were left out.")
+    visitor.makes(Seed=MAX_SEED)
     expect(visitor.page.locator("#warnings")).to_have_text("Frogs were left out.")
     expect(visitor.fact("Seed")).to_have_text(str(MAX_SEED))  # more digits than a double has
 
@@ -207,7 +208,8 @@ def test_everybody_can_read_it_on_every_screen(visitor: Visitor) -> None:
     check_readable(visitor)
     visitor.makes("w" * 300)
     check_readable(visitor)
-    visitor.generate("fake:fail " + "m" * 300)
+    visitor.wish("fail:" + "m" * 300)
+    visitor.generate()
     expect(visitor.state).to_have_text("Failed")
     visitor.generate(Frames=0)
     expect(visitor.field("Frames")).to_have_attribute("aria-invalid", "true")

@@ -8,6 +8,7 @@ from segmind import InferenceFailed, InferenceTimeout
 from segmind.exceptions import SegmindError
 
 from models.example import EXAMPLE_REQUEST
+from models.mock.scenario import SCENARIO
 from tests.support.stack import Stack, eventually
 
 
@@ -56,7 +57,9 @@ def test_poll_url_answers_as_the_result_does(server: Stack) -> None:
 
 
 def test_warnings_come_with_the_end_and_not_before(server: Stack) -> None:
-    job = server.sdk().submit_async("mochi-1", prompt="fake:warn The prompt was cut.", frames=1)
+    job = server.sdk().submit_async(
+        "mochi-1", prompt="a pond", frames=1, **{SCENARIO: "warn:The prompt was cut."}
+    )
     followed = [job.status()]
     while followed[-1]["status"] != "COMPLETED":
         followed.append(job.status())
@@ -79,7 +82,9 @@ def test_pictures_without_a_model_have_no_precision(server: Stack) -> None:
 
 
 def test_a_failed_request_raises_inference_failed_with_its_detail(server: Stack) -> None:
-    job = server.sdk().submit_async("mochi-1", prompt="fake:fail the lens cap was on")
+    job = server.sdk().submit_async(
+        "mochi-1", prompt="a pond", **{SCENARIO: "fail:the lens cap was on"}
+    )
     with pytest.raises(InferenceFailed) as failure:
         job.wait(timeout=30, interval=0.05)
     assert failure.value.detail == "the lens cap was on"
@@ -90,14 +95,14 @@ def test_a_failed_request_raises_inference_failed_with_its_detail(server: Stack)
 
 def test_run_sync_raises_when_its_request_fails(server: Stack) -> None:
     with pytest.raises(SegmindError) as failure:
-        server.sdk().run_sync("mochi-1", prompt="fake:fail the lens cap was on")
+        server.sdk().run_sync("mochi-1", prompt="a pond", **{SCENARIO: "fail:the lens cap was on"})
     assert failure.value.status == 422
     assert failure.value.detail == "the lens cap was on"
 
 
 def test_a_bug_in_the_engine_fails_the_request_and_shows_nothing_of_itself(server: Stack) -> None:
     with pytest.raises(InferenceFailed) as failure:
-        server.sdk().run("mochi-1", prompt="fake:bug")
+        server.sdk().run("mochi-1", prompt="a pond", **{SCENARIO: "bug"})
     assert failure.value.detail == "The worker failed on this request; its log says why."
     assert failure.value.status_body["error_code"] == "internal"
     assert server.sdk().run("mochi-1", prompt="the next one", frames=1)["status"] == "COMPLETED"
@@ -105,7 +110,7 @@ def test_a_bug_in_the_engine_fails_the_request_and_shows_nothing_of_itself(serve
 
 def test_out_of_memory_fails_the_request_and_the_worker_lives_on(server: Stack) -> None:
     with pytest.raises(InferenceFailed) as failure:
-        server.sdk().run("mochi-1", prompt="fake:oom")
+        server.sdk().run("mochi-1", prompt="a pond", **{SCENARIO: "out_of_memory"})
     assert failure.value.status_body["error_code"] == "out_of_memory"
     assert server.sdk().run("mochi-1", prompt="the next one", frames=1)["status"] == "COMPLETED"
 

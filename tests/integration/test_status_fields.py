@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from models.mock.scenario import SCENARIO
 from tests.support.stack import Stack, eventually
 
 ENDED = {"COMPLETED", "FAILED"}
@@ -27,9 +28,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def submit(client: httpx.Client, steps: int = 10, frames: int = 1, prompt: str = "a pond") -> str:
-    body = {"prompt": prompt, "steps": steps, "frames": frames}
-    return str(client.post("/v2/mochi-1", json=body).json()["request_id"])
+def submit(client: httpx.Client, steps: int = 10, frames: int = 1, scenario: str = "") -> str:
+    body = {"prompt": "a pond", "steps": steps, "frames": frames}
+    headers = {SCENARIO: scenario} if scenario else {}
+    return str(client.post("/v2/mochi-1", json=body, headers=headers).json()["request_id"])
 
 
 def status(client: httpx.Client, request_id: str) -> dict[str, Any]:
@@ -65,10 +67,10 @@ def test_a_request_tells_where_it_stands_until_it_has_ended(stack: Stack) -> Non
     eventually(lambda: status(client, waiting)["status"] == "COMPLETED")
 
 
-@pytest.mark.parametrize("prompt", ["a pond", "fake:fail no"])
-def test_after_the_end_it_tells_when_it_is_forgotten(stack: Stack, prompt: str) -> None:
+@pytest.mark.parametrize("scenario", ["", "fail"])
+def test_after_the_end_it_tells_when_it_is_forgotten(stack: Stack, scenario: str) -> None:
     client = stack.http()
-    request_id = submit(client, prompt=prompt)
+    request_id = submit(client, scenario=scenario)
     body = status_when(client, request_id, lambda body: body["status"] in ENDED)
     assert not {*UNTIL_THE_END, "eta_seconds"} & set(body)
     ended_at = int(stack.record(request_id)["ended_at"]) / 1000

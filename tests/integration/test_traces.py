@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from models.mock.scenario import SCENARIO
 from server.transport.listener import free_port
 from tests.support.collector import Collector, Span, collector
 from tests.support.jobs import end_lease
@@ -132,7 +133,7 @@ def test_a_blocking_call_is_open_until_its_answer(stack: Stack, traces: Collecto
 
 
 def test_a_failed_run_has_its_code_and_no_text(stack: Stack, traces: Collector) -> None:
-    run = run_of(traces, submit(stack.http(), prompt="fake:fail the lens is dirty"))
+    run = run_of(traces, submit(stack.http(), {SCENARIO: "fail:the lens is dirty"}))
     assert (run.is_error, run.status) == (True, "internal")
     assert run.attributes["error.type"] == "internal"
     assert b"lens" not in b"".join(traces.bodies)
@@ -142,7 +143,7 @@ def test_a_failed_run_has_its_code_and_no_text(stack: Stack, traces: Collector) 
 
 
 def test_a_bug_is_not_told_either(stack: Stack, traces: Collector) -> None:
-    run = run_of(traces, submit(stack.http(), prompt="fake:bug"))
+    run = run_of(traces, submit(stack.http(), {SCENARIO: "bug"}))
     assert (run.is_error, run.status, run.events) == (True, "internal", 0)
     assert b"hf_do_not_show" not in b"".join(traces.bodies)
 

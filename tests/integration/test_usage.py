@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from models.mock.scenario import SCENARIO
 from server.keys.lookup import Scope
 from tests.support.stack import COMMAND, Stack, eventually
 from worker.store import keyspace
@@ -39,7 +40,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def used(stack: Stack) -> dict[str, str]:
     """The keys of two teams that have used something, by name."""
     keys = {"team-a": stack.key("team-a"), "team-b": stack.key("team-b")}
-    bodies = [POND, POND, POND | {"prompt": "fake:oom"}]
+    bodies = [POND, POND, POND | {SCENARIO: "out_of_memory"}]
     for key, asked in ((keys["team-a"], bodies), (keys["team-b"], bodies[:1])):
         for body in asked:
             stack.http(key).post("/v1/mochi-1", json=body)

@@ -15,6 +15,7 @@ from redis.asyncio import Redis as AsyncRedis
 from standardwebhooks import WebhookVerificationError
 from typer.testing import CliRunner, Result
 
+from models.mock.scenario import SCENARIO
 from server.cli import main as cli
 from server.keys.audit import entries
 from server.keys.store import one_key, revoke_key
@@ -122,7 +123,7 @@ def test_a_completed_request_is_told_of_with_its_result_and_a_signature(
 
 
 def test_a_failed_request_is_told_of_with_its_error(customer: Customer) -> None:
-    request_id = customer.submit("fake:fail the lens cap was on")
+    request_id = customer.submit(**{SCENARIO: "fail:the lens cap was on"})
     body = customer.told(request_id).verified(customer.secret)
     assert body["type"] == "request.failed"
     assert body["data"] == customer.http.get(f"/v2/requests/{request_id}").json()

@@ -45,9 +45,11 @@ def intake(
     return asyncio.run(run())
 
 
-def submit(url: str, prompt: str = "a pond", **others: Any) -> str:
-    """The id of a new request."""
-    return intake(url, lambda it: it.submit(params(prompt, **others), OWNER)).request_id
+def submit(url: str, prompt: str = "a pond", *, scenario: str = "", **others: Any) -> str:
+    """The id of a new request, with a mock scenario if one is given."""
+    further = {"scenario": scenario} if scenario else {}
+    asked = params(prompt, **others)
+    return intake(url, lambda it: it.submit(asked, OWNER, further=further)).request_id
 
 
 def find(url: str, request_id: str) -> Job:

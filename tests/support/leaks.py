@@ -11,7 +11,6 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from models.mock.fake_engine import COMMAND
 from server.keys.lookup import PREFIX
 
 MOST_RECORDS = 1000
@@ -39,5 +38,5 @@ def _prompts(redis: Redis) -> Iterator[str]:
         return
     for params in found:
         prompt = json.loads(params)["prompt"] if isinstance(params, str) else ""
-        if len(prompt) >= SHORTEST_PROMPT and not prompt.startswith(COMMAND):
+        if len(prompt) >= SHORTEST_PROMPT:
             yield prompt

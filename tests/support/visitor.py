@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
+from models.mock.scenario import SCENARIO
 from tests.support.stack import PATIENCE_SECONDS, Stack
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -97,6 +98,10 @@ class Visitor:
         expect(self.page.locator("#video")).to_have_attribute("aria-label", f"Video: {prompt}")
         expect(self.state).to_have_text("Your video is ready")
         return self.request_id()
+
+    def wish(self, scenario: str) -> None:
+        """From now on, a mock scenario comes with each request of the page; "" for none."""
+        self.page.set_extra_http_headers({SCENARIO: scenario} if scenario else {})
 
     def field(self, label: str) -> Locator:
         """A field by its label."""

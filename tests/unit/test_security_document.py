@@ -39,9 +39,8 @@ def test_a_log_that_tells_a_secret_is_found_out(
     redis: Redis, redis_url: str, tmp_path: Path, line: str
 ) -> None:
     submit(redis_url, "a pond at night")
-    submit(redis_url, "fake:fail at night")
     log = tmp_path / "server-0.log"
-    log.write_text('{"event": "request.accepted", "path": "/v2/mochi-1"}\nfake:fail at night\n')
+    log.write_text('{"event": "request.accepted", "path": "/v2/mochi-1"}\n')
     assert leaks(tmp_path, redis) == set()
     log.write_text(line.format(secret=new_secret()))
     assert len(leaks(tmp_path, redis)) == 1

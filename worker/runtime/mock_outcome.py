@@ -1,8 +1,10 @@
-"""What a run of a mock engine does beside making its video: a card's time, a wished-for outcome."""
+"""Simulated speed and outcomes for engines without real weights."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import time
 
 from models.engine import OnStep
@@ -14,19 +16,25 @@ from worker.runtime.run import Run
 
 LONGEST_NAP_SECONDS = 0.05
 """Between two checks whether the run is still wanted."""
+FOREVER_SECONDS = 3600
+BUG_TEXT = "cannot read /srv/private/weights with token hf_do_not_show"
+"""The text of the exception of the scenario `bug`."""
 
 
 class MockOutcome:
-    """Stands between the engine and its run."""
+    """Stands between an engine without real weights and its run.
+
+    It slows the steps, and carries out the scenario halfway through them; where a run continues
+    from a later checkpoint, at its first step.
+    """
 
     def __init__(self, job: Job, run: Run, speed: MockSpeed) -> None:
         self._run = run
-        self._scenario = Scenario.parse(job.scenario) if job.scenario else Scenario("none")
+        self._scenario = _scenario_of(job)
         self._step_seconds = speed.step_seconds(job.params)
-        if self._scenario.name == "slow":
+        self._slow_seconds = 0.0
+        if self._scenario and self._scenario.name == "slow":
             self._slow_seconds = self._scenario.seconds / job.params.steps
-        else:
-            self._slow_seconds = 0.0
         self._last_step = time.monotonic()
 
     def on_step(self, step: int, total: int) -> None:
@@ -36,35 +44,59 @@ class MockOutcome:
             self._wait_until(time.monotonic() + self._slow_seconds)
         self._last_step = time.monotonic()
         self._run.on_step(step, total)
-        if step == total // 2:
-            self._come_true()
+        if self._scenario and step >= max(1, total // 2):
+            scenario, self._scenario = self._scenario, None
+            _carry_out(scenario)
 
     def _wait_until(self, moment: float) -> None:
         while (left := moment - time.monotonic()) > 0:
             self._run.check()
             time.sleep(min(left, LONGEST_NAP_SECONDS))
 
-    def _come_true(self) -> None:
-        match self._scenario.name:
-            case "fail":
-                raise EngineError("The request failed, as its mock scenario wanted it.")
-            case "blocked":
-                raise ContentBlockedError("mock scenario", "frames")
-            case "out_of_memory":
-                raise OutOfMemoryError(
-                    "The GPU has too little memory, as the mock scenario wanted it. "
-                    "Ask for fewer frames."
-                )
-            case "crash":
-                os._exit(os.EX_SOFTWARE)
-
 
 def on_step_of(job: Job, run: Run, speed: MockSpeed, *, is_mock: bool) -> OnStep:
-    """What the engine is to call after each step: real weights are never slowed nor stopped."""
+    """The step callback for the engine: real weights are neither slowed nor stopped."""
     return MockOutcome(job, run, speed).on_step if is_mock else run.on_step
 
 
+def warnings_of(job: Job, *, is_mock: bool) -> tuple[str, ...]:
+    """Warnings of the scenario for the client; none with real weights."""
+    scenario = _scenario_of(job)
+    return (scenario.text,) if is_mock and scenario and scenario.name == "warn" else ()
+
+
 def forget_after(job: Job) -> float | None:
-    """Seconds after the end at which the video is to go, where its scenario wants it earlier."""
-    scenario = Scenario.parse(job.scenario) if job.scenario else None
+    """Seconds from the end until the video is removed, where its scenario sets them."""
+    scenario = _scenario_of(job)
     return scenario.seconds if scenario and scenario.name == "expire" else None
+
+
+def _scenario_of(job: Job) -> Scenario | None:
+    return Scenario.parse(job.scenario, of_tests=True) if job.scenario else None
+
+
+def _carry_out(scenario: Scenario) -> None:
+    match scenario.name:
+        case "fail":
+            raise EngineError(scenario.text or "Failed as requested by the mock scenario.")
+        case "blocked":
+            raise ContentBlockedError("mock scenario", "frames")
+        case "out_of_memory":
+            raise OutOfMemoryError(
+                "The GPU is out of memory, as requested by the mock scenario. Ask for fewer frames."
+            )
+        case "bug":
+            raise RuntimeError(BUG_TEXT)
+        case "crash":
+            os._exit(os.EX_SOFTWARE)
+        case "signal":
+            os.kill(os.getpid(), signal.Signals[scenario.text])
+        case "hang" | "freeze":
+            _never_return(is_frozen=scenario.name == "freeze")
+
+
+def _never_return(*, is_frozen: bool) -> None:
+    # PyDLL keeps the GIL, as C code does that hangs and has not released it.
+    sleep = ctypes.PyDLL(None).sleep if is_frozen else time.sleep
+    while True:
+        sleep(FOREVER_SECONDS)

@@ -22,7 +22,7 @@ from worker.pace import Work
 from worker.process.shutdown import Stop
 from worker.runtime.checkpoints import RunCheckpoints
 from worker.runtime.heartbeat import Heartbeat
-from worker.runtime.mock_outcome import forget_after, on_step_of
+from worker.runtime.mock_outcome import forget_after, on_step_of, warnings_of
 from worker.runtime.previews import RunPreviews
 from worker.runtime.run import EndedEarly, GivenBack, LeaseLost, Run
 from worker.runtime.spans import note_failure, note_params, traced
@@ -148,7 +148,7 @@ class Runner:
         size = self._outputs.publish(name)
         watch.end(PUBLISHING)
         traits = self._engine.traits
-        return Result(name, size, traits.precision, self._warnings(clip), watch.seconds)
+        return Result(name, size, traits.precision, self._warnings(job, clip), watch.seconds)
 
     def _checkpoints(self, run: Run) -> RunCheckpoints | None:
         if not self._checkpoint_steps:
@@ -161,8 +161,10 @@ class Runner:
             return None
         return RunPreviews(run, self._preview_steps)
 
-    def _warnings(self, clip: Clip) -> tuple[str, ...]:
-        return (*clip.warnings, *(LOSSY.format(name) for name in self._engine.traits.lossy))
+    def _warnings(self, job: Job, clip: Clip) -> tuple[str, ...]:
+        traits = self._engine.traits
+        lossy = (LOSSY.format(name) for name in traits.lossy)
+        return (*clip.warnings, *warnings_of(job, is_mock=traits.is_mock), *lossy)
 
     def _complete(self, job: Job, run: Run, result: Result) -> None:
         pace = run.pace()  # now: the broker may let us wait

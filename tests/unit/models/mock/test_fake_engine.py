@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from models.engine import Engine
-from models.errors import EngineError, OutOfMemoryError
-from models.mock.fake_engine import FOREVER, FakeEngine
+from models.mock.fake_engine import FakeEngine
 from models.params import GenerateParams
 from tests.support.checkpoints import Kept, abandon, run
 
@@ -25,17 +20,6 @@ def ignore(step: int, total: int) -> None:
 
 def frames_of(asked: GenerateParams) -> list[bytes]:
     return list(FakeEngine(0).generate(asked, ignore).frames)
-
-
-def sleeper(record: list[float]) -> Callable[[float], None]:
-    """Records how long it was to sleep, and refuses to sleep forever."""
-
-    def sleep(seconds: float) -> None:
-        record.append(seconds)
-        if seconds == FOREVER:
-            raise TimeoutError
-
-    return sleep
 
 
 def test_it_is_an_engine() -> None:
@@ -62,10 +46,17 @@ def test_frames_depend_on_the_seed_and_the_prompt_only() -> None:
     assert frames_of(params("a dog", seed=1)) != first
 
 
+@pytest.mark.parametrize("prompt", ["fake:fail no", "fake:oom", "fake:crash", "fail", "crash"])
+def test_no_prompt_is_a_command(prompt: str) -> None:
+    clip = FakeEngine(0).generate(params(prompt), ignore)
+    assert len(list(clip.frames)) == 3
+    assert clip.warnings == ()
+
+
 def test_each_step_takes_its_time_and_is_reported() -> None:
     slept: list[float] = []
     steps: list[tuple[int, int]] = []
-    FakeEngine(0.5, sleeper(slept)).generate(params(), lambda *step: steps.append(step))
+    FakeEngine(0.5, slept.append).generate(params(), lambda *step: steps.append(step))
     assert slept == [0.5] * 10
     assert steps == [(step, 10) for step in range(11)]
 
@@ -79,50 +70,9 @@ def test_an_exception_from_on_step_ends_the_generation_untouched() -> None:
 
     slept: list[float] = []
     with pytest.raises(KeyboardInterrupt) as raised:
-        FakeEngine(0, sleeper(slept)).generate(params(), abandon)
+        FakeEngine(0, slept.append).generate(params(), abandon)
     assert raised.value is stop
     assert len(slept) == 4
-
-
-@pytest.mark.parametrize(
-    ("prompt", "error", "text"),
-    [
-        ("fake:fail no light in the room", EngineError, "no light in the room"),
-        ("fake:oom", OutOfMemoryError, "out of memory"),
-        ("fake:bug", RuntimeError, FakeEngine.BUG_TEXT),
-        ("fake:hang", TimeoutError, "^$"),
-        ("fake:nonsense", EngineError, "`fake:nonsense` is no command"),
-    ],
-)
-def test_a_command_is_obeyed_halfway(prompt: str, error: type[Exception], text: str) -> None:
-    steps: list[int] = []
-    engine = FakeEngine(0, sleeper([]))
-    with pytest.raises(error, match=text):
-        engine.generate(params(prompt), lambda step, _: steps.append(step))
-    assert steps == [0, 1, 2, 3, 4, 5]
-    assert list(engine.generate(params(), ignore).frames)
-
-
-def test_a_clip_carries_the_warning_that_it_is_told_to_and_no_other() -> None:
-    engine = FakeEngine(0)
-    warned = engine.generate(params("fake:warn The prompt was cut."), ignore)
-    assert warned.warnings == ("The prompt was cut.",)
-    assert len(list(warned.frames)) == 3
-    assert engine.generate(params(), ignore).warnings == ()
-
-
-@pytest.mark.parametrize(
-    ("command", "status"),
-    [("crash", 1), ("signal SIGSEGV", -signal.SIGSEGV), ("signal SIGKILL", -signal.SIGKILL)],
-)
-def test_some_commands_end_the_process_at_once(command: str, status: int) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", generating(command)],
-        capture_output=True,
-        check=False,
-        env={"PYTHONPATH": ":".join(sys.path)},
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (status, b"", b"")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +82,7 @@ def test_a_run_goes_on_where_another_one_was_abandoned(every: int, at: int, done
     kept = Kept(every)
     abandon(FakeEngine(0), params(), kept, at)
     slept: list[float] = []
-    frames, steps = run(FakeEngine(0, sleeper(slept)), params(), kept)
+    frames, steps = run(FakeEngine(0, slept.append), params(), kept)
     assert frames == frames_of(params())
     assert steps == list(range(done + 1, 11))
     assert len(slept) == len(steps)
@@ -152,38 +102,3 @@ def test_what_another_request_or_nobody_has_kept_is_passed_over() -> None:
     for other in (params(seed=1), params("a dog"), params(frames=4)):
         assert run(FakeEngine(0), other, Kept(4, kept.data))[1] == list(range(1, 11))
     assert run(FakeEngine(0), params(), Kept(4, b"garbage"))[1] == list(range(1, 11))
-
-
-@pytest.mark.parametrize("at", [4, 6, 10])
-def test_a_command_is_obeyed_wherever_the_run_goes_on(at: int) -> None:
-    asked = params("fake:warn Watch out.")
-    kept = Kept(1)
-    abandon(FakeEngine(0), asked, kept, at)
-    assert FakeEngine(0).generate(asked, ignore, kept).warnings == ("Watch out.",)
-
-
-def test_the_freeze_command_stops_every_thread() -> None:
-    """Not even one that only has to wake up."""
-    code = (
-        "import models.mock.fake_engine, models.params, threading\n"
-        "threading.Timer(0.2, print, ['awake']).start(); print('asked')\n"
-    )
-    with pytest.raises(subprocess.TimeoutExpired) as expired:
-        subprocess.run(
-            [sys.executable, "-u", "-c", code + generating("freeze")],
-            capture_output=True,
-            check=False,
-            timeout=3,
-            env={"PYTHONPATH": ":".join(sys.path)},
-        )
-    assert expired.value.output == b"asked\n"
-
-
-def generating(command: str) -> str:
-    """Python code that has an engine obey."""
-    return (
-        "from models.mock.fake_engine import FakeEngine; from models.params import GenerateParams\n"
-        f"params = GenerateParams(prompt='fake:{command}')\n"
-        "try: FakeEngine(0).generate(params, lambda *step: None)\n"
-        "finally: print('an exception would come by here')"
-    )

@@ -125,10 +125,10 @@ def test_a_worker_that_dies_leaves_it(desk: Desk) -> None:
     assert desk.files() == [f"{request_id}.checkpoint"]
 
 
-@pytest.mark.parametrize("prompt", ["fake:fail no light", "fake:oom", "fake:bug"])
-def test_a_run_that_fails_removes_it(desk: Desk, prompt: str) -> None:
+@pytest.mark.parametrize("scenario", ["fail", "out_of_memory", "bug"])
+def test_a_run_that_fails_removes_it(desk: Desk, scenario: str) -> None:
     seen: list[list[str]] = []
-    job = desk.run(Hooked(lambda _: seen.append(desk.files())), prompt)
+    job = desk.run(Hooked(lambda _: seen.append(desk.files())), scenario)
     assert job.status is Status.FAILED
     assert seen[-1] == [f"{job.request_id}.checkpoint"]
     assert desk.files() == []

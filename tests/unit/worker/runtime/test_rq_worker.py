@@ -122,11 +122,11 @@ def test_a_broken_engine_ends_the_worker_as_a_failure(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(FakeEngine):
-        def _obey(self, command: str) -> NoReturn:
-            raise EngineBrokenError(command)
+        def generate(self, *_: object) -> NoReturn:
+            raise EngineBrokenError("The GPU failed.")
 
     monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
-    first, second = (submit(redis_url, "fake:broken") for _ in range(2))
+    first, second = (submit(redis_url) for _ in range(2))
     settings = WorkerSettings(data_dir=tmp_path, redis_url=redis_url)
     outputs = LocalOutputs(settings.outputs_dir)
     assert not work("ann", Broken(0), Moderation(), outputs, settings)

@@ -18,7 +18,7 @@ from models.mock.card_speed import AT_ONCE, MockSpeed
 from models.mock.fake_engine import FakeEngine
 from models.moderation.stages import Moderation
 from models.params import GenerateParams
-from tests.support.jobs import OWNER, end_lease, find, intake, live, params, pop, submit, waiting
+from tests.support.jobs import end_lease, find, live, pop, submit, waiting
 from tests.support.stack import eventually
 from worker.broker.health import BrokerLog
 from worker.errors import BrokerUnavailableError
@@ -26,6 +26,7 @@ from worker.job import Job, Stage, Status
 from worker.outputs.local import LocalOutputs
 from worker.process.shutdown import Stop
 from worker.runtime.heartbeat import Heartbeat
+from worker.runtime.mock_outcome import BUG_TEXT
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.run import Run
 from worker.runtime.runner import Runner
@@ -117,9 +118,16 @@ class Desk:
             stop=self.stop,
         )
 
-    def run(self, engine: Engine, prompt: str = "a pond", *, run_seconds: float = 60) -> Job:
+    def run(
+        self,
+        engine: Engine,
+        scenario: str = "",
+        *,
+        prompt: str = "a pond",
+        run_seconds: float = 60,
+    ) -> Job:
         """A new request, after its run."""
-        request_id = submit(self.url, prompt, frames=3)
+        request_id = submit(self.url, prompt, scenario=scenario, frames=3)
         assert pop(self.redis) == request_id
         self.runner(engine, run_seconds).run(request_id)
         return find(self.url, request_id)
@@ -254,7 +262,7 @@ def test_how_fast_a_run_was_is_noted_for_its_length_and_engine(desk: Desk) -> No
 
 
 def test_a_failed_run_tells_nothing_of_how_fast_runs_are(desk: Desk) -> None:
-    desk.run(Hooked(), "fake:fail no")
+    desk.run(Hooked(), "fail")
     assert not desk.redis.exists(keyspace.PACES)
 
 
@@ -272,21 +280,32 @@ def test_the_video_is_there_before_the_record_says_so(desk: Desk) -> None:
 
 
 class Lossy(FakeEngine):
-    """One that computes as real engines do."""
+    """One with real weights, as it says, and with warnings of its own."""
 
     @property
     def traits(self) -> Traits:
         return Traits("Mochi 1", "a card", "bf16", "24gb", ("fp8", "step_cache"))
 
+    def generate(
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
+    ) -> Clip:
+        clip = super().generate(params, on_step, checkpoints, previews)
+        return replace(clip, warnings=("The prompt was cut.",))
 
-@pytest.mark.parametrize("scenario", ["fail", "crash", "slow:3600"])
+
+@pytest.mark.parametrize("scenario", ["fail", "crash", "slow:3600", "warn:Careful."])
 def test_real_weights_obey_no_scenario_and_take_their_own_time(desk: Desk, scenario: str) -> None:
     desk.speed = MockSpeed.parse("4090")
-    further = {"scenario": scenario}
-    request_id = intake(desk.url, lambda it: it.submit(params(), OWNER, further=further)).request_id
+    request_id = submit(desk.url, scenario=scenario)
     assert pop(desk.redis) == request_id
     desk.runner(Lossy(0)).run(request_id)
-    assert find(desk.url, request_id).status is Status.COMPLETED
+    job = find(desk.url, request_id)
+    assert job.status is Status.COMPLETED
+    assert "Careful." not in job.warnings
 
 
 def test_mock_weights_take_the_time_of_a_card(desk: Desk) -> None:
@@ -315,7 +334,7 @@ def test_who_waits_for_a_card_that_is_not_there_hears_at_once_that_he_may_stop(d
 
 
 def test_a_record_has_the_warnings_of_its_video_then_those_of_its_engine(desk: Desk) -> None:
-    job = desk.run(Lossy(0), "fake:warn The prompt was cut.")
+    job = desk.run(Lossy(0))
     assert job.precision == "bf16"
     assert job.warnings == [
         "The prompt was cut.",
@@ -329,17 +348,21 @@ def test_there_is_mostly_nothing_to_warn_of(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "code", "error"),
+    ("scenario", "code", "error"),
     [
-        ("fake:fail the lens cap was on", "internal", "the lens cap was on"),
-        ("fake:oom", "out_of_memory", "The fake engine is out of memory, as it was told to be."),
-        ("fake:bug", "internal", "The worker failed on this request; its log says why."),
+        ("fail:the lens cap was on", "internal", "the lens cap was on"),
+        (
+            "out_of_memory",
+            "out_of_memory",
+            "The GPU is out of memory, as requested by the mock scenario. Ask for fewer frames.",
+        ),
+        ("bug", "internal", "The worker failed on this request; its log says why."),
     ],
 )
 def test_an_engine_that_raises_fails_the_request(
-    desk: Desk, prompt: str, code: str, error: str
+    desk: Desk, scenario: str, code: str, error: str
 ) -> None:
-    job = desk.run(Hooked(), prompt)
+    job = desk.run(Hooked(), scenario)
     assert (job.status, job.error_code, job.error) == (Status.FAILED, code, error)
     assert desk.files() == []
     assert waiting(desk.redis) == []
@@ -566,7 +589,7 @@ def test_a_blocked_prompt_never_reaches_the_engine(desk: Desk) -> None:
     desk.moderation = Judge().moderation
     engine = Hooked()
     with capture_logs() as log:
-        job = desk.run(engine, "a bomb, and more")
+        job = desk.run(engine, prompt="a bomb, and more")
     assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "content_blocked", 1)
     assert job.error == "Moderation has blocked the prompt: violence."
     assert (engine.steps, job.step, job.file_size) == (0, 0, 0)
@@ -621,7 +644,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_judged_at_both_stages(desk: Des
 
 def test_a_judge_that_fails_lets_nothing_pass(desk: Desk) -> None:
     def fail() -> None:
-        raise ZeroDivisionError(FakeEngine.BUG_TEXT)
+        raise ZeroDivisionError(BUG_TEXT)
 
     desk.moderation = Judge(at_prompt=fail).moderation
     engine = Hooked()
