@@ -22,7 +22,12 @@ def _families() -> list[Metric]:
     """All there can be."""
     traits = Traits("some weights", "a card", "bf16", "80gb", ("fp8",))
     sums = ["wait 10", "1", "run 10", "1", "stage step 10", "1", "stage video 10", "1"]
-    survey = Survey.of([0, 0, 0, [str(LiveWorker("ann", traits))], sums, 0])
+    survey = Survey.of(
+        [
+            *("waiting", 0, "running", 0, "oldest_ms", 0, "due_webhooks", 0),
+            *("workers", [str(LiveWorker("ann", traits))], "sums", sums),
+        ]
+    )
     traffic = Traffic()
     traffic.note({"type": "http", "method": "GET"}, 200, 0.0)
     gathered = Gathered("1", traffic, survey, {"ann": DeviceUse(1, 2, 3, 0.5)})
