@@ -124,51 +124,60 @@ def _hub_errors(hub_id: str, revision: str) -> Iterator[None]:
 
 def _message(error: BaseException, hub_id: str, revision: str) -> str:
     """For the user; empty for an error of the disk."""
-    hub = endpoint()
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if isinstance(error, OSError) and error.errno is not None:
         return ""
-    absent = (  # the hub answers 401 for a model that does not exist, too
-        f"{hub} has no model {hub_id}, or does not show it to you ({status}). Check MOCHI_WEIGHTS; "
-        "if the model is private, set HF_TOKEN to a token that may read it."
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    text = next(text for kinds, text in _MESSAGES if isinstance(error, kinds))
+    return (text or _REFUSALS.get(status, _REFUSALS[0])).format(
+        hub=endpoint(),
+        hub_id=hub_id,
+        revision=revision,
+        status=status,
+        error=error or type(error).__name__,
     )
-    forbidden = (
-        f"{hub} refuses access to {hub_id} (403). Set HF_TOKEN to a token that may read it, of an "
-        f"account that has accepted its terms at {hub}/{hub_id}."
-    )
-    other = f"{hub} answers {status} when asked for {hub_id}. Try again later."
-    messages: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-        (OfflineModeIsEnabled, "HF_HUB_OFFLINE forbids the download. Unset it to pull weights."),
-        (
-            HFValidationError,
-            f"MOCHI_WEIGHTS={hub_id} is not a hub id such as genmo/mochi-1-preview.",
-        ),
-        (UnicodeEncodeError, "HF_TOKEN contains a character that no token has. Copy it again."),
-        (
-            GatedRepoError,
-            f"{hub_id} is gated: accept its terms at {hub}/{hub_id}, and set HF_TOKEN to a token "
-            "of that account.",
-        ),
-        (
-            RevisionNotFoundError,
-            f"{hub_id} has no commit {revision}. "
-            f"Set MOCHI_REVISION to one of {hub}/{hub_id}/commits/main.",
-        ),
-        (HfHubHTTPError, {401: absent, 403: forbidden, 404: absent}.get(status, other)),
-        (
-            (httpx2.HTTPError, httpx2.InvalidURL),
-            f"{hub} cannot be reached ({error or type(error).__name__}). Try again later; or "
-            "check the network, HTTPS_PROXY and HF_ENDPOINT; or copy the folder of weights from "
-            "another machine and set MOCHI_WEIGHTS=/path/to/folder (or --weights /path/to/folder).",
-        ),
-        (
-            (FileMetadataError, ValueError, KeyError, TypeError),
-            f"{hub} does not answer as a hub does. Is HF_ENDPOINT right?",
-        ),
-        (
-            OSError,
-            f"{hub} sent a file of {hub_id} with another size than it lists. Type again: "
-            "mochi-server weights pull",
-        ),
-    )
-    return next(text for kind, text in messages if isinstance(error, kind))
+
+
+_ABSENT = (
+    "{hub} has no model {hub_id}, or does not show it to you ({status}). Check MOCHI_WEIGHTS; if "
+    "the model is private, set HF_TOKEN to a token that may read it."
+)
+_REFUSALS = {
+    0: "{hub} answers {status} when asked for {hub_id}. Try again later.",
+    401: _ABSENT,  # the answer for a model that does not exist, too
+    403: "{hub} refuses access to {hub_id} (403). Set HF_TOKEN to a token that may read it, of an "
+    "account that has accepted its terms at {hub}/{hub_id}.",
+    404: _ABSENT,
+}
+"""By status; 0 for all others."""
+_MESSAGES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (OfflineModeIsEnabled, "HF_HUB_OFFLINE forbids the download. Unset it to pull weights."),
+    (HFValidationError, "MOCHI_WEIGHTS={hub_id} is not a hub id such as genmo/mochi-1-preview."),
+    (UnicodeEncodeError, "HF_TOKEN contains a character that no token has. Copy it again."),
+    (
+        GatedRepoError,
+        "{hub_id} is gated: accept its terms at {hub}/{hub_id}, and set HF_TOKEN to a token of "
+        "that account.",
+    ),
+    (
+        RevisionNotFoundError,
+        "{hub_id} has no commit {revision}. Set MOCHI_REVISION to one of "
+        "{hub}/{hub_id}/commits/main.",
+    ),
+    (HfHubHTTPError, ""),
+    (
+        (httpx2.HTTPError, httpx2.InvalidURL),
+        "{hub} cannot be reached ({error}). Try again later; or check the network, HTTPS_PROXY and "
+        "HF_ENDPOINT; or copy the folder of weights from another machine and set "
+        "MOCHI_WEIGHTS=/path/to/folder (or --weights /path/to/folder).",
+    ),
+    (
+        (FileMetadataError, ValueError, KeyError, TypeError),
+        "{hub} does not answer as a hub does. Is HF_ENDPOINT right?",
+    ),
+    (
+        OSError,
+        "{hub} sent a file of {hub_id} with another size than it lists. "
+        "Type again: mochi-server weights pull",
+    ),
+)
+"""By the first kind that matches; empty for one of `_REFUSALS`."""

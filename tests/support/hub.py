@@ -308,7 +308,11 @@ def stand_in_here(monkeypatch: pytest.MonkeyPatch, port: int = 0) -> Iterator[St
     with nullcontext(StandIn(port=port)) if port else stand_in() as hub:
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         constants = {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-        flags = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+        flags = {
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+        }
         for name, value in (constants | flags).items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         yield hub
