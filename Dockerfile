@@ -22,6 +22,8 @@ FROM scratch AS pins
 COPY pyproject.toml constraints.txt /
 COPY docker/grafana/dashboards/mochi.json /docker/grafana/dashboards/
 COPY docker/prometheus/rules.yaml /docker/prometheus/
+# The version is read from here.
+COPY server/__init__.py /server/
 
 FROM pins AS sources
 COPY README.md LICENSE /
@@ -37,8 +39,8 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # First the dependencies, around empty packages: this layer is rebuilt only when the pins change.
 COPY --from=pins / .
-RUN mkdir models worker server \
-    && touch README.md LICENSE models/__init__.py worker/__init__.py server/__init__.py \
+RUN mkdir models worker \
+    && touch README.md LICENSE models/__init__.py worker/__init__.py \
     && pip install --no-cache-dir -c constraints.txt '.[otel]'
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
@@ -96,8 +98,8 @@ ENV PATH=/opt/venv/bin:$PATH
 # Where the worker will run without a GPU, the index of torch's CPU wheels saves 3 GB here.
 ARG PIP_EXTRA_INDEX_URL
 COPY --from=pins / .
-RUN mkdir models worker server \
-    && touch README.md LICENSE models/__init__.py worker/__init__.py server/__init__.py \
+RUN mkdir models worker \
+    && touch README.md LICENSE models/__init__.py worker/__init__.py \
     && pip install --no-cache-dir -c constraints.txt '.[otel,worker]'
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
