@@ -101,7 +101,7 @@ COUNTS = (
 )
 
 
-class Gathered:
+class Scrape:
     """The metrics of one scrape. `survey` is None when the broker does not answer."""
 
     def __init__(

@@ -60,7 +60,7 @@ VIDEO_RANGE: dict[str, Any] = {
     "description": "A byte range of it",
     "content": {VIDEO_TYPE: _BINARY},
 }
-FIGURES: dict[str, Any] = {
+METRICS_TEXT: dict[str, Any] = {
     "description": "In Prometheus' text format",
     "content": {"text/plain": {"schema": {"type": "string"}}},
 }

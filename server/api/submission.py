@@ -90,9 +90,9 @@ class Submission:
         """Validate a body, and the query and headers that came with it.
 
         Args:
-            call: whose key may submit.
+            call: its key may submit.
             body: its JSON object, or the fields of its form.
-            parameters: the same by our names of the parameters; `body` where it has these names.
+            parameters: the body in the names of `GenerateParams`; None if it has them already.
 
         Raises:
             InvalidParametersError: a field is wrong.

@@ -134,14 +134,14 @@ def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
         UnknownRouteError: the model is unknown.
     """
     _refuse_what_mochi_cannot(fields)
-    ours = {name: value for name, value in fields.items() if name not in {"model", "size"}}
-    if "seconds" not in ours:
-        return ours
-    seconds = _as_number("seconds", ours.pop("seconds"))
-    if "frames" in ours:
+    parameters = {name: value for name, value in fields.items() if name not in {"model", "size"}}
+    if "seconds" not in parameters:
+        return parameters
+    seconds = _as_number("seconds", parameters.pop("seconds"))
+    if "frames" in parameters:
         raise InvalidParametersError("Give `seconds` or `frames`, not both.")
-    fps = parse_params(ours)[0].fps
-    return {**ours, "frames": _frames(seconds, fps)}
+    fps = parse_params(parameters)[0].fps
+    return {**parameters, "frames": _frames(seconds, fps)}
 
 
 def seconds_of(params: GenerateParams) -> str:

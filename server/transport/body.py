@@ -35,7 +35,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """Decode strictly: one object, UTF-8, no NaN, no name twice, no depth beyond the parser's.
 
     Raises:
-        MalformedBodyError: saying what is wrong, and where.
+        MalformedBodyError: the text says what is wrong, and where.
     """
     try:
         value = json.loads(

@@ -9,7 +9,7 @@ from prometheus_client import Metric
 
 from models.device import DeviceUse
 from models.engine import Traits
-from server.api.metrics import Gathered
+from server.api.metrics import Scrape
 from server.transport.traffic import Traffic
 from worker.store.presence import LiveWorker
 from worker.store.statistics import Survey
@@ -30,8 +30,8 @@ def _families() -> list[Metric]:
     )
     traffic = Traffic()
     traffic.note({"type": "http", "method": "GET"}, 200, 0.0)
-    gathered = Gathered("1", traffic, survey, {"ann": DeviceUse(1, 2, 3, 0.5)})
-    families = [family for family in gathered.collect() if family.name.startswith("mochi")]
+    scrape = Scrape("1", traffic, survey, {"ann": DeviceUse(1, 2, 3, 0.5)})
+    families = [family for family in scrape.collect() if family.name.startswith("mochi")]
     assert all(family.samples for family in families)
     return families
 

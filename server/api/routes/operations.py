@@ -10,8 +10,8 @@ from starlette.responses import Response
 from models.params import MODEL
 from server import VERSION
 from server.api.call import Call
-from server.api.metrics import Gathered
-from server.api.openapi import FIGURES, errors
+from server.api.metrics import Scrape
+from server.api.openapi import METRICS_TEXT, errors
 from server.api.schemas import HealthBody, ReadyBody, VersionBody, engine_body
 from server.keys.lookup import Scope
 from server.transport.responses import answer
@@ -56,7 +56,7 @@ async def get_version(request: Request) -> Response:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: FIGURES, **errors(401, 403, 500, 502)},
+    responses={200: METRICS_TEXT, **errors(401, 403, 500, 502)},
 )
 async def get_metrics(request: Request) -> Response:
     """Metrics for Prometheus. Needs a key with the scope `admin`."""
@@ -67,8 +67,8 @@ async def get_metrics(request: Request) -> Response:
         survey, devices = await call.services.statistics.read()
     except BrokerUnavailableError:
         survey, devices = None, {}  # the figures of this gateway are known without it
-    gathered = Gathered(VERSION, call.services.traffic, survey, devices)
-    return Response(gathered.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    scrape = Scrape(VERSION, call.services.traffic, survey, devices)
+    return Response(scrape.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _not_ready(missing: list[str]) -> Response:
