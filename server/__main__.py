@@ -26,7 +26,7 @@ from server.transport.tls import Loop, tls_context
 from worker.broker.connection import connect_gateway
 from worker.errors import BrokerUnavailableError
 from worker.process.logs import configure_logs
-from worker.process.parent_watch import WITH_PARENT, hold_on_to_parent
+from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.telemetry import Tracing, start_tracing
 
 WAIT_SECONDS = 1.0
@@ -41,7 +41,7 @@ def main() -> int:
     """Serve until told to stop."""
     configure_logs()
     if WITH_PARENT in sys.argv[1:]:
-        hold_on_to_parent()
+        watch_parent()
     try:
         settings = load_settings()
         tracing = start_tracing(os.environ, "mochi-server-gateway")

@@ -1,4 +1,4 @@
-"""The worker process: settings, moderation, engine, RQ. `mochi-server worker` ends up here."""
+"""Entry point of the worker process, which `mochi-server worker` starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from worker.errors import OutputsUnusableError, StorageError, TracingUnusableErr
 from worker.outputs.base import Outputs
 from worker.outputs.factory import open_outputs
 from worker.process.logs import configure_logs
-from worker.process.parent_watch import WITH_PARENT, hold_on_to_parent
+from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
 from worker.process.telemetry import start_tracing
 from worker.runtime.gpu_reporter import GpuReporter
@@ -37,32 +37,31 @@ from worker.settings import WorkerSettings
 from worker.store.presence import LiveWorker, new_worker_name
 from worker.store.worker_side import WorkerStore
 
-PATIENCE_SECONDS = 60.0
-"""With a store of videos on the network; less where a worker may be silent for less."""
+OUTPUTS_SECONDS = 60.0
+"""Longest call to an output store on the network; less if `stall_seconds` is short."""
 CHECK_SECONDS = 5.0
-"""The same while it is only asked whether it is there."""
-AGAIN_SECONDS = 1.0
-"""The pause before it is asked again."""
+"""Longest call of the check at the start."""
+RETRY_SECONDS = 1.0
+"""Between two checks."""
 
 _log = structlog.get_logger()
 
 
 def main() -> int:
-    """Load the engine, then work until told to stop."""
     name = new_worker_name()
     configure_logs(worker=name)
     if WITH_PARENT in sys.argv[1:]:
-        hold_on_to_parent()
+        watch_parent()
     settings = WorkerSettings()
     try:
         tracing = start_tracing(os.environ, "mochi-server-worker", name)
         outputs = usable_outputs(settings)
-        encoder()  # or every request would fail at its end
+        encoder()  # without ffmpeg every request would fail at its end
         moderation = build_moderation(settings, settings.data_dir)
         engine = build_engine(settings, settings.data_dir)
     except (EngineUnavailableError, OutputsUnusableError, TracingUnusableError) as error:
         sys.stderr.write(f"{error}\n")
-        return os.EX_CONFIG  # starting again does not help
+        return os.EX_CONFIG  # the supervisor does not start it again
     _log.info("worker.ready", engine=str(engine.traits))
     was_told = work(
         name,
@@ -79,10 +78,10 @@ def main() -> int:
 
 
 def usable_outputs(settings: WorkerSettings) -> Outputs:
-    """The store of videos, once it answers: a request that ends while it is away would be lost.
+    """The output store, once it answers: a run that ends while it is away fails.
 
     Raises:
-        OutputsUnusableError: waiting does not help.
+        OutputsUnusableError: the settings must be corrected.
     """
     probe = open_outputs(settings, patience_seconds=CHECK_SECONDS)
     while True:
@@ -90,10 +89,10 @@ def usable_outputs(settings: WorkerSettings) -> Outputs:
             probe.check()
             break
         except StorageError as error:
-            _log.warning("outputs.away", reason=str(error), again_in=AGAIN_SECONDS)
-            time.sleep(AGAIN_SECONDS)
-    # The watchdog takes a publication of so long for no hang.
-    patience = min(PATIENCE_SECONDS, settings.stall_seconds / 2)
+            _log.warning("outputs.away", reason=str(error), again_in=RETRY_SECONDS)
+            time.sleep(RETRY_SECONDS)
+    # A publication must end before the watchdog counts it as a hang.
+    patience = min(OUTPUTS_SECONDS, settings.stall_seconds / 2)
     return open_outputs(settings, patience_seconds=patience)
 
 
@@ -107,10 +106,10 @@ def work(
     meter: Meter | None = None,
     tracer: Tracer | None = None,
 ) -> bool:
-    """Put the worker together and run it.
+    """Assemble the worker and run it until it is told to stop.
 
     Returns:
-        True when a signal ended it; False when a bug did, which is in the log.
+        Whether it was told to stop; otherwise a bug ended it, which the log shows.
     """
     store = partial(
         WorkerStore,
@@ -120,7 +119,7 @@ def work(
     stop = Stop(settings.drain_seconds)
     brief_store = store(connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
-    heart = Heartbeat(
+    heartbeat = Heartbeat(
         LiveWorker(name, engine.traits),
         brief_store,
         reconciler,
@@ -133,7 +132,7 @@ def work(
         engine,
         store(connect_worker(settings.redis_url, is_over=lambda: stop.urgent)),
         outputs,
-        heart,
+        heartbeat,
         moderation=moderation,
         run_seconds=settings.run_seconds,
         checkpoint_steps=settings.checkpoint_steps,
@@ -149,12 +148,12 @@ def work(
     Sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds).start()
     if meter is not None:
         GpuReporter(name, meter, brief_store).start()
-    heart.start()
+    heartbeat.start()
     try:
         worker.work()
         return worker.was_told_to_stop
     finally:
-        heart.stop()
+        heartbeat.stop()
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from enum import StrEnum
 from itertools import pairwise
 
 from tests.chaos.history import Event, What
-from worker.store.keyspace import BEAT_SECONDS, MOST_ATTEMPTS
+from worker.store.keyspace import HEARTBEAT_SECONDS, MOST_ATTEMPTS
 
 COMPLETED = "completed"
 WORKER_LOST = "worker_lost"
-SLACK_SECONDS = 2 * BEAT_SECONDS
+SLACK_SECONDS = 2 * HEARTBEAT_SECONDS
 """A worker has last beaten up to one beat before it falls silent, and beats one after."""
 
 
@@ -219,7 +219,7 @@ def _joined(silences: list[_Silence]) -> Iterator[_Silence]:
     for silence in sorted(silences, key=lambda each: each.start):
         if last is None:
             last = silence
-        elif silence.start <= last.end + BEAT_SECONDS:
+        elif silence.start <= last.end + HEARTBEAT_SECONDS:
             why = Why.PAUSED if Why.PAUSED in {last.why, silence.why} else Why.OUTAGE
             last = _Silence(last.start, max(last.end, silence.end), why)
         else:

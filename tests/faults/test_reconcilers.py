@@ -52,7 +52,7 @@ class Bench:
             self.now += 1
             if self.clients[0].exists(keyspace.LOOKS):
                 self.clients[0].hincrby(keyspace.LOOKS, "since", -1000)
-            list(self._threads.map(Reconciler.pass_over, self._reconcilers))
+            list(self._threads.map(Reconciler.reconcile, self._reconcilers))
 
     def close(self) -> None:
         """End the threads and connections."""

@@ -77,7 +77,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         client.post("/v1/mochi-1", json=POND)
         client.post("/v1/mochi-1", json=POND, headers={SCENARIO: "fail"})
         (worker,) = fleet(stack.redis)
-        stack.store.tell_device(worker.name, DeviceUse(1, 2, 3, 0.5))  # here is no GPU to do so
+        stack.store.report_device(worker.name, DeviceUse(1, 2, 3, 0.5))  # here is no GPU to do so
         text = httpx.get(f"{stack.url}/metrics").text
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):

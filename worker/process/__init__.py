@@ -1,1 +1,1 @@
-"""What every process of ours needs: logs, shutdown, parent watch, traces."""
+"""Shared by gateway and worker processes: logs, shutdown, parent watch, traces."""

@@ -1,8 +1,8 @@
-"""One stream of log lines on stderr: JSON for machines, colours for a person at a terminal.
+"""Log lines on stderr: JSON for machines, colours at a terminal.
 
 uvicorn, RQ and Python's warnings go through the same formatter. Lines carry ids, never keys,
-signatures or prompts; those of a run have `request_id`, `attempt` and `worker`, whoever wrote them,
-and where there are traces, `trace_id` and `span_id`.
+signatures or prompts. Those of a run have `request_id`, `attempt` and `worker`, and with tracing
+`trace_id` and `span_id`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def configure_logs(**always: str) -> None:
     """Set up structlog and the standard library's logging. Call once, in a `__main__`.
 
     Args:
-        always: fields of every line, from whatever thread.
+        always: fields of every line, in every thread.
     """
 
     def add_always(_logger: object, _method: str, line: EventDict) -> EventDict:
@@ -31,7 +31,7 @@ def configure_logs(**always: str) -> None:
         renderers = [
             structlog.dev.ConsoleRenderer(
                 pad_event_to=0,
-                # Not the one with local variables: prompts and keys are among them.
+                # The default one shows local variables, which hold prompts and keys.
                 exception_formatter=structlog.dev.plain_traceback,
             )
         ]
@@ -62,10 +62,10 @@ def configure_logs(**always: str) -> None:
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
-    # They tell of every state change of their own; what matters of it is in our events.
+    # They log each of their state changes; our events cover those that matter.
     for name in ("rq.worker", "uvicorn", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It warns of forms that are malformed; who sent one is told.
+    # It warns of malformed forms, which the client gets as an error.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 

@@ -1,7 +1,7 @@
-"""Sends spans to a collector. Imports the libraries of the extra `otel`: see `telemetry.py`.
+"""Sends spans to a collector, with the libraries of the extra `otel`; see `telemetry.py`.
 
-Batches leave from a thread of the process that made the spans; neither gateway nor worker forks
-after its start. What does not fit into the queue while the collector is away is dropped.
+A thread sends batches; neither gateway nor worker forks after its start. While the collector is
+away, spans that do not fit into the queue are dropped.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from typing_extensions import override
 
 LONGEST_ATTRIBUTE = 256
-"""Characters. Paths are whatever a stranger sends, and many may wait in the queue."""
+"""Characters. Unauthenticated clients choose paths, and many spans may wait in the queue."""
 QUIET_SECONDS = 60.0
 _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
 )
-"""They have a line for every try, and one for every span that does not fit into the queue."""
+"""They log a line for every try, and for every span that does not fit into the queue."""
 
 
 def provider(service: str, instance: str) -> TracerProvider:
-    """What makes spans that are sent as the environment says.
+    """A provider whose spans are sent as the environment says.
 
     Raises:
-        ValueError: a variable has a value that the library cannot use.
+        ValueError: a variable has a value that the library rejects.
     """
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_Seldom())
+        logging.getLogger(name).addFilter(_RateLimit())
     made = TracerProvider(
         resource=_resource(service, instance),
         span_limits=SpanLimits(max_span_attribute_length=LONGEST_ATTRIBUTE),
         shutdown_on_exit=False,  # it would wait for half a minute
     )
-    made.add_span_processor(_Discreet())
+    made.add_span_processor(_RedactQueries())
     made.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return made
 
@@ -51,8 +51,8 @@ def _resource(service: str, instance: str) -> Resource:
     return given
 
 
-class _Discreet(SpanProcessor):
-    """Takes queries out: that of a link to a video holds its signature, others may a prompt."""
+class _RedactQueries(SpanProcessor):
+    """Redacts URL queries: a video link's holds its signature, others may hold a prompt."""
 
     @override
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -60,8 +60,8 @@ class _Discreet(SpanProcessor):
             span.set_attribute("url.query", "REDACTED")
 
 
-class _Seldom(logging.Filter):
-    """Lets a line pass and then none for a while: a collector that is away is worth no more."""
+class _RateLimit(logging.Filter):
+    """Passes one line every `QUIET_SECONDS`."""
 
     _quiet_until = 0.0
 

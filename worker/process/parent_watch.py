@@ -1,7 +1,7 @@
-"""Ends a child process when the parent that started it is gone, however it went.
+"""Ends a child process when its parent process is gone.
 
-The parent holds the other end of the child's standard input. Its end of file says that the parent
-is dead, kill -9 included, on any POSIX system.
+The parent holds the other end of the child's standard input. End of file means that the parent is
+dead, even by kill -9, on any POSIX system.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import threading
 import time
 
 WITH_PARENT = "--with-parent"
-"""The argument that asks a process for this."""
+"""The argument that makes a process watch its parent."""
 GRACE_SECONDS = 30.0
 INTERVAL_SECONDS = 1.0
 """Between two signals: two at once may arrive as one."""
 
 
-def hold_on_to_parent() -> None:
-    """From now on, SIGTERM to ourselves when standard input ends, and SIGKILL a while later.
+def watch_parent() -> None:
+    """When standard input ends, send SIGTERM to this process repeatedly, then SIGKILL.
 
-    SIGTERM more than once: nobody waits for what runs, and the next owner may need the GPU.
+    Repeatedly, to stop at once: the next owner of the folder may need the GPU.
     """
-    threading.Thread(target=_wait_for_end, name="lifeline", daemon=True).start()
+    threading.Thread(target=_wait_for_parent, name="parent-watch", daemon=True).start()
 
 
-def _wait_for_end() -> None:
+def _wait_for_parent() -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
     deadline = time.monotonic() + GRACE_SECONDS

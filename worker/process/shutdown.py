@@ -1,4 +1,4 @@
-"""How urgently this process must stop."""
+"""Whether this process must stop, and how urgently."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import dataclass
 
 @dataclass
 class Stop:
-    """Written by a signal handler, so plain flags: an Event's lock could be held by whom it stops.
+    """Plain flags: a signal handler that set an Event could wait for its own thread's lock.
 
     Attributes:
-        grace_seconds: from the first signal until it becomes urgent by itself.
+        grace_seconds: from the first signal until it becomes urgent.
         draining: finish the running request, take no other.
     """
 
     grace_seconds: float = math.inf
     draining: bool = False
     _was_asked: bool = False
-    _now_from: float = math.inf
+    _urgent_from: float = math.inf
 
     @property
     def urgent(self) -> bool:
-        """Give the running request back."""
-        return time.monotonic() >= self._now_from
+        """Requeue the running request."""
+        return time.monotonic() >= self._urgent_from
 
     def ask(self) -> None:
-        """A signal. The first: soon, and now after the grace. The second: now."""
-        self._now_from = time.monotonic() + (0 if self._was_asked else self.grace_seconds)
+        """A signal: the first drains, urgent after the grace; the second is urgent at once."""
+        self._urgent_from = time.monotonic() + (0 if self._was_asked else self.grace_seconds)
         self._was_asked = self.draining = True
 
     def drain(self) -> None:
-        """Soon, however long the running request may take."""
+        """Without a grace: the running request may take as long as it needs."""
         self.draining = True

@@ -1,7 +1,6 @@
-"""Whether a process sends traces, and where; by OpenTelemetry's own variables and no others.
+"""Starts tracing if OpenTelemetry's own environment variables name an endpoint.
 
-It does where an endpoint is set. Without one the libraries of the extra `otel` are not even
-imported, and spans are made by an interface that does nothing.
+Without an endpoint, spans do nothing and the libraries of the extra `otel` are not imported.
 """
 
 from __future__ import annotations
@@ -18,16 +17,14 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from worker.errors import TracingUnusableError
 
-TRACEPARENT = "traceparent"
-"""In the record as in HTTP."""
-_propagator = TraceContextTextMapPropagator()
-
-
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+TRACEPARENT = "traceparent"
+"""The field of the record, and the HTTP header."""
+PROPAGATOR = TraceContextTextMapPropagator()
 STOP_SECONDS = 1.0
-"""How long the end of a process may wait for the collector, which may be away."""
+"""How long the end of a process waits for a collector that may be away."""
 _ENDPOINT = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOL = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _EXPORTER = ("OTEL_TRACES_EXPORTER",)
@@ -35,32 +32,31 @@ _EXPORTER = ("OTEL_TRACES_EXPORTER",)
 
 @dataclass(frozen=True)
 class Tracing:
-    """What a process makes its spans with. `provider` is None where nobody wants them."""
+    """A process's source of spans. `provider` is None when tracing is off."""
 
     provider: TracerProvider | None = None
 
     @property
     def tracer(self) -> Tracer:
-        """For spans of our own."""
         provider = self.provider or NoOpTracerProvider()
         return provider.get_tracer("mochi-server", version("mochi-server"))
 
     def stop(self) -> None:
-        """Send what has not been sent, if the collector takes it at once."""
+        """Send the pending spans, within `STOP_SECONDS`."""
         if self.provider is not None:
-            # The library would wait for half a minute.
+            # By itself the library would wait for half a minute.
             sending = threading.Thread(target=self.provider.shutdown, daemon=True)
             sending.start()
             sending.join(STOP_SECONDS)
 
 
 def start_tracing(environ: Mapping[str, str], service: str, instance: str = "") -> Tracing:
-    """Make spans, and send them from a thread, if the environment has an endpoint for them.
+    """Make spans, and send them from a thread, if `environ` names an endpoint.
 
     Args:
-        environ: of this process; the library reads the rest of its variables there.
-        service: what it is called in traces, unless OTEL_SERVICE_NAME says otherwise.
-        instance: which one of its kind; empty: any.
+        environ: of this process; the library reads its other variables itself.
+        service: name in traces, unless OTEL_SERVICE_NAME is set.
+        instance: id of this process in traces; empty: a random one.
 
     Raises:
         TracingUnusableError: a variable has a bad value, or the libraries are missing.
@@ -70,13 +66,13 @@ def start_tracing(environ: Mapping[str, str], service: str, instance: str = "") 
     if not endpoint or exporter == "none" or _is_disabled(environ):
         return Tracing()
     _check_endpoint(variable, endpoint)
-    _check_is(environ, _EXPORTER, "otlp")
-    _check_is(environ, _PROTOCOL, "http/protobuf")
+    _check_value(environ, _EXPORTER, "otlp")
+    _check_value(environ, _PROTOCOL, "http/protobuf")
     try:
         from worker.process import otlp  # noqa: PLC0415 (of an extra)
     except ImportError as error:
         raise TracingUnusableError(
-            f"{variable} is set, and the libraries that send traces are not installed ({error}). "
+            f"{variable} is set, but the libraries that send traces are not installed ({error}). "
             "Unset it, or type: pip install 'mochi-server[otel]'"
         ) from None
     try:
@@ -90,7 +86,7 @@ def _is_disabled(environ: Mapping[str, str]) -> bool:
 
 
 def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, str]:
-    """The first of them that has a value, and the value; what is special goes first."""
+    """The first variable that has a value, and the value. `names`: the most specific first."""
     return next(((name, environ[name]) for name in names if environ.get(name)), (names[-1], ""))
 
 
@@ -98,22 +94,22 @@ def _check_endpoint(variable: str, endpoint: str) -> None:
     address = urlsplit(endpoint)
     if address.scheme not in {"http", "https"} or not address.hostname:
         raise TracingUnusableError(
-            f"{variable}: got {endpoint!r}. It is the URL of a collector that speaks OTLP over "
-            "HTTP, like http://127.0.0.1:4318"
+            f"{variable}: got {endpoint!r}. It must be the URL of a collector for OTLP over HTTP, "
+            "like http://127.0.0.1:4318"
         )
 
 
-def _check_is(environ: Mapping[str, str], names: tuple[str, ...], only: str) -> None:
+def _check_value(environ: Mapping[str, str], names: tuple[str, ...], only: str) -> None:
     variable, value = _first(environ, names)
     if value not in {"", only}:
         raise TracingUnusableError(
-            f"{variable}: got {value!r}. Traces are sent by {only} alone: set it so, or unset it. "
+            f"{variable}: got {value!r}. Only {only} is supported: set it so, or unset it. "
             "Most collectors listen for it on port 4318."
         )
 
 
 def trace_fields() -> Mapping[str, str]:
-    """What a record holds of the span that it is made in; nothing where there is none."""
+    """The record's field for the current span; empty without a span."""
     carrier: dict[str, str] = {}
-    _propagator.inject(carrier)
+    PROPAGATOR.inject(carrier)
     return {name: text for name, text in carrier.items() if name == TRACEPARENT}

@@ -1,1 +1,1 @@
-"""The worker process: takes jobs, runs the engine, beats, reconciles, sweeps."""
+"""The worker process: takes jobs, runs the engine, reconciles dead runs, sweeps old files."""

@@ -1,8 +1,8 @@
-"""The checkpoints of a run, kept beside the videos. Trouble with them costs time, and no request.
+"""Checkpoints of a run, stored beside the videos. A failure costs time, never a request.
 
-A request has one, whichever run wrote it last. A run that was taken for dead and wakes up may put
-an older one in place of its successor's: both go on to the same frames. What it leaves behind after
-the end is swept, as videos are.
+A request has one checkpoint, written by its latest save. A run that lost its lease may replace its
+successor's checkpoint by an older one: both lead to the same frames. Checkpoints that stay behind
+are swept, as videos are.
 """
 
 from __future__ import annotations
@@ -28,19 +28,18 @@ class RunCheckpoints:
         self.every = every
 
     def load(self) -> bytes | None:
-        """In a first attempt too: one that was given back does not count, and looking is cheap."""
+        """Also looks on a first attempt: a requeued run does not count as one."""
         data = self._outputs.load_checkpoint(self._request_id)
         self._is_unused = data is not None
         return data
 
     def resumed(self, step: int) -> None:
-        """The record shows it with the next beat."""
         self._is_unused = False
-        self._run.step = step
+        self._run.step = step  # the next heartbeat writes it into the record
         _log.info("checkpoint.resumed", step=step)
 
     def save(self, data: bytes) -> None:
-        """Log either outcome. A store that has refused once is not waited for again."""
+        """Store and log. After one failure, the run saves no more."""
         if not self._can_save:
             return
         log = _log.bind(step=self._run.step)

@@ -1,4 +1,4 @@
-"""The thread that tells how much of its card a worker uses."""
+"""Thread that reports a worker's GPU memory and load to the broker."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from models.device import Meter
 from worker.errors import BrokerUnavailableError
 from worker.store.worker_side import WorkerStore
 
-TELL_SECONDS = 2.0
+REPORT_SECONDS = 2.0
 
 _log = structlog.get_logger()
 
 
 class GpuReporter(threading.Thread):
-    """Apart from the heart: a driver that hangs may delay no beat."""
+    """A thread of its own, so that a driver that hangs delays no heartbeat."""
 
     def __init__(self, worker: str, meter: Meter, store: WorkerStore) -> None:
-        super().__init__(name="gauge", daemon=True)
+        super().__init__(name="gpu-reporter", daemon=True)
         self._worker = worker
         self._meter = meter
         self._store = store
 
     def run(self) -> None:
-        """Tell for as long as the process lives, or until the card cannot be read."""
+        """Report until the process ends, or until the meter fails."""
         pause = threading.Event()
-        while not pause.wait(TELL_SECONDS):
+        while not pause.wait(REPORT_SECONDS):
             try:
-                self._store.tell_device(self._worker, self._meter())
+                self._store.report_device(self._worker, self._meter())
             except BrokerUnavailableError:
-                continue  # the heart says so
-            except Exception:  # noqa: BLE001 (videos are made all the same)
-                _log.exception("gauge.stopped")
+                continue  # the heartbeat logs it
+            except Exception:  # noqa: BLE001 (videos need no meter)
+                _log.exception("gpu_reporter.stopped")
                 return

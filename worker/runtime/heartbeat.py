@@ -1,4 +1,4 @@
-"""The thread that beats: it keeps the lease, looks after the dead, and ends a worker that hangs."""
+"""Heartbeat thread: renews the lease, runs the reconciler, ends a process whose engine hangs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from worker.errors import BrokerUnavailableError
 from worker.process.shutdown import Stop
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.run import Run
-from worker.store.keyspace import BEAT_SECONDS, LOOK_SECONDS
+from worker.store.keyspace import HEARTBEAT_SECONDS, RECONCILE_SECONDS
 from worker.store.presence import LiveWorker
 from worker.store.worker_side import Order, WorkerStore
 
 LONGEST_BEAT_SECONDS = 30.0
-"""Far more than a beat and a pass with many repairs take, whatever the broker does."""
+"""Far longer than a heartbeat and a pass with many repairs take, whatever the broker does."""
 STDERR = 2
 
 _log = structlog.get_logger()
 
 
 class Heartbeat(threading.Thread):
-    """Beats for `worker` until stopped; `run_now` is what the worker does at the moment."""
+    """Beats for `worker` until stopped.
+
+    Attributes:
+        current_run: what the worker runs at present; the runner sets it.
+    """
 
     def __init__(
         self,
@@ -38,8 +42,8 @@ class Heartbeat(threading.Thread):
         stall_seconds: float,
         stop: Stop,
     ) -> None:
-        super().__init__(name="heart", daemon=True)
-        self.run_now: Run | None = None
+        super().__init__(name="heartbeat", daemon=True)
+        self.current_run: Run | None = None
         self._worker = worker
         self._store = store
         self._reconciler = reconciler
@@ -49,9 +53,8 @@ class Heartbeat(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Beat, and every second look for overdue requests."""
         next_pass = time.monotonic()
-        while not self._stopped.wait(BEAT_SECONDS):
+        while not self._stopped.wait(HEARTBEAT_SECONDS):
             self._end_if_frozen()
             self._end_if_hung()
             try:
@@ -59,13 +62,13 @@ class Heartbeat(threading.Thread):
                     self._broker_log.warn(self._store.dangers())
                 self._beat()
                 if time.monotonic() >= next_pass:
-                    next_pass = time.monotonic() + LOOK_SECONDS
-                    self._reconciler.pass_over()
+                    next_pass = time.monotonic() + RECONCILE_SECONDS
+                    self._reconciler.reconcile()
                 self._broker_log.connected()
             except BrokerUnavailableError as error:
                 self._broker_log.disconnected(error)
-            except Exception:  # noqa: BLE001 (a heart that stops kills a healthy worker)
-                _log.exception("heart.skipped")
+            except Exception:  # noqa: BLE001 (without heartbeats a healthy worker counts as dead)
+                _log.exception("heartbeat.skipped")
         faulthandler.cancel_dump_traceback_later()
 
     def stop(self) -> None:
@@ -78,7 +81,7 @@ class Heartbeat(threading.Thread):
             _log.warning("worker.not_signed_off", hint="it counts as alive until its lease ends")
 
     def _beat(self) -> None:
-        run = self.run_now
+        run = self.current_run
         takes_more = not self._shutdown.draining
         if run is None:
             orders = self._store.beat(self._worker, takes_more=takes_more)
@@ -93,31 +96,31 @@ class Heartbeat(threading.Thread):
                 run.lost.set()
             if Order.CANCEL in orders:
                 run.cancelled.set()
-            self._show_preview(run)
+            self._send_preview(run)
         if Order.DRAIN in orders and not self._shutdown.draining:
             self._shutdown.drain()
             _log.info("worker.draining")
 
-    def _show_preview(self, run: Run) -> None:
+    def _send_preview(self, run: Run) -> None:
         if run.preview is not None:
             (step, picture), run.preview = run.preview, None
             self._store.preview(run.lease, step, picture)
 
     def _requeue(self, run: Run) -> None:
-        """Not left to the run: its step, or a call that hangs, may last longer than we may."""
-        if not run.is_given_back:
-            _log.info("run.given_back", **run.names, step=run.step)
-            run.is_given_back = True
+        """Here, not in the run: its step may last longer than the process has left."""
+        if not run.is_requeued:
+            _log.info("run.given_back", **run.log_fields, step=run.step)
+            run.is_requeued = True
         self._store.requeue(run.lease)
 
     def _end_if_hung(self) -> None:
-        """A call that never returns cannot be interrupted: only the end of the process frees it."""
-        run = self.run_now
+        """A call that never returns cannot be interrupted; only the end of the process frees it."""
+        run = self.current_run
         if run is not None and run.silent_seconds() > self._stall_seconds:
-            _log.error("worker.hung", **run.names, step=run.step)
-            os._exit(os.EX_TEMPFAIL)  # start it again
+            _log.error("worker.hung", **run.log_fields, step=run.step)
+            os._exit(os.EX_TEMPFAIL)  # the supervisor starts it again
 
     def _end_if_frozen(self) -> None:
-        """C code that lets no thread run Python stops the heart as well, but not this timer."""
+        """Rearm a timer outside Python: native code that holds the GIL stops this thread too."""
         seconds = self._stall_seconds + LONGEST_BEAT_SECONDS
         faulthandler.dump_traceback_later(seconds, file=STDERR, exit=True)

@@ -14,8 +14,8 @@ from models.mock.scenario import Scenario
 from worker.job import Job
 from worker.runtime.run import Run
 
-LONGEST_NAP_SECONDS = 0.05
-"""Between two checks whether the run is still wanted."""
+LONGEST_SLEEP_SECONDS = 0.05
+"""Between two checks for cancellation and shutdown."""
 FOREVER_SECONDS = 3600
 BUG_TEXT = "cannot read /srv/private/weights with token hf_do_not_show"
 """The text of the exception of the scenario `bug`."""
@@ -51,10 +51,10 @@ class MockOutcome:
     def _wait_until(self, moment: float) -> None:
         while (left := moment - time.monotonic()) > 0:
             self._run.check()
-            time.sleep(min(left, LONGEST_NAP_SECONDS))
+            time.sleep(min(left, LONGEST_SLEEP_SECONDS))
 
 
-def on_step_of(job: Job, run: Run, speed: MockSpeed, *, is_mock: bool) -> OnStep:
+def step_callback(job: Job, run: Run, speed: MockSpeed, *, is_mock: bool) -> OnStep:
     """The step callback for the engine: real weights are neither slowed nor stopped."""
     return MockOutcome(job, run, speed).on_step if is_mock else run.on_step
 
@@ -65,7 +65,7 @@ def warnings_of(job: Job, *, is_mock: bool) -> tuple[str, ...]:
     return (scenario.text,) if is_mock and scenario and scenario.name == "warn" else ()
 
 
-def forget_after(job: Job) -> float | None:
+def early_expiry(job: Job) -> float | None:
     """Seconds from the end until the video is removed, where its scenario sets them."""
     scenario = _scenario_of(job)
     return scenario.seconds if scenario and scenario.name == "expire" else None

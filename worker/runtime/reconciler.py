@@ -1,7 +1,7 @@
-"""Finds requests whose worker died and sets them going again.
+"""Finds requests whose worker died, and requeues or fails them.
 
-Every worker runs one, and any number may look at once: each repair is one guarded script, so that
-exactly one of them makes it. No lock, no leader.
+Every worker runs a reconciler, without lock or leader. Each repair is one guarded script, so
+exactly one of several reconcilers makes it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import structlog
 from worker.store.worker_side import Recovery, WorkerStore
 
 POPPED_SECONDS = 5.0
-"""A pop is followed by a start within milliseconds, unless the worker died in between."""
+"""A start follows its pop within milliseconds, unless the worker died in between."""
 MISSING_SECONDS = 30.0
 SETTLE_SECONDS = 4.0
-"""After an outage, a worker that lives has beaten by then: it was in a call that fails after two
-tries of a second each, pauses, and calls again."""
+"""After an outage, a live worker sends a heartbeat within this time: a call under way fails after
+two tries of a second each, pauses, and is repeated."""
 MOST_REPAIRS = 20
-"""In one pass and of one kind: the beats that keep leases wait for it."""
+"""Of one kind in one pass: the heartbeats that renew leases wait for the pass."""
 
 _log = structlog.get_logger()
 
 
 class Reconciler:
-    """Call `pass_over` every second."""
+    """Call `reconcile` every second."""
 
     def __init__(
         self,
@@ -42,20 +42,20 @@ class Reconciler:
         self._popped_since: dict[str, float] = {}
         self._missing_since: float | None = None
 
-    def pass_over(self) -> None:
+    def reconcile(self) -> None:
         """Look once, and repair what is overdue.
 
         Raises:
-            BrokerUnavailableError: look again later.
+            BrokerUnavailableError: call again later.
         """
         overdue = self._store.overdue()
-        # Before that, an outage may just have ended, in which workers could not beat.
+        # Earlier, an outage in which workers could send no heartbeat may just have ended.
         if overdue.watched_seconds >= self._settle_seconds:
             for request_id in overdue.expired[:MOST_REPAIRS]:
                 _report(request_id, self._store.reap(request_id))
         now = self._monotonic()
         if now - self._last_pass > POPPED_SECONDS / 2:
-            self._popped_since.clear()  # nor could they start what they had popped
+            self._popped_since.clear()  # in an outage, workers could not start what they popped
         self._last_pass = now
         self._recover_popped(overdue.popped, now)
         self._recover_missing(overdue.missing, now)

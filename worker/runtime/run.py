@@ -1,4 +1,4 @@
-"""One run of one request: what the denoising loop asks at each step, and what may end it early."""
+"""One run of one request: its progress, and the reasons that end it early."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from worker.store.worker_side import Lease
 
 
 class AbandonedRun(BaseException):
-    """Leaves the engine from within a step. No `except Exception` on the way can hold it."""
+    """Leaves the engine from within a step. No `except Exception` on the way catches it."""
 
 
 class LeaseLost(AbandonedRun):
     """Another worker has the request, or it has ended: write nothing."""
 
 
-class GivenBack(AbandonedRun):
-    """This worker must stop now: back to the queue with the request."""
+class Requeued(AbandonedRun):
+    """This worker must stop now: the request goes back to the queue."""
 
 
 class EndedEarly(AbandonedRun):
@@ -37,20 +37,20 @@ class EndedEarly(AbandonedRun):
 
 @dataclass
 class Run:
-    """Shared by the thread that denoises and the one that beats.
+    """Shared by the thread that denoises and the heartbeat thread.
 
     Attributes:
-        lease: what this run may write to.
-        seconds: how long it may take.
-        stop: whether the process must stop, and the request goes back.
-        attempt: which one of the request it is.
-        lost: set by the heart when the lease is not ours any more.
-        cancelled: set by the heart when the client wants it no more.
+        lease: the right to write to the record.
+        seconds: time limit.
+        stop: the process's state of shutdown.
+        attempt: of the request, from 1.
+        lost: set by the heartbeat when another worker has the request, or it has ended.
+        cancelled: set by the heartbeat when the client has cancelled.
         step: denoising steps done.
-        entered: its stages so far, and when each began, in nanoseconds since 1970.
-        preview: a step and a picture of it that the heart has not taken along yet.
+        entered: the stages so far, each with its start in nanoseconds since 1970.
+        preview: step and picture that the heartbeat has not sent yet.
         is_watched: whether silence means that the engine hangs.
-        is_given_back: set by the heart, which need not wait for the next step.
+        is_requeued: set by the heartbeat, which does not wait for the next step.
     """
 
     lease: Lease
@@ -65,35 +65,33 @@ class Run:
     )
     preview: tuple[int, str] | None = None
     is_watched: bool = True
-    is_given_back: bool = False
+    is_requeued: bool = False
     _started: float = field(default_factory=time.monotonic)
     _last_sign: float = field(default_factory=time.monotonic)
     _steps_at: list[float] = field(default_factory=list)
 
     @property
-    def names(self) -> dict[str, str | int]:
-        """For lines of the log that another thread writes."""
+    def log_fields(self) -> dict[str, str | int]:
+        """For log lines of other threads."""
         return {"request_id": self.lease.request_id, "attempt": self.attempt}
 
     @property
     def stage(self) -> Stage:
-        """Where it is; the heart tells the broker."""
         return self.entered[-1][0]
 
     def enter(self, stage: Stage) -> None:
-        """It has come so far."""
         if stage is not self.stage:
             self.entered.append((stage, time.time_ns()))
 
     def on_step(self, step: int, _total: int) -> None:
-        """The engine's step callback."""
+        """The engine's step callback. Raises as `check`."""
         self.enter(Stage.DENOISING)
         self.step = step
         self.check()
         self._steps_at.append(self._last_sign)
 
     def checked(self, frames: Iterator[bytes]) -> Iterator[bytes]:
-        """The frames, with a check before each: decoding takes long as well."""
+        """The same frames, with a check before each, as decoding takes long too."""
         self.enter(Stage.DECODING)
         for frame in frames:
             self.check()
@@ -101,14 +99,14 @@ class Run:
         self.enter(Stage.ENCODING_VIDEO)
 
     def check(self) -> None:
-        """Note a sign of life, and leave the engine if there is a reason to.
+        """Note a sign of life, and leave the engine if the run must end.
 
         Raises:
             AbandonedRun: one of its kinds.
         """
         self._last_sign = time.monotonic()
         if self.stop.urgent:
-            raise GivenBack
+            raise Requeued
         if self.lost.is_set():
             raise LeaseLost
         if self.cancelled.is_set():
@@ -117,7 +115,7 @@ class Run:
             raise EndedEarly("timeout", f"The run took longer than {self.seconds:g} seconds.")
 
     def pace(self) -> Pace:
-        """How fast it was, when its video is published."""
+        """Call it when the video is published."""
         first, last = self._steps_at[0], self._steps_at[-1]
         return Pace(
             prompt_seconds=first - self._started,
@@ -127,12 +125,12 @@ class Run:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """What runs within may hang; what comes after may wait for the broker for long."""
+        """Watch for hangs within only: afterwards the run may wait long for the broker."""
         try:
             yield
         finally:
             self.is_watched = False
 
     def silent_seconds(self) -> float:
-        """Since the last sign of life of a run that is watched."""
+        """Since the last sign of life; 0 while the run is not watched."""
         return time.monotonic() - self._last_sign if self.is_watched else 0.0

@@ -1,4 +1,4 @@
-"""The life of one request in a worker, from the lease to the end."""
+"""Runs one request: lease, moderation, engine, video, publication, end."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from worker.pace import Work
 from worker.process.shutdown import Stop
 from worker.runtime.checkpoints import RunCheckpoints
 from worker.runtime.heartbeat import Heartbeat
-from worker.runtime.mock_outcome import forget_after, on_step_of, warnings_of
+from worker.runtime.mock_outcome import early_expiry, step_callback, warnings_of
 from worker.runtime.previews import RunPreviews
-from worker.runtime.run import EndedEarly, GivenBack, LeaseLost, Run
+from worker.runtime.run import EndedEarly, LeaseLost, Requeued, Run
 from worker.runtime.spans import note_failure, note_params, traced
 from worker.runtime.stopwatch import DENOISING, PUBLISHING, VIDEO, Stopwatch
 from worker.store.worker_side import Lease, Result, WorkerStore
 
 REFUSED_PAUSES = (1.0, 2.0, 4.0)
-"""Seconds after which a broker that refused to take a result is asked again."""
+"""Seconds between tries to write a result that the broker refuses."""
 LOSSY = "The speed mode {} is on, which changes the picture."
-"""Among the warnings of every video that such an engine makes."""
+"""Warning for every video of an engine with a lossy speed mode."""
 
 _log = structlog.get_logger()
 
 
 class Runner:
-    """Holds the engine for the life of the process and runs one request at a time."""
+    """Holds the engine and runs one request at a time."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Runner:
         engine: Engine,
         store: WorkerStore,
         outputs: Outputs,
-        heart: Heartbeat,
+        heartbeat: Heartbeat,
         *,
         moderation: Moderation,
         run_seconds: float,
@@ -61,7 +61,7 @@ class Runner:
         self._moderation = moderation
         self._store = store
         self._outputs = outputs
-        self._heart = heart
+        self._heartbeat = heartbeat
         self._run_seconds = run_seconds
         self._checkpoint_steps = checkpoint_steps
         self._preview_steps = preview_steps
@@ -70,11 +70,11 @@ class Runner:
         self._tracer = tracer or NoOpTracer()
 
     def run(self, request_id: str) -> None:
-        """Take the request, make its video, publish the file, then say so.
+        """Take the lease, make the video, publish the file, then complete the record.
 
         Raises:
-            EngineBrokenError: nothing can be generated in this process any more.
-            BrokerUnavailableError: the broker refuses to write; the lease ends by itself.
+            EngineBrokenError: this process can generate nothing any more.
+            BrokerUnavailableError: the broker refuses to write; the lease expires.
         """
         lease = Lease(request_id, uuid4().hex[:12])
         job = self._store.start(lease, self._worker)
@@ -83,7 +83,7 @@ class Runner:
         run = Run(lease, self._run_seconds, self._stop, job.attempt)
         device = self._engine.traits.device
         with (
-            structlog.contextvars.bound_contextvars(**run.names),
+            structlog.contextvars.bound_contextvars(**run.log_fields),
             traced(self._tracer, job, run, self._worker, device),
         ):
             self._run(job, run)
@@ -91,35 +91,35 @@ class Runner:
     def _run(self, job: Job, run: Run) -> None:
         lease = run.lease
         _log.info("run.started", key_id=job.owner, queue_seconds=job.queue_seconds)
-        self._heart.run_now = run
+        self._heartbeat.current_run = run
         try:
             with run.watched():
                 result = self._make_video(job, run)
         except LeaseLost:
             _log.warning("run.lost")
             note_failure("lease_lost")
-        except GivenBack:
+        except Requeued:
             self._requeue(run)
         except EndedEarly as end:
             self._fail(lease, end.error_code, end.error)
         except StorageError as error:
             self._fail(lease, "storage", str(error))
         except EngineBrokenError:
-            # No end for the request: when the lease is over, another worker tries it.
+            # The request does not end: when the lease expires, another worker retries it.
             _log.exception("engine.broken", step=run.step)
             raise
         except EngineError as error:
             self._fail_with(lease, error)
-        except Exception:  # noqa: BLE001 (the next request may go better)
+        except Exception:  # noqa: BLE001 (the next request may succeed)
             _log.exception("run.bug")
             self._fail(lease, "internal", "The worker failed on this request; its log says why.")
         else:
             self._complete(job, run, result)
         finally:
-            self._heart.run_now = None
+            self._heartbeat.current_run = None
 
     def requeue_popped(self, request_id: str) -> None:
-        """A request that was popped when this worker had been told to stop."""
+        """Put back a request that was popped during shutdown; its attempt does not count."""
         lease = Lease(request_id, uuid4().hex[:12])
         if self._store.start(lease, self._worker) is not None:
             self._store.requeue(lease)
@@ -129,9 +129,9 @@ class Runner:
         name = video_name(job.request_id, run.lease.run)
         draft = self._outputs.draft(name)
         self._moderation.check_prompt(job.params.prompt)
-        run.check()  # that may have taken long
+        run.check()  # moderation may take long
         watch = Stopwatch()
-        on_step = on_step_of(job, run, self._speed, is_mock=self._engine.traits.is_mock)
+        on_step = step_callback(job, run, self._speed, is_mock=self._engine.traits.is_mock)
         clip = self._engine.generate(
             job.params, watch.timed(on_step), self._checkpoints(run), self._previews(run)
         )
@@ -156,7 +156,7 @@ class Runner:
         return RunCheckpoints(self._outputs, run, self._checkpoint_steps)
 
     def _previews(self, run: Run) -> RunPreviews | None:
-        """None where frames are judged: a preview would show them before."""
+        """None where frames are moderated: a preview would show them unmoderated."""
         if not self._preview_steps or self._moderation.frame_judge is not None:
             return None
         return RunPreviews(run, self._preview_steps)
@@ -167,10 +167,10 @@ class Runner:
         return (*clip.warnings, *warnings_of(job, is_mock=traits.is_mock), *lossy)
 
     def _complete(self, job: Job, run: Run, result: Result) -> None:
-        pace = run.pace()  # now: the broker may let us wait
-        if self._say_completed(run.lease, result):
+        pace = run.pace()  # before any wait for the broker
+        if self._write_completed(run.lease, result):
             _log.info("run.completed", bytes=result.file_size)
-            self._forget_checkpoint(run.lease)
+            self._remove_checkpoint(run.lease)
             if not job.scenario:
                 self._store.note_pace(self._engine.traits, Work.of(job.params), pace)
             self._remove_early(job, result)
@@ -180,15 +180,15 @@ class Runner:
             note_failure("lease_lost")
 
     def _remove_early(self, job: Job, result: Result) -> None:
-        """Of a mock engine only. Its record goes by itself; should we die, the file is swept."""
-        seconds = forget_after(job)
+        """For the mock scenario `expire`. If the worker dies first, the file is swept."""
+        seconds = early_expiry(job)
         if seconds is not None:
             timer = threading.Timer(seconds, self._outputs.remove, [result.file_name])
             timer.daemon = True
             timer.start()
 
-    def _say_completed(self, lease: Lease, result: Result) -> bool:
-        """Patiently, when the broker answers and refuses: the video took minutes of GPU time."""
+    def _write_completed(self, lease: Lease, result: Result) -> bool:
+        """Retry while the broker refuses to write: the video took minutes of GPU time."""
         for pause in REFUSED_PAUSES:
             try:
                 return self._store.complete(lease, result)
@@ -198,18 +198,14 @@ class Runner:
         return self._store.complete(lease, result)
 
     def _requeue(self, run: Run) -> None:
-        if not run.is_given_back:
+        if not run.is_requeued:
             _log.info("run.given_back", step=run.step)
         note_failure("given_back")
         self._store.requeue(run.lease)
 
     def _fail_with(self, lease: Lease, error: EngineError) -> None:
         if isinstance(error, ContentBlockedError):
-            _log.warning(
-                "run.blocked",
-                stage=error.stage,
-                category=error.category,
-            )
+            _log.warning("run.blocked", stage=error.stage, category=error.category)
         self._fail(lease, error.code, str(error))
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
@@ -217,9 +213,9 @@ class Runner:
         is_ours = self._store.fail(lease, code, error)
         _log.warning("run.failed", error_code=code, reason=error)
         if is_ours:
-            self._forget_checkpoint(lease)
+            self._remove_checkpoint(lease)
 
-    def _forget_checkpoint(self, lease: Lease) -> None:
-        """The request has ended. Where another run has ended it, that one does this."""
+    def _remove_checkpoint(self, lease: Lease) -> None:
+        """Only the run that has ended the request may."""
         if self._checkpoint_steps:
             self._outputs.remove_checkpoint(lease.request_id)

@@ -1,13 +1,12 @@
-"""The spans of a run, and what else the job system knows of traces.
+"""Trace spans of a run.
 
-One request is one trace: the gateway's span of the submit, whose `traceparent` (W3C) the record
-carries to the worker, has for children `queued` and `run`, and a run has one for each of its
-stages. Another attempt is another `queued` and `run` in the same trace. A run whose worker dies
-leaves no span: they are made when it is over.
+One request is one trace. The record carries the `traceparent` (W3C) of the gateway's submit span
+to the worker. Its children are `queued` and `run`, and a run has one child for each stage. A retry
+adds another `queued` and `run`. Spans are made when a run ends: a run whose worker dies has none.
 
-By OpenTelemetry's conventions a run processes a message (`messaging.*`, kind CONSUMER) and
-`error.type` is the `error_code`; what no convention has a name for begins with `mochi.`. No text
-of an error is in a span, and nothing of the parameters but numbers.
+By OpenTelemetry's conventions a run processes a message (`messaging.*`, kind CONSUMER), and
+`error.type` is the `error_code`; attributes outside the conventions begin with `mochi.`. Spans hold
+no error text, and only numbers of the parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from opentelemetry.util.types import AnyValue
 
 from models.params import GenerateParams
 from worker.job import Job
-from worker.process.telemetry import TRACEPARENT, _propagator
+from worker.process.telemetry import PROPAGATOR, TRACEPARENT
 from worker.runtime.run import Run
 from worker.store import keyspace
 
@@ -30,11 +29,11 @@ _MS = 1_000_000
 
 @contextmanager
 def traced(tracer: Tracer, job: Job, run: Run, worker: str, device: str) -> Iterator[None]:
-    """Spans for a run that happens within, and for the time that the request has waited.
+    """Spans for the run within, and for its wait in the queue.
 
-    By the clock of this machine: by the broker's, it waited for so long up to now.
+    Times are this machine's; the broker's clock only measures the length of the wait.
     """
-    parent = _propagator.extract({TRACEPARENT: job.traceparent})
+    parent = PROPAGATOR.extract({TRACEPARENT: job.traceparent})
     began = run.entered[0][1]
     attributes: dict[str, AnyValue] = {
         "mochi.request_id": job.request_id,
@@ -58,7 +57,7 @@ def traced(tracer: Tracer, job: Job, run: Run, worker: str, device: str) -> Iter
             "mochi.device": device,
         },
         start_time=began,
-        record_exception=False,  # its text may hold anything
+        record_exception=False,  # an exception's text may hold a prompt
         set_status_on_exception=False,
     ):
         try:
@@ -71,19 +70,18 @@ def traced(tracer: Tracer, job: Job, run: Run, worker: str, device: str) -> Iter
 
 
 def note_params(params: GenerateParams) -> None:
-    """What the run that happens now is to make."""
     get_current_span().set_attributes({"mochi.frames": params.frames, "mochi.steps": params.steps})
 
 
 def note_failure(error_type: str) -> None:
-    """The run that happens now makes no video."""
+    """Mark the current span as failed."""
     span = get_current_span()
     span.set_attribute("error.type", error_type)
     span.set_status(StatusCode.ERROR, error_type)
 
 
 def _stages(tracer: Tracer, run: Run) -> None:
-    """A stage ends where the next one begins, and the last with the run."""
+    """A span for each stage, from its start to the start of the next one."""
     ends = [*(began for _, began in run.entered[1:]), time.time_ns()]
     for (stage, began), end in zip(run.entered, ends, strict=True):
         tracer.start_span(stage, start_time=began).end(end)

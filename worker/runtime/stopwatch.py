@@ -1,4 +1,4 @@
-"""How long the stages of one run take."""
+"""Measures the stages of one run, for logs and histograms."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Callable
 from models.engine import OnStep
 
 DENOISING = "denoising"
-"""With the reading of the prompt."""
+"""Includes prompt encoding."""
 VIDEO = "video"
-"""Decoding and encoding, which go hand in hand."""
+"""Frame decoding and video encoding, which overlap."""
 PUBLISHING = "publishing"
 STEP = "step"
-"""One of denoising, on average."""
+"""Mean of one denoising step."""
 
 
 class Stopwatch:
-    """Runs from when it is made. One for each run."""
+    """Starts when it is made. Use one for each run."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._lap = clock()
+        self._stage_began = clock()
         self._steps: list[float] = []
         self.seconds: dict[str, float] = {}
-        """Of each stage that is over."""
+        """By ended stage."""
 
     def end(self, stage: str) -> None:
-        """A stage is over, and the next begins."""
+        """The stage ends now, and the next one begins."""
         now = self._clock()
-        self.seconds[stage] = now - self._lap
-        self._lap = now
+        self.seconds[stage] = now - self._stage_began
+        self._stage_began = now
 
     def timed(self, on_step: OnStep) -> OnStep:
-        """The same, but the time between steps is noted; not before the first, which is other."""
+        """The same callback, which also measures `STEP`. The first step, a warm-up, is left out."""
 
         def note(step: int, total: int) -> None:
             self._steps.append(self._clock())

@@ -1,4 +1,4 @@
-"""The thread that removes the videos of requests that are forgotten."""
+"""Thread that removes the videos of expired requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = structlog.get_logger()
 
 
 class Sweeper(threading.Thread):
-    """Apart from the heart: a large folder, or a slow disk, may delay no beat."""
+    """A thread of its own, so that a large folder or a slow disk delays no heartbeat."""
 
     def __init__(self, store: WorkerStore, outputs: Outputs, *, retention_seconds: float) -> None:
         super().__init__(name="sweeper", daemon=True)
@@ -25,24 +25,21 @@ class Sweeper(threading.Thread):
         self._retention_seconds = retention_seconds
 
     def run(self) -> None:
-        """Sweep for as long as the process lives."""
         pause = threading.Event()
         while not pause.wait(min(SWEEP_SECONDS, self._retention_seconds)):
             try:
                 self.sweep()
-            except BrokerUnavailableError:
-                continue  # the heart says so
-            except StorageError:
-                continue  # the store has said so
-            except Exception:  # noqa: BLE001 (the next sweep may do better)
+            except (BrokerUnavailableError, StorageError):
+                continue  # the heartbeat logs the one, the store the other
+            except Exception:  # noqa: BLE001 (the next sweep may succeed)
                 _log.exception("sweep.skipped")
 
     def sweep(self) -> None:
-        """Look at the whole store once.
+        """Look through the whole store once.
 
         Raises:
-            BrokerUnavailableError: whether a request is forgotten cannot be known.
+            BrokerUnavailableError: the broker does not say which requests have expired.
             StorageError: the store does not answer.
         """
-        # A record outlives its file's last change by the retention, or more.
+        # A record lives for the retention, or longer, after the last change of its file.
         self._outputs.sweep(self._store.exists, older_than=self._retention_seconds)

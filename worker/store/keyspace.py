@@ -68,10 +68,10 @@ RQ_QUEUE = RqQueue.redis_queue_namespace_prefix + QUEUE
 RQ_INTERMEDIATE = RQ_QUEUE + ":intermediate"
 """List: ids that a worker has popped and not started yet."""
 
-BEAT_SECONDS = 0.5
-"""Between two beats of a worker; each also carries the progress."""
-LOOK_SECONDS = 1.0
-"""Between two looks of a worker for what is overdue."""
+HEARTBEAT_SECONDS = 0.5
+"""Between two heartbeats of a worker; each also carries the progress."""
+RECONCILE_SECONDS = 1.0
+"""Between two passes of a worker's reconciler."""
 DRAIN_ORDER_SECONDS = 3600
 """A worker that has not read its order by then is not going to."""
 PREVIEW_SECONDS = 600

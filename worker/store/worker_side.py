@@ -129,7 +129,7 @@ class WorkerStore:
         orders = self._run("beat", request_id, *arguments, order, stage)
         return frozenset(outcome(Order, "beat", each) for each in orders)
 
-    def tell_device(self, worker: str, use: DeviceUse) -> None:
+    def report_device(self, worker: str, use: DeviceUse) -> None:
         """Say how much of its card a worker uses. It holds for as long as a lease."""
         with broker_errors():
             self._redis.set(keyspace.device(worker), device_text(use), px=self._lease_ms)
@@ -182,7 +182,7 @@ class WorkerStore:
 
     def overdue(self) -> Overdue:
         """See `Overdue`. To be called every second."""
-        longest_gap_ms = round(keyspace.LOOK_SECONDS * 1000) + self._lease_ms // 2
+        longest_gap_ms = round(keyspace.RECONCILE_SECONDS * 1000) + self._lease_ms // 2
         found = dict(pairs(self._run("overdue", "", self._lease_ms, longest_gap_ms)))
         return Overdue(
             found["expired"], found["popped"], found["missing"], found["watched_ms"] / 1000

@@ -79,7 +79,8 @@ def test_the_name_of_the_service_is_the_environments(
         ),
         (
             AWAY | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
-            r"OTEL_EXPORTER_OTLP_PROTOCOL: got 'grpc'\. .* http/protobuf alone.* port 4318",
+            r"OTEL_EXPORTER_OTLP_PROTOCOL: got 'grpc'\. "
+            "Only http/protobuf is supported.* port 4318",
         ),
         (AWAY | {"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: got 'zipkin'.* otlp"),
     ],

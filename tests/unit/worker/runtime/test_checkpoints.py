@@ -31,7 +31,7 @@ def desk(redis: Redis, redis_url: str, tmp_path: Path) -> Desk:
 
 def run_next(desk: Desk, engine: Hooked) -> list[dict[str, Any]]:
     """Pop a request and run it; what was logged about its checkpoints."""
-    desk.stop = desk.heart._shutdown = Stop()
+    desk.stop = desk.heartbeat._shutdown = Stop()
     with capture_logs(processors=[merge_contextvars]) as log:
         desk.runner(engine).run(str(pop(desk.redis)))
     return [dict(event) for event in log if event["event"].startswith("checkpoint.")]
@@ -66,7 +66,7 @@ def test_a_run_that_was_given_back_goes_on_in_the_next_one(desk: Desk) -> None:
     steps_of_record: list[int] = []
 
     def look(_step: int) -> None:
-        desk.heart._beat()
+        desk.heartbeat._beat()
         steps_of_record.append(find(desk.url, request_id).step)
 
     engine = Hooked(look)
@@ -87,7 +87,7 @@ def test_a_run_that_lost_its_lease_leaves_the_checkpoint_to_the_next_one(desk: D
     def lose(step: int) -> None:
         if step == 5:
             assert desk.take_away() is Recovery.REQUEUED
-            desk.heart._beat()
+            desk.heartbeat._beat()
 
     job = desk.run(Hooked(lose))
     assert desk.files() == [f"{job.request_id}.checkpoint"]

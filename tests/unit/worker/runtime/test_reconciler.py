@@ -42,7 +42,7 @@ class Bench:
         """Once a second for so long."""
         for _ in range(round(seconds)):
             self.sleep(1)
-            self.reconciler.pass_over()
+            self.reconciler.reconcile()
 
     def sleep(self, seconds: float) -> None:
         """Without a look, as when the broker does not answer."""
@@ -85,7 +85,7 @@ def test_a_new_reconciler_relies_on_those_who_have_looked_before(
 ) -> None:
     """Workers that die one after the other, and young, must not keep the dead unnoticed."""
     request_id = start(bench, redis, redis_url)
-    Reconciler(bench.store, lease_seconds=LEASE_SECONDS).pass_over()
+    Reconciler(bench.store, lease_seconds=LEASE_SECONDS).reconcile()
     assert find(redis_url, request_id).status is Status.QUEUED
 
 

@@ -99,7 +99,7 @@ class Desk:
         self.speed = AT_ONCE
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
-        self.heart = Heartbeat(
+        self.heartbeat = Heartbeat(
             live("ann"), self.store, reconciler, BrokerLog(url), stall_seconds=60, stop=self.stop
         )
 
@@ -109,7 +109,7 @@ class Desk:
             engine,
             self.store,
             self.outputs,
-            self.heart,
+            self.heartbeat,
             moderation=self.moderation,
             run_seconds=run_seconds,
             checkpoint_steps=self.checkpoint_steps,
@@ -154,15 +154,15 @@ def test_a_run_leaves_one_private_video_and_a_record_of_it(desk: Desk) -> None:
     path = desk.outputs.path(job.file_name)
     assert path.stat().st_size == job.file_size > 0
     assert path.stat().st_mode & 0o777 == 0o600
-    assert desk.heart.run_now is None
+    assert desk.heartbeat.current_run is None
 
 
 def test_a_run_goes_through_its_stages_in_order(desk: Desk) -> None:
     seen: list[Stage] = []
 
     def note(*_: object) -> None:
-        assert desk.heart.run_now
-        seen.append(desk.heart.run_now.stage)
+        assert desk.heartbeat.current_run
+        seen.append(desk.heartbeat.current_run.stage)
 
     class Noting(Hooked):
         def generate(
@@ -197,12 +197,12 @@ def test_a_beat_shows_step_and_stage_and_another_attempt_begins_without(desk: De
     shown: list[Job] = []
 
     def look(step: int) -> None:
-        desk.heart._beat()
+        desk.heartbeat._beat()
         (request_id,) = map(str, desk.redis.zrange(keyspace.LEASES, 0, -1))
         shown.append(find(desk.url, request_id))
         if step == 3:
             desk.take_away()
-            desk.heart._beat()
+            desk.heartbeat._beat()
 
     again = desk.run(Hooked(look))
     assert [(job.step, job.stage) for job in shown] == [
@@ -217,11 +217,11 @@ def test_a_preview_goes_with_the_run(desk: Desk, how: str) -> None:
     kept: list[list[object]] = []
 
     def look(step: int) -> None:
-        desk.heart._beat()
+        desk.heartbeat._beat()
         kept.append([desk.redis.get(key) for key in desk.redis.keys("mochi:preview:*")])
         if step == 5 and how == "lost":
             desk.take_away()
-            desk.heart._beat()
+            desk.heartbeat._beat()
 
     job = desk.run(Hooked(look))
     assert job.preview_step is None
@@ -240,7 +240,11 @@ def test_nobody_sees_frames_before_they_are_judged(desk: Desk) -> None:
     desk.preview_steps = 1
     desk.moderation = Moderation(frame_judge=Judge())
     seen: list[object] = []
-    desk.run(Hooked(lambda _: seen.append(desk.heart.run_now and desk.heart.run_now.preview)))
+    desk.run(
+        Hooked(
+            lambda _: seen.append(desk.heartbeat.current_run and desk.heartbeat.current_run.preview)
+        )
+    )
     assert seen == [None] * 10
 
 
@@ -321,9 +325,9 @@ def test_who_waits_for_a_card_that_is_not_there_hears_at_once_that_he_may_stop(d
     assert pop(desk.redis) == request_id
 
     def cancel() -> None:
-        eventually(lambda: desk.heart.run_now)
-        assert desk.heart.run_now
-        desk.heart.run_now.cancelled.set()
+        eventually(lambda: desk.heartbeat.current_run)
+        assert desk.heartbeat.current_run
+        desk.heartbeat.current_run.cancelled.set()
 
     canceller = threading.Thread(target=cancel)
     canceller.start()
@@ -378,7 +382,7 @@ def test_a_broken_engine_ends_the_worker_and_leaves_the_request_to_another(desk:
         desk.runner(Hooked(fall_off_the_bus)).run(request_id)
     assert find(desk.url, request_id).status is Status.PROCESSING
     assert desk.take_away() is Recovery.REQUEUED
-    assert desk.heart.run_now is None
+    assert desk.heartbeat.current_run is None
 
 
 class Refusing(WorkerStore):
@@ -414,14 +418,14 @@ def test_a_result_that_is_refused_for_long_is_left_to_the_lease(
     with pytest.raises(BrokerUnavailableError):
         desk.run(Hooked())
     assert desk.take_away() is Recovery.REQUEUED
-    assert desk.heart.run_now is None
+    assert desk.heartbeat.current_run is None
 
 
 def test_a_worker_that_must_stop_beats_for_its_run_and_counts_no_more(desk: Desk) -> None:
     beats: list[tuple[list[str], list[str]]] = []
 
     def beat(_step: int) -> None:
-        desk.heart._beat()
+        desk.heartbeat._beat()
         leases = [str(name) for name in desk.redis.zrange(keyspace.LEASES, 0, -1)]
         beats.append(([worker.state for worker in fleet(desk.redis)], leases))
         desk.stop.draining = True
@@ -488,7 +492,7 @@ def test_a_run_that_lost_its_lease_stops_and_writes_nothing(desk: Desk, kind: ty
     def lose(step: int) -> None:
         if step == 3:
             assert desk.take_away() is Recovery.REQUEUED
-            desk.heart._beat()
+            desk.heartbeat._beat()
 
     engine = kind(lose)
     job = desk.run(engine)
@@ -594,7 +598,7 @@ def test_a_blocked_prompt_never_reaches_the_engine(desk: Desk) -> None:
     assert job.error == "Moderation has blocked the prompt: violence."
     assert (engine.steps, job.step, job.file_size) == (0, 0, 0)
     assert desk.files() == []
-    assert desk.heart.run_now is None
+    assert desk.heartbeat.current_run is None
     (blocked,) = (line for line in log if line["event"] == "run.blocked")
     assert (blocked["stage"], blocked["category"]) == ("prompt", "violence")
     assert "bomb" not in str(log)
@@ -624,7 +628,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_judged_at_both_stages(desk: Des
     def lose(step: int) -> None:
         if step == 7:
             desk.take_away()
-            desk.heart._beat()
+            desk.heartbeat._beat()
 
     judge = Judge()
     desk.moderation = judge.moderation
@@ -669,7 +673,7 @@ def test_a_judge_of_frames_that_fails_publishes_nothing(desk: Desk) -> None:
 def test_a_run_that_lost_its_lease_while_it_was_judged_goes_no_further(desk: Desk) -> None:
     def lose() -> None:
         assert desk.take_away() is Recovery.REQUEUED
-        desk.heart._beat()
+        desk.heartbeat._beat()
 
     desk.moderation = Judge(at_prompt=lose).moderation
     for prompt in ("a pond", "a bomb"):
@@ -682,8 +686,8 @@ def test_a_run_that_lost_its_lease_while_it_was_judged_goes_no_further(desk: Des
 
 def test_a_cancel_while_a_prompt_is_judged_is_obeyed_before_the_first_step(desk: Desk) -> None:
     def cancel() -> None:
-        assert desk.heart.run_now
-        desk.heart.run_now.cancelled.set()
+        assert desk.heartbeat.current_run
+        desk.heartbeat.current_run.cancelled.set()
 
     desk.moderation = Judge(at_prompt=cancel).moderation
     engine = Hooked()

@@ -12,7 +12,7 @@ from models.device import DeviceUse
 from tests.support.jobs import OWNER, end_lease, intake, live, params, pop, submit
 from worker.broker.connection import connect_gateway
 from worker.errors import QueueFullError
-from worker.runtime import gpu_reporter as gauge
+from worker.runtime import gpu_reporter
 from worker.runtime.gpu_reporter import GpuReporter
 from worker.runtime.stopwatch import Stopwatch
 from worker.store import keyspace
@@ -170,7 +170,7 @@ def test_the_oldest_that_waits_is_found_wherever_it_stands(
 def test_a_worker_tells_how_much_of_its_card_it_uses(
     store: WorkerStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gauge, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr(gpu_reporter, "REPORT_SECONDS", 0.01)
     store.beat(live("ann"))
     store.beat(live("bob"))
 
