@@ -20,8 +20,8 @@ from worker.process.shutdown import Stop
 from worker.runtime.mock_outcome import (
     BUG_TEXT,
     FOREVER_SECONDS,
-    forget_after,
-    on_step_of,
+    early_expiry,
+    step_callback,
     warnings_of,
 )
 from worker.runtime.run import Run
@@ -38,7 +38,7 @@ def job(scenario: str) -> Job:
 
 def run(scenario: str, steps: list[int], kept: Kept | None = None) -> None:
     """Run the fake engine to its end, and note the steps that it reports."""
-    on_step = on_step_of(
+    on_step = step_callback(
         job(scenario), Run(Lease("an-id", "a-run"), 60, Stop()), AT_ONCE, is_mock=True
     )
 
@@ -98,9 +98,9 @@ def test_only_the_scenario_of_a_warning_gives_a_video_one_and_only_on_mock_weigh
 
 
 def test_only_the_scenario_of_an_expiry_removes_a_video_early() -> None:
-    assert forget_after(job("expire:2.5")) == 2.5
-    assert forget_after(job("slow:2.5")) is None
-    assert forget_after(job("")) is None
+    assert early_expiry(job("expire:2.5")) == 2.5
+    assert early_expiry(job("slow:2.5")) is None
+    assert early_expiry(job("")) is None
 
 
 @pytest.mark.parametrize(
