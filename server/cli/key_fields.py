@@ -29,11 +29,11 @@ def parse_credits(text: str) -> Decimal:
 
 Scopes = Annotated[
     list[Scope] | None,
-    typer.Option("--scope", help="A permission; repeat for more. [default: generate, read]"),
+    typer.Option("--scope", help="A scope that it has; repeat for more."),
 ]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", help="A model that it may use; repeat for more. [default: all]"),
+    typer.Option("--model", help="A model that it may use; repeat for more."),
 ]
 Expires = Annotated[
     str | None,
@@ -45,16 +45,16 @@ CreditsLeft = Annotated[
         "--credits",
         parser=parse_credits,
         metavar="N",
-        help="Its balance. [default: unlimited]",
+        help="Credits that it can spend.",
     ),
 ]
 Rate = Annotated[
-    int | None, typer.Option(min=NO_LIMIT, max=MOST_REQUESTS, help="Submits; 0: no limit.")
+    int | None, typer.Option(min=NO_LIMIT, max=MOST_REQUESTS, help="Most submits; 0: no limit.")
 ]
 Jobs = Annotated[
     int | None,
     typer.Option(
-        min=NO_LIMIT, max=MOST_REQUESTS, help="Waiting and running requests; 0: no limit."
+        min=NO_LIMIT, max=MOST_REQUESTS, help="Most waiting and running requests; 0: no limit."
     ),
 ]
 Priority = Annotated[

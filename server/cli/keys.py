@@ -76,7 +76,8 @@ def create(
     """Create an API key and print it, and nothing else, on standard output.
 
     It cannot be shown again; a lost key can be rotated or revoked. Standard error names the server
-    that it is for: the one on the same broker or data folder.
+    that it is for: the one on the same broker or data folder. Without options the key has the
+    scopes generate and read for all models, does not expire, and has no limits.
 
     Example: `export SEGMIND_API_KEY=$(mochi-server keys create laptop)`
 

@@ -1,0 +1,84 @@
+"""The command that measures the engine, up to the process that does it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from server.cli import main as cli
+from server.cli import processes
+from server.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def _environ_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MOCHI_")}
+    monkeypatch.setattr(os, "environ", outside)
+
+
+def refused(*options: str) -> tuple[int, str]:
+    """Exit status and message of `mochi-server bench engine` when it does not begin."""
+    result = CliRunner().invoke(cli.app, ["bench", "engine", *options], env={"COLUMNS": "200"})
+    return result.exit_code, result.output
+
+
+def test_a_measurement_of_the_engine_is_handed_over_to_a_process_with_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    became: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: became.extend(command))
+    options = [
+        "--frames", "49", "--frames", "160", "--compare", "stock", "--memory", "23.5",
+        "--profile", "24gb", "--no-compile", "--data-dir", str(tmp_path), "-o", "out.json",
+    ]  # fmt: skip
+    cli.app(["bench", "engine", *options], standalone_mode=False)
+    assert became == [
+        sys.executable, "-P", "-m", "models.mochi.bench", "--steps", "30", "--repeats", "3",
+        "--frames", "49", "--frames", "160", "--compare", "stock", "--memory", "23.5",
+        "--output", "out.json", "--data-dir", str(tmp_path),
+    ]  # fmt: skip
+    settings = load_settings()
+    assert (settings.profile, settings.compile) == ("24gb", False)
+    assert "weights" not in settings.model_fields_set  # random numbers, unless asked for
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--frames", "0"), ("--frames", "161"), ("--steps", "9"), ("--compare", "other")],
+    ids=str,
+)
+def test_a_measurement_that_makes_no_sense_is_refused_before_torch_is_loaded(
+    options: tuple[str, str],
+) -> None:
+    status, message = refused(*options)
+    assert status == 2
+    assert options[0] in message
+
+
+def test_a_wrong_setting_is_refused_before_torch_is_loaded() -> None:
+    status, message = refused("--profile", "16gb")
+    assert status == os.EX_CONFIG
+    assert "MOCHI_PROFILE" in message
+
+
+@pytest.mark.parametrize("option", ["-o", "--plot", "--trace"])
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(
+    option: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "result"
+    status, message = refused(option, str(place))
+    assert status == 1
+    assert str(place.parent) in message
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_without_torch_a_measurement_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "find_spec", lambda _: None)
+    status, message = refused()
+    assert status == os.EX_CONFIG
+    assert "pip install 'mochi-server[worker]'" in message
