@@ -1,61 +1,102 @@
-"""Pictures of the page, for the documents: what `scripts/screenshots` runs."""
+"""Records the moving picture of the page for the documents: what `scripts/screenshots` runs."""
 
 from __future__ import annotations
 
-import signal
+import io
 import tempfile
 import time
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-from PIL import Image
-from playwright.sync_api import expect
+from PIL import Image, ImageChops
+from playwright.sync_api import Page, expect
 
 from tests.support.stack import Stack
 from tests.support.visitor import Visitor, chromium, visit
 
-DOCS = Path(__file__).parents[1] / "docs"
-SIZE = {"width": 1200, "height": 840}
-COLOURS = 128
-"""Of a picture: the noise of mock weights does not shrink otherwise."""
+PICTURE = Path(__file__).parents[1] / "docs" / "page.webp"
+SIZE = {"width": 1120, "height": 720}
+SHOWN_WIDTH = 900
+QUALITY = 60
+LONGEST_MS = 300
+"""Of one frame, whatever the recording took: a quick pace."""
+LAST_MS = 3000
 PROMPT = "A red panda drinks tea on a mossy stone, with steam rising in the morning light"
+TYPED_LETTERS = 9
+"""Letters of the prompt between two frames."""
+
+
+@dataclass
+class Recording:
+    """Frames of the page and when each was taken."""
+
+    page: Page
+    frames: list[tuple[float, Image.Image]] = field(default_factory=list)
+
+    def take(self) -> None:
+        png = self.page.screenshot(animations="allow")
+        self.frames.append((time.monotonic(), Image.open(io.BytesIO(png)).convert("RGB")))
+
+    def follow(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.take()
+
+    def save(self, path: Path) -> None:
+        """Write an animation that loops, without frames that repeat the one before."""
+        different = [self.frames[0]]
+        for taken_at, frame in self.frames[1:]:
+            if ImageChops.difference(frame, different[-1][1]).getbbox():
+                different.append((taken_at, frame))
+        moments = [taken_at for taken_at, _ in different]
+        durations = [
+            min(LONGEST_MS, round(1000 * (after - before))) for before, after in pairwise(moments)
+        ]
+        height = round(SHOWN_WIDTH * SIZE["height"] / SIZE["width"])
+        pictures = [frame.resize((SHOWN_WIDTH, height)) for _, frame in different]
+        pictures[0].save(
+            path,
+            save_all=True,
+            append_images=pictures[1:],
+            duration=[*durations, LAST_MS],
+            loop=0,
+            quality=QUALITY,
+            method=6,
+            minimize_size=True,
+        )
+        print(f"{path}: {len(pictures)} frames, {path.stat().st_size:,} bytes")
 
 
 def main() -> None:
-    """Make a video and a failure, and take pictures on the way."""
+    """Make a video on the page, and record it."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        Stack(Path(folder), mock="true", mock_speed="h100/60", preview_steps="2") as stack,
+        Stack(Path(folder), mock="true", mock_speed="h100/16", preview_steps="3") as stack,
         chromium() as browser,
     ):
-        terms = Path(folder) / "terms.txt"
-        terms.write_text("[real people]\nann o'hara\n")
         stack.start_gateway()
-        worker = stack.start_worker(moderation_terms=str(terms))
+        stack.start_worker()
         with visit(stack, browser, viewport=SIZE) as visitor:
-            take(visitor, "idle")
-            visitor.makes("A lighthouse in a storm")  # from now on it is known how long one takes
-            visitor.generate(PROMPT, Steps=75, Frames=160)
-            expect(visitor.page.locator("#preview")).to_be_visible()
-            worker.send_signal(signal.SIGSTOP)  # so that it stays as it is
-            time.sleep(2)
-            take(visitor, "running")
-            worker.send_signal(signal.SIGCONT)
-            expect(visitor.state).to_have_text("Your video is ready")
-            visitor.page.wait_for_function("() => document.getElementById('video').currentTime > 1")
-            take(visitor, "done")
-            visitor.generate("A portrait of Ann O'Hara in the rain")
-            expect(visitor.state).to_have_text("Failed")
-            take(visitor, "failed")
+            visitor.makes("A lighthouse in a storm", Steps=10)  # the first run measures the speed
+            visitor.page.goto(stack.url)
+            record(visitor).save(PICTURE)
 
 
-def take(visitor: Visitor, name: str) -> None:
-    """One picture, of few colours."""
-    path = DOCS / f"page-{name}.png"
-    visitor.page.evaluate("scrollTo(0, 0)")
-    visitor.page.screenshot(path=path)
-    picture = Image.open(path).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
-    picture.save(path, optimize=True)
-    print(f"{path}: {path.stat().st_size:,} bytes")
+def record(visitor: Visitor) -> Recording:
+    recording = Recording(visitor.page)
+    visitor.ask_for("", Steps=30, Frames=52)
+    for end in range(0, len(PROMPT) + TYPED_LETTERS, TYPED_LETTERS):
+        visitor.field("Prompt").fill(PROMPT[:end])
+        recording.take()
+    visitor.button("Generate").hover()
+    recording.follow(0.7)  # until the offer is there
+    visitor.button("Generate").click()
+    while visitor.state.text_content() != "Your video is ready":
+        recording.take()
+    expect(visitor.page.locator("#video")).to_have_attribute("aria-label", f"Video: {PROMPT}")
+    recording.follow(2.5)
+    return recording
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ MEANING: dict[int, str] = {
     502: "The broker is unreachable, or (v1) no live worker serves the model",
     504: "v1 passed its time limit, or the gateway stops; the job runs on and can be polled on v2",
 }
-"""One line for each status, for the OpenAPI document and the README."""
+"""One line per status, for the OpenAPI document and `docs/api.md`."""
 
 
 def visible(text: str) -> str:

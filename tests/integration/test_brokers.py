@@ -37,7 +37,7 @@ from worker.store import keyspace
 from worker.store.fleet import cancel_all, fleet
 from worker.store.worker_side import Lease, Order, Recovery, Result, WorkerStore
 
-README = Path(__file__).parents[2] / "README.md"
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 PASSWORD = "hunter2"
 REFUSAL_SECONDS = 2.5
 """Within about two seconds, the gateway says that the broker is away."""
@@ -158,20 +158,20 @@ def test_sentinels_and_their_master_may_be_behind_tls(
 
 
 @pytest.fixture
-def user_of_the_readme(plain: Valkey) -> str:
-    """The URL of the user that the README tells to make."""
-    (command,) = re.findall(r"valkey-cli (ACL SETUSER .+)", README.read_text())
+def user_of_the_document(plain: Valkey) -> str:
+    """The URL of the user that docs/deploy.md creates."""
+    (command,) = re.findall(r"valkey-cli (ACL SETUSER .+)", DEPLOY.read_text())
     plain.tell(*shlex.split(command))
     return f"redis://mochi:PASSWORD@127.0.0.1:{plain.port}/1"
 
 
-def test_the_user_of_the_readme_may_do_what_a_server_needs(
-    user_of_the_readme: str, plain: Valkey, tmp_path: Path
+def test_the_user_of_the_document_may_do_what_a_server_needs(
+    user_of_the_document: str, plain: Valkey, tmp_path: Path
 ) -> None:
-    with ExternalStack(tmp_path, user_of_the_readme, fake_step_seconds="0") as stack:
+    with ExternalStack(tmp_path, user_of_the_document, fake_step_seconds="0") as stack:
         stack.start_gateway()
         worker = stack.start_worker()
-        made = create_key(stack, user_of_the_readme)
+        made = create_key(stack, user_of_the_document)
         assert "PASSWORD" not in made.stderr
         client = stack.http(made.stdout.strip())
         request_id = submit(client)
@@ -183,10 +183,10 @@ def test_the_user_of_the_readme_may_do_what_a_server_needs(
         assert {entry["object"] for entry in plain.redis.acl_log()} == {"config|get"}
 
 
-def test_the_user_of_the_readme_may_administer_keys(
-    user_of_the_readme: str, tmp_path: Path
+def test_the_user_of_the_document_may_administer_keys(
+    user_of_the_document: str, tmp_path: Path
 ) -> None:
-    with connect_briefly(user_of_the_readme) as redis:
+    with connect_briefly(user_of_the_document) as redis:
         keys.create_key(redis, NewKey(name="ann"))
         keys.change_key(redis, "ann", lambda key: key.with_balance(Decimal(5)))
         keys.rotate_key(redis, "ann")
@@ -199,10 +199,12 @@ def test_the_user_of_the_readme_may_administer_keys(
         assert acts == ["create", "set", "rotate", "apply", "revoke"]
 
 
-def test_the_user_of_the_readme_may_repair_what_dead_workers_leave(user_of_the_readme: str) -> None:
-    with connect_briefly(user_of_the_readme) as redis:
+def test_the_user_of_the_document_may_repair_what_dead_workers_leave(
+    user_of_the_document: str,
+) -> None:
+    with connect_briefly(user_of_the_document) as redis:
         store = WorkerStore(redis, lease_seconds=10, retention_seconds=60)
-        leases = [Lease(accept(user_of_the_readme), f"run-{index}") for index in range(3)]
+        leases = [Lease(accept(user_of_the_document), f"run-{index}") for index in range(3)]
         for lease in leases:
             assert pop(redis) == lease.request_id
         assert store.recover(leases[0].request_id) is Recovery.REQUEUED
@@ -223,8 +225,8 @@ def test_the_user_of_the_readme_may_repair_what_dead_workers_leave(user_of_the_r
         store.sign_off(live())
 
 
-def test_the_user_of_the_readme_may_touch_nothing_else(user_of_the_readme: str) -> None:
-    with connect_briefly(user_of_the_readme) as redis:
+def test_the_user_of_the_document_may_touch_nothing_else(user_of_the_document: str) -> None:
+    with connect_briefly(user_of_the_document) as redis:
         for command in (
             ("FLUSHALL",),
             ("KEYS", "*"),

@@ -111,7 +111,7 @@ def test_a_failure_says_what_happened_and_what_to_do(
     expect(visitor.fact("Request")).to_have_text(visitor.request_id())
     assert error in visitor.said()[-1]
     visitor.field("Prompt").fill("")
-    visitor.button("Same settings again").click()
+    visitor.button("Reuse settings").click()
     expect(visitor.field("Prompt")).to_have_value(prompt)
     expect(visitor.field("Prompt")).to_be_focused()
 
@@ -143,7 +143,7 @@ def test_requests_are_listed_for_their_key_while_they_live(visitor: Visitor) -> 
     visitor.key_box.fill(visitor.stack.key())
     visitor.key_box.blur()
     expect(visitor.requests).to_have_count(0)
-    expect(visitor.state).to_have_text("No longer there")
+    expect(visitor.state).to_have_text("Not found")
     visitor.key_box.fill(first_key)
     visitor.key_box.blur()
     expect(visitor.requests).to_have_count(2)

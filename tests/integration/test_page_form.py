@@ -37,8 +37,8 @@ def visitor(server: Stack, browser: Browser) -> Iterator[Visitor]:
 def test_a_bad_key_is_shown_at_its_box_and_a_good_one_goes_on(visitor: Visitor) -> None:
     good, box = visitor.key, visitor.key_box
     for bad, said in {
-        "": "An API key is needed.",
-        "ключ": "This cannot be an API key",
+        "": "Enter an API key.",
+        "ключ": "API keys contain printable ASCII",
         "mochi_wrong": "Invalid API key; ask the operator of this server",
     }.items():
         visitor.key = bad
@@ -101,7 +101,7 @@ def test_what_the_server_refuses_is_shown_at_the_field_and_the_form_stays(visito
     [
         (406, "Insufficient credits: said the server"),
         (429, "Try again in 7"),
-        (502, "The server cannot answer just now (502)."),
+        (502, "The server cannot answer right now (502)."),
         (None, "The server does not answer."),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_double_click_and_a_lost_answer_make_one_video(visitor: Visitor) -> No
 def test_the_same_seed_again_and_a_warning_is_shown(visitor: Visitor) -> None:
     visitor.makes(Seed=-1)
     drawn = visitor.fact("Seed").inner_text()
-    visitor.button("Same seed again").click()
+    visitor.button("Reuse seed").click()
     expect(visitor.field("Seed")).to_have_value(drawn)
     visitor.wish("warn:Frogs were left out.")
     visitor.makes(Seed=MAX_SEED)

@@ -1,14 +1,14 @@
-/** Calls of the public API, at the address that served this page. Knows nothing of the page. */
+/** Client for the public API of the server that served this page. Does not touch the page. */
 
 const FIRST_WORD_MS = 8_000;
-/** More than two heartbeats: a silent stream is held back on its way, or broken. */
+/** More than two heartbeats: a silent stream is buffered by a proxy, or broken. */
 const SILENCE_MS = 40_000;
 const POLL_MS = 2_000;
 const MOST_POLLS = 16;
-/** Said by a server that is stopping or without its broker, or by a proxy without the server. */
+/** Transient: the server stops or lacks its broker, or a proxy lacks the server. */
 const PASSING = new Set([0, 429, 500, 502, 503, 504]);
 
-/** What the server said against a call. `status` is 0 when nobody answered. */
+/** An error response. `status` is 0 when no response came. */
 export class ApiError extends Error {
   constructor(status, message, retrySeconds = 0) {
     super(message);
@@ -21,24 +21,24 @@ export class ApiError extends Error {
   }
 }
 
-/** A URL of the API, also when a proxy serves it below a path. */
+/** A URL of the API, also below a proxy's path. */
 export function address(path) {
   return new URL(path, document.baseURI).href;
 }
 
-/** Queue a video. Asked for twice with the same `idempotencyKey`, it is made once. */
+/** Queue a video; once per `idempotencyKey`. */
 export async function submit(model, key, json, idempotencyKey) {
   const headers = { "content-type": "application/json", "idempotency-key": idempotencyKey };
   return read(await send(`v2/${model}`, key, { method: "POST", headers, body: json }));
 }
 
-/** What a video would cost, and when it would be ready. None is made. */
+/** Dry run: price and forecast; queues nothing. */
 export async function tryOut(model, key, json, signal) {
   const options = { method: "POST", headers: { "content-type": "application/json" }, body: json };
   return read(await send(`v2/${model}?dry_run=true`, key, { ...options, signal }));
 }
 
-/** Where a request stands: its result, once there is one. */
+/** The status of a request, or its result. */
 export async function ask(requestId, key, signal) {
   return read(await send(pathOf(requestId), key, { signal }));
 }
@@ -52,9 +52,8 @@ export function isEnded(body) {
 }
 
 /**
- * All that is said of a request until it has ended: bodies of its status, then its result. While
- * the server cannot be reached, `{ trouble }`. By events; when their stream breaks, by asking, with
- * another try of the stream every now and then, ever more rarely.
+ * Yield status bodies of a request, then its result or failure; `{ trouble }` while the server is
+ * unreachable. Uses the event stream; when it breaks, polls and retries the stream with back-off.
  */
 export async function* follow(requestId, key, signal) {
   for (let polls = 1; ; polls = Math.min(polls * 2, MOST_POLLS)) {
@@ -85,7 +84,7 @@ async function askOn(requestId, key, signal) {
   }
 }
 
-/** Server-sent events. The browser's EventSource cannot send a key. */
+/** Server-sent events by fetch: EventSource cannot send a key. */
 async function* events(requestId, key, signal) {
   const silence = new AbortController();
   let timer = setTimeout(() => silence.abort(), FIRST_WORD_MS);
@@ -108,7 +107,7 @@ async function* events(requestId, key, signal) {
     }
   } catch (error) {
     if (error instanceof ApiError || signal.aborted) throw error;
-    throw new ApiError(0, String(error)); // broken in the middle, or silent
+    throw new ApiError(0, String(error)); // cut off, or silent
   } finally {
     clearTimeout(timer);
     silence.abort();
@@ -124,7 +123,7 @@ async function send(path, key, options) {
     });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new ApiError(0, "The server does not answer. Does it run, and are you online?");
+    throw new ApiError(0, "The server does not answer. Check that it runs and that you are online.");
   }
 }
 
@@ -133,15 +132,15 @@ async function read(answer) {
   try {
     body = parse(await answer.text());
   } catch {
-    // Cut off, or none of ours
+    // Cut off, or from a proxy
   }
   if (body !== null && (answer.ok || body.status === "FAILED")) return body;
-  const words = body?.error ?? `The server cannot answer just now (${answer.status}).`;
+  const words = body?.error ?? `The server cannot answer right now (${answer.status}).`;
   const status = answer.ok ? 0 : answer.status;
   throw new ApiError(status, words, Number(answer.headers.get("retry-after")) || 0);
 }
 
-/** JSON, with the seed as text: it may have more digits than a number of JavaScript holds. */
+/** JSON, with the seed as text: it may exceed JavaScript's number precision. */
 function parse(text) {
   const body = JSON.parse(text);
   const seed = /"seed":\s*(-?\d+)/.exec(text); // within a string, its quotes are escaped

@@ -1,4 +1,4 @@
-/** The form: its fields are made by the server, which knows what the model accepts. */
+/** The form. The server renders its fields from the model's parameters. */
 
 const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 
@@ -12,12 +12,12 @@ const fields = [...form.querySelectorAll("[name]")].filter((field) => !field.mat
 
 let retryAt = 0;
 
-/** What stands in the fields, as text. */
+/** The values of all fields, as text. */
 export function values() {
   return Object.fromEntries(fields.map((field) => [field.name, field.value]));
 }
 
-/** Fill the fields; those that are not named stay as they are. */
+/** Fill the fields named in `texts`. */
 export function fill(texts) {
   for (const field of fields) {
     if (field.name in texts) field.value = texts[field.name];
@@ -25,7 +25,7 @@ export function fill(texts) {
   changed();
 }
 
-/** Name and JSON of every parameter that was given. A number keeps all the digits it has. */
+/** Name and JSON literal of every field with a value. Numbers keep all their digits. */
 export function literals() {
   return fields
     .filter((field) => field.value !== "" || field.required)
@@ -41,19 +41,19 @@ export function apiKey() {
   return secret.value.trim();
 }
 
-/** Whether the form can be sent at all. What its values may be is for the server to say. */
+/** Whether the form can be sent. The server checks the ranges. */
 export function isSendable() {
   clear();
   const odd = fields.find((field) => field.validity.badInput);
-  if (odd) reject(odd, "This is not a number.");
-  else if (!apiKey()) reject(secret, "An API key is needed.");
+  if (odd) reject(odd, "Enter a number.");
+  else if (!apiKey()) reject(secret, "Enter an API key.");
   else if (!/^[\x21-\x7e]+$/.test(apiKey())) {
-    reject(secret, "This cannot be an API key: it has characters that no key has.");
+    reject(secret, "API keys contain printable ASCII characters only.");
   } else return true;
   return false;
 }
 
-/** Show what the server said, at the field it speaks of. */
+/** Show a server error at the field that it names. */
 export function refuse(error) {
   clear();
   const named = fields.find((field) => error.message.includes(`\`${field.name}\``));
@@ -62,7 +62,7 @@ export function refuse(error) {
   else say(error);
 }
 
-/** Remove all that was said. */
+/** Remove all errors. */
 export function clear() {
   for (const field of [secret, ...fields]) {
     field.removeAttribute("aria-invalid");
@@ -73,7 +73,7 @@ export function clear() {
   tick();
 }
 
-/** Once a second. */
+/** Called every second. */
 export function tick() {
   const left = Math.ceil((retryAt - Date.now()) / 1000);
   countdown.textContent = left > 0 ? `Try again in ${left} s.` : "";
@@ -101,7 +101,7 @@ function literal(field) {
   return JSON_NUMBER.test(field.value) ? field.value : String(field.valueAsNumber);
 }
 
-/** What follows from the fields. Called after each change of them. */
+/** Update what depends on the fields. Called after each change. */
 function changed() {
   for (const slider of form.querySelectorAll("[data-for]")) {
     slider.value = form.elements[slider.dataset.for].value;
@@ -127,7 +127,7 @@ form.addEventListener("input", ({ target }) => {
 form.addEventListener("reset", () => {
   const kept = secret.value;
   setTimeout(() => {
-    secret.value = kept; // a key is no example
+    secret.value = kept; // the example has no key
     clear();
     changed();
   });

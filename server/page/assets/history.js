@@ -1,10 +1,9 @@
 /**
- * The requests that this browser made, and what stays of a tab when it is reloaded.
+ * What the browser stores: the tab's key and form, and this browser's requests.
  *
- * Key and form are kept by the tab (sessionStorage), and the requests by the browser (localStorage). A
- * request is known to nobody but its key, so each bears a mark of the key that made it, and those
- * of other keys are out of sight until their key is back. The mark is 32 bits of a hash: by it
- * keys can be told apart, and not be guessed. (The browser's own SHA-256 is only there with TLS.)
+ * Key and form go to sessionStorage, requests to localStorage. Each request carries a mark of its
+ * key, so that the list shows only requests of the current key. The mark is 32 bits of a hash: it
+ * distinguishes keys and does not reveal them. (The browser's SHA-256 exists only with TLS.)
  */
 
 const REQUESTS = "mochi-server requests";
@@ -13,7 +12,7 @@ const DRAFT = "mochi-server draft";
 const PRESS = "mochi-server press";
 const MOST = 30;
 
-/** Where the browser refuses to keep anything, it is kept as long as the page. */
+/** In memory, for browsers that refuse storage. */
 const spare = new Map();
 
 export const key = {
@@ -21,19 +20,19 @@ export const key = {
   set: (secret) => keep(sessionStorageOrNone(), KEY, secret),
 };
 
-/** The last press of Generate that has no answer yet: what it asked for, and by which name. */
+/** The last submit without an answer: its body and its idempotency key. */
 export const press = {
   get: () => JSON.parse(recall(sessionStorageOrNone(), PRESS) ?? "null"),
   set: (pressed) => keep(sessionStorageOrNone(), PRESS, JSON.stringify(pressed)),
 };
 
-/** What stands in the form. */
+/** The form's values. */
 export const draft = {
   get: () => JSON.parse(recall(sessionStorageOrNone(), DRAFT) ?? "{}"),
   set: (values) => keep(sessionStorageOrNone(), DRAFT, JSON.stringify(values)),
 };
 
-/** Those of a key that may still live, the newest first. */
+/** Requests of a key that have not expired, newest first. */
 export function requests(secret) {
   const own = mark(secret);
   return all().filter((entry) => entry.mark === own);
@@ -43,25 +42,25 @@ export function find(requestId) {
   return all().find((entry) => entry.id === requestId);
 }
 
-/** Remember a request, by the values of its form. */
+/** Store a request with the values of its form. */
 export function add(requestId, secret, values) {
   const entry = { id: requestId, at: Date.now(), mark: mark(secret), values };
   store([entry, ...all().filter(({ id }) => id !== requestId)].slice(0, MOST));
 }
 
-/** Remember what was last heard of it. */
+/** Store the latest status. */
 export function note(requestId, body) {
   const heard = { status: body.status, code: body.error_code, expires: body.expires_at };
   store(all().map((entry) => (entry.id === requestId ? { ...entry, ...heard } : entry)));
 }
 
-/** Its own key does not find it any more. To another key it was never there. */
+/** Delete a request that its own key no longer finds. */
 export function forget(requestId, secret) {
   const own = mark(secret);
   store(all().filter((entry) => entry.id !== requestId || entry.mark !== own));
 }
 
-/** Another tab has changed something. */
+/** Call `listener` when another tab changes the requests. */
 export function onChange(listener) {
   addEventListener("storage", (event) => {
     if (event.key === REQUESTS) listener();
@@ -73,7 +72,7 @@ function all() {
     const entries = JSON.parse(recall(localStorageOrNone(), REQUESTS) ?? "[]");
     return entries.filter(({ expires }) => !expires || Date.parse(expires) > Date.now());
   } catch {
-    return []; // something else wrote there
+    return []; // not written by this page
   }
 }
 

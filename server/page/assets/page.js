@@ -1,4 +1,4 @@
-/** The page: what happens when something is pressed. */
+/** The page: event handlers, and the request that is shown. */
 
 import * as api from "./api.js";
 import * as form from "./form.js";
@@ -9,7 +9,7 @@ import * as words from "./words.js";
 
 const REFRESH_MS = 10_000;
 const OFFER_MS = 600;
-/** Characters of a prompt in the list: more than have room. */
+/** Characters of a prompt in the list; CSS cuts the rest. */
 const MOST_LISTED = 120;
 
 const at = (id) => document.getElementById(id);
@@ -18,15 +18,15 @@ const generate = at("generate");
 
 let following = new AbortController();
 let isSending = false;
-/** What stood in the key's box when it was left: not each letter of a key is one to try. */
+/** The key when its field was last left: a half-typed key is not sent. */
 let givenKey = "";
 let offering = { asked: new AbortController() };
-/** The result that is shown, if there is one. */
+/** The result shown, if any. */
 let result = null;
 
-// Asking
+// Submit
 
-/** One press is one video: until it is answered, the same again goes by the same name. */
+/** One press is one video: retries of an unanswered press reuse its idempotency key. */
 async function submit() {
   if (isSending || !form.isSendable()) return;
   const [secret, values, json] = [form.apiKey(), form.values(), form.json()];
@@ -49,7 +49,7 @@ async function submit() {
   }
 }
 
-/** Say what it would cost, once nothing has been changed for a moment. */
+/** Show the dry run's price and forecast once the form rests. */
 function offerSoon() {
   clearTimeout(offering.timer);
   at("offer").textContent = "";
@@ -64,7 +64,7 @@ async function offer(signal) {
     const trial = await api.tryOut(form.model, givenKey, form.json(), signal);
     if (!signal.aborted) at("offer").textContent = words.offer(trial);
   } catch {
-    // Who presses the button is told
+    // A submit shows the error
   }
 }
 
@@ -74,15 +74,15 @@ function sending(isSent) {
   generate.textContent = isSent ? "Sending …" : "Generate";
 }
 
-/** Not randomUUID, which is only there with TLS. */
+/** `crypto.randomUUID` exists only with TLS. */
 function randomName() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// Following
+// Follow
 
-/** The address names the request that is shown: so it is there after a reload, and Back works. */
+/** The URL's fragment names the request, so reload and Back work. */
 function go(requestId) {
   if (requestOfAddress() === requestId) show(requestId);
   else location.hash = requestId;
@@ -119,7 +119,7 @@ function hear(requestId, body) {
   if (body.status === "COMPLETED") result = body;
   history.note(requestId, body);
   list();
-  if (api.isEnded(body)) offerSoon(); // there is more room now
+  if (api.isEnded(body)) offerSoon(); // the queue is shorter now
 }
 
 function forget(requestId, secret) {
@@ -140,7 +140,7 @@ async function cancel() {
   }
 }
 
-// The requests before
+// History
 
 function list() {
   const entries = history.requests(form.apiKey());
@@ -170,7 +170,7 @@ function item(entry) {
   return row;
 }
 
-/** Ask for those that may have changed, or all, but the one that is followed anyway. */
+/** Refresh the requests that may have changed, or all, except the followed one. */
 async function refresh(isForAll = false) {
   const secret = form.apiKey();
   if (!secret || document.hidden) return;
@@ -186,7 +186,7 @@ async function refresh(isForAll = false) {
   list();
 }
 
-/** What was asked for before is in sight now, or out of it. */
+/** Another key shows other requests. */
 function changeKey() {
   history.key.set(form.apiKey());
   givenKey = form.apiKey();
@@ -196,7 +196,7 @@ function changeKey() {
   refresh(true);
 }
 
-// Code to copy
+// Code
 
 function writeSnippet() {
   const language = document.querySelector("[name=language]:checked").value;
@@ -215,14 +215,14 @@ async function copy() {
   try {
     await navigator.clipboard.writeText(at("snippet").textContent);
   } catch {
-    document.execCommand("copy"); // without TLS there is no clipboard, but this
+    document.execCommand("copy"); // navigator.clipboard exists only with TLS
   }
   view.say("Copied");
   at("copy").textContent = "Copied";
   setTimeout(() => (at("copy").textContent = "Copy"), 2000);
 }
 
-// What is pressed
+// Events
 
 form.form.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -250,7 +250,7 @@ at("use-all").addEventListener("click", () => {
   const { values } = history.find(at("request").dataset.id);
   form.fill({ ...values, ...(result && { seed: result.seed }) });
   at("prompt").focus();
-  view.say("The form has the settings of this request");
+  view.say("The form has this request's settings");
 });
 at("copy").addEventListener("click", copy);
 for (const choice of document.querySelectorAll("[name=language]")) {
@@ -264,7 +264,7 @@ setInterval(() => {
 }, 1000);
 setInterval(() => refresh(), REFRESH_MS);
 
-// The start, or the reload
+// Start and reload
 
 keyBox.value = givenKey = history.key.get();
 form.fill(history.draft.get());

@@ -1,9 +1,6 @@
-/** The request of the form as code to copy. The key is never in it. */
+/** The form's request as code to copy, without the key. */
 
-/**
- * Waits for the video; an error is shown, and takes the place of no video. In single quotes a shell
- * changes nothing.
- */
+/** The blocking call. An error is printed and does not become a video file. */
 export function curl(origin, model, literals) {
   const body = literals.map(([name, literal]) => `    "${name}": ${literal}`).join(",\n");
   return [
@@ -16,7 +13,7 @@ export function curl(origin, model, literals) {
   ].join("\n");
 }
 
-/** The official SDK. JSON's numbers and strings are Python's as well. */
+/** The official SDK. JSON numbers and strings are valid Python. */
 export function python(origin, model, literals) {
   const params = literals.map(([name, literal]) => `    ${name}=${literal},`).join("\n");
   return [

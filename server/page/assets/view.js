@@ -1,4 +1,4 @@
-/** One request on the page: what is going on, its picture, its end. */
+/** The section for one request: state, preview, result or failure. */
 
 import { isEnded } from "./api.js";
 import * as words from "./words.js";
@@ -12,20 +12,20 @@ const [cancelButton, download, useSeed, useAll] = ["cancel", "download", "use-se
 );
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** What is shown: the request as this browser remembers it, and what was last heard of it. */
+/** The request shown: as this browser stored it, and its latest status. */
 let shown = { entry: null, body: null, endsAt: null, endedAt: null };
 
-/** Announce it to who cannot see the page. */
+/** Announce it to screen readers. */
 export function say(text) {
   at("said").textContent = text;
 }
 
-/** Turn to a request of which nothing is known but what this browser remembers, if anything. */
+/** Switch to a request whose status is not known yet. */
 export function begin(requestId, entry) {
   shown = { entry, body: null, endsAt: null, endedAt: null };
   section.dataset.state = "asking";
   section.dataset.id = requestId;
-  headline.textContent = "One moment";
+  headline.textContent = "Loading";
   detail.textContent = "";
   video.removeAttribute("src");
   video.controls = false;
@@ -40,11 +40,11 @@ export function begin(requestId, entry) {
   title("");
 }
 
-/** Show what was heard of it. */
+/** Show a status, a result or a failure. */
 export function update(body) {
   trouble.hidden = !body.trouble;
   if (body.trouble) {
-    trouble.textContent = `${body.trouble} It will be asked again.`;
+    trouble.textContent = `${body.trouble} Retrying.`;
     return;
   }
   const isNews = phase(body) !== phase(shown.body);
@@ -59,13 +59,13 @@ export function update(body) {
   if (isNews) say(spoken(body));
 }
 
-/** Nothing more will be heard of it. */
+/** The request cannot be followed any more. */
 export function lose(error) {
   section.dataset.state = "lost";
-  headline.textContent = error.status === 404 ? "No longer there" : "Out of reach";
+  headline.textContent = error.status === 404 ? "Not found" : "Unavailable";
   detail.textContent =
     error.status === 404
-      ? "It has expired, or was made with another key."
+      ? "It has expired, or belongs to another key."
       : error.message;
   hide(progress, cancelButton, trouble);
   shown.endsAt = null;
@@ -78,7 +78,7 @@ export function cancelling(isAsked) {
   cancelButton.textContent = isAsked ? "Cancelling …" : "Cancel";
 }
 
-/** Once a second: what changes with the time alone. */
+/** Called every second: update elapsed and remaining time. */
 export function tick() {
   const { entry, body, endsAt } = shown;
   if (body === null) return;
@@ -102,11 +102,11 @@ function run(body) {
   progress.hidden = false;
   progress.value = body.progress;
   cancelButton.hidden = false;
-  if (body.attempt !== shown.attempt) preview.hidden = true; // of a run that is lost
+  if (body.attempt !== shown.attempt) preview.hidden = true; // from a lost run
   shown.attempt = body.attempt;
   if (body.preview) {
     preview.src = body.preview;
-    preview.alt = `What it looks like after step ${body.step}`;
+    preview.alt = `Preview after step ${body.step}`;
     preview.hidden = false;
   }
   title(body.status === "QUEUED" ? "queued" : `${body.progress} %`);
@@ -120,7 +120,7 @@ function complete(body) {
   video.src = body.output;
   video.controls = true;
   video.setAttribute("aria-label", `Video: ${body.prompt}`);
-  if (!stillness.matches) video.play().catch(() => {}); // the browser may not let it
+  if (!stillness.matches) video.play().catch(() => {}); // autoplay may be blocked
   download.href = body.output;
   download.setAttribute("download", body.video.file_name);
   download.hidden = false;
@@ -161,7 +161,7 @@ function endFacts(body) {
   return rows;
 }
 
-/** Changes as often as it is worth an announcement: not with each place, step or per cent. */
+/** Changes when an announcement is due: not with each queue position, step or per cent. */
 function phase(body) {
   return body && [body.status, body.stage, body.attempt].join();
 }

@@ -1,4 +1,4 @@
-/** What the API says in names and numbers, in words. */
+/** Texts for the API's states, codes and numbers. */
 
 const STAGES = {
   queued: "Starting",
@@ -13,13 +13,13 @@ const ADVICE = {
   content_blocked: "Change the prompt, then generate again.",
   cancelled: "",
   out_of_memory: "Ask for fewer frames, then generate again.",
-  worker_lost: "Generate again. If it is lost again, tell who runs this server.",
+  worker_lost: "Generate again. If it fails again, contact the operator.",
   timeout: "Ask for fewer frames or steps, then generate again.",
-  storage: "Who runs this server should look at where videos are kept. Then generate again.",
-  internal: "Generate again. If it fails again, tell who runs this server the id of the request.",
+  storage: "The operator must check the video storage. Then generate again.",
+  internal: "Generate again. If it fails again, send the operator the id of the request.",
 };
 
-/** What is said to be going on. */
+/** Headline for a status. */
 export function headline(body) {
   if (body.status === "COMPLETED") return "Your video is ready";
   if (body.status === "FAILED") return body.error_code === "cancelled" ? "Cancelled" : "Failed";
@@ -31,7 +31,7 @@ export function headline(body) {
     : `In the queue${again}, place ${body.queue_position}`;
 }
 
-/** The same for a list of many. */
+/** Short state for the list of requests. */
 export function outcome({ status, code }) {
   if (status === "COMPLETED") return "Ready";
   if (status === "FAILED") return code === "cancelled" ? "Cancelled" : "Failed";
@@ -42,7 +42,7 @@ export function advice(errorCode) {
   return ADVICE[errorCode] ?? ADVICE.internal;
 }
 
-/** `3 min 20 s`: for what is over, or goes on. */
+/** `3 min 20 s`: for measured times. */
 export function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds));
   if (whole < 60) return `${whole} s`;
@@ -50,7 +50,7 @@ export function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-/** `about 3 minutes`: for what nobody knows exactly. */
+/** `about 3 minutes`: for forecasts. */
 export function estimate(seconds) {
   if (seconds < 2) return "a moment";
   if (seconds < 55) return `about ${Math.round(seconds)} seconds`;
@@ -60,7 +60,7 @@ export function estimate(seconds) {
   return hours === 1 ? "about an hour" : `about ${hours} hours`;
 }
 
-/** What a video would cost, and when it would be ready, as far as anybody knows. */
+/** Price and forecast of a dry run, where known. */
 export function offer(trial) {
   if (trial.refusal) return trial.refusal.error;
   const { most, gpu_second: byTime } = trial.price;
@@ -72,7 +72,7 @@ export function offer(trial) {
   return parts.join(" ");
 }
 
-/** `14:05`, with the day if it is another one. */
+/** `14:05`, with the weekday if it is not today. */
 export function clock(time) {
   const at = new Date(time);
   const isToday = at.toDateString() === new Date().toDateString();

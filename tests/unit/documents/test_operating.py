@@ -14,7 +14,7 @@ from server.transport.traffic import Traffic
 from worker.store.presence import LiveWorker
 from worker.store.statistics import Survey
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCUMENT = ROOT / "docs" / "operating.md"
 
 
@@ -63,3 +63,16 @@ def test_the_document_has_every_alert() -> None:
         r"alert: (\w+)", (ROOT / "docker" / "prometheus" / "rules.yaml").read_text()
     )
     assert alerts == re.findall(r"^\| `(Mochi\w+)` \|", DOCUMENT.read_text(), re.MULTILINE) != []
+
+
+def test_every_event_that_the_document_names_is_logged() -> None:
+    logs = DOCUMENT.read_text().partition("## Logs")[2].partition("## Traces")[0]
+    named = set(re.findall(r"`([a-z_]+\.[a-z_]+)`", logs))
+    sources = [
+        path.read_text()
+        for package in ("server", "worker", "models")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    logged = {event for text in sources for event in re.findall(r'"([a-z_]+\.[a-z_]+)"', text)}
+    assert len(named) > 20
+    assert named <= logged

@@ -1,19 +1,24 @@
-"""The tables of the README say what the code does. On a difference, the right table is shown."""
+"""Tables in the documents equal the code. A failure prints the right table."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fastapi.routing import APIRoute
 
+from models.moderation.settings import ModerationSettings
 from models.params import GenerateParams
+from models.settings import EngineSettings
 from server.api.routes import account, event_stream, generate, operations, requests
 from server.api.routes import videos as videos_api
 from server.errors import MEANING
 from server.settings import ServerSettings
+from worker.settings import WorkerSettings
 
-README = Path(__file__).parents[2] / "README.md"
+DOCS = Path(__file__).parents[3] / "docs"
+LAYERS = (EngineSettings, ModerationSettings, WorkerSettings, ServerSettings)
 ROUTERS = (
     generate.router,
     requests.router,
@@ -75,11 +80,13 @@ def _short(number: object) -> str:
     return "2^63-1" if number == 2**63 - 1 else f"{number:g}"
 
 
-def _settings() -> list[str]:
+def _settings(layer: type[EngineSettings]) -> list[str]:
+    """Of one layer of the settings: the next one has a table of its own."""
     return _rows(
         *(
             (f"`MOCHI_{name.upper()}`", _default(name, field.default), field.description)
-            for name, field in ServerSettings.model_fields.items()
+            for name, field in layer.model_fields.items()
+            if name in layer.__annotations__
         )
     )
 
@@ -91,8 +98,21 @@ def _default(name: str, default: object) -> str:
     return "" if default == "" else f"`{shown}`"
 
 
-@pytest.mark.parametrize("table", [_routes, _errors, _parameters, _settings])
-def test_the_readme_has_the_table_that_the_code_gives(table: object) -> None:
-    assert callable(table)
+@pytest.mark.parametrize("table", [_routes, _errors, _parameters])
+def test_the_api_document_has_the_table_that_the_code_gives(table: Callable[[], list[str]]) -> None:
     rows = "\n".join(table())
-    assert rows in README.read_text(), f"README.md should have:\n{rows}"
+    assert rows in (DOCS / "api.md").read_text(), f"docs/api.md should have:\n{rows}"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_settings_document_has_the_table_that_the_code_gives(
+    layer: type[EngineSettings],
+) -> None:
+    rows = "\n".join(_settings(layer))
+    assert rows in (DOCS / "settings.md").read_text(), f"docs/settings.md should have:\n{rows}"
+
+
+def test_the_layers_are_all_settings() -> None:
+    assert {name for layer in LAYERS for name in layer.__annotations__} >= set(
+        ServerSettings.model_fields
+    )

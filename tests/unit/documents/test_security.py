@@ -12,7 +12,7 @@ from server.keys.lookup import new_secret
 from tests.support.jobs import submit
 from tests.support.leaks import leaks
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 DOCUMENT = (TESTS.parent / "docs" / "security.md").read_text()
 ATTACKS = set(range(1, 17))
 
