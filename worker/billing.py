@@ -1,4 +1,4 @@
-"""Credits as the broker keeps them: in whole millionths, as Lua and Redis count in integers."""
+"""Prices and credits. The broker keeps whole millionths, as Lua and Redis count in integers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ MILLION = 1_000_000
 
 
 def to_millionths(credits: Decimal) -> int:  # noqa: A002 (what they are)
-    """The same amount in millionths.
-
-    Raises:
-        ValueError: it is no number, or has more than 6 decimals.
-    """
+    """Raises ValueError for infinities, NaN, and more than 6 decimals."""
     if not credits.is_finite():
-        raise ValueError(f"An amount of credits is a number; got {credits}.")
+        raise ValueError(f"An amount of credits must be a number; got {credits}.")
     millionths = credits * MILLION
     if millionths != millionths.to_integral_value():
         raise ValueError(f"Credits have at most {DECIMALS} decimals; got {credits:f}.")
@@ -27,21 +23,20 @@ def to_millionths(credits: Decimal) -> int:  # noqa: A002 (what they are)
 
 
 def from_millionths(millionths: int) -> Decimal:
-    """The same amount in credits, without needless zeros."""
     return Decimal(millionths) / MILLION
 
 
 @dataclass(frozen=True)
 class Price:
-    """Of one request, in millionths of a credit.
+    """Price of one request, in millionths of a credit.
 
-    The charge is `fixed` and `gpu_second` for each second of the run that made the video, but never
-    more than `most`, which is reserved when the request is submitted.
+    The charge is `fixed` plus `gpu_second` for each second of the completed run, at most `most`,
+    which is reserved at the submit.
 
     Attributes:
-        fixed: whatever the run takes.
-        gpu_second: for each second from a run's start to its end, by the broker's clock.
-        most_gpu_seconds: as many of these are charged at most.
+        fixed: independent of the run's length.
+        gpu_second: for each second of the run, by the broker's clock.
+        most_gpu_seconds: seconds charged at most.
     """
 
     fixed: int = 0
@@ -50,7 +45,7 @@ class Price:
 
     @property
     def most(self) -> Decimal:
-        """Credits that are reserved."""
+        """Highest charge, in credits."""
         return from_millionths(self.fixed + self.gpu_second * self.most_gpu_seconds)
 
 
@@ -59,7 +54,7 @@ FREE = Price()
 
 @dataclass(frozen=True)
 class Tariff:
-    """From what a request asks for to its price, in credits of at most six decimals.
+    """Computes prices. In credits of at most six decimals.
 
     Attributes:
         base: for each request.
@@ -73,7 +68,6 @@ class Tariff:
     most_gpu_seconds: int
 
     def price(self, params: GenerateParams) -> Price:
-        """Of this request."""
         return Price(
             to_millionths(self.base + self.frame_step * params.frames * params.steps),
             to_millionths(self.gpu_second),

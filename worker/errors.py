@@ -1,4 +1,4 @@
-"""Everything that can go wrong in the job system."""
+"""Errors of the job system."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from models.errors import MochiError
 
 @dataclass(frozen=True)
 class Rate:
-    """How many requests a key may submit within a minute.
+    """State of an API key's rate limit.
 
     Attributes:
-        limit: in any minute.
-        remaining: at once.
-        reset_seconds: until one more may be submitted than now.
+        limit: requests in any minute.
+        remaining: requests that may be submitted now.
+        reset_seconds: until one more may be submitted.
     """
 
     limit: int
@@ -33,14 +33,14 @@ class BrokerUnavailableError(JobError):
 
     @property
     def reason(self) -> str:
-        """What the client library says: for the log and for operators, not for HTTP clients."""
+        """The client library's message, for logs and operators, not for HTTP clients."""
         cause = self.__cause__
         return str(cause) or type(cause).__name__ if cause else str(self)
 
     @property
     def advice(self) -> str:
-        """For who has set up the broker."""
-        return f"{self} Does it run, and is MOCHI_REDIS_URL right? ({self.reason})"
+        """The message for operators."""
+        return f"{self} Check that it runs and that MOCHI_REDIS_URL is right. ({self.reason})"
 
 
 class BrokerStartError(JobError):
@@ -52,10 +52,10 @@ class NoWorkerError(JobError):
 
 
 class LimitError(JobError):
-    """For now no more is accepted.
+    """The submit exceeds a limit; a later one may succeed.
 
     Attributes:
-        retry_seconds: after which to ask again.
+        retry_seconds: after which to retry.
     """
 
     retry_seconds = 30.0
@@ -63,51 +63,52 @@ class LimitError(JobError):
 
 
 class QueueFullError(LimitError):
-    """As many requests wait as may wait."""
+    """The queue holds `most_waiting` requests."""
 
 
 class TooManyJobsError(LimitError):
-    """As many requests of the key wait or run as may."""
+    """The key has reached its limit of requests that wait or run."""
 
     def __init__(self, most: int) -> None:
         super().__init__(
             f"This API key may have {most} {'request' if most == 1 else 'requests'} at once, and "
-            "has: wait for one to end, or cancel one."
+            "has reached that limit. Wait for one to end, or cancel one."
         )
 
 
 class TooFastError(LimitError):
-    """The key has submitted as many requests within a minute as it may."""
+    """The key has reached its limit of requests a minute."""
 
     def __init__(self, rate: Rate) -> None:
         super().__init__(
             f"This API key may submit {rate.limit} {'request' if rate.limit == 1 else 'requests'} "
-            f"a minute, and has: ask again in {math.ceil(rate.reset_seconds)} seconds."
+            "a minute, and has reached that limit. "
+            f"Retry in {math.ceil(rate.reset_seconds)} seconds."
         )
         self.rate = rate
         self.retry_seconds = rate.reset_seconds
 
 
 class TooFewCreditsError(JobError):
-    """The balance does not cover what the request may cost."""
+    """The balance does not cover the highest price of the request."""
 
     def __init__(self, balance: Decimal, price: Decimal, reserved: Decimal) -> None:
         held = f" ({reserved:f} more are reserved for requests that wait or run)"
         super().__init__(
             f"Insufficient credits: the request costs up to {price:f}, and the balance is "
-            f"{balance:f}{held if reserved else ''}. Ask who runs this server for more."
+            f"{balance:f}{held if reserved else ''}. Ask your operator for more."
         )
 
 
 class KeyEndedError(JobError):
-    """The API key was revoked or has expired, while its request was on the way."""
+    """The API key was revoked or expired while its submit was under way."""
 
     def __init__(self) -> None:
-        super().__init__("This API key was revoked, or has expired, a moment ago.")
+        super().__init__("This API key was revoked or expired while the request was being sent.")
 
 
 class RequestNotFoundError(JobError):
-    """No such request: never made, expired, or made with another key."""
+    """The request does not exist, has expired, or belongs to another key."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"Request {request_id} not found")
@@ -118,8 +119,8 @@ class IdempotencyConflictError(JobError):
 
     def __init__(self, request_id: str) -> None:
         super().__init__(
-            f"This Idempotency-Key made request {request_id}, with another body. Send the same to "
-            "get that one, or another key to make a new one."
+            f"This Idempotency-Key made request {request_id}, with another body. "
+            "Send the same body to get that request, or another key to make a new one."
         )
 
 
@@ -133,12 +134,12 @@ class UnknownAnswerError(Exception):
 
 
 class StorageError(JobError):
-    """A video could not be kept, or not be read again."""
+    """The output store cannot write or read."""
 
 
 class TracingUnusableError(JobError):
-    """Traces cannot be sent as the variables say; the text names the one and the remedy."""
+    """An OpenTelemetry variable cannot be used; the message names it and the remedy."""
 
 
 class OutputsUnusableError(JobError):
-    """Videos cannot be kept where the settings say; to try again does not help."""
+    """The output store cannot be used with these settings; a retry does not help."""

@@ -1,4 +1,4 @@
-"""The job record, the only source of truth for a request's state. Pure: no Redis, no clock."""
+"""The job record, the only source of truth for a request's state. No Redis, no clock."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from models.params import GenerateParams
 
 
 class Status(StrEnum):
-    """The four states a client sees. There is no other."""
+    """All states of a request."""
 
     QUEUED = "QUEUED"
-    """Accepted; waits for a worker, for the first time or again."""
+    """Accepted; waits for its first run or a retry."""
     PROCESSING = "PROCESSING"
     """A worker holds its lease."""
     COMPLETED = "COMPLETED"
@@ -25,21 +25,21 @@ class Status(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether the record can never change again."""
+        """Whether the status can never change again."""
         return not TRANSITIONS[self]
 
 
 class Stage(StrEnum):
-    """Where a request is on its way, in the order of its life."""
+    """Stages of a request, in their order."""
 
     QUEUED = "queued"
     ENCODING_PROMPT = "encoding_prompt"
-    """Moderation reads the prompt, if it is on, and the text encoder does."""
+    """Includes moderation of the prompt."""
     DENOISING = "denoising"
     DECODING = "decoding"
-    """Frames come out of the VAE; each is encoded at once, so most of that is done meanwhile."""
+    """The VAE decodes frames; each is encoded into the video at once."""
     ENCODING_VIDEO = "encoding_video"
-    """All frames are decoded, and the encoder has yet to finish."""
+    """All frames are decoded; the encoder finishes."""
     PUBLISHING = "publishing"
 
 
@@ -49,7 +49,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.COMPLETED: frozenset(),
     Status.FAILED: frozenset(),
 }
-"""Every change of state there is. The scripts in `worker/store/lua` make them, each behind a guard:
+"""Every change of status. Guarded scripts in `worker/store/lua` make them:
 
 QUEUED -> PROCESSING      start.lua: a worker takes the lease
 PROCESSING -> COMPLETED   finish.lua: by the run that holds the lease, after the file is published
@@ -64,40 +64,40 @@ FAILURES = (
     *("content_blocked", "cancelled", "out_of_memory"),
     *("worker_lost", "timeout", "storage", "internal"),
 )
-"""Every `error_code` that there is."""
+"""Every `error_code`."""
 CANCELLED = "The request was cancelled."
-"""What the client then reads under `error`."""
+"""The client's `error` of a cancelled request."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One request, as it was when it was read.
+    """One request, as read at `seen_at`.
 
     Attributes:
         request_id: UUID v4, as text.
         owner: id of the API key that made it.
         status: see `Status`.
         params_json: the validated parameters; `params` decodes them.
-        attempt: runs so far, the present one included, and pops that were lost with their worker;
-            runs that were given back do not count.
+        attempt: runs so far, including the present one and pops lost with their worker; requeued
+            runs do not count.
         created_at, started_at, ended_at: milliseconds since 1970 by the broker's clock.
-        traceparent: span of the submit, as W3C's header; empty where there is none.
+        traceparent: span of the submit, as W3C's header; empty without tracing.
         step: denoising steps done in the present run.
-        stage: see `Stage`; what is shown of an ended request is where it ended.
-        preview_step: after which there is a picture of it; None while there is none.
-        position: place among the waiting, 1 is next; only when QUEUED.
+        stage: present stage; of an ended request the last one.
+        preview_step: step of the latest preview picture; None without one.
+        position: place in the queue, 1 is next; only when QUEUED.
         file_name: name in the output store; only when COMPLETED.
         file_size: bytes; only when COMPLETED.
-        precision: of the engine that made it, or empty; only when COMPLETED.
-        warnings_json: sentences for the client, a JSON list; only when COMPLETED. `warnings`
+        precision: of the engine, or empty; only when COMPLETED.
+        warnings_json: messages for the client, a JSON list; only when COMPLETED. `warnings`
             decodes them.
-        scenario: what a client wished for from a mock engine, or empty; see `Scenario`.
-        cost: millionths of a credit that were charged; only when COMPLETED.
-        remaining: millionths that the owner then had left; None where there is no limit.
+        scenario: of a mock engine, or empty; see `Scenario`.
+        cost: charge in millionths of a credit; only when COMPLETED.
+        remaining: the owner's balance after the charge, in millionths; None without a limit.
         error: text for the client; only when FAILED.
         error_code: its machine-readable form; only when FAILED.
-        expires_at: when the record goes, once it has ended; as the other times.
-        seen_at: when it was read.
+        expires_at: expiry of the record, once it has ended; in ms as above.
+        seen_at: time of reading, in ms as above.
     """
 
     request_id: str
@@ -135,7 +135,7 @@ class Job:
         expires_at: int | None = None,
         seen_at: int = 0,
     ) -> Job:
-        """Read the hash that the store keeps; the rest is not in it."""
+        """From the record's hash; the keyword arguments are not in it."""
         is_queued = record["status"] == Status.QUEUED
         return cls(
             request_id=request_id,
@@ -171,7 +171,6 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        """What the client should know about the video."""
         warnings: list[str] = json.loads(self.warnings_json)
         return warnings
 
@@ -187,7 +186,6 @@ class Job:
 
     @property
     def total_seconds(self) -> float | None:
-        """From the submit to the end."""
         return _seconds_between(self.created_at, self.ended_at)
 
     @property

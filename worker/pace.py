@@ -1,4 +1,4 @@
-"""What a request asks of a worker, and how fast workers are. Pure: no Redis, no clock."""
+"""Measured speed of runs, and the time that other runs will take. No Redis, no clock."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from worker.job import Stage
 
 @dataclass(frozen=True)
 class Work:
-    """All that the time of a run depends on, for one worker."""
+    """The parameters that determine the length of a run on one worker."""
 
     latent_frames: int
     steps: int
 
     @classmethod
     def of(cls, params: GenerateParams) -> Self:
-        """Of a request."""
         return cls((params.model_frames - 1) // TEMPORAL_FACTOR + 1, params.steps)
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """As the record keeps it."""
+        """From the record's field, the form of `str`."""
         latent_frames, steps = text.split()
         return cls(int(latent_frames), int(steps))
 
@@ -34,12 +33,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast runs of one number of latent frames are.
+    """Speed of runs of one number of latent frames.
 
     Attributes:
         prompt_seconds: before the first step.
         step_seconds: each step.
-        video_seconds: from the last step until the video is published.
+        video_seconds: from the last step until publication.
     """
 
     prompt_seconds: float
@@ -47,11 +46,11 @@ class Pace:
     video_seconds: float
 
     def seconds(self, steps: int) -> float:
-        """Of a whole run."""
+        """Length of a whole run."""
         return self.prompt_seconds + steps * self.step_seconds + self.video_seconds
 
     def seconds_left(self, steps: int, stage: Stage, step: int, elapsed: float) -> float:
-        """Of a run that began `elapsed` seconds ago and has done `step` of its steps."""
+        """Rest of a run that began `elapsed` seconds ago and has done `step` of its steps."""
         match stage:
             case Stage.ENCODING_PROMPT:
                 left = max(0.0, self.prompt_seconds - elapsed)
@@ -62,9 +61,9 @@ class Pace:
 
 
 def pace_for(latent_frames: int, measured: Mapping[int, Pace]) -> Pace | None:
-    """Measured, or what lies between the nearest that were; None while nothing is known.
+    """The measured pace, or one interpolated between the nearest two; None without any.
 
-    Beyond the longest and the shortest it grows and shrinks with the frames.
+    Beyond the shortest and longest measured it is proportional to the frames.
     """
     if not measured:
         return None

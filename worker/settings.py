@@ -1,4 +1,4 @@
-"""Settings of workers, on top of those of the engine and of moderation."""
+"""Settings of workers, added to those of the engine and of moderation."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class WorkerSettings(ModerationSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _can_be_parsed(cls, url: str) -> str:
+    def _is_url(cls, url: str) -> str:
         if url:
             from worker.broker.url import AddressError, parse  # noqa: PLC0415 (loads redis)
 
@@ -86,16 +86,16 @@ class WorkerSettings(ModerationSettings):
 
     @field_validator("checkpoint_steps")
     @classmethod
-    def _goes_without_step_cache(cls, steps: int, info: ValidationInfo) -> int:
+    def _excludes_step_cache(cls, steps: int, info: ValidationInfo) -> int:
         if steps and info.data.get("step_cache"):
             # Checkpoints leave out the cache's state, so a resumed run would give other frames.
             raise PydanticCustomError(
                 "checkpoint_steps",
-                "It does not go with MOCHI_STEP_CACHE: set one of the two to 0",
+                "It cannot be used with MOCHI_STEP_CACHE: set one of the two to 0",
             )
         return steps
 
     @property
     def outputs_dir(self) -> Path:
-        """The folder of the videos; of unfinished ones only when `outputs` is a bucket."""
+        """The folder of the videos; when `outputs` is a bucket, of unfinished ones only."""
         return self.data_dir / "outputs"

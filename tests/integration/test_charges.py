@@ -88,7 +88,7 @@ def test_too_few_credits_are_406_with_balance_and_price_and_nothing_is_queued(
         assert answer.status_code == 406
         assert answer.json() == {
             "error": "Insufficient credits: the request costs up to 1, and the balance is "
-            "0.999999. Ask who runs this server for more."
+            "0.999999. Ask your operator for more."
         }
     with pytest.raises(SegmindError, match="Insufficient credits"):
         stack.sdk(key).run("mochi-1", **POND)

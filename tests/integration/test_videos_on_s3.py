@@ -241,7 +241,7 @@ def test_a_start_with_a_store_that_cannot_be_used_ends_with_a_remedy(
         gateway = stack.start("server", environ={"AWS_ENDPOINT_URL": "minio:9000"})
         for process, said in [
             (other, "MOCHI_OUTPUTS: there is no bucket for s3://no-such-bucket. Make it"),
-            (gateway, "AWS_ENDPOINT_URL: got 'minio:9000'. It is the address"),
+            (gateway, "AWS_ENDPOINT_URL: got 'minio:9000'. It must be the address"),
         ]:
             assert process.wait(30) == os.EX_CONFIG
             assert said in stack.log_of(process)

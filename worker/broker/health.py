@@ -1,4 +1,4 @@
-"""What the log says of the broker: when it is silent and why, when it is back, what it may lose."""
+"""Logs the broker's availability, and its settings that may lose jobs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from worker.broker.url import shown
 from worker.errors import BrokerUnavailableError
 
 OLDEST_VERSION = 7
-"""Of Redis, and of that which Valkey says it is: older ones refuse our scripts."""
+"""Of Redis, or the Redis version that Valkey reports: older ones reject our scripts."""
 
 _log = structlog.get_logger()
 
 
 class BrokerLog:
-    """One process's contact with the broker, told once of each change."""
+    """Logs each change of one process's connection to the broker once."""
 
     def __init__(self, url: str) -> None:
         self._address = shown(url)
@@ -28,36 +28,35 @@ class BrokerLog:
 
     @property
     def is_new(self) -> bool:
-        """Whether it has not answered yet, or not again: after a failover it may be another."""
+        """Whether its settings should be checked: it is new, or may be another after a failover."""
         return not self._answers
 
     def connected(self) -> None:
-        """It has answered."""
         if self._answers is False:
             _log.warning("broker.back", address=self._address)
         self._answers = True
         self._reasons.clear()
 
     def disconnected(self, error: BrokerUnavailableError) -> None:
-        """It has not, or has refused. Each reason of one silence is said once."""
+        """Log each reason once per outage."""
         if error.reason not in self._reasons:
             _log.warning("broker.silent", address=self._address, reason=error.reason)
         self._answers = False
         self._reasons.add(error.reason)
 
     def warn(self, dangers: list[str]) -> None:
-        """Say what `dangers_of` has found."""
+        """Log the findings of `dangers_of`."""
         if dangers and dangers != self._dangers:
             _log.warning("broker.may_lose_jobs", address=self._address, dangers=dangers)
         self._dangers = dangers
 
 
 def dangers_of(info: Mapping[str, Any], appendfsync: str | None) -> list[str]:
-    """Why a broker may lose what it has acknowledged, each with the remedy; none if it keeps it.
+    """Settings with which a broker may lose acknowledged writes, each with the remedy.
 
     Args:
-        info: what its INFO says.
-        appendfsync: None when it does not tell.
+        info: the answer to INFO.
+        appendfsync: the setting; None if the broker does not give it.
     """
     found = []
     version = str(info.get("redis_version", OLDEST_VERSION))

@@ -1,7 +1,7 @@
 """Clients of the master that Sentinels name; after a failover the next command finds the new one.
 
-Pools and connections are redis-py's; only the asking is ours. Its own class loses a Sentinel from
-its list, for good, when two calls ask at once and the first Sentinel does not answer.
+Pools and connections are redis-py's; only the discovery is ours. redis-py's own loses a Sentinel
+from its list for good when two calls ask at once and the first Sentinel does not answer.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from typing_extensions import override
 from worker.broker.url import Address
 
 SENTINEL_SECONDS = 0.4
-"""For an answer. The machine that died may have held master and Sentinel: the next one is asked
-within the patience of an HTTP client."""
+"""Timeout of one Sentinel. A dead host may have run both the master and a Sentinel; the next one is
+asked while an HTTP client still waits."""
 
 
 def master_client(address: Address, **options: Any) -> Redis:  # noqa: ANN401 (redis-py's)
-    """A client of the master. `options` are redis-py's; those of the URL come before them."""
+    """A client of the master. `options` are redis-py's; those of the URL override them."""
     pool = _Pool(address.name, _Sentinels(address), **_merged(options, address))  # type: ignore[no-untyped-call]
     return Redis.from_pool(pool)
 
 
 def async_master_client(address: Address, **options: Any) -> redis.asyncio.Redis:  # noqa: ANN401
-    """The same for asyncio."""
     pool = _AsyncPool(address.name, _AsyncSentinels(address), **_merged(options, address))  # type: ignore[no-untyped-call]
     return redis.asyncio.Redis.from_pool(pool)
 
 
 class _Sentinels:
-    """Asked one after the other, first the one that knew the master last."""
+    """Asks Sentinels in turn, first the last one that knew the master."""
 
     def __init__(self, address: Address) -> None:
         retry = Retry(NoBackoff(), 0)
@@ -52,7 +51,7 @@ class _Sentinels:
         """Host and port.
 
         Raises:
-            MasterNotFoundError: none of them knows a master that is up.
+            MasterNotFoundError: no Sentinel knows a master that is up.
         """
         reasons = []
         for asked in self._clients:
@@ -66,7 +65,6 @@ class _Sentinels:
         raise MasterNotFoundError("; ".join(reasons))
 
     def close(self) -> None:
-        """Disconnect."""
         for _, client in self._clients:
             client.close()
 
@@ -83,7 +81,6 @@ class _AsyncSentinels:
         ]
 
     async def discover_master(self, name: str) -> tuple[str, int]:
-        """See above."""
         reasons = []
         for asked in self._clients:
             (host, port), client = asked
@@ -96,13 +93,12 @@ class _AsyncSentinels:
         raise MasterNotFoundError("; ".join(reasons))
 
     async def aclose(self) -> None:
-        """Disconnect."""
         for _, client in self._clients:
             await client.aclose()
 
 
 class _Pool(redis.sentinel.SentinelConnectionPool):
-    """Closes its Sentinels, too."""
+    """Closes its Sentinels as well."""
 
     @override
     def close(self) -> None:
@@ -111,7 +107,7 @@ class _Pool(redis.sentinel.SentinelConnectionPool):
 
 
 class _AsyncPool(redis.asyncio.sentinel.SentinelConnectionPool):
-    """Closes its Sentinels, too."""
+    """Closes its Sentinels as well."""
 
     @override
     async def aclose(self) -> None:
@@ -130,7 +126,6 @@ def _sentinel_options(address: Address) -> dict[str, Any]:
 
 
 def _read(masters: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 (redis-py's)
-    """The state of the master, from those of all that a Sentinel knows."""
     state: dict[str, Any] | None = masters.get(name)
     if state is None:
         raise MasterNotFoundError(f"it knows no master {name}.")
@@ -140,5 +135,5 @@ def _read(masters: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 (redis-py'
 
 
 def _with_first(clients: list[Any], first: Any) -> list[Any]:  # noqa: ANN401 (sync or async)
-    """A new list: others may be walking over the old one."""
+    """A new list, as another call may iterate over the old one."""
     return [first, *(client for client in clients if client is not first)]

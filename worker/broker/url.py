@@ -1,4 +1,4 @@
-"""What `MOCHI_REDIS_URL` says: a server, or Sentinels that know which server is the master."""
+"""Parses `MOCHI_REDIS_URL`: a server, or Sentinels that name the master."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _SENTINEL = re.compile(
     r"sentinel(?P<tls>s?)://(?:(?P<credentials>[^/?\s]*)@)?(?P<hosts>[^/?@\s]+)"
     r"/(?P<name>[^/?\s]+)(?:/(?P<db>\d*))?(?:\?(?P<options>\S*))?"
 )
-_BAD_OPTION = "An option in it has a value that it cannot have"
+_BAD_OPTION = "An option in it has an invalid value"
 _FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 
 
 class AddressError(ValueError):
-    """The URL cannot be used. The text says why, and quotes nothing that may be a password."""
+    """The URL cannot be used. The message quotes nothing that may be a password."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the broker is.
+    """Address of the broker.
 
     Attributes:
-        options: redis-py's, for connections to the server; without host where Sentinels know it.
-        sentinels: host and port of each; none where the URL names the server itself.
-        sentinel_options: redis-py's, for connections to them.
-        name: under which the Sentinels know the master.
+        options: redis-py's, for connections to the server; without host if there are Sentinels.
+        sentinels: host and port of each; none if the URL names the server itself.
+        sentinel_options: redis-py's, for connections to the Sentinels.
+        name: the Sentinels' name of the master.
     """
 
     options: dict[str, Any] = field(repr=False)
@@ -47,8 +47,7 @@ def parse(url: str) -> Address:
     """Read a URL of one of the schemes redis, rediss, unix, sentinel and sentinels.
 
     Raises:
-        AddressError: it has another form, or an option that there is not or whose file cannot be
-            read.
+        AddressError: it has another form, an unknown option, or a file that cannot be read.
     """
     is_plain = not url.startswith("sentinel")
     address = Address(_parse_plain(url)) if is_plain else _parse_sentinels(url)
@@ -57,7 +56,7 @@ def parse(url: str) -> Address:
 
 
 def shown(url: str) -> str:
-    """The URL for logs and people: without credentials and options."""
+    """The URL without credentials and options, for logs."""
     scheme, _, rest = url.partition("?")[0].partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}" if rest else ""
 
@@ -66,22 +65,22 @@ def _parse_plain(url: str) -> dict[str, Any]:
     try:
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
     except ValueError:
-        # Its text may quote a part of the password.
-        raise AddressError("The port or an option in it is not one") from None
+        # The error's text may quote a part of the password.
+        raise AddressError("The port or an option in it is invalid") from None
     return options
 
 
 def _parse_sentinels(url: str) -> Address:
-    """As redis-py reads a plain URL, once for each host: all but host and port is the same."""
+    """Reads a plain URL for each host; all but host and port is the same."""
     match = _SENTINEL.fullmatch(url)
     if match is None:
-        raise AddressError(f"The form is {SENTINEL_FORM}")
+        raise AddressError(f"The form must be {SENTINEL_FORM}")
     tls, credentials, hosts, name, db, query = match.groups(default="")
     sentinels = []
     for host in hosts.split(","):
         options = _parse_plain(f"redis{tls}://{credentials}@{host}/{db or 0}?{query}")
         if "host" not in options:
-            raise AddressError(f"The form is {SENTINEL_FORM}")
+            raise AddressError(f"The form must be {SENTINEL_FORM}")
         sentinels.append((options.pop("host"), options.pop("port", SENTINEL_PORT)))
     own = {key: options.pop(f"sentinel_{key}", None) for key in ("username", "password")}
     tls_options = {key: value for key, value in options.items() if key.startswith("ssl_")}
@@ -89,10 +88,10 @@ def _parse_sentinels(url: str) -> Address:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Now: redis-py would find the same at the first command, in every process."""
+    """redis-py would find errors only at the first command, in every process."""
     is_tls = options.get("connection_class") is SSLConnection
     if not is_tls and any(name.startswith("ssl_") for name in options):
-        raise AddressError("With TLS it begins with rediss:// or sentinels://")
+        raise AddressError("With TLS options it must begin with rediss:// or sentinels://")
     try:
         ConnectionPool(**options).make_connection()
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Settings to a store of videos: the one place that chooses."""
+"""Chooses the output store."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from worker.settings import WorkerSettings
 
 
 def open_outputs(settings: WorkerSettings, *, patience_seconds: float) -> Outputs:
-    """The store that the settings choose. Nothing is written or asked yet.
+    """The store that `settings.outputs` names. Nothing is written or asked yet.
 
     Args:
-        settings: `MOCHI_OUTPUTS` chooses.
-        patience_seconds: what the longest call may take, where the store is on the network.
+        settings: of the process.
+        patience_seconds: longest call to a store on the network.
 
     Raises:
-        OutputsUnusableError: a variable for it has a bad value.
+        OutputsUnusableError: a variable of the store has a bad value.
     """
     folder = LocalOutputs(settings.outputs_dir)
     if not settings.outputs:
         return folder
-    from worker.outputs.s3 import open_s3  # noqa: PLC0415 (only who uses it loads its library)
+    from worker.outputs.s3 import open_s3  # noqa: PLC0415 (loads its library)
 
     return open_s3(settings.outputs, drafts=folder, patience_seconds=patience_seconds)

@@ -1,4 +1,4 @@
-"""Videos in a folder of this host, or of one that all hosts share."""
+"""Output store in a folder, of this host or shared by all hosts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from worker.errors import OutputsUnusableError, StorageError
 from worker.outputs.base import (
-    _DRAFT_SUFFIX,
     CHUNK_BYTES,
+    DRAFT_SUFFIX,
     checked_video,
     checkpoint_name,
     prefetch_first,
@@ -21,7 +21,7 @@ from worker.outputs.base import (
 
 
 class LocalOutputs:
-    """A folder. Nobody else may read it."""
+    """A folder that only its user may read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -30,7 +30,7 @@ class LocalOutputs:
         """Make the folder.
 
         Raises:
-            OutputsUnusableError: it cannot be made, or not be written to.
+            OutputsUnusableError: it cannot be made or written to.
         """
         try:
             self.make_folder()
@@ -42,24 +42,13 @@ class LocalOutputs:
             )
 
     def draft(self, name: str) -> Path:
-        """Where to write a video before it is published.
-
-        Raises:
-            StorageError: the folder cannot be made, or the name is not one of ours.
-        """
-        draft = self._folder / (checked_video(name) + _DRAFT_SUFFIX)
+        """See `Outputs`."""
+        draft = self._folder / (checked_video(name) + DRAFT_SUFFIX)
         self.make_folder()
         return draft
 
     def publish(self, name: str) -> int:
-        """Make the draft durable and give it its name.
-
-        Returns:
-            Its size in bytes.
-
-        Raises:
-            StorageError: the disk refused; no file of this name exists then.
-        """
+        """Sync and rename the draft; after a StorageError no file of this name exists."""
         draft = self.draft(name)
         try:
             _sync(draft)
@@ -74,7 +63,7 @@ class LocalOutputs:
         """The file of a published video.
 
         Raises:
-            StorageError: there is none, or the name is not one of ours.
+            StorageError: it does not exist, or it is no video's name.
         """
         path = self._folder / checked_video(name)
         if path.is_symlink() or not path.is_file():
@@ -82,35 +71,27 @@ class LocalOutputs:
         return path
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes of a video, in chunks.
-
-        Raises:
-            StorageError: there is none, or the disk does not give it.
-        """
+        """See `Outputs`."""
         return prefetch_first(_chunks(self.path(name), start, stop))
 
     def link(self, name: str, _seconds: float) -> str | None:
-        """None: a gateway serves it."""
+        """None: the gateway serves it."""
         checked_video(name)
         return None
 
     def remove(self, name: str) -> None:
-        """Forget a video and its draft, if they are there. What the disk keeps is swept later."""
+        """See `Outputs`."""
         path = self._folder / checked_video(name)
-        for file in (path, path.with_name(name + _DRAFT_SUFFIX)):
+        for file in (path, path.with_name(name + DRAFT_SUFFIX)):
             with suppress(OSError):
                 file.unlink()
 
     def save_checkpoint(self, request_id: str, data: bytes) -> None:
-        """Write it beside the old one, then put it in its place.
-
-        Raises:
-            StorageError: the disk refused; the old one is still there.
-        """
+        """Write a new file, then rename it over the old one. Raises StorageError."""
         path = self._folder / checkpoint_name(request_id)
         self.make_folder()
         # A name of its own: a run that was taken for dead may be at the same.
-        draft = path.with_name(f"{path.name}.{uuid4().hex[:12]}{_DRAFT_SUFFIX}")
+        draft = path.with_name(f"{path.name}.{uuid4().hex[:12]}{DRAFT_SUFFIX}")
         try:
             with open(draft, "xb", opener=_private) as file:
                 file.write(data)
@@ -122,7 +103,7 @@ class LocalOutputs:
             raise StorageError(f"The checkpoint cannot be kept: {error.strerror}") from error
 
     def load_checkpoint(self, request_id: str) -> bytes | None:
-        """What was kept last; None when there is nothing, or it cannot be read."""
+        """See `Outputs`."""
         try:
             path = self._folder / checkpoint_name(request_id)
             return None if path.is_symlink() else path.read_bytes()
@@ -130,12 +111,12 @@ class LocalOutputs:
             return None
 
     def remove_checkpoint(self, request_id: str) -> None:
-        """Forget it, if it is there. What the disk keeps is swept later."""
+        """See `Outputs`."""
         with suppress(OSError, StorageError):
             (self._folder / checkpoint_name(request_id)).unlink()
 
     def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
-        """Remove the files of requests that are not kept any more; see `Outputs`."""
+        """See `Outputs`."""
         removed = 0
         for path in self._folder.glob("*"):
             request_id = request_of(path.name, with_drafts=True)
@@ -151,11 +132,7 @@ class LocalOutputs:
         return removed
 
     def make_folder(self) -> None:
-        """Where it is not there yet.
-
-        Raises:
-            StorageError: it cannot be made.
-        """
+        """Raises StorageError when it does not exist and cannot be made."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

@@ -1,13 +1,13 @@
-"""Finished videos and checkpoints in a bucket: S3, or what speaks its language (MinIO, R2, …).
+"""Output store in a bucket of S3 or a compatible service (MinIO, R2, …).
 
-Credentials, region and endpoint come from the usual AWS variables, which the library reads.
+The library reads credentials, region and endpoint from the usual AWS variables.
 
-Its calls block and let other threads run. Those that write and list are bounded by the patience
-that a store is opened with, retries included: connections that are refused or break, silence, 5xx
-and 429 are tried again, with growing pauses.
+Calls block and release the GIL. Those that write or list take at most the store's
+`patience_seconds`, with retries: refused or broken connections, silence, 5xx and 429 are retried
+with back-off.
 
-A rule of the bucket that expires objects after a day is a good second net: it takes what is left
-when no worker lives to sweep.
+A lifecycle rule of the bucket that expires objects after a day is a useful addition: it removes
+files that stay when no worker is alive to sweep.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ if TYPE_CHECKING:
     from obstore import GetOptions
 
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-"""The first that is set is taken."""
+"""The first one that is set wins."""
 VIDEO_TYPE = "video/mp4"
 LONGEST_LINK_SECONDS = 7 * 24 * 3600
-"""S3 signs no longer."""
+"""S3's limit for signed links."""
 CONNECT_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 
 _ERRORS = (BaseError, OSError, ValueError)
-"""What the library raises: a missing object is a FileNotFoundError, a bad path a ValueError."""
-_WILL_NOT_PASS = re.compile(r"status code: 4(?!08|29)|incorrectly configured region")
+"""The library's: a missing object is a FileNotFoundError, a bad path a ValueError."""
+_PERMANENT = re.compile(r"status code: 4(?!08|29)|incorrectly configured region")
 _HTTP_URL = TypeAdapter(HttpUrl)
 
 _log = structlog.get_logger()
 
 
 def open_s3(url: str, *, drafts: LocalOutputs, patience_seconds: float) -> S3Outputs:
-    """The store at `s3://BUCKET/PREFIX`. Nothing is asked of it yet.
+    """The store at `s3://BUCKET/PREFIX`. No request is sent yet.
 
     Args:
-        url: of the form that `WorkerSettings` checks.
-        drafts: where videos are written before they are sent.
-        patience_seconds: what a call that writes or lists may take.
+        url: in the form that `WorkerSettings` checks.
+        drafts: local store of unfinished videos.
+        patience_seconds: longest call that writes or lists.
 
     Raises:
         OutputsUnusableError: an AWS variable has a bad value.
     """
     bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
-    _forget_empty_variables()
+    _unset_empty_variables()
     endpoint = _endpoint()
     longest_pause = min(LONGEST_PAUSE_SECONDS, patience_seconds / 10)
     try:
@@ -79,20 +79,20 @@ def open_s3(url: str, *, drafts: LocalOutputs, patience_seconds: float) -> S3Out
             prefix=prefix or None,
             config={"endpoint": endpoint} if endpoint else {},
             client_options={
-                # Never by itself: a redirect could take the credentials out of TLS.
+                # Only if asked for: a redirect could send the credentials without TLS.
                 "allow_http": endpoint.startswith("http://"),
                 "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, patience_seconds / 4)),
-                # Silence, not duration: a client may take its time over a video. Until an answer
-                # begins it is the same, so it bounds an upload.
+                # Limits silence, not duration: a slow client may read a video for long. It also
+                # limits an upload, which is silent until the answer.
                 "read_timeout": timedelta(seconds=patience_seconds * 0.3),
                 "timeout": timedelta(hours=1),
             },
-            # The last try begins within half the patience and a pause, so silence ends in time.
+            # The last retry begins after at most half the patience and a pause.
             retry_config={
                 "max_retries": 100,
                 "retry_timeout": timedelta(seconds=patience_seconds * 0.5),
                 "backoff": {
-                    # The first below the longest, or the library panics.
+                    # The library panics unless the first is shorter than the longest.
                     "init_backoff": timedelta(seconds=min(FIRST_PAUSE_SECONDS, longest_pause / 4)),
                     "max_backoff": timedelta(seconds=longest_pause),
                 },
@@ -100,13 +100,13 @@ def open_s3(url: str, *, drafts: LocalOutputs, patience_seconds: float) -> S3Out
         )
     except _ERRORS as error:
         raise OutputsUnusableError(
-            f"MOCHI_OUTPUTS: {url} cannot be used: {_said(error)}. Check the AWS_ variables."
+            f"MOCHI_OUTPUTS: {url} cannot be used: {_summary(error)}. Check the AWS_ variables."
         ) from None
     return S3Outputs(store, drafts, url)
 
 
 class S3Outputs:
-    """A bucket, or the part of it below a prefix. Make it after any fork."""
+    """A bucket, or its part below a prefix. Make it after any fork."""
 
     def __init__(self, store: S3Store, drafts: LocalOutputs, url: str) -> None:
         self._store = store
@@ -114,27 +114,27 @@ class S3Outputs:
         self._url = url
 
     def check(self) -> None:
-        """Do once all that will be done: write, read, list, delete.
+        """Try every operation once: write, read, list, delete.
 
         Raises:
-            OutputsUnusableError: it is refused, or there is no such bucket.
+            OutputsUnusableError: one is refused, or the bucket does not exist.
             StorageError: the store does not answer.
         """
         self._drafts.check()
-        probe = checkpoint_name(str(uuid4()))  # of no request: one that stays is swept
+        probe = checkpoint_name(str(uuid4()))  # a new id: the sweeper removes it if it stays
         try:
             obstore.put(self._store, probe, b"probe", use_multipart=False)
             obstore.get(self._store, probe).bytes()
             next(iter(obstore.list(self._store, chunk_size=1)), None)
             obstore.delete(self._store, [probe])
         except _ERRORS as error:
-            said = _said(error)
+            said = _summary(error)
             if isinstance(error, FileNotFoundError):
                 raise OutputsUnusableError(
                     f"MOCHI_OUTPUTS: there is no bucket for {self._url}. Make it, or correct "
                     f"MOCHI_OUTPUTS, AWS_REGION or AWS_ENDPOINT_URL. The store says: {said}"
                 ) from None
-            if _WILL_NOT_PASS.search(said):
+            if _PERMANENT.search(said):
                 raise OutputsUnusableError(
                     f"MOCHI_OUTPUTS: {self._url} cannot be used. Check AWS_ACCESS_KEY_ID, "
                     "AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL, and that the key may "
@@ -146,22 +146,11 @@ class S3Outputs:
             ) from error
 
     def draft(self, name: str) -> Path:
-        """A file in the local folder.
-
-        Raises:
-            StorageError: the folder cannot be made, or the name is not one of ours.
-        """
+        """See `Outputs`."""
         return self._drafts.draft(name)
 
     def publish(self, name: str) -> int:
-        """Send the draft in one request, which the store takes whole or not at all.
-
-        Returns:
-            Its size in bytes.
-
-        Raises:
-            StorageError: the store refused, or did not answer in time.
-        """
+        """Upload the draft in one request, which makes it atomic; see `Outputs`."""
         draft = self.draft(name)
         try:
             video = draft.read_bytes()
@@ -174,66 +163,52 @@ class S3Outputs:
         return len(video)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes of a video, in chunks.
-
-        Raises:
-            StorageError: there is none, or the store does not answer.
-        """
+        """See `Outputs`."""
         return prefetch_first(self._chunks(checked_video(name), start, stop))
 
     def link(self, name: str, seconds: float) -> str | None:
-        """A presigned URL. It dies earlier where the credentials do.
-
-        Raises:
-            StorageError: there are no credentials, or the name is not one of ours.
-        """
+        """A presigned URL; temporary credentials may end it earlier. See `Outputs`."""
         expires = timedelta(seconds=min(round(seconds), LONGEST_LINK_SECONDS))
         with _store_errors("The link to the video cannot be signed"):
             return obstore.sign(self._store, "GET", checked_video(name), expires)
 
     def remove(self, name: str) -> None:
-        """Forget a video and its draft, if they are there. What the store keeps is swept later."""
+        """See `Outputs`."""
         self._drafts.remove(name)
         with suppress(StorageError), _store_errors("A video stays"):
             obstore.delete(self._store, [name])
 
     def save_checkpoint(self, request_id: str, data: bytes) -> None:
-        """Send it in one request, which the store takes whole or not at all.
-
-        Raises:
-            StorageError: the store refused, or did not answer in time.
-        """
+        """Upload it in one request, which makes it atomic; see `Outputs`."""
         name = checkpoint_name(request_id)
         with _store_errors("The checkpoint cannot be kept"):
             self._put(name, data, "application/octet-stream")
 
     def load_checkpoint(self, request_id: str) -> bytes | None:
-        """What was kept last; None when there is nothing, or it cannot be read."""
+        """See `Outputs`."""
         try:
             name = checkpoint_name(request_id)
             return obstore.get(self._store, name).bytes().to_bytes()
         except FileNotFoundError:
             return None
         except (*_ERRORS, StorageError) as error:
-            _log.warning("storage.unread", request_id=request_id, reason=_said(error))
+            _log.warning("storage.unread", request_id=request_id, reason=_summary(error))
             return None
 
     def remove_checkpoint(self, request_id: str) -> None:
-        """Forget it, if it is there. What the store keeps is swept later."""
+        """See `Outputs`."""
         with suppress(StorageError), _store_errors("A checkpoint stays"):
             obstore.delete(self._store, [checkpoint_name(request_id)])
 
     def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
-        """Remove what belongs to requests that are not kept any more; see `Outputs`.
-
-        Several workers may be at it at once: what one has deleted, the others delete in vain.
+        """See `Outputs`. Several workers may sweep at once: a second delete does nothing.
 
         Raises:
             StorageError: the store does not answer.
         """
         removed = self._drafts.sweep(is_kept, older_than=older_than)
         with _store_errors("Expired videos stay"):
-            # Not below: what lies in folders of the bucket is not ours.
+            # Not recursive: folders below the prefix belong to others.
             objects = obstore.list_with_delimiter(self._store)["objects"]
             before = time.time() - older_than
             old = [each["path"] for each in objects if each["last_modified"].timestamp() < before]
@@ -243,7 +218,7 @@ class S3Outputs:
         return removed + len(gone)
 
     def _put(self, name: str, data: bytes, content_type: str) -> None:
-        # Not in parts, which an end in between would leave behind, unseen.
+        # Not multipart: an aborted one leaves parts that no listing shows.
         attributes = {"Content-Type": content_type}
         obstore.put(self._store, name, data, attributes=attributes, use_multipart=False)
 
@@ -259,32 +234,32 @@ class S3Outputs:
 
 @contextmanager
 def _store_errors(what: str) -> Iterator[None]:
-    """Turn what the library raises into our one error; what exactly it was is for the log."""
+    """Log the library's error, and raise a StorageError in its place."""
     try:
         yield
     except _ERRORS as error:
-        _log.warning("storage.failed", what=what, reason=_said(error))
+        _log.warning("storage.failed", what=what, reason=_summary(error))
         raise StorageError(
             f"{what}: the object store refuses or does not answer. The server's log says more."
         ) from error
 
 
-def _said(error: Exception) -> str:
-    """The first paragraph: the second is for the library's authors."""
+def _summary(error: Exception) -> str:
+    """The error's first paragraph; the second is a debug dump."""
     return str(error).partition("\n\n")[0].replace("\n", " ")
 
 
-def _forget_empty_variables() -> None:
-    """As compose files leave them. The library takes them for values, and panics at some."""
+def _unset_empty_variables() -> None:
+    """Compose files set them. The library panics at some that are empty."""
     for variable in [name for name, value in os.environ.items() if not value]:
         if variable.startswith("AWS_"):
             del os.environ[variable]
 
 
 def _endpoint() -> str:
-    """The address of a store that is not Amazon's, or empty.
+    """The address of a store other than Amazon's, or empty.
 
-    Checked here: the library panics at one that is none, in mid-call.
+    Checked here, as the library panics at an invalid one during a call.
     """
     for variable in ENDPOINT_VARIABLES:
         if endpoint := os.environ.get(variable):
@@ -292,8 +267,8 @@ def _endpoint() -> str:
                 _HTTP_URL.validate_python(endpoint)
             except ValidationError:
                 raise OutputsUnusableError(
-                    f"{variable}: got {endpoint!r}. It is the address of the object store, like "
-                    "https://minio.example:9000."
+                    f"{variable}: got {endpoint!r}. It must be the address of the object store, "
+                    "like https://minio.example:9000."
                 ) from None
             return endpoint.rstrip("/")
     return ""

@@ -134,7 +134,8 @@ def test_of_two_settings_that_exclude_each_other_both_are_named(
     with pytest.raises(SettingsError) as error:
         load(monkeypatch, MOCHI_CHECKPOINT_STEPS="5", MOCHI_STEP_CACHE="0.1")
     assert str(error.value).startswith(
-        "MOCHI_CHECKPOINT_STEPS: got '5'. It does not go with MOCHI_STEP_CACHE: set one of the two "
+        "MOCHI_CHECKPOINT_STEPS: got '5'. It cannot be used with MOCHI_STEP_CACHE: "
+        "set one of the two "
     )
 
 

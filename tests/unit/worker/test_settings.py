@@ -59,7 +59,7 @@ def test_a_url_that_can_be_used_is_taken(url: str, tmp_path: Path) -> None:
 
 
 def test_checkpoints_and_the_step_cache_are_refused_together(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="does not go with MOCHI_STEP_CACHE") as error:
+    with pytest.raises(ValidationError, match="cannot be used with MOCHI_STEP_CACHE") as error:
         WorkerSettings(data_dir=tmp_path, step_cache=0.1, checkpoint_steps=5)
     assert error.value.errors()[0]["loc"] == ("checkpoint_steps",)
     for alone in ({"step_cache": 0.1, "checkpoint_steps": 0}, {"checkpoint_steps": 5}):

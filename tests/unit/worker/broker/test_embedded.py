@@ -37,7 +37,7 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
     broker = EmbeddedBroker(tmp_path)
     yield broker
     if broker._lock is None:
-        broker._lock = broker._own_folder()
+        broker._lock = broker._lock_folder()
     broker.stop()
 
 
