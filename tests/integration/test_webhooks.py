@@ -202,7 +202,7 @@ def test_two_urls_are_refused_and_none_is_taken_for_none(stack: Stack, there: Re
     client = stack.http()
     body = POND | {"webhook_url": "https://one.example/"}
     answer = client.post("/v2/mochi-1", json=body, params={"webhook_url": "https://two.example/"})
-    assert "give one" in refusal(answer, 400)
+    assert "send one" in refusal(answer, 400)
     one = {"webhook_url": there.url}
     for body, query, kept in (
         ({"webhook_url": None}, {}, None),
