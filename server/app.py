@@ -160,7 +160,7 @@ def _add_routes(app: FastAPI, *, with_pages: bool) -> None:
 
 
 async def check_broker(store: GatewayStore, broker_log: BrokerLog) -> None:
-    """Check the health of the broker over and over, until cancelled."""
+    """Log when the broker falls silent, answers again, or may lose requests."""
     while True:
         try:
             if broker_log.is_new:

@@ -167,7 +167,7 @@ def operation_id(route: APIRoute) -> str:
 
 
 def document(app: FastAPI, public_url: str) -> Callable[[], dict[str, Any]]:
-    """What replaces `app.openapi`: adds servers, keys, request bodies and exact limits."""
+    """A replacement for `app.openapi` that adds servers, keys, request bodies and exact limits."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -279,17 +279,10 @@ def usage_row(usage: Usage) -> UsageRow:
 
 
 def engine_body(engine: Traits) -> EngineBody:
-    return EngineBody(
-        model=engine.model,
-        device=engine.device,
-        precision=engine.precision,
-        profile=engine.profile,
-        lossy=list(engine.lossy),
-    )
+    return EngineBody.model_validate(engine, from_attributes=True)
 
 
 def cost(job: Job) -> Decimal:
-    """Credits charged for a COMPLETED request."""
     return from_millionths(job.cost)
 
 

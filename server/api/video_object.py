@@ -145,7 +145,6 @@ def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def seconds_of(params: GenerateParams) -> str:
-    """The duration of the video, as text."""
     return f"{params.frames / params.fps:.6g}"
 
 

@@ -38,7 +38,6 @@ class Parameter(ABC):
         """Its JSON schema."""
 
     def document(self) -> dict[str, Any]:
-        """Its entry in the OpenAPI document."""
         return {
             "name": self.name,
             "in": self.place,
@@ -178,5 +177,4 @@ class SingleText(Parameter):
 
 
 def documented(*parameters: Parameter) -> list[dict[str, Any]]:
-    """The `parameters` of an operation in the OpenAPI document."""
     return [parameter.document() for parameter in parameters]

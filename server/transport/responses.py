@@ -35,7 +35,6 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 
 
 def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A model as JSON."""
     return Response(body.model_dump_json(), status, headers=headers, media_type="application/json")
 
 
