@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.client import Client
-from tests.faults.workers import clear, stack_with_gateway
+from tests.faults.support.client import Client
+from tests.faults.support.workers import clear, stack_with_gateway
 from tests.support.stack import Stack
 
 

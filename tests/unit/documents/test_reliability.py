@@ -27,7 +27,7 @@ def test_every_script_and_every_field_of_the_record_is_described() -> None:
 
 
 def test_every_fault_has_a_test_and_a_row() -> None:
-    tests = "".join(path.read_text() for path in (ROOT / "tests" / "faults").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "faults").rglob("test_*.py"))
     tested = {int(number) for number in re.findall(r"def test_f(\d\d)_", tests)}
     assert tested == FAULTS
     assert {int(number) for number in re.findall(r"^\| F(\d+) \|", DOCUMENT, re.M)} == FAULTS

@@ -7,7 +7,7 @@ from redis import Redis
 
 from server.cli.workers import NoSuchWorkerError, drain_workers
 from server.keys.audit import entries
-from tests.faults.proxy import LossyProxy
+from tests.faults.support.proxy import LossyProxy
 from tests.support.jobs import live
 from worker.broker.connection import connect_briefly
 from worker.store import keyspace

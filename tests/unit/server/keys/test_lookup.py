@@ -16,7 +16,7 @@ from server.keys.lookup import PREFIX, ApiKey, KeyLookup, Scope, digest
 from server.keys.record import KeyFormError, NewKey
 from server.keys.store import any_key, create_key, one_key, revoke_key, rotate_key
 from server.keys.times import EPOCH
-from tests.faults.proxy import LossyProxy
+from tests.faults.support.proxy import LossyProxy
 from worker.broker.connection import connect_briefly, connect_gateway
 from worker.errors import BrokerUnavailableError
 from worker.store import keyspace

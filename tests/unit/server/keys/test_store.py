@@ -33,7 +33,7 @@ from server.keys.store import (
     rotate_key,
 )
 from server.keys.times import broker_time
-from tests.faults.proxy import LossyProxy
+from tests.faults.support.proxy import LossyProxy
 from tests.support.jobs import intake, params
 from worker.billing import MILLION, Price
 from worker.broker.connection import connect_briefly

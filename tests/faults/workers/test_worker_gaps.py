@@ -8,8 +8,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.faults.client import Client
-from tests.faults.workers import (
+from tests.faults.support.client import Client
+from tests.faults.support.workers import (
     assert_made,
     killed,
     start_struck,

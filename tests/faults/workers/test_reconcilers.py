@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
-from tests.faults.proxy import LossyProxy
+from tests.faults.support.proxy import LossyProxy
 from tests.support.jobs import end_lease, find, pop, submit, waiting
 from tests.support.stack import Stack, eventually
 from worker.broker.connection import connect_briefly

@@ -19,7 +19,7 @@ from models.mock.scenario import SCENARIO
 from tests.support.stack import Stack
 from worker.store.fleet import fleet
 
-DOCKER = Path(__file__).parents[2] / "docker"
+DOCKER = Path(__file__).parents[3] / "docker"
 POND = {"prompt": "a pond", "frames": 1, "steps": 10}
 OF_PROMETHEUS = {"instance", "job"}
 """Labels that it gives to all it reads."""

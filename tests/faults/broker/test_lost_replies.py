@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from tests.faults.client import Client
-from tests.faults.proxy import LossyProxy
+from tests.faults.support.client import Client
+from tests.faults.support.proxy import LossyProxy
 from tests.support.stack import Stack, eventually
 from worker.broker.embedded import EmbeddedBroker
 from worker.store import keyspace

@@ -10,7 +10,7 @@ from statistics import quantiles
 
 import pytest
 
-from tests.faults.client import Client
+from tests.faults.support.client import Client
 from tests.support.jobs import intake, params, pop
 from tests.support.stack import Stack
 from worker.store import keyspace

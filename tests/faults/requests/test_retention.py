@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.faults.client import Client, events
+from tests.faults.support.client import Client, events
 from tests.support.jobs import make_webhook_due
 from tests.support.receiver import ALLOWED, receiver
 from tests.support.stack import Stack, eventually

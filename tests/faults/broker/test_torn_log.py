@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.client import kill_broker
+from tests.faults.support.client import kill_broker
 from tests.support.jobs import find, submit
 from tests.support.stack import Stack, eventually
 from worker.job import Status

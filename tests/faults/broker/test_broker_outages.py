@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.faults.client import Client, events, kill_broker, paused_broker
+from tests.faults.support.client import Client, events, kill_broker, paused_broker
 from tests.support.stack import Stack, eventually
 from worker.store import keyspace
 

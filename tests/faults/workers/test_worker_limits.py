@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.client import Client, paused_broker
+from tests.faults.support.client import Client, paused_broker
 from tests.support.stack import Stack, eventually
 from worker.runtime.heartbeat import LONGEST_BEAT_SECONDS
 from worker.store import keyspace

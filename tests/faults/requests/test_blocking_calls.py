@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.client import Client
-from tests.faults.workers import clear, stack_with_gateway
+from tests.faults.support.client import Client
+from tests.faults.support.workers import clear, stack_with_gateway
 from tests.support.stack import Stack, eventually
 from worker.store import keyspace
 

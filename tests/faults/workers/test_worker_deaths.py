@@ -11,8 +11,8 @@ from statistics import median
 import psutil
 import pytest
 
-from tests.faults.client import Client
-from tests.faults.workers import (
+from tests.faults.support.client import Client
+from tests.faults.support.workers import (
     assert_made,
     clear,
     killed,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.client import Client, events
+from tests.faults.support.client import Client, events
 from tests.support.stack import Stack, eventually
 from worker.store import keyspace
 
@@ -23,7 +23,7 @@ LEASE_SECONDS = 2
 RETENTION_SECONDS = 4
 TAKEOVER_SECONDS = 20
 """Promised, from the death of a worker."""
-SOURCE = Path(__file__).with_name("skew.c")
+SOURCE = Path(__file__).parents[1] / "support" / "skew.c"
 
 Figure = Callable[[str], None]
 Clocks = Callable[[str], "Clock"]

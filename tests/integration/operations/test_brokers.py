@@ -37,7 +37,7 @@ from worker.store import keyspace
 from worker.store.fleet import cancel_all, fleet
 from worker.store.worker_side import Lease, Order, Recovery, Result, WorkerStore
 
-DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
+DEPLOY = Path(__file__).parents[3] / "docs" / "deploy.md"
 PASSWORD = "hunter2"
 REFUSAL_SECONDS = 2.5
 """Within about two seconds, the gateway says that the broker is away."""

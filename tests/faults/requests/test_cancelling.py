@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.faults.client import Client
-from tests.faults.workers import (
+from tests.faults.support.client import Client
+from tests.faults.support.workers import (
     clear,
     killed,
     start_struck,

@@ -11,8 +11,8 @@ from statistics import median
 
 import pytest
 
-from tests.faults.client import Client
-from tests.faults.workers import assert_made, clear, start_workers, tally
+from tests.faults.support.client import Client
+from tests.faults.support.workers import assert_made, clear, start_workers, tally
 from tests.support.jobs import waiting
 from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
 

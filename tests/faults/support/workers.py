@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.faults.client import Client, events
+from tests.faults.support.client import Client, events
 from tests.support.stack import Stack, eventually
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def start_struck(stack: Stack, strike: str, **settings: str) -> subprocess.Popen
     """Start a worker that is struck as `struck_worker.py` says. It signs on a little later."""
     environ = {f"MOCHI_{name.upper()}": value for name, value in settings.items()}
     environ |= {"STRIKE": strike, "PYTHONPATH": str(REPOSITORY)}
-    return stack.start("tests.faults.struck_worker", environ=environ)
+    return stack.start("tests.faults.support.struck_worker", environ=environ)
 
 
 def killed(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> float:
