@@ -1,7 +1,7 @@
-"""Acts of administrators: each is done whole or not at all, together with its line in a log.
+"""Transactions of administrators, each with an entry in the audit log.
 
-The log is a stream in the broker. Who acts watches it, so of two acts at the same time one waits
-for the other; and an act whose answer was lost on its way finds its own line, and is not repeated.
+The log is a stream in the broker. A transaction WATCHes it, so concurrent transactions are
+serialised; one whose reply was lost finds its own entry on the retry and is not repeated.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from worker.broker.connection import broker_errors
 from worker.store import keyspace, scripts
 
 MOST_ENTRIES = 10_000
-"""Of the log; the oldest go first."""
+"""Length of the log; the oldest entries are trimmed."""
 RECENT = 100
-"""Entries among which the own one is looked for."""
+"""Entries that are searched for a transaction's own one."""
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the log.
+    """An entry of the audit log.
 
     Attributes:
-        act: in one word, or two.
-        subject: what it was done to.
-        changes: what was changed; no secret and no digest.
-        key_id: of an API key.
-        by: who did it.
+        act: one or two words, like `rotate`.
+        subject: name of the object, mostly of a key.
+        changes: changed fields; no secret and no digest.
+        key_id: id of the API key, if it is about one.
+        by: the actor.
         at: by the broker's clock.
     """
 
@@ -55,7 +55,7 @@ class Entry:
 
 
 class Transaction:
-    """One act: first it reads, then all its writes happen at once."""
+    """Reads first; then all its writes are applied at once."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.read = pipeline
@@ -64,30 +64,28 @@ class Transaction:
         self._entries: list[Entry] = []
 
     def now(self) -> datetime:
-        """By the broker's clock."""
         return broker_time(self.read)
 
     def write(self, *command: str, first: bool = False) -> None:
-        """Have this done at the end; with `first`, before what is not.
+        """Queue a write.
 
         Args:
-            command: its name, the one key that it is about, and the rest of it.
-            first: whether it makes room for another.
+            command: name of the command, its one key, and the other arguments.
+            first: run it before the other writes, as it frees a name or a place.
         """
         (self._removals if first else self._writes).append(command)
 
     def note(self, entry: Entry) -> None:
-        """Have this in the log."""
         self._entries.append(entry)
 
     def forget(self) -> None:
-        """Do nothing of it: it was only a question."""
+        """Drop all queued writes, for a dry run."""
         self._removals, self._writes, self._entries = [], [], []
 
     def finish(self, by: str, token: str) -> None:
-        """Give all of it to the broker, which does it when the pipeline is executed.
+        """Put all writes into the pipeline, as one script.
 
-        In a script, which may write into a full memory: a key must be revoked also then.
+        A script may write although the broker's memory is full, so a key can still be revoked.
         """
         self.read.multi()
         notes = [_line(entry, by, token) for entry in self._entries]
@@ -95,29 +93,29 @@ class Transaction:
         if not commands:
             return
         script = self.read.register_script(scripts.source("commands"))
-        self.read.script_load(script.script)  # with it: after a failover none is known
+        self.read.script_load(script.script)  # a replica that took over does not know it
         names = [name for _, name, *_ in commands]
         without_names = [(word, *rest) for word, _, *rest in commands]
         self.read.evalsha(script.sha, len(names), *names, json.dumps(without_names))
 
 
 def transaction(redis: Redis, decide: Callable[[Transaction], _Result], *, by: str = "") -> _Result:
-    """Do what `decide` says, all of it or nothing.
+    """Run `decide` as one transaction.
 
     Args:
         redis: the broker.
-        decide: reads, and says what to write; called again when somebody else was faster.
-        by: who does it; empty: the user of this process.
+        decide: reads and queues writes; called again after a concurrent change.
+        by: the actor; empty: the user of this process.
 
     Raises:
-        BrokerUnavailableError: it is not known whether it was done.
+        BrokerUnavailableError: it is unknown whether it was done.
     """
     token = uuid4().hex
     decided: list[_Result] = []
 
     def run(pipeline: Pipeline) -> None:
         if decided and token in _recent_tokens(pipeline):
-            return  # it was done; only the answer was lost
+            return  # done before; only the reply was lost
         step = Transaction(pipeline)
         decided.append(decide(step))
         step.finish(by or local_user(), token)
@@ -128,10 +126,10 @@ def transaction(redis: Redis, decide: Callable[[Transaction], _Result], *, by: s
 
 
 def entries(redis: Redis, count: int) -> list[Entry]:
-    """The last lines of the log, the oldest first.
+    """The last `count` entries of the log, oldest first.
 
     Raises:
-        BrokerUnavailableError: nobody can tell.
+        BrokerUnavailableError: the broker does not answer.
     """
     with broker_errors():
         lines: Any = redis.xrevrange(keyspace.AUDIT, count=count)
@@ -149,7 +147,7 @@ def entries(redis: Redis, count: int) -> list[Entry]:
 
 
 def local_user() -> str:
-    """The user and host of this process. Its environment may say anything and is not asked."""
+    """User and host of this process; not from the environment, which could be forged."""
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:  # a container's user may have no name
@@ -158,7 +156,6 @@ def local_user() -> str:
 
 
 def _line(entry: Entry, by: str, token: str) -> tuple[str, ...]:
-    """The command that puts it into the log."""
     fields = {
         "token": token,
         "by": by,

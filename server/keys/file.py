@@ -122,9 +122,9 @@ def apply_key_file(
     wanted = read_key_file(path)
 
     def decide(step: Transaction) -> tuple[list[str], list[Key]]:
-        book = KeyStore(step)
-        lines = [f"{key.name}: {_apply(book, path, key)}" for key in wanted]
-        revoked = _prune(book, {key.name for key in wanted}) if prune else []
+        keys = KeyStore(step)
+        lines = [f"{key.name}: {_apply(keys, path, key)}" for key in wanted]
+        revoked = _prune(keys, {key.name for key in wanted}) if prune else []
         lines += [f"{key.name}: revoked, as it is not in the file any more" for key in revoked]
         if dry_run:
             step.forget()
@@ -186,34 +186,34 @@ def _refuse_same_secrets(path: Path, keys: list[FileKey]) -> None:
             )
 
 
-def _apply(book: KeyStore, path: Path, wanted: FileKey) -> str:
+def _apply(keys: KeyStore, path: Path, wanted: FileKey) -> str:
     """Apply one key, and say what was done."""
-    old = book.holder(wanted.name)
-    known = book.secret(wanted.secret_sha256)
+    old = keys.holder(wanted.name)
+    known = keys.secret(wanted.secret_sha256)
     if known is not None and (old is None or old.key_id != known.key_id):
-        return _explain_foreign(book, path, wanted, known)
+        return _explain_foreign(keys, path, wanted, known)
     if old is None:
         key = Key.of(
             key_id=uuid4().hex,
-            created_at=book.step.now(),
+            created_at=keys.step.now(),
             source="file",
             charged=wanted.credits_charged,
             **wanted.terms(),
         )
-        book.put_secret(Secret(wanted.secret_sha256, key.key_id))
-        changes = book.put(key.granted_in_all(wanted.credits_granted), None, "apply")
+        keys.put_secret(Secret(wanted.secret_sha256, key.key_id))
+        changes = keys.put(key.granted_in_all(wanted.credits_granted), None, "apply")
         return "created; " + "; ".join(map(str, changes))
     key = old.replace(source="file", **wanted.terms()).granted_in_all(wanted.credits_granted)
     also = []
     if known is None or known.ends_at is not None:
-        also = [book.replace_secret(old, wanted.secret_sha256, wanted.grace)]
-    changes = book.put(key, old, "apply", *also)
+        also = [keys.replace_secret(old, wanted.secret_sha256, wanted.grace)]
+    changes = keys.put(key, old, "apply", *also)
     return "; ".join(map(str, changes)) or "unchanged"
 
 
-def _explain_foreign(book: KeyStore, path: Path, wanted: FileKey, known: Secret) -> str:
+def _explain_foreign(keys: KeyStore, path: Path, wanted: FileKey, known: Secret) -> str:
     """A key that was revoked stays revoked; the secret of another live key is an error."""
-    owner = book.key(known.key_id)
+    owner = keys.key(known.key_id)
     if owner is not None and owner.revoked_at is not None:
         return (
             f"revoked on {written(owner.revoked_at)}, and stays so; with another "
@@ -226,10 +226,10 @@ def _explain_foreign(book: KeyStore, path: Path, wanted: FileKey, known: Secret)
     )
 
 
-def _prune(book: KeyStore, wanted: set[str]) -> list[Key]:
+def _prune(keys: KeyStore, wanted: set[str]) -> list[Key]:
     return [
-        revoke(book, key)
-        for key in book.live_keys()
+        revoke(keys, key)
+        for key in keys.live_keys()
         if key.source == "file" and key.name not in wanted
     ]
 

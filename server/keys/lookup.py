@@ -1,4 +1,4 @@
-"""What the gateway knows of API keys: nothing that it has not asked the broker for this request."""
+"""Looks API keys up in the broker, for every request: nothing is cached."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PREFIX = "mochi_"
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """Permissions of a key."""
 
     GENERATE = "generate"
     READ = "read"
@@ -30,14 +30,14 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class ApiKey:
-    """What a route needs to know of a key.
+    """An authenticated key.
 
     Attributes:
         key_id: owner of the requests made with it.
-        name: for people.
-        scopes: what it may do.
-        models: what it may do it with; empty: all.
-        balance: the credits that it may spend; None: as many as it likes.
+        name: its name.
+        scopes: its permissions.
+        models: models that it may use; empty: all.
+        balance: credits that it may spend; None: unlimited.
     """
 
     key_id: str
@@ -47,19 +47,19 @@ class ApiKey:
     balance: Decimal | None = None
 
     def require(self, scope: Scope) -> None:
-        """Do nothing, if the key may.
+        """Check a permission.
 
         Raises:
-            ForbiddenError: naming the scope.
+            ForbiddenError: the key lacks the scope.
         """
         if scope not in self.scopes:
             raise ForbiddenError(f"This API key may not do this: it lacks the scope `{scope}`.")
 
     def require_model(self, model: str) -> None:
-        """Do nothing, if the key may use the model.
+        """Check that the key may use a model.
 
         Raises:
-            ForbiddenError: naming the models that it may use.
+            ForbiddenError: it may not; the message names the models that it may use.
         """
         if self.models and model not in self.models:
             allowed = ", ".join(f"`{name}`" for name in sorted(self.models))
@@ -69,18 +69,18 @@ class ApiKey:
 
 
 class KeyLookup:
-    """The gateway's lookup of keys."""
+    """Authenticates secrets at the broker."""
 
     def __init__(self, redis: Redis) -> None:
         self._find = redis.register_script(scripts.source("find_keys"))
         self._lookups = Batch(self._look_up)
 
     async def find(self, secret: str) -> ApiKey:
-        """The key with this secret, as it is now.
+        """The live key with this secret.
 
         Raises:
-            InvalidKeyError: there is none, or it is good no more.
-            BrokerUnavailableError: nobody can tell.
+            InvalidKeyError: it is unknown, revoked or expired.
+            BrokerUnavailableError: the broker does not answer.
         """
         match await self._lookups.ask(digest(secret)):
             case "unknown":
@@ -101,16 +101,15 @@ class KeyLookup:
                 raise UnknownAnswerError("find_keys", answer)
 
     async def _look_up(self, digests: list[str]) -> list[Any]:
-        """All in one call: strangers with bad keys must not use up the connections."""
+        """One round trip for all: requests with bad keys must not exhaust the connections."""
         answers: list[Any] = await self._find([keyspace.SECRETS], [keyspace.api_key(""), *digests])
         return answers
 
 
 def new_secret() -> str:
-    """A key that nobody has. 256 random bits need no slow hash."""
+    """A new key: 256 random bits, so a fast hash is enough to store it."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def digest(secret: str) -> str:
-    """What is kept of a secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

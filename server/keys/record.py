@@ -1,4 +1,4 @@
-"""What is kept of an API key in the broker: what it may do, and its account. Never its secret."""
+"""The record of an API key: permissions, limits and balance. Never its secret."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MOST_PRIORITY = 100
 MOST_REQUESTS = 10_000
 MOST_CREDITS = 10**9
 MOST_EVER = 9 * 10**9
-"""Credits that a key can be given over time: in millionths, what Lua can count without an error."""
+"""Credits that a key can be granted in total: Lua counts their millionths exactly."""
 
 MOST_ECHOED = 100
-"""Characters of a wrong value."""
+"""Characters of a rejected value that a message may repeat."""
 
 FORMS: dict[Any, str] = {
     "name": "A name has 1 to 64 letters, digits, spaces or `.@_-`, a letter or digit first",
@@ -39,19 +39,19 @@ FORMS: dict[Any, str] = {
     "secret_sha256": "A hash has 64 hex digits; `mochi-server keys hash` prints one",
     "sha256": "A hash has 64 hex digits; `mochi-server keys hash` prints one",
 }
-"""What regular expressions would not tell anybody."""
+"""Rules in words, for fields whose rule is a regular expression."""
 
 
 class KeyFormError(CommandError):
-    """Something about a key cannot be as it was asked for; the text names it."""
+    """A field of a key is invalid; the message names it."""
 
     @classmethod
     def of(cls, error: ValidationError, place: str = "") -> Self:
-        """The first of what is wrong, in the words of users.
+        """A message for users about the first invalid field.
 
         Args:
-            error: what pydantic found.
-            place: what it was found in.
+            error: pydantic's error.
+            place: prefix that says where the value stands.
         """
         first = error.errors(include_url=False)[0]
         where = ".".join(visible(str(part)) for part in first["loc"])
@@ -60,7 +60,7 @@ class KeyFormError(CommandError):
             rule = next((FORMS[part] for part in first["loc"] if part in FORMS), rule)
         value = first["input"]
         came = f"{value:f}" if isinstance(value, Decimal) else repr(value)
-        # Somebody's secret may stand where its hash should.
+        # The value may be a secret that was typed in place of its hash.
         is_told = len(came) < MOST_ECHOED and "secret" not in where and PREFIX not in came
         parts = [place, where, f"got {came}. {rule}." if is_told else f"{rule}."]
         return cls(": ".join(filter(None, parts)))
@@ -78,7 +78,7 @@ def _no_id(name: str) -> str:
 
 Name = Annotated[
     str,
-    # \p{DI}: what is invisible, although Unicode calls it a letter.
+    # \p{DI}: characters that are invisible although Unicode counts them as letters.
     StringConstraints(pattern=r"^[\p{L}\p{N}--\p{DI}][[\p{L}\p{M}\p{N}_ .@-]--\p{DI}]{0,63}$"),
     AfterValidator(_no_id),
 ]
@@ -95,15 +95,15 @@ Balance = Annotated[Decimal, Field(ge=-MOST_EVER, le=MOST_EVER, decimal_places=D
 
 
 class Terms(BaseModel):
-    """What an administrator says of a key.
+    """The fields of a key that an administrator sets.
 
     Attributes:
-        name: for people; no two keys that are not revoked have the same.
-        scopes: what it may do.
-        models: what it may do it with; empty: all.
-        priority: its turns in the queue for each one of a key whose priority is 1.
+        name: unique among live keys.
+        scopes: permissions.
+        models: models that the key may use; empty: all.
+        priority: turns in the queue per turn of a key whose priority is 1.
         requests_per_minute: None: no limit.
-        jobs_at_once: requests of it that may wait or run; None: no limit.
+        jobs_at_once: requests that may wait or run; None: no limit.
         expires_at: None: never.
     """
 
@@ -119,10 +119,10 @@ class Terms(BaseModel):
 
     @classmethod
     def of(cls, place: str = "", /, **fields: object) -> Self:
-        """The same as calling the class.
+        """Validate `fields`.
 
         Raises:
-            KeyFormError: instead of pydantic's error, in the words of users.
+            KeyFormError: a message for users in place of pydantic's error.
         """
         try:
             return cls.model_validate(fields)
@@ -131,43 +131,41 @@ class Terms(BaseModel):
 
 
 class NewKey(Terms):
-    """A key that is to be made.
+    """A key to be created.
 
     Attributes:
-        credits: what it may spend; None: nothing is counted.
+        credits: initial balance; None: the key is not metered.
     """
 
     credits: Credits | None = None
 
 
 class Change(NamedTuple):
-    """One thing that is not as it was, in words."""
+    """A changed field, as text for the audit log."""
 
     field: str
     old: str
     new: str
 
     def __str__(self) -> str:
-        """For people."""
         old = f"{self.old} → " if self.old else ""
         return visible(f"{self.field}: {old}{self.new}")
 
 
 class Key(Terms):
-    """A key as it is in the broker, where its hash has the same fields as text.
+    """A key as stored in the broker, in a hash with the same fields as text.
 
-    What a metered key was ever granted is in its balance, reserved for its requests that wait or
-    run, or charged.
+    For a metered key, granted = balance + reserved + charged.
 
     Attributes:
         key_id: owner of its requests.
         created_at: by the broker's clock.
-        revoked_at: None: it may still be used.
-        source: how it came into being: by a command, or by a file that may also take it back.
-        balance: what may be spent; None: it is not metered.
-        granted: all that it was ever given; None: it is not metered.
-        reserved: for requests that wait or run.
-        charged: for requests that were completed.
+        revoked_at: None: the key is live.
+        source: what created it; a key from a file is revoked when it leaves the file.
+        balance: credits left; None: not metered.
+        granted: credits granted in total; None: not metered.
+        reserved: credits held for requests that wait or run.
+        charged: credits charged for completed requests.
     """
 
     key_id: str = Field(pattern=KEY_ID)
@@ -181,7 +179,7 @@ class Key(Terms):
 
     @staticmethod
     def read(key_id: str, record: dict[str, str]) -> Key:
-        """From the broker, where nothing is doubted."""
+        """Parse a record of the broker, without validation."""
         known: dict[str, Any] = {
             name: _from_text(name, text)
             for name, text in record.items()
@@ -190,13 +188,12 @@ class Key(Terms):
         return Key.model_construct(None, key_id=key_id, **known)
 
     def record(self) -> dict[str, str]:
-        """For the broker."""
         return {
             name: _to_text(value) for name, value in self if name != "key_id" and value is not None
         }
 
     def replace(self, **changes: object) -> Self:
-        """The same with some fields changed.
+        """A copy with some fields changed.
 
         Raises:
             KeyFormError: naming the field.
@@ -204,22 +201,22 @@ class Key(Terms):
         return self.of(**(dict(self) | changes))
 
     def granted_in_all(self, granted: Decimal | None) -> Self:
-        """The same with `granted` as all that it was ever given. None: without a meter."""
+        """A copy with `granted` as its total grant; None makes it unmetered."""
         if granted is None:
             return self.replace(balance=None, granted=None)
         return self.replace(granted=granted, balance=granted - self.reserved - self.charged)
 
     def with_balance(self, balance: Decimal) -> Self:
-        """The same with `balance` to spend from now on.
+        """A copy with `balance` left to spend.
 
-        What was reserved while nothing was counted is held back of it: it was never paid, and would
-        be given as a present when the request ends.
+        Credits reserved while the key was unmetered were never paid; without counting them here,
+        the end of those requests would add them to the balance.
         """
         unpaid = Decimal(0) if self.granted is None else self.reserved
         return self.granted_in_all(balance + unpaid + self.charged)
 
     def changes_since(self, old: Key | None) -> list[Change]:
-        """What is other than it was, or than the defaults are, if there was nothing."""
+        """The differences from `old`, or from the defaults for a new key."""
         before = dict(old) if old else _nothing_of(self)
         return [
             Change(name, in_words(name, before[name]) if old else "", in_words(name, value))
@@ -229,7 +226,7 @@ class Key(Terms):
 
 
 def _nothing_of(key: Key) -> dict[str, Any]:
-    """What a key would be of which nothing had been said."""
+    """The defaults of every field, for comparison with a new key."""
     defaults = {name: field.default for name, field in Key.model_fields.items()}
     return defaults | {name: getattr(key, name) for name in ("name", "key_id", "created_at")}
 
@@ -237,7 +234,7 @@ def _nothing_of(key: Key) -> dict[str, Any]:
 AMOUNTS = frozenset({"balance", "granted", "reserved", "charged"})
 _TIMES = {"created_at", "expires_at", "revoked_at"}
 _SCOPES = {scope.value: scope for scope in Scope}
-"""A newer version may know more of them."""
+"""Unknown scopes, of a newer version, are kept as text."""
 _NUMBERS = {"priority", "requests_per_minute", "jobs_at_once"}
 _NOTHING = {"balance": "unlimited", "granted": "unlimited", "expires_at": "never"}
 
@@ -263,7 +260,6 @@ def _to_text(value: object) -> str:
 
 
 def in_words(name: str, value: object) -> str:
-    """The value of a field, for people."""
     if value is None:
         return _NOTHING.get(name, "none")
     if isinstance(value, datetime):

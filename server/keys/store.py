@@ -1,7 +1,7 @@
-"""The life of API keys: made, changed, given another secret, taken back. Each act is one step.
+"""API keys in the broker: create, change, rotate, revoke. Each is one transaction.
 
-In the broker a key is a hash under its id, which stays when the key is revoked, for its usage;
-an entry for each secret, by its SHA-256; and, until it is revoked, one for its name.
+A key is a hash under its id, which stays after a revocation, as its usage refers to it; an entry
+per secret, by its SHA-256; and, until it is revoked, an entry for its name.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from worker.broker.connection import broker_errors
 from worker.store import keyspace
 
 GRACE = timedelta(days=1)
-"""How long a secret stays good after a rotation, unless told otherwise."""
+"""How long the old secret is accepted after a rotation, by default."""
 
 
 class KeyExistsError(CommandError):
-    """There is one of that name already."""
+    """The name is taken."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -43,17 +43,17 @@ class NoSuchKeyError(CommandError):
 
 
 class KeyStateError(CommandError):
-    """The key is not in the state for what was asked."""
+    """The key's state does not allow this."""
 
 
 @dataclass(frozen=True)
 class Secret:
-    """What is kept of a secret, of which a key has two for a while after a rotation.
+    """The stored form of a secret. After a rotation a key has two for a while.
 
     Attributes:
         digest: its SHA-256.
-        key_id: whose it is.
-        ends_at: None: when the key does.
+        key_id: the key that it belongs to.
+        ends_at: None: it ends with the key.
     """
 
     digest: str
@@ -62,46 +62,43 @@ class Secret:
 
     @classmethod
     def read(cls, sha256: str, text: str) -> Secret:
-        """From the broker."""
         key_id, _, ends = text.partition(" ")
         return cls(sha256, key_id, from_ms(int(ends)) if ends else None)
 
     def __str__(self) -> str:
-        """As the broker keeps it."""
         return f"{self.key_id} {to_ms(self.ends_at)}" if self.ends_at else self.key_id
 
 
 class KeyStore:
-    """The keys as one act finds and leaves them.
+    """The keys, read and written within one transaction.
 
-    No other act comes in between. Accounts may change all the time, by requests that come and end,
-    so they are not set but moved.
+    Requests change balances at any time, so balances are incremented and never overwritten.
     """
 
     def __init__(self, step: Transaction) -> None:
         self.step = step
 
     def key(self, key_id: str) -> Key | None:
-        """The one with this id, also when it is revoked."""
+        """The key with this id, revoked or not."""
         record: Any = self.step.read.hgetall(keyspace.api_key(key_id))
         return Key.read(key_id, record) if record else None
 
     def holder(self, name: str) -> Key | None:
-        """The one that is not revoked and has this name."""
+        """The live key with this name."""
         key_id: Any = self.step.read.hget(keyspace.KEY_NAMES, name)
         return self.key(key_id) if key_id else None
 
     def live_keys(self) -> list[Key]:
-        """All that are not revoked, by name."""
+        """All live keys, sorted by name."""
         names: Any = self.step.read.hgetall(keyspace.KEY_NAMES)
         found = (self.key(key_id) for _, key_id in sorted(names.items()))
         return [key for key in found if key is not None]
 
     def find(self, name: str) -> Key:
-        """The one with this name or id; revoked ones have only an id.
+        """The key with this name or id; a revoked key has only its id.
 
         Raises:
-            NoSuchKeyError: there is none.
+            NoSuchKeyError: there is no such key.
         """
         key = self.holder(name) or self.key(name)
         if key is None:
@@ -110,44 +107,41 @@ class KeyStore:
         return key
 
     def find_live(self, name: str) -> Key:
-        """The same, but it must not be revoked.
+        """The live key with this name or id.
 
         Raises:
-            NoSuchKeyError, KeyStateError: there is none, or it is.
+            NoSuchKeyError, KeyStateError: there is no such key, or it is revoked.
         """
         key = self.find(name)
         if key.revoked_at is not None:
             raise KeyStateError(
                 f"The key {key.key_id} (`{key.name}`) was revoked on {written(key.revoked_at)}, "
-                "which is for ever. Make another with `mochi-server keys create`."
+                "permanently. Create another with `mochi-server keys create`."
             )
         return key
 
     def secret(self, sha256: str) -> Secret | None:
-        """The one with this hash."""
         text: Any = self.step.read.hget(keyspace.SECRETS, sha256)
         return Secret.read(sha256, text) if text else None
 
     def secrets(self) -> list[Secret]:
-        """Those of all keys."""
         stored: Any = self.step.read.hgetall(keyspace.SECRETS)
         return _secrets(stored)
 
     def secrets_of(self, key_id: str) -> list[Secret]:
-        """Those of a key."""
         return [secret for secret in self.secrets() if secret.key_id == key_id]
 
     def check_name_is_free(self, name: str) -> None:
-        """Do nothing, if it is.
+        """Refuse a taken name.
 
         Raises:
-            KeyExistsError: it is not.
+            KeyExistsError: the name is taken.
         """
         if self.step.read.hexists(keyspace.KEY_NAMES, name):
             raise KeyExistsError(name)
 
     def put(self, key: Key, old: Key | None, act: str, *also: Change) -> list[Change]:
-        """Write what is other than before, if anything is, and note it."""
+        """Write the differences from `old`, if any, and an audit entry. Returns the changes."""
         changes = [*key.changes_since(old), *also]
         if not changes and old is not None:
             return []
@@ -174,21 +168,19 @@ class KeyStore:
                 self.step.write("HSET", name, field, text)
 
     def _hold(self, key: Key) -> None:
-        """Begin again, if its account moved meanwhile: what it is given from now on counts that."""
+        """Retry the transaction if a request changes the balance that is being replaced."""
         self.step.read.watch(keyspace.api_key(key.key_id))  # type: ignore[no-untyped-call]
         if self.key(key.key_id) != key:
             raise WatchError
 
     def put_secret(self, secret: Secret) -> None:
-        """Let it in from now on, or until another time."""
         self.step.write("HSET", keyspace.SECRETS, secret.digest, str(secret))
 
     def drop_secret(self, secret: Secret) -> None:
-        """Let it in no more."""
         self.step.write("HDEL", keyspace.SECRETS, secret.digest, first=True)
 
     def replace_secret(self, key: Key, sha256: str, grace: timedelta) -> Change:
-        """Another secret; the present one stays good for `grace`, and any before it ends now."""
+        """Add a secret. The current one ends after `grace`, an older one now."""
         ends_at = self.step.now() + grace
         for secret in self.secrets_of(key.key_id):
             if secret.ends_at is not None:
@@ -200,12 +192,12 @@ class KeyStore:
 
 
 def create_key(redis: Redis, new: NewKey, *, by: str = "") -> str:
-    """Make a key and return its secret, which nobody can look up afterwards.
+    """Create a key and return its secret, which is stored nowhere.
 
     Args:
         redis: the broker.
         new: what the key may do.
-        by: who does it, for the log; empty: the user of this process.
+        by: the actor in the audit log; empty: the user of this process.
 
     Raises:
         KeyExistsError, BrokerUnavailableError: see `register_key`.
@@ -216,11 +208,11 @@ def create_key(redis: Redis, new: NewKey, *, by: str = "") -> str:
 
 
 def register_key(redis: Redis, secret: str, new: NewKey, *, by: str = "") -> None:
-    """Let `secret` in from now on. Only its hash is kept.
+    """Create a key for a given secret. Only its hash is stored.
 
     Raises:
         KeyExistsError: the name is taken.
-        BrokerUnavailableError: it is not known whether it is let in.
+        BrokerUnavailableError: it is unknown whether the key was created.
     """
     key_id = uuid4().hex
 
@@ -231,105 +223,105 @@ def register_key(redis: Redis, secret: str, new: NewKey, *, by: str = "") -> Non
 
 
 def add_key(
-    book: KeyStore, key_id: str, new: NewKey, sha256: str, **more: object
+    keys: KeyStore, key_id: str, new: NewKey, sha256: str, **more: object
 ) -> tuple[Key, list[Change]]:
-    """Enter a new key with its first secret, as a part of an act.
+    """Write a new key and its first secret, within a transaction.
 
     Raises:
         KeyExistsError: the name is taken.
     """
-    book.check_name_is_free(new.name)
+    keys.check_name_is_free(new.name)
     terms = dict(new)
     credits_ = terms.pop("credits")
-    key = Key.of(key_id=key_id, created_at=book.step.now(), **terms, **more)
+    key = Key.of(key_id=key_id, created_at=keys.step.now(), **terms, **more)
     key = key.granted_in_all(credits_)
-    changes = book.put(key, None, "create")
-    book.put_secret(Secret(sha256, key_id))
+    changes = keys.put(key, None, "create")
+    keys.put_secret(Secret(sha256, key_id))
     return key, changes
 
 
 def rotate_key(redis: Redis, name: str, *, grace: timedelta = GRACE, by: str = "") -> str:
-    """Give a key another secret and return it. The present one stays good for `grace`.
+    """Give a key a new secret and return it. The current one is accepted for `grace`.
 
-    Never are more than two good: any before the present one ends at once.
+    At most two secrets are accepted: an older one ends at once.
 
     Raises:
         NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
-        BrokerUnavailableError: it is not known whether it was done.
+        BrokerUnavailableError: it is unknown whether it was done.
     """
     secret = new_secret()
 
     def decide(step: Transaction) -> None:
-        book = KeyStore(step)
-        key = book.find_live(name)
-        change = book.replace_secret(key, digest(secret), grace)
-        book.put(key, key, "rotate", change)
+        keys = KeyStore(step)
+        key = keys.find_live(name)
+        change = keys.replace_secret(key, digest(secret), grace)
+        keys.put(key, key, "rotate", change)
 
     transaction(redis, decide, by=by)
     return secret
 
 
 def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
-    """Let a key in no more, and free its name. Done twice, by its id, it changes nothing.
+    """Revoke a key and free its name. Idempotent by id.
 
     Raises:
         NoSuchKeyError: there is no such key.
-        BrokerUnavailableError: it is not known whether it was done.
+        BrokerUnavailableError: it is unknown whether it was done.
     """
 
     def decide(step: Transaction) -> Key:
-        book = KeyStore(step)
-        key = book.find(name)
+        keys = KeyStore(step)
+        key = keys.find(name)
         if key.revoked_at is None:
-            key = revoke(book, key)
+            key = revoke(keys, key)
         return key
 
     return transaction(redis, decide, by=by)
 
 
-def revoke(book: KeyStore, key: Key) -> Key:
-    """The same as a part of an act. Webhooks leave for it no more, so what signs them goes."""
-    revoked = key.model_copy(update={"revoked_at": book.step.now()})  # whatever else it has
-    book.put(revoked, key, "revoke")
+def revoke(keys: KeyStore, key: Key) -> Key:
+    """Revoke within a transaction. Its webhooks stop, so their signing secrets are deleted."""
+    revoked = key.model_copy(update={"revoked_at": keys.step.now()})
+    keys.put(revoked, key, "revoke")
     signing = (keyspace.webhook_secret(key.key_id), keyspace.old_webhook_secret(key.key_id))
     for name in signing:
-        book.step.write("DEL", name)
+        keys.step.write("DEL", name)
     return revoked
 
 
 def change_key(
     redis: Redis, name: str, edit: Callable[[Key], Key], *, by: str = ""
 ) -> list[Change]:
-    """Make a key other than it is. Returns what is other now.
+    """Edit a key. Returns the changes.
 
     Args:
         redis: the broker.
-        name: of the key, or its id.
-        edit: the key as it is to the key as it is to be.
-        by: who does it, for the log; empty: the user of this process.
+        name: name or id of the key.
+        edit: maps the current key to the new one.
+        by: the actor in the audit log; empty: the user of this process.
 
     Raises:
         NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
         KeyExistsError: its new name is taken.
-        BrokerUnavailableError: it is not known whether it was done.
+        BrokerUnavailableError: it is unknown whether it was done.
     """
 
     def decide(step: Transaction) -> list[Change]:
-        book = KeyStore(step)
-        old = book.find_live(name)
+        keys = KeyStore(step)
+        old = keys.find_live(name)
         key = edit(old)
         if key.name != old.name:
-            book.check_name_is_free(key.name)
-        return book.put(key, old, "set")
+            keys.check_name_is_free(key.name)
+        return keys.put(key, old, "set")
 
     return transaction(redis, decide, by=by)
 
 
 def all_keys(redis: Redis) -> list[tuple[Key, list[Secret]]]:
-    """All there ever were, with their secrets, by name; the revoked ones last.
+    """All keys with their secrets, sorted by name; revoked keys come last.
 
     Raises:
-        BrokerUnavailableError: nobody can tell.
+        BrokerUnavailableError: the broker does not answer.
     """
     prefix = keyspace.api_key("")
     with broker_errors():
@@ -347,17 +339,17 @@ def all_keys(redis: Redis) -> list[tuple[Key, list[Secret]]]:
 
 
 def one_key(redis: Redis, name: str) -> tuple[Key, list[Secret]]:
-    """The one with this name or id, with its secrets.
+    """The key with this name or id, and its secrets.
 
     Raises:
-        NoSuchKeyError: there is none.
-        BrokerUnavailableError: nobody can tell.
+        NoSuchKeyError: there is no such key.
+        BrokerUnavailableError: the broker does not answer.
     """
 
     def decide(step: Transaction) -> tuple[Key, list[Secret]]:
-        book = KeyStore(step)
-        key = book.find(name)
-        return key, book.secrets_of(key.key_id)
+        keys = KeyStore(step)
+        key = keys.find(name)
+        return key, keys.secrets_of(key.key_id)
 
     return transaction(redis, decide)
 
@@ -367,13 +359,13 @@ def _place(key: Key) -> tuple[bool, str, datetime]:
 
 
 def any_key(redis: Redis) -> bool:
-    """Whether there is a key at all that is not revoked."""
+    """Whether there is a live key."""
     with broker_errors():
         return bool(redis.exists(keyspace.KEY_NAMES))
 
 
 def is_registered(redis: Redis, secret: str) -> bool:
-    """Whether a key is known, and not revoked."""
+    """Whether the secret belongs to a live key."""
     with broker_errors():
         stored: Any = redis.hget(keyspace.SECRETS, digest(secret))
         if not stored:

@@ -1,7 +1,7 @@
-"""Slows down who guesses keys. In the memory of one gateway: each one counts for itself.
+"""Rate-limits failed authentication per address, in the memory of each gateway.
 
-A key has 256 random bits, so nobody guesses one. What it spares is the broker, which would have to
-look each guess up, and it makes the guessing seen in the log.
+A key has 256 random bits and cannot be guessed. The limit spares the broker the look-ups, and the
+log shows the attempt.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ import structlog
 from server.errors import TooManyBadKeysError
 
 MOST_BAD_KEYS = 30
-"""From one address, within the window."""
+"""Per address and window."""
 WINDOW_SECONDS = 60.0
 GOOD_SECONDS = 86_400.0
-"""So long a key goes on that was good, whatever others try from its address, as behind a NAT."""
+"""How long a key that once worked is exempt, as other clients may share its address (NAT)."""
 MOST_ADDRESSES = 10_000
 MOST_GOOD_KEYS = 10_000
 IPV6_PREFIX = 64
-"""What one subscriber has at least."""
+"""The smallest network that a provider assigns to a subscriber."""
 MOST_ADDRESS_LENGTH = 64
-"""Longer than any: a proxy may pass on what is none."""
+"""Longer than any address: a proxy may pass on other text."""
 
 _log = structlog.get_logger()
 
 
 @dataclass
 class _Window:
-    """The bad keys of one address, each once: who asks again and again with one guesses nothing."""
+    """The distinct bad keys of one address: repeating the same one is no guessing."""
 
     ends_at: float
     bad_keys: set[bytes] = field(default_factory=set)
 
 
 class Throttle:
-    """Counts bad keys by address, and remembers keys that were good, as digests.
+    """Counts bad keys by address, and remembers digests of good keys.
 
-    Both are kept oldest first, which makes it cheap to forget.
+    Both are kept oldest first, so expiry is cheap.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -52,10 +52,10 @@ class Throttle:
         self._good_until: dict[bytes, float] = {}
 
     def admit(self, address: str, secret: str) -> None:
-        """Do nothing, if the key may be looked up. It may be bad all the same.
+        """Check that the key may be looked up.
 
         Raises:
-            TooManyBadKeysError: too many bad ones came from there, and it was not good lately.
+            TooManyBadKeysError: the address sent too many bad keys, and this one never worked.
         """
         if not self._windows:
             return  # nearly always
@@ -68,7 +68,6 @@ class Throttle:
             raise TooManyBadKeysError(math.ceil(window.ends_at - now))
 
     def note_good(self, secret: str) -> None:
-        """The key was good just now."""
         now = self._monotonic()
         digest = _digest(secret)
         self._good_until.pop(digest, None)
@@ -77,15 +76,15 @@ class Throttle:
             del self._good_until[next(iter(self._good_until))]
 
     def note_bad(self, address: str, secret: str) -> None:
-        """The key is not one of ours, or no longer.
+        """Count a key that is unknown, revoked or expired.
 
         Raises:
-            TooManyBadKeysError: others came from there while this one was looked up.
+            TooManyBadKeysError: the limit was reached while this key was looked up.
         """
         now = self._monotonic()
         digest = _digest(secret)
         if self._good_until.pop(digest, now) > now:
-            return  # it was taken back, and is no guess
+            return  # revoked or expired, not guessed
         network = _network(address)
         window = self._windows.get(network)
         if window is None or now >= window.ends_at:
@@ -110,7 +109,7 @@ class Throttle:
 
 
 def _network(address: str) -> str:
-    """The address, of IPv6 its /64: whoever has one address there has all."""
+    """The address; for IPv6 its /64, as one subscriber has all of it."""
     address = address[:MOST_ADDRESS_LENGTH]
     try:
         parsed = ip_address(address)

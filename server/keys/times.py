@@ -1,4 +1,4 @@
-"""Points in time and lengths of it, as people write them and as the broker keeps them."""
+"""Times and durations, as users write them and as the broker stores them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from redis.client import Pipeline
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 LONGEST = timedelta(days=36_500)
 LATEST_YEAR = 9000
-"""What is later than that is a slip, and no room is left to add to it."""
+"""Later years are typing errors, and leave no room for additions."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
 
 
 def parse_duration(text: str) -> timedelta:
-    """What `90s`, `15m`, `24h`, `30d` or `0` mean.
+    """Parse `90s`, `15m`, `24h`, `30d` or `0`.
 
     Raises:
-        ValueError: saying which forms there are.
+        ValueError: names the accepted forms.
     """
     found = re.fullmatch(r"([0-9]{1,9})([smhd])|0", text.strip())
     if found is None:
-        raise ValueError(f"{text!r} is no length of time: write 90s, 15m, 24h or 30d.")
+        raise ValueError(f"{text!r} is not a duration: write 90s, 15m, 24h or 30d.")
     number, unit = found.groups(default="")
     duration = timedelta(**{UNITS[unit]: int(number)}) if unit else timedelta()
     if duration > LONGEST:
@@ -34,21 +34,21 @@ def parse_duration(text: str) -> timedelta:
 
 
 def parse_moment(text: str) -> datetime:
-    """What `2027-01-31` (its first moment, in UTC) or `2027-01-31T18:00:00Z` mean.
+    """Parse `2027-01-31` (midnight UTC) or `2027-01-31T18:00:00Z`.
 
     Raises:
-        ValueError: saying which forms there are.
+        ValueError: names the accepted forms.
     """
     with suppress(ValueError):
         return in_utc(datetime.fromisoformat(text.strip()))
-    raise ValueError(f"{text!r} is no date: write 2027-01-31, or 2027-01-31T18:00:00Z.")
+    raise ValueError(f"{text!r} is not a date: write 2027-01-31, or 2027-01-31T18:00:00Z.")
 
 
 def parse_end(text: str, now: datetime) -> datetime:
-    """When something ends: a length of time from `now` on, or a date that is still to come.
+    """Parse an expiry: a duration from `now`, or a date in the future.
 
     Raises:
-        ValueError: saying which forms there are.
+        ValueError: names the accepted forms.
     """
     try:
         end = now + parse_duration(text)
@@ -57,19 +57,19 @@ def parse_end(text: str, now: datetime) -> datetime:
             end = parse_moment(text)
         except ValueError:
             raise ValueError(
-                f"{text!r} is neither a length of time, like 12h or 30d, nor a date, like "
+                f"{text!r} is neither a duration, like 12h or 30d, nor a date, like "
                 "2027-01-31 or 2027-01-31T18:00:00Z."
             ) from None
     if end <= now:
-        raise ValueError(f"{text!r} is over already: now it is {written(now)}.")
+        raise ValueError(f"{text!r} is in the past: it is now {written(now)}.")
     return end
 
 
 def in_utc(moment: date) -> datetime:
-    """A date, or a time that names no zone, is meant in UTC.
+    """Convert to UTC, which is also the zone of a date or a time without one.
 
     Raises:
-        ValueError: it is too early or too late to be meant.
+        ValueError: the year is out of range.
     """
     if not isinstance(moment, datetime):
         moment = datetime.combine(moment, time())
@@ -81,21 +81,20 @@ def in_utc(moment: date) -> datetime:
 
 
 def written(moment: datetime) -> str:
-    """To the second, for people."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def broker_time(redis: Redis | Pipeline) -> datetime:
-    """By the clock that counts."""
+    """The broker's current time."""
     seconds, microseconds = redis.time()
     return from_ms(seconds * 1000 + microseconds // 1000)
 
 
 def to_ms(moment: datetime) -> int:
-    """As the broker keeps it: ms since 1970."""
+    """A datetime to milliseconds since 1970."""
     return (moment - EPOCH) // MILLISECOND
 
 
 def from_ms(ms: int) -> datetime:
-    """The other way round."""
+    """Milliseconds since 1970 to a datetime."""
     return EPOCH + ms * MILLISECOND
