@@ -1,12 +1,11 @@
-"""Deliveries: what is owed to those who want to be told of a request's end.
+"""Webhook deliveries: queue, leases and retries.
 
-A delivery comes into being in the same step as the end (`enqueue_delivery` in lua/common.lua), and
-is due until it is delivered or given up. Any number of senders may take what is due: each is leased
-to one of them, and due again when that one has died. So it is made at least once, and says each
-time which request it is about.
+The script that ends a request also queues its delivery (`enqueue_delivery` in lua/common.lua),
+which is due until it is delivered or given up. A sender leases it, and when that sender dies, it is
+due again: delivery is at least once, always with the same id.
 
-RQ has no part in it: what brings back a job of a dead worker there are registries, a scheduler
-and a lock, which our workers do without, and its schedule would not be one step with the end.
+RQ does not carry deliveries: its retries depend on registries, a scheduler and a lock that our
+workers do without, and its schedule would not be atomic with the end.
 """
 
 from __future__ import annotations
@@ -28,46 +27,45 @@ from worker.store import keyspace, scripts
 from worker.store.answers import outcome, pairs, was_done
 
 PAUSES = (5, 5 * 60, 30 * 60, 2 * 60 * 60, 5 * 60 * 60, 10 * 60 * 60)
-"""Seconds from one attempt to the next, without the jitter."""
+"""Seconds between attempts, without the jitter."""
 MOST_ATTEMPTS = len(PAUSES) + 1
 JITTER = 0.2
-"""At most so much is added to a pause: what failed together does not come again together."""
+"""Largest share added to a pause, so that deliveries that failed together spread out."""
 LEASE_SECONDS = 30.0
 """Longer than any attempt."""
 MOST_OF_OWNER = 8
-"""Attempts at once, by one sender: a receiver or a name server that hangs holds up its owner's
-alone."""
+"""Concurrent attempts of one sender: a receiver or name server that hangs delays only its owner."""
 SECRET_PREFIX = "whsec_"  # noqa: S105 (no secret)
 SECRET_BYTES = 32
 
 
 class State(StrEnum):
-    """What has become of a delivery."""
+    """State of a delivery."""
 
     DUE = "due"
-    """It will be tried, or is."""
+    """Waits for an attempt, or is under way."""
     DELIVERED = "delivered"
-    """Somebody has said that he has it."""
+    """The receiver answered 2xx."""
     GIVEN_UP = "given_up"
-    """It will not be tried any more."""
+    """Has no further attempt."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One, as it was when it was read.
+    """One delivery, as read from the broker. Times are ms by the broker's clock.
 
     Attributes:
-        request_id: the request; also the delivery's own id.
+        request_id: also the delivery's own id.
         owner: id of the API key.
         state: see `State`.
-        url: where to; may hold a secret of the receiver's.
-        attempts: that were begun.
-        before: of these, before it was last replayed.
-        created_at: the end of the request, in ms by the broker's clock.
-        expires_at: when its record goes, or went.
-        log: time in ms and outcome of each attempt.
-        record: of the request, at its end.
-        due_at: when it is tried next, in ms; None when it is not.
+        url: of the receiver; may hold a secret.
+        attempts: begun so far.
+        before: attempts before the last replay.
+        created_at: end of the request.
+        expires_at: expiry of the request's record.
+        log: time and outcome of each attempt.
+        record: the request's record at its end.
+        due_at: next attempt; None without one.
     """
 
     request_id: str
@@ -86,7 +84,6 @@ class Delivery:
     def read(
         cls, request_id: str, fields: Mapping[str, str], due_at: float | None = None
     ) -> Delivery:
-        """From the hash that the broker keeps."""
         lines = (line.partition(" ") for line in fields.get("log", "").split("\n") if line)
         return cls(
             request_id=request_id,
@@ -113,7 +110,7 @@ class Delivery:
         return self.record["webhook_base"]
 
     def pause(self, random: Random) -> float | None:
-        """Seconds until the attempt after the present one; None: there is none."""
+        """Seconds from the present attempt to the next; None after the last."""
         number = self.attempts - self.before
         if number >= MOST_ATTEMPTS:
             return None
@@ -121,7 +118,7 @@ class Delivery:
 
 
 class Deliveries:
-    """A sender's side. Every method raises BrokerUnavailableError when the broker is away."""
+    """The sender's side. Every method raises BrokerUnavailableError when the broker is away."""
 
     def __init__(self, redis: redis.asyncio.Redis, *, retention_seconds: float) -> None:
         self._redis = redis
@@ -130,11 +127,11 @@ class Deliveries:
         self._note = redis.register_script(scripts.source("note_webhook"))
 
     async def take(self, most: int, busy: Mapping[str, int]) -> list[Delivery]:
-        """Some that are due, for this sender alone until the lease is over.
+        """Lease due deliveries.
 
         Args:
-            most: how many.
-            busy: owners, and how many of theirs this sender is at.
+            most: limit.
+            busy: by owner, the deliveries that this sender is at.
         """
         with broker_errors():
             found: list[Any] = await self._take(
@@ -156,7 +153,7 @@ class Deliveries:
     async def note(
         self, delivery: Delivery, state: State, outcome: str, pause: float = 0.0
     ) -> bool:
-        """Say what became of the present attempt, in a line. False when it is not this sender's."""
+        """Record the present attempt's outcome, one line. False if the lease was lost."""
         pause_ms = round(pause * 1000)
         with broker_errors():
             noted = await self._note(
@@ -173,19 +170,15 @@ class Deliveries:
         return was_done("note_webhook", noted)
 
     async def secrets(self, owner: str) -> list[str]:
-        """What signs deliveries for `owner`; two for a while after a rotation."""
+        """Signing secrets of `owner`; two for a while after a rotation."""
         pipeline = self._redis.pipeline()
-        _ask_for_secrets(pipeline, owner)
+        _read_or_draw(pipeline, owner)
         with broker_errors():
             return _read_secrets(await pipeline.execute())
 
 
 def all_deliveries(redis: Redis) -> list[Delivery]:
-    """What is kept of deliveries, the oldest first.
-
-    Raises:
-        BrokerUnavailableError: nobody can tell.
-    """
+    """All deliveries, the oldest first. Raises BrokerUnavailableError."""
     with broker_errors():
         names = redis.scan_iter(f"{keyspace.WEBHOOK}*", 1000)
         ids = sorted({str(name).removeprefix(keyspace.WEBHOOK) for name in names})
@@ -194,7 +187,7 @@ def all_deliveries(redis: Redis) -> list[Delivery]:
             pipeline.hgetall(keyspace.WEBHOOK + request_id)
         found = dict(zip(ids, pipeline.execute(), strict=True))
         found = {request_id: fields for request_id, fields in found.items() if fields}
-        for request_id, fields in found.items():  # those that have not expired meanwhile
+        for request_id, fields in found.items():  # some may have expired meanwhile
             pipeline.zscore(keyspace.webhooks(fields["owner"]), request_id)
         dues = pipeline.execute()
     deliveries = (
@@ -205,19 +198,19 @@ def all_deliveries(redis: Redis) -> list[Delivery]:
 
 
 class Replay(StrEnum):
-    """What became of the wish to deliver once more."""
+    """Outcome of `replay`."""
 
     DUE = "due"
     REVOKED = "revoked"
-    """Its API key was revoked: nothing leaves for that any more."""
+    """Its API key was revoked: nothing is delivered."""
     UNKNOWN = "unknown"
 
 
 def replay(redis: Redis, request_id: str) -> Replay:
-    """Let a delivery be made once more, whatever became of it.
+    """Make a delivery due again, whatever its state.
 
     Raises:
-        BrokerUnavailableError: it is not known whether it will be.
+        BrokerUnavailableError: the outcome is unknown.
     """
     script = redis.register_script(scripts.source("replay_webhook"))
     with broker_errors():
@@ -226,13 +219,9 @@ def replay(redis: Redis, request_id: str) -> Replay:
 
 
 def signing_secrets(redis: Redis, owner: str) -> list[str]:
-    """See `Deliveries.secrets`.
-
-    Raises:
-        BrokerUnavailableError: they cannot be had.
-    """
+    """See `Deliveries.secrets`. Raises BrokerUnavailableError."""
     pipeline = redis.pipeline()
-    _ask_for_secrets(pipeline, owner)
+    _read_or_draw(pipeline, owner)
     with broker_errors():
         return _read_secrets(pipeline.execute())
 
@@ -242,8 +231,8 @@ def new_signing_secret() -> str:
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
-def _ask_for_secrets(pipeline: Any, owner: str) -> None:  # noqa: ANN401 (of either client)
-    """The first who asks draws it."""
+def _read_or_draw(pipeline: Any, owner: str) -> None:  # noqa: ANN401 (of either client)
+    """The first call for an owner draws its secret."""
     name = keyspace.webhook_secret(owner)
     pipeline.set(name, new_signing_secret(), nx=True)
     pipeline.mget(name, keyspace.old_webhook_secret(owner))

@@ -1,4 +1,4 @@
-"""All workers as they are now, for people; and the order to drain one."""
+"""Workers and jobs as the command line shows them; drain orders; cancelling all of an owner."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Worker:
     """One worker process.
 
     Attributes:
-        name: tells its host and process.
-        engine: None when it takes no more requests and only finishes its last.
-        job: what it runs.
+        name: `HOST-PID-RANDOM`.
+        engine: None while it drains.
+        job: the request that it runs.
     """
 
     name: str
@@ -32,18 +32,13 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """One word for people."""
         if self.engine is None:
             return "draining"
         return "running" if self.job else "idle"
 
 
 def fleet(redis: Redis) -> list[Worker]:
-    """The workers that are alive, by name.
-
-    Raises:
-        BrokerUnavailableError: nobody can tell.
-    """
+    """The live workers, by name. Raises BrokerUnavailableError."""
     with broker_errors():
         alive = redis.register_script(scripts.source("alive"))(keys=keyspace.for_scripts())
         leased: Any = redis.zrange(keyspace.LEASES, 0, -1)
@@ -61,11 +56,7 @@ def fleet(redis: Redis) -> list[Worker]:
 
 
 def first_waiting(redis: Redis, most: int) -> list[Job]:
-    """Those whose turn is next.
-
-    Raises:
-        BrokerUnavailableError: nobody can tell.
-    """
+    """The first `most` of the queue. Raises BrokerUnavailableError."""
     with broker_errors():
         ids: Any = redis.zrange(keyspace.WAITING, 0, most - 1)
         pipeline = redis.pipeline(transaction=False)
@@ -80,18 +71,14 @@ def first_waiting(redis: Redis, most: int) -> list[Job]:
 
 
 def survey(redis: Redis) -> Survey:
-    """The figures of this moment.
-
-    Raises:
-        BrokerUnavailableError: nobody can tell.
-    """
+    """The present figures. Raises BrokerUnavailableError."""
     with broker_errors():
         answer: Any = redis.register_script(scripts.source("survey"))(keyspace.for_scripts())
     return Survey.of(answer)
 
 
 def drain_order(name: str) -> tuple[str, ...]:
-    """The broker's command that has a worker finish what it runs, take no more, and end."""
+    """The Redis command that makes a worker finish its request, take no other, and end."""
     return ("SET", keyspace.drain_order(name), "1", "EX", str(keyspace.DRAIN_ORDER_SECONDS))
 
 

@@ -1,7 +1,7 @@
-"""When requests will end, as far as can be told: by the queue, the workers, and how fast runs were.
+"""Forecasts when requests will end, from the queue, the workers, and the speed of past runs.
 
-A poll must not cost more in a long queue. So one walk through the queue serves all who ask for a
-while, which is the longer the longer the walk takes; and it goes no deeper than `MOST_WAITING`.
+Polls must not cost more in a long queue. So one walk through the queue serves all polls for a time
+proportional to the walk's length, and it goes no deeper than `MOST_WAITING`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from worker.store.answers import pairs
 from worker.store.presence import read_all
 
 MOST_WAITING = 2000
-"""Of those behind it, each is taken to wait as much longer as the ones before do on average."""
+"""Requests behind it are taken to wait as much longer as those before do on average."""
 SHARE = 0.01
-"""At most so much of the time is spent on looking."""
+"""Largest share of the time that walks take."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """As things stood when it was made.
+    """The state of queue and workers at one moment.
 
     Attributes:
         made_at: by this process's monotonic clock.
-        paces: by latent frames; where engines of several kinds live, between them.
-        starts: seconds until a waiting request is started, for the first ones.
-        last_start: of one that would come after all of these; None when no worker is alive.
+        paces: by latent frames; the mean of all live engines.
+        starts: by id, seconds until a waiting request starts, for the first ones.
+        last_start: seconds for one that would come after these; None when no worker is alive.
     """
 
     made_at: float
@@ -48,19 +48,19 @@ class Forecast:
     last_start: float | None
 
     def run_seconds(self, work: Work) -> float | None:
-        """Of a whole run; None while nothing was measured."""
+        """Length of a whole run; None before the first measurement."""
         pace = pace_for(work.latent_frames, self.paces)
         return pace.seconds(work.steps) if pace else None
 
     def start_seconds(self, job: Job, now: float) -> float | None:
-        """Until a waiting request is started; None when no worker is alive."""
+        """Until a waiting request starts; None when no worker is alive."""
         start = self.starts.get(job.request_id)
         if start is None:
             return self.start_seconds_at(job.position or 1, now)
         return max(0.0, start - (now - self.made_at))
 
     def start_seconds_at(self, position: int, now: float) -> float | None:
-        """The same of one that came to this place now; 1 is next."""
+        """The same for a place in the queue; 1 is next."""
         if self.last_start is None or not self.paces:
             return None
         if position <= len(self.starts):
@@ -70,7 +70,7 @@ class Forecast:
         return max(0.0, start - (now - self.made_at))
 
     def seconds_left(self, job: Job, now: float) -> float | None:
-        """Until a request has ended; None where nobody can tell, and after the end."""
+        """Until a request ends; None if unknown, and after the end."""
         work = Work.of(job.params)
         pace = pace_for(work.latent_frames, self.paces)
         if pace is None or job.status.is_final:
@@ -83,7 +83,7 @@ class Forecast:
 
 
 class Forecaster:
-    """Asks the broker for all that a forecast is made of."""
+    """Makes forecasts and caches them. Every method raises BrokerUnavailableError."""
 
     def __init__(self, redis: Redis) -> None:
         self._foresee = redis.register_script(scripts.source("foresee"))
@@ -92,30 +92,21 @@ class Forecaster:
         self._lock = asyncio.Lock()
 
     async def seconds_left(self, job: Job) -> float | None:
-        """See `Forecast.seconds_left`.
-
-        Raises:
-            BrokerUnavailableError: nobody can tell.
-        """
+        """See `Forecast.seconds_left`."""
         if job.status.is_final:
             return None
         return (await self.now()).seconds_left(job, time.monotonic())
 
     async def now(self) -> Forecast:
-        """The present forecast.
-
-        Raises:
-            BrokerUnavailableError: nobody can tell.
-        """
-        if (forecast := self._kept()) is not None:
+        if (forecast := self._cached()) is not None:
             return forecast
-        async with self._lock:  # one looks, and all who ask meanwhile wait for it
-            return self._kept() or await self._look()
+        async with self._lock:  # concurrent callers wait for one walk
+            return self._cached() or await self._make()
 
-    def _kept(self) -> Forecast | None:
+    def _cached(self) -> Forecast | None:
         return self._forecast if time.monotonic() < self._good_until else None
 
-    async def _look(self) -> Forecast:
+    async def _make(self) -> Forecast:
         began = time.monotonic()
         with broker_errors():
             found = await self._foresee(keyspace.for_scripts(), [MOST_WAITING])
@@ -141,9 +132,9 @@ def _forecast(answer: list[Any], made_at: float) -> Forecast:
 
 
 def _paces(kept: list[str], engines: Set[str]) -> Mapping[int, Pace]:
-    """Of engines that live: those that have gone may have been another card's, or mocks.
+    """Paces of live engines: others may be of another card, or of mock weights.
 
-    Of all, when none does: the last worker may be finishing its last run.
+    Of all engines when none is alive: the last worker may be finishing its last run.
     """
     found = defaultdict(list)
     for runs, means in pairs(kept):
@@ -156,7 +147,7 @@ def _paces(kept: list[str], engines: Set[str]) -> Mapping[int, Pace]:
 def _starts(
     free_in: list[float], works: Iterable[Work | None], paces: Mapping[int, Pace]
 ) -> tuple[list[float], float | None]:
-    """When each is started, one after the other by whoever is free first; and one after them."""
+    """Seconds until each start, by the worker that is free first; and until one more start."""
     if not free_in:
         return [], None
     heapq.heapify(free_in)
@@ -180,5 +171,5 @@ def _left(run: Mapping[str, str | None], paces: Mapping[int, Pace], now_ms: int)
 
 
 def _work(text: str | None) -> Work | None:
-    """None for a request that another version has accepted."""
+    """None for a request accepted by another version."""
     return Work.read(text) if text else None

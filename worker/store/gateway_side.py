@@ -1,4 +1,4 @@
-"""The gateway's side of the job store: accept a request, and look at it."""
+"""The gateway's side of the job store: submit, read, list, cancel, delete."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Accepted:
-    """A request that is in the broker.
+    """An accepted request.
 
     Attributes:
         request_id: UUID v4, as text.
-        is_replay: it was there before, by the same idempotency key.
-        rate: what its owner may still submit; None where there is no limit, and for a replay.
+        is_replay: an earlier submit with the same idempotency key made it.
+        rate: the owner's rate limit; None without one, and for a replay.
     """
 
     request_id: str
@@ -61,7 +61,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Page:
-    """Some of an owner's requests. `has_more`: others come after them."""
+    """Some of an owner's requests; `has_more` follow."""
 
     jobs: Sequence[Job]
     has_more: bool
@@ -84,7 +84,7 @@ class GatewayStore:
         self._previews = Batch(self._previews_of_all)
         self._submits = Batch(self._submit_all)
         self._cancels = Batch(self._cancel_all)
-        self._roll_calls = Batch(self._call_for_all)
+        self._presence = Batch(self._live_workers)
 
     async def submit(
         self,
@@ -96,22 +96,22 @@ class GatewayStore:
         idempotency: Idempotency | None = None,
         further: Mapping[str, str] = NOTHING,
     ) -> Accepted:
-        """Accept a request: when this returns, it is in the broker and will be run.
+        """Accept a request. When this returns, the broker has it and a worker will run it.
 
         Args:
-            params: with the seed drawn.
-            owner: id of the API key. What it may submit is known to the broker.
-            price: the most of it is reserved until the request ends.
-            needs_worker: refuse when nobody is there to run it soon.
-            idempotency: accept it only once, and say afterwards which request it was.
+            params: including the seed.
+            owner: id of the API key; the broker knows its limits.
+            price: its `most` is reserved until the request ends.
+            needs_worker: refuse if no worker is alive.
+            idempotency: a second submit with it gets the first request.
             further: more fields of the record; see `Job`.
 
         Raises:
-            IdempotencyConflictError: the key came before, with another body.
-            KeyEndedError: the owner may do nothing any more.
+            IdempotencyConflictError: the idempotency key came with another body.
+            KeyEndedError: the API key was revoked or has expired.
             LimitError: one of its kinds: too many requests, of all or of this owner.
-            NoWorkerError: `needs_worker`, and none is alive.
-            TooFewCreditsError: the owner cannot pay for it.
+            NoWorkerError: no worker is alive.
+            TooFewCreditsError: the balance does not cover the price.
         """
         request_id = str(uuid4())
         fields = {"work": str(Work.of(params)), **trace_fields(), **further}
@@ -139,15 +139,10 @@ class GatewayStore:
         raise UnknownAnswerError("submit", answer)
 
     async def try_out(self, owner: str, *, price: Price) -> int:
-        """Whether a submit would be accepted now; nothing is, and nothing is counted.
+        """Check whether a submit would be accepted, and write nothing. Raises as `submit`.
 
         Returns:
-            The place that it would have among the waiting; 1 is next.
-
-        Raises:
-            KeyEndedError: as `submit`.
-            LimitError: as `submit`.
-            TooFewCreditsError: as `submit`.
+            The place that the request would have in the queue; 1 is next.
         """
         bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
         match await self._ask_to_submit(str(uuid4()), "dry_run", owner, "", "", *bill):
@@ -159,7 +154,7 @@ class GatewayStore:
     async def _ask_to_submit(
         self, request_id: str, mode: str, *arguments: str | bytes | int
     ) -> list[Any]:
-        """The broker's answer, if it is no refusal."""
+        """The script's answer, unless it is a refusal, which raises."""
         keys = keyspace.for_scripts(request_id)
         answer = await self._submits.ask([*keys, request_id, self._most_waiting, mode, *arguments])
         match answer:
@@ -182,24 +177,20 @@ class GatewayStore:
         return list(answer)
 
     async def cancel(self, request_id: str, owner: str) -> Cancellation:
-        """Let a request end FAILED, as soon as its run can be stopped.
-
-        Raises:
-            RequestNotFoundError: never made, expired, or made with another key.
-        """
+        """End a request FAILED, as soon as its run can be stopped. Raises RequestNotFoundError."""
         answer = await self._cancels.ask((request_id, owner))
         if answer is None:
             raise RequestNotFoundError(request_id)
         return outcome(Cancellation, "cancel", answer)
 
     async def delete(self, request_id: str, owner: str) -> str:
-        """Forget a request now, whatever its state; what has not ended is cancelled.
+        """Delete a request, which cancels it if it has not ended.
 
         Returns:
-            The name of its video, which nobody refers to any more; empty where there is none.
+            The name of its video, to be removed; empty without one.
 
         Raises:
-            RequestNotFoundError: never made, expired, deleted, or made with another key.
+            RequestNotFoundError: see there; or it was deleted before.
         """
         with broker_errors():
             file_name = await self._delete(
@@ -213,16 +204,16 @@ class GatewayStore:
     async def page_of(
         self, owner: str, *, most: int, after: str = "", is_ascending: bool = False
     ) -> Page:
-        """Requests of `owner` that are kept, by the time of their submit, the newest first.
+        """Requests of `owner` by the time of their submit, the newest first.
 
         Args:
             owner: id of the API key.
-            most: so many in one page.
+            most: length of the page.
             after: the last id of the page before.
             is_ascending: the oldest first.
 
         Raises:
-            RequestNotFoundError: `after` is not among them, or not any more.
+            RequestNotFoundError: `after` is no request of the owner's, or has expired.
         """
         order = "asc" if is_ascending else "desc"
         with broker_errors():
@@ -240,38 +231,30 @@ class GatewayStore:
         return Page(jobs[:most], has_more=len(jobs) > most)
 
     async def find(self, request_id: str, owner: str) -> Job:
-        """The request as it is now.
-
-        Raises:
-            RequestNotFoundError: never made, expired, or made with another key.
-        """
+        """The request as it is now. Raises RequestNotFoundError."""
         job = await self.find_signed(request_id)
         if job.owner != owner:
             raise RequestNotFoundError(request_id)
         return job
 
     async def find_signed(self, request_id: str) -> Job:
-        """The same for somebody who has shown otherwise that he may see it.
-
-        Raises:
-            RequestNotFoundError: never made, or expired.
-        """
+        """The same, for a caller authorised by a signature in place of the owner's key."""
         job = await self._looks.ask(request_id)
         if job is None:
             raise RequestNotFoundError(request_id)
         return job
 
     async def look(self, request_ids: list[str]) -> list[Job | None]:
-        """Many requests at once, whoever made them; None for one that is gone."""
+        """Requests of any owner; None for one that has expired."""
         with broker_errors():
             return await self._look_at_all(request_ids)
 
     async def preview(self, request_id: str) -> str | None:
-        """What the video looks like so far, as a data URL; None where there is none any more."""
+        """The latest preview picture as a data URL; None without one."""
         return await self._previews.ask(request_id)
 
     async def ended(self, request_ids: Collection[str]) -> set[str]:
-        """Those of `request_ids` that are final, or gone."""
+        """Those of `request_ids` that have ended or expired."""
         pipeline = self._redis.pipeline(transaction=False)
         for request_id in request_ids:
             pipeline.hget(keyspace.record(request_id), "status")
@@ -284,17 +267,17 @@ class GatewayStore:
         }
 
     async def live_workers(self) -> list[LiveWorker]:
-        """The workers that have the model loaded and have beaten lately."""
-        return await self._roll_calls.ask(None)
+        """The workers that are alive and have the model loaded."""
+        return await self._presence.ask(None)
 
     async def link_secret(self) -> str:
-        """What signs links to videos, shared by all gateways; the first of them draws it."""
+        """The key that signs links to videos; the first gateway draws it for all."""
         with broker_errors():
             await self._redis.set(keyspace.LINK_SECRET, secrets.token_hex(32), nx=True)
             return str(await self._redis.get(keyspace.LINK_SECRET))
 
     async def dangers(self) -> list[str]:
-        """See `dangers_of`. What the broker does not tell is taken for right."""
+        """See `dangers_of`. Settings that the broker does not give count as right."""
         with broker_errors():
             try:
                 info = await self._redis.info()
@@ -312,8 +295,8 @@ class GatewayStore:
             pipeline.evalsha(self._submit.sha, keyspace.SCRIPT_KEYS, *each)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         if any(isinstance(answer, NoScriptError) for answer in answers):
-            # The broker is new and knows no scripts. None has run, or, at worst, some have:
-            # a submit that is repeated changes nothing.
+            # A new broker knows no scripts. Some may have run all the same: a repeated submit
+            # changes nothing.
             await self._redis.script_load(self._submit.script)
             return await self._submit_all(arguments)
         return answers
@@ -326,12 +309,12 @@ class GatewayStore:
         return await asyncio.gather(*cancels, return_exceptions=True)
 
     async def _previews_of_all(self, request_ids: list[str]) -> list[str | None]:
-        different = list(dict.fromkeys(request_ids))  # many may look at one
+        different = list(dict.fromkeys(request_ids))  # many streams may show one request
         found: list[Any] = await self._redis.mget(map(keyspace.preview, different))
         pictures = dict(zip(different, found, strict=True))
         return [pictures[request_id] for request_id in request_ids]
 
-    async def _call_for_all(self, questions: list[None]) -> list[list[LiveWorker]]:
+    async def _live_workers(self, questions: list[None]) -> list[list[LiveWorker]]:
         return [read_all(await self._alive(keyspace.for_scripts()))] * len(questions)
 
     async def _look_at_all(self, request_ids: list[str]) -> list[Job | None]:
@@ -344,7 +327,7 @@ class GatewayStore:
 def _job(
     request_id: str, record: list[str], rank: int | None, expires_at: int, now: int = 0
 ) -> Job | None:
-    """None: there is no such request any more, or for its owner there is not."""
+    """None for a request that has expired or was deleted."""
     fields = dict(pairs(record))
     if not fields or "deleted" in fields:
         return None
@@ -363,22 +346,17 @@ def _rate(limit: int, remaining: int, reset_ms: int) -> Rate:
 
 @dataclass(frozen=True)
 class Idempotency:
-    """What the broker is asked to compare.
-
-    Attributes:
-        key: of the broker.
-        fingerprint: of the body that came with it.
-    """
+    """An idempotency key with the fingerprint of its body, as the broker keeps them."""
 
     key: str
     fingerprint: str
 
     @classmethod
     def of(cls, owner: str, key: str, body: Mapping[str, Any]) -> Idempotency:
-        """The key that `owner` has given for the JSON object `body`.
+        """The client's `key` for the JSON object `body`, as hashes. Each owner has its own keys.
 
-        Hashed, as a client may put anything into it; each owner has keys of its own. The body, not
-        what we read in it: another version of ours must not take a retry for another request.
+        The fingerprint is of the body as sent, not as parsed, which another version may do
+        differently.
         """
         digest = _digest(f"{owner} {key}")
         return cls(keyspace.idempotency_key(digest), _digest(json.dumps(body, sort_keys=True)))

@@ -1,4 +1,4 @@
-"""What a worker tells of itself with every beat, and everybody else reads at the broker."""
+"""Worker presence records in the broker."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from models.engine import Traits
 class LiveWorker:
     """A worker that has the model loaded.
 
-    The broker keeps it as one text, the member of a sorted set: a name can neither be there without
-    its engine nor leave it behind, and a broker that has lost everything has it again with the next
-    beat.
+    The broker keeps it as one text, the member of a sorted set, so name and engine come and go
+    together, and the next heartbeat restores a record that the broker has lost.
     """
 
     name: str
@@ -33,7 +32,7 @@ _JSON = TypeAdapter(LiveWorker)
 
 
 def read_all(members: Iterable[str]) -> list[LiveWorker]:
-    """Those that the broker keeps, by name. What we cannot read, no worker of ours wrote."""
+    """By name. Invalid members, which no worker wrote, are left out."""
     workers = []
     for member in members:
         try:
@@ -49,5 +48,5 @@ def new_worker_name() -> str:
 
 
 def worker_name_prefix() -> str:
-    """How the names of all workers of this host begin."""
+    """Common prefix of the names of this host's workers."""
     return f"{platform.node()}-"

@@ -1,4 +1,4 @@
-"""The Lua scripts that change records; each runs in the broker as one atomic step."""
+"""Loads the Lua scripts. The broker runs each as one atomic step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from worker.store.keyspace import BOUNDS_MS
 _FOLDER = files("worker.store") / "lua"
 
 
-@cache  # a version that is put in meanwhile must not mix with the one that runs
+@cache  # an upgrade on disk must not mix with the version that runs
 def source(name: str) -> str:
-    """The text of script `name`, with what all scripts share before it.
+    """Script `name`, after the code that all scripts share.
 
-    A broker whose memory is full accepts no new request, and still takes beats, results and what
-    administrators do.
+    A broker with full memory refuses submits, but still takes heartbeats, results and the acts of
+    administrators (`allow-oom`).
     """
     first_line = "" if name == "submit" else "#!lua flags=allow-oom\n"
     common, script = (_FOLDER / f"{part}.lua" for part in ("common", name))

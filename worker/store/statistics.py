@@ -1,7 +1,7 @@
-"""What is there now and what was counted since ever, for all gateways and workers together.
+"""Gauges, counters and histograms for /metrics, of all gateways and workers together.
 
-The scripts that change records count in the same step, in one hash of the broker: nothing is
-counted twice, whoever dies, and every gateway shows the same.
+The scripts that change records also count, in one hash of the broker. So a crash of any process
+counts nothing twice, and every gateway shows the same figures.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Times:
     """A histogram.
 
     Attributes:
-        counts: of what took at most so many ms as the bound, and longer than the one before.
-        longer: of what took longer than the last.
+        counts: by upper bound in ms; not cumulative.
+        longer: above the last bound.
         total_ms: the sum.
     """
 
@@ -38,27 +38,27 @@ class Times:
     total_ms: int = 0
 
     def add(self, bound: str, amount: int) -> None:
-        """A field of the hash, as `common.lua` names it."""
+        """Add a field of the hash; `bound` as in `observe` of common.lua."""
         if bound == "sum":
             self.total_ms = amount
         elif bound.isdecimal() and int(bound) in self.counts:
             self.counts[int(bound)] = amount
         else:
-            self.longer += amount  # also what was counted with other bounds, by another version
+            self.longer += amount  # includes bounds of other versions
 
 
 @dataclass(frozen=True)
 class Survey:
-    """One moment.
+    """The figures of one moment.
 
     Attributes:
         waiting: requests that are QUEUED.
         running: requests that are PROCESSING.
-        oldest_seconds: how long the oldest of those that wait has waited; 0 when none does.
-        workers: that are alive and take requests.
-        due_webhooks: deliveries that are to be made, or made again.
-        counts: a name, and what of it: how often. The empty name is that of a sum.
-        times: a name, and what of it: how long.
+        oldest_seconds: age of the oldest waiting request; 0 without one.
+        workers: live workers that take requests.
+        due_webhooks: deliveries that wait for an attempt.
+        counts: counters by name and label; the label is empty for a counter without.
+        times: histograms by name and label, likewise.
     """
 
     waiting: int
@@ -71,7 +71,7 @@ class Survey:
 
     @classmethod
     def of(cls, answer: list[Any]) -> Self:
-        """What `survey.lua` returns."""
+        """From the answer of survey.lua."""
         found = dict(pairs(answer))
         counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
         times: defaultdict[str, defaultdict[str, Times]] = defaultdict(lambda: defaultdict(Times))
@@ -97,13 +97,13 @@ class Survey:
 
     @property
     def device_keys(self) -> list[str]:
-        """Where the workers tell how much of their cards they use."""
+        """Redis keys of the workers' GPU reports."""
         return [keyspace.device(worker.name) for worker in self.workers]
 
-    def devices(self, told: Sequence[str | bytes | None]) -> dict[str, DeviceUse]:
-        """What stands under `device_keys`, by name of the worker; none of who has told nothing."""
+    def devices(self, reports: Sequence[str | bytes | None]) -> dict[str, DeviceUse]:
+        """GPU use by worker name, from the values of `device_keys`; left out without a report."""
         uses = {}
-        for worker, text in zip(self.workers, told, strict=True):
+        for worker, text in zip(self.workers, reports, strict=True):
             use = None if text is None else _read(text)
             if use is not None:
                 uses[worker.name] = use
@@ -118,20 +118,15 @@ class Statistics:
         self._survey = redis.register_script(scripts.source("survey"))
 
     async def read(self) -> tuple[Survey, dict[str, DeviceUse]]:
-        """This moment, and how much of its card each worker uses.
-
-        Raises:
-            BrokerUnavailableError: the broker does not answer.
-        """
+        """The present figures, and GPU use by worker name. Raises BrokerUnavailableError."""
         with broker_errors():
             survey = Survey.of(await self._survey(keyspace.for_scripts()))
             keys = survey.device_keys
-            told = await self._redis.mget(keys) if keys else []
-        return survey, survey.devices(told)
+            reports = await self._redis.mget(keys) if keys else []
+        return survey, survey.devices(reports)
 
 
-def device_text(use: DeviceUse) -> str:
-    """What a worker writes."""
+def device_json(use: DeviceUse) -> str:
     return _USE.dump_json(use).decode()
 
 

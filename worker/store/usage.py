@@ -1,4 +1,4 @@
-"""What every key used, day by day: kept by the scripts that change records, read here."""
+"""Daily usage of each API key. The scripts that change records count it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _METRICS = (*_SUMS, *FAILURES)
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one key on one day, in UTC. A request counts when it is made, and its end when it ends.
+    """Of one key on one day in UTC. Requests count on the day of their submit, ends on theirs.
 
     Attributes:
-        day: the day.
+        day: in UTC.
         owner: id of the key.
-        requests: that were accepted.
-        completed: that ended with a video.
-        failed: that ended without one, by error code.
-        gpu_seconds: of all runs, those that were lost or cancelled included.
-        credits: that were charged.
+        requests: accepted.
+        completed: ended with a video.
+        failed: ended without one, by error code.
+        gpu_seconds: of all runs, including lost and cancelled ones.
+        credits: charged.
     """
 
     day: date
@@ -47,7 +47,6 @@ class Usage:
 
     @classmethod
     def of(cls, day: date, owner: str, sums: Mapping[str, int]) -> Self:
-        """From what the broker keeps."""
         return cls(
             day=day,
             owner=owner,
@@ -68,21 +67,21 @@ class Period:
 
     @classmethod
     def latest(cls, days: int, today: date) -> Self:
-        """So many days up to today; and the next one, as the broker's clock may be ahead."""
+        """The last `days` up to `today`, and tomorrow, as the broker's clock may be ahead."""
         return cls(today - timedelta(days=days - 1), today + timedelta(days=1))
 
     @property
     def days(self) -> list[date]:
-        """All of them; none when the period ends before it begins."""
+        """None when the period ends before it begins."""
         return [self.first + timedelta(days=n) for n in range((self.last - self.first).days + 1)]
 
     @property
     def keys(self) -> list[str]:
-        """Where the broker keeps each day."""
+        """The Redis key of each day."""
         return [keyspace.usage((day - _FIRST_DAY).days) for day in self.days]
 
     def usages(self, kept: Iterable[Mapping[str, str]]) -> list[Usage]:
-        """What the broker keeps under `keys`, by day and owner; none where nothing was used."""
+        """From the hashes of `keys`, by day and owner; days without usage are left out."""
         return [
             Usage.of(day, owner, sums)
             for day, fields in zip(self.days, kept, strict=True)
@@ -90,7 +89,7 @@ class Period:
         ]
 
     def usages_of(self, owner: str, kept: Iterable[Sequence[str | None]]) -> list[Usage]:
-        """The same of one owner, from what the broker keeps there under `fields_of` it."""
+        """The same for one owner, from the values of `fields_of` in each hash."""
         return [
             Usage.of(day, owner, sums)
             for day, amounts in zip(self.days, kept, strict=True)
@@ -132,7 +131,7 @@ def read_usages(redis: Client, period: Period) -> list[Usage]:
 
 
 def fields_of(owner: str) -> list[str]:
-    """Where a day has what one owner used."""
+    """The fields of one owner in the hash of a day."""
     return [f"{owner} {metric}" for metric in _METRICS]
 
 

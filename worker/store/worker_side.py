@@ -1,9 +1,9 @@
-"""The worker's side of the job store: take a request, keep it, end it, pick up after the dead."""
+"""The worker's side of the job store: leases, heartbeats, ends, and recovery after crashes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -20,25 +20,18 @@ from worker.pace import Pace, Work
 from worker.store import keyspace, scripts
 from worker.store.answers import outcome, pairs, was_done
 from worker.store.presence import LiveWorker
-from worker.store.statistics import device_text
+from worker.store.statistics import device_json
 
 _SCRIPTS = (
-    "start",
-    "beat",
-    "finish",
-    "requeue",
-    "reap",
-    "recover",
-    "overdue",
-    "note_pace",
-    "preview",
+    *("start", "beat", "finish", "requeue", "reap", "recover"),
+    *("overdue", "note_pace", "preview"),
 )
 _LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right of one run to write to a record. `run` is unique and fences its writes."""
+    """The right of one run to write to a record. `run` is a unique fencing token."""
 
     request_id: str
     run: str
@@ -46,25 +39,25 @@ class Lease:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has made, and its record keeps; see `Job`."""
+    """A completed run, for its record; see `Job`."""
 
     file_name: str
     file_size: int
     precision: str = ""
     warnings: tuple[str, ...] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that each stage of the run took, for /metrics."""
+    """Seconds of each stage, for /metrics."""
 
 
 @dataclass(frozen=True)
 class Overdue:
-    """What a reconciler should look at.
+    """What a reconciler may have to repair.
 
     Attributes:
-        expired: ids that are PROCESSING and whose lease has ended.
-        popped: ids that some worker has popped from RQ's queue and not started.
-        missing: how many waiting requests stand in neither of RQ's lists.
-        watched_seconds: for how long somebody has looked, over and over, and the broker answered.
+        expired: ids that are PROCESSING and whose lease has expired.
+        popped: ids popped from RQ's queue and not started.
+        missing: number of waiting requests in neither of RQ's lists.
+        watched_seconds: for how long reconcilers have called this without a gap.
     """
 
     expired: list[str]
@@ -74,18 +67,18 @@ class Overdue:
 
 
 class Order(StrEnum):
-    """What a worker is told in answer to a beat."""
+    """An answer to a heartbeat."""
 
     LOST = "lost"
-    """The run is not its own any more: somebody took it for dead, or the record is gone."""
+    """The run has lost its lease, or its record is gone."""
     CANCEL = "cancel"
-    """The client does not want the video any more."""
+    """The client has cancelled the request."""
     DRAIN = "drain"
     """Finish the run and end the process."""
 
 
 class Recovery(StrEnum):
-    """What became of a request whose worker died."""
+    """Outcome for a request whose worker died."""
 
     REQUEUED = "requeued"
     FAILED = "failed"
@@ -114,14 +107,14 @@ class WorkerStore:
         *,
         takes_more: bool = True,
     ) -> frozenset[Order]:
-        """Say that the worker lives and, with a lease, how far its run is.
+        """Renew the worker's presence and, with a lease, the run's lease and progress.
 
         Args:
-            worker: its name and engine, the same in every beat.
-            lease: of the run that it is at.
+            worker: the same in every heartbeat.
+            lease: of the present run.
             step: denoising steps done.
-            stage: where the run is.
-            takes_more: whether to count it among those that will run what waits.
+            stage: of the run.
+            takes_more: whether the worker will take further requests.
         """
         request_id, run = (lease.request_id, lease.run) if lease else ("", "")
         arguments = (str(worker), self._lease_ms, run, step, int(takes_more))
@@ -130,18 +123,17 @@ class WorkerStore:
         return frozenset(outcome(Order, "beat", each) for each in orders)
 
     def report_device(self, worker: str, use: DeviceUse) -> None:
-        """Say how much of its card a worker uses. It holds for as long as a lease."""
+        """Publish a worker's GPU use. It expires with a lease."""
         with broker_errors():
-            self._redis.set(keyspace.device(worker), device_text(use), px=self._lease_ms)
+            self._redis.set(keyspace.device(worker), device_json(use), px=self._lease_ms)
 
     def sign_off(self, worker: LiveWorker) -> None:
-        """Say that the worker stops."""
         with broker_errors():
             self._redis.zrem(keyspace.WORKERS, str(worker))
             self._redis.delete(keyspace.drain_order(worker.name))
 
     def complete(self, lease: Lease, result: Result) -> bool:
-        """PROCESSING -> COMPLETED, after the file is published. False when it is not ours."""
+        """PROCESSING -> COMPLETED, after the file is published. False if the lease was lost."""
         return self._finish(
             lease,
             Status.COMPLETED,
@@ -149,39 +141,43 @@ class WorkerStore:
             *("file_size", result.file_size),
             *("precision", result.precision),
             *("warnings", json.dumps(result.warnings)),
-            *_in_turn({f"{name}_ms": round(1000 * s) for name, s in result.stages.items()}),
+            *(
+                part
+                for stage, seconds in result.stages.items()
+                for part in (f"{stage}_ms", round(1000 * seconds))
+            ),
         )
 
     def fail(self, lease: Lease, error_code: str, error: str) -> bool:
-        """PROCESSING -> FAILED, with a text for the client. False when it is not ours."""
+        """PROCESSING -> FAILED, with a text for the client. False if the lease was lost."""
         return self._finish(lease, Status.FAILED, "error_code", error_code, "error", error)
 
     def preview(self, lease: Lease, step: int, picture: str) -> None:
-        """Show who listens what the video of a run looks like so far, as a data URL."""
+        """Publish a preview picture, a data URL."""
         kept_ms = 1000 * keyspace.PREVIEW_SECONDS
         self._run("preview", lease.request_id, lease.run, kept_ms, step, picture)
 
     def note_pace(self, engine: Traits, work: Work, pace: Pace) -> None:
-        """Let forecasts know how fast a run was."""
+        """Add a run's speed to the data of forecasts."""
         milliseconds = (1000 * seconds for seconds in astuple(pace))
         runs_like_it = f"{work.latent_frames} {engine}"
         self._run("note_pace", "", runs_like_it, *map(str, milliseconds))
 
     def requeue(self, lease: Lease) -> bool:
-        """PROCESSING -> QUEUED, first in the queue, the attempt not counted."""
+        """PROCESSING -> QUEUED, first in the queue; the attempt does not count."""
         answer = self._run("requeue", lease.request_id, lease.run, self._retention_ms)
         return was_done("requeue", answer)
 
     def reap(self, request_id: str) -> Recovery | None:
-        """Another attempt, or FAILED, for a run whose lease has ended; None if it has not."""
+        """Another attempt, or FAILED, for a run whose lease has expired; None if it has not."""
         return self._recovery("reap", request_id)
 
     def recover(self, request_id: str) -> Recovery | None:
-        """The same for a request that was popped or lost from RQ's lists before it started."""
+        """The same for a request popped and not started, or missing from RQ's lists."""
         return self._recovery("recover", request_id)
 
     def overdue(self) -> Overdue:
-        """See `Overdue`. To be called every second."""
+        """Call it every `RECONCILE_SECONDS`."""
         longest_gap_ms = round(keyspace.RECONCILE_SECONDS * 1000) + self._lease_ms // 2
         found = dict(pairs(self._run("overdue", "", self._lease_ms, longest_gap_ms)))
         return Overdue(
@@ -189,7 +185,7 @@ class WorkerStore:
         )
 
     def unlisted(self) -> list[str]:
-        """Ids that are waiting and stand in neither of RQ's lists. Linear in the queue's length."""
+        """Waiting ids in neither of RQ's lists. Linear in the queue's length."""
         with broker_errors():
             pipeline = self._redis.pipeline()
             pipeline.zrange(keyspace.WAITING, 0, -1)
@@ -200,7 +196,7 @@ class WorkerStore:
         return [request_id for request_id in waiting if request_id not in listed]
 
     def dangers(self) -> list[str]:
-        """See `dangers_of`. What the broker does not tell is taken for right."""
+        """See `dangers_of`. Settings that the broker does not give count as right."""
         with broker_errors():
             try:
                 info = self._redis.info()
@@ -213,7 +209,7 @@ class WorkerStore:
         return dangers_of(info, appendfsync)
 
     def exists(self, request_id: str) -> bool:
-        """Whether the record is still kept."""
+        """Whether the record has not expired."""
         with broker_errors():
             return bool(self._redis.exists(keyspace.record(request_id)))
 
@@ -233,8 +229,3 @@ class WorkerStore:
             return self._scripts[script](
                 keys=keyspace.for_scripts(request_id), args=[request_id, *args]
             )
-
-
-def _in_turn(fields: Mapping[str, int]) -> Iterator[str | int]:
-    for item in fields.items():
-        yield from item

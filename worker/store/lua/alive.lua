@@ -1,2 +1,2 @@
--- The workers that are alive by the broker's clock.
+-- Returns the workers that are alive by the broker's clock.
 return redis.call('ZRANGEBYSCORE', keys.workers, text(now_ms()), '+inf')

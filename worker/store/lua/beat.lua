@@ -1,7 +1,7 @@
--- The worker lives, and so does its run, if it has one.
+-- Heartbeat: renews the worker's presence and, with an id, its run's lease.
 -- ARGV: id or '', worker with its engine, lease in ms, run, step, whether it takes more (0 or 1),
--- key of the order to drain, stage.
--- Returns what it must do: any of 'drain', 'lost' (the run is its own no more) and 'cancel'.
+-- key of the drain order, stage.
+-- Returns orders: any of 'drain', 'lost' (the run lost its lease) and 'cancel'.
 local id, lease_ms = ARGV[1], ARGV[3]
 local now = now_ms()
 if ARGV[6] == '1' then

@@ -1,4 +1,4 @@
--- The owner wants it no more. What waits ends at once; what runs, when its worker has heard of it.
+-- Cancel: a waiting request ends at once, a running one at its worker's next heartbeat.
 -- ARGV: id, owner, retention in ms, error. Returns 'requested', 'ended', or nil: no such request.
 local id = ARGV[1]
 local record = redis.call('HMGET', keys.record, 'status', 'owner', 'deleted')

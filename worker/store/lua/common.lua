@@ -1,16 +1,16 @@
--- Put before every script: the keys, in the order of keyspace.py, and what scripts share.
+-- Put before every script: the keys, in the order of keyspace.py, and shared functions.
 local keys = {
   record = KEYS[1], rq_job = KEYS[2], waiting = KEYS[3], sequence = KEYS[4], leases = KEYS[5],
   workers = KEYS[6], rq_queue = KEYS[7], intermediate = KEYS[8], rq_queues = KEYS[9],
   turns = KEYS[10], looks = KEYS[11],
-  -- These are completed with an owner, or with a day.
+  -- The next four are prefixes, completed with an owner or a day.
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
   metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
-  webhooks = KEYS[19], webhook = KEYS[20], -- The latter is completed with a request's id.
+  webhooks = KEYS[19], webhook = KEYS[20], -- `webhook` is completed with a request's id.
   history = KEYS[21], expiries = KEYS[22],
 }
 
--- Time is the broker's own, so that hosts' clocks do not matter.
+-- The broker's clock, so that hosts' clocks do not matter.
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -30,15 +30,15 @@ local function named(key, ...)
   return flat
 end
 
--- The queue stands twice: all requests in one set, and each owner's in a set of its own. Below 0 are
--- those that have run before.
+-- Two sorted sets hold a waiting request: that of all, and its owner's. Places below 0 are those of
+-- requests that have run before.
 local function enter_queue(id, owner, place)
   place = string.format('%.17g', place)
   redis.call('ZADD', keys.waiting, place, id)
   redis.call('ZADD', keys.waiting .. ':' .. owner, place, id)
 end
 
--- One more line of the sums since ever, for /metrics.
+-- Adds to a counter of /metrics.
 local function count(name, amount)
   redis.call('HINCRBY', keys.metrics, name, text(amount or 1))
 end
@@ -56,34 +56,35 @@ end
 local DAY_MS = 24 * 60 * 60 * 1000
 local USAGE_KEPT_SECONDS = 401 * 24 * 60 * 60
 
--- One more line of the daily sums.
-local function use(owner, metric, amount)
+-- Adds to the owner's usage of the day.
+local function add_usage(owner, metric, amount)
   local today = keys.usage .. text(math.floor(now_ms() / DAY_MS))
   redis.call('HINCRBY', today, owner .. ' ' .. metric, text(amount))
   redis.call('EXPIRE', today, USAGE_KEPT_SECONDS, 'NX')
 end
 
--- A run is over, however it ended: for how many ms it had a GPU.
-local function leave_gpu(owner)
+-- A run is over, however it ended. Returns for how many ms it had a GPU.
+local function end_gpu_time(owner)
   local started = redis.call('HGET', keys.record, 'started_at')
   if not started then
     return 0
   end
   local ms = math.max(0, now_ms() - started)
-  use(owner, 'gpu_ms', ms)
+  add_usage(owner, 'gpu_ms', ms)
   count('gpu_ms', ms)
   return ms
 end
 
--- Credits are whole millionths. What was reserved at the submit is the most that a request can cost;
--- the rest of it, or all when there is no video, is free again. A key without a balance has no limit.
+-- Charges a completed request and releases the rest of the reservation, which is the most that it can
+-- cost; without a video, releases all of it. In millionths of a credit. A key without a balance has no
+-- limit.
 local function settle(owner, is_completed, gpu_ms)
   local bill = redis.call('HMGET', keys.record, 'reserved', 'price', 'gpu_price')
   local reserved = tonumber(bill[1] or 0)
   local charge = 0
   if is_completed then
     charge = math.min(reserved, (bill[2] or 0) + math.floor((bill[3] or 0) * gpu_ms / 1000 + 0.5))
-    use(owner, 'charged', charge)
+    add_usage(owner, 'charged', charge)
     count('charged', charge)
     redis.call('HSET', keys.record, 'cost', text(charge))
   end
@@ -109,8 +110,8 @@ local function leave_queue(id)
   end
 end
 
--- What the histograms say of a request that has ended. A worker tells the time that each stage of
--- its run took in a field of the record that ends in _ms.
+-- Adds an ended request to the histograms. Fields of the record that end in _ms hold the length of each
+-- stage of its run.
 local function observe_end(status, gpu_ms, fields)
   local created, started = unpack(redis.call('HMGET', keys.record, 'created_at', 'started_at'))
   if started then
@@ -132,24 +133,23 @@ local function drop_preview(id)
   redis.call('DEL', keys.previews .. id)
 end
 
--- Of an owner, no more deliveries are due than so many. The newest is given up, as what was owed before
--- has been promised, and a receiver that is away for hours gets that still.
-local MOST_OWED = 1000
+-- Due deliveries of one owner at most. Above it the newest is given up: older ones were promised.
+local MOST_DUE = 1000
 
--- A delivery is due at `at`. Each owner has a set of its own, so that nobody's waits behind another's.
-local function owe_at(id, owner, at)
+-- A delivery is due at `at`. Each owner has a queue of its own, so that owners do not delay each other.
+local function schedule_delivery(id, owner, at)
   redis.call('ZADD', keys.webhooks .. ':' .. owner, text(at), id)
   redis.call('ZADD', keys.webhooks, 'LT', text(at), owner)
 end
 
--- One more line in the log of a delivery.
-local function note_webhook(id, line)
+-- Adds a line to the log of a delivery.
+local function log_attempt(id, line)
   local log = redis.call('HGET', keys.webhook .. id, 'log') or ''
   redis.call('HSET', keys.webhook .. id, 'log', log .. text(now_ms()) .. ' ' .. line .. '\n')
 end
 
--- Delivered, or given up: its log is kept as long as a record.
-local function leave_webhooks(id, owner, retention_ms)
+-- Takes a delivered or given-up delivery out of the queue. Its log is kept as long as a record.
+local function end_delivery(id, owner, retention_ms)
   local state = redis.call('HGET', keys.webhook .. id, 'state')
   if state and state ~= 'due' then
     count('webhooks ' .. state)
@@ -161,8 +161,8 @@ local function leave_webhooks(id, owner, retention_ms)
   redis.call('PEXPIRE', keys.webhook .. id, retention_ms)
 end
 
--- If the submit has named a URL, it is to be told of the end. The record goes before the last attempt
--- may be made, so its fields come along, each with a colon before it.
+-- Queues a delivery if the submit named a webhook URL. The record may expire before the last attempt, so
+-- the delivery holds a copy of its fields, each prefixed with a colon.
 local function enqueue_delivery(id, owner, retention_ms)
   local url = redis.call('HGET', keys.record, 'webhook_url')
   if not url or redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
@@ -179,17 +179,17 @@ local function enqueue_delivery(id, owner, retention_ms)
     end
   end
   redis.call('HSET', keys.webhook .. id, unpack(delivery))
-  if redis.call('ZCARD', keys.webhooks .. ':' .. owner) < MOST_OWED then
-    owe_at(id, owner, now_ms())
+  if redis.call('ZCARD', keys.webhooks .. ':' .. owner) < MOST_DUE then
+    schedule_delivery(id, owner, now_ms())
   else
     redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
-    note_webhook(id, 'too many deliveries of this key are due')
-    leave_webhooks(id, owner, retention_ms)
+    log_attempt(id, 'too many deliveries of this key are due')
+    end_delivery(id, owner, retention_ms)
   end
 end
 
--- Out of the list of an owner's requests with those whose records are gone.
-local function forget_gone(owner, most)
+-- Removes requests whose records have expired from the list of an owner's requests.
+local function drop_expired(owner, most)
   local expiries = keys.expiries .. owner
   local until_now = { expiries, '-inf', text(now_ms()), 'BYSCORE', 'LIMIT', 0, most }
   for _, id in ipairs(redis.call('ZRANGE', unpack(until_now))) do
@@ -198,12 +198,12 @@ local function forget_gone(owner, most)
   end
 end
 
--- Each end makes room for some that went before. What is deleted stays in the list as long as others,
--- since a page may begin after it. The list itself goes with the last of them, when nothing of the
--- owner's waits or runs.
-local function note_end(id, owner, retention_ms)
+-- Sets when an ended request leaves the owner's list, and removes some expired ones. A deleted request
+-- stays as long as others, since a page may begin after it. The list itself expires with its last
+-- request, when none of the owner's waits or runs.
+local function list_expiry(id, owner, retention_ms)
   local expiries = keys.expiries .. owner
-  forget_gone(owner, 10)
+  drop_expired(owner, 10)
   redis.call('ZADD', expiries, text(now_ms() + retention_ms), id)
   if redis.call('EXISTS', keys.live .. owner) == 0 then
     local last = redis.call('ZRANGE', expiries, -1, -1, 'WITHSCORES')[2]
@@ -212,20 +212,20 @@ local function note_end(id, owner, retention_ms)
   end
 end
 
--- The only way into a terminal state. The record, and the idempotency key that leads to it, go an
--- hour later, or when the record itself says; all that RQ holds, at once.
+-- The only way into a final state. The record and its idempotency key expire after `list_ms`, or after
+-- the record's own `retention_ms`; RQ's keys are deleted at once.
 local function finish(id, status, list_ms, fields)
   local retention_ms = redis.call('HGET', keys.record, 'retention_ms') or list_ms
   local owner = redis.call('HGET', keys.record, 'owner')
-  local gpu_ms = leave_gpu(owner)
+  local gpu_ms = end_gpu_time(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
   settle(owner, status == 'COMPLETED', gpu_ms)
   local outcome = redis.call('HGET', keys.record, 'error_code') or 'completed'
-  use(owner, outcome, 1)
+  add_usage(owner, outcome, 1)
   count('ended ' .. outcome)
   observe_end(status, gpu_ms, fields)
   redis.call('SREM', keys.live .. owner, id)
-  note_end(id, owner, list_ms)
+  list_expiry(id, owner, list_ms)
   redis.call('PEXPIRE', keys.record, retention_ms)
   local key = redis.call('HGET', keys.record, 'idempotency_key')
   if key then
@@ -241,12 +241,12 @@ local function finish(id, status, list_ms, fields)
   end
 end
 
--- Back to QUEUED, before everything that waits: it has waited already.
+-- Back to QUEUED, first in the queue, as the request has waited before.
 local function requeue(id, reason)
   count('requeues ' .. reason)
   local first = redis.call('ZRANGE', keys.waiting, 0, 0, 'WITHSCORES')[2] or '0'
   local owner = redis.call('HGET', keys.record, 'owner')
-  leave_gpu(owner)
+  end_gpu_time(owner)
   redis.call('HSET', keys.record, 'status', 'QUEUED')
   redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'stage', 'started_at')
   drop_preview(id)
@@ -257,7 +257,7 @@ local function requeue(id, reason)
   redis.call('LPUSH', keys.rq_queue, id)
 end
 
--- To the end, when a run stopped early that its owner did not want any more.
+-- Ends a cancelled request FAILED. Returns its error, or false: it is not cancelled.
 local function end_if_cancelled(id, retention_ms)
   local error = redis.call('HGET', keys.record, 'cancelled')
   if error then
@@ -266,7 +266,7 @@ local function end_if_cancelled(id, retention_ms)
   return error
 end
 
--- After a crash: another attempt, or the end.
+-- After a crash: requeues the request, or ends it FAILED after its last attempt.
 local function retry(id, most_attempts, retention_ms, error)
   if end_if_cancelled(id, retention_ms) then
     return 'failed'

@@ -1,5 +1,5 @@
--- The owner wants to see no more of it. What has ended is gone at once, what waits ends and is gone; what
--- runs is cancelled, and its record stays, for its run alone, until that has ended.
+-- Delete: an ended request is removed, a waiting one ends and is removed, a running one is cancelled; its
+-- record stays, hidden from the owner, until the run has ended.
 -- ARGV: id, owner, retention in ms, error. Returns the name of the video or '', or nil: no such request.
 local id = ARGV[1]
 local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name' }
@@ -7,7 +7,7 @@ local status, owner, deleted, key, file_name = unpack(redis.call('HMGET', keys.r
 if owner ~= ARGV[2] or deleted then
   return nil
 end
-if key then -- soon it may lead to another request
+if key then -- the owner may use it for another request
   redis.call('DEL', key)
   redis.call('HDEL', keys.record, 'idempotency_key')
 end
@@ -20,5 +20,5 @@ if status == 'QUEUED' or status == 'PROCESSING' then
   return ''
 end
 redis.call('DEL', keys.record, keys.webhook .. id)
-leave_webhooks(id, owner, ARGV[3])
+end_delivery(id, owner, ARGV[3])
 return file_name or ''

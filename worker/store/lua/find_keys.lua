@@ -1,9 +1,9 @@
--- What is known of API keys now: many at once, and nothing of it is remembered by who asks.
+-- Looks up many API keys by the digests of their secrets. Gateways cache nothing of it.
 -- KEYS: the secrets. ARGV: what the keys' names begin with, then the digests of secrets.
 -- Returns for each 'unknown', 'revoked', 'expired', or its id, name, scopes, models and balance.
 local now = now_ms()
 
--- What is no moment has come: others in the batch are to have their answers, and this key is not.
+-- An invalid time counts as over: it must not fail the other keys of the batch.
 local function is_over(written)
   local moment = tonumber(written)
   return not moment or moment <= now

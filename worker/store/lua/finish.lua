@@ -1,16 +1,16 @@
--- PROCESSING -> COMPLETED | FAILED, for the run that holds the lease and for no other.
--- ARGV: id, run, status, retention in ms, fields … Returns 1 when the end is this run's.
+-- PROCESSING -> COMPLETED | FAILED, only by the run that holds the lease.
+-- ARGV: id, run, status, retention in ms, fields … Returns 1 when the end is this run's, else 0.
 local record = redis.call('HMGET', keys.record, 'status', 'run')
 if record[2] ~= ARGV[2] then
   return 0
 end
 local is_unwanted = ARGV[3] == 'COMPLETED' and redis.call('HEXISTS', keys.record, 'deleted') == 1
 if record[1] == 'PROCESSING' and is_unwanted then
-  end_if_cancelled(ARGV[1], ARGV[4]) -- its worker has not heard of it yet
+  end_if_cancelled(ARGV[1], ARGV[4]) -- no heartbeat has told its worker yet
   return 0
 end
 if record[1] == 'PROCESSING' then
   finish(ARGV[1], ARGV[3], ARGV[4], { unpack(ARGV, 5) })
   return 1
 end
-return record[1] == ARGV[3] and 1 or 0 -- asked again because the first reply was lost
+return record[1] == ARGV[3] and 1 or 0 -- a retry after a lost reply

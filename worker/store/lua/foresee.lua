@@ -1,4 +1,4 @@
--- All that a forecast is made of.
+-- The data of a forecast.
 -- ARGV: most waiting requests to look at.
 -- Returns, as names and values: now_ms, the paces of runs, the live workers, the runs (each as names and
 -- values), and of the first waiting requests the ids and their work.

@@ -1,11 +1,11 @@
--- One page of what an owner has asked for. The key of the record is here what all records' begin with.
--- ARGV: owner, most, id after which it begins or '', 'asc' or 'desc' by the time of the submit.
--- Returns ids, each before its flat record and when that expires, or what is below 0; one more than
--- asked for where there are more; nil when the id is not among them.
+-- One page of an owner's requests. keys.record is here the prefix of all records.
+-- ARGV: owner, most, id after which the page begins or '', 'asc' or 'desc' by the time of the submit.
+-- Returns for each its id, its record (as names and values) and its expiry, negative without one; one
+-- request more than `most` if there are more; nil when the id is not in the list.
 local owner, most, after = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local history = keys.history .. owner
 local up = ARGV[4] == 'asc'
-forget_gone(owner, 1000)
+drop_expired(owner, 1000)
 
 local start = 0
 if after ~= '' then

@@ -1,6 +1,6 @@
--- Records and places in the queue of many requests at once. KEYS: the waiting set, then the records.
--- ARGV: the ids of those records. Returns now, and for each a flat record, a rank or false, and when
--- it expires, or what is below 0.
+-- Records and places in the queue of many requests. KEYS: the waiting set, then the records.
+-- ARGV: the ids of the records. Returns now, and for each its record (as names and values), its rank or
+-- false, and its expiry, negative without one.
 local found = { now_ms() }
 for index, id in ipairs(ARGV) do
   found[#found + 1] = redis.call('HGETALL', KEYS[index + 1])

@@ -1,5 +1,4 @@
--- How fast a run was, among the others of as many latent frames and the same engine: a mean in which
--- the last one counts most.
+-- Adds a run to the exponential moving average of its engine and number of latent frames.
 -- ARGV: '', latent frames and the engine, then ms: before the steps, of each step, after them.
 local LAST_COUNTS = 0.3
 local KEPT_SECONDS = 30 * 24 * 60 * 60

@@ -1,6 +1,6 @@
--- What became of an attempt, by the sender that made it and nobody else.
--- ARGV: id, attempt, state, what is noted, ms until the next attempt, retention in ms.
--- Returns 1 when it was noted.
+-- Records the outcome of an attempt, only by the sender that made it.
+-- ARGV: id, attempt, state, line for the log, ms until the next attempt, retention in ms.
+-- Returns 1 when it was recorded, else 0.
 local id = ARGV[1]
 local delivery = keys.webhook .. id
 local names = { 'state', 'attempts', 'noted', 'owner' }
@@ -9,10 +9,10 @@ if state ~= 'due' or attempts ~= ARGV[2] or noted == ARGV[2] then
   return 0
 end
 redis.call('HSET', delivery, 'state', ARGV[3], 'noted', ARGV[2])
-note_webhook(id, ARGV[4])
+log_attempt(id, ARGV[4])
 if ARGV[3] == 'due' then
-  owe_at(id, owner, now_ms() + ARGV[5])
+  schedule_delivery(id, owner, now_ms() + ARGV[5])
 else
-  leave_webhooks(id, owner, ARGV[6])
+  end_delivery(id, owner, ARGV[6])
 end
 return 1

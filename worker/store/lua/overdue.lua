@@ -1,4 +1,4 @@
--- What a reconciler should look at.
+-- What a reconciler may have to repair.
 -- ARGV: '', lease in ms, longest gap in ms.
 -- Returns, as names and values: the ids whose lease has expired, the ids popped and not started, how many
 -- waiting requests are missing from both of RQ's lists, and for how many ms reconcilers have watched
@@ -10,7 +10,7 @@ if not last or now < tonumber(last) or now - last > tonumber(ARGV[3]) then
 end
 redis.call('HSET', keys.looks, 'last', text(now), 'since', since)
 
--- No lease is that long: the clock was set back. Who is alive beats again within a second.
+-- No lease is that long: the clock was set back. Live workers send a heartbeat within a second.
 local farthest = text(now + ARGV[2] + 60000)
 redis.call('ZREMRANGEBYSCORE', keys.workers, farthest, '+inf')
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.leases, farthest, '+inf')) do

@@ -1,4 +1,4 @@
--- What RQ's pop does, in the order of the waiting set: RQ's list only knows who came first.
+-- RQ's pop, in the order of the waiting set: RQ's own list is first in, first out.
 -- Returns the id, or nil.
 local popped = {}
 for _, id in ipairs(redis.call('LRANGE', keys.intermediate, 0, -1)) do

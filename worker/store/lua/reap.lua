@@ -1,5 +1,5 @@
--- A run whose lease has ended: another attempt, or FAILED. Any number of reapers may try at once.
--- ARGV: id, most attempts, retention in ms, error.
+-- A run whose lease has expired: another attempt, or FAILED. Several reconcilers may call it at once.
+-- ARGV: id, most attempts, retention in ms, error. Returns 'requeued', 'failed', or nil: not expired.
 local id = ARGV[1]
 local lease = redis.call('ZSCORE', keys.leases, id)
 if not lease or tonumber(lease) > now_ms() then

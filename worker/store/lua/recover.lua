@@ -1,5 +1,5 @@
--- A waiting request that was popped and never started, or that is in no list at all.
--- ARGV: id, most attempts, retention in ms, error.
+-- A waiting request that was popped and never started, or is missing from RQ's lists.
+-- ARGV: id, most attempts, retention in ms, error. Returns 'requeued', 'failed', or nil: nothing to do.
 local id = ARGV[1]
 if redis.call('HGET', keys.record, 'status') ~= 'QUEUED' then
   redis.call('LREM', keys.intermediate, 0, id)
@@ -11,6 +11,6 @@ if redis.call('LPOS', keys.rq_queue, id) then
   return nil
 end
 count('lost pop')
--- A worker that dies between pop and start counts as an attempt: a poisoned pop must end as well.
+-- Counts as an attempt: a request that kills workers between pop and start must end too.
 redis.call('HINCRBY', keys.record, 'attempt', 1)
 return retry(id, tonumber(ARGV[2]), ARGV[3], ARGV[4])

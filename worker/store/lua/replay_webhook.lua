@@ -1,4 +1,4 @@
--- Deliver once more, from now on and as often as anew. What is on its way is noted no more.
+-- Delivers once more, due now and with all attempts. An attempt under way is not recorded any more.
 -- ARGV: id. Returns 'due', 'revoked', or nil: no such delivery.
 local id = ARGV[1]
 local delivery = keys.webhook .. id
@@ -11,5 +11,5 @@ if redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
 end
 redis.call('HSET', delivery, 'state', 'due', 'before', attempts, 'noted', attempts)
 redis.call('PERSIST', delivery)
-owe_at(id, owner, now_ms())
+schedule_delivery(id, owner, now_ms())
 return 'due'

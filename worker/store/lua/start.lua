@@ -1,4 +1,4 @@
--- QUEUED -> PROCESSING under a lease. The run token fences all that this attempt writes later.
+-- QUEUED -> PROCESSING under a lease. The run token fences all later writes of this attempt.
 -- ARGV: id, run, worker, lease in ms. Returns the fields of the record that a worker needs, as
 -- names and values, or nil: nothing to do.
 local id, run = ARGV[1], ARGV[2]
@@ -15,7 +15,7 @@ if record[1] == 'QUEUED' then
     redis.call('HSET', keys.turns, redis.call('HGET', keys.record, 'owner'), place)
   end
   leave_queue(id)
-  redis.call('LREM', keys.rq_queue, 0, id) -- a pop that took long has been recovered meanwhile
+  redis.call('LREM', keys.rq_queue, 0, id) -- a slow pop may have been recovered meanwhile
 elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
   return nil
 end

@@ -1,23 +1,23 @@
--- Accept a request: nothing or everything of record, place in the queue, reserved credits, RQ's job.
+-- Accepts a request: writes all of record, place in the queue, reserved credits and RQ's job, or nothing.
 -- ARGV: id, most waiting, 'needs_worker' or 'dry_run' or '', owner, idempotency key of the broker or '',
--- fingerprint, price and price of a GPU second in millionths, most that are charged of those, params,
--- how many names and values follow, further fields of the record …, RQ's fields …
--- Returns what became of it, with the first request's id when it was made before, and the rate when
--- the owner's is limited: limit, what is left, ms until there is more. A dry run passes every check, is
--- told the place that the request would have in the queue, and leaves nothing behind.
+-- fingerprint, price and price of a GPU second in millionths, most GPU seconds charged, params, number of
+-- names and values that follow, further fields of the record …, RQ's fields …
+-- Returns the outcome; when replayed, with the first request's id; when the owner has a rate limit, with
+-- the limit, the requests left, and ms until there is one more. A dry run makes the same checks, returns
+-- the request's place in the queue, and writes nothing.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local is_dry_run = ARGV[3] == 'dry_run'
 local MINUTE_MS = 60000
 
 local function answer(outcome, ...)
   if not is_dry_run then
-    redis.pcall('HINCRBY', keys.metrics, 'submits ' .. outcome, 1) -- a full memory has no room for it
+    redis.pcall('HINCRBY', keys.metrics, 'submits ' .. outcome, 1) -- refused when the memory is full
   end
   return { outcome, ... }
 end
 
 if redis.call('EXISTS', keys.record) == 1 then
-  return { 'accepted' } -- the first reply was lost on its way and the client library asked again
+  return { 'accepted' } -- the client library's retry after a lost reply
 end
 if key ~= '' then
   local first = redis.call('HMGET', key, 'request_id', 'fingerprint')
@@ -29,7 +29,7 @@ if ARGV[3] == 'needs_worker' and redis.call('ZCOUNT', keys.workers, now_ms(), '+
   return answer('no_worker')
 end
 
--- What the owner may. It was let in a moment ago, but its body may have been long on its way.
+-- The key's limits now: it may have changed since the gateway authenticated it.
 local now = now_ms()
 local account = keys.api_key .. owner
 local names = { 'revoked_at', 'expires_at', 'priority', 'requests_per_minute', 'jobs_at_once', 'balance' }
@@ -38,7 +38,7 @@ local revoked, expires, priority, per_minute, at_once, balance =
 if revoked or (expires and now >= tonumber(expires)) then
   return answer('key_ended')
 end
--- A queue that others have filled still takes an owner's first.
+-- A full queue still takes an owner's first request.
 local mine = keys.waiting .. ':' .. owner
 if redis.call('ZCARD', keys.waiting) >= tonumber(ARGV[2]) and redis.call('EXISTS', mine) == 1 then
   return answer('queue_full')
@@ -54,10 +54,10 @@ if balance and reserved > 0 and reserved > tonumber(balance) then
 end
 local recent, rate = keys.rate .. owner, {}
 if per_minute then
-  -- Exact in every minute; what a clock that was set back has left in the future does not count.
+  -- A sliding minute. Times in the future, from before the clock was set back, do not count.
   local since, limit = '(' .. text(now - MINUTE_MS), tonumber(per_minute)
   local made = redis.call('ZCOUNT', recent, since, text(now))
-  -- One more may be submitted when so many are a minute old that the limit is not reached.
+  -- One more may be submitted when this request is a minute old.
   local first = redis.call('ZRANGE', recent, since, text(now), 'BYSCORE',
                            'LIMIT', math.max(0, made - limit), 1, 'WITHSCORES')
   rate = { limit, math.max(0, limit - made - 1), (first[2] or now) + MINUTE_MS - now }
@@ -66,9 +66,9 @@ if per_minute then
   end
 end
 
--- Start-time fair queueing (Goyal, Vin and Cheng, 1996): an owner's request stands one turn after
--- the one before, or less with a higher priority, and never before the head of the queue. Within a
--- turn, who came first goes first.
+-- Start-time fair queueing (Goyal, Vin and Cheng, 1996): an owner's request comes one turn after its last
+-- one, less with a higher priority, and never before the head of the queue. Within a turn: first come,
+-- first served.
 local TURN = 2 ^ 32
 local head = redis.call('ZRANGE', keys.waiting, 0, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
 local last = redis.call('ZRANGE', mine, -1, -1, 'WITHSCORES')
@@ -82,8 +82,8 @@ if is_dry_run then
   return { 'would_accept', redis.call('ZCOUNT', keys.waiting, '-inf', place) + 1 }
 end
 
--- Until here nothing is written. A broker whose memory is full refuses what needs more, but only as
--- long as a script has written nothing: so the first thing written is one that needs more.
+-- Nothing is written before this line. A broker with full memory refuses writes that need memory, but
+-- only until a script's first write: so the first one must need memory.
 if reserved > 0 and redis.call('EXISTS', account) == 1 then
   redis.call('HINCRBY', account, 'reserved', text(reserved))
   if balance then
@@ -111,13 +111,13 @@ local time = redis.call('TIME')
 redis.call('ZADD', keys.history .. owner, text(time[1] * 1000000 + time[2]), id)
 redis.call('PERSIST', keys.history .. owner)
 redis.call('PERSIST', keys.expiries .. owner)
-use(owner, 'requests', 1)
+add_usage(owner, 'requests', 1)
 if reserved > 0 then
   redis.call('HSET', keys.record, 'reserved', text(reserved), 'price', ARGV[7], 'gpu_price', ARGV[8])
 end
 
 if not head[1] then
-  redis.call('DEL', keys.turns) -- nobody waits for a turn: nobody has had more than another
+  redis.call('DEL', keys.turns) -- an empty queue forgets past turns
 end
 enter_queue(id, owner, place + redis.call('INCR', keys.sequence))
 

@@ -1,9 +1,9 @@
--- All that /metrics shows of the broker, as it is at one moment, whatever the length of the queue.
+-- The broker's figures for /metrics, at one moment, in a time that does not grow with the queue.
 -- Returns, as names and values: how many requests wait, how many run, for how many ms the oldest has
 -- waited, the live workers, the sums (as names and values), and how many deliveries are due.
 local now = now_ms()
 
--- RQ's list has who came first at its head, behind those that have run before, whatever their turn.
+-- The oldest request is at the head of RQ's list, behind those that have run before.
 local again = redis.call('ZCOUNT', keys.waiting, '-inf', '(0')
 local first = redis.call('LRANGE', keys.rq_queue, 0, again)
 for _, id in ipairs(redis.call('LRANGE', keys.intermediate, 0, -1)) do

@@ -1,7 +1,7 @@
--- Deliveries that are due, each for one sender until its lease is over: then it is due again. Owners
--- have turns: of whom some were taken comes after all others to whom something is due.
--- ARGV: '', most, lease in ms, most attempts, retention in ms, most at once of an owner, then owners
--- that this sender is at and for how many. Returns the id and the flat hash of each.
+-- Leases due deliveries to one sender; when the lease expires, they are due again. Owners take turns: an
+-- owner of whom some were taken comes after all other owners with due deliveries.
+-- ARGV: '', most, lease in ms, most attempts, retention in ms, most at once of an owner, then the sender's
+-- busy owners, each with its number. Returns the ids, each with its hash (as names and values).
 local MOST_LOOKED_AT = 200
 local now = now_ms()
 local most, most_attempts, most_of_owner = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[6])
@@ -16,8 +16,8 @@ end
 
 local function end_unsent(id, owner, reason)
   redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
-  note_webhook(id, reason)
-  leave_webhooks(id, owner, ARGV[5])
+  log_attempt(id, reason)
+  end_delivery(id, owner, ARGV[5])
 end
 
 local function take(id, owner)
@@ -32,7 +32,7 @@ local function take(id, owner)
   else
     busy[owner] = (busy[owner] or 0) + 1
     redis.call('HINCRBY', delivery, 'attempts', 1)
-    owe_at(id, owner, now + ARGV[3])
+    schedule_delivery(id, owner, now + ARGV[3])
     taken[#taken + 1] = id
     taken[#taken + 1] = redis.call('HGETALL', delivery)
   end
