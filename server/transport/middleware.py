@@ -15,7 +15,6 @@ import structlog
 from starlette import datastructures
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.errors import MochiError
 from server.errors import BadHostError, InvalidKeyError, MissingKeyError
 from server.keys.lookup import ApiKey, KeyLookup
 from server.keys.throttle import Throttle
@@ -24,7 +23,7 @@ from server.paths import (
     PUBLIC,
     PUBLIC_FOLDERS,
 )
-from server.transport.responses import answer_for_bug, answer_for_error
+from server.transport.responses import answer_for_bug, answer_for_exception
 from server.transport.security_headers import Headers, security_headers
 from server.transport.traffic import Traffic
 
@@ -85,18 +84,19 @@ class Middleware:
         try:
             await self._admit(scope)
             await self._app(scope, receive, send)
-        except MochiError as error:
-            await answer_for_error(error, scope["path"])(scope, receive, send)
-        except Exception:  # the last resort of every route
-            _log.exception(
-                "http.bug",
-                method=scope["method"],
-                path=scope["path"],
-                request_id=_request_id(scope),
-            )
-            if has_begun():
-                raise  # too late for an answer: the connection must break
-            await answer_for_bug(scope["path"], _request_id(scope))(scope, receive, send)
+        except Exception as error:
+            response = None if has_begun() else answer_for_exception(error, scope)
+            if response is None:
+                _log.exception(
+                    "http.bug",
+                    method=scope["method"],
+                    path=scope["path"],
+                    request_id=_request_id(scope),
+                )
+                if has_begun():
+                    raise  # too late for an answer: the connection must break
+                response = answer_for_bug(scope["path"], _request_id(scope))
+            await response(scope, receive, send)
 
     async def _admit(self, scope: Scope) -> None:
         headers = datastructures.Headers(scope=scope)

@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from models.errors import MochiError
 from server.errors import (
@@ -84,24 +84,25 @@ def answer_for_bug(path: str, request_id: str | None) -> Response:
     return answer(_error_body(error, 500, path, request_id), 500)
 
 
-async def handle_routing_error(request: Request, error: Exception) -> Response:
-    """The router's error for an unknown path or a wrong verb."""
-    assert isinstance(error, HTTPException)  # noqa: S101 (registered for this type only)
+def answer_for_exception(error: Exception, scope: Scope) -> Response | None:
+    """The response for an exception that a route or the router raises; None for a bug."""
+    if isinstance(error, MochiError):
+        return answer_for_error(error, scope["path"], scope["state"].get("request_id"))
+    if isinstance(error, HTTPException):
+        return _answer_for_routing(error, scope)
+    return None
+
+
+def _answer_for_routing(error: HTTPException, scope: Scope) -> Response:
+    """For an unknown path or a wrong verb."""
+    app = scope["app"]
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = _verbs(request) or (error.headers or {}).get("Allow", "")
+        allowed = _verbs(app.state.routes, scope) or (error.headers or {}).get("Allow", "")
         wrong = WrongVerbError(f"Wrong verb. This path takes: {allowed}.")
-        refusal = answer_for_error(wrong, request.url.path)
+        refusal = answer_for_error(wrong, scope["path"])
         refusal.headers["Allow"] = allowed
         return refusal
-    has_docs = request.app.openapi_url is not None
-    return answer_for_error(UnknownRouteError(has_docs=has_docs), request.url.path)
-
-
-async def handle_error(request: Request, error: Exception) -> Response:
-    """An error that a route raises."""
-    assert isinstance(error, MochiError)  # noqa: S101 (registered for this type only)
-    request_id = getattr(request.state, "request_id", None)
-    return answer_for_error(error, request.url.path, request_id)
+    return answer_for_error(UnknownRouteError(has_docs=app.openapi_url is not None), scope["path"])
 
 
 def _error_body(text: str, status: int, path: str, request_id: str | None) -> BaseModel:
@@ -110,12 +111,12 @@ def _error_body(text: str, status: int, path: str, request_id: str | None) -> Ba
     return ErrorBody(error=text, request_id=request_id)
 
 
-def _verbs(request: Request) -> str:
+def _verbs(routes: Iterable[Route], scope: Scope) -> str:
     """The verbs of all routes with this path: the router names only those of the first."""
     verbs: set[str] = set()
-    for route in request.app.state.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            verbs |= route.methods
+    for route in routes:
+        if route.matches(scope)[0] is not Match.NONE:
+            verbs |= route.methods or set()
     return ", ".join(sorted(verbs))
 
 

@@ -21,7 +21,7 @@ router = APIRouter(tags=["Operations"])
 
 
 @router.get("/healthz", response_model=HealthBody, responses=errors(500))
-async def get_health() -> Response:
+async def get_health(_request: Request) -> Response:
     """The process is alive."""
     return answer(HealthBody())
 

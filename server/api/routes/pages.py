@@ -15,7 +15,7 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/docs")
-async def docs() -> HTMLResponse:
+async def docs(_request: Request) -> HTMLResponse:
     """Swagger UI."""
     return HTMLResponse(PAGE)
 
