@@ -155,6 +155,7 @@ def _add_routes(app: FastAPI, *, with_pages: bool) -> None:
     ]
     for route in routes:
         route.app = _without_dependencies(route.endpoint)
+        route.unique_id = operation_id(route)
     app.router.routes += routes
     if with_pages:
         app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
