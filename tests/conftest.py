@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
+from tests.support.forks import forks
 from tests.support.stack import Stack
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
@@ -23,6 +24,11 @@ def pytest_configure() -> None:
     """What a shell starts in the background ignores Ctrl-C, and so would all that tests start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    if forks.cache_info().currsize:
+        forks().stop()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -18,6 +18,7 @@ from segmind import SegmindClient
 from server.keys.lookup import Scope, digest
 from server.keys.record import NewKey
 from server.keys.store import create_key
+from tests.support.forks import can_fork, forks
 from tests.support.leaks import leaks
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
@@ -115,15 +116,12 @@ class Stack:
             within: a command that runs Python, as `nice` does.
         """
         log = self.folder / f"{package}-{len(self.processes)}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [*within, sys.executable, "-P", "-m", package],
-                env=self.environ | dict(environ or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
+        log.touch()
+        variables = self.environ | dict(environ or {})
+        if not within and can_fork(variables):
+            process: subprocess.Popen[bytes] = forks().start(package, variables, log)
+        else:
+            process = _executed([*within, sys.executable, "-P", "-m", package], variables, log)
         self.processes.append(process)
         return process
 
@@ -199,6 +197,20 @@ class Stack:
         """Names of all files in the output folder."""
         folder = WorkerSettings(data_dir=self.folder).outputs_dir
         return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def _executed(
+    command: Sequence[str], environ: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
 
 
 def _announced_url(log: str) -> str:

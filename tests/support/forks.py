@@ -1,0 +1,196 @@
+"""Starts processes as forks of one that has loaded the product.
+
+The imports of a gateway or a worker take a second of CPU, and the tests start hundreds of them. A
+fork has them already; all else of a new process it has for itself: id, session, variables, output.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from typing_extensions import override
+
+REPOSITORY = Path(__file__).parents[2]
+PRELOADED = ("server.__main__", "worker.__main__")
+OWN = ("MOCHI_", "AWS_", "STRIKE", "PYTHONPATH")
+"""Variables whose names begin so are read when a process runs, not when it imports."""
+SLICE_SECONDS = 0.05
+"""Longest that one thread keeps the others from being told."""
+
+
+def can_fork(environ: Mapping[str, str]) -> bool:
+    """Whether a fork has all of a process with these variables: imports may depend on others."""
+    names = {name for name in environ.keys() | os.environ.keys() if not name.startswith(OWN)}
+    return all(environ.get(name) == os.environ.get(name) for name in names)
+
+
+class Forks:
+    """The process that forks, and what it tells of its children."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._statuses: dict[int, int | None] = {}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tests.support.forks"],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._asked, self._told = self._process.stdin, self._process.stdout
+
+    def start(self, module: str, environ: Mapping[str, str], log: Path) -> Fork:
+        """Run a module with these variables; its output goes to a file."""
+        asked = {"module": module, "environ": dict(environ), "log": str(log)}
+        with self._lock:
+            self._asked.write(json.dumps(asked).encode() + b"\n")
+            while (pid := self._hear()) is None:
+                pass
+        return Fork(self, module, pid)
+
+    def stop(self) -> None:
+        self._asked.close()
+        self._process.wait()
+
+    def status(self, pid: int, seconds: float) -> int | None:
+        """The exit status as Popen has it, or None if the child lives on after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            with self._lock:
+                if select.select([self._told], [], [], min(left, SLICE_SECONDS))[0]:
+                    self._hear()
+                elif not left or self._statuses[pid] is not None:
+                    return self._statuses[pid]
+
+    def _hear(self) -> int | None:
+        """Read a line. Returns the id of a new child, or None when one has ended."""
+        line = self._told.readline()
+        assert line, "the process that forks has ended"
+        pid, status = json.loads(line)
+        self._statuses[pid] = status
+        return int(pid) if status is None else None
+
+
+class Fork(subprocess.Popen[bytes]):
+    """A child of the process that forks, which alone can wait for it."""
+
+    def __init__(self, forks: Forks, module: str, pid: int) -> None:
+        self._child_created = False  # there is nothing to clean up in this process
+        self._forks = forks
+        self.args = module
+        self.pid = pid
+        self.returncode: Any = None
+        self.stdin = self.stdout = self.stderr = None
+
+    @override
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._forks.status(self.pid, 0.0)
+        return None if self.returncode is None else int(self.returncode)
+
+    @override
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            self.returncode = self._forks.status(self.pid, SLICE_SECONDS)
+        return int(self.returncode)
+
+
+@cache
+def forks() -> Forks:
+    """Those of this process."""
+    return Forks()
+
+
+def _serve() -> str:
+    """Fork for each line of standard input, until it ends.
+
+    Returns:
+        In a child, the module that it is to run; in the process that forks, nothing.
+    """
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    requests = b""
+    while True:
+        for descriptor in select.select([0, woken], [], [])[0]:
+            data = os.read(descriptor, 65536)
+            if descriptor == woken:
+                for pid, status in _ended():
+                    _tell(pid, status)
+            elif not data:
+                return ""
+            else:
+                *lines, requests = (requests + data).split(b"\n")
+                for line in lines:
+                    pid = os.fork()
+                    if not pid:
+                        signal.set_wakeup_fd(-1)
+                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                        os.close(woken)
+                        os.close(wake)
+                        return _become(**json.loads(line))
+                    _tell(pid, None)
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
+
+
+def _tell(pid: int, status: int | None) -> None:
+    os.write(1, json.dumps([pid, status]).encode() + b"\n")
+
+
+def _become(module: str, environ: Mapping[str, str], log: str) -> str:
+    os.setsid()
+    null, file = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_TRUNC)
+    for source, target in ((null, 0), (file, 1), (file, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(file)
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.argv = [module]
+    return module
+
+
+def main() -> None:
+    for name in PRELOADED:
+        import_module(name)
+    gc.collect()
+    gc.freeze()
+    module = _serve()
+    if module:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
