@@ -33,10 +33,10 @@ def live(name: str = "ann") -> LiveWorker:
     return LiveWorker(name, Traits("some weights", "CPU", "float32"))
 
 
-def intake(
+def ask_gateway(
     url: str, ask: Callable[[GatewayStore], Awaitable[_Result]], *, most_waiting: int = 1000
 ) -> _Result:
-    """What `ask` gets from a gateway's intake."""
+    """What `ask` gets from a gateway."""
 
     async def run() -> _Result:
         async with connect_gateway(url) as redis:
@@ -49,12 +49,12 @@ def submit(url: str, prompt: str = "a pond", *, scenario: str = "", **others: An
     """The id of a new request, with a mock scenario if one is given."""
     further = {"scenario": scenario} if scenario else {}
     asked = params(prompt, **others)
-    return intake(url, lambda it: it.submit(asked, OWNER, further=further)).request_id
+    return ask_gateway(url, lambda it: it.submit(asked, OWNER, further=further)).request_id
 
 
 def find(url: str, request_id: str) -> Job:
     """The request as it is now."""
-    return intake(url, lambda it: it.find(request_id, OWNER))
+    return ask_gateway(url, lambda it: it.find(request_id, OWNER))
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, **sources: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -49,6 +49,18 @@ class BrokerLog:
         if dangers and dangers != self._dangers:
             _log.warning("broker.may_lose_jobs", address=self._address, dangers=dangers)
         self._dangers = dangers
+
+
+def dangers_in(answers: Sequence[Any]) -> list[str]:
+    """See `dangers_of`. A setting that the broker does not give counts as right.
+
+    Args:
+        answers: to INFO and to CONFIG GET appendfsync; exceptions where the broker refused.
+    """
+    info, config = answers
+    if isinstance(info, Exception):
+        return []
+    return dangers_of(info, None if isinstance(config, Exception) else config.get("appendfsync"))
 
 
 def dangers_of(info: Mapping[str, Any], appendfsync: str | None) -> list[str]:

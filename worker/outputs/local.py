@@ -42,7 +42,6 @@ class LocalOutputs:
             )
 
     def draft(self, name: str) -> Path:
-        """See `Outputs`."""
         draft = self._folder / (checked_video(name) + DRAFT_SUFFIX)
         self.make_folder()
         return draft
@@ -71,7 +70,6 @@ class LocalOutputs:
         return path
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """See `Outputs`."""
         return prefetch_first(_chunks(self.path(name), start, stop))
 
     def link(self, name: str, _seconds: float) -> str | None:
@@ -80,7 +78,6 @@ class LocalOutputs:
         return None
 
     def remove(self, name: str) -> None:
-        """See `Outputs`."""
         path = self._folder / checked_video(name)
         for file in (path, path.with_name(name + DRAFT_SUFFIX)):
             with suppress(OSError):
@@ -103,7 +100,6 @@ class LocalOutputs:
             raise StorageError(f"The checkpoint cannot be kept: {error.strerror}") from error
 
     def load_checkpoint(self, request_id: str) -> bytes | None:
-        """See `Outputs`."""
         try:
             path = self._folder / checkpoint_name(request_id)
             return None if path.is_symlink() else path.read_bytes()
@@ -111,12 +107,10 @@ class LocalOutputs:
             return None
 
     def remove_checkpoint(self, request_id: str) -> None:
-        """See `Outputs`."""
         with suppress(OSError, StorageError):
             (self._folder / checkpoint_name(request_id)).unlink()
 
     def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
-        """See `Outputs`."""
         removed = 0
         for path in self._folder.glob("*"):
             request_id = request_of(path.name, with_drafts=True)

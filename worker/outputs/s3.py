@@ -146,7 +146,6 @@ class S3Outputs:
             ) from error
 
     def draft(self, name: str) -> Path:
-        """See `Outputs`."""
         return self._drafts.draft(name)
 
     def publish(self, name: str) -> int:
@@ -163,7 +162,6 @@ class S3Outputs:
         return len(video)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """See `Outputs`."""
         return prefetch_first(self._chunks(checked_video(name), start, stop))
 
     def link(self, name: str, seconds: float) -> str | None:
@@ -173,7 +171,6 @@ class S3Outputs:
             return obstore.sign(self._store, "GET", checked_video(name), expires)
 
     def remove(self, name: str) -> None:
-        """See `Outputs`."""
         self._drafts.remove(name)
         with suppress(StorageError), _store_errors("A video stays"):
             obstore.delete(self._store, [name])
@@ -185,7 +182,6 @@ class S3Outputs:
             self._put(name, data, "application/octet-stream")
 
     def load_checkpoint(self, request_id: str) -> bytes | None:
-        """See `Outputs`."""
         try:
             name = checkpoint_name(request_id)
             return obstore.get(self._store, name).bytes().to_bytes()
@@ -196,7 +192,6 @@ class S3Outputs:
             return None
 
     def remove_checkpoint(self, request_id: str) -> None:
-        """See `Outputs`."""
         with suppress(StorageError), _store_errors("A checkpoint stays"):
             obstore.delete(self._store, [checkpoint_name(request_id)])
 

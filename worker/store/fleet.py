@@ -41,14 +41,10 @@ def fleet(redis: Redis) -> list[Worker]:
     """The live workers, by name. Raises BrokerUnavailableError."""
     with broker_errors():
         alive = redis.register_script(scripts.source("alive"))(keys=keyspace.for_scripts())
-        leased: Any = redis.zrange(keyspace.LEASES, 0, -1)
-        pipeline = redis.pipeline(transaction=False)
-        for request_id in leased:
-            pipeline.hgetall(keyspace.record(request_id))
-        records = pipeline.execute()
+        records = _records(redis, redis.zrange(keyspace.LEASES, 0, -1))
     jobs = {
         record["worker"]: Job.from_record(request_id, record)
-        for request_id, record in zip(leased, records, strict=True)
+        for request_id, record in records
         if record.get("status") == Status.PROCESSING
     }
     engines = {worker.name: worker.engine for worker in read_all(alive)}
@@ -58,14 +54,10 @@ def fleet(redis: Redis) -> list[Worker]:
 def first_waiting(redis: Redis, most: int) -> list[Job]:
     """The first `most` of the queue. Raises BrokerUnavailableError."""
     with broker_errors():
-        ids: Any = redis.zrange(keyspace.WAITING, 0, most - 1)
-        pipeline = redis.pipeline(transaction=False)
-        for request_id in ids:
-            pipeline.hgetall(keyspace.record(request_id))
-        records = pipeline.execute()
+        records = _records(redis, redis.zrange(keyspace.WAITING, 0, most - 1))
     return [
         Job.from_record(request_id, record, position=place)
-        for place, (request_id, record) in enumerate(zip(ids, records, strict=True), start=1)
+        for place, (request_id, record) in enumerate(records, start=1)
         if record
     ]
 
@@ -98,3 +90,10 @@ def cancel_all(redis: Redis, owner: str, *, retention_seconds: float) -> int:
         ]
     outcomes = [outcome(Cancellation, "cancel", answer) for answer in answers if answer is not None]
     return outcomes.count(Cancellation.REQUESTED)
+
+
+def _records(redis: Redis, ids: Any) -> list[tuple[str, dict[str, str]]]:  # noqa: ANN401 (redis-py's)
+    pipeline = redis.pipeline(transaction=False)
+    for request_id in ids:
+        pipeline.hgetall(keyspace.record(request_id))
+    return list(zip(ids, pipeline.execute(), strict=True))

@@ -14,13 +14,13 @@ from typing import Any
 from uuid import uuid4
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from models.params import GenerateParams
 from worker.billing import FREE, Price, from_millionths
 from worker.broker.batching import Batch
 from worker.broker.connection import broker_errors
-from worker.broker.health import dangers_of
+from worker.broker.health import dangers_in
 from worker.errors import (
     IdempotencyConflictError,
     KeyEndedError,
@@ -277,17 +277,12 @@ class GatewayStore:
             return str(await self._redis.get(keyspace.LINK_SECRET))
 
     async def dangers(self) -> list[str]:
-        """See `dangers_of`. Settings that the broker does not give count as right."""
+        """See `dangers_of`."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.info()
+        pipeline.config_get("appendfsync")
         with broker_errors():
-            try:
-                info = await self._redis.info()
-            except ResponseError:
-                return []
-            try:
-                appendfsync = (await self._redis.config_get("appendfsync")).get("appendfsync")
-            except ResponseError:
-                appendfsync = None
-        return dangers_of(info, appendfsync)
+            return dangers_in(await pipeline.execute(raise_on_error=False))
 
     async def _submit_all(self, arguments: list[list[str | bytes | int]]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)

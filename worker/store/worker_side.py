@@ -9,12 +9,11 @@ from enum import StrEnum
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import ResponseError
 
 from models.device import DeviceUse
 from models.engine import Traits
 from worker.broker.connection import broker_errors
-from worker.broker.health import dangers_of
+from worker.broker.health import dangers_in
 from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work
 from worker.store import keyspace, scripts
@@ -196,17 +195,12 @@ class WorkerStore:
         return [request_id for request_id in waiting if request_id not in listed]
 
     def dangers(self) -> list[str]:
-        """See `dangers_of`. Settings that the broker does not give count as right."""
+        """See `dangers_of`."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.info()
+        pipeline.config_get("appendfsync")
         with broker_errors():
-            try:
-                info = self._redis.info()
-            except ResponseError:
-                return []
-            try:
-                appendfsync = self._redis.config_get("appendfsync").get("appendfsync")
-            except ResponseError:
-                appendfsync = None
-        return dangers_of(info, appendfsync)
+            return dangers_in(pipeline.execute(raise_on_error=False))
 
     def exists(self, request_id: str) -> bool:
         """Whether the record has not expired."""

@@ -11,7 +11,7 @@ from statistics import quantiles
 import pytest
 
 from tests.faults.support.client import Client
-from tests.support.jobs import intake, params, pop
+from tests.support.jobs import ask_gateway, params, pop
 from tests.support.stack import Stack
 from worker.store import keyspace
 from worker.store.gateway_side import GatewayStore
@@ -52,7 +52,7 @@ def fill(stack: Stack, owners: list[Client], count: int) -> dict[str, Client]:
             ids += [accepted.request_id for accepted in await asyncio.gather(*submits)]
         return ids
 
-    ids = intake(stack.broker.url, submit, most_waiting=MOST_WAITING)
+    ids = ask_gateway(stack.broker.url, submit, most_waiting=MOST_WAITING)
     return dict(zip(ids, asks, strict=True))
 
 

@@ -27,7 +27,7 @@ from server.keys.audit import entries
 from server.keys.file import apply_key_file, export_key_file
 from server.keys.record import NewKey
 from tests.support.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
-from tests.support.jobs import end_lease, intake, live, pop
+from tests.support.jobs import ask_gateway, end_lease, live, pop
 from tests.support.jobs import submit as accept
 from tests.support.stack import COMMAND, Stack, eventually
 from worker.broker.connection import connect_briefly, connect_gateway, connect_worker
@@ -262,7 +262,7 @@ def test_what_a_broker_may_lose_is_found_with_the_remedy(
     url = f"redis://127.0.0.1:{plain.port}"
     with connect_briefly(url) as redis:
         found = WorkerStore(redis, lease_seconds=10, retention_seconds=60).dangers()
-    assert intake(url, lambda it: it.dangers()) == found
+    assert ask_gateway(url, lambda it: it.dangers()) == found
     assert len(found) == len(remedies)
     assert all(remedy in danger for danger, remedy in zip(found, remedies, strict=True))
 

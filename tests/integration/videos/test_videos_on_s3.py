@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from server.api.links import Links, load_signer
 from server.cli.client import Client
-from tests.support.jobs import intake
+from tests.support.jobs import ask_gateway
 from tests.support.s3 import SECRET, ObjectStore
 from tests.support.stack import Stack, eventually
 from tests.support.wire import refusal
@@ -95,7 +95,7 @@ def made(shared: Bucket) -> dict[str, Any]:
 
 def own_link(stack: Bucket, request_id: str) -> str:
     """The gateway's own link, which answers do not have here and which works all the same."""
-    return Links(stack.url, request_id).video(intake(stack.broker.url, load_signer))
+    return Links(stack.url, request_id).video(ask_gateway(stack.broker.url, load_signer))
 
 
 def test_a_result_links_to_the_object_itself_for_as_long_as_it_lives(

@@ -4,14 +4,14 @@ from itsdangerous import Signer
 from redis import Redis
 
 from server.api.links import Links, load_signer
-from tests.support.jobs import intake
+from tests.support.jobs import ask_gateway
 
 REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 LINKS = Links("https://videos.example", REQUEST_ID)
 
 
 def signer_of_a_new_gateway(url: str) -> Signer:
-    return intake(url, load_signer)
+    return ask_gateway(url, load_signer)
 
 
 def test_links_are_absolute_and_where_the_contract_has_them() -> None:

@@ -34,7 +34,7 @@ from server.keys.store import (
 )
 from server.keys.times import broker_time
 from tests.faults.support.proxy import LossyProxy
-from tests.support.jobs import intake, params
+from tests.support.jobs import ask_gateway, params
 from worker.billing import MILLION, Price
 from worker.broker.connection import connect_briefly
 from worker.errors import BrokerUnavailableError
@@ -294,7 +294,7 @@ def test_what_was_submitted_without_a_limit_gives_no_credits_when_it_is_cancelle
     create_key(redis, ANN)
     owner = key(redis, "ann").key_id
     for _ in range(3):
-        intake(redis_url, lambda it: it.submit(params(), owner, price=Price(30 * MILLION)))
+        ask_gateway(redis_url, lambda it: it.submit(params(), owner, price=Price(30 * MILLION)))
     change_key(redis, "ann", lambda old: old.with_balance(Decimal(5)))
     assert amounts(redis, "ann") == tuple(map(Decimal, (-85, 90, 0, 5)))
     assert cancel_all(redis, owner, retention_seconds=60) == 3

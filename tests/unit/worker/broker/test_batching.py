@@ -6,7 +6,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from tests.support.jobs import intake, params
+from tests.support.jobs import ask_gateway, params
 from worker.broker.batching import Batch
 from worker.errors import BrokerUnavailableError
 
@@ -61,7 +61,7 @@ def test_a_broker_that_forgot_the_scripts_is_told_them_again(redis: Redis, redis
 
     ids = [
         accepted.request_id
-        for accepted in intake(
+        for accepted in ask_gateway(
             redis_url,
             lambda it: asyncio.gather(*(it.submit(params(), "owner") for _ in range(3))),
         )
@@ -69,7 +69,7 @@ def test_a_broker_that_forgot_the_scripts_is_told_them_again(redis: Redis, redis
     assert len(set(ids)) == 3
     assert redis.zcard("mochi:waiting") == 3
     redis.script_flush()
-    job = intake(redis_url, lambda it: it.find(ids[1], "owner"))
+    job = ask_gateway(redis_url, lambda it: it.find(ids[1], "owner"))
     assert job.position == 2
 
 

@@ -269,7 +269,7 @@ def test_an_endpoint_that_is_none_is_named(
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv(variable, value)
     with pytest.raises(
-        OutputsUnusableError, match=re.escape(f"{variable}: got {value!r}. It is the")
+        OutputsUnusableError, match=re.escape(f"{variable}: got {value!r}. It must be the")
     ):
         desk.open()
 

@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from models.errors import MochiError
-from tests.support.jobs import OWNER, answer_with, intake, live, params, pop, submit
+from tests.support.jobs import OWNER, answer_with, ask_gateway, live, params, pop, submit
 from worker.billing import FREE
 from worker.broker.connection import connect_gateway
 from worker.errors import UnknownAnswerError
@@ -51,7 +51,7 @@ def test_a_gateway_takes_no_answer_that_it_does_not_know(
 ) -> None:
     answer_with(monkeypatch, **{script: f"return {answer}"})
     with pytest.raises(UnknownAnswerError, match=script) as error:
-        intake(redis_url, ask)
+        ask_gateway(redis_url, ask)
     assert not isinstance(error.value, MochiError)  # those have answers of their own
 
 

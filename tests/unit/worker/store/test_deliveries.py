@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 from redis import Redis
 
-from tests.support.jobs import intake, make_webhook_due, params
+from tests.support.jobs import ask_gateway, make_webhook_due, params
 from worker.broker.connection import connect_gateway
 from worker.store import keyspace
 from worker.store.deliveries import (
@@ -40,7 +40,7 @@ def owe(url: str, owner: str, prompt: str = "a pond") -> str:
         await it.cancel(accepted.request_id, owner)
         return accepted.request_id
 
-    return intake(url, run)
+    return ask_gateway(url, run)
 
 
 def sender(url: str, ask: Callable[[Deliveries], Awaitable[_Result]]) -> _Result:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from redis import Redis
 
-from tests.support.jobs import OWNER, find, intake, live, params, pop, submit, waiting
+from tests.support.jobs import OWNER, ask_gateway, find, live, params, pop, submit, waiting
 from tests.support.stack import eventually
 from worker.broker.connection import connect_gateway
 from worker.errors import RequestNotFoundError
@@ -36,14 +36,14 @@ def page(
     url: str, *, most: int = 100, after: str = "", is_ascending: bool = False, owner: str = OWNER
 ) -> tuple[list[str], bool]:
     """Ids, and whether there are more."""
-    got = intake(
+    got = ask_gateway(
         url, lambda it: it.page_of(owner, most=most, after=after, is_ascending=is_ascending)
     )
     return [job.request_id for job in got.jobs], got.has_more
 
 
 def delete(url: str, request_id: str, owner: str = OWNER) -> str:
-    return intake(url, lambda it: it.delete(request_id, owner))
+    return ask_gateway(url, lambda it: it.delete(request_id, owner))
 
 
 def submit_all(url: str, count: int, owner: str = OWNER) -> list[str]:
@@ -165,7 +165,7 @@ def test_what_runs_is_cancelled_and_nobody_sees_it_meanwhile(
         with pytest.raises(RequestNotFoundError):
             ask(redis_url, request_id)
     with pytest.raises(RequestNotFoundError):
-        intake(redis_url, lambda it: it.cancel(request_id, OWNER))
+        ask_gateway(redis_url, lambda it: it.cancel(request_id, OWNER))
     assert Order.CANCEL in store.beat(live("ann"), lease)
     assert store.fail(lease, "cancelled", "It was cancelled.")
     assert eventually(lambda: not redis.exists(keyspace.record(request_id)))
@@ -176,7 +176,9 @@ def test_what_is_deleted_as_its_run_ends_has_no_video_and_nobody_is_told(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:
     url = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
-    request_id = intake(redis_url, lambda it: it.submit(params(), OWNER, further=url)).request_id
+    request_id = ask_gateway(
+        redis_url, lambda it: it.submit(params(), OWNER, further=url)
+    ).request_id
     lease = start(store, redis, request_id)
     delete(redis_url, request_id)
     assert not store.complete(lease, RESULT)
@@ -189,7 +191,9 @@ def test_what_was_owed_for_it_goes_with_it(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:
     url = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
-    request_id = intake(redis_url, lambda it: it.submit(params(), OWNER, further=url)).request_id
+    request_id = ask_gateway(
+        redis_url, lambda it: it.submit(params(), OWNER, further=url)
+    ).request_id
     store.complete(start(store, redis, request_id), RESULT)
     assert redis.zcard(keyspace.WEBHOOKS) == 1
     delete(redis_url, request_id)
@@ -208,7 +212,9 @@ def test_its_idempotency_key_is_free_again(redis: Redis, redis_url: str) -> None
     idempotency = Idempotency.of(OWNER, "one", {})
 
     def ask() -> str:
-        accepted = intake(redis_url, lambda it: it.submit(params(), OWNER, idempotency=idempotency))
+        accepted = ask_gateway(
+            redis_url, lambda it: it.submit(params(), OWNER, idempotency=idempotency)
+        )
         return accepted.request_id
 
     first = ask()
@@ -223,7 +229,9 @@ def test_its_end_does_not_take_the_key_from_the_next_one(
     idempotency = Idempotency.of(OWNER, "one", {})
 
     def ask() -> str:
-        accepted = intake(redis_url, lambda it: it.submit(params(), OWNER, idempotency=idempotency))
+        accepted = ask_gateway(
+            redis_url, lambda it: it.submit(params(), OWNER, idempotency=idempotency)
+        )
         return accepted.request_id
 
     first = ask()

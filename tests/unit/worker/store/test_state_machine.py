@@ -123,7 +123,7 @@ class Requests(RuleBasedStateMachine):
         self.store = WorkerStore(
             self.redis, lease_seconds=LEASE_SECONDS, retention_seconds=RETENTION_SECONDS
         )
-        self.intake = GatewayStore(
+        self.gateway = GatewayStore(
             self.gateway_redis, most_waiting=MOST_WAITING, retention_seconds=RETENTION_SECONDS
         )
         self.runs = itertools.count()
@@ -164,7 +164,7 @@ class Requests(RuleBasedStateMachine):
         first = self.redis.hget(self.key.key, "request_id") if keyed else None
         room = self.redis.zcard(keyspace.WAITING) < MOST_WAITING
         AsyncForgetful.lose_next = lost
-        submit = self.intake.submit(
+        submit = self.gateway.submit(
             params(),
             OWNER,
             price=price,
@@ -268,10 +268,10 @@ class Requests(RuleBasedStateMachine):
     def cancel(self, request_id: str, lost: bool) -> None:
         before = self.job(request_id)
         with pytest.raises(RequestNotFoundError):
-            self.loop.run(self.intake.cancel(request_id, "somebody else"))
+            self.loop.run(self.gateway.cancel(request_id, "somebody else"))
         assert self.job(request_id) == before
         AsyncForgetful.lose_next = lost
-        cancel = self.intake.cancel(request_id, OWNER)
+        cancel = self.gateway.cancel(request_id, OWNER)
         if before is None:
             with pytest.raises(RequestNotFoundError):
                 self.loop.run(cancel)

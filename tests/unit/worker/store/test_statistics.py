@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from models.device import DeviceUse
-from tests.support.jobs import OWNER, end_lease, intake, live, params, pop, submit
+from tests.support.jobs import OWNER, ask_gateway, end_lease, live, params, pop, submit
 from worker.broker.connection import connect_gateway
 from worker.errors import QueueFullError
 from worker.runtime import gpu_reporter
@@ -109,8 +109,8 @@ def test_workers_that_are_lost_and_what_becomes_of_their_requests(
 def test_a_submit_is_counted_by_what_became_of_it(redis: Redis, redis_url: str) -> None:
     first, _ = submit(redis_url), submit(redis_url)
     with pytest.raises(QueueFullError):
-        intake(redis_url, lambda it: it.submit(params(), OWNER), most_waiting=2)
-    intake(redis_url, lambda it: it.cancel(first, OWNER))
+        ask_gateway(redis_url, lambda it: it.submit(params(), OWNER), most_waiting=2)
+    ask_gateway(redis_url, lambda it: it.cancel(first, OWNER))
     assert counts(redis, "submits") == {"accepted": 2, "queue_full": 1}
     assert counts(redis, "ended") == {"cancelled": 1}
     assert "wait" not in survey(redis).times  # it was never started
@@ -121,11 +121,11 @@ def test_webhooks_are_counted_as_owed_and_by_what_became_of_them(
 ) -> None:
     told = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
     ids = [
-        intake(redis_url, lambda it: it.submit(params(), OWNER, further=told)).request_id
+        ask_gateway(redis_url, lambda it: it.submit(params(), OWNER, further=told)).request_id
         for _ in range(3)
     ]
     for name in ids:
-        intake(redis_url, lambda it: it.cancel(name, OWNER))  # noqa: B023
+        ask_gateway(redis_url, lambda it: it.cancel(name, OWNER))  # noqa: B023
 
     async def tell() -> None:
         async with connect_gateway(redis_url) as client:
@@ -139,7 +139,7 @@ def test_webhooks_are_counted_as_owed_and_by_what_became_of_them(
     assert survey(redis).due_webhooks == 1
     assert counts(redis, "webhooks") == {"delivered": 1, "given_up": 1}
     for name in ids:
-        intake(redis_url, lambda it: it.delete(name, OWNER))  # noqa: B023
+        ask_gateway(redis_url, lambda it: it.delete(name, OWNER))  # noqa: B023
     assert survey(redis).due_webhooks == 0
     assert counts(redis, "webhooks") == {"delivered": 1, "given_up": 1}
 

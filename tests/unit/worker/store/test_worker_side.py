@@ -9,7 +9,17 @@ import pytest
 from redis import Redis
 
 from models.engine import Traits
-from tests.support.jobs import OWNER, end_lease, find, intake, live, params, pop, submit, waiting
+from tests.support.jobs import (
+    OWNER,
+    ask_gateway,
+    end_lease,
+    find,
+    live,
+    params,
+    pop,
+    submit,
+    waiting,
+)
 from worker.billing import FREE, Price
 from worker.broker.connection import connect_briefly
 from worker.errors import (
@@ -82,7 +92,9 @@ def test_a_full_queue_takes_no_more_until_one_has_started(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:
     def submit_to_a_queue_of_two() -> str:
-        return intake(redis_url, lambda it: it.submit(params(), OWNER), most_waiting=2).request_id
+        return ask_gateway(
+            redis_url, lambda it: it.submit(params(), OWNER), most_waiting=2
+        ).request_id
 
     ids = [submit_to_a_queue_of_two() for _ in range(2)]
     with pytest.raises(QueueFullError, match="2 requests wait already"):
@@ -97,7 +109,7 @@ def test_who_needs_a_worker_is_refused_when_none_beats(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:
     def submit_and_wait() -> str:
-        return intake(
+        return ask_gateway(
             redis_url, lambda it: it.submit(params(), OWNER, needs_worker=True)
         ).request_id
 
@@ -115,7 +127,7 @@ def test_a_worker_that_is_silent_for_a_lease_counts_as_dead(redis: Redis, redis_
     WorkerStore(redis, lease_seconds=0.05, retention_seconds=60).beat(live("ann"))
     WorkerStore(redis, lease_seconds=10, retention_seconds=60).beat(live("bob"))
     time.sleep(0.06)
-    assert intake(redis_url, lambda it: it.live_workers()) == [live("bob")]
+    assert ask_gateway(redis_url, lambda it: it.live_workers()) == [live("bob")]
     assert [worker.name for worker in fleet(redis)] == ["bob"]
 
 
@@ -124,7 +136,7 @@ def test_a_live_worker_is_read_as_it_told_of_itself(store: WorkerStore, redis_ur
     told = LiveWorker("zoe", traits)
     for worker in (told, live("ann"), told):
         store.beat(worker)
-    assert intake(redis_url, lambda it: it.live_workers()) == [live("ann"), told]
+    assert ask_gateway(redis_url, lambda it: it.live_workers()) == [live("ann"), told]
 
 
 def test_a_broker_that_has_lost_its_workers_knows_them_after_the_next_beat(
@@ -207,11 +219,11 @@ def test_what_has_ended_or_is_gone_is_told_from_what_goes_on(
     store.fail(started(store, redis, "two"), "internal", "no")
     started(store, redis, "three")
     asked = [done, failed, runs, waits, "never-made"]
-    assert intake(redis_url, lambda it: it.ended(asked)) == {done, failed, "never-made"}
+    assert ask_gateway(redis_url, lambda it: it.ended(asked)) == {done, failed, "never-made"}
 
 
 def keyed(url: str, idempotency: Idempotency) -> str:
-    ask = intake(url, lambda it: it.submit(params(), OWNER, idempotency=idempotency))
+    ask = ask_gateway(url, lambda it: it.submit(params(), OWNER, idempotency=idempotency))
     return ask.request_id
 
 
@@ -258,7 +270,7 @@ def test_a_broker_with_full_memory_takes_nothing_of_a_key_with_limits(
     redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(BrokerUnavailableError):
-            intake(redis_url, lambda it: it.submit(params(), OWNER, price=price))
+            ask_gateway(redis_url, lambda it: it.submit(params(), OWNER, price=price))
     finally:
         redis.config_set("maxmemory", 0)
     assert {key: redis.dump(key) for key in redis.keys("*")} == before
@@ -286,7 +298,7 @@ def test_who_has_less_than_nothing_may_ask_for_what_costs_nothing(
     redis.hset(keyspace.api_key(OWNER), "balance", -5)
     submit(redis_url)
     with pytest.raises(TooFewCreditsError, match=r"costs up to 0\.000001, and the balance is -0"):
-        intake(redis_url, lambda it: it.submit(params(), OWNER, price=Price(1)))
+        ask_gateway(redis_url, lambda it: it.submit(params(), OWNER, price=Price(1)))
 
 
 def test_a_broker_that_is_gone_is_one_error_for_all_who_ask(redis_url: str) -> None:
@@ -303,7 +315,7 @@ def test_a_broker_that_is_gone_is_one_error_for_all_who_ask(redis_url: str) -> N
         store.unlisted,
         lambda: submit(nowhere),
         lambda: find(nowhere, "an-id"),
-        lambda: intake(nowhere, lambda it: it.live_workers()),
+        lambda: ask_gateway(nowhere, lambda it: it.live_workers()),
     )
     for ask in asks:
         with pytest.raises(BrokerUnavailableError):
