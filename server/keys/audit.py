@@ -67,12 +67,7 @@ class Transaction:
         return broker_time(self.read)
 
     def write(self, *command: str, first: bool = False) -> None:
-        """Queue a write.
-
-        Args:
-            command: name of the command, its one key, and the other arguments.
-            first: run it before the other writes, as it frees a name or a place.
-        """
+        """Queue a command with one key. `first`: before the other writes, as it frees a name."""
         (self._removals if first else self._writes).append(command)
 
     def note(self, entry: Entry) -> None:
@@ -100,12 +95,9 @@ class Transaction:
 
 
 def transaction(redis: Redis, decide: Callable[[Transaction], _Result], *, by: str = "") -> _Result:
-    """Run `decide` as one transaction.
+    """Run `decide` as one transaction; after a concurrent change it is called again.
 
-    Args:
-        redis: the broker.
-        decide: reads and queues writes; called again after a concurrent change.
-        by: the actor; empty: the user of this process.
+    `by` is the actor; empty: the user of this process.
 
     Raises:
         BrokerUnavailableError: it is unknown whether it was done.
@@ -114,8 +106,10 @@ def transaction(redis: Redis, decide: Callable[[Transaction], _Result], *, by: s
     decided: list[_Result] = []
 
     def run(pipeline: Pipeline) -> None:
-        if decided and token in _recent_tokens(pipeline):
-            return  # done before; only the reply was lost
+        if decided:
+            recent: Any = pipeline.xrevrange(keyspace.AUDIT, count=RECENT)
+            if any(fields["token"] == token for _, fields in recent):
+                return  # done before; only the reply was lost
         step = Transaction(pipeline)
         decided.append(decide(step))
         step.finish(by or local_user(), token)
@@ -166,8 +160,3 @@ def _line(entry: Entry, by: str, token: str) -> tuple[str, ...]:
     }
     length = ("MAXLEN", "~", str(MOST_ENTRIES))
     return ("XADD", keyspace.AUDIT, *length, "*", *chain.from_iterable(fields.items()))
-
-
-def _recent_tokens(pipeline: Pipeline) -> set[str]:
-    lines: Any = pipeline.xrevrange(keyspace.AUDIT, count=RECENT)
-    return {fields["token"] for _, fields in lines}

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import uuid4
 
 from pydantic import BeforeValidator, Field
@@ -66,16 +66,10 @@ class FileKey(Terms):
     """
 
     secret_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    expires_at: Annotated[Moment, BeforeValidator(_moment)] | None = Field(
-        default=None, alias="expires"
-    )
+    expires_at: Annotated[Moment | None, BeforeValidator(_moment)] = Field(None, alias="expires")
     credits_granted: Granted | None = None
     credits_charged: Granted = Decimal(0)
     grace: Annotated[timedelta, BeforeValidator(_duration)] = GRACE
-
-    def terms(self) -> dict[str, Any]:
-        """The declared fields that `Key` has too."""
-        return {name: value for name, value in self if name in Terms.model_fields}
 
 
 def read_key_file(path: Path) -> list[FileKey]:
@@ -107,12 +101,8 @@ def apply_key_file(
 ) -> tuple[list[str], list[Key]]:
     """Make the keys in the broker those of a file. Returns a line for each, and the revoked keys.
 
-    Args:
-        redis: the broker.
-        path: of the file.
-        prune: whether to revoke keys that came from a file and are no longer in it.
-        dry_run: whether to change nothing.
-        by: the administrator, for the audit log; empty: the user of this process.
+    `prune` revokes keys that came from a file and are no longer in it; `by` is the actor in the
+    audit log.
 
     Raises:
         KeyFileError, KeyFormError: see `read_key_file`.
@@ -124,7 +114,10 @@ def apply_key_file(
     def decide(step: Transaction) -> tuple[list[str], list[Key]]:
         keys = KeyStore(step)
         lines = [f"{key.name}: {_apply(keys, path, key)}" for key in wanted]
-        revoked = _prune(keys, {key.name for key in wanted}) if prune else []
+        kept = {key.name for key in wanted}
+        live = keys.live_keys() if prune else []
+        gone = [key for key in live if key.source == "file" and key.name not in kept]
+        revoked = [revoke(keys, key) for key in gone]
         lines += [f"{key.name}: revoked, as it is not in the file any more" for key in revoked]
         if dry_run:
             step.forget()
@@ -142,18 +135,11 @@ def export_key_file(redis: Redis) -> str:
     Raises:
         BrokerUnavailableError: the broker does not answer.
     """
-    return "\n".join(
-        _table(key, secrets) for key, secrets in all_keys(redis) if key.revoked_at is None
-    )
+    return "\n".join(_table(*found) for found in all_keys(redis) if found[0].revoked_at is None)
 
 
 def apply_at_start(settings: ServerSettings, url: str, say: Callable[[str], object]) -> None:
-    """Apply the file that the settings name, if any.
-
-    Args:
-        settings: of the process that starts.
-        url: of the broker.
-        say: receives a line for each key.
+    """Apply the file that the settings name, if any. `say` receives a line for each key.
 
     Raises:
         KeyFileError, KeyFormError, KeyStateError, BrokerUnavailableError: see `apply_key_file`.
@@ -188,6 +174,7 @@ def _refuse_same_secrets(path: Path, keys: list[FileKey]) -> None:
 
 def _apply(keys: KeyStore, path: Path, wanted: FileKey) -> str:
     """Apply one key, and say what was done."""
+    terms = {name: value for name, value in wanted if name in Terms.model_fields}
     old = keys.holder(wanted.name)
     known = keys.secret(wanted.secret_sha256)
     if known is not None and (old is None or old.key_id != known.key_id):
@@ -198,12 +185,12 @@ def _apply(keys: KeyStore, path: Path, wanted: FileKey) -> str:
             created_at=keys.step.now(),
             source="file",
             charged=wanted.credits_charged,
-            **wanted.terms(),
+            **terms,
         )
         keys.put_secret(Secret(wanted.secret_sha256, key.key_id))
         changes = keys.put(key.granted_in_all(wanted.credits_granted), None, "apply")
         return "created; " + "; ".join(map(str, changes))
-    key = old.replace(source="file", **wanted.terms()).granted_in_all(wanted.credits_granted)
+    key = old.replace(source="file", **terms).granted_in_all(wanted.credits_granted)
     also = []
     if known is None or known.ends_at is not None:
         also = [keys.replace_secret(old, wanted.secret_sha256, wanted.grace)]
@@ -224,14 +211,6 @@ def _explain_foreign(keys: KeyStore, path: Path, wanted: FileKey, known: Secret)
         f"{path}: [keys.{wanted.name}]: secret_sha256: it is that of the key `{name}`. To rename "
         f"that key, first type `mochi-server keys set '{name}' --name '{wanted.name}'`."
     )
-
-
-def _prune(keys: KeyStore, wanted: set[str]) -> list[Key]:
-    return [
-        revoke(keys, key)
-        for key in keys.live_keys()
-        if key.source == "file" and key.name not in wanted
-    ]
 
 
 def _table(key: Key, secrets: Iterable[Secret]) -> str:

@@ -12,7 +12,7 @@ from redis import Redis
 from server.errors import MissingKeyError, SettingsError
 from server.keys.lookup import Scope, new_secret
 from server.keys.record import NewKey
-from server.keys.store import KeyExistsError, any_key, is_registered, register_key
+from server.keys.store import KeyExistsError, any_key, create_key, is_registered
 
 DRAFT = "key.new-"
 """Prefix of files whose key may not be registered yet."""
@@ -41,7 +41,7 @@ def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
             "folder with --data-dir."
         ) from None
     try:
-        register_key(redis, secret, NewKey(name="first", scopes=tuple(Scope)))
+        create_key(redis, NewKey(name="first", scopes=tuple(Scope)), secret)
     except KeyExistsError:  # another process was faster
         draft.unlink()
     return _kept_file(redis, data_dir)

@@ -47,20 +47,12 @@ class ApiKey:
     balance: Decimal | None = None
 
     def require(self, scope: Scope) -> None:
-        """Check a permission.
-
-        Raises:
-            ForbiddenError: the key lacks the scope.
-        """
+        """Raise ForbiddenError if the key lacks the scope."""
         if scope not in self.scopes:
             raise ForbiddenError(f"This API key may not do this: it lacks the scope `{scope}`.")
 
     def require_model(self, model: str) -> None:
-        """Check that the key may use a model.
-
-        Raises:
-            ForbiddenError: it may not; the message names the models that it may use.
-        """
+        """Raise ForbiddenError, which names the models of the key, if this is none of them."""
         if self.models and model not in self.models:
             allowed = ", ".join(f"`{name}`" for name in sorted(self.models))
             raise ForbiddenError(

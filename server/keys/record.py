@@ -37,7 +37,6 @@ FORMS: dict[Any, str] = {
     "models": "A model's name has 1 to 64 small letters, digits or `._-`",
     "key_id": "An id has 32 hex digits",
     "secret_sha256": "A hash has 64 hex digits; `mochi-server keys hash` prints one",
-    "sha256": "A hash has 64 hex digits; `mochi-server keys hash` prints one",
 }
 """Rules in words, for fields whose rule is a regular expression."""
 
@@ -47,12 +46,7 @@ class KeyFormError(CommandError):
 
     @classmethod
     def of(cls, error: ValidationError, place: str = "") -> Self:
-        """A message for users about the first invalid field.
-
-        Args:
-            error: pydantic's error.
-            place: prefix that says where the value stands.
-        """
+        """A message for users about the first invalid field; `place` says where it stands."""
         first = error.errors(include_url=False)[0]
         where = ".".join(visible(str(part)) for part in first["loc"])
         rule = first["msg"].removeprefix("Value error, ").rstrip(".")
@@ -131,11 +125,7 @@ class Terms(BaseModel):
 
 
 class NewKey(Terms):
-    """A key to be created.
-
-    Attributes:
-        credits: initial balance; None: the key is not metered.
-    """
+    """A key to be created. `credits`: its first balance; None: it is not metered."""
 
     credits: Credits | None = None
 
@@ -180,10 +170,8 @@ class Key(Terms):
     @staticmethod
     def read(key_id: str, record: dict[str, str]) -> Key:
         """Parse a record of the broker, without validation."""
-        known: dict[str, Any] = {
-            name: _from_text(name, text)
-            for name, text in record.items()
-            if name in Key.model_fields
+        known: Any = {
+            name: _from_text(name, record[name]) for name in record.keys() & Key.model_fields
         }
         return Key.model_construct(None, key_id=key_id, **known)
 
@@ -217,18 +205,14 @@ class Key(Terms):
 
     def changes_since(self, old: Key | None) -> list[Change]:
         """The differences from `old`, or from the defaults for a new key."""
-        before = dict(old) if old else _nothing_of(self)
+        defaults = {name: field.default for name, field in Key.model_fields.items()}
+        unnoted = {name: getattr(self, name) for name in ("name", "key_id", "created_at")}
+        before = dict(old) if old else defaults | unnoted
         return [
             Change(name, in_words(name, before[name]) if old else "", in_words(name, value))
             for name, value in self
             if value != before[name]
         ]
-
-
-def _nothing_of(key: Key) -> dict[str, Any]:
-    """The defaults of every field, for comparison with a new key."""
-    defaults = {name: field.default for name, field in Key.model_fields.items()}
-    return defaults | {name: getattr(key, name) for name in ("name", "key_id", "created_at")}
 
 
 AMOUNTS = frozenset({"balance", "granted", "reserved", "charged"})

@@ -10,10 +10,10 @@ from redis import Redis
 from server.keys.audit import Entry, Transaction, transaction
 from server.keys.record import Change
 from server.keys.store import KeyStore
+from server.keys.times import MILLISECOND
 from worker.store import keyspace
 from worker.store.deliveries import new_signing_secret, signing_secrets
 
-MILLISECOND = timedelta(milliseconds=1)
 _CHANGE = Change("webhook secret", "", "another")
 
 
@@ -39,10 +39,8 @@ def rotate_signing_secret(redis: Redis, name: str, grace: timedelta, *, by: str 
 
     def decide(step: Transaction) -> None:
         key = KeyStore(step).find_live(name)
-        current, previous = (
-            keyspace.webhook_secret(key.key_id),
-            keyspace.old_webhook_secret(key.key_id),
-        )
+        current = keyspace.webhook_secret(key.key_id)
+        previous = keyspace.old_webhook_secret(key.key_id)
         old: Any = step.read.get(current)
         step.write("SET", current, new)
         if old and grace:

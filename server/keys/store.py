@@ -2,6 +2,9 @@
 
 A key is a hash under its id, which stays after a revocation, as its usage refers to it; an entry
 per secret, by its SHA-256; and, until it is revoked, an entry for its name.
+
+`by` is the actor in the audit log; empty: the user of this process. Every function raises
+BrokerUnavailableError when the broker does not answer; it is then unknown whether it was done.
 """
 
 from __future__ import annotations
@@ -103,7 +106,10 @@ class KeyStore:
         key = self.holder(name) or self.key(name)
         if key is None:
             names: Any = self.step.read.hkeys(keyspace.KEY_NAMES)
-            raise _no_such_key(name, names)
+            close = difflib.get_close_matches(name, names, n=1)
+            listing = "`mochi-server keys list --all` shows all, and the ids of revoked ones."
+            hint = f"Did you mean `{close[0]}`?" if close else listing
+            raise NoSuchKeyError(f"There is no key `{name}`. {hint}")
         return key
 
     def find_live(self, name: str) -> Key:
@@ -124,19 +130,11 @@ class KeyStore:
         text: Any = self.step.read.hget(keyspace.SECRETS, sha256)
         return Secret.read(sha256, text) if text else None
 
-    def secrets(self) -> list[Secret]:
-        stored: Any = self.step.read.hgetall(keyspace.SECRETS)
-        return _secrets(stored)
-
     def secrets_of(self, key_id: str) -> list[Secret]:
-        return [secret for secret in self.secrets() if secret.key_id == key_id]
+        stored: Any = self.step.read.hgetall(keyspace.SECRETS)
+        return [secret for secret in _secrets(stored) if secret.key_id == key_id]
 
     def check_name_is_free(self, name: str) -> None:
-        """Refuse a taken name.
-
-        Raises:
-            KeyExistsError: the name is taken.
-        """
         if self.step.read.hexists(keyspace.KEY_NAMES, name):
             raise KeyExistsError(name)
 
@@ -191,53 +189,32 @@ class KeyStore:
         return Change("secret", "", f"another; the one before ends at {written(ends_at)}")
 
 
-def create_key(redis: Redis, new: NewKey, *, by: str = "") -> str:
-    """Create a key and return its secret, which is stored nowhere.
+def create_key(redis: Redis, new: NewKey, secret: str = "", *, by: str = "") -> str:
+    """Create a key and return its secret, of which only the hash is stored.
 
     Args:
         redis: the broker.
         new: what the key may do.
-        by: the actor in the audit log; empty: the user of this process.
-
-    Raises:
-        KeyExistsError, BrokerUnavailableError: see `register_key`.
-    """
-    secret = new_secret()
-    register_key(redis, secret, new, by=by)
-    return secret
-
-
-def register_key(redis: Redis, secret: str, new: NewKey, *, by: str = "") -> None:
-    """Create a key for a given secret. Only its hash is stored.
+        secret: its secret; empty: a new one.
+        by: see the module.
 
     Raises:
         KeyExistsError: the name is taken.
-        BrokerUnavailableError: it is unknown whether the key was created.
     """
+    secret = secret or new_secret()
     key_id = uuid4().hex
 
     def decide(step: Transaction) -> None:
-        add_key(KeyStore(step), key_id, new, digest(secret))
+        keys = KeyStore(step)
+        keys.check_name_is_free(new.name)
+        terms = dict(new)
+        credits_ = terms.pop("credits")
+        key = Key.of(key_id=key_id, created_at=step.now(), **terms)
+        keys.put(key.granted_in_all(credits_), None, "create")
+        keys.put_secret(Secret(digest(secret), key_id))
 
     transaction(redis, decide, by=by)
-
-
-def add_key(
-    keys: KeyStore, key_id: str, new: NewKey, sha256: str, **more: object
-) -> tuple[Key, list[Change]]:
-    """Write a new key and its first secret, within a transaction.
-
-    Raises:
-        KeyExistsError: the name is taken.
-    """
-    keys.check_name_is_free(new.name)
-    terms = dict(new)
-    credits_ = terms.pop("credits")
-    key = Key.of(key_id=key_id, created_at=keys.step.now(), **terms, **more)
-    key = key.granted_in_all(credits_)
-    changes = keys.put(key, None, "create")
-    keys.put_secret(Secret(sha256, key_id))
-    return key, changes
+    return secret
 
 
 def rotate_key(redis: Redis, name: str, *, grace: timedelta = GRACE, by: str = "") -> str:
@@ -247,7 +224,6 @@ def rotate_key(redis: Redis, name: str, *, grace: timedelta = GRACE, by: str = "
 
     Raises:
         NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
-        BrokerUnavailableError: it is unknown whether it was done.
     """
     secret = new_secret()
 
@@ -266,15 +242,12 @@ def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
 
     Raises:
         NoSuchKeyError: there is no such key.
-        BrokerUnavailableError: it is unknown whether it was done.
     """
 
     def decide(step: Transaction) -> Key:
         keys = KeyStore(step)
         key = keys.find(name)
-        if key.revoked_at is None:
-            key = revoke(keys, key)
-        return key
+        return key if key.revoked_at else revoke(keys, key)
 
     return transaction(redis, decide, by=by)
 
@@ -283,27 +256,19 @@ def revoke(keys: KeyStore, key: Key) -> Key:
     """Revoke within a transaction. Its webhooks stop, so their signing secrets are deleted."""
     revoked = key.model_copy(update={"revoked_at": keys.step.now()})
     keys.put(revoked, key, "revoke")
-    signing = (keyspace.webhook_secret(key.key_id), keyspace.old_webhook_secret(key.key_id))
-    for name in signing:
-        keys.step.write("DEL", name)
+    keys.step.write("DEL", keyspace.webhook_secret(key.key_id))
+    keys.step.write("DEL", keyspace.old_webhook_secret(key.key_id))
     return revoked
 
 
 def change_key(
     redis: Redis, name: str, edit: Callable[[Key], Key], *, by: str = ""
 ) -> list[Change]:
-    """Edit a key. Returns the changes.
-
-    Args:
-        redis: the broker.
-        name: name or id of the key.
-        edit: maps the current key to the new one.
-        by: the actor in the audit log; empty: the user of this process.
+    """Map a key to its new state with `edit`. Returns the changes.
 
     Raises:
         NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
         KeyExistsError: its new name is taken.
-        BrokerUnavailableError: it is unknown whether it was done.
     """
 
     def decide(step: Transaction) -> list[Change]:
@@ -318,11 +283,7 @@ def change_key(
 
 
 def all_keys(redis: Redis) -> list[tuple[Key, list[Secret]]]:
-    """All keys with their secrets, sorted by name; revoked keys come last.
-
-    Raises:
-        BrokerUnavailableError: the broker does not answer.
-    """
+    """All keys with their secrets, sorted by name; revoked keys come last."""
     prefix = keyspace.api_key("")
     with broker_errors():
         ids = {name.removeprefix(prefix) for name in redis.scan_iter(f"{prefix}*", 1000)}
@@ -335,7 +296,8 @@ def all_keys(redis: Redis) -> list[tuple[Key, list[Secret]]]:
     secrets: dict[str, list[Secret]] = {}
     for secret in _secrets(stored):
         secrets.setdefault(secret.key_id, []).append(secret)
-    return [(key, secrets.get(key.key_id, [])) for key in sorted(keys, key=_place)]
+    keys.sort(key=lambda key: (key.revoked_at is not None, key.name, key.created_at))
+    return [(key, secrets.get(key.key_id, [])) for key in keys]
 
 
 def one_key(redis: Redis, name: str) -> tuple[Key, list[Secret]]:
@@ -343,7 +305,6 @@ def one_key(redis: Redis, name: str) -> tuple[Key, list[Secret]]:
 
     Raises:
         NoSuchKeyError: there is no such key.
-        BrokerUnavailableError: the broker does not answer.
     """
 
     def decide(step: Transaction) -> tuple[Key, list[Secret]]:
@@ -352,10 +313,6 @@ def one_key(redis: Redis, name: str) -> tuple[Key, list[Secret]]:
         return key, keys.secrets_of(key.key_id)
 
     return transaction(redis, decide)
-
-
-def _place(key: Key) -> tuple[bool, str, datetime]:
-    return key.revoked_at is not None, key.name, key.created_at
 
 
 def any_key(redis: Redis) -> bool:
@@ -376,13 +333,3 @@ def is_registered(redis: Redis, secret: str) -> bool:
 
 def _secrets(stored: Mapping[str, str]) -> list[Secret]:
     return [Secret.read(sha256, text) for sha256, text in stored.items()]
-
-
-def _no_such_key(name: str, names: list[str]) -> NoSuchKeyError:
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = (
-        f"Did you mean `{close[0]}`?"
-        if close
-        else "`mochi-server keys list --all` shows all, and the ids of revoked ones."
-    )
-    return NoSuchKeyError(f"There is no key `{name}`. {hint}")
