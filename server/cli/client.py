@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -14,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from models.params import MODEL, GenerateParams
 from server.cli.options import (
-    Command,
     add_options,
     exit_on_error,
     option,
@@ -47,12 +47,8 @@ _PARAMS = {
 }
 
 
-def _params_options(command: Command) -> Command:
-    return add_options(command, _PARAMS)
-
-
 @settings_options("data_dir")
-@_params_options
+@partial(add_options, options=_PARAMS)
 def generate(
     prompt: Annotated[str, typer.Argument(help=GenerateParams.model_fields["prompt"].description)],
     output: Annotated[
@@ -95,12 +91,7 @@ class Client:
         # As the SDK's base URL, or as a person would type it.
         url = url if "://" in url else f"http://{url}"
         self._url = url.rstrip("/").removesuffix("/v1")
-        self._http = httpx.Client(
-            headers={"x-api-key": api_key},
-            timeout=TIMEOUT_SECONDS,
-            trust_env=_may_use_proxy(url),
-            verify=httpx.create_ssl_context(),  # with SSL_CERT_FILE, for a CA of one's own
-        )
+        self._http = _http_client(url, {"x-api-key": api_key})
 
     def generate(self, params: dict[str, Any], output: Path) -> None:
         """Generate a video and write it to `output`, with a progress bar on standard error.
@@ -166,7 +157,11 @@ class Client:
         remedy = f"The video is made and kept for a while; download it with: curl -o FILE '{url}'"
         try:
             # Without the key: the link is signed, and may lead to an object store.
-            with _get(url) as response, draft.open("wb") as file:
+            with (
+                _http_client(url) as http,
+                http.stream("GET", url) as response,
+                draft.open("wb") as file,
+            ):
                 response.raise_for_status()
                 for chunk in response.iter_bytes(CHUNK_BYTES):
                     file.write(chunk)
@@ -211,19 +206,13 @@ def where(body: dict[str, Any]) -> str:
     return visible(place if left is None else f"{place}, about {left:.0f} s left")
 
 
-def _get(url: str) -> AbstractContextManager[httpx.Response]:
-    return httpx.stream(
-        "GET",
-        url,
+def _http_client(url: str, headers: dict[str, str] | None = None) -> httpx.Client:
+    return httpx.Client(
+        headers=headers,
         timeout=TIMEOUT_SECONDS,
-        trust_env=_may_use_proxy(url),
-        verify=httpx.create_ssl_context(),
+        trust_env=urlsplit(url).hostname not in LOOPBACK,  # which no proxy can reach
+        verify=httpx.create_ssl_context(),  # with SSL_CERT_FILE, for an operator's own CA
     )
-
-
-def _may_use_proxy(url: str) -> bool:
-    """A proxy cannot reach this machine's loopback addresses."""
-    return urlsplit(url).hostname not in LOOPBACK
 
 
 def _error_text(response: httpx.Response) -> str:

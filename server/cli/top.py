@@ -8,7 +8,7 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -47,19 +47,9 @@ class Picture:
 
     @classmethod
     def taken(cls, redis: Client) -> Picture:
-        """The current state.
-
-        Raises:
-            BrokerUnavailableError: the broker does not answer.
-        """
         with broker_errors():
-            now = broker_time(redis)
-        return cls(
-            to_ms(now),
-            survey(redis),
-            fleet(redis),
-            first_waiting(redis, MOST_WAITING),
-        )
+            now = to_ms(broker_time(redis))
+        return cls(now, survey(redis), fleet(redis), first_waiting(redis, MOST_WAITING))
 
     def seconds_since(self, moment_ms: int | None) -> float | None:
         return None if moment_ms is None else round(max(0, self.now_ms - moment_ms) / 1000, 1)
@@ -105,18 +95,10 @@ def top(
     For a script: `mochi-server top --once --json`
     """
     with running_broker() as redis:
-        _show(redis, once=once, as_json=as_json)
-
-
-def _show(redis: Client, *, once: bool, as_json: bool) -> None:
-    if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        _print(Picture.taken(redis), as_json=as_json)
-        return
-    with suppress(KeyboardInterrupt), _keys_at_once():
-        if as_json:
-            _stream(redis)
+        if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            _print(Picture.taken(redis), as_json=as_json)
         else:
-            _watch(redis)
+            _watch(redis, as_json=as_json)
 
 
 def _print(picture: Picture, *, as_json: bool) -> None:
@@ -127,17 +109,14 @@ def _print(picture: Picture, *, as_json: bool) -> None:
         console.print(_drawn(picture), soft_wrap=True)
 
 
-def _stream(redis: Client) -> None:
-    while True:
-        _print(Picture.taken(redis), as_json=True)
-        if _typed_quit():
-            return
-
-
-def _watch(redis: Client) -> None:
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+def _watch(redis: Client, *, as_json: bool) -> None:
+    screen = nullcontext() if as_json else Live(console=console, screen=True, auto_refresh=False)
+    with suppress(KeyboardInterrupt), _keys_at_once(), screen as live:
         while True:
-            live.update(_drawn_now(redis), refresh=True)
+            if live is None:
+                _print(Picture.taken(redis), as_json=True)
+            else:
+                live.update(_drawn_now(redis), refresh=True)
             if _typed_quit():
                 return
 

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,14 +24,6 @@ COLUMNS = (
 NUMBERS = frozenset({"requests", "completed", "failed", "gpu_seconds", "credits"})
 
 
-class Form(StrEnum):
-    """The format of the output."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-
-
 @settings_options(*BROKER)
 def usage(
     days: Annotated[
@@ -47,7 +38,9 @@ def usage(
         typer.Option(formats=["%Y-%m-%d"], help="The last day in UTC. [default: today]"),
     ] = None,
     key: Annotated[str, typer.Option(help="Only this key, by name or id.")] = "",
-    form: Annotated[Form, typer.Option("--format", help="Format of the output.")] = Form.TABLE,
+    form: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="Format of the output.")
+    ] = "table",
 ) -> None:
     """Show each API key's usage by day.
 
@@ -64,17 +57,17 @@ def usage(
     rows = [_row(each, names.get(each.owner, each.owner)) for each in usages]
     rows = [row for row in rows if key in {"", row["key"], row["key_id"]}]
     match form:
-        case Form.CSV:
+        case "csv":
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow((*COLUMNS, "key_id"))
             writer.writerows((*_cells(row), row["key_id"]) for row in rows)
-        case Form.JSON:
+        case "json":
             print_json(rows)
-        case Form.TABLE if rows:
+        case "table" if rows:
             columns = (column.replace("_", " ") for column in COLUMNS)
             right = {column.replace("_", " ") for column in NUMBERS}
             print_table(columns, [*map(_cells, rows), _sums(rows)], right=right)
-        case Form.TABLE:
+        case "table":
             by = f" by the key `{key}`" if key else ""
             errors.print(f"No usage{by} in this period.")
 

@@ -24,7 +24,6 @@ from server.keys.audit import Entry, transaction
 from server.keys.signing import rotate_signing_secret, signing_secret
 from server.keys.store import GRACE, all_keys
 from server.keys.times import from_ms, written
-from worker.broker.connection import Client
 from worker.store.deliveries import Delivery, Replay, State, all_deliveries, replay
 
 webhooks = typer.Typer(help="List, replay and sign webhook deliveries.", no_args_is_help=True)
@@ -68,7 +67,19 @@ def replay_delivery(
     Example: `mochi-server webhooks replay 0b9f6a7e-8f0a-4f0e-9a55-5d4c0d7c7f11`
     """
     with any_broker() as redis:
-        _replay(redis, request_id)
+        match replay(redis, request_id):
+            case Replay.UNKNOWN:
+                raise NoDeliveryError(
+                    f"No webhook delivery for request {request_id}: none was requested, or it has "
+                    "expired. `mochi-server webhooks list` shows the others."
+                )
+            case Replay.REVOKED:
+                raise NoDeliveryError(
+                    "The API key of this request was revoked, so its webhooks are not delivered."
+                )
+            case Replay.DUE:
+                entry = Entry("replay webhook", f"request {request_id}")
+                transaction(redis, lambda step: step.note(entry))
     typer.echo(f"Due: {request_id}.")
 
 
@@ -105,22 +116,6 @@ def secret(
             rotate_signing_secret(redis, name, GRACE if grace is None else grace)
         found = signing_secret(redis, name)
     typer.echo(found)
-
-
-def _replay(redis: Client, request_id: str) -> None:
-    match replay(redis, request_id):
-        case Replay.UNKNOWN:
-            raise NoDeliveryError(
-                f"No webhook delivery for request {request_id}: none was requested, or it has "
-                "expired. `mochi-server webhooks list` shows the others."
-            )
-        case Replay.REVOKED:
-            raise NoDeliveryError(
-                "The API key of this request was revoked, so its webhooks are not delivered."
-            )
-        case Replay.DUE:
-            entry = Entry("replay webhook", f"request {request_id}")
-            transaction(redis, lambda step: step.note(entry))
 
 
 def _print(deliveries: Iterable[Delivery], names: dict[str, str]) -> None:

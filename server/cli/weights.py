@@ -82,7 +82,12 @@ def path_command() -> None:
     Example: `export MOCHI_WEIGHTS=$(mochi-server weights path)`
     """
     with exit_on_error():
-        typer.echo(weights_folder(read_settings()))
+        settings = read_settings()
+        names = settings.weights, settings.revision, settings.data_dir
+        folder = find(*names)
+        if folder is None:
+            raise WeightsError(absent(*names))
+        typer.echo(folder.resolve())
 
 
 def pull_weights(settings: WorkerSettings) -> Path:
@@ -124,9 +129,10 @@ def verify_weights(settings: WorkerSettings, folder: Path | None) -> None:
     Raises:
         WeightsError: there is no folder or no manifest, or a file is not as it was pulled.
     """
-    folder = folder or locate(settings.weights, settings.revision, settings.data_dir)
+    names = settings.weights, settings.revision, settings.data_dir
+    folder = folder or locate(*names)
     if folder is None:
-        raise WeightsError(absent(settings.weights, settings.revision, settings.data_dir))
+        raise WeightsError(absent(*names))
     manifest = read_manifest(folder)
     with Meter() as meter, _exit_on_ctrl_c(meter, "Nothing was changed."):
         faults = verify(folder, meter)
@@ -138,18 +144,6 @@ def verify_weights(settings: WorkerSettings, folder: Path | None) -> None:
     else:
         remedy = "Copy these files again from the source of the folder."
     raise WeightsError("\n".join([f"{folder} is damaged:", *faults, remedy]))
-
-
-def weights_folder(settings: WorkerSettings) -> Path:
-    """The folder of the weights that the settings name.
-
-    Raises:
-        WeightsError: there is none; the text says what to type.
-    """
-    folder = find(settings.weights, settings.revision, settings.data_dir)
-    if folder is None:
-        raise WeightsError(absent(settings.weights, settings.revision, settings.data_dir))
-    return folder.resolve()
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:

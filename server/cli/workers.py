@@ -71,12 +71,7 @@ def drain(
 
 
 def drain_workers(redis: Client, names: Sequence[str], *, wait: bool) -> None:
-    """Order workers to drain.
-
-    Args:
-        redis: the broker.
-        names: of the workers; empty: all.
-        wait: whether to wait until they have exited.
+    """Order workers to drain; without names, all. `wait` until they have exited.
 
     Raises:
         NoSuchWorkerError: a name is unknown; no worker was ordered to drain.
@@ -100,18 +95,16 @@ def drain_workers(redis: Client, names: Sequence[str], *, wait: bool) -> None:
 
 
 def worker_row(worker: Worker) -> dict[str, Any]:
-    engine = None if worker.engine is None else asdict(worker.engine)
-    return {"worker": worker.name, "state": worker.state, **run_of(worker), "engine": engine}
-
-
-def run_of(worker: Worker) -> dict[str, Any]:
-    """The request that a worker runs; all None when it is idle."""
+    """A worker as JSON. The fields of its request are None when it is idle."""
     job = worker.job
     return {
+        "worker": worker.name,
+        "state": worker.state,
         "request_id": job and job.request_id,
         "attempt": job and job.attempt,
         "step": job and job.step,
         "steps": job and job.params.steps,
+        "engine": worker.engine and asdict(worker.engine),
     }
 
 
