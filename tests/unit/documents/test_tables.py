@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from models.moderation.settings import ModerationSettings
 from models.params import GenerateParams
 from models.settings import EngineSettings
+from server.api.dry_run import DryRunBody
 from server.api.routes import account, event_stream, generate, operations, requests
 from server.api.routes import videos as videos_api
+from server.api.schemas import FailedBody, Metrics, ResultBody, StatusBody, Video
 from server.errors import MEANING
 from server.settings import ServerSettings
 from worker.settings import WorkerSettings
 
 DOCS = Path(__file__).parents[3] / "docs"
+SUBMIT_FIELDS = {"request_id", "status", "status_url", "response_url"}
+"""The document shows them in its example of a submit."""
 LAYERS = (EngineSettings, ModerationSettings, WorkerSettings, ServerSettings)
 ROUTERS = (
     generate.router,
@@ -102,6 +108,12 @@ def _default(name: str, default: object) -> str:
 def test_the_api_document_has_the_table_that_the_code_gives(table: Callable[[], list[str]]) -> None:
     rows = "\n".join(table())
     assert rows in (DOCS / "api.md").read_text(), f"docs/api.md should have:\n{rows}"
+
+
+@pytest.mark.parametrize("body", [StatusBody, FailedBody, ResultBody, Metrics, Video, DryRunBody])
+def test_the_api_document_names_every_field(body: type[BaseModel]) -> None:
+    named = set(re.findall(r"`(\w+)`", (DOCS / "api.md").read_text()))
+    assert set(body.model_fields) - SUBMIT_FIELDS - named == set()
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -12,7 +12,7 @@ from playwright._impl._driver import compute_driver_executable
 
 from tests.support.stack import Stack
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 URL = "http://127.0.0.1:8000"
 NODE = compute_driver_executable()[0]
 """The Node.js that Playwright brings: a machine need not have one."""
