@@ -1,7 +1,7 @@
-"""From nothing to a video: what `scripts/demo` runs once the environment is there.
+"""Makes one video with a real server and mock weights: what `scripts/demo` runs.
 
-It starts the whole server with mock weights, sends it the example request of the hosted API's own
-page through the hosted API's own SDK, and stops the server again.
+It starts the server, sends the example of the hosted API's page through the hosted API's SDK, and
+stops the server.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class DemoError(Exception):
-    """Something the person at the keyboard has to read."""
+    """A failure to print to the user."""
 
 
 def main() -> int:
-    """Run the demo; the exit status of the process."""
+    """Run the demo and return the exit status."""
     options = parse_options()
-    # A terminal that closes, or a `kill`, ends the demo as Ctrl-C does: with the server stopped.
+    # A closed terminal or a `kill` ends the demo as Ctrl-C does: the server is stopped.
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, interrupt)
-    # A proxy for the outside is none for this machine.
+    # No proxy for this machine.
     os.environ["no_proxy"] = "127.0.0.1"
     try:
         with data_folder(options.data_dir) as data_dir:
@@ -68,7 +68,6 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
         description="Make a video with the real server and mock weights. Needs no GPU.",
@@ -87,12 +86,12 @@ def parse_options() -> argparse.Namespace:
 
 
 def interrupt(*_: object) -> NoReturn:
-    """Turn a signal into what Ctrl-C raises."""
+    """Raise KeyboardInterrupt, as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
 def free_port() -> int:
-    """Ask the kernel for a port that nobody uses."""
+    """A free port, chosen by the kernel."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
@@ -100,7 +99,7 @@ def free_port() -> int:
 
 @contextmanager
 def data_folder(chosen: Path | None) -> Iterator[Path]:
-    """Give the chosen folder, or one that lives as long as the demo."""
+    """Yield the chosen folder, or a temporary one."""
     if chosen is not None:
         chosen.mkdir(parents=True, exist_ok=True)
         yield chosen.resolve()
@@ -118,7 +117,7 @@ class Server:
     log: Path
 
     def check_alive(self) -> None:
-        """Raise with the server's own words when it has ended."""
+        """Raise DemoError with the server's last output if it has ended."""
         if (code := self.process.poll()) is not None:
             raise DemoError(f"the server ended with status {code}:\n{self.last_words()}")
 
@@ -127,10 +126,10 @@ class Server:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def stop(self) -> None:
-        """Ask it to end, and wait until it and its children have."""
+        """Stop the server and its children, and wait for them."""
         if self.process.poll() is not None:
             return
-        # Stopped half-way it would leave its broker behind: from here on nobody interrupts.
+        # An interrupted stop would leave the broker behind.
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, signal.SIG_IGN)
         with console.status("Stopping the server"):
@@ -144,12 +143,12 @@ class Server:
 
 @contextmanager
 def running_server(data_dir: Path, port: int) -> Iterator[Server]:
-    """Run `mochi-server up --mock`, and stop it whatever happens."""
+    """Run `mochi-server up --mock` and stop it at the end."""
     command = [
         str(Path(sys.executable).with_name("mochi-server")),
         "up", "--mock", "--port", str(port), "--data-dir", str(data_dir),
     ]  # fmt: skip
-    # Settings of another server, its broker above all, are not the demo's.
+    # The caller's settings, such as a broker, are for another server.
     environment = {name: v for name, v in os.environ.items() if not name.startswith("MOCHI_")}
     console.print(f"$ mochi-server {' '.join(command[1:])}", style="dim", markup=False)
     log = data_dir / "demo.log"
@@ -167,7 +166,7 @@ def running_server(data_dir: Path, port: int) -> Iterator[Server]:
         wait_until_ready(server)
         yield server
     except httpx.TransportError:
-        time.sleep(1)  # a connection breaks a moment before its process is gone
+        time.sleep(1)  # the connection breaks just before the process ends
         server.check_alive()
         raise
     finally:
@@ -175,7 +174,7 @@ def running_server(data_dir: Path, port: int) -> Iterator[Server]:
 
 
 def wait_until_ready(server: Server) -> None:
-    """Wait for the broker, the gateway and a worker with its weights."""
+    """Wait until `/readyz` is 200."""
     started = time.monotonic()
     with console.status("") as status:
         while (waited := time.monotonic() - started) < START_SECONDS:
@@ -193,7 +192,7 @@ def wait_until_ready(server: Server) -> None:
 
 
 def make_video(server: Server, key: str, output: Path) -> None:
-    """Do what any client of the hosted API does, against this server."""
+    """Make a video as a client of the hosted API does."""
     client = SegmindClient(api_key=key, base_url=f"{server.url}/v1")
     console.print("Making the example of the hosted API's page.")
     started = time.monotonic()
@@ -208,7 +207,7 @@ def make_video(server: Server, key: str, output: Path) -> None:
 
 
 def follow(job: Any) -> None:  # noqa: ANN401  the SDK has no types
-    """Show the job's progress until it ends; raise if it fails."""
+    """Show the job's progress until it ends. Raises DemoError if it fails."""
     deadline = time.monotonic() + VIDEO_SECONDS
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -220,7 +219,7 @@ def follow(job: Any) -> None:  # noqa: ANN401  the SDK has no types
                     return
                 case "FAILED":
                     raise DemoError(status.get("error") or "the request failed")
-            # The hosted API has no progress; this server adds it.
+            # `progress` is an addition of this server.
             progress = status.get("progress")
             bar.update(
                 task,
@@ -233,14 +232,14 @@ def follow(job: Any) -> None:  # noqa: ANN401  the SDK has no types
 
 
 def describe(status: dict[str, Any]) -> str:
-    """Say in a few words where a request is."""
+    """Stage and queue position in words."""
     stage = str(status.get("stage") or status["status"]).lower().replace("_", " ")
     position = status.get("queue_position")
     return f"{stage}, number {position} in the queue" if position else stage
 
 
 def download(url: str, output: Path) -> int:
-    """Fetch the video whole, then write it; its size in bytes."""
+    """Write the video to `output` and return its size in bytes."""
     output.parent.mkdir(parents=True, exist_ok=True)
     video = httpx.get(url, timeout=60).raise_for_status().content
     output.write_bytes(video)
@@ -248,18 +247,17 @@ def download(url: str, output: Path) -> int:
 
 
 def print_next_steps() -> None:
-    """Say what to try now."""
     console.print(
         """
-The pictures are noise because the weights are: everything else was the real thing. Next:
+The pictures are noise because the weights are random; everything else is real. Next:
 
-  .venv/bin/mochi-server up --mock      the same server, to stay; it says where its key is
+  .venv/bin/mochi-server up --mock      a server that stays; it prints where its key is
 
   from segmind import SegmindClient
   client = SegmindClient(api_key="THE KEY", base_url="http://127.0.0.1:8000/v1")
   print(client.run("mochi-1", prompt="a fox in the snow")["output"])
 
-README.md has the rest: real weights, Docker, and every option.""",
+README.md shows more clients, GPUs and Docker; docs/ has every option.""",
         markup=False,
     )
 
