@@ -1,1 +1,1 @@
-"""What Mochi 1 accepts and does: parameters, engines, frames to MP4. Knows no jobs, no HTTP."""
+"""Mochi 1: its parameters, engines, and the encoder to MP4. Knows no jobs and no HTTP."""

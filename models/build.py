@@ -1,4 +1,4 @@
-"""Settings to an engine: the one place that chooses. Imports torch only when Mochi is chosen."""
+"""Builds the engine that the settings choose. Imports torch only for Mochi."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from models.settings import EngineSettings
 
 
 def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
-    """Build the engine that the settings ask for, with its weights loaded.
+    """Build an engine and load its weights.
 
     Args:
-        settings: which engine, which weights.
-        cache_dir: a folder of ours, made if missing, where mock weights are kept between starts.
+        settings: which engine and weights.
+        cache_dir: of weights and compiled code; made if missing.
 
     Raises:
-        EngineUnavailableError: this machine lacks what the engine needs; the text says what to do.
+        EngineUnavailableError: the engine cannot run on this machine; the text has the remedy.
     """
     if settings.engine == "fake":
         return FakeEngine(settings.fake_step_seconds)
     try:
-        from models.mochi.loading.load import load  # noqa: PLC0415 - torch takes seconds to import
+        from models.mochi.loading.load import load  # noqa: PLC0415 (torch takes seconds)
     except ImportError as error:
         raise not_installed(error) from error
     return load(settings, cache_dir)
 
 
 def build_meter(settings: EngineSettings) -> Meter | None:
-    """What reads the card of the engine that was built; None where there is none."""
+    """The meter of the engine's card; None for an engine on the CPU."""
     if settings.mock or settings.engine == "fake":
         return None
-    from models.cuda import CudaMeter  # noqa: PLC0415 - as above
+    from models.cuda import CudaMeter  # noqa: PLC0415 (as above)
 
     return CudaMeter(settings.device)

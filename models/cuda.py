@@ -1,4 +1,4 @@
-"""Reads how much of its card a worker uses, without a call that could wait for the card."""
+"""CUDA devices: the allocator, the errors, and how much of a card is in use. Imports torch."""
 
 from __future__ import annotations
 
@@ -14,50 +14,41 @@ from models.errors import EngineBrokenError
 
 GIB = 2**30
 
-
-FULL = ("out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine")
-"""What errors other than torch's own say when the device's memory is full: of CUDA's libraries, and
-of a convolution that finds no room to work in."""
-
-
-@dataclass(frozen=True)
-class CudaMeter:
-    """Of one CUDA device, like `cuda:1`."""
-
-    device: str
-
-    def __call__(self) -> DeviceUse:
-        """The allocator's books, not `mem_get_info`: nothing is asked of CUDA, so a thread may."""
-        return DeviceUse(
-            allocated_bytes=torch.cuda.memory_allocated(self.device),
-            reserved_bytes=torch.cuda.memory_reserved(self.device),
-            total_bytes=torch.cuda.get_device_properties(self.device).total_memory,
-            busy=_busy(self.device),
-        )
+OUT_OF_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine")
+"""Parts of the messages with which CUDA's libraries report full memory. The last one is that of a
+convolution without room for its workspace."""
 
 
-def _busy(device: str) -> float | None:
-    """Asked of the driver's library."""
-    try:
-        return torch.cuda.utilization(device) / 100
-    except Exception:  # noqa: BLE001 (its own errors are known only where it is installed)
-        return None
+def choose_allocator() -> None:
+    """Let the allocator grow its segments. Call this before CUDA is used.
+
+    Otherwise videos of many lengths fragment the GPU's memory. An allocator that the environment
+    names has precedence.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" in os.environ:  # the variable's former name
+        return
+    options = "expandable_segments:True"
+    if torch.__version__ >= (2, 13):  # type: ignore[operator]
+        # Pinned memory is otherwise rounded up to a power of two, tensor by tensor: T5 takes 24 GiB
+        # instead of 18. Older versions do not know the option.
+        options += ",pinned_max_round_threshold_mb:1"
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", options)
 
 
 @contextlib.contextmanager
 def translate_gpu_errors(device: torch.device) -> Iterator[None]:
-    """Raise what has happened to the device, and not what it was doing.
+    """Tell full memory and a broken device from other errors inside.
 
     Raises:
-        torch.OutOfMemoryError: its memory is full.
-        EngineBrokenError: it answers nothing any more.
+        torch.OutOfMemoryError: the memory of the device is full.
+        EngineBrokenError: the device refuses all further work of this process.
     """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if any(text in str(error) for text in FULL):
+        if any(text in str(error) for text in OUT_OF_MEMORY):
             raise torch.OutOfMemoryError(str(error)) from error
         if isinstance(error, torch.AcceleratorError) or _is_broken(device):
             raise EngineBrokenError("The GPU failed.") from error
@@ -65,7 +56,6 @@ def translate_gpu_errors(device: torch.device) -> Iterator[None]:
 
 
 def _is_broken(device: torch.device) -> bool:
-    """After an error that it cannot get over, a GPU refuses everything to this process."""
     if device.type != "cuda":
         return False
     try:
@@ -75,17 +65,23 @@ def _is_broken(device: torch.device) -> bool:
     return False
 
 
-def choose_allocator() -> None:
-    """To be called before CUDA is first used; a choice of the user's stands."""
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name that it had before
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", _allocator())
+@dataclass(frozen=True)
+class CudaMeter:
+    """A `Meter` of one CUDA device, like `cuda:1`."""
 
+    device: str
 
-def _allocator() -> str:
-    """Videos of many lengths would otherwise leave gaps in the GPU's memory that fit nothing."""
-    options = "expandable_segments:True"
-    if torch.__version__ >= (2, 13):  # type: ignore[operator]
-        # Pinned memory is otherwise rounded up to a power of two, tensor by tensor: T5 takes 24 GiB
-        # instead of 18. Older versions do not know the option.
-        options += ",pinned_max_round_threshold_mb:1"
-    return options
+    def __call__(self) -> DeviceUse:
+        # Not `mem_get_info`: the allocator's counters can be read from any thread without waiting.
+        return DeviceUse(
+            allocated_bytes=torch.cuda.memory_allocated(self.device),
+            reserved_bytes=torch.cuda.memory_reserved(self.device),
+            total_bytes=torch.cuda.get_device_properties(self.device).total_memory,
+            busy=self._busy(),
+        )
+
+    def _busy(self) -> float | None:
+        try:
+            return torch.cuda.utilization(self.device) / 100
+        except Exception:  # noqa: BLE001 (the errors of `nvidia-ml-py`, an optional library)
+            return None

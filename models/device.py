@@ -1,4 +1,4 @@
-"""How much of its card an engine uses."""
+"""How much of its card an engine uses, without torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """One moment.
+    """The use of a card at one moment.
 
     Attributes:
-        allocated_bytes: of its memory that tensors of this process have.
-        reserved_bytes: that this process keeps from others, those included.
-        total_bytes: all that the card has.
-        busy: share of the last moments in which it worked for anybody, 0 to 1; None where the
-            driver's library for Python (`nvidia-ml-py`) is not installed.
+        allocated_bytes: of tensors of this process.
+        reserved_bytes: memory that this process holds, including those.
+        total_bytes: memory of the card.
+        busy: utilisation by all processes, 0 to 1; None without `nvidia-ml-py`.
     """
 
     allocated_bytes: int
@@ -25,4 +24,4 @@ class DeviceUse:
 
 
 Meter = Callable[[], DeviceUse]
-"""Reads a card, from any thread."""
+"""Reads the use of a card, from any thread."""

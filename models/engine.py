@@ -1,4 +1,4 @@
-"""The one interface that everything above the models relies on."""
+"""The interface between engines and the layers above."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Protocol
 from models.params import GenerateParams
 
 OnStep = Callable[[int, int], None]
-"""Called with (steps done, steps in all): with 0 when the prompt is encoded and the denoising
-begins, and after each step.
+"""Called with (steps done, all steps): with 0 when the prompt is encoded and the denoising begins,
+and after each step.
 
-It may raise, to abandon the generation: an engine lets the exception through untouched.
+It may raise to abandon the generation. An engine passes the exception on.
 """
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video that is not encoded yet.
+    """A video before encoding.
 
     Attributes:
         width: pixels in a row.
         height: rows in a frame.
-        frames: yields exactly as many frames as were asked for, each `width * height * 3` bytes:
-            RGB, 8 bits a channel, rows from the top, no padding.
-        warnings: sentences for the client about what he gets, such as a prompt that was cut.
+        frames: yields the requested number of frames, each `width * height * 3` bytes: RGB, 8 bits
+            per channel, rows from the top, no padding.
+        warnings: messages for the client about the video, such as a truncated prompt.
     """
 
     width: int
@@ -36,16 +36,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class Traits:
-    """What an engine is, for logs, `/version` and results.
+    """Description of an engine for logs, `/version` and results.
 
     Attributes:
-        model: which weights, such as `Mochi 1` or `mock weights`.
+        model: the weights, such as `Mochi 1` or `mock weights`.
         device: name of the card, or `CPU`.
-        precision: `reference` or `bf16`; for mock weights `float32`; for pictures without a model
-            `none`.
-        profile: what stays in GPU memory; `` on a CPU.
-        lossy: names of the speed modes that change the pictures, none by default.
-        is_mock: it holds no real weights: whoever asks it is testing something else.
+        precision: `reference` or `bf16`; `float32` for mock weights; `none` without a model.
+        profile: the memory profile; empty on a CPU.
+        lossy: speed modes that change the pictures, none by default.
+        is_mock: whether the engine has no real weights and serves tests.
     """
 
     model: str
@@ -62,38 +61,38 @@ class Traits:
 
 
 class Checkpoints(Protocol):
-    """Where the state of one request is kept between steps, for a later run of it to go on from.
+    """Storage for the state of one request between steps, from which a later run resumes.
 
-    The bytes are the engine's own affair. No method raises for a storage that fails: what cannot be
-    kept or read is simply not there.
+    Only the engine reads the bytes. No method raises when the storage fails: a state that cannot be
+    saved or read is treated as missing.
     """
 
     @property
     def every(self) -> int:
-        """Steps from one to the next, 1 or more. None is kept after the last step."""
+        """Steps between checkpoints, 1 or more. None is saved after the last step."""
         ...
 
     def load(self) -> bytes | None:
-        """What an earlier run of the request has kept, or another one, or nobody: not checked."""
+        """The state that a run has saved, if any. The engine checks that it fits the request."""
         ...
 
     def resumed(self, step: int) -> None:
-        """Told before the first step that this run goes on after `step` of them."""
+        """Note, before the first step, that this run resumes after `step` steps."""
         ...
 
     def save(self, data: bytes) -> None:
-        """Keep the state after the step that was reported last, in place of the one before."""
+        """Replace the state by the one after the step that `OnStep` was last called with."""
         ...
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A small picture of a video that is not ready.
+    """A small preview picture of an unfinished video.
 
     Attributes:
-        step: after which it looked like that.
+        step: steps done.
         media_type: of `data`.
-        data: a file as a browser shows it, of some kB.
+        data: a file of some kB that a browser shows.
     """
 
     step: int
@@ -102,24 +101,24 @@ class Picture:
 
 
 class Previews(Protocol):
-    """Who looks on. Nobody has judged what is to be seen: it is not for those who moderate."""
+    """Receives preview pictures. Moderation does not check them."""
 
     @property
     def every(self) -> int:
-        """Steps from one picture to the next, 1 or more. There is none after the last step."""
+        """Steps between pictures, 1 or more. There is none after the last step."""
         ...
 
     def show(self, picture: Picture) -> None:
-        """Take it, at once. It may come a step or two late, and never raises."""
+        """Accept a picture without waiting or raising. It may come a step or two late."""
         ...
 
 
 class Engine(Protocol):
-    """Turns parameters into frames. Holds its weights for the whole life of the process."""
+    """Turns parameters into frames. Holds its weights as long as the process lives."""
 
     @property
     def traits(self) -> Traits:
-        """What runs where."""
+        """Model, device and precision."""
         ...
 
     def generate(
@@ -129,20 +128,17 @@ class Engine(Protocol):
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
     ) -> Clip:
-        """Run the denoising loop and return the frames, which may still be decoded lazily.
+        """Run the denoising loop and return the frames, which may be decoded while they are drawn.
 
-        Drawing the frames may raise the same errors. One clip at a time: the frames of the one
-        before are void.
-
-        The same parameters on the same machine give the same bytes.
+        Drawing the frames may raise the same errors. A call invalidates the frames of the clip
+        before. The same parameters on the same machine give the same bytes.
 
         Args:
-            params: validated parameters; `seed` is never -1 here.
+            params: validated parameters; `seed` is not -1.
             on_step: see `OnStep`.
-            checkpoints: where to go on, with the same frames as if from the start, and where to
-                keep what a later run may go on from. What does not fit is passed over. None: all
-                steps are done, and nothing is kept.
-            previews: who is shown what the video looks like so far; None: nobody.
+            checkpoints: to resume from, with the same frames as a run from the start, and to save
+                to. A state that does not fit is ignored. None runs all steps and saves nothing.
+            previews: receives preview pictures; None for none.
 
         Raises:
             EngineBrokenError: the worker must end; the request may succeed in another process.

@@ -1,14 +1,14 @@
-"""Everything that can go wrong in `models`, and the base of every error of the project."""
+"""The errors of `models`, and the base class of all errors of the project."""
 
 from __future__ import annotations
 
 
 class MochiError(Exception):
-    """Base of all our errors. Its text is written for the user."""
+    """Base of all errors. The text is a message for the user."""
 
 
 class InvalidParametersError(MochiError):
-    """The parameters break a rule; the text names the field, the rule and what came."""
+    """A parameter is invalid; the text names the field, the rule and the value."""
 
 
 class EngineError(MochiError):
@@ -28,10 +28,10 @@ class OutOfMemoryError(EngineError):
 
 
 class ContentBlockedError(EngineError):
-    """Moderation does not let the request pass.
+    """Moderation blocks the request.
 
     Attributes:
-        category: what it was blocked for.
+        category: the reason, as shown to clients.
         stage: `prompt` or `frames`.
     """
 
@@ -44,25 +44,25 @@ class ContentBlockedError(EngineError):
 
 
 class EngineBrokenError(EngineError):
-    """The device refuses all further work of this process: only a new process helps."""
+    """The device refuses all further work of this process; a new process may succeed."""
 
 
 class EncodingError(EngineError):
-    """ffmpeg did not turn the frames into a video."""
+    """ffmpeg failed to encode the frames."""
 
 
 class DiskError(EncodingError):
-    """The disk did not take the video: it is full, say."""
+    """The video could not be written to disk, for example because it is full."""
 
     code = "storage"
 
 
 class EngineUnavailableError(MochiError):
-    """The engine cannot be built here; the text says what is missing and what to type."""
+    """The engine cannot run on this machine; the text has the cause and the remedy."""
 
 
 def not_installed(error: ImportError) -> EngineUnavailableError:
-    """What to raise where the extra `worker` was not installed."""
+    """The error for a machine without the extra `worker`."""
     return EngineUnavailableError(
         f"The worker's libraries are not installed ({error}). "
         "Type: pip install 'mochi-server[worker]'"
@@ -70,4 +70,4 @@ def not_installed(error: ImportError) -> EngineUnavailableError:
 
 
 class WeightsError(MochiError):
-    """Weights are absent, damaged or cannot be fetched; the text says what to type."""
+    """Weights are missing, damaged or cannot be downloaded; the text has the remedy."""

@@ -1,7 +1,6 @@
-"""The example request of the hosted endpoint's API page, word for word.
+"""The example request of the hosted endpoint's API page (segmind.com/models/mochi-1/api), verbatim.
 
-Source: segmind.com/models/mochi-1/api. The OpenAPI document, the demo and the tests share it, so
-what they show is what a client of the hosted endpoint already sends.
+The OpenAPI document, the demo and the tests use it.
 """
 
 from __future__ import annotations

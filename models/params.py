@@ -1,4 +1,4 @@
-"""The parameters of `mochi-1`: names, ranges, defaults, and the messages when one is wrong."""
+"""The parameters of `mochi-1`: names, ranges, defaults, and messages for invalid values."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ WIDTH, HEIGHT = 848, 480
 DRAW_SEED = -1
 MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**53 - 1
-"""Drawn seeds stay below this, so that clients with double-precision numbers read them exactly."""
+"""The largest drawn seed, which JavaScript's double-precision numbers hold exactly."""
 MAX_TEXT = 4000
 TEMPORAL_FACTOR = 6
-"""Mochi's VAE turns k+1 latent frames into 6k+1 pictures."""
+"""Mochi's VAE turns k+1 latent frames into 6k+1 frames."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-"""ASCII's, without tab and line ends. Those above it come with text pasted from old encodings."""
+"""ASCII control characters except tab and line ends. Text pasted from old encodings has others."""
 
 
 def _whole(value: object) -> object:
-    """Take 52.0 as 52, as JSON does not tell them apart."""
+    """Accept 52.0 as 52, which are the same number in JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -42,7 +42,7 @@ def _plain_text(value: str) -> str:
 
 def _not_blank(value: str) -> str:
     if not value.strip():
-        raise PydanticCustomError("blank", "only white space" if value else "nothing")
+        raise PydanticCustomError("blank", "blank: it has only white space" if value else "empty")
     return value
 
 
@@ -51,7 +51,7 @@ Text = Annotated[str, AfterValidator(_plain_text)]
 
 
 class GenerateParams(BaseModel):
-    """What a client may ask for. Frozen; built by `parse_params` from JSON."""
+    """The parameters of a request. Frozen; built by `parse_params` from JSON."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -77,11 +77,11 @@ class GenerateParams(BaseModel):
 
     @property
     def model_frames(self) -> int:
-        """The number of frames Mochi makes for this request: the next 6k+1."""
+        """The number of frames that Mochi makes for this request: the next 6k+1."""
         return -(-(self.frames - 1) // TEMPORAL_FACTOR) * TEMPORAL_FACTOR + 1
 
     def with_seed(self, rng: random.Random) -> GenerateParams:
-        """These parameters with the seed drawn, if a drawn one was asked for."""
+        """The parameters with a drawn seed in place of -1."""
         if self.seed != DRAW_SEED:
             return self
         return self.model_copy(update={"seed": rng.randint(0, MAX_DRAWN_SEED)})
@@ -91,10 +91,10 @@ def parse_params(body: Mapping[str, Any]) -> tuple[GenerateParams, list[str]]:
     """Validate a decoded JSON object.
 
     Returns:
-        The parameters, and the names in `body` that mean nothing to us.
+        The parameters, and the unknown names in `body`.
 
     Raises:
-        InvalidParametersError: naming the first wrong field, its rule and what came.
+        InvalidParametersError: the text names the first invalid field, its rule and the value.
     """
     try:
         params = GenerateParams.model_validate(dict(body))
@@ -108,9 +108,11 @@ def _explain(error: ErrorDetails) -> str:
     rule = _rule(GenerateParams.model_fields[name])
     if error["type"] == "missing":
         return f"`{name}` is required: {rule}."
-    if error["type"] in {"control", "blank"}:
+    if error["type"] == "blank":
+        return f"`{name}` must not be {error['msg']}."
+    if error["type"] == "control":
         return f"`{name}` must be {rule}; it has {error['msg']}."
-    return f"`{name}` must be {rule}; got {_came(error['input'])}."
+    return f"`{name}` must be {rule}; got {_described(error['input'])}."
 
 
 def _rule(field: FieldInfo) -> str:
@@ -123,8 +125,8 @@ def _rule(field: FieldInfo) -> str:
     return f"{kind} from {bounds[Ge].ge} to {bounds[Le].le}"
 
 
-def _came(value: object) -> str:
-    """Describe a rejected value without repeating what a user wrote."""
+def _described(value: object) -> str:
+    """Describe a rejected value without repeating the user's text."""
     match value:
         case None | bool():
             return {None: "null", True: "true", False: "false"}[value]

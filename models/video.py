@@ -1,4 +1,4 @@
-"""Frames to an H.264 MP4, through ffmpeg. Knows no models, no jobs, and not where videos go."""
+"""Encodes frames to an H.264 MP4 through ffmpeg."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from models.errors import DiskError, EncodingError, EngineUnavailableError, not_
 from models.params import HEIGHT, WIDTH
 
 MAX_DENOMINATOR = 30_000
-"""Of a frame rate. ffmpeg takes fractions of numbers up to 1,001,000, and ours go up to 30."""
+"""Of a frame rate. ffmpeg limits both numbers of the fraction to 1,001,000; ours go up to 30."""
 
 THREADS = 2
-"""Pinned: x264 splits its work by thread, so another number gives other bytes."""
+"""Fixed, as x264 splits its work by thread: another number gives other bytes."""
 
 DISK_STATUSES = frozenset(256 - number for number in (ENOSPC, EDQUOT, EFBIG, EROFS, EIO))
-"""Exit statuses of ffmpeg, the negative of the error's number, when a disk did not take a file."""
+"""Exit statuses of ffmpeg (the negative error number) when the disk did not accept a file."""
 
 # full_chroma_int, accurate_rnd and bitexact: the same bytes whatever instructions the CPU has.
 FILTERS = (
@@ -37,18 +37,18 @@ FILTERS = (
 def encode(clip: Clip, fps: float, path: Path) -> None:
     """Write a clip as an H.264 MP4 of 848x480, readable by its owner only.
 
-    Frames of another size are scaled. The same frames give the same bytes. The index comes before
-    the pictures, so a browser can play the file while it loads.
+    Frames of another size are scaled. The same frames give the same bytes. The index precedes the
+    pictures, so a browser can play the file while it loads.
 
     Args:
-        clip: what to encode; its frames are drawn one at a time, and not all kept.
-        fps: frames a second, above 0; fractions are kept exactly (23.976 becomes 2997/125).
-        path: the file to write, in a folder that exists. Nothing is left there on an error.
+        clip: to encode; its frames are drawn one at a time.
+        fps: frames per second, above 0; fractions are exact (23.976 becomes 2997/125).
+        path: the file to write, in an existing folder. An error leaves no file.
 
     Raises:
-        DiskError: the disk did not take the video.
+        DiskError: the disk did not accept the video.
         EncodingError: ffmpeg failed otherwise, or a frame has the wrong size.
-        BaseException: whatever `clip.frames` raised, untouched.
+        BaseException: what `clip.frames` raised.
     """
     try:
         with _log() as log:
@@ -59,13 +59,13 @@ def encode(clip: Clip, fps: float, path: Path) -> None:
 
 
 def encoder() -> str:
-    """The ffmpeg that encodes.
+    """The path of ffmpeg.
 
     Raises:
-        EngineUnavailableError: there is none; the text says what to do.
+        EngineUnavailableError: it is not installed; the text has the remedy.
     """
     try:
-        from imageio_ffmpeg import get_ffmpeg_exe  # noqa: PLC0415 - comes with the extra `worker`
+        from imageio_ffmpeg import get_ffmpeg_exe  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise not_installed(error) from error
     try:
@@ -76,7 +76,7 @@ def encoder() -> str:
 
 def _command(clip: Clip, fps: float, path: Path) -> list[str]:
     rate = Fraction(str(fps)).limit_denominator(MAX_DENOMINATOR)
-    # A clock that hits the end of every frame; the usual milliseconds would round the duration.
+    # Ticks that hit the end of every frame; the usual milliseconds would round the duration.
     clock = rate.numerator * math.ceil(1000 / rate.numerator)
     return [
         encoder(),
@@ -91,7 +91,7 @@ def _command(clip: Clip, fps: float, path: Path) -> list[str]:
 
 
 def _log() -> IO[bytes]:
-    """A file and not a pipe: nobody reads while we write, and a full pipe would stop ffmpeg."""
+    """A file, as a pipe that fills up while the frames are written would stop ffmpeg."""
     try:
         return tempfile.TemporaryFile()
     except OSError as error:
@@ -99,7 +99,7 @@ def _log() -> IO[bytes]:
 
 
 def _run(command: list[str], clip: Clip, folder: Path, log: IO[bytes]) -> None:
-    """Feed the frames to ffmpeg and wait for it. It never outlives this call."""
+    """Feed the frames to ffmpeg, and wait for its end. It does not outlive this call."""
     process = _start(command, folder, log)
     pipe = cast("IO[bytes]", process.stdin)
     try:
@@ -118,13 +118,13 @@ def _start(command: list[str], folder: Path, log: IO[bytes]) -> subprocess.Popen
     try:
         return subprocess.Popen(
             command,
-            # ffmpeg is given a bare file name, so its messages cannot show a folder to a client.
+            # With a bare file name, ffmpeg's messages do not show the folder to a client.
             cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
             umask=0o077,
-            # A Ctrl-C in the terminal is for the worker, which may want to finish this video.
+            # Ctrl-C in the terminal is for the worker alone, which may finish this video.
             process_group=0,
         )
     except OSError as error:
@@ -132,7 +132,7 @@ def _start(command: list[str], folder: Path, log: IO[bytes]) -> subprocess.Popen
 
 
 def _feed(pipe: IO[bytes], clip: Clip) -> bool:
-    """Write all frames to ffmpeg; False when it stopped reading before the end."""
+    """Write all frames; return False when ffmpeg stopped reading before the end."""
     for frame in _checked(clip):
         try:
             pipe.write(frame)
@@ -142,12 +142,12 @@ def _feed(pipe: IO[bytes], clip: Clip) -> bool:
 
 
 def _checked(clip: Clip) -> Iterator[bytes]:
-    """The frames of a clip, each of the right size, and at least one."""
+    """The frames of a clip, after a check of their size and that there is one."""
     size = clip.width * clip.height * 3
     number = 0
     for number, frame in enumerate(clip.frames, start=1):
         if len(frame) != size:
-            # ffmpeg would take the bytes as they come and show sheared pictures.
+            # ffmpeg would accept the bytes, and show sheared pictures.
             raise EncodingError(f"Frame {number} has {len(frame):,} bytes instead of {size:,}.")
         yield frame
     if number == 0:
@@ -155,7 +155,7 @@ def _checked(clip: Clip) -> Iterator[bytes]:
 
 
 def _close(pipe: IO[bytes]) -> bool:
-    """Flush and close ffmpeg's input; False when it had stopped reading."""
+    """Flush and close ffmpeg's input; return False when ffmpeg had stopped reading."""
     try:
         pipe.close()
     except BrokenPipeError:
@@ -164,8 +164,8 @@ def _close(pipe: IO[bytes]) -> bool:
 
 
 def _first_line(log: IO[bytes]) -> str:
-    """What ffmpeg said first, which is the cause; the later lines are its consequences."""
+    """The first message of ffmpeg, which has the cause."""
     log.seek(0)
     line = log.readline().decode(errors="replace").strip()
-    # "[out#0/mp4 @ 0x55ac3b83e040] Could not ...": where in ffmpeg's memory helps nobody.
+    # Without the address in "[out#0/mp4 @ 0x55ac3b83e040] Could not ...".
     return re.sub(r"^\[[^]]*\] ", "", line) or "ffmpeg stopped without saying why."

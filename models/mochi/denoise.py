@@ -1,4 +1,4 @@
-"""The denoising loop."""
+"""The denoising loop and its schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.mochi.network.transformer import Core
 from models.mochi.preview import Previewer
 
 THRESHOLD_NOISE = 0.025
-"""Where Genmo's schedule turns from linear to quadratic."""
+"""The noise level at which Genmo's schedule turns from linear to quadratic."""
 
 
 def denoise(
@@ -32,20 +32,20 @@ def denoise(
     keeper: LatentsKeeper | None = None,
     previewer: Previewer | None = None,
 ) -> Tensor:
-    """Noise to latents of a video, by Euler steps along the guided velocity.
+    """Turn noise into the latents of a video, by Euler steps along the guided velocity.
 
-    Nothing in here waits for a GPU. Its driver holds about a thousand launches, so this process is
-    ahead of it by a step or so, and `on_step` with it. Only a step whose latents are kept waits.
+    Only a step whose latents are kept waits for the GPU. The driver queues about a thousand
+    launches, so this loop, and `on_step` with it, runs about a step ahead of the GPU.
 
     Args:
         core: the transformer.
-        latents: noise, `(1, channels, T, h, w)`. Each step rounds to its dtype: float32, as Genmo
-            does it, or bfloat16, as diffusers does it when the text embeddings are.
+        latents: noise, `(1, channels, T, h, w)`. Each step rounds to its dtype: float32 as in
+            Genmo's code, or bfloat16 as in diffusers when the text embeddings are.
         conditions: of the negative prompt and of the prompt.
         schedule: with as many steps as the conditions.
         guidance_scale: 1 ignores the negative prompt, more leads away from it.
         on_step: see `OnStep`.
-        cache: see `Core.forward`. It knows the steps before, which a keeper does not: never both.
+        cache: see `Core.forward`. Not together with a keeper, which does not save its state.
         keeper: see `LatentsKeeper`. A step that `on_step` abandons is not kept.
         previewer: see `Previewer`.
     """
@@ -65,11 +65,11 @@ def denoise(
 
 @dataclass(frozen=True)
 class Schedule:
-    """Of one request.
+    """The steps of one request.
 
     Attributes:
-        timesteps: float32 `(steps,)`, what the transformer is told: 0 is noise, 1000 the video.
-        deltas: how far along the velocity each step goes. They sum up to 1.
+        timesteps: float32 `(steps,)`, input of the transformer: 0 is noise, 1000 the video.
+        deltas: how far along the velocity each step goes; their sum is 1.
     """
 
     timesteps: Tensor
@@ -77,7 +77,7 @@ class Schedule:
 
     @classmethod
     def of(cls, scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> Schedule:
-        """Genmo's linear-quadratic schedule, through the scheduler that came with the weights."""
+        """Genmo's linear-quadratic schedule, through the scheduler of the weights."""
         sigmas = np.array(linear_quadratic_schedule(steps, THRESHOLD_NOISE))
         scheduler.set_timesteps(sigmas=sigmas, device="cpu")
         return cls(scheduler.timesteps, tuple(scheduler.sigmas.diff().tolist()))

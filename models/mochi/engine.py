@@ -1,7 +1,4 @@
-"""Mochi 1 as an `Engine`: a prompt to frames, through the parts of the model.
-
-Does not know where weights come from, nor why the parts are where they are.
-"""
+"""Mochi 1 as an `Engine`: from a prompt to frames, through the parts of the model."""
 
 from __future__ import annotations
 
@@ -22,14 +19,14 @@ from models.mochi.memory.host_copy import to_host
 from models.mochi.network.attention import Kernel, use_kernel
 from models.mochi.network.modulation import Conditioner
 from models.mochi.network.step_cache import StepCache
-from models.mochi.network.text_encoder import MOST_TOKENS, Prompt, TextEncoder
+from models.mochi.network.text_encoder import MAX_TOKENS, Prompt, TextEncoder
 from models.mochi.network.transformer import Core
 from models.mochi.network.vae import Decoder
 from models.mochi.preview import Previewer
 from models.params import TEMPORAL_FACTOR, GenerateParams
 
 SPATIAL_FACTOR = 8
-"""Pixels in a row for each latent one, and in a column."""
+"""Pixels per latent, in a row and in a column."""
 LATENT_CHANNELS = 12
 
 
@@ -38,16 +35,16 @@ class MochiEngine:
     """Runs one request at a time.
 
     Attributes:
-        text_encoder, conditioner, core, scheduler, decoder: the model, each part in its place.
-        device: where the latents are.
-        width, height: of a frame, pixels, multiples of 16.
+        text_encoder, conditioner, core, scheduler, decoder: the model, each on its device.
+        device: of the latents.
+        width, height: of a frame in pixels, multiples of 16.
         traits: see `Engine`.
         kernel: of the attention.
         colours: see `fit_colours`.
         step_cache: threshold of the step cache; 0 is off.
-        remedy: what to do when the GPU's memory is too small, besides asking for fewer frames.
-        origin: all that its latents depend on besides a request and `traits`, as far as it is
-            known: weights, options, versions.
+        remedy: what helps besides fewer frames when the GPU's memory is too small.
+        origin: weights, options and versions, on which the latents depend besides the request and
+            `traits`.
     """
 
     text_encoder: TextEncoder
@@ -75,8 +72,8 @@ class MochiEngine:
         """See `Engine`. The frames are decoded while they are drawn.
 
         Raises:
-            OutOfMemoryError: the device is too small for so many frames.
-            EngineBrokenError: an error of CUDA, after which it refuses this process all work.
+            OutOfMemoryError: the device has too little memory for so many frames.
+            EngineBrokenError: CUDA has failed, and refuses further work of this process.
         """
         with contextlib.suppress(torch.OutOfMemoryError), translate_gpu_errors(self.device):
             prompts = {
@@ -123,7 +120,7 @@ class MochiEngine:
         return LatentsKeeper(checkpoints, identity, params.steps)
 
     def _noise(self, params: GenerateParams) -> Tensor:
-        """Made on the CPU, so that a seed means the same noise whatever the device."""
+        """Drawn on the CPU, so that a seed gives the same noise on every device."""
         frames = (params.model_frames - 1) // TEMPORAL_FACTOR + 1
         shape = (
             *(1, LATENT_CHANNELS, frames),
@@ -139,7 +136,7 @@ class MochiEngine:
         raise self._out_of_memory(params)
 
     def _out_of_memory(self, params: GenerateParams) -> OutOfMemoryError:
-        # The exception held the tensors of the failed run; it is gone, and they can be too.
+        # Called outside of `except`, where the exception still holds the tensors of the run.
         torch.cuda.empty_cache()
         return OutOfMemoryError(
             f"The GPU has too little memory for {params.frames} frames. Ask for fewer frames"
@@ -151,6 +148,6 @@ def _warnings(prompts: dict[str, Prompt]) -> Iterator[str]:
     for name, prompt in prompts.items():
         if prompt.is_cut:
             yield (
-                f"`{name}` has {prompt.tokens} tokens, and the text encoder reads {MOST_TOKENS}: "
+                f"`{name}` has {prompt.tokens} tokens, and the text encoder reads {MAX_TOKENS}: "
                 "its end was left out."
             )

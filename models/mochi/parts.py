@@ -1,4 +1,4 @@
-"""The parts of a Mochi as diffusers loads them, before the engine takes them over."""
+"""The parts of Mochi as diffusers loads them, before the engine takes them over."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from diffusers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 KEPT_IN_FLOAT32 = ("norm_q", "norm_k", "norm_added_q", "norm_added_k", "pos_frequencies")
-"""Of the transformer: small, delicate, and float32 in Genmo's own code."""
+"""Parameters of the transformer: small, sensitive, and float32 in Genmo's code."""
 
 
 class _Transformer(MochiTransformer3DModel):  # type: ignore[misc]
-    """Keeps its delicate parameters in float32, whatever the rest is loaded as."""
+    """Keeps `KEPT_IN_FLOAT32` in float32, whatever the rest is loaded as."""
 
     _keep_in_fp32_modules: ClassVar = list(KEPT_IN_FLOAT32)  # a list: diffusers wants one
 
 
 @dataclass(frozen=True)
 class Dtypes:
-    """What each part is loaded as."""
+    """The dtype in which each part is loaded."""
 
     text: torch.dtype = torch.float32
     transformer: torch.dtype = torch.float32
@@ -36,7 +36,7 @@ class Dtypes:
 
 @dataclass
 class Parts:
-    """On the CPU, or wherever they were made. An engine that takes them makes them useless."""
+    """The parts, on any device. They are unusable after an engine has taken them over."""
 
     tokenizer: PreTrainedTokenizerBase
     text_encoder: T5EncoderModel
@@ -49,9 +49,9 @@ class Parts:
         """Load a folder in diffusers' layout.
 
         Raises:
-            OSError, ValueError, SafetensorError: something is missing, or not what it should be.
+            OSError, ValueError, SafetensorError: a file is missing or damaged.
         """
-        # Only safetensors: a pickle runs whatever code its author put there.
+        # Only safetensors: loading a pickle runs its author's code.
         safely: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
         return cls(
             AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
@@ -68,7 +68,7 @@ class Parts:
         )
 
     def pipeline(self) -> MochiPipeline:
-        """The stock pipeline over these parts, with an empty prompt as Genmo has it."""
+        """The stock pipeline over these parts; an empty prompt is zeros, as in Genmo's code."""
         return MochiPipeline(
             scheduler=self.scheduler,
             vae=self.vae,

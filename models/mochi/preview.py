@@ -1,7 +1,7 @@
-"""What the latents of a request look like on their way: small pictures, without the VAE.
+"""Small preview pictures of a request's latents, without the VAE.
 
-Colours are a linear function of the latents, nearly. It is fitted to the decoder that is loaded, so
-that it goes with any weights, and is evaluated where the latents are, for a frame in the middle.
+Colours are nearly a linear function of the latents. It is fitted to the loaded decoder, so it suits
+any weights. It is evaluated on the latents' device, for the middle frame.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from models.mochi.memory.host_copy import HostCopy
 from models.mochi.network.vae import Decoder
 
 QUALITY = 80
-"""Of the JPEG: two or three kB."""
+"""Of the JPEG, which has two or three kB."""
 
 _SEED = 1
 _ROUNDS = 8
 _PATCH = 2
-"""Latents in a row of one value: those of pictures resemble their neighbours."""
+"""Side of a square of equal latents, as neighbours in a picture resemble each other."""
 
 
 @torch.no_grad()
 def fit_colours(decoder: Decoder, device: torch.device, width: int, height: int) -> Tensor:
-    """What makes RGB from 0 to 1 of latents and a one: float32, `(channels + 1, 3)`.
-
-    Least squares over patches of noise and what the decoder makes of them.
+    """Fit a linear map from latents to RGB, by least squares over decoded patches of noise.
 
     Args:
-        decoder: not compiled yet: it would be for single frames, too.
-        device: its own.
-        width: of the latents to try it with, 2 or more.
+        decoder: not compiled yet, so that it is not compiled for single frames.
+        device: of the decoder.
+        width: of the latents to decode, 2 or more.
         height: the same.
+
+    Returns:
+        float32 `(channels + 1, 3)`: maps the latents of a pixel and a one to RGB from 0 to 1.
     """
     generator = torch.Generator().manual_seed(_SEED)
     rows, columns = height // _PATCH, width // _PATCH
@@ -53,38 +54,38 @@ def fit_colours(decoder: Decoder, device: torch.device, width: int, height: int)
 
 
 class Previewer:
-    """Shows the latents of one request, and never waits for the device."""
+    """Shows the latents of one request without waiting for the device."""
 
     def __init__(self, previews: Previews, colours: Tensor, steps: int) -> None:
         self._previews = previews
         self._colours = colours
         self._steps = steps
-        self._on_its_way: tuple[int, HostCopy] | None = None
+        self._pending: tuple[int, HostCopy] | None = None
 
     def look(self, step: int, latents: Tensor, velocity: Tensor, left: float) -> None:
-        """After each step.
+        """Show the last picture if it has arrived, and take the next if it is due.
 
         Args:
             step: steps done.
             latents: after this step, `(1, channels, T, h, w)`.
-            velocity: in it.
-            left: how far along the velocity the video would be, if it stayed the same.
+            velocity: of this step.
+            left: how far along the velocity the video would be if the velocity stayed the same.
         """
-        self._show_what_has_come()
+        self._show_pending()
         if step % self._previews.every or step == self._steps:
             return
         middle = latents.shape[2] // 2
         foreseen = latents[0, :, middle].float() + left * velocity[0, :, middle].float()
         colours = (_with_one(foreseen) @ self._colours).clamp(0, 1).mul(255).to(torch.uint8)
-        self._on_its_way = step, HostCopy(colours[None])
+        self._pending = step, HostCopy(colours[None])
 
-    def _show_what_has_come(self) -> None:
-        if self._on_its_way is None or not self._on_its_way[1].is_done():
+    def _show_pending(self) -> None:
+        if self._pending is None or not self._pending[1].is_done():
             return
-        step, copy = self._on_its_way
-        self._on_its_way = None
+        step, copy = self._pending
+        self._pending = None
         file = io.BytesIO()
-        (pixels,) = copy.arrays()
+        (pixels,) = copy.frames()
         Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
         self._previews.show(Picture(step, "image/jpeg", file.getvalue()))
 

@@ -1,5 +1,5 @@
-"""Whether a prompt may be drawn and a video be published. Off by default; knows no jobs, no HTTP.
+"""Moderation of prompts and frames, off by default. Knows no jobs and no HTTP.
 
-The prompt is judged before the engine works, the frames on their way to the encoder. The
-classifiers, in `models/moderation/classifiers`, are all that needs torch.
+The prompt is judged before the engine works, and frames on their way to the encoder. Only the
+package `classifiers` imports torch.
 """

@@ -1,4 +1,4 @@
-"""Settings to what moderates. Imports torch only when a classifier is asked for."""
+"""Builds moderation from the settings. Imports torch only for a classifier."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _log = structlog.get_logger()
 
 
 def build_moderation(settings: ModerationSettings, data_dir: Path) -> Moderation:
-    """Load what the settings ask for, and try each classifier once.
+    """Load the term list and the classifiers, and try each classifier once.
 
-    To be called before the engine is built, which takes what is left of the GPU's memory.
+    Call this before the engine is built, which uses the rest of the GPU's memory.
 
     Args:
-        settings: what is on.
+        settings: which judges are on.
         data_dir: where pulled models are kept.
 
     Raises:
-        EngineUnavailableError: something is missing or of no use; the text says what to do.
+        EngineUnavailableError: a file or model is missing or cannot be used; the text has the
+            remedy.
     """
     prompt_judges: dict[str, PromptJudge] = {}
     if settings.moderation_terms:
@@ -52,7 +53,7 @@ def _text_judge(settings: ModerationSettings, data_dir: Path) -> PromptJudge:
 def _frame_judge(settings: ModerationSettings, data_dir: Path) -> FrameJudge:
     folder = _find("MOCHI_MODERATION_FRAMES", settings.moderation_frames, data_dir)
     try:
-        from models.moderation.classifiers.frames import load  # noqa: PLC0415 (the same)
+        from models.moderation.classifiers.frames import load  # noqa: PLC0415 (as above)
     except ImportError as error:
         raise not_installed(error) from error
     return load(folder, settings)
@@ -70,6 +71,6 @@ def _find(variable: str, model: str, data_dir: Path) -> Path:
             f"Type: {weights.pull_command(name, commit, data_dir)}"
         )
     raise EngineUnavailableError(
-        f"There is no folder {variable}={model}. Set it to one, or to a hub id such as "
+        f"There is no folder {variable}={model}. Set it to a folder, or to a hub id such as "
         "ORG/NAME or ORG/NAME@COMMIT, with the commit's 40 hex digits."
     )

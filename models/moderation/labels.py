@@ -1,4 +1,4 @@
-"""The labels of a classifier, and what follows from their probabilities."""
+"""The labels of a classifier, and which of them block at which probability."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Labels:
-    """What blocks, and from which probability on.
+    """The labels and the threshold of a classifier.
 
     Attributes:
         names: in the classifier's order.
-        harmless: those that do not block, without regard to case.
-        threshold: the probability of harm, above 0, from which on it blocks.
-        is_one_of: whether exactly one label is right, so that probabilities add up. Otherwise each
-            may be right or wrong, and the highest counts.
+        harmless: labels that do not block, casefolded; all others do.
+        threshold: the lowest probability of harm that blocks, above 0.
+        is_one_of: whether exactly one label applies, so that probabilities of harm add up.
+            Otherwise labels are independent, and the highest probability counts.
     """
 
     names: tuple[str, ...]
@@ -26,7 +26,7 @@ class Labels:
 
     @property
     def problem(self) -> str:
-        """Why they can tell nothing apart; empty when they can."""
+        """Why these labels cannot tell harm from no harm; empty when they can."""
         harmful = [name for name in self.names if self._is_harmful(name)]
         listed = ", ".join(self.names)
         if not harmful:
@@ -36,13 +36,13 @@ class Labels:
         return ""
 
     def blocks(self, probabilities: Sequence[float]) -> str | None:
-        """The likeliest label that is harmful, when there is harm enough.
+        """The likeliest harmful label, if the probability of harm reaches the threshold.
 
         Raises:
-            ValueError: these are no probabilities. A comparison would let them pass.
+            ValueError: a probability is not finite. A comparison would let it pass.
         """
         if not all(map(math.isfinite, probabilities)):
-            raise ValueError("The classifier has no answer: its numbers are not finite.")
+            raise ValueError("The classifier has no answer: its probabilities are not finite.")
         harm = {
             name: probability
             for name, probability in zip(self.names, probabilities, strict=True)

@@ -55,6 +55,5 @@ class ModerationSettings(EngineSettings):
 
     @property
     def harmless_labels(self) -> frozenset[str]:
-        """Without regard to case."""
         names = (name.strip() for name in self.moderation_harmless.split(","))
         return frozenset(name.casefold() for name in names if name)

@@ -1,4 +1,4 @@
-"""The two stages, and what judges at each."""
+"""The two stages of moderation, prompt and frames, and the interfaces of their judges."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from models.errors import ContentBlockedError
 
 
 class PromptJudge(Protocol):
-    """Judges prompts. It raises when it cannot: nothing passes unjudged."""
+    """Judges prompts. It raises when it cannot judge, so that no prompt passes unjudged."""
 
     def blocks(self, prompt: str) -> str | None:
-        """The category for which it blocks a prompt, in words that a client may read."""
+        """The category for which the prompt is blocked, as shown to clients; None lets it pass."""
 
 
 class FrameJudge(Protocol):
-    """Judges frames. It raises when it cannot: nothing passes unjudged."""
+    """Judges frames. It raises when it cannot judge, so that no frame passes unjudged."""
 
     def blocks(self, frame: bytes, width: int, height: int) -> str | None:
-        """The category for which it blocks a frame, whose bytes are as a `Clip` has them."""
+        """The category for which a frame of a `Clip` is blocked; None lets it pass."""
 
 
 @dataclass(frozen=True)
 class Moderation:
-    """What is on, which may be nothing.
+    """The judges that are on, if any.
 
     Attributes:
-        prompt_judges: by a name for the log, in the order in which they are asked.
+        prompt_judges: in the order of judging, by their names in the log.
         frame_judge: None where frames are not judged.
-        frames: how many of a clip are, 2 or more.
+        frames: number of frames of a clip that are judged, 2 or more.
     """
 
     prompt_judges: Mapping[str, PromptJudge] = field(default_factory=dict)
@@ -39,23 +39,18 @@ class Moderation:
     frames: int = 2
 
     def check_prompt(self, prompt: str) -> None:
-        """To be called before the engine works.
+        """Check a prompt before the engine works.
 
         Raises:
-            ContentBlockedError: it may not be drawn.
+            ContentBlockedError: a judge blocks the prompt.
         """
         for judge in self.prompt_judges.values():
             category = judge.blocks(prompt)
             if category is not None:
                 raise ContentBlockedError(category, "prompt")
 
-    def watched(self, clip: Clip, count: int) -> Clip:
-        """The clip, whose frames raise `ContentBlockedError` when one may not be published.
-
-        Args:
-            clip: as the engine gave it.
-            count: of its frames.
-        """
+    def moderated(self, clip: Clip, count: int) -> Clip:
+        """The clip of `count` frames; drawing one that is blocked raises `ContentBlockedError`."""
         if self.frame_judge is None:
             return clip
         return replace(clip, frames=self._judged(clip, count, self.frame_judge))
@@ -71,6 +66,6 @@ class Moderation:
 
 
 def sample(count: int, wanted: int) -> frozenset[int]:
-    """Indices of at most `wanted` of `count` frames: the first, the last, and evenly between."""
+    """Indices of at most `wanted` of `count` frames: the first, the last, and others evenly."""
     last = count - 1
     return frozenset(round(last * index / (wanted - 1)) for index in range(wanted))

@@ -1,12 +1,12 @@
-"""A file of words and phrases that no prompt may have.
+"""Blocks prompts that contain a word or phrase of a file.
 
-    # A line with # is a comment. Terms after [a category] are of it.
+    # A comment. Terms below [a category] belong to it.
     [violence]
     behead
     cut his throat
 
 Case, accents, forms of the same character, invisible characters and punctuation make no difference.
-Only whole words match, so `ass` is not found in `assassin`, nor `bomb` in `bombs`.
+Only whole words match: `ass` does not match `assassin`, nor `bomb` `bombs`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from pathlib import Path
 from models.errors import EngineUnavailableError
 
 UNNAMED = "term list"
-"""The category of terms before the first one."""
-MOST_CATEGORY_CHARACTERS = 60
+"""The category of terms above the first category."""
+MAX_CATEGORY_LENGTH = 60
 """Clients read it."""
 
 _CATEGORY = re.compile(r"\[(.*)\]")
-# Thai to Burmese, Khmer, Japanese, Chinese: they put no spaces between words, so that here each
-# character counts as one.
+# Thai to Burmese, Khmer, Japanese, Chinese put no spaces between words: each character is a word.
 _SPACELESS = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     r"\U00020000-\U0003ffff]"
@@ -45,11 +44,11 @@ _Words = tuple[str, ...]
 
 @dataclass(frozen=True)
 class TermList:
-    """Finds terms in prompts, whatever their number.
+    """Finds terms in prompts, in a time that does not depend on the number of terms.
 
     Attributes:
         categories: of each term, by its words.
-        lengths: how many words terms have.
+        lengths: numbers of words in a term, ascending.
     """
 
     categories: dict[_Words, str]
@@ -60,7 +59,8 @@ class TermList:
         """Load a file.
 
         Raises:
-            EngineUnavailableError: it cannot be read, or means nothing; the text names the line.
+            EngineUnavailableError: the file cannot be read, or a line has no meaning; the text
+                names the line.
         """
         try:
             lines = path.read_text("utf-8-sig").splitlines()
@@ -91,9 +91,9 @@ def _terms(path: Path, lines: list[str]) -> Iterator[tuple[_Words, str]]:
             continue
         if heading := _CATEGORY.fullmatch(line):
             category = heading[1].strip()
-            if not category.isprintable() or not 0 < len(category) <= MOST_CATEGORY_CHARACTERS:
+            if not category.isprintable() or not 0 < len(category) <= MAX_CATEGORY_LENGTH:
                 raise _refusal(
-                    path, f"line {number}: a category has 1 to {MOST_CATEGORY_CHARACTERS} letters"
+                    path, f"line {number}: a category has 1 to {MAX_CATEGORY_LENGTH} letters"
                 )
         elif words := _words(line):
             yield words, category
@@ -102,16 +102,15 @@ def _terms(path: Path, lines: list[str]) -> Iterator[tuple[_Words, str]]:
 
 
 def _words(text: str) -> _Words:
-    """A text as it is compared."""
-    # Twice: what is one character, like a bold K or a ligature, may have a case only when taken
-    # apart.
+    """The words of a text, in the form in which they are compared."""
+    # Twice, as a single character like a bold K or a ligature may have a case only once decomposed.
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     plain = "".join(map(_plain, folded))
     return tuple(_SPACELESS.sub(r" \g<0> ", plain).split())
 
 
 def _plain(character: str) -> str:
-    """Nothing for accents and what is invisible, a space for what is in no word."""
+    """Drop accents and invisible characters, and replace characters outside of words by spaces."""
     category = unicodedata.category(character)
     if category in {"Cf", "Me"} or _IGNORED.match(character):
         return ""
@@ -120,5 +119,5 @@ def _plain(character: str) -> str:
 
 def _refusal(path: Path, why: str) -> EngineUnavailableError:
     return EngineUnavailableError(
-        f"MOCHI_MODERATION_TERMS={path}: {why}. Mend the file, or unset the variable."
+        f"MOCHI_MODERATION_TERMS={path}: {why}. Correct the file, or unset the variable."
     )

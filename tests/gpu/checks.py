@@ -1,4 +1,4 @@
-"""What must hold on a GPU, for any device and size: so that it runs, small, on a CPU as well."""
+"""Checks of the engine on a GPU. They take any device and size, so a CPU runs them, small, too."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Strictness = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Model:
-    """What is checked, and where.
+    """The model to check, and its device.
 
     Attributes:
         make: new parts, the same each time.
@@ -59,7 +59,7 @@ class Model:
 
 
 def full_width(blocks: int, dtypes: Dtypes, device: torch.device) -> Parts:
-    """As `make_dummy`, but a T5 of one layer, whose weights are made in no time."""
+    """As `make_dummy`, but with a T5 of one layer, whose weights are quick to make."""
     parts = dummy.empty_dummy(dtypes, blocks)
     with torch.device("meta"):
         small = T5Config(vocab_size=128, d_model=4096, d_kv=64, d_ff=256, num_layers=1, num_heads=8)
@@ -68,7 +68,7 @@ def full_width(blocks: int, dtypes: Dtypes, device: torch.device) -> Parts:
         parameter.data = parameter.data.to(dtypes.text)
     generator = torch.Generator(device).manual_seed(dummy.SEED)
     for module in (parts.transformer, parts.vae, parts.text_encoder):
-        dummy._fill(module, generator)
+        dummy.fill(module, generator)
     return parts
 
 
@@ -86,7 +86,7 @@ def frames_of(engine: MochiEngine, asked: GenerateParams) -> list[bytes]:
 
 
 class Onlooker:
-    """Who is shown a preview of every other step."""
+    """Receives a preview of every other step."""
 
     every = 2
 
@@ -95,7 +95,7 @@ class Onlooker:
 
 
 def check_that_no_step_waits(engine: MochiEngine, set_strictness: Strictness) -> int:
-    """Raise at the first wait for the device in a step; how many steps were looked at."""
+    """Raise at the first wait for the device in a step; return the number of checked steps."""
     asked = params()
     frames_of(engine, asked)
     looked_at = 0
@@ -149,7 +149,7 @@ def check_that_streamed_blocks_change_nothing(model: Model) -> None:
 
 
 def check_that_frames_reach_main_memory(device: torch.device) -> None:
-    """By way of pinned memory, where there is a GPU, in the right order and unharmed."""
+    """Through pinned memory on a GPU, in order and unchanged."""
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(256, (31, 48, 80, 3), dtype=torch.uint8, generator=generator)
     chunks = (pictures[start:end].to(device) for start, end in ((0, 7), (7, 19), (19, 31)))
@@ -162,7 +162,7 @@ def check_that_frames_reach_main_memory(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """What a transformer is given.
+    """Inputs of a transformer.
 
     Attributes:
         latents: `(1, 12, T, h, w)`, float32.

@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import MochiTransformer3DModel
 
-from models.mochi.memory.profiles import choose_plan
+from models.mochi.memory.profiles import plan_memory
 from models.mochi.parts import Dtypes
 from models.mochi.synthetic import dummy
 from models.mochi.synthetic.dummy import empty_dummy
@@ -68,7 +68,7 @@ def transformer(device: torch.device) -> Callable[[int], MochiTransformer3DModel
 
     def make(blocks: int) -> MochiTransformer3DModel:
         empty = empty_dummy(BF16, blocks).transformer
-        dummy._fill(empty, torch.Generator(device).manual_seed(4))
+        dummy.fill(empty, torch.Generator(device).manual_seed(4))
         return empty
 
     return make
@@ -147,7 +147,7 @@ def test_at_full_depth_ours_is_as_exact_as_stock(
 def test_the_largest_request_stays_below_what_its_plan_expects(
     device: torch.device, record_property: Callable[[str, object], None]
 ) -> None:
-    plan = choose_plan(23.6, "auto", "auto")
+    plan = plan_memory(23.6, "auto", "auto")
     assert plan.profile.name == "24gb"
     expected = plan.profile.gib(plan.precision)
     dtypes = Dtypes(

@@ -136,7 +136,7 @@ class Runner:
             job.params, watch.timed(on_step), self._checkpoints(run), self._previews(run)
         )
         watch.end(DENOISING)
-        clip = self._moderation.watched(clip, job.params.frames)
+        clip = self._moderation.moderated(clip, job.params.frames)
         encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
         watch.end(VIDEO)
         _log.info(

@@ -1,1 +1,1 @@
-"""Measurements of the engine: `mochi-server bench engine`."""
+"""Benchmark of the engine: `mochi-server bench engine`."""

@@ -1,8 +1,8 @@
-"""Floating-point operations of the transformer, by formula: what a speed is measured against.
+"""Floating-point operations of the transformer, by formula.
 
-A product of matrices (m, k) and (k, n) is 2·m·k·n operations, and nothing else is counted, as in
-`torch.utils.flop_counter`, with which a test compares this. Text is counted as long as it is: what
-the stock pipeline does for padding is no use, and slower for it.
+A product of matrices (m, k) and (k, n) counts 2·m·k·n operations, and nothing else counts, as in
+`torch.utils.flop_counter`; a test compares the two. Text counts without the padding of the stock
+pipeline, which is no useful work.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def step_flops(config: Any, visual_tokens: int, text_lengths: Sequence[int]) -> int:  # noqa: ANN401
-    """Of one denoising step, after the first.
+    """Operations of one denoising step, after the first.
 
     Args:
         config: of a `MochiTransformer3DModel`.
@@ -21,7 +21,7 @@ def step_flops(config: Any, visual_tokens: int, text_lengths: Sequence[int]) -> 
     """
     width: int = config.num_attention_heads * config.attention_head_dim
     patch: int = config.patch_size**2 * config.in_channels
-    # The last block leaves the text alone, so there it is no query, and is not projected back.
+    # In the last block the text is no query, and is not projected back.
     ordinary: int = config.num_layers - 1
     text_width: int = config.pooled_projection_dim
     visual = 2 * visual_tokens * (4 * width * width + 3 * width * _inner(width))
@@ -40,5 +40,5 @@ def step_flops(config: Any, visual_tokens: int, text_lengths: Sequence[int]) -> 
 
 
 def _inner(width: int) -> int:
-    """Width of the feed-forward network, as `MochiTransformerBlock` has it."""
+    """Width of the feed-forward network, as in `MochiTransformerBlock`."""
     return 4 * width * 2 // 3

@@ -1,6 +1,6 @@
-"""A picture of where the time goes. Needs matplotlib.
+"""Draws benchmark results as bars. Needs matplotlib.
 
-From files of several measurements: python -m models.mochi.bench.plot OUT.png FILE.json ...
+For files of several runs: python -m models.mochi.bench.plot OUT.png FILE.json ...
 """
 
 from __future__ import annotations
@@ -21,19 +21,15 @@ STAGES = {
     "decoding": ("VAE decoding", "#54a24b"),
     "rest": ("copy, H.264, the rest", "#bab0ac"),
 }
-"""Of `Seconds`: what they are called, and their colours."""
+"""Fields of `Seconds` with their labels and colours."""
 
 
 class PlotError(EngineUnavailableError):
-    """There is nothing to draw, or nothing to draw it with."""
+    """matplotlib is not installed, or no request succeeded."""
 
 
 def check() -> None:
-    """See that matplotlib is there, before anything is measured.
-
-    Raises:
-        PlotError: it is not; the text says what to type.
-    """
+    """Raise `PlotError` without matplotlib; called before anything is measured."""
     if find_spec("matplotlib") is None:
         raise PlotError(
             "The plot needs matplotlib, which is not installed here. Type: pip install "
@@ -42,14 +38,14 @@ def check() -> None:
 
 
 def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the warm requests of some measurements as bars, one below the other.
+    """Draw the warm requests as bars, one below the other.
 
     Args:
-        results: `Result`s as JSON has them.
+        results: the JSON of `Result`s.
         path: of the PNG.
 
     Raises:
-        PlotError: matplotlib is missing, or there is nothing to draw.
+        PlotError: matplotlib is missing, or no request succeeded.
     """
     check()
     from matplotlib.figure import Figure  # noqa: PLC0415 (an extra)
@@ -65,9 +61,9 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(10, 1.6 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     starts = [0.0] * len(rows)
-    for stage, (name, colour) in STAGES.items():
+    for stage, (label, colour) in STAGES.items():
         lengths = [max(seconds[stage], 0.0) for _, seconds in rows]
-        axes.barh(range(len(rows)), lengths, left=starts, color=colour, label=name)
+        axes.barh(range(len(rows)), lengths, left=starts, color=colour, label=label)
         starts = [start + length for start, length in zip(starts, lengths, strict=True)]
     for position, (_, seconds) in enumerate(rows):
         axes.text(starts[position], position, f" {seconds['total']:.1f} s", va="center")
@@ -94,7 +90,7 @@ def _title(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw what the files hold. Exit status 0, or 1 with a message."""
+    """Draw the results in files. Exit status: 0, 1 after an error, 2 after wrong arguments."""
     if len(arguments) < 2 or arguments[0] in {"-h", "--help"}:  # noqa: PLR2004 (OUT and a file)
         sys.stderr.write(f"{__doc__}\n")
         return 2

@@ -1,4 +1,4 @@
-"""Shapes of a benchmarked request."""
+"""Shapes of the tensors of a request."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from models.params import HEIGHT, TEMPORAL_FACTOR, WIDTH
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A request as the model sees it.
 
     Attributes:
-        frames: a whole number of latent frames, 6k + 1, or it is rounded up to that.
+        frames: rounded up to the next 6k + 1, a whole number of latent frames.
         tokens: of the prompt, 3 or more; the negative prompt is empty.
         steps: of denoising.
-        size: of a frame, width and height in pixels.
+        size: of a frame: width and height in pixels.
     """
 
     frames: int = 49
@@ -26,7 +26,6 @@ class Request:
 
     @property
     def latent_frames(self) -> int:
-        """How many of them there are."""
         return -(-(self.frames - 1) // TEMPORAL_FACTOR) + 1
 
     @property
@@ -37,6 +36,6 @@ class Request:
 
     @property
     def visual_tokens(self) -> int:
-        """In the transformer: a patch is 2x2."""
+        """Patches of 2x2 latents."""
         _, _, frames, height, width = self.latent_shape
         return frames * (height // 2) * (width // 2)

@@ -1,4 +1,4 @@
-"""One request, taken apart into stages while it runs as always: ours, and the stock pipeline's."""
+"""Times the stages of a request while it runs as usual, for our engine and the stock pipeline."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLMochi, MochiPipeline
+from diffusers import MochiPipeline
 from torch import Tensor
 
 from models.engine import Clip, OnStep
 from models.mochi.engine import MochiEngine
 from models.mochi.network.modulation import Condition, Conditioner
 from models.mochi.network.text_encoder import Prompt, TextEncoder
-from models.mochi.network.vae import Decoder
+from models.mochi.network.vae import Decoder, unnormalised
 from models.params import GenerateParams
 from models.video import encode
 
 Mark = Any
-"""A CUDA event, or what the clock said."""
+"""A moment on the device: a CUDA event, or the clock's seconds on a CPU."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Times:
     Attributes:
         total: from the parameters to the finished MP4.
         text: encoding of the prompts.
-        conditioning: the tables that ours makes of the prompts; 0 for stock.
+        conditioning: the modulation tables of our engine; 0 for stock.
         steps: each denoising step.
         decoding: of latents, by the VAE.
     """
@@ -47,7 +47,6 @@ class Times:
 
     @property
     def denoising(self) -> float:
-        """All steps."""
         return sum(self.steps)
 
     @property
@@ -57,12 +56,12 @@ class Times:
 
     @property
     def rest(self) -> float:
-        """What nothing of the above accounts for: noise, copies to main memory, H.264."""
+        """Noise, copies to main memory, H.264."""
         return self.total - self.text - self.conditioning - self.denoising - self.decoding
 
 
 class Stages:
-    """Marks in the work of a device, which does not wait for them."""
+    """Marks the work of a device by stage, without waiting for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -75,25 +74,23 @@ class Stages:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """What is given to the device inside belongs to the stage `name`."""
+        """Count the work that is launched inside as part of the stage `name`."""
         before = self._now()
         yield
         self._spans[name].append((before, self._now()))
 
-    def step(self, *_: object) -> None:
-        """The loop begins, or a step has ended."""
+    def step(self) -> None:
+        """Mark the start of the loop, and then the end of each step."""
         self._steps.append(self._now())
 
     def times(self, total: float) -> Times:
-        """All stages of a request that took `total` seconds and is over."""
+        """The stages of a finished request that took `total` seconds."""
         seconds = {
             name: sum(_seconds(*span) for span in spans) for name, spans in self._spans.items()
         }
-        steps = [
-            _seconds(before, after)
-            for before, after in zip(self._steps, self._steps[1:], strict=False)
-        ]
-        return Times(total, seconds["text"], seconds["conditioning"], steps, seconds["decoding"])
+        pairs = zip(self._steps, self._steps[1:], strict=False)
+        steps = [_seconds(before, after) for before, after in pairs]
+        return Times(total, steps=steps, **seconds)
 
     def _now(self) -> Mark:
         if self._device.type != "cuda":
@@ -110,7 +107,6 @@ def _seconds(before: Mark, after: Mark) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -127,26 +123,26 @@ def run_ours(
 
     def step(done: int, steps: int) -> None:
         if not done:
-            return  # what comes before is spans
+            return  # `_TimedConditioner` marks the start of the loop
         stages.step()
         if on_step is not None:
             on_step(done, steps)
 
-    watched: Any = replace(
+    timed: Any = replace(
         engine,
-        text_encoder=_Text(engine.text_encoder, stages),  # type: ignore[arg-type]
-        conditioner=_Conditioning(engine.conditioner, stages),  # type: ignore[arg-type]
-        decoder=_Decoding(engine.decoder, stages),  # type: ignore[arg-type]
+        text_encoder=_TimedTextEncoder(engine.text_encoder, stages),  # type: ignore[arg-type]
+        conditioner=_TimedConditioner(engine.conditioner, stages),  # type: ignore[arg-type]
+        decoder=_TimedDecoder(engine.decoder, stages),  # type: ignore[arg-type]
     )
     wait(engine.device)
     started = time.perf_counter()
-    encode(watched.generate(params, step), params.fps, path)
+    encode(timed.generate(params, step), params.fps, path)
     wait(engine.device)
     return stages.times(time.perf_counter() - started)
 
 
 @dataclass
-class _Text:
+class _TimedTextEncoder:
     inner: TextEncoder
     stages: Stages
 
@@ -156,7 +152,7 @@ class _Text:
 
 
 @dataclass
-class _Conditioning:
+class _TimedConditioner:
     inner: Conditioner
     stages: Stages
 
@@ -168,7 +164,7 @@ class _Conditioning:
 
 
 @dataclass
-class _Decoding:
+class _TimedDecoder:
     inner: Decoder
     stages: Stages
 
@@ -192,18 +188,17 @@ def run_stock(
     mixed: bool = False,
     on_step: OnStep | None = None,
 ) -> Times:
-    """Make a video with the stock pipeline, eager, as diffusers' documents say.
+    """Make a video with the stock pipeline, eager, as in diffusers' documentation.
 
     Args:
         pipeline: on its device.
-        params: what is asked for.
+        params: of the request.
         path: of the MP4.
-        size: of the frames, width and height.
+        size: of the frames: width and height.
         mixed: see `Subjects`.
         on_step: as for `generate`.
     """
-    device = pipeline.device
-    stages = Stages(device)
+    stages = Stages(pipeline.device)
 
     def step(_: object, index: int, *__: object) -> dict[str, Tensor]:
         stages.step()
@@ -211,16 +206,14 @@ def run_stock(
             on_step(index + 1, params.steps)
         return {}
 
-    wait(device)
+    wait(pipeline.device)
     started = time.perf_counter()
     with stages.span("text"):
         prompt, mask, negative, negative_mask = pipeline.encode_prompt(
             params.prompt, params.negative_prompt
         )
     stages.step()
-    with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        # MochiRoPE asks for float32 where a CPU's autocast knows none, and gets it all the same.
-        warnings.filterwarnings("ignore", "In CPU autocast")
+    with _autocast(pipeline.device, enabled=mixed):
         latents = pipeline(
             prompt_embeds=prompt,
             prompt_attention_mask=mask,
@@ -235,21 +228,20 @@ def run_stock(
             output_type="latent",
             callback_on_step_end=step,
         ).frames
+    vae = pipeline.vae
     with stages.span("decoding"):
-        video = pipeline.vae.decode(
-            unnormalised(pipeline.vae, latents).to(pipeline.vae.dtype), return_dict=False
-        )[0]
+        inputs = unnormalised(latents, vae.config).to(vae.dtype)
+        video = vae.decode(inputs, return_dict=False)[0]
     pictures = pipeline.video_processor.postprocess_video(video, output_type="pil")[0]
     frames = (picture.tobytes() for picture in pictures[: params.frames])
     encode(Clip(*size, frames), params.fps, path)
-    wait(device)
+    wait(pipeline.device)
     return stages.times(time.perf_counter() - started)
 
 
-def unnormalised(vae: AutoencoderKLMochi, latents: Tensor) -> Tensor:
-    """What `MochiPipeline.__call__` does before it decodes."""
-    config = vae.config
-    mean = latents.new_tensor(config.latents_mean).view(1, -1, 1, 1, 1)
-    std = latents.new_tensor(config.latents_std).view(1, -1, 1, 1, 1)
-    unscaled: Tensor = latents * std / config.scaling_factor
-    return unscaled + mean
+@contextmanager
+def _autocast(device: torch.device, *, enabled: bool) -> Iterator[None]:
+    with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+        # MochiRoPE asks for float32, which a CPU's autocast warns of and computes all the same.
+        warnings.filterwarnings("ignore", "In CPU autocast")
+        yield

@@ -1,4 +1,4 @@
-"""Parts to an engine: puts each where the plan says, and switches on what was asked for."""
+"""Assembles parts to an engine: moves each to its device, and applies the options."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from models.mochi.preview import fit_colours
 CPU = torch.device("cpu")
 
 _VERSIONS = [f"{name} {version(name)}" for name in ("mochi-server", "torch", "diffusers")]
-"""Of the code that computes."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an engine is put together.
+    """How an engine is assembled.
 
     Attributes:
         profile: what stays on the device.
@@ -46,7 +45,6 @@ class Options:
 
     @property
     def lossy(self) -> tuple[str, ...]:
-        """What changes the pictures, by name."""
         modes = {"fp8": self.fp8, f"step cache {self.step_cache:g}": bool(self.step_cache)}
         return tuple(name for name, is_on in modes.items() if is_on)
 
@@ -63,12 +61,12 @@ def assemble(
     """Build an engine.
 
     Args:
-        parts: on the CPU; useless afterwards.
+        parts: on the CPU; unusable afterwards.
         options: see `Options`.
-        traits: what the engine says of itself.
-        device: where the work is done.
+        traits: of the engine.
+        device: where it works.
         size: width and height of the frames in pixels, multiples of 16.
-        weights_stamp: see `Prepared`; empty where the traits say it all.
+        weights_stamp: see `LoadPlan`; empty where the traits identify the weights.
 
     Raises:
         torch.OutOfMemoryError: the weights alone are too large for the device.
@@ -76,16 +74,11 @@ def assemble(
     profile = options.profile
     for module in (parts.text_encoder, parts.transformer, parts.vae):
         module.requires_grad_(False)  # noqa: FBT003 (torch's own signature)
-    conditioner, core = Conditioner(parts.transformer), Core(parts.transformer)
+    conditioner = Conditioner(parts.transformer)
     conditioner.place(device, big_layers_too=profile.keeps_modulation)
-    if options.fp8:
-        for block in core.blocks:
-            fp8.quantize(block.to(device))
-            if profile.streams_blocks:
-                block.to(CPU)
-    core.place(device, streamed=profile.streams_blocks)
+    core = _core(parts, options, device)
     decoder = Decoder(parts.vae, chunk=profile.chunk)
-    parts.vae.to(device)  # without its encoder by now
+    parts.vae.to(device)  # after the decoder has dropped the encoder
     colours = fit_colours(decoder, device, size[0] // SPATIAL_FACTOR, size[1] // SPATIAL_FACTOR)
     if options.compiles:
         compile_blocks(core.blocks)
@@ -111,6 +104,17 @@ def assemble(
         remedy=_remedy(profile),
         origin=f"{weights_stamp} {options} {_VERSIONS}",
     )
+
+
+def _core(parts: Parts, options: Options, device: torch.device) -> Core:
+    core, streamed = Core(parts.transformer), options.profile.streams_blocks
+    if options.fp8:
+        for block in core.blocks:
+            fp8.quantize(block.to(device))
+            if streamed:
+                block.to(CPU)
+    core.place(device, streamed=streamed)
+    return core
 
 
 def _remedy(profile: Profile) -> str:

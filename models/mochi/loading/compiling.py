@@ -1,6 +1,6 @@
-"""Compiling the blocks for the GPU: once for all 48, whatever the prompt's and the video's length.
+"""Compiles the transformer's blocks for the GPU: once for all 48, whatever the lengths.
 
-What was compiled is kept on disk, so that a restart does not pay again.
+Compiled code is kept on disk for later starts.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from models.mochi.network.modulation import Tables
 from models.mochi.network.transformer import Block
 
-MOST_GRAPHS = 64
-"""Should a kernel tell lengths apart after all, requests wait for a compiler rather than fail."""
+MAX_GRAPHS = 64
+"""Far above what is needed: if lengths are compiled separately after all, a request waits for the
+compiler instead of failing."""
 
 
 def keep_on_disk(folder: Path) -> None:
     """Let compilers keep their results below `folder`, unless the environment names another."""
-    # Torch sets this variable itself, to a folder below /tmp, when it is imported.
+    # Importing torch sets this variable itself, to a folder below /tmp.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in {None, default_cache_dir()}:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
 def compile_blocks(blocks: Iterable[nn.Module], backend: str = "inductor") -> None:
-    """Have blocks compiled when they first run.
+    """Compile blocks when they first run.
 
-    There is a graph for texts of two tokens and more, one for a single token, and one for none, of
-    an ordinary block and of the last: six at most.
+    There is a graph for texts of two tokens or more, one for a single token, and one for none, each
+    for ordinary blocks and for the last: at most six.
 
     Args:
         blocks: of `Core`; their `forward` is replaced.
         backend: of `torch.compile`.
     """
-    torch._dynamo.config.recompile_limit = MOST_GRAPHS  # noqa: SLF001
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS  # noqa: SLF001
     compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
         Block.forward, fullgraph=True, backend=backend
     )

@@ -1,4 +1,4 @@
-"""Settings to a loaded engine."""
+"""Settings to a loaded engine: real, dummy or mock."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from models.errors import EngineBrokenError, EngineUnavailableError
 from models.mochi.engine import MochiEngine
 from models.mochi.loading import lora
 from models.mochi.loading.assemble import Options, assemble
-from models.mochi.loading.plan import Prepared, prepare
+from models.mochi.loading.plan import LoadPlan, plan_loading
 from models.mochi.memory.profiles import PROFILES
 from models.mochi.network.attention import choose_kernel
 from models.mochi.parts import Dtypes, Parts
+from models.mochi.synthetic import mock
 from models.mochi.synthetic.dummy import make_dummy
-from models.mochi.synthetic.mock import HEIGHT as MOCK_HEIGHT
-from models.mochi.synthetic.mock import WIDTH as MOCK_WIDTH
-from models.mochi.synthetic.mock import MockEngine, write_mock_checkpoint
 from models.params import HEIGHT, TEMPORAL_FACTOR, WIDTH, GenerateParams
 from models.settings import EngineSettings
 
@@ -31,107 +29,146 @@ _log = structlog.get_logger()
 
 
 def load(settings: EngineSettings, cache_dir: Path) -> Engine:
-    """Load Mochi, real, dummy or mock.
+    """Load Mochi.
 
     Args:
-        settings: which weights, and where and how real ones are to run; mock weights run on the
-            CPU, in float32 and not compiled.
-        cache_dir: where mock and pulled weights and compiled code are kept; made if missing.
+        settings: which weights, and where and how real ones run. Mock weights run on the CPU, in
+            float32 and not compiled.
+        cache_dir: of mock and pulled weights and compiled code; made if missing.
 
     Raises:
-        EngineUnavailableError: it cannot run here, and starting again does not help; the text says
-            what to do.
+        EngineUnavailableError: the engine cannot run here, and another start does not help; the
+            text says what to do.
     """
-    silence()
+    silence_libraries()
     if settings.mock:
         return _load_mock(settings, cache_dir)
-    prepared = prepare(settings, cache_dir, cache_dir / "compiled")
-    plan = prepared.plan
+    plan = plan_loading(settings, cache_dir, cache_dir / "compiled")
+    memory = plan.memory
     _log.info(
-        "engine.profile", profile=plan.profile.name, precision=plan.precision, reason=plan.reason
+        "engine.profile",
+        profile=memory.profile.name,
+        precision=memory.precision,
+        reason=memory.reason,
     )
-    _log.info("engine.reading", folder=str(prepared.folder or "none: random numbers are drawn"))
-    engine = _assembled(prepared)
-    _warm_up(engine, prepared)
+    _log.info("engine.reading", folder=str(plan.folder or "none: random numbers are drawn"))
+    engine = _assemble(plan)
+    _warm_up(engine, plan)
     return engine
 
 
+def silence_libraries() -> None:
+    """Keep progress bars, and warnings that quote prompts, out of the worker's log.
+
+    Errors go through the worker's own log, which names their request.
+    """
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_default_handler()
+        library.utils.logging.enable_propagation()
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 def _load_mock(settings: EngineSettings, cache_dir: Path) -> Engine:
-    parts = read_weights(_mock_checkpoint(cache_dir), Dtypes())
-    return MockEngine(assemble_mock(parts, settings.step_cache))
+    try:
+        folder = mock.write_mock_checkpoint(cache_dir)
+    except (OSError, SafetensorError) as error:
+        raise EngineUnavailableError(
+            f"The mock weights cannot be written to {cache_dir}: {error}"
+        ) from error
+    return mock.MockEngine(assemble_mock(read_weights(folder, Dtypes()), settings.step_cache))
 
 
 def assemble_mock(parts: Parts, step_cache: float) -> MochiEngine:
-    """Put the mock checkpoint's parts together, on the CPU; its frames are small and bare."""
-    # Threads that wait for each other over so little work cost more than they bring, and up to
-    # ten times as much where other processes want the same cores.
+    """Assemble the mock checkpoint's parts on the CPU; the frames are small and have no caption."""
+    # With so little work, threads cost more than they bring: up to ten times as much where other
+    # processes want the same cores.
     torch.set_num_threads(1)
     device = torch.device("cpu")
     options = Options(PROFILES["80gb"], choose_kernel("auto", device), step_cache=step_cache)
     traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy, is_mock=True)
-    return assemble(parts, options, traits, device, (MOCK_WIDTH, MOCK_HEIGHT))
+    return assemble(parts, options, traits, device, (mock.WIDTH, mock.HEIGHT))
 
 
-def make_parts(prepared: Prepared) -> Parts:
-    """Read the weights, or draw them, and fuse LoRAs into them."""
-    if prepared.folder is None:
-        parts = make_dummy(prepared.dtypes, prepared.device)
+def make_parts(plan: LoadPlan) -> Parts:
+    """Read the weights, or draw random ones, and fuse the LoRAs."""
+    if plan.folder is None:
+        parts = make_dummy(plan.dtypes, plan.device)
     else:
-        parts = read_weights(prepared.folder, prepared.dtypes)
-    lora.fuse(parts.transformer, prepared.loras)
+        parts = read_weights(plan.folder, plan.dtypes)
+    lora.fuse(parts.transformer, plan.loras)
     return parts
 
 
-def _assembled(prepared: Prepared) -> MochiEngine:
+def read_weights(folder: Path, dtypes: Dtypes) -> Parts:
+    """Load a folder into main memory.
+
+    Raises:
+        EngineUnavailableError: a file is missing or damaged; the text says what to do.
+    """
+    try:
+        return Parts.read(folder, dtypes)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise EngineUnavailableError(
+            f"The weights in {folder} cannot be loaded: {error}\n"
+            "`mochi-server weights verify` finds damaged files, `mochi-server weights pull` "
+            "fetches them again."
+        ) from error
+
+
+def _assemble(plan: LoadPlan) -> MochiEngine:
+    profile = plan.memory.profile.name
     try:
         return assemble(
-            make_parts(prepared),
-            prepared.options,
-            prepared.traits,
-            prepared.device,
+            make_parts(plan),
+            plan.options,
+            plan.traits,
+            plan.device,
             (WIDTH, HEIGHT),
-            weights_stamp=prepared.weights_stamp,
+            weights_stamp=plan.weights_stamp,
         )
     except torch.OutOfMemoryError as error:
-        free, total = (size / GIB for size in torch.cuda.mem_get_info(prepared.device))
+        free, total = (size / GIB for size in torch.cuda.mem_get_info(plan.device))
         raise EngineUnavailableError(
-            f"The weights do not fit on {prepared.device} with the profile "
-            f"{prepared.plan.profile.name}: {free:.1f} of its {total:.1f} GiB are left. Choose a "
-            "smaller profile with MOCHI_PROFILE, or another card with MOCHI_DEVICE=cuda:N."
+            f"The weights do not fit on {plan.device} with the profile {profile}: {free:.1f} of "
+            f"its {total:.1f} GiB are left. Choose a smaller profile with MOCHI_PROFILE, or "
+            "another card with MOCHI_DEVICE=cuda:N."
         ) from error
     except RuntimeError as error:
         raise EngineUnavailableError(
-            f"The weights cannot be put in their places: {error}\nIs main memory too small, or the "
-            f"share of it that may be pinned (ulimit -l)? The profile {prepared.plan.profile.name} "
-            "keeps some weights there; 80gb keeps none."
+            f"The weights cannot be moved into place: {error}\nIs main memory too small, or the "
+            f"share of it that may be pinned (ulimit -l)? The profile {profile} keeps some weights "
+            "there; 80gb keeps none."
         ) from error
 
 
-def _warm_up(engine: MochiEngine, prepared: Prepared) -> None:
+def _warm_up(engine: MochiEngine, plan: LoadPlan) -> None:
     """Run everything once, so that no request waits for compilers and first launches."""
-    if prepared.options.compiles:
+    if plan.options.compiles:
         _log.info("engine.compiling", hint="minutes the first time, less at later starts")
     try:
-        for params in warm_up_requests(prepared.plan.profile.chunk):
+        for params in warm_up_requests(plan.memory.profile.chunk):
             for _ in engine.generate(params, lambda _step, _steps: None).frames:
                 pass
     except EngineBrokenError:
-        raise  # starting again may help
+        raise  # another start may help
     except Exception as error:
         _log.exception("engine.unfit")
         raise EngineUnavailableError(
-            f"The engine does not run on {prepared.traits.device}: {error}\nThe log says where. "
+            f"The engine does not run on {plan.traits.device}: {error}\nThe log has the traceback. "
             "Type --no-compile if compiling failed, --attention flash if attention did, or a "
-            f"smaller --profile than {prepared.plan.profile.name} if the memory did not suffice."
+            f"smaller --profile than {plan.memory.profile.name} if the memory did not suffice."
         ) from error
 
 
 def warm_up_requests(chunk: int) -> list[GenerateParams]:
-    """Requests that between them need every graph there is.
+    """Requests that together compile every graph.
+
+    There is a graph for each length of a clip's first chunk, and for texts of no token, of one, and
+    of more.
 
     Args:
-        chunk: latent frames decoded at a time. The first chunk of a clip may be any shorter, and
-            each length of it is compiled. So are texts of no token, of one, and of more.
+        chunk: latent frames decoded at a time.
     """
     return [
         GenerateParams(
@@ -143,40 +180,3 @@ def warm_up_requests(chunk: int) -> list[GenerateParams]:
         for latent_frames in range(chunk + 1, 2 * chunk + 1)
         for negative_prompt in ("", " ")
     ]
-
-
-def silence() -> None:
-    """Keep progress bars, and warnings that quote prompts, out of the worker's log.
-
-    What is left goes through the worker's own log, and so says which request it belongs to.
-    """
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_default_handler()
-        library.utils.logging.enable_propagation()
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-
-def _mock_checkpoint(cache_dir: Path) -> Path:
-    try:
-        return write_mock_checkpoint(cache_dir)
-    except (OSError, SafetensorError) as error:
-        raise EngineUnavailableError(
-            f"The mock weights cannot be written to {cache_dir}: {error}"
-        ) from error
-
-
-def read_weights(folder: Path, dtypes: Dtypes) -> Parts:
-    """Load a folder, into main memory.
-
-    Raises:
-        EngineUnavailableError: something in it is missing or damaged; the text says what to do.
-    """
-    try:
-        return Parts.read(folder, dtypes)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise EngineUnavailableError(
-            f"The weights in {folder} cannot be loaded: {error}\n"
-            "`mochi-server weights verify` finds damaged files, `mochi-server weights pull` "
-            "fetches them again."
-        ) from error

@@ -1,8 +1,8 @@
-"""LoRA files, added to the transformer's weights before anything runs.
+"""Fuses LoRA files into the transformer's weights before anything runs.
 
-Our own code rather than peft: diffusers over peft passes over text-encoder weights and halves of
-pairs without an error, knows neither alphas nor `lora_down` nor Genmo's names for Mochi, and rounds
-to bfloat16 after each LoRA. Here a file is used in full or refused, and a weight is rounded once.
+Here a file is used in full or refused, and a weight is rounded once. diffusers over peft ignores
+text-encoder weights and halves of pairs without an error, knows neither alphas nor `lora_down` nor
+Genmo's names for Mochi, and rounds to bfloat16 after each LoRA.
 """
 
 from __future__ import annotations
@@ -34,32 +34,24 @@ GENMO_LAYERS = {
     "proj_x": ("to_out.0",),
     "proj_y": ("to_add_out",),
 }
-"""What Genmo's trainer adapts, and the layers of diffusers that its outputs are, in order. Source:
+"""Layers of Genmo's trainer, each with the layers of diffusers for its outputs, in order. Source:
 AsymmetricAttention in https://github.com/genmoai/mochi, and diffusers'
 `convert_mochi_transformer_checkpoint_to_diffusers`."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A file, and how much of it.
-
-    Attributes:
-        path: a safetensors file.
-        scale: 1 for the strength that it was trained with; any finite number.
-    """
+    """A safetensors file, and its strength: 1 is as trained, any finite number is allowed."""
 
     path: Path
     scale: float = 1.0
 
 
 def parse(text: str) -> list[Lora]:
-    """Read the setting.
-
-    Args:
-        text: `FILE.safetensors` or `FILE.safetensors=0.8`, comma-separated; may be empty.
+    """Parse MOCHI_LORA: `FILE.safetensors` or `FILE.safetensors=0.8`, comma-separated; or empty.
 
     Raises:
-        EngineUnavailableError: it is something else.
+        EngineUnavailableError: the text has another form.
     """
     return [_parse_item(item.strip()) for item in text.split(",")] if text.strip() else []
 
@@ -72,21 +64,21 @@ def _parse_item(item: str) -> Lora:
         scale = math.nan
     if not match or not math.isfinite(scale):
         raise EngineUnavailableError(
-            f"MOCHI_LORA contains {item!r}, which is not understood. "
+            f"MOCHI_LORA contains {item!r}, which is not a LoRA. "
             "Type FILE.safetensors or FILE.safetensors=0.8, and a comma between two of them."
         )
     return Lora(Path(match["path"]), scale)
 
 
 def fuse(transformer: nn.Module, loras: Iterable[Lora]) -> None:
-    """Add LoRAs to the weights of a transformer. Their order does not matter.
+    """Add LoRAs, in any order, to the weights of a transformer.
 
     Args:
-        transformer: of diffusers, still in one piece; of any dtype, on any device.
-        loras: all of them are read and checked before the first weight changes.
+        transformer: of diffusers, unchanged, of any dtype, on any device.
+        loras: all are read and checked before the first weight changes.
 
     Raises:
-        EngineUnavailableError: a file is missing or broken, or does not fit the transformer.
+        EngineUnavailableError: a file is missing or damaged, or does not fit the transformer.
     """
     weights = {
         name.removesuffix(".weight"): parameter
@@ -109,13 +101,13 @@ def fuse(transformer: nn.Module, loras: Iterable[Lora]) -> None:
 
 @dataclass(frozen=True)
 class _Change:
-    """Adds `factor * up @ down` to the weight of a layer, `(out, in)`.
+    """Adds `factor * up @ down` to the weight of a layer, of the shape `(out, in)`.
 
     Attributes:
         layer: its name in the transformer of diffusers.
         down: `(rank, in)`; of a convolution `(rank, in, height, width)`.
         up: `(out, rank)`; of a convolution `(out, rank, 1, 1)`.
-        factor: scale and alpha in one.
+        factor: scale times alpha / rank.
     """
 
     layer: str
@@ -124,7 +116,6 @@ class _Change:
     factor: float
 
     def fits(self, weight: Tensor) -> bool:
-        """Whether the shapes agree."""
         return (
             self.down.dim() == self.up.dim() == weight.dim()
             and self.down.shape[1:] == weight.shape[1:]
@@ -133,18 +124,17 @@ class _Change:
         )
 
     def add_to(self, weight: Tensor) -> None:
-        """Change a contiguous float32 weight that `fits`, where it is."""
+        """Change `weight` in place: contiguous, float32, and one that `fits`."""
         up, down = (half.to(weight.device).float().flatten(1) for half in (self.up, self.down))
-        # In place: of the largest layers each copy is 200 MB, and takes longer than the product.
+        # A copy of the largest layers is 200 MB, and takes longer than the product.
         weight.view(len(weight), -1).addmm_(up, down, alpha=self.factor)
 
 
 class _MisfitError(Exception):
-    """What is wrong with a file, as the end of a sentence."""
+    """A file does not fit; the text completes "The LoRA cannot be used: …"."""
 
 
 def _read(lora: Lora, weights: Mapping[str, Tensor]) -> Iterator[_Change]:
-    """All that a file changes; `weights` are the transformer's, by layer."""
     try:
         tensors, settings = _load(lora.path)
         for layer, parts in _by_layer(tensors).items():
@@ -156,13 +146,13 @@ def _read(lora: Lora, weights: Mapping[str, Tensor]) -> Iterator[_Change]:
         ) from error
     except _MisfitError as misfit:
         raise EngineUnavailableError(
-            f"The LoRA {lora.path} cannot be used: {misfit}. Take it out of MOCHI_LORA, or replace "
-            "it by one for Mochi 1 in the format of diffusers or of Genmo's trainer."
+            f"The LoRA {lora.path} cannot be used: {misfit}. Remove it from MOCHI_LORA, or replace "
+            "it with one for Mochi 1 in the format of diffusers or of Genmo's trainer."
         ) from misfit
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by key, and the settings of the trainer as far as the file holds them."""
+    """The tensors by key, and the trainer's settings that the file holds."""
     with safe_open(path, framework="pt") as file:
         keys, metadata = file.keys(), file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in keys}
@@ -173,7 +163,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors by layer, as the file calls it, and by part: down, up, alpha."""
+    """The tensors by the file's name of the layer, and by part: down, up, alpha."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if TEXT_ENCODER_KEY.match(key):
@@ -183,13 +173,13 @@ def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             )
         match = KEY.fullmatch(key)
         if not match:
-            raise _MisfitError(f"its key {key} is no part of a LoRA (lora_A, lora_B, alpha)")
+            raise _MisfitError(f"its key {key} is not part of a LoRA (lora_A, lora_B, alpha)")
         part = PARTS[match["half"]]
         if not (tensor.numel() == 1 if part == "alpha" else tensor.dim() > 1 and len(tensor)):
             raise _MisfitError(f"its key {key} has the shape {tuple(tensor.shape)}")
         parts = layers.setdefault(match["layer"], {})
         if part in parts:
-            raise _MisfitError(f"its key {key} says again what another one says")
+            raise _MisfitError(f"its key {key} repeats another key")
         parts[part] = tensor
     if not layers:
         raise _MisfitError("it is empty")
@@ -203,7 +193,6 @@ def _changes(
     scale: float,
     weights: Mapping[str, Tensor],
 ) -> Iterator[_Change]:
-    """What the file's `layer` changes: one layer of diffusers, or three."""
     if not parts.keys() >= {"down", "up"}:
         raise _MisfitError(f"its layer {layer} lacks a half: lora_A and lora_B are a pair")
     factor = scale * _strength(layer, parts, settings)
@@ -211,7 +200,7 @@ def _changes(
     for name, up in zip(names, parts["up"].tensor_split(len(names)), strict=True):
         change = _Change(name, parts["down"], up, factor)
         if name not in weights:
-            raise _MisfitError(f"its layer {layer} is none of Mochi's transformer")
+            raise _MisfitError(f"its layer {layer} is not in Mochi's transformer")
         if not change.fits(weights[name]):
             shapes = ", ".join(f"{part} {tuple(half.shape)}" for part, half in parts.items())
             raise _MisfitError(
@@ -229,14 +218,14 @@ def _names_in_diffusers(layer: str) -> list[str]:
 
 
 def _strength(layer: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> float:
-    """What the trainer multiplied up @ down by: alpha / rank, or 1 where the file has no alpha."""
+    """The trainer's factor of up @ down: alpha / rank, or 1 where the file has no alpha."""
     rank = len(parts["down"])
     if "alpha" in parts:
         return parts["alpha"].item() / rank
     genmo_alpha = "qkv_proj_lora_alpha" if ".qkv_" in layer else "out_proj_lora_alpha"
     if genmo_alpha in settings:
         return float(settings[genmo_alpha]) / rank
-    # peft's LoraConfig; a layer may have an alpha of its own, found as `get_pattern_key` does.
+    # peft's LoraConfig; `alpha_pattern` overrides it for layers, matched as by `get_pattern_key`.
     alpha = settings.get("lora_alpha", rank)
     for pattern, its_alpha in (settings.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", layer):

@@ -1,4 +1,4 @@
-"""The way of decoded frames to main memory, during which the device decodes the next ones."""
+"""Copies decoded frames to main memory while the device decodes the next ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def to_host(chunks: Iterator[Tensor], wanted: int) -> Iterator[bytes]:
-    """Bring frames to main memory.
+    """Copy frames to main memory.
 
-    A chunk is asked for before the frames of the one before it are waited for: so a GPU, where to
-    ask is to launch kernels, decodes while the consumer is busy with frames.
+    The next chunk is drawn before this one's copy is waited for. On a GPU, drawing launches
+    kernels, so the GPU decodes while the consumer works on frames.
 
     Args:
-        chunks: (frames, height, width, 3), uint8, on any device. No more are asked for than hold
+        chunks: (frames, height, width, 3), uint8, on any device. Only as many are drawn as hold
             `wanted` frames.
         wanted: number of frames, 1 or more.
 
@@ -25,13 +25,13 @@ def to_host(chunks: Iterator[Tensor], wanted: int) -> Iterator[bytes]:
         Yields `wanted` frames, each `height * width * 3` bytes.
 
     Raises:
-        ValueError: the chunks ended before.
+        ValueError: the chunks hold fewer frames.
     """
     copies = _copies(chunks, wanted)
     copy = next(copies, None)
     while copy is not None:
         following = next(copies, None)
-        yield from copy.frames()
+        yield from (frame.tobytes() for frame in copy.frames())
         copy = following
 
 
@@ -46,10 +46,10 @@ def _copies(chunks: Iterator[Tensor], wanted: int) -> Iterator[HostCopy]:
 
 
 class HostCopy:
-    """A chunk on its way to main memory; on a CPU it is there already.
+    """The copy of a chunk to main memory; on a CPU it is the chunk itself.
 
-    Pinned memory is slow to allocate, but torch keeps what is released, for copies yet to come, and
-    gives it out again only when the copies to it are done.
+    Pinned memory is slow to allocate. Torch keeps what is released for later copies, and reuses it
+    only once the copies to it are done.
     """
 
     def __init__(self, chunk: Tensor) -> None:
@@ -58,22 +58,16 @@ class HostCopy:
         if chunk.is_cuda:
             self._host = torch.empty_like(chunk, device="cpu", pin_memory=True)
             self._host.copy_(chunk, non_blocking=True)
-            # Blocking means to sleep while waiting, and so to leave the CPU to the consumer.
+            # A blocking event lets the waiting thread sleep, and leaves the CPU to the consumer.
             self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._done.record(torch.cuda.current_stream(chunk.device))
 
     def is_done(self) -> bool:
-        """Whether it has arrived."""
         return self._done is None or self._done.query()  # type: ignore[no-untyped-call]
 
-    def arrays(self) -> Iterator[np.ndarray[Any, Any]]:
-        """The same as `frames`, for one who wants more than bytes."""
+    def frames(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Wait for the copy, then yield its frames, each (height, width, 3)."""
         if self._done is not None:
             self._done.synchronize()
         for frame in self._host:
             yield frame.numpy()
-
-    def frames(self) -> Iterator[bytes]:
-        """Wait for the copy, then give out its frames."""
-        for frame in self.arrays():
-            yield frame.tobytes()

@@ -1,13 +1,13 @@
-"""Memory profiles: what stays on the GPU, chosen from its size. Every one is lossless.
+"""Memory profiles: what stays on the GPU, chosen by its size. All profiles are lossless.
 
-Sizes are in GiB. Those of weights are counted from the model; those of work are estimates for
-the largest request, counted without a GPU (`docs/performance.md`), with a reserve for what CUDA
-itself and the allocator's gaps take.
+Sizes are in GiB. Those of weights are counted from the model. Those of work are estimates for the
+longest request, counted without a GPU (`docs/performance.md`), with a reserve for CUDA itself and
+the allocator's gaps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.errors import EngineUnavailableError
@@ -20,7 +20,7 @@ CORE = 13.6
 """The transformer without its modulation, bfloat16."""
 MODULATION = 5.0
 STREAMED = 1.0
-"""Of the core, when its blocks are fetched: two blocks, the last, and the small layers."""
+"""The part of the core on the GPU when blocks are streamed: two blocks, the last, small layers."""
 TEXT = {"reference": 17.7, "bf16": 8.9}
 """T5-XXL's encoder in float32 and bfloat16."""
 VAE = {"reference": 1.4, "bf16": 0.7}
@@ -28,29 +28,29 @@ VAE = {"reference": 1.4, "bf16": 0.7}
 DENOISING = 6.0
 """Work at 163 frames."""
 CACHES = {"reference": 5.5, "bf16": 2.75}
-"""What the decoder needs whatever the size of its chunks: two frames of each convolution."""
+"""Two frames of each convolution of the decoder, whatever the size of its chunks."""
 DECODING = {"reference": 5.9, "bf16": 3.0}
-"""Its work for each latent frame that it decodes at a time."""
+"""Work of the decoder for each latent frame that it decodes at a time."""
 RESERVE = 1.5
-"""For CUDA itself, the allocator's gaps, and the tables of positions, 0.5 at 163 frames."""
+"""CUDA itself, the allocator's gaps, and the tables of positions, 0.5 at 163 frames."""
 STEP_CACHE = 1.5
-"""What it keeps of a step, at 163 frames."""
+"""What the step cache keeps of a step, at 163 frames."""
 
 
 def decoding(precision: Precision, chunk: int) -> float:
-    """Work of the decoder in GiB, `chunk` latent frames at a time, however long the video is."""
+    """Work of the decoder in GiB at `chunk` latent frames at a time, for any length of video."""
     return CACHES[precision] + DECODING[precision] * chunk
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the parts of the model are between and during requests.
+    """Where the parts of the model are, between and during requests.
 
     Attributes:
-        name: the size of the card it is made for.
-        text: T5 lives on the GPU; in main memory and visits it for each new prompt; or works on
-            the CPU, always in float32.
-        keeps_modulation: whether the layers that make the tables stay on the GPU.
+        name: the size of the card that the profile is made for.
+        text: T5 lives on the GPU; or in main memory, and is copied to the GPU for each new prompt;
+            or works on the CPU, always in float32.
+        keeps_modulation: whether the layers that compute the modulation stay on the GPU.
         streams_blocks: whether the blocks live in main memory.
         chunk: latent frames decoded at a time.
     """
@@ -62,7 +62,7 @@ class Profile:
     chunk: int
 
     def gib(self, precision: Precision) -> float:
-        """Estimated peak of the GPU memory, for the largest request."""
+        """Estimated peak of the GPU memory, for the longest request."""
         resident = STREAMED if self.streams_blocks else CORE
         resident += VAE[precision] + RESERVE
         resident += MODULATION if self.keeps_modulation else 0
@@ -95,58 +95,57 @@ _PREFERRED: tuple[tuple[ProfileName, Precision], ...] = (
     ("offload", "reference"),
     ("offload", "bf16"),
 )
-"""Best first: float32 before more on the GPU, but not before having to fetch the blocks."""
+"""Best first. float32 goes before more weights on the GPU, but streaming blocks goes last."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A profile and a precision, and why.
-
-    Attributes:
-        reason: one sentence for the log.
-    """
+class MemoryPlan:
+    """A profile and a precision; `reason` is a sentence for the log."""
 
     profile: Profile
     precision: Precision
     reason: str
 
+    @property
+    def peak_gib(self) -> float:
+        return self.profile.gib(self.precision)
 
-def choose_plan(
+
+def plan_memory(
     free_gib: float, profile: ProfileName | Literal["auto"], precision: Precision | Literal["auto"]
-) -> Plan:
-    """The best plan for a card; what is not `auto` is kept to.
+) -> MemoryPlan:
+    """The best plan for a card, within what the settings name.
 
     Args:
-        free_gib: memory of the card that nobody uses.
-        profile: one of `PROFILES`, or `auto`. A named one is taken even where it seems too large.
+        free_gib: free memory of the card.
+        profile: one of `PROFILES`, or `auto`. A named one is used even where it seems too large.
         precision: `reference`, `bf16` or `auto`.
 
     Raises:
-        EngineUnavailableError: no profile fits.
+        EngineUnavailableError: `profile` is `auto`, and no profile fits.
     """
     candidates = [
-        (PROFILES[name], kind)
+        MemoryPlan(PROFILES[name], kind, "")
         for name, kind in _PREFERRED
         if profile in {"auto", name} and precision in {"auto", kind}
     ]
-    for candidate, kind in candidates:
-        if candidate.gib(kind) <= free_gib:
-            reason = (
-                f"{free_gib:.1f} GiB are free, and the longest video needs about "
-                f"{candidate.gib(kind):.1f}"
-            )
-            return Plan(candidate, kind, reason)
-    smallest, kind = candidates[-1]
-    needs = smallest.gib(kind)
+    for plan in candidates:
+        if plan.peak_gib <= free_gib:
+            needs = f"the longest video needs about {plan.peak_gib:.1f}"
+            return replace(plan, reason=f"{free_gib:.1f} GiB are free, and {needs}")
+    smallest = candidates[-1]
     if profile == "auto":
-        remedy = "Choose"
-        if precision == "reference":
-            remedy = "Type MOCHI_PRECISION=auto, which needs less; or choose"
-        raise EngineUnavailableError(
-            f"{free_gib:.1f} GiB of GPU memory are free, and the smallest profile needs about "
-            f"{needs:.1f}. {remedy} another card with MOCHI_DEVICE=cuda:N, free its memory, or "
-            f"type MOCHI_PROFILE={smallest.name} to try all the same, with short videos."
-        )
-    return Plan(
-        smallest, kind, f"asked for, though {free_gib:.1f} GiB are free of about {needs:.1f}"
+        raise EngineUnavailableError(_too_small(free_gib, smallest, precision))
+    needs = f"{free_gib:.1f} GiB are free of about {smallest.peak_gib:.1f}"
+    return replace(smallest, reason=f"asked for, though {needs}")
+
+
+def _too_small(free_gib: float, smallest: MemoryPlan, precision: str) -> str:
+    remedy = "Choose"
+    if precision == "reference":
+        remedy = "Type MOCHI_PRECISION=auto, which needs less; or choose"
+    return (
+        f"{free_gib:.1f} GiB of GPU memory are free, and the smallest profile needs about "
+        f"{smallest.peak_gib:.1f}. {remedy} another card with MOCHI_DEVICE=cuda:N, free its "
+        f"memory, or type MOCHI_PROFILE={smallest.profile.name} to try it with short videos."
     )

@@ -1,4 +1,4 @@
-"""Where weights live, and how they get to the device when it has no room for all of them."""
+"""Weights that live in main memory and are copied to the device when they are needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def pin(module: nn.Module) -> None:
-    """Put the weights where a GPU can fetch them without help of the CPU, if there is a GPU."""
+    """Pin the weights, if there is a GPU, so that it can copy them without the CPU."""
     if torch.cuda.is_available():
         for parameter in module.parameters():
             parameter.data = parameter.data.pin_memory()
@@ -19,7 +19,7 @@ def pin(module: nn.Module) -> None:
 
 @contextmanager
 def visit(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have the weights of `module` on `device` inside. They are never copied back."""
+    """Hold the weights of `module` on `device` inside. They are never copied back."""
     home = [(parameter, parameter.data) for parameter in module.parameters()]
     try:
         for parameter, data in home:
@@ -31,17 +31,17 @@ def visit(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 class StreamedBlocks:
-    """Blocks that live in main memory and visit the device in turn, the next while one works.
+    """Blocks in main memory that visit the device in turn: the next is copied while one works.
 
-    Two copies of a block are on the device; the weights go to them alternately, over a stream of
-    their own. Iterating yields the copies: each is valid until the next is drawn.
+    The device holds two copies of a block. The weights go to them alternately, over a stream of
+    their own. Iterating yields the copies; each is valid until the next is drawn.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
-        """Take over `blocks`: two or more, of one structure, in main memory.
+        """Take over the blocks.
 
         Args:
-            blocks: in the order in which they are yielded.
+            blocks: two or more of one structure, in main memory, in the order of work.
             device: where they work.
         """
         for block in blocks:
@@ -54,11 +54,9 @@ class StreamedBlocks:
 
     @property
     def copies(self) -> list[nn.Module]:
-        """The two blocks on the device."""
         return [slot.block for slot in self._slots]
 
     def __iter__(self) -> Iterator[nn.Module]:
-        """Yield all blocks once, in order."""
         self._fetch(0)
         for index in range(len(self._homes)):
             if index + 1 < len(self._homes):
@@ -68,7 +66,7 @@ class StreamedBlocks:
             try:
                 yield slot.block
             finally:  # also when the caller leaves early
-                slot.say_free()
+                slot.release()
 
     def _fetch(self, index: int) -> None:
         self._slots[index % 2].fetch(self._homes[index], self._fetching)
@@ -81,15 +79,15 @@ class _Slot:
         self.block = block
         self._weights = [parameter.data for parameter in block.parameters()]
         self._fetched: torch.cuda.Event | None = None
-        self._free: torch.cuda.Event | None = None
+        self._released: torch.cuda.Event | None = None
 
     def fetch(self, home: list[Tensor], stream: torch.cuda.Stream | None) -> None:
-        """Begin to overwrite the weights, once the work on the old ones is done."""
+        """Overwrite the weights as soon as the work on the present ones is done."""
         if stream is None:
             self._copy(home)
             return
-        if self._free is not None:
-            stream.wait_event(self._free)
+        if self._released is not None:
+            stream.wait_event(self._released)
         with torch.cuda.stream(stream):
             self._copy(home)
         self._fetched = stream.record_event()
@@ -99,10 +97,10 @@ class _Slot:
         if self._fetched is not None:
             torch.cuda.current_stream().wait_event(self._fetched)
 
-    def say_free(self) -> None:
-        """All work on the present weights has been given to the device."""
+    def release(self) -> None:
+        """Mark that all work on the present weights has been launched."""
         if self._fetched is not None:
-            self._free = torch.cuda.current_stream().record_event()
+            self._released = torch.cuda.current_stream().record_event()
 
     def _copy(self, home: list[Tensor]) -> None:
         for weight, source in zip(self._weights, home, strict=True):

@@ -1,6 +1,6 @@
-"""Attention over pictures and text together: the kernel, and the rotary position tables.
+"""Joint attention over [visual ‖ text]: the kernel, and the rotary position tables.
 
-Mochi's blocks attend over [visual ‖ text]. The text is never padded, so there is no mask.
+The text has no padding, so there is no mask.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from models.errors import EngineUnavailableError
 Kernel = Literal["cudnn", "fa3", "fa4", "flash", "efficient", "math"]
 
 HOPPER, BLACKWELL = 9, 10
-"""Major compute capabilities of H100 and H200, and of B200. Consumers' Blackwells have 12."""
+"""Major compute capabilities of H100 and H200, and of B200. Consumer Blackwells have 12."""
 
 FIRST_CAPABILITY = (8, 0)
-"""Ampere's, the first cards with bfloat16 products and fused attention for it."""
+"""Ampere's: the first with bfloat16 products and fused attention for them."""
 
 _BACKENDS: dict[Kernel, SDPBackend] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -41,15 +41,14 @@ _BACKENDS: dict[Kernel, SDPBackend] = {
     "math": SDPBackend.MATH,
 }
 _PACKAGES = {"fa3": "flash_attn_interface", "fa4": "flash_attn.cute"}
-"""What PyTorch loads when it is told to use these for its flash attention."""
+"""The packages that PyTorch loads for these kernels."""
 
 
 def choose_kernel(wanted: Kernel | Literal["auto"], device: torch.device) -> Kernel:
-    """The attention kernel for a device, which has been seen to run.
+    """Choose an attention kernel that runs on the device.
 
-    `auto` takes FlashAttention 3 on Hopper and 4 on Blackwell where it works, and else cuDNN's; on
-    older cards PyTorch's own flash attention, which is as fast there. A CPU has that as its only
-    fused one.
+    `auto` is FlashAttention 3 on Hopper and 4 on Blackwell where it works, else cuDNN's; on older
+    cards PyTorch's own flash attention, which is as fast there, and is a CPU's only fused kernel.
 
     Raises:
         EngineUnavailableError: the wanted kernel is not installed, or does not run.
@@ -73,7 +72,7 @@ def choose_kernel(wanted: Kernel | Literal["auto"], device: torch.device) -> Ker
 
 
 def _fastest(device: torch.device) -> tuple[Kernel, ...]:
-    """Best first."""
+    """The kernels for a device, best first."""
     if device.type != "cuda":
         return ("flash",)
     major = torch.cuda.get_device_capability(device)[0]
@@ -83,7 +82,7 @@ def _fastest(device: torch.device) -> tuple[Kernel, ...]:
 
 
 def _runs(kernel: Kernel, device: torch.device) -> bool:
-    """Try it once on a GPU: a package may be there and be made for another torch."""
+    """Try the kernel once on a GPU, as its package may be built for another torch."""
     if device.type != "cuda":
         return True
     some = torch.zeros(1, 64, 1, 128, dtype=torch.bfloat16, device=device)
@@ -93,14 +92,14 @@ def _runs(kernel: Kernel, device: torch.device) -> bool:
         torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # noqa: BLE001 (packages that were made for another torch raise anything)
+    except Exception:  # noqa: BLE001 (packages that were built for another torch raise anything)
         return False
     return True
 
 
 @contextmanager
 def use_kernel(kernel: Kernel) -> Iterator[None]:
-    """Let `functional.scaled_dot_product_attention` use this kernel, and no other, inside."""
+    """Make `functional.scaled_dot_product_attention` use only this kernel inside."""
     if kernel not in _PACKAGES:
         with sdpa_kernel(_BACKENDS[kernel]):
             yield
@@ -139,7 +138,7 @@ def joint_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class RopeTables:
-    """Cosines and sines of the rotary position embedding, kept for the latest shape."""
+    """Cosines and sines of the rotary position embedding, cached for the latest shape."""
 
     def __init__(self, stock: MochiTransformer3DModel) -> None:
         self._area: int = stock.rope.target_area
@@ -147,14 +146,14 @@ class RopeTables:
         self.of = lru_cache(maxsize=1)(self._of)  # half a GiB for the longest video
 
     def to(self, device: torch.device) -> None:
-        """Move to `device`; the tables of before are dropped."""
+        """Move to `device`, and drop the cached tables."""
         self._frequencies = self._frequencies.to(device)
         self.of.cache_clear()
 
     def _of(self, frames: int, height: int, width: int) -> Tensor:
         """The tables for a grid of visual tokens in the order of (frame, row, column).
 
-        A position counts frames from 0, and rows and columns from the middle, in a unit that gives
+        Positions count frames from 0, and rows and columns from the middle, in a unit that gives
         every grid the area that Mochi was trained on.
 
         Returns:
@@ -178,7 +177,7 @@ def _centres(count: int, unit: float, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn each pair of neighbouring channels by its position's angle.
+    """Rotate each pair of neighbouring channels by the angle of its position.
 
     Args:
         x: float32 `(1, N, heads, head_dim)`.

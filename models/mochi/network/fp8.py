@@ -1,10 +1,10 @@
 """Lossy speed: the big matrix products of the visual tokens in 8-bit floats (e4m3).
 
 For normally distributed numbers a product is 3.7 % off (root mean square, measured on a CPU), where
-bfloat16 is 0.2 % off. Its weights take half the memory, and tensor cores are twice as fast at it.
+bfloat16 is 0.2 % off. The weights take half the memory, and tensor cores are twice as fast.
 
-Torch's own `scaled_mm` does it in a few lines, which a CPU can run too. Torchao 0.18 calls the same
-product, but asks for a GPU, and to have it installed adds warnings to each start of diffusers.
+This calls torch's own `scaled_mm`, which runs on a CPU too. Torchao 0.18 calls the same product,
+but needs a GPU, and where it is installed diffusers warns at each start.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch.nn.functional import ScalingType, scaled_mm
 from models.errors import EngineUnavailableError
 
 NARROWEST = 2048
-"""Features that a layer must have on both sides. The text's layers, at 1536, stay as they are:
-they are under 1 % of the work, so that 8 bits would win no time there."""
+"""The fewest features of a layer on both sides. The text's layers, at 1536, are under 1 % of the
+work, where 8 bits would save no time."""
 
 MULTIPLE = 16
-"""What `scaled_mm` needs the features of a layer to be a multiple of."""
+"""`scaled_mm` needs features in multiples of this."""
 
 FIRST_CAPABILITY = (8, 9)
-"""Compute capability from which on `scaled_mm` works (ATen/native/cuda/ScaledBlas.cpp)."""
+"""The lowest compute capability for `scaled_mm` (ATen/native/cuda/ScaledBlas.cpp)."""
 
 FLOAT8 = torch.float8_e4m3fn
 
 
 class Float8Linear(nn.Module):
-    """A linear layer in e4m3: each row of its weight and of its input has a scale of its own.
+    """A linear layer in e4m3, with a scale for each row of its weight and of its input.
 
-    Its weights are plain parameters: what moves an `nn.Linear` moves it too. But it must not be
-    cast to another dtype.
+    Its weights are plain parameters, so it moves between devices like an `nn.Linear`. It must not
+    be cast to another dtype.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Quantise `linear`, a bfloat16 layer, on the device where it is."""
+        """Quantise `linear`, a bfloat16 layer, on its device."""
         super().__init__()
         weight, scale = _scaled_rows(linear.weight.data)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -63,7 +63,7 @@ class Float8Linear(nn.Module):
 
 
 def check(device: str | torch.device) -> None:
-    """See that `device`, a CUDA device, multiplies 8-bit floats.
+    """Check that `device`, a CUDA device, multiplies 8-bit floats.
 
     Raises:
         EngineUnavailableError: it does not, or not with this torch.
@@ -79,7 +79,7 @@ def check(device: str | torch.device) -> None:
             "MOCHI_FP8 needs a GPU of compute capability 8.9 or later (Ada, Hopper, Blackwell), "
             f"and {name} has {major}.{minor}. Leave MOCHI_FP8 out."
         )
-    # Before 2.12 that kernel ignores the current stream, and can wait for ever:
+    # Before 2.12 the kernel for 8.9 ignores the current stream, and can hang:
     # https://github.com/pytorch/pytorch/issues/177651
     if capability == (8, 9) and torch.__version__ < "2.12":
         raise EngineUnavailableError(
@@ -89,10 +89,10 @@ def check(device: str | torch.device) -> None:
 
 
 def quantize(module: nn.Module) -> None:
-    """Replace the big linear layers inside `module` by `Float8Linear`s, one after the other.
+    """Replace the big linear layers inside `module` by `Float8Linear`s.
 
     Args:
-        module: of bfloat16, and not a linear layer itself. May move to the GPU later.
+        module: bfloat16, and not a linear layer itself. May move to the GPU later.
     """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -105,15 +105,12 @@ def _is_big(linear: nn.Linear) -> bool:
 
 
 def _scaled_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each row the full range of e4m3.
-
-    Args:
-        matrix: `(rows, columns)`.
+    """Scale each row of a matrix to the full range of e4m3.
 
     Returns:
         e4m3 `(rows, columns)`, and float32 `(rows, 1)` to multiply it by.
     """
-    # The least keeps a row of zeros from being divided by 0.
+    # The minimum keeps a row of zeros from being divided by 0.
     largest = matrix.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12)
     scale = largest / torch.finfo(FLOAT8).max
     return (matrix / scale).to(FLOAT8), scale

@@ -1,8 +1,8 @@
-"""What a step and a prompt change in the transformer, computed for all steps before the first.
+"""The modulation (AdaLN), computed for all steps before the first.
 
-Each norm of each block is scaled by factors that depend on the time step and on the pooled prompt
-only (AdaLN). They are tables of a few hundred megabytes at most; the 2.7 billion parameters that
-make them are needed once a request, and need not stay on the device.
+The factors that scale each norm of each block depend on the time step and the pooled prompt alone.
+Their tables take a few hundred megabytes at most. The 2.7 billion parameters that compute them are
+used once a request, so they need not stay on the device.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch.nn import functional
 from models.mochi.memory.streaming import pin, visit
 
 Tables = tuple[Tensor, Tensor]
-"""Of one block: float32 `(steps, 4, width)` for the visual norms and `(steps, 4, text_width)` for
-the text's: the factors before and after attention, before and after the feed-forward network. In
-the last block, where the text is only attended to, it has the first one only."""
+"""Factors of one block: float32 `(steps, 4, width)` for the visual norms, `(steps, 4, text_width)`
+for the text's. The four stand before and after attention, and before and after the feed-forward
+network. The last block only attends to the text, which there has the first factor alone."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """All that one branch of guidance tells the transformer.
+    """The inputs of the transformer for one branch of guidance.
 
-    No tensor is a view of another: compiled blocks would be compiled anew for each offset.
+    No tensor is a view of another, as blocks would be compiled anew for each offset.
 
     Attributes:
         text: `(1, L, text_width)`, of the transformer's dtype.
         blocks: the tables of each block.
-        output: float32 `(steps, 2, width)`: factor and shift before the last layer.
+        output: float32 `(steps, 2, width)`: factor and shift before the output layer.
     """
 
     text: Tensor
@@ -42,13 +42,13 @@ class Condition:
 
 
 class Conditioner(nn.Module):
-    """Text embeddings and time steps to conditions.
+    """Computes conditions from text embeddings and time steps.
 
-    Its big layers may stay in main memory: each visits the device when it is needed.
+    Its big layers may stay in main memory, and visit the device when they are needed.
     """
 
     def __init__(self, stock: MochiTransformer3DModel) -> None:
-        """Take over the layers of `stock` that depend on the step or on the text alone."""
+        """Take over the layers of `stock` that depend on the step or the text alone."""
         super().__init__()
         self.embed = stock.time_embed
         blocks = list(stock.transformer_blocks)
@@ -57,7 +57,7 @@ class Conditioner(nn.Module):
         self.output_layer = stock.norm_out.linear
 
     def place(self, device: torch.device, *, big_layers_too: bool = True) -> None:
-        """Move to `device`; the big layers wait in main memory if they do not go there."""
+        """Move to `device`, the big layers too or pinned in main memory."""
         self.embed.to(device)
         for module in (self.visual_layers, self.text_layers, self.output_layer):
             if big_layers_too:
@@ -69,8 +69,8 @@ class Conditioner(nn.Module):
         """Compute a condition for each prompt.
 
         Args:
-            prompts: text embeddings, each `(L, 4096)` of its own length.
-            timesteps: `(steps,)`, 0 to 1000. A low-precision dtype rounds them, as diffusers does
+            prompts: text embeddings, each `(L, 4096)`, L from 0 up.
+            timesteps: `(steps,)`, 0 to 1000. A low-precision dtype rounds them, as in diffusers
                 when its latents are bfloat16.
         """
         weight = self.embed.caption_proj.weight
@@ -97,7 +97,7 @@ class Conditioner(nn.Module):
         ]
 
     def _pooled(self, prompt: Tensor) -> Tensor:
-        """`(1, L, 4096)` to `(1, width)`; L may be 0."""
+        """`(1, L, 4096)` to `(1, width)`."""
         everything = torch.ones(prompt.shape[:2], dtype=torch.bool, device=prompt.device)
         pooled: Tensor = self.embed.pooler(prompt, everything)
         return pooled
@@ -116,8 +116,8 @@ def _text_layer(block: MochiTransformerBlock) -> nn.Module:
 def _factors(outputs: Tensor, width: int) -> Tensor:
     """Outputs of a modulation layer, `(steps, k * width)`, to a table, `(steps, k, width)`.
 
-    The layer gives a scale and a gate for attention, then the same for the feed-forward network; in
-    the last block's text it gives a scale only.
+    The outputs are a scale and a gate for attention, then for the feed-forward network; for the
+    last block's text, a scale only.
     """
     outputs = outputs.view(len(outputs), -1, width)
     factors = 1 + outputs.float()

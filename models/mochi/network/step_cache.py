@@ -1,7 +1,7 @@
-"""First-block cache: where a step changes little, reuse what most blocks did in the one before.
+"""Skips most blocks in a step that changes little, and reuses their last contribution.
 
-Lossy, and off unless asked for. After the method of ParaAttention's "first block cache": the
-change that the first block makes tells how much the others would change.
+Lossy, and off by default. Method: ParaAttention's "first block cache". The change in the first
+block's contribution predicts the change in the others'.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from torch import Tensor
 
 
 class StepCache:
-    """Of one request. Knows the last step at which all blocks ran."""
+    """The cache of one request: the last step at which all blocks ran.
+
+    The other blocks are skipped while the first block's contribution changes by less than
+    `threshold`: a share, as the mean over all tokens, channels and branches.
+    """
 
     def __init__(self, threshold: float) -> None:
-        """Start empty.
-
-        Args:
-            threshold: relative change of the first block's contribution, mean over all tokens,
-                channels and branches, below which the other blocks are skipped.
-        """
         self._threshold = threshold
         self._first: list[Tensor] = []
         self._rest: list[Tensor] = []
@@ -28,9 +26,9 @@ class StepCache:
         self.skipped = 0
 
     def guess(self, entered: Sequence[Tensor], after_first: Sequence[Tensor]) -> list[Tensor]:
-        """The tokens after the last block, guessed; empty where all blocks have to run.
+        """Estimate the tokens after the last block; empty where all blocks have to run.
 
-        Waits for the device: the choice is made on the CPU.
+        Waits for the device, as the choice is made on the CPU.
 
         Args:
             entered: tokens before the first block, for each branch.
@@ -44,7 +42,7 @@ class StepCache:
         return []
 
     def keep(self, final: Sequence[Tensor]) -> None:
-        """All blocks have run, with these tokens after the last."""
+        """Note the tokens after the last block; all blocks have run."""
         self._rest = [end - after for after, end in zip(self._after_first, final, strict=True)]
         self._after_first = []
 

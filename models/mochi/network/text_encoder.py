@@ -1,4 +1,4 @@
-"""Prompts to text embeddings, as long as the prompt and no longer."""
+"""Encodes prompts to text embeddings without padding."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from models.mochi.memory.streaming import pin, visit
 
-MOST_TOKENS = 256
-"""Of a prompt, its end mark included: what Mochi was trained with."""
-MOST_KEPT = 64
-"""Embeddings. The longest takes 4 MiB in float32."""
+MAX_TOKENS = 256
+"""Of a prompt with its end mark; Mochi was trained with as many."""
+MAX_KEPT = 64
+"""Embeddings to keep. The longest takes 4 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the transformer reads it.
+    """An encoded prompt.
 
     Attributes:
         embedding: `(L, 4096)`, L from 0 to 256, of the encoder's dtype.
-        tokens: how many the text has; those after the 256th were not read.
+        tokens: of the whole text; those after the 256th were not read.
     """
 
     embedding: Tensor
@@ -31,12 +31,11 @@ class Prompt:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the end of the text was not read."""
-        return self.tokens > MOST_TOKENS
+        return self.tokens > MAX_TOKENS
 
 
 class TextEncoder:
-    """T5, with the latest embeddings kept: a negative prompt is nearly always the one before."""
+    """T5 with a cache of the latest embeddings, as most negative prompts repeat."""
 
     def __init__(
         self,
@@ -46,14 +45,13 @@ class TextEncoder:
         lives_on: torch.device,
         works_on: torch.device,
     ) -> None:
-        """Put the encoder in its place.
+        """Move the encoder to its device.
 
         Args:
             tokenizer: of the encoder.
-            encoder: with its weights loaded, in the dtype in which it is to work.
+            encoder: with its weights, in the dtype of its work.
             lives_on: where the weights stay between prompts.
-            works_on: where they are copied for a prompt that is not known yet, and where the
-                embeddings are.
+            works_on: where they are copied to encode a new prompt, and where the embeddings are.
         """
         self._tokenizer = tokenizer
         self._encoder = encoder
@@ -64,10 +62,10 @@ class TextEncoder:
         self._kept: OrderedDict[str, Prompt] = OrderedDict()
 
     def encode(self, text: str) -> Prompt:
-        """The embedding of a text. An empty one has no tokens at all, as Genmo has it."""
+        """Encode a text. An empty one has no tokens at all, as in Genmo's code."""
         prompt = self._kept.pop(text, None) or self._encode(text)
         self._kept[text] = prompt
-        if len(self._kept) > MOST_KEPT:
+        if len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
         return prompt
 
@@ -76,9 +74,9 @@ class TextEncoder:
             width = self._encoder.config.d_model
             return Prompt(torch.empty(0, width, dtype=self._encoder.dtype, device=self._device), 0)
         tokens = len(self._tokenizer(text).input_ids)
-        # Cut by the tokenizer, which keeps the end mark.
+        # The tokenizer cuts the text, but keeps the end mark.
         ids = self._tokenizer(
-            text, truncation=True, max_length=MOST_TOKENS, return_tensors="pt"
+            text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).input_ids
         with visit(self._encoder, self._device):
             embedding = self._encoder(ids.to(self._device)).last_hidden_state[0]

@@ -1,9 +1,9 @@
-"""Mochi's transformer, arranged for inference: diffusers' layers, our order of work.
+"""Mochi's transformer, rearranged for inference over diffusers' layers.
 
-What depends on the step and the prompt alone is computed before the loop (`modulation.py`), the
-text is as long as the prompt, and three projections are one. So a block is what is left: joint
-attention, two feed-forward networks, and norms in float32. Where diffusers rounds to bfloat16
-between a norm and the rotation after it, this does not.
+The modulation is computed before the loop (`modulation.py`), the text has no padding, and the
+projections to query, key and value are one. What is left of a block is joint attention, two
+feed-forward networks, and norms in float32. Unlike diffusers, this does not round to bfloat16
+between a norm and the rotation after it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of each head's channels with a learned scale; the result is float32."""
+    """RMS norm of each head's channels, with a learned scale."""
 
     def __init__(self, stock: MochiRMSNorm) -> None:
         super().__init__()
@@ -44,10 +44,10 @@ class HeadNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block. The last one leaves the text as it is, since nobody reads it after."""
+    """One transformer block. The last one does not update the text, which is not read after it."""
 
     def __init__(self, stock: MochiTransformerBlock) -> None:
-        """Take over the layers of `stock`, all but the modulation's. It is useless afterwards."""
+        """Take over the layers of `stock` except its modulation. It is unusable afterwards."""
         super().__init__()
         attention = stock.attn1
         self.updates_text: bool = not stock.context_pre_only
@@ -76,7 +76,7 @@ class Block(nn.Module):
             visual: `(1, N, width)`.
             text: `(1, L, text_width)`; L may be 0.
             tables: of this block and prompt.
-            step: int64 `(1,)`, the row of the tables; a tensor, so that one graph serves all.
+            step: int64 `(1,)`, the row of the tables; a tensor, so that all steps share a graph.
             rope: from `RopeTables.of`.
 
         Returns:
@@ -99,10 +99,10 @@ class Block(nn.Module):
         return (rms_norm(x, self.eps) * factor).to(x.dtype)
 
     def _attend(self, visual: Tensor, text: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Joint attention; the text's part is not projected yet, and empty in the last block."""
+        """Joint attention. The text's output is not projected, and empty in the last block."""
         q, k, v = self._heads(self.to_qkv(visual))
         *text_q, text_k, text_v = self._heads(self.text_to_qkv(text))
-        # Rounded before they are joined: so the compiler writes each part where it belongs at once.
+        # Rounded before `cat`, so that the compiler writes each part into place at once.
         queries = [rotate(self.norm_q(q), rope).to(v.dtype)]
         if self.updates_text:
             queries.append(self.norm_text_q(text_q[0]).to(v.dtype))
@@ -122,10 +122,10 @@ class Block(nn.Module):
 
 
 class Core(nn.Module):
-    """The transformer without its modulation: what runs at every step."""
+    """The part of the transformer that runs at every step: all but the modulation."""
 
     def __init__(self, stock: MochiTransformer3DModel) -> None:
-        """Take over all layers of `stock` but those of `Conditioner`. It is useless afterwards."""
+        """Take over the layers of `stock` except `Conditioner`'s. It is unusable afterwards."""
         super().__init__()
         self.patch_size: int = stock.config.patch_size
         self.patch_embed = stock.patch_embed
@@ -137,7 +137,6 @@ class Core(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix products."""
         return self.proj_out.weight.dtype
 
     def place(self, device: torch.device, *, streamed: bool = False) -> None:
@@ -158,13 +157,13 @@ class Core(nn.Module):
     ) -> list[Tensor]:
         """The velocity of the latents under each condition.
 
-        Block by block, each for all conditions: where blocks are fetched, they are fetched once.
+        Each block runs for all conditions before the next, so streamed blocks are fetched once.
 
         Args:
             latents: `(1, channels, T, h, w)`, of any float dtype.
             conditions: one for each branch of guidance.
             step: index into the tables of the conditions.
-            cache: of this request, to skip blocks. Lossy.
+            cache: of this request; skips blocks, and is lossy.
 
         Returns:
             float32, of the shape of `latents`, one for each condition.
@@ -185,7 +184,6 @@ class Core(nn.Module):
         grid: tuple[int, int, int],
         cache: StepCache | None,
     ) -> list[Tensor]:
-        """The visual tokens after the last block, for each condition."""
         rope = self.rope.of(*grid)
         row = torch.full((1,), step, device=visual.device)
         visuals = [visual] * len(conditions)
@@ -203,7 +201,7 @@ class Core(nn.Module):
         return visuals
 
     def _blocks(self) -> Iterator[nn.Module]:
-        """All blocks in order, each on the device when it is drawn."""
+        """All blocks in order, each on the device when it is yielded."""
         if self._streamed is None:
             yield from self.blocks
         else:
@@ -214,7 +212,7 @@ class Core(nn.Module):
         """`(1, channels, T, h, w)` to visual tokens `(1, N, width)`."""
         pictures = latents.to(self.dtype).transpose(1, 2).flatten(0, 1)
         tokens: Tensor = self.patch_embed(pictures)
-        # A copy, as views and other strides would be compiled for anew.
+        # A copy: blocks would be compiled anew for a view or for other strides.
         return tokens.flatten(0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
 
     def _velocity(self, visual: Tensor, modulation: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -229,7 +227,7 @@ class Core(nn.Module):
 
 
 def _fuse(attention: MochiAttention, *names: str) -> nn.Linear:
-    """One layer whose output is that of the named ones, concatenated. It takes their place."""
+    """Replace the named layers by one whose output is theirs, concatenated."""
     weights = [getattr(attention, name).weight.data for name in names]
     for name in names:
         delattr(attention, name)

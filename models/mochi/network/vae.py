@@ -1,7 +1,7 @@
-"""The VAE's decoder: latents to frames, a few at a time, exactly as if all at once.
+"""The VAE's decoder: decodes latents in chunks, with the same result as all at once.
 
-Only the causal convolutions look back in time, by two frames: group norms are per frame, and
-upsampling is local. So all that a chunk needs of those before it is two frames per convolution.
+Group norms are per frame, and upsampling is local. Only the causal convolutions look back in time,
+by two frames. So a chunk needs two frames per convolution of the chunks before it.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 PAST = 2
-"""Frames that a convolution looks back: its length in time, less one."""
+"""Frames that a convolution looks back: its length in time minus one."""
 
 CONV_LIMIT = 2**31
-"""cuDNN wants the input of a 3-D convolution to have fewer elements; the fallback is slow.
+"""cuDNN needs the input of a 3-D convolution to have fewer elements; the fallback is slow.
 
-In the widest input, that of the last blocks, a latent frame is 6 frames, and there are 2 past ones
-and a pixel on each side: 128 x (6 chunk + 2) x 482 x 850 elements at 848x480. So there `chunk` is
-at most 6.
+The widest input, of the last blocks, has 6 frames per latent frame, 2 past frames, and a pixel on
+each side: 128 x (6 chunk + 2) x 482 x 850 elements at 848x480. So `chunk` is at most 6 there.
 """
 
 _Caches = dict[str, Any]
-"""Per block, per residual block: the tensor of each convolution, as `_Conv` takes and gives it."""
+"""Per block, per residual block: the cache of each convolution, see `_Conv`."""
 
 
 class Decoder:
     """Decodes latents chunk by chunk, in memory that does not grow with the clip."""
 
     def __init__(self, vae: AutoencoderKLMochi, *, chunk: int) -> None:
-        """Take over the decoder of a VAE, whose encoder is dropped.
+        """Take over the decoder of a VAE, and drop the encoder.
 
         Args:
-            vae: its decoder's modules are replaced by others that use the same parameters. What
-                is left of it may still be moved between devices.
+            vae: modules of its decoder are replaced by others with the same parameters. It may
+                still be moved between devices.
             chunk: latent frames to decode at a time, 1 or more. Memory grows with it.
         """
         del vae.encoder
@@ -56,22 +55,20 @@ class Decoder:
 
     @property
     def channels(self) -> int:
-        """Of the latents."""
         channels: int = self._config.latent_channels
         return channels
 
     def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile the decoder, for frames of one size.
+        """Compile the decoder for frames of one size, when it first runs.
 
-        There are at most `chunk` + 1 graphs, whatever the lengths of the clips: for a first chunk
-        of 1 to `chunk` latent frames, and for all chunks after it. So `chunk` is at most 7, torch
-        allowing 8. Each is compiled when it is first needed.
+        There are at most `chunk` + 1 graphs for clips of all lengths: for a first chunk of 1 to
+        `chunk` latent frames, and for all later chunks. As torch allows 8, `chunk` is at most 7.
 
         Args:
-            backend: as for `torch.compile`.
+            backend: of `torch.compile`.
         """
-        # Otherwise the frames from the caches are written first, for all convolutions at once,
-        # whose inputs are then all in memory together.
+        # Otherwise the cached frames are written first, for all convolutions at once, whose inputs
+        # are then all in memory together.
         options: dict[str, Any] = {"force_pointwise_cat": True}
         self._forward = torch.compile(
             self._decoder,
@@ -82,14 +79,14 @@ class Decoder:
         )
 
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Decode a clip. On a GPU, asking for a chunk launches its kernels and waits for none.
+        """Decode a clip. On a GPU, drawing a chunk launches its kernels without waiting.
 
         Args:
             latents: (1, channels, T, h, w), float32, normalised, on the VAE's device.
 
         Returns:
-            Yields RGB of the shape (frames, 8 h, 8 w, 3), uint8, on the same device: 6 T - 5 frames
-            in all. It can be abandoned.
+            Yields RGB chunks, (frames, 8 h, 8 w, 3), uint8, on the same device: 6 T - 5 frames in
+            all. The caller may stop early.
 
         Raises:
             ValueError: the chunks are too large for cuDNN.
@@ -108,11 +105,11 @@ class Decoder:
             surplus = 0
 
     def _videos(self, latents: Tensor) -> Iterator[Tensor]:
-        """Yields (1, 3, frames, 8 h, 8 w), the surplus frames too, mostly between -1 and 1."""
-        # Not for each chunk: its constants are copied to the device, which waits for the kernels.
-        latents = self._unnormalised(latents)
+        """Yield (1, 3, frames, 8 h, 8 w) with the surplus frames, mostly between -1 and 1."""
+        # Once, as copying its constants to the device waits for the kernels before.
+        latents = unnormalised(latents, self._config)
         length = latents.shape[2]
-        # The remainder comes first: so only first chunks differ in length, and need several graphs.
+        # The remainder comes first, so that only first chunks need graphs of several lengths.
         first = (length - 1) % self._chunk + 1
         caches: _Caches | None = None
         for end in range(first, length + 1, self._chunk):
@@ -122,18 +119,19 @@ class Decoder:
     @torch.no_grad()
     def _step(self, latents: Tensor, caches: _Caches | None) -> tuple[Tensor, _Caches]:
         inputs = latents.to(self._decoder.conv_in.weight.dtype)
-        # A clone, for strides that do not tell how long the clip is: a graph is made for strides.
+        # A clone, as graphs depend on strides, and a view's depend on the length of the clip.
         inputs = inputs.clone(memory_format=torch.channels_last_3d)
         return self._forward(inputs, conv_cache=caches)
 
-    def _unnormalised(self, latents: Tensor) -> Tensor:
-        config = self._config
-        scale: float = config.scaling_factor
-        if config.latents_mean is None or config.latents_std is None:
-            return latents / scale
-        mean = latents.new_tensor(config.latents_mean).view(1, -1, 1, 1, 1)
-        std = latents.new_tensor(config.latents_std).view(1, -1, 1, 1, 1)
-        return latents * std / scale + mean
+
+def unnormalised(latents: Tensor, config: Any) -> Tensor:  # noqa: ANN401 (of an `AutoencoderKLMochi`)
+    """Latents of the transformer to those of the VAE, as in `MochiPipeline.__call__`."""
+    scale: float = config.scaling_factor
+    if config.latents_mean is None or config.latents_std is None:
+        return latents / scale
+    mean = latents.new_tensor(config.latents_mean).view(1, -1, 1, 1, 1)
+    std = latents.new_tensor(config.latents_std).view(1, -1, 1, 1, 1)
+    return latents * std / scale + mean
 
 
 def _to_bytes(video: Tensor) -> Tensor:
@@ -143,7 +141,7 @@ def _to_bytes(video: Tensor) -> Tensor:
 
 
 def _adapt(decoder: nn.Module) -> None:
-    """Replace what keeps the stock decoder from chunks, channels-last tensors and one graph."""
+    """Replace the modules that prevent chunks, channels-last tensors or a single graph."""
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, CogVideoXCausalConv3d):
@@ -156,10 +154,10 @@ def _adapt(decoder: nn.Module) -> None:
 
 
 class _Conv(nn.Module):
-    """A causal convolution, 3 in each direction, that can go on where it stopped.
+    """A causal convolution, 3 in each direction, that continues the previous chunk.
 
-    Everything outside of its input is a copy of the nearest element, but before it in time are the
-    last frames of the call before.
+    In time, its input is preceded by the last frames of the call before. Elsewhere the padding
+    repeats the nearest element.
     """
 
     def __init__(self, stock: CogVideoXCausalConv3d) -> None:
@@ -172,23 +170,23 @@ class _Conv(nn.Module):
 
         Args:
             inputs: (1, channels, frames, height, width).
-            conv_cache: what the call before returned; overwritten. None at the first frames.
+            conv_cache: of the call before; overwritten. None for the first chunk.
 
         Returns:
             The same shape with other channels, and the cache for the next call:
             (1, 2, height + 2, width + 2, channels).
         """
         frames, height, width = inputs.shape[2:]
-        # By indices: `pad` gives up channels-last on CUDA, and filling a buffer piece by piece does
-        # not fuse. So all this is one kernel, together with the norm before it.
+        # Indices fuse with the norm before into one kernel. `pad` loses channels-last on CUDA, and
+        # filling a buffer piece by piece does not fuse.
         rows = torch.arange(-1, height + 1, device=inputs.device).clamp(0, height - 1)[:, None]
         columns = torch.arange(-1, width + 1, device=inputs.device).clamp(0, width - 1)
         padded = inputs.permute(0, 2, 3, 4, 1)
         if conv_cache is None:
             times = torch.arange(-PAST, frames, device=inputs.device).clamp(0)[:, None, None]
             padded = _stored(padded[:, times, rows, columns])
-            # A format is named since the compiler takes a plain clone for nothing, and would keep
-            # all of `padded` for the sake of two frames.
+            # With a format, as the compiler drops a plain clone, and would keep all of `padded` in
+            # memory for two frames.
             conv_cache = padded[:, -PAST:].clone(memory_format=torch.contiguous_format)
         else:
             padded = _stored(torch.cat([conv_cache, padded[:, :, rows, columns]], dim=1))
@@ -198,7 +196,7 @@ class _Conv(nn.Module):
 
 
 class _Norm(nn.Module):
-    """A group norm of each frame, that copies nothing."""
+    """A group norm of each frame, without copies."""
 
     def __init__(self, stock: MochiChunkedGroupNorm3D, *, of_sum: bool) -> None:
         super().__init__()
@@ -206,18 +204,17 @@ class _Norm(nn.Module):
         self.of_sum = of_sum
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(1, channels, frames, height, width), returned in the same format."""
-        # A sum is needed again. A convolution's output is not; but for its bias, it is stored.
+        """(1, channels, frames, height, width) to the same shape and format."""
+        # Only a sum is read again later. A convolution's output is stored anyway, without its bias.
         inputs = _stored(inputs) if self.of_sum else inputs
         frames = inputs[0].transpose(0, 1)
         frames = self._fusible(frames) if torch.compiler.is_compiling() else self.norm(frames)
         return frames.transpose(0, 1)[None]
 
     def _fusible(self, frames: Tensor) -> Tensor:
-        """`self.norm` in other words.
+        """Compute `self.norm` in a form that fuses with the convolution's padding.
 
-        PyTorch's own, when compiled for a GPU, merge dimensions, which keeps them from fusing with
-        the convolution's padding.
+        PyTorch's own group norm does not, as it merges dimensions when it is compiled for a GPU.
         """
         norm, exact = self.norm, frames.float()
         groups = exact.unflatten(1, (norm.num_groups, -1))  # type: ignore[no-untyped-call]
@@ -229,16 +226,16 @@ class _Norm(nn.Module):
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """The same, but the compiler has to put it into memory, in its present layout.
+    """Make the compiler store `tensor` in memory, in its present layout.
 
-    Otherwise it computes it anew in each kernel that reads it, which takes longer and keeps what it
-    is made of in memory.
+    Otherwise each kernel that reads it computes it anew, which takes longer and keeps its inputs in
+    memory.
     """
     return tensor.as_strided(tensor.shape, tensor.stride())
 
 
 class _UpBlock(nn.Module):
-    """The stock block, but pixels are made of channels in one copy, to channels-last."""
+    """The stock block, but one copy turns channels into pixels, channels-last."""
 
     def __init__(self, stock: MochiUpBlock3D) -> None:
         super().__init__()
@@ -246,7 +243,7 @@ class _UpBlock(nn.Module):
         self.proj = stock.proj
         time, space = stock.temporal_expansion, stock.spatial_expansion
         self.factors = (time, space, space)
-        # From (channels, time, row, column) to channels last: the copy moves runs of them.
+        # From (channels, time, row, column) to channels last, so that the copy moves whole runs.
         for parameter in self.proj.parameters():
             rows = parameter.data.view(-1, *self.factors, *parameter.shape[1:])
             parameter.data = rows.movedim(0, 3).flatten(0, 3)

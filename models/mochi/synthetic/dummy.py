@@ -1,16 +1,12 @@
-"""Random numbers of full size, to measure speed and memory by: `--weights dummy`.
+"""Dummy weights: random numbers of full size, to measure speed and memory. `--weights dummy`.
 
-Every shape is that of genmo/mochi-1-preview, and nothing is downloaded. The pictures are noise.
+All shapes are those of genmo/mochi-1-preview. Nothing is downloaded, and the pictures are noise.
 """
 
 from __future__ import annotations
 
 import torch
-from diffusers import (
-    AutoencoderKLMochi,
-    FlowMatchEulerDiscreteScheduler,
-    MochiTransformer3DModel,
-)
+from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
@@ -18,6 +14,8 @@ from models.mochi.parts import KEPT_IN_FLOAT32, Dtypes, Parts
 from models.mochi.synthetic.mock import character_tokenizer
 from models.mochi.synthetic.values import random_values
 
+DUMMY = "dummy"
+"""The value of MOCHI_WEIGHTS that asks for these weights."""
 SEED = 1
 
 
@@ -32,12 +30,12 @@ def make_dummy(dtypes: Dtypes, device: torch.device, blocks: int = 48) -> Parts:
     parts = empty_dummy(dtypes, blocks)
     generator = torch.Generator(device).manual_seed(SEED)
     for module in (parts.transformer, parts.vae, parts.text_encoder):
-        _fill(module, generator)
+        fill(module, generator)
     return parts
 
 
 def empty_dummy(dtypes: Dtypes, blocks: int = 48) -> Parts:
-    """The same without the numbers: on the device `meta`, where it takes no memory."""
+    """A full-size Mochi on the device `meta`, where it has no numbers and takes no memory."""
     # Diffusers' defaults are the sizes of Mochi 1.
     with torch.device("meta"):
         transformer = MochiTransformer3DModel(num_layers=blocks)
@@ -48,7 +46,7 @@ def empty_dummy(dtypes: Dtypes, blocks: int = 48) -> Parts:
         (vae, dtypes.vae),
         (text_encoder, dtypes.text),
     ):
-        module.eval()  # T5 would drop some of its values out otherwise
+        module.eval()  # without T5's dropout
         for name, parameter in module.named_parameters():
             is_kept = any(part in KEPT_IN_FLOAT32 for part in name.split("."))
             parameter.data = parameter.data.to(torch.float32 if is_kept else dtype)
@@ -61,17 +59,18 @@ def empty_dummy(dtypes: Dtypes, blocks: int = 48) -> Parts:
     )
 
 
-def _fill(module: nn.Module, generator: torch.Generator) -> None:
+def fill(module: nn.Module, generator: torch.Generator) -> None:
+    """Give an empty module random numbers, in main memory."""
     module.to_empty(device="cpu")  # takes no memory until it is written to
     if isinstance(module, T5EncoderModel):
-        module.tie_weights()  # otherwise its embeddings are there twice
+        module.tie_weights()  # otherwise it holds its embeddings twice
     for name, parameter in module.named_parameters():
         values = random_values(name, parameter.shape, generator)
         parameter.data = values.to(parameter.dtype).cpu()
 
 
 def _t5_xxl() -> T5Config:
-    """google/t5-v1_1-xxl, as its config.json says."""
+    """Source: config.json of google/t5-v1_1-xxl."""
     return T5Config(
         vocab_size=32128,
         d_model=4096,

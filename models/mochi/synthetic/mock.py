@@ -1,7 +1,7 @@
-"""The mock checkpoint: a tiny Mochi of the real classes, with random weights that never change.
+"""The mock checkpoint: a tiny Mochi of the real classes, with fixed random weights.
 
-It goes through the same code as the real one, from `from_pretrained` to the last frame. Its
-pictures mean nothing, so each is captioned with what was asked for.
+It runs through the same code as the real one, from `from_pretrained` to the last frame. Its
+pictures are noise, so each has a caption with the parameters of the request.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKLMochi,
-    FlowMatchEulerDiscreteScheduler,
-    MochiTransformer3DModel,
-)
+from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
 from PIL import Image
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
@@ -28,28 +24,26 @@ from models.mock.caption import CANVAS, caption_lines, draw
 from models.params import GenerateParams
 
 FORMAT = 2
-"""Counts up when what is written below changes, so that an older checkpoint is not reused."""
+"""Increase this when the checkpoint changes, so that an older one on disk is not reused."""
 
 SEED = 1
 WIDTH, HEIGHT = 80, 48
-"""Size of the pictures that the mock makes: near 848x480 in shape, and multiples of 16."""
+"""Size of a frame: close to the shape of 848x480, and multiples of 16."""
 
 CONTRAST = 0.1
-"""Keeps the last layer's output mostly between black and white."""
+"""Factor of the last layer, which keeps its output mostly between black and white."""
 
 TEXT_WIDTH = 32
 
 
 class MockEngine:
-    """A Mochi with mock weights, whose small pictures are enlarged and captioned."""
+    """An `Engine` with the mock checkpoint, whose small frames are enlarged and captioned."""
 
     def __init__(self, engine: Engine) -> None:
-        """Make an engine of one that holds the mock checkpoint."""
         self._engine = engine
 
     @property
     def traits(self) -> Traits:
-        """See `Engine`."""
         return self._engine.traits
 
     def generate(
@@ -59,17 +53,13 @@ class MockEngine:
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
     ) -> Clip:
-        """See `Engine`."""
         return _captioned(self._engine.generate(params, on_step, checkpoints, previews), params)
 
 
 def write_mock_checkpoint(cache_dir: Path) -> Path:
-    """Write the mock checkpoint, unless it is there already.
+    """Write the mock checkpoint to `cache_dir`, unless it is there already.
 
-    Two processes may do this at once: each writes a folder of its own, the first to rename it wins.
-
-    Args:
-        cache_dir: where to keep it; made if missing.
+    Two processes may do this at once: each writes its own folder, and the first rename wins.
 
     Returns:
         The checkpoint's folder, in the layout of diffusers, with safetensors only.
@@ -116,7 +106,7 @@ def _parts() -> Parts:
 
 
 def tiny_transformer(blocks: int = 2) -> MochiTransformer3DModel:
-    """A narrow one, with the numbers that diffusers starts with."""
+    """A narrow transformer with diffusers' initial values."""
     return MochiTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -128,7 +118,7 @@ def tiny_transformer(blocks: int = 2) -> MochiTransformer3DModel:
 
 
 def _vae() -> AutoencoderKLMochi:
-    # Not narrower: its group norms have 32 groups.
+    # 32 channels at least: its group norms have 32 groups.
     return AutoencoderKLMochi(
         encoder_block_out_channels=(32, 32, 32, 32),
         decoder_block_out_channels=(32, 32, 32, 32),
@@ -151,7 +141,7 @@ def _text_encoder(vocabulary: int) -> T5EncoderModel:
 
 
 def character_tokenizer() -> T5Tokenizer:
-    """A T5 tokenizer whose tokens are single ASCII characters; all others are unknown."""
+    """A T5 tokenizer whose tokens are single ASCII characters; other characters are unknown."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     characters = [(character, -1.0) for character in "▁" + string.printable.strip()]
     return T5Tokenizer(vocab=special + characters, extra_ids=0, model_max_length=256)

@@ -1,4 +1,4 @@
-"""Random weights that are good for something: no parameter is left without effect."""
+"""Random values of parameters, none of which is without effect."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import Size, Tensor
 
 
 def random_values(name: str, shape: Size, generator: torch.Generator) -> Tensor:
-    """Values for one parameter, those that a new model starts with 0 or 1 too.
+    """Random values for one parameter, even where a new model has zeros or ones.
 
-    Otherwise some inputs would not matter: with the `pos_frequencies` of zeros that diffusers
-    starts with, say, positions make no difference. Zeros also compute faster than real weights.
+    With diffusers' initial `pos_frequencies` of zeros, for example, positions would make no
+    difference. Zeros also compute faster than real weights.
 
     Args:
-        name: of the parameter; a vector `weight` is a norm's scale, and comes out around 1.
+        name: of the parameter; a vector `weight` is the scale of a norm, with values around 1.
         shape: of the parameter.
-        generator: decides the device, too.
+        generator: on the device of the values.
 
     Returns:
-        float32 of `shape`: normally distributed, scaled so that layers keep the size of what
-        passes through them.
+        float32 of `shape`, normally distributed and scaled so that layers keep the magnitude of
+        their inputs.
     """
     is_vector = len(shape) == 1
     std = 0.1 if is_vector else float(Size(shape[1:]).numel()) ** -0.5

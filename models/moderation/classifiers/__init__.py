@@ -1,4 +1,1 @@
-"""Classifiers of other people, through transformers. Beside `models/mochi`, all that needs torch.
-
-They are no part of Mochi, hence a package of their own.
-"""
+"""Third-party classifiers, through transformers."""

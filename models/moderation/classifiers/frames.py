@@ -1,4 +1,4 @@
-"""Frames before an image classifier, such as Falconsai/nsfw_image_detection."""
+"""Judges frames by an image classifier such as Falconsai/nsfw_image_detection."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from models.moderation.classifiers.reading import (
+from models.moderation.classifiers.loading import (
     SAFELY,
     Source,
-    judging,
-    prepare,
+    choose_device,
+    inference,
     probabilities,
 )
 from models.moderation.labels import Labels
@@ -25,24 +25,16 @@ ARCHITECTURE = "ForImageClassification"
 
 
 class ImageClassifier:
-    """`models.moderation.stages.FrameJudge` of a classifier."""
+    """A `FrameJudge` over an image classifier and its image processor."""
 
     def __init__(self, model: Any, processor: Any, labels: Labels) -> None:  # noqa: ANN401
-        """Take what transformers loaded.
-
-        Args:
-            model: an image classifier, in its place.
-            processor: turns pictures of any size into what it reads.
-            labels: of the model.
-        """
         self._model = model
         self._processor = processor
         self._labels = labels
 
     def blocks(self, frame: bytes, width: int, height: int) -> str | None:
-        """See `FrameJudge`."""
         picture = Image.frombytes("RGB", (width, height), frame)
-        with judging(self._model.device):
+        with inference(self._model.device):
             pixels: Mapping[str, torch.Tensor] = self._processor(picture, return_tensors="pt")
             read = pixels["pixel_values"].to(self._model.device, self._model.dtype)
             logits = self._model(pixel_values=read).logits[0]
@@ -50,24 +42,24 @@ class ImageClassifier:
 
 
 def load(folder: Path, settings: ModerationSettings) -> ImageClassifier:
-    """Load a folder and try it.
+    """Load a folder, and try it once.
 
     Raises:
-        EngineUnavailableError: it is of no use here; the text says why.
+        EngineUnavailableError: it cannot be used; the text says why.
     """
-    device = prepare(settings)
+    device = choose_device(settings)
     source = Source("MOCHI_MODERATION_FRAMES", folder)
     source.check("config.json", "preprocessor_config.json")
     architecture = source.architecture()
     if not architecture.endswith(ARCHITECTURE):
         raise source.refusal(f"it is a {architecture}, and an image classifier is needed")
     with source.translate_errors():
-        # Whatever else is installed, PIL resizes: the same picture is judged in the same way.
+        # Always by PIL, so that what else is installed does not change the verdict.
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             folder, backend="pil", **SAFELY
         )
     model = source.read(AutoModelForImageClassification, device)
     labels = source.labels(model, settings.harmless_labels, settings.moderation_frames_threshold)
     judge = ImageClassifier(model, processor, labels)
-    source.trial(lambda: judge.blocks(bytes(WIDTH * HEIGHT * 3), WIDTH, HEIGHT))
+    source.try_once(lambda: judge.blocks(bytes(WIDTH * HEIGHT * 3), WIDTH, HEIGHT))
     return judge

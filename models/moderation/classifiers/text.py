@@ -1,4 +1,4 @@
-"""Prompts before a language model: a guard that writes its verdict, or a classifier with labels."""
+"""Judges prompts by a guard that writes its verdict, or by a classifier with labels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from models.moderation.classifiers.reading import (
+from models.moderation.classifiers.loading import (
     SAFELY,
     Source,
-    judging,
-    prepare,
+    choose_device,
+    inference,
     probabilities,
 )
 from models.moderation.labels import Labels
@@ -30,7 +30,7 @@ from models.moderation.stages import PromptJudge
 TRIAL = "A red panda drinks tea"
 
 ANSWER = "Safety:"
-"""How a guard of Qwen3Guard-Gen's kind begins; one of `SEVERITIES` follows."""
+"""The start of the answer of a guard like Qwen3Guard-Gen; one of `SEVERITIES` follows."""
 SEVERITIES = ("Safe", "Controversial", "Unsafe")
 CATEGORIES = (
     "Non-violent Illegal Acts",
@@ -43,11 +43,11 @@ CATEGORIES = (
     "Copyright Violation",
     "Jailbreak",
 )
-"""What it writes after `Categories:`, on the line that follows."""
+"""Follow `Categories:` on the next line."""
 CATEGORY_TOKENS = 24
 
 WINDOW = 512
-"""Most tokens that a classifier reads at a time; a longer prompt is read in several windows."""
+"""Tokens that a classifier reads at a time; a longer prompt is read in several windows."""
 OVERLAP = 64
 """Tokens that a window shares with the one before, so that no phrase is cut in two."""
 
@@ -55,11 +55,11 @@ _CATEGORY = re.compile("|".join(map(re.escape, CATEGORIES)))
 
 
 class Guard:
-    """`PromptJudge` of a guard such as Qwen3Guard-Gen, by the probabilities of its answers.
+    """A `PromptJudge` over a guard such as Qwen3Guard-Gen.
 
-    The model card has the guard write two lines, `Safety: Unsafe` and `Categories: Violent`. Here
-    the first word is given, and the probabilities of what may follow are read, so that there is
-    something to compare with a threshold. It goes on to write only when it blocks.
+    By its model card, the guard writes two lines: `Safety: Unsafe` and `Categories: Violent`. Here
+    the first word is given, and the probabilities of its severities are compared with a threshold.
+    The guard writes the category only for a prompt that is blocked.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Guard:
         answers: list[int],
         labels: Labels,
     ) -> None:
-        """Take what transformers loaded.
+        """Wrap a loaded guard.
 
         Args:
-            model: a causal language model, in its place.
-            tokenizer: its own, with the chat template.
+            model: a causal language model, on its device.
+            tokenizer: of the model, with its chat template.
             answers: the first token of each of `SEVERITIES`.
-            labels: the same as labels.
+            labels: `SEVERITIES` as labels.
         """
         self._model = model
         self._tokenizer = tokenizer
@@ -84,21 +84,20 @@ class Guard:
         self._marks = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
 
     def blocks(self, prompt: str) -> str | None:
-        """See `PromptJudge`."""
         asked = question(self._tokenizer, self._plain(prompt))
-        with judging(self._model.device):
+        with inference(self._model.device):
             logits = self._model(self._read(asked), logits_to_keep=1).logits[0, -1]
             severity = self._labels.blocks(probabilities(logits[self._answers], self._labels))
             return None if severity is None else self._category(asked, severity)
 
     def _plain(self, prompt: str) -> str:
-        """Without what the tokenizer takes for the end of a turn, say: it would answer itself."""
+        """Remove special tokens, such as an end of turn: a prompt could answer itself."""
         for mark in self._marks:
             prompt = prompt.replace(mark, " ")
         return prompt
 
     def _category(self, asked: str, severity: str) -> str:
-        """Only a name that we know: it may have been led to write anything."""
+        """One of `CATEGORIES`, as a prompt may lead the guard to write anything."""
         read = self._read(f"{asked} {severity}\nCategories:")
         written = self._model.generate(read, max_new_tokens=CATEGORY_TOKENS, do_sample=False)
         text = self._tokenizer.decode(written[0, read.shape[1] :], skip_special_tokens=True)
@@ -111,21 +110,9 @@ class Guard:
 
 
 class Classifier:
-    """`PromptJudge` of a model with a label for each class."""
+    """A `PromptJudge` over a sequence classifier, which has a label for each class."""
 
-    def __init__(
-        self,
-        model: Any,  # noqa: ANN401 (as above)
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Labels,
-    ) -> None:
-        """Take what transformers loaded.
-
-        Args:
-            model: a sequence classifier, in its place.
-            tokenizer: its own.
-            labels: of the model.
-        """
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, labels: Labels) -> None:  # noqa: ANN401
         self._model = model
         self._tokenizer = tokenizer
         self._labels = labels
@@ -133,8 +120,8 @@ class Classifier:
         self._window = min(WINDOW, tokenizer.model_max_length, most)
 
     def blocks(self, prompt: str) -> str | None:
-        """See `PromptJudge`. No part of a prompt is left out."""
-        with judging(self._model.device):
+        """See `PromptJudge`. All parts of the prompt are read."""
+        with inference(self._model.device):
             verdicts = (
                 self._labels.blocks(probabilities(self._model(**window).logits[0], self._labels))
                 for window in self._windows(prompt)
@@ -157,18 +144,18 @@ class Classifier:
 
 
 def question(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """What a guard is asked, with the beginning of its answer."""
+    """The input of a guard: the chat, and the beginning of its answer."""
     chat = [{"role": "user", "content": prompt}]
     return f"{tokenizer.apply_chat_template(chat, tokenize=False)}{ANSWER}"
 
 
 def load(folder: Path, settings: ModerationSettings) -> PromptJudge:
-    """Load a folder, as its architecture asks for, and try it.
+    """Load a folder by its architecture, and try it once.
 
     Raises:
-        EngineUnavailableError: it is of no use here; the text says why.
+        EngineUnavailableError: it cannot be used; the text says why.
     """
-    device = prepare(settings)
+    device = choose_device(settings)
     source = Source("MOCHI_MODERATION_TEXT", folder)
     source.check("config.json", "tokenizer.json")
     architecture = source.architecture()
@@ -183,10 +170,9 @@ def load(folder: Path, settings: ModerationSettings) -> PromptJudge:
         judge = Classifier(model, tokenizer, labels)
     else:
         raise source.refusal(
-            f"it is a {architecture}, and a sequence classifier or a guard such as Qwen3Guard-Gen "
-            "is needed"
+            f"it is a {architecture}, not a sequence classifier or a guard such as Qwen3Guard-Gen"
         )
-    source.trial(lambda: judge.blocks(TRIAL))
+    source.try_once(lambda: judge.blocks(TRIAL))
     return judge
 
 
@@ -199,11 +185,11 @@ def _guard(
     with source.translate_errors():
         asked = question(tokenizer, TRIAL)
         answers = [_first_token(tokenizer, asked, severity) for severity in SEVERITIES]
-    # A language model for anything else would answer something, too.
+    # Any other language model would answer something, too.
     is_asked = all(f"{ANSWER} {severity}" in asked for severity in SEVERITIES)
     if not is_asked or len(set(answers)) < len(SEVERITIES):
         raise source.refusal(
-            "it is a language model, and no guard such as Qwen3Guard-Gen: its chat template does "
+            "it is a language model, not a guard such as Qwen3Guard-Gen: its chat template does "
             f"not ask for `{ANSWER} {SEVERITIES[0]}`, `{SEVERITIES[1]}` or `{SEVERITIES[2]}`"
         )
     labels = source.check_labels(
@@ -213,7 +199,7 @@ def _guard(
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase, asked: str, severity: str) -> int:
-    """Of an answer. What comes before must be read as it is without the answer."""
+    """The first token of an answer. The tokens before must not depend on the answer."""
     before = tokenizer(asked, add_special_tokens=False).input_ids
     whole = tokenizer(f"{asked} {severity}", add_special_tokens=False).input_ids
     if whole[: len(before)] != before:

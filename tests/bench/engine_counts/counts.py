@@ -1,6 +1,6 @@
-"""What a request asks of a GPU, counted on tensors without numbers: stock diffusers and ours.
+"""Counts the work of a request for a GPU, for stock diffusers and our engine.
 
-Both are in bfloat16 and not compiled; what compiling changes is in `fusion.py`.
+Both are in bfloat16 and not compiled; see `fusion.py` for the effect of compiling.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ BF16 = Dtypes(torch.bfloat16, torch.bfloat16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one engine.
+    """The counts of one engine.
 
     Attributes:
-        text: encoding both prompts.
-        conditioning: what is computed from them once a request; nothing in stock.
-        step: one denoising step, not the first, both branches of guidance.
+        text: encoding of both prompts.
+        conditioning: the modulation tables of a request; nothing in stock.
+        step: a denoising step after the first, both branches of guidance.
         decoding: latents to frames in main memory.
     """
 
@@ -48,13 +48,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the compiler makes of a module; `fusion.py` asks it.
+    """The compiler's plan for a module; see `fusion.py`.
 
     Attributes:
-        kernels: that are generated: what is left of element-wise work, reductions and copies.
-        externs: calls of libraries: products and attention.
+        kernels: generated kernels, for element-wise work, reductions and copies.
+        externs: calls of libraries, for products and attention.
         bytes: read and written by the generated kernels.
-        extern_bytes: read and written by the others.
+        extern_bytes: read and written by the libraries.
     """
 
     kernels: int
@@ -63,7 +63,6 @@ class Plan:
     extern_bytes: int
 
     def __add__(self, other: Plan) -> Plan:
-        """One after the other."""
         return Plan(
             self.kernels + other.kernels,
             self.externs + other.externs,
@@ -72,7 +71,6 @@ class Plan:
         )
 
     def __mul__(self, times: int) -> Plan:
-        """Several, one after the other."""
         return Plan(
             self.kernels * times,
             self.externs * times,
@@ -86,7 +84,7 @@ def count_stock(parts: Parts, request: Request) -> Counts:
 
     Args:
         parts: on `meta`; usable afterwards.
-        request: its steps do not matter.
+        request: its number of steps makes no difference.
     """
     pipeline = parts.pipeline()
     pipeline.set_progress_bar_config(disable=True)
@@ -125,8 +123,8 @@ def count_ours(parts: Parts, request: Request, *, chunk: int = 2) -> Counts:
     """Run our engine's parts on `meta`.
 
     Args:
-        parts: on `meta`; useless afterwards.
-        request: what is asked for.
+        parts: on `meta`; unusable afterwards.
+        request: to count.
         chunk: see `Decoder`.
     """
     encoder = TextEncoder(parts.tokenizer, parts.text_encoder, lives_on=META, works_on=META)
@@ -147,7 +145,7 @@ def count_ours(parts: Parts, request: Request, *, chunk: int = 2) -> Counts:
 
 
 def count_decoding(decoder: Decoder, latents: Tensor) -> Tally:
-    """Decode on `meta`, and bring the frames to main memory."""
+    """Decode on `meta`, and copy the frames to main memory."""
     with tallied(held=[latents]) as decoding:
         for chunk in decoder.decode(latents):
             chunk.to("cpu", non_blocking=True)
@@ -173,7 +171,7 @@ def _count_step(
 
 
 def tensors_of(conditions: list[Condition]) -> Iterator[Tensor]:
-    """All that a request keeps of its prompts during the loop."""
+    """The tensors that a request keeps of its prompts during the loop."""
     for condition in conditions:
         yield condition.text
         yield condition.output
@@ -189,13 +187,13 @@ def core_on_meta(parts: Parts) -> Core:
 
 
 def _create_rope(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Do what `MochiRoPE` does, without its `autocast`, which knows no `meta`."""
+    """As `MochiRoPE`, without its `autocast`, which does not support `meta`."""
     angles = torch.einsum("nd,dhf->nhf", positions, frequencies.float())
     return angles.cos(), angles.sin()
 
 
 def _text(request: Request) -> str:
-    """As many tokens to the tokenizer of the dummy, with the start and end marks that it adds."""
+    """A text of so many tokens for the dummy's tokenizer, which adds a start and an end mark."""
     return "a" * (request.tokens - 2)
 
 
@@ -204,7 +202,7 @@ def _text(request: Request) -> str:
 
 @dataclass(frozen=True)
 class Memory:
-    """Sizes in GiB that `models/mochi/memory/profiles.py` estimates, by the names it has for them.
+    """Sizes in GiB that `models/mochi/memory/profiles.py` estimates under the same names.
 
     Attributes:
         decoding: for each precision and each number of latent frames at a time.
@@ -222,13 +220,13 @@ class Memory:
 
 
 LARGEST = Request(frames=163, tokens=256, steps=75)
-"""Of the requests that the API allows: 160 frames are made of 28 latent ones, as 163 are."""
+"""The longest request of the API: 160 frames have 28 latent frames, as 163 have."""
 
 
 def count_memory(
     chunks: tuple[int, ...] = (1, 2), blocks: int = 48, *, with_stock: bool = True
 ) -> Memory:
-    """Count what the largest request takes, on the full-size model unless `blocks` says less."""
+    """Count the memory of the longest request, with `blocks` of the full-size model's 48."""
     precisions: dict[Precision, torch.dtype] = {
         "reference": torch.float32,
         "bf16": torch.bfloat16,
@@ -248,7 +246,7 @@ def count_memory(
         decoding[name] = {}
         for chunk in chunks:
             decoder = Decoder(empty_dummy(Dtypes(vae=dtype), 1).vae, chunk=chunk)
-            # After two chunks the memory is that of the chunk before.
+            # From the third chunk on, the memory does not change.
             few = latents[:, :, : 3 * chunk]
             decoding[name][chunk] = _gib(count_decoding(decoder, few).peak)
     text = {name: _weights(some.text_encoder) for name, some in parts.items()}

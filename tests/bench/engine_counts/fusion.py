@@ -1,8 +1,8 @@
-"""How PyTorch's compiler arranges a module for an H100: kernels and memory traffic, without one.
+"""The plan of PyTorch's compiler for an H100, without one: kernels and memory traffic of a module.
 
-The compiler plans with shapes, dtypes and the properties of the card; a GPU is needed to build what
-it planned, which is not done here. The plan is for fixed shapes, where the engine's graphs hold for
-all lengths. All this is inside PyTorch, and known to work with torch 2.11 and 2.13.
+The compiler plans with shapes, dtypes and the properties of the card. It needs a GPU only to build
+the plan, which does not happen here. The plan is for fixed shapes, while the engine's graphs hold
+for all lengths. This uses PyTorch's internals, and is known to work with torch 2.11 and 2.13.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ H100 = SimpleNamespace(
     total_memory=80 * 2**30,
     gcnArchName="",
 )
-"""What the compiler asks of a card: CUDA's programming guide, table of compute capability 9.0."""
+"""Properties that the compiler reads. Source: CUDA's programming guide, compute capability 9.0."""
 
 
 def plan_step(core: Core, request: Request) -> Plan:
@@ -84,7 +84,7 @@ def plan_block(block: nn.Module, visual_tokens: int, text_tokens: int) -> Plan:
 
 
 def plan(module: nn.Module, inputs: tuple[Any, ...]) -> Plan:
-    """What the compiler would make of `module(*inputs)`, all on `meta`."""
+    """The compiler's plan for `module(*inputs)`, all on `meta`."""
     weights = dict(module.named_parameters())
     leaves, structure = tree_flatten((weights, inputs))
 
@@ -95,7 +95,7 @@ def plan(module: nn.Module, inputs: tuple[Any, ...]) -> Plan:
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), fake:
-        # On the CPU first: this PyTorch may be one without CUDA, which cannot even index there.
+        # On the CPU first: a PyTorch without CUDA cannot even index on a CUDA device.
         graph = make_fx(
             functionalize(run, remove="mutations"), decomposition_table=select_decomp_table()
         )(*_on("cpu", leaves))
@@ -147,7 +147,7 @@ def _move_to_cuda(graph: GraphModule) -> None:
 
 @contextmanager
 def _as_on_h100() -> Iterator[None]:
-    """Answer the compiler's questions about the card, and whether it could build for it."""
+    """Let the compiler find an H100, and Triton to build for it."""
 
     def answer(value: object) -> Callable[..., object]:
         return staticmethod(lambda *_: value)

@@ -1,4 +1,4 @@
-"""How often the blocks are compiled, over prompts and videos of many lengths. Needs no GPU."""
+"""Counts how often the blocks are compiled, over prompts and videos of many lengths."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ STEPS = (30, 10)
 
 @dataclass(frozen=True)
 class Graphs:
-    """What PyTorch's compiler was asked for.
+    """The work of PyTorch's compiler.
 
     Attributes:
         graphs: compiled, of all blocks together.
-        breaks: places at which a block fell apart into several.
+        breaks: places that split a block into several graphs.
     """
 
     graphs: int

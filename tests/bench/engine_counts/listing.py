@@ -42,10 +42,10 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Length:
-    """Everything that was counted at one length.
+    """The counts at one length.
 
     Attributes:
-        compiled: the blocks of a step; None where PyTorch's compiler could not be asked.
+        compiled: the blocks of a step; None where PyTorch's compiler gives no plan.
     """
 
     frames: int
@@ -58,7 +58,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Listing:
-    """All counts. As JSON it is what `dataclasses.asdict` makes of it."""
+    """All counts. Their JSON is what `dataclasses.asdict` returns."""
 
     torch: str
     diffusers: str
@@ -78,7 +78,7 @@ def run(frames: list[int], output: Path | None) -> None:
 
 
 def count(frames: list[int], blocks: int = 48) -> Listing:
-    """Count everything, on the full-size model unless `blocks` says less."""
+    """Count everything, with `blocks` of the full-size model's 48."""
     lengths: list[Length] = []
     note = ""
     for number in frames:
@@ -97,20 +97,19 @@ def count(frames: list[int], blocks: int = 48) -> Listing:
 
 
 def _compiled(request: Request, blocks: int) -> tuple[Plan | None, str]:
-    # Its insides change from version to version, and all else can be counted without them.
+    # PyTorch's internals change from version to version, and the other counts do not need them.
     try:
         from tests.bench.engine_counts.fusion import plan_step  # noqa: PLC0415
 
         return plan_step(core_on_meta(empty_dummy(BF16, blocks)), request), ""
     except Exception as error:  # noqa: BLE001
         return None, (
-            f"This PyTorch's compiler cannot be asked for its plan ({type(error).__name__}: "
-            f"{error}). It can with torch 2.11 and 2.13."
+            f"The compiler of this PyTorch gives no plan ({type(error).__name__}: "
+            f"{error}). That of torch 2.11 and 2.13 does."
         ).partition("\n")[0]
 
 
 def tables(listing: Listing) -> Iterator[Table]:
-    """For people."""
     for length in listing.lengths:
         yield _step(length, listing)
         yield _around(length)
@@ -213,7 +212,7 @@ def _memory(memory: Memory) -> Table:
     )
     table.add_column("")
     table.add_column("counted", justify="right")
-    table.add_column("memory.py", justify="right")
+    table.add_column("profiles.py", justify="right")
     rows: list[tuple[str, float, float | None]] = [
         ("CORE", memory.core, CORE),
         ("MODULATION", memory.modulation, MODULATION),

@@ -1,7 +1,7 @@
-"""Counts what a piece of eager PyTorch would ask of a GPU, without one: it runs on `meta`.
+"""Counts the launches, bytes and waits of eager PyTorch on a GPU, without a GPU.
 
-A tensor on the device `meta` has a shape and no numbers, so the full-size model takes no memory
-and little time. Each operator that the model calls is seen here before it runs.
+The code runs on the device `meta`, whose tensors have shapes and no numbers, so the full-size model
+takes no memory and little time. Each operator passes through here before it runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FREE = {
     *(_aten.new_empty_strided, _aten.detach, _aten.lift_fresh),
     *(_aten._unsafe_view, _aten._reshape_alias, _aten.set_),
 }
-"""Launch nothing, though they are no views by their schema."""
+"""Launch nothing, though their schema does not make them views."""
 _GATHERS = {_aten.index, _aten.index_select, _aten.embedding, _aten.gather}
 """Read as much of their first argument as they write."""
 _OVERWRITES = {_aten.copy_, _aten.fill_, _aten.zero_, _aten.normal_, _aten.uniform_}
@@ -56,15 +56,15 @@ _NONZERO = _aten.nonzero.default
 
 @dataclass
 class Tally:
-    """What was counted. Bytes are those of the tensors, each read or written once an operator.
+    """Counts of some work. An operator reads or writes each of its tensors once.
 
     Attributes:
-        launches: operators of each kind that start a kernel at least: no views, no allocations.
+        launches: operators of each kind that start a kernel, so no views and no allocations.
         bytes: read and written by them.
         flops: floating-point operations of products and attention.
-        syncs: times that the CPU waits for the GPU.
-        live: bytes of tensors that were made and not freed yet, those told of before included.
-        peak: the most of that.
+        syncs: waits of the CPU for the GPU.
+        live: bytes of the tensors that exist, including those in `held`.
+        peak: the maximum of `live`.
     """
 
     launches: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
@@ -75,11 +75,10 @@ class Tally:
     peak: int = 0
 
     def copy(self) -> Tally:
-        """The counts up to now."""
         return replace(self, launches=dict(self.launches), bytes=dict(self.bytes))
 
     def __sub__(self, before: Tally) -> Tally:
-        """What was counted since `before`; the memory is that of now."""
+        """The counts since `before`, with the present memory."""
         return Tally(
             {kind: self.launches[kind] - before.launches[kind] for kind in KINDS},
             {kind: self.bytes[kind] - before.bytes[kind] for kind in KINDS},
@@ -91,12 +90,11 @@ class Tally:
 
     @property
     def all_launches(self) -> int:
-        """Of every kind."""
         return sum(self.launches.values())
 
     @property
     def fusible_bytes(self) -> int:
-        """Read and written by what is neither product nor attention."""
+        """Bytes of all operators but products and attention."""
         return self.bytes["element-wise"] + self.bytes["rest"]
 
 
@@ -104,13 +102,12 @@ class Tally:
 def tallied(
     *, found: Iterable[int] = (), held: Iterable[Tensor] = (), number: float = 0
 ) -> Iterator[Tally]:
-    """Count what runs inside on tensors of `meta`, without gradients.
+    """Count the work inside on tensors of `meta`, without gradients.
 
     Args:
         found: how many elements each `nonzero` finds, in the order of the calls.
-        held: tensors that exist already and count as live; all others made before, such as
-            weights, do not.
-        number: what a tensor's `item()` gives.
+        held: earlier tensors that count as live; others, such as weights, do not.
+        number: the result of a tensor's `item()`.
     """
     mode = _Counting(iter(found), number)
     for tensor in held:
@@ -120,7 +117,7 @@ def tallied(
 
 
 class OneAttention(TorchFunctionMode):
-    """Has attention counted as one kernel, as on a GPU, whatever PyTorch would do on `meta`."""
+    """Makes attention a single operator, as on a GPU."""
 
     def __torch_function__(
         self,
@@ -205,7 +202,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor]
     ) -> Any:
-        """Run the operator, or say what it would give where `meta` cannot."""
+        """Run the operator, or return its result where `meta` cannot run it."""
         if not inputs and not _makes_big(func, kwargs):
             return func(*args, **kwargs)
         if func is _NUMBER:
@@ -222,7 +219,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_big(leaf: object) -> bool:
-    """Whether it is a tensor on the device; those on the CPU are numbers to a kernel."""
+    """Whether `leaf` is a tensor on the device; those on the CPU are numbers to a kernel."""
     return isinstance(leaf, Tensor) and leaf.device == META
 
 
@@ -236,7 +233,7 @@ def _leaves_device(func: OpOverload, kwargs: dict[str, Any]) -> bool:
 
 
 def _waits(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether it is a copy to or from main memory that PyTorch waits for."""
+    """Whether the operator is a copy to or from main memory that PyTorch waits for."""
     if func.overloadpacket in _CASTS:
         source, device = args[0].device, kwargs.get("device") or args[0].device
         return source != device and not kwargs.get("non_blocking")
@@ -273,7 +270,7 @@ def _traffic(packet: Any, inputs: list[Tensor], outputs: list[Tensor]) -> int:
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes of the elements, those that are repeated by a stride of 0 counted once."""
+    """Bytes of the elements; a stride of 0 repeats an element, which counts once."""
     return tensor.element_size() * prod(
         size
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True)

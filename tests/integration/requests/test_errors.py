@@ -56,7 +56,7 @@ SOON_SECONDS = 10.0
     ("body", "words"),
     [
         ({}, ["`prompt` is required", "not blank"]),
-        ({"prompt": "  "}, ["`prompt` must be", "not blank", "only white space"]),
+        ({"prompt": "  "}, ["`prompt` must not be blank", "only white space"]),
         ({"prompt": 7}, ["`prompt` must be", "text", "got 7"]),
         (
             {"steps": "30"},

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.example import EXAMPLE_REQUEST
-from models.mock.caption import read
+from tests.support.captions import read
 from tests.support.stack import Stack
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +12,14 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.mochi.bench.flops import step_flops
+from models.mochi.bench.measure import STOCK_DECODING
 from models.mochi.bench.shapes import Request
 from models.mochi.memory import profiles as memory
 from models.mochi.network.attention import use_kernel
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic.dummy import empty_dummy
 from models.mochi.synthetic.mock import write_mock_checkpoint
+from tests.bench.engine_counts import listing
 from tests.bench.engine_counts.counts import (
     LARGEST,
     Counts,
@@ -23,6 +28,7 @@ from tests.bench.engine_counts.counts import (
     count_memory,
     count_ours,
     count_stock,
+    count_stock_decoding,
 )
 from tests.bench.engine_counts.graphs import Graphs, count_graphs
 from tests.bench.engine_counts.tally import Tally, bytes_of, tallied
@@ -303,3 +309,39 @@ def test_the_estimate_of_decoding_is_enough(counted: Memory) -> None:
     for precision, sizes in counted.decoding.items():
         for chunk, size in sizes.items():
             assert size <= memory.decoding(precision, chunk) <= 1.1 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_estimate_of_stock_decoding_is_enough(dtype: torch.dtype) -> None:
+    request = Request(85)
+    latents = on_meta(*request.latent_shape)
+    size = count_stock_decoding(empty_dummy(Dtypes(vae=dtype), 1), latents) / 2**30
+    assert size <= STOCK_DECODING[dtype] * request.latent_frames <= 1.05 * size
+
+
+# The listing
+
+
+def test_counts_are_printed_and_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count: Callable[..., Any] = listing.count
+    monkeypatch.setattr(listing, "count", lambda frames: count(frames, blocks=2))
+    monkeypatch.setattr(listing, "count_graphs", lambda: Graphs(6, 0))
+    monkeypatch.setattr(
+        listing, "_compiled", lambda *_: (None, "This PyTorch's compiler cannot be asked")
+    )
+    memory = count_memory
+    monkeypatch.setattr(
+        listing,
+        "count_memory",
+        lambda blocks: memory((1,), blocks, with_stock=False),
+    )
+    listing.run([7], tmp_path / "out.json")
+    said = capsys.readouterr().out
+    for words in ("waits for the GPU", "One denoising step, 7 frames", "DENOISING", "cannot be"):
+        assert words in said
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["lengths"][0]["stock"]["step"]["syncs"] == 2 * 2
+    assert written["lengths"][0]["ours"]["step"]["syncs"] == 0
+    assert written["graphs"] == {"graphs": 6, "breaks": 0}

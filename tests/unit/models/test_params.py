@@ -118,11 +118,11 @@ def test_a_prompt_is_required() -> None:
 
 @pytest.mark.parametrize("prompt", [" ", "\n\t\r", "\u3000"])
 def test_a_prompt_of_white_space_is_refused(prompt: str) -> None:
-    assert refusal(prompt=prompt) == f"`prompt` must be {PROMPT_RULE}; it has only white space."
+    assert refusal(prompt=prompt) == "`prompt` must not be blank: it has only white space."
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    assert refusal(prompt="") == f"`prompt` must be {PROMPT_RULE}; it has nothing."
+    assert refusal(prompt="") == "`prompt` must not be empty."
 
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])

@@ -20,8 +20,8 @@ from models.mochi.engine import MochiEngine
 from models.mochi.loading.assemble import Options, assemble
 from models.mochi.loading.load import assemble_mock
 from models.mochi.loading.lora import Lora
-from models.mochi.loading.plan import Prepared
-from models.mochi.memory.profiles import PROFILES, Plan
+from models.mochi.loading.plan import LoadPlan
+from models.mochi.memory.profiles import PROFILES, MemoryPlan
 from models.mochi.network.attention import Kernel
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic.mock import MockEngine, write_mock_checkpoint
@@ -270,10 +270,10 @@ def test_so_is_what_a_later_version_has_written(
 
 def test_weights_are_told_apart_by_their_files(folder: Path, tmp_path: Path) -> None:
     def stamp(loras: list[Lora], weights: Path | None = folder) -> str:
-        plan = Plan(PROFILES["80gb"], "bf16", "")
+        plan = MemoryPlan(PROFILES["80gb"], "bf16", "")
         options = Options(plan.profile, "flash")
         traits = Traits("Mochi 1", "a card", "bf16")
-        return Prepared(CPU, plan, options, traits, weights, loras).weights_stamp
+        return LoadPlan(CPU, plan, options, traits, weights, loras).weights_stamp
 
     file = tmp_path / "style.safetensors"
     file.write_bytes(b"a style")
@@ -294,9 +294,9 @@ def test_pulled_weights_are_told_apart_by_the_checksums_of_the_hub(tmp_path: Pat
         files = {"vae/a": WeightsFile(size=1, checksum=f"sha256:{checksum * 64}")}
         manifest = Manifest(hub_id="a/b", commit="0" * 40, files=files)
         (folder / MANIFEST).write_text(manifest.model_dump_json())
-        plan = Plan(PROFILES["80gb"], "bf16", "")
+        plan = MemoryPlan(PROFILES["80gb"], "bf16", "")
         options = Options(plan.profile, "flash")
         traits = Traits("Mochi 1", "a card", "bf16")
-        return Prepared(CPU, plan, options, traits, folder, []).weights_stamp
+        return LoadPlan(CPU, plan, options, traits, folder, []).weights_stamp
 
     assert stamp("here", "a") == stamp("there", "a") != stamp("there", "b")

@@ -22,13 +22,14 @@ from models.errors import EngineBrokenError, EngineUnavailableError, OutOfMemory
 from models.mochi.engine import MochiEngine
 from models.mochi.loading.assemble import Options, assemble
 from models.mochi.loading.load import load, read_weights, warm_up_requests
-from models.mochi.loading.plan import Prepared, prepare
-from models.mochi.memory.profiles import PROFILES, Plan, ProfileName
+from models.mochi.loading.plan import LoadPlan, plan_loading
+from models.mochi.memory.profiles import PROFILES, MemoryPlan, ProfileName
 from models.mochi.parts import KEPT_IN_FLOAT32, Dtypes, Parts
 from models.mochi.synthetic.mock import write_mock_checkpoint
-from models.mock.caption import CANVAS, caption_lines, read
+from models.mock.caption import CANVAS, caption_lines
 from models.params import GenerateParams
 from models.settings import EngineSettings
+from tests.support.captions import read
 
 stock = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
 """For tests that run diffusers' own transformer, whose autocast a CPU does not need."""
@@ -300,12 +301,12 @@ def test_a_named_card_has_an_index_and_settings_reach_the_engine(
         monkeypatch.delenv(name)
     for device, index in (("cuda", 0), ("cuda:1", 1)):
         settings = EngineSettings(weights="dummy", device=device, step_cache=0.1, compile=False)
-        prepared = prepare(settings, tmp_path, tmp_path / "compiled")
-        assert chosen[-1] == prepared.device == torch.device("cuda", index)
-        assert str(prepared.traits) == (
+        load_plan = plan_loading(settings, tmp_path, tmp_path / "compiled")
+        assert chosen[-1] == load_plan.device == torch.device("cuda", index)
+        assert str(load_plan.traits) == (
             "dummy weights, a card, reference, 48gb, lossy: step cache 0.1"
         )
-        assert prepared.options.kernel == "cudnn"
+        assert load_plan.options.kernel == "cudnn"
     assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path / "compiled" / "cudnn"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert "a card is too old" in refusal(tmp_path, weights="dummy", compile=False)
@@ -487,7 +488,7 @@ def test_loras_that_are_not_there_are_named_before_anything_is_read(
     gpus(1)
     message = refusal(tmp_path, weights=str(copy), lora="/no/such.safetensors")
     assert "There is no file /no/such.safetensors, which MOCHI_LORA names." in message
-    assert "'nonsense', which is not understood" in refusal(
+    assert "'nonsense', which is not a LoRA" in refusal(
         tmp_path, weights=str(copy), lora="nonsense"
     )
 
@@ -517,11 +518,11 @@ def test_a_folder_that_lacks_a_part_is_refused_by_the_parts_name(
 
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path, profile: ProfileName) -> Engine:
     """Load as on a GPU, though what there is is a CPU, and the pictures are small."""
-    plan = Plan(PROFILES[profile], "reference", "asked for")
+    plan = MemoryPlan(PROFILES[profile], "reference", "asked for")
     options = Options(plan.profile, "flash")
     traits = Traits("Mochi 1", "a card", "reference", profile)
-    prepared = Prepared(CPU, plan, options, traits, folder, loras=[])
-    monkeypatch.setattr("models.mochi.loading.load.prepare", lambda *_: prepared)
+    load_plan = LoadPlan(CPU, plan, options, traits, folder, loras=[])
+    monkeypatch.setattr("models.mochi.loading.load.plan_loading", lambda *_: load_plan)
     monkeypatch.setattr("models.mochi.loading.load.WIDTH", 80)
     monkeypatch.setattr("models.mochi.loading.load.HEIGHT", 48)
     return load(EngineSettings(), folder)

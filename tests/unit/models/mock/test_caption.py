@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from models.engine import Clip
-from models.mock.caption import CANVAS, COLUMNS, LETTERS, LINES, caption_lines, draw, read
+from models.mock.caption import CANVAS, COLUMNS, LETTERS, LINES, caption_lines, draw
 from models.params import HEIGHT, WIDTH, GenerateParams
 from models.video import encode
+from tests.support.captions import read
 
 
 def noise() -> Image.Image:

@@ -89,7 +89,7 @@ def test_by_default_nothing_is_judged_and_frames_pass_untouched() -> None:
     assert log == [{"event": "moderation", "prompt": [], "frames": False, "log_level": "info"}]
     nothing.check_prompt("whatever")
     clip = Clip(106, 60, iter([WHITE]))
-    assert nothing.watched(clip, 1) is clip
+    assert nothing.moderated(clip, 1) is clip
 
 
 def test_the_log_says_what_is_on(folders: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_bad_frame_ends_the_clip_where_it_is(folders: Path, bad: int) -> None:
             yield WHITE if index == bad else BLACK
 
     with pytest.raises(ContentBlockedError) as error:
-        list(watching.watched(Clip(106, 60, frames()), 10).frames)
+        list(watching.moderated(Clip(106, 60, frames()), 10).frames)
     assert (error.value.stage, error.value.category) == ("frames", "nsfw")
     assert drawn == list(range(bad + 1))
 
@@ -156,7 +156,7 @@ def test_a_bad_frame_ends_the_clip_where_it_is(folders: Path, bad: int) -> None:
 def test_a_clip_of_good_frames_comes_out_as_it_was(folders: Path) -> None:
     watching = moderation(moderation_frames=str(folders / "images"))
     frames = [BLACK] * 10
-    clip = watching.watched(Clip(106, 60, iter(frames), ("a warning",)), 10)
+    clip = watching.moderated(Clip(106, 60, iter(frames), ("a warning",)), 10)
     assert (clip.width, clip.height, clip.warnings) == (106, 60, ("a warning",))
     assert list(clip.frames) == frames
 
@@ -164,7 +164,7 @@ def test_a_clip_of_good_frames_comes_out_as_it_was(folders: Path) -> None:
 def test_only_the_sampled_frames_are_judged(folders: Path) -> None:
     watching = moderation(moderation_frames=str(folders / "images"), moderation_frames_count=2)
     frames = [BLACK, WHITE, BLACK]
-    assert list(watching.watched(Clip(106, 60, iter(frames)), 3).frames) == frames
+    assert list(watching.moderated(Clip(106, 60, iter(frames)), 3).frames) == frames
 
 
 def test_the_frames_of_an_engine_are_read_as_it_gives_them(folders: Path) -> None:
@@ -185,7 +185,7 @@ def test_the_frames_of_a_model_are_judged_on_their_way_to_the_encoder(
     )
     engine = build_engine(EngineSettings(mock=True), tmp_path)
     params = GenerateParams(prompt="a pond", frames=7, steps=10)
-    clip = watching.watched(engine.generate(params, lambda *_: None), params.frames)
+    clip = watching.moderated(engine.generate(params, lambda *_: None), params.frames)
     video = tmp_path / "video.mp4"
     with pytest.raises(ContentBlockedError) if black > 0 else nullcontext():
         encode(clip, params.fps, video)
@@ -339,7 +339,7 @@ def test_pickled_weights_are_not_loaded(
     torch.save(load_file(weights), folder / "pytorch_model.bin")
     weights.unlink()
     message = refusal(**{setting: str(folder)})
-    assert message.startswith(f"MOCHI_{setting.upper()}: {folder} is of no use: ")
+    assert message.startswith(f"MOCHI_{setting.upper()}: {folder} cannot be used: ")
     assert "no weights as safetensors" in message
 
 
@@ -393,7 +393,7 @@ def test_a_folder_that_lacks_a_file_is_refused_by_its_name(
 
 def test_a_language_model_that_is_no_guard_is_refused(tmp_path: Path) -> None:
     folder = write_guard(tmp_path / "chat", template=CHAT_TEMPLATE)
-    assert "no guard such as Qwen3Guard-Gen" in refusal(moderation_text=str(folder))
+    assert "not a guard such as Qwen3Guard-Gen" in refusal(moderation_text=str(folder))
     (folder / "chat_template.jinja").unlink()
     assert "it cannot be loaded" in refusal(moderation_text=str(folder))
 

@@ -23,7 +23,7 @@ def refusal(tmp_path: Path, text: str | bytes) -> str:
         read(tmp_path, text)
     message = str(error.value)
     assert message.startswith(f"MOCHI_MODERATION_TERMS={tmp_path}/terms.txt: ")
-    assert message.endswith(". Mend the file, or unset the variable.")
+    assert message.endswith(". Correct the file, or unset the variable.")
     return message
 
 

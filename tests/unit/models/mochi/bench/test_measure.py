@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,16 @@ import torch
 from models.errors import OutOfMemoryError
 from models.mochi.bench import __main__ as command
 from models.mochi.bench import measure, plot, stages, subjects
-from models.mochi.bench.measure import Bench, Name, Seconds, counted_syncs, matmul_peak
+from models.mochi.bench.measure import Bench
+from models.mochi.bench.probes import counted_syncs, matmul_peak
+from models.mochi.bench.results import Name, Seconds
 from models.mochi.bench.stages import Times, run_ours, run_stock
-from models.mochi.bench.subjects import SMALL, Subjects, stock_beside
+from models.mochi.bench.subjects import SMALL_MODEL, Subjects, stock_beside
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic.mock import write_mock_checkpoint
 from models.params import GenerateParams
 from models.settings import EngineSettings
 from models.video import encode
-from tests.bench.engine_counts import listing
-from tests.bench.engine_counts.counts import count_memory
-from tests.bench.engine_counts.graphs import Graphs
 
 ARGUMENTS = ("--frames", "7", "--steps", "10", "--repeats", "2", "--compare", "stock")
 STAGES = ("text", "conditioning", "denoising", "decoding", "rest")
@@ -96,7 +94,7 @@ def test_json_has_both_engines_with_cold_and_warm_stages(result: dict[str, Any])
 
 
 def test_json_says_what_ran_where_and_that_it_is_not_mochi(result: dict[str, Any]) -> None:
-    assert result["note"] == SMALL
+    assert result["note"] == SMALL_MODEL
     machine, setup = result["machine"], result["setup"]
     assert not machine["is_gpu"]
     assert machine["versions"]["torch"] == torch.__version__
@@ -200,7 +198,7 @@ def test_the_rest_is_what_no_stage_accounts_for() -> None:
 
 
 def test_each_stage_has_a_median_of_its_own() -> None:
-    seconds = Seconds.of(
+    seconds = Seconds.median(
         [times(text=1.0, total=10.0), times(text=3.0, total=30.0), times(text=2.0)]
     )
     assert (seconds.text, seconds.total) == (2.0, 10.0)
@@ -315,31 +313,3 @@ def test_without_a_successful_request_there_is_no_plot(
     failed = {**result, "rows": [{**row, "warm": None} for row in result["rows"]]}
     with pytest.raises(plot.PlotError, match="No request succeeded"):
         plot.plot([failed], tmp_path / "out.png")
-
-
-# Counts
-
-
-def test_counts_are_printed_and_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    count: Callable[..., Any] = listing.count
-    monkeypatch.setattr(listing, "count", lambda frames: count(frames, blocks=2))
-    monkeypatch.setattr(listing, "count_graphs", lambda: Graphs(6, 0))
-    monkeypatch.setattr(
-        listing, "_compiled", lambda *_: (None, "This PyTorch's compiler cannot be asked")
-    )
-    memory = count_memory
-    monkeypatch.setattr(
-        listing,
-        "count_memory",
-        lambda blocks: memory((1,), blocks, with_stock=False),
-    )
-    assert command.main(["--counts", "--frames", "7", "-o", str(tmp_path / "out.json")]) == 0
-    said = capsys.readouterr().out
-    for words in ("waits for the GPU", "One denoising step, 7 frames", "DENOISING", "cannot be"):
-        assert words in said
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert written["lengths"][0]["stock"]["step"]["syncs"] == 2 * 2
-    assert written["lengths"][0]["ours"]["step"]["syncs"] == 0
-    assert written["graphs"] == {"graphs": 6, "breaks": 0}

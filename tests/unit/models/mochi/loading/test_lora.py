@@ -323,10 +323,10 @@ def of_layer(layer: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("tensors", "named"),
     [
-        (of_layer("transformer_blocks.7.attn1.to_q"), "blocks.7.attn1.to_q is none of Mochi's"),
-        (of_layer("model.blocks.0.attn.qkv_x"), "model.blocks.0.attn.qkv_x is none of Mochi's"),
-        (of_layer("blocks.0.attn.qkv_z"), "blocks.0.attn.qkv_z is none of Mochi's transformer"),
-        (of_layer("time_embed"), "layer time_embed is none of Mochi's transformer"),
+        (of_layer("transformer_blocks.7.attn1.to_q"), "blocks.7.attn1.to_q is not in Mochi's"),
+        (of_layer("model.blocks.0.attn.qkv_x"), "model.blocks.0.attn.qkv_x is not in Mochi's"),
+        (of_layer("blocks.0.attn.qkv_z"), "blocks.0.attn.qkv_z is not in Mochi's transformer"),
+        (of_layer("time_embed"), "layer time_embed is not in Mochi's transformer"),
         (with_other(A, torch.ones(4, 31)), f"{QUERY} (down (4, 31), up (32, 4)) does not fit"),
         (with_other(B, torch.ones(31, 4)), f"{QUERY} (down (4, 32), up (31, 4)) does not fit"),
         (with_other(A, torch.ones(3, 32)), f"{QUERY} (down (3, 32), up (32, 4)) does not fit"),
@@ -336,11 +336,11 @@ def of_layer(layer: str) -> dict[str, Tensor]:
         (with_other(f"{QUERY}.alpha", torch.ones(2)), f"{QUERY}.alpha has the shape (2,)"),
         (without(A), f"layer {QUERY} lacks a half"),
         (without(B), f"layer {QUERY} lacks a half"),
-        (with_other(f"{QUERY}.lora_down.weight", torch.ones(4, 32)), "says again what another"),
-        (with_other(f"{QUERY}.lora_B.bias", torch.ones(32)), "lora_B.bias is no part of a LoRA"),
+        (with_other(f"{QUERY}.lora_down.weight", torch.ones(4, 32)), "repeats another key"),
+        (with_other(f"{QUERY}.lora_B.bias", torch.ones(32)), "lora_B.bias is not part of a LoRA"),
         (
             with_other(f"{QUERY}.lora_magnitude_vector", torch.ones(32)),
-            "lora_magnitude_vector is no part of a LoRA",
+            "lora_magnitude_vector is not part of a LoRA",
         ),
         (
             with_other("text_encoder.wo.lora_A.weight", torch.ones(4, 32)),
@@ -361,7 +361,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(
     message = str(caught.value)
     assert message.startswith(f"The LoRA {path} cannot be used: ")
     assert named in message
-    assert "Take it out of MOCHI_LORA" in message
+    assert "Remove it from MOCHI_LORA" in message
 
 
 def test_a_refused_file_changes_nothing_and_stops_the_others_too(

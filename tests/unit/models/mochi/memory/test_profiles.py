@@ -11,7 +11,7 @@ from torch import nn
 
 from models.errors import EngineUnavailableError
 from models.mochi.memory import profiles as memory
-from models.mochi.memory.profiles import PROFILES, Plan, Precision, ProfileName, choose_plan
+from models.mochi.memory.profiles import PROFILES, MemoryPlan, Precision, ProfileName, plan_memory
 from models.mochi.network.modulation import Conditioner
 from models.mochi.network.transformer import Core
 from models.mochi.parts import Dtypes
@@ -30,7 +30,7 @@ def choose(
     profile: ProfileName | Literal["auto"] = "auto",
     precision: Precision | Literal["auto"] = "auto",
 ) -> tuple[str, str]:
-    plan = choose_plan(free_gib, profile, precision)
+    plan = plan_memory(free_gib, profile, precision)
     return plan.profile.name, plan.precision
 
 
@@ -62,7 +62,7 @@ def test_large_cards_get_the_reference_precision(free_gib: float) -> None:
 
 
 def test_on_a_card_of_32_gb_no_block_is_fetched() -> None:
-    assert not choose_plan(31.4, "auto", "auto").profile.streams_blocks
+    assert not plan_memory(31.4, "auto", "auto").profile.streams_blocks
 
 
 def test_a_card_of_6_gb_is_too_small() -> None:
@@ -76,7 +76,7 @@ def test_a_card_of_6_gb_is_too_small() -> None:
 def rank(free_gib: float, precision: Precision | Literal["auto"]) -> int:
     """Of the best plan, the more the better."""
     try:
-        plan = choose_plan(free_gib, "auto", precision)
+        plan = plan_memory(free_gib, "auto", precision)
     except EngineUnavailableError:
         return -1
     order = list(reversed(memory._PREFERRED))
@@ -100,7 +100,7 @@ def test_what_is_chosen_fits_and_what_fits_is_chosen(
     kinds = [kind for kind in PRECISIONS if precision in {"auto", kind}]
     fits = any(PROFILES[name].gib(kind) <= free_gib for name in NAMES for kind in kinds)
     try:
-        plan = choose_plan(free_gib, "auto", precision)
+        plan = plan_memory(free_gib, "auto", precision)
     except EngineUnavailableError:
         assert not fits
     else:
@@ -160,18 +160,18 @@ def numbers(text: str) -> list[str]:
     return re.findall(r"\d+\.\d", text)
 
 
-def needed(plan: Plan) -> str:
+def needed(plan: MemoryPlan) -> str:
     return f"{plan.profile.gib(plan.precision):.1f}"
 
 
 @pytest.mark.parametrize("free_gib", [79.13, 47.4, 23.6, 11.6])
 def test_the_reason_has_what_is_free_and_what_is_needed(free_gib: float) -> None:
-    plan = choose_plan(free_gib, "auto", "auto")
+    plan = plan_memory(free_gib, "auto", "auto")
     assert numbers(plan.reason) == [f"{free_gib:.1f}", needed(plan)]
 
 
 def test_the_reason_says_when_a_profile_may_be_too_large() -> None:
-    plan = choose_plan(23.6, "80gb", "reference")
+    plan = plan_memory(23.6, "80gb", "reference")
     assert plan.reason.startswith("asked for, though 23.6 GiB are free")
     assert numbers(plan.reason) == ["23.6", needed(plan)]
 

@@ -6,7 +6,7 @@ from diffusers import MochiPipeline
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from models.mochi.network.text_encoder import MOST_KEPT, MOST_TOKENS, TextEncoder
+from models.mochi.network.text_encoder import MAX_KEPT, MAX_TOKENS, TextEncoder
 from models.mochi.synthetic.mock import character_tokenizer
 from tests.support.tiny_mochi import (
     CPU,
@@ -18,7 +18,7 @@ from tests.support.tiny_mochi import (
 )
 
 # Each character is a token, and a text starts with a space and ends with a mark.
-FULL = (MOST_TOKENS - 2) * "a"
+FULL = (MAX_TOKENS - 2) * "a"
 END_MARK = 1
 
 TEXTS = ["x", " ", "a pond", "A pond at dawn, 猫", "b" + FULL[:-2], "b" + FULL[:-1]]
@@ -138,18 +138,18 @@ def test_texts_that_begin_alike_are_not_mixed_up(texts: TextEncoder) -> None:
 
 
 def test_only_the_latest_embeddings_are_kept(texts: TextEncoder, read: list[Tensor]) -> None:
-    first = [texts.encode(str(number)) for number in range(MOST_KEPT)]
+    first = [texts.encode(str(number)) for number in range(MAX_KEPT)]
     texts.encode("one more")
-    assert all(texts.encode(str(number)) is first[number] for number in range(1, MOST_KEPT))
-    assert len(read) == MOST_KEPT + 1
+    assert all(texts.encode(str(number)) is first[number] for number in range(1, MAX_KEPT))
+    assert len(read) == MAX_KEPT + 1
     assert texts.encode("0") is not first[0]
-    assert len(texts._kept) == MOST_KEPT
+    assert len(texts._kept) == MAX_KEPT
 
 
 def test_the_text_that_was_not_asked_for_the_longest_leaves_first(texts: TextEncoder) -> None:
     negative = texts.encode("blurry")
     empty = texts.encode("")
-    for number in range(3 * MOST_KEPT):
+    for number in range(3 * MAX_KEPT):
         texts.encode(str(number))
         assert texts.encode("blurry") is negative
     assert texts.encode("") is not empty

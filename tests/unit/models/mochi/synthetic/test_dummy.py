@@ -126,7 +126,7 @@ def small(seed: int = 1) -> dict[str, nn.Module]:
         }
     generator = torch.Generator().manual_seed(seed)
     for module in parts.values():
-        dummy._fill(module, generator)
+        dummy.fill(module, generator)
     return parts
 
 

@@ -1,4 +1,4 @@
-"""A folder to a model that judges: whatever could make it judge at random is refused."""
+"""Loads a classifier from a folder, and refuses one that would judge at random."""
 
 from __future__ import annotations
 
@@ -20,42 +20,32 @@ from models.moderation.labels import Labels
 from models.moderation.settings import ModerationSettings
 
 SAFELY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""For every `from_pretrained`: no network, and no code that came with a model."""
+"""Arguments of every `from_pretrained`: no network, and no code of the model's author."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from.
+    """The folder of a model, and the variable that names it.
 
-    Attributes:
-        variable: the setting that names it.
-        folder: with a snapshot of it.
+    All methods raise `EngineUnavailableError`, with a remedy, where the model cannot be used.
     """
 
     variable: str
     folder: Path
 
     def check(self, *names: str) -> None:
-        """That it has these files, and weights that run no code.
-
-        Raises:
-            EngineUnavailableError: it has not.
-        """
+        """Check that the folder has these files, and safetensors."""
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
             raise self.refusal(f"it lacks {', '.join(missing)}")
         if not any(self.folder.glob("*.safetensors")):
             raise self.refusal(
-                "it has no weights as safetensors, and others are not loaded: a pickle runs "
-                "whatever code its author put there"
+                "it has no weights as safetensors; others are not loaded, as a pickle runs its "
+                "author's code"
             )
 
     def architecture(self) -> str:
-        """The class that it was saved from.
-
-        Raises:
-            EngineUnavailableError: it does not say.
-        """
+        """The class of the model, by its config.json."""
         try:
             config = json.loads((self.folder / "config.json").read_bytes())
             return str(config["architectures"][0])
@@ -63,12 +53,8 @@ class Source:
             raise self.refusal("its config.json names no architecture") from None
 
     def read(self, kind: Any, device: torch.device) -> PreTrainedModel:  # noqa: ANN401 (an AutoModel)
-        """Load the model, whole.
-
-        Raises:
-            EngineUnavailableError: something in it is missing or damaged.
-        """
-        # float32 is the fastest on a CPU; a GPU takes what was saved.
+        """Load the model with all its weights."""
+        # float32 is the fastest on a CPU; a GPU uses the dtype of the file.
         dtype = "auto" if device.type == "cuda" else torch.float32
         with self.translate_errors():
             model, report = kind.from_pretrained(
@@ -76,65 +62,51 @@ class Source:
             )
             model.eval().to(device)
         if report["missing_keys"]:
-            # They would be random numbers, and warned of in a log at most.
+            # transformers initialises them at random, with a warning at most.
             raise self.refusal(f"it has no weights for {', '.join(sorted(report['missing_keys']))}")
         return model  # type: ignore[no-any-return]
 
     def check_labels(self, labels: Labels) -> Labels:
-        """The same, if they can tell anything apart.
-
-        Raises:
-            EngineUnavailableError: they cannot.
-        """
+        """Return labels that can tell harm from no harm."""
         if labels.problem:
             raise self.refusal(labels.problem)
         return labels
 
     def labels(self, model: Any, harmless: frozenset[str], threshold: float) -> Labels:  # noqa: ANN401
-        """What a classifier was trained to tell apart.
-
-        Raises:
-            EngineUnavailableError: it comes to nothing here.
-        """
+        """The labels of a classifier, by its config."""
         config = model.config
         names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_one_of = config.problem_type != "multi_label_classification"
         return self.check_labels(Labels(names, harmless, threshold, is_one_of))
 
-    def trial(self, judge: Callable[[], object]) -> None:
-        """Judge something once, so that no request is the first to meet what is wrong.
-
-        Raises:
-            EngineUnavailableError: it failed.
-        """
+    def try_once(self, judge: Callable[[], object]) -> None:
+        """Judge an example, so that errors show at the start and not in a request."""
         try:
             judge()
         except EngineBrokenError:
-            raise  # starting again may help
+            raise  # another start may help
         except Exception as error:
             raise self.refusal(f"it does not work ({error})") from error
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Turns what transformers raises over a folder into a refusal."""
         try:
             yield
         except Exception as error:
             raise self.refusal(f"it cannot be loaded ({error})") from error
 
     def refusal(self, why: str) -> EngineUnavailableError:
-        """What to raise."""
         return EngineUnavailableError(
-            f"{self.variable}: {self.folder} is of no use: {why}. "
+            f"{self.variable}: {self.folder} cannot be used: {why}. "
             "Choose another model, or unset the variable."
         )
 
 
-def prepare(settings: ModerationSettings) -> torch.device:
-    """Where classifiers work. To be called before anything is loaded.
+def choose_device(settings: ModerationSettings) -> torch.device:
+    """The device of the classifiers. Call this before anything is loaded.
 
     Raises:
-        EngineUnavailableError: there is no such device.
+        EngineUnavailableError: the device does not exist.
     """
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()  # warnings may quote prompts
@@ -152,12 +124,12 @@ def prepare(settings: ModerationSettings) -> torch.device:
 
 
 @contextmanager
-def judging(device: torch.device) -> Iterator[None]:
-    """Around every use of a model.
+def inference(device: torch.device) -> Iterator[None]:
+    """Wrap every use of a model.
 
     Raises:
         OutOfMemoryError: the GPU's memory is full.
-        EngineBrokenError: the GPU answers nothing any more.
+        EngineBrokenError: the GPU refuses all further work.
     """
     try:
         with translate_gpu_errors(device), torch.inference_mode():
@@ -169,7 +141,6 @@ def judging(device: torch.device) -> Iterator[None]:
 
 
 def probabilities(logits: Tensor, labels: Labels) -> list[float]:
-    """Of each label."""
     numbers = logits.float()
-    chances = numbers.softmax(-1) if labels.is_one_of else numbers.sigmoid()
-    return [float(chance) for chance in chances]
+    normalised = numbers.softmax(-1) if labels.is_one_of else numbers.sigmoid()
+    return [float(probability) for probability in normalised]
