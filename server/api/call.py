@@ -16,7 +16,10 @@ from worker.job import Job
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP request: the services, and what the middleware has found out."""
+    """One HTTP request: the services, and what the middleware has found out.
+
+    Methods that ask the broker raise BrokerUnavailableError when it does not answer.
+    """
 
     services: Services
     request: Request
@@ -61,17 +64,12 @@ class Call:
         Raises:
             ForbiddenError: the key may not read.
             RequestNotFoundError: never made, expired, or made with another key.
-            BrokerUnavailableError: the broker does not answer.
         """
         self.key.require(Scope.READ)
         return await self.services.store.find(self.request_id, self.key.key_id)
 
     async def status_body(self, job: Job, *, with_preview: bool = False) -> StatusBody:
-        """The status with a forecast and, on demand, the latest preview.
-
-        Raises:
-            BrokerUnavailableError: the broker does not answer.
-        """
+        """The status with a forecast and, on demand, the latest preview."""
         eta_seconds = await self.services.forecaster.seconds_left(job)
         preview = None
         if with_preview and job.preview_step is not None:
@@ -82,7 +80,7 @@ class Call:
         """The result with a link to the video.
 
         Raises:
-            BrokerUnavailableError, StorageError: the link to the video cannot be signed.
+            StorageError: the link to the video cannot be signed.
         """
         links = self.links(job.request_id)
         return result_body(job, await self.services.video_links.url(job, links))

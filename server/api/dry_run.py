@@ -59,7 +59,10 @@ async def dry_run(submission: Submission) -> DryRunBody:
     try:
         position = await services.store.try_out(submission.call.key.key_id, price=submission.price)
     except (LimitError, TooFewCreditsError) as error:
-        return _refused_body(submission.price, error)
+        seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
+        refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
+        price = _price_body(submission.price)
+        return DryRunBody(would_be_accepted=False, refusal=refusal, price=price)
     forecast = await services.forecaster.now()
     return DryRunBody(
         would_be_accepted=True,
@@ -72,12 +75,6 @@ async def dry_run(submission: Submission) -> DryRunBody:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
-
-
-def _refused_body(price: Price, error: LimitError | TooFewCreditsError) -> DryRunBody:
-    seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
-    refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
-    return DryRunBody(would_be_accepted=False, refusal=refusal, price=_price_body(price))
 
 
 def _price_body(price: Price) -> PriceBody:

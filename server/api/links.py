@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -25,34 +24,17 @@ _ANY_VIDEO = video_name(str(UUID(int=0)), "0" * 12)
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
 class Links:
-    """The URLs of one request, under `base`: scheme and host."""
+    """The URLs of one request, under `base`: scheme and host. `cancel` takes PUT."""
 
-    base: str
-    request_id: str
-
-    @property
-    def status(self) -> str:
-        return f"{self.base}/v2/requests/{self.request_id}/status"
-
-    @property
-    def response(self) -> str:
-        return f"{self.base}/v2/requests/{self.request_id}"
-
-    @property
-    def poll(self) -> str:
-        """The result, at its older address."""
-        return f"{self.base}/v1/requests/{self.request_id}"
-
-    @property
-    def cancel(self) -> str:
-        """To be called with PUT."""
-        return f"{self.base}/v2/requests/{self.request_id}/cancel"
-
-    @property
-    def events(self) -> str:
-        return f"{self.base}/v2/requests/{self.request_id}/events"
+    def __init__(self, base: str, request_id: str) -> None:
+        self.base = base
+        self.request_id = request_id
+        self.poll = f"{base}/v1/requests/{request_id}"  # the result, at its older address
+        self.response = f"{base}/v2/requests/{request_id}"
+        self.status = f"{self.response}/status"
+        self.cancel = f"{self.response}/cancel"
+        self.events = f"{self.response}/events"
 
     def video(self, signer: Signer) -> str:
         """The video, for anyone with the link, as long as the record lives."""
@@ -71,7 +53,10 @@ async def load_signer(store: GatewayStore) -> Signer:
 
 
 class VideoLinks:
-    """Links to videos, signed by the output store if it can, by the gateway otherwise."""
+    """Links to videos, signed by the output store if it can, by the gateway otherwise.
+
+    The gateway's secret is loaded late, as a gateway may start before its broker.
+    """
 
     def __init__(
         self,
@@ -89,11 +74,6 @@ class VideoLinks:
         self._store_origin: str | None = None
 
     async def signer(self) -> Signer:
-        """Loaded late, as a gateway may start before its broker.
-
-        Raises:
-            BrokerUnavailableError: the secret cannot be read.
-        """
         if self._signer is None:
             self._signer = await load_signer(self._store)
         return self._signer
@@ -112,23 +92,17 @@ class VideoLinks:
     async def origins(self) -> list[str]:
         """Scheme and host of links to videos, where they differ from the gateway's."""
         if self._store_origin is None:
+            sign = self._outputs.link
             try:
-                link = await run_in_threadpool(
-                    self._outputs.link, _ANY_VIDEO, SHORTEST_LINK_SECONDS
-                )
+                link = await run_in_threadpool(sign, _ANY_VIDEO, SHORTEST_LINK_SECONDS)
             except StorageError as error:
                 _log.warning("outputs.no_link", reason=str(error))
                 return []  # a result has no link either
-            self._store_origin = _origin(link or self._public_url)
+            parts = urlsplit(link or self._public_url)
+            self._store_origin = f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
         return [self._store_origin] if self._store_origin else []
 
     def seconds_left(self, job: Job) -> float:
         """Until the record expires, as far as the clocks of broker and gateway agree."""
         left = (job.expires_at or 0) / 1000 - time.time()
         return max(SHORTEST_LINK_SECONDS, min(left, self._retention_seconds))
-
-
-def _origin(url: str) -> str:
-    """Scheme and host, as browsers compare them; empty for no URL."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""

@@ -101,52 +101,41 @@ COUNTS = (
 )
 
 
+@dataclass(frozen=True)
 class Scrape:
     """The metrics of one scrape. `survey` is None when the broker does not answer."""
 
-    def __init__(
-        self, version: str, traffic: Traffic, survey: Survey | None, devices: dict[str, DeviceUse]
-    ) -> None:
-        self._version = version
-        self._traffic = traffic
-        self._survey = survey
-        self._devices = devices
+    version: str
+    traffic: Traffic
+    survey: Survey | None
+    devices: dict[str, DeviceUse]
 
     def text(self) -> bytes:
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
         """Called by `generate_latest`."""
-        yield InfoMetricFamily("mochi_gateway", "This gateway.", {"version": self._version})
-        yield _gauge(
-            "mochi_broker_up", "Whether the broker answers.", int(self._survey is not None)
-        )
-        if self._survey is not None:
-            yield from _state(self._survey)
-            yield from _devices(self._devices)
-            yield from (_counter(count, self._survey) for count in COUNTS)
-            yield from _histograms(self._survey)
-        yield from self._traffic.collect()
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value)
+        yield InfoMetricFamily("mochi_gateway", "This gateway.", {"version": self.version})
+        is_up = int(self.survey is not None)
+        yield GaugeMetricFamily("mochi_broker_up", "Whether the broker answers.", is_up)
+        if self.survey is not None:
+            yield from _state(self.survey)
+            yield from _devices(self.devices)
+            yield from (_counter(count, self.survey) for count in COUNTS)
+            yield from _histograms(self.survey)
+        yield from self.traffic.collect()
 
 
 def _state(survey: Survey) -> Iterator[Metric]:
-    yield _gauge("mochi_waiting_requests", "Waiting requests.", survey.waiting)
-    yield _gauge(
-        "mochi_oldest_waiting_seconds",
-        "How long the oldest waiting request has waited.",
-        survey.oldest_seconds,
-    )
-    yield _gauge("mochi_running_requests", "Running requests.", survey.running)
-    yield _gauge(
-        "mochi_due_webhooks",
-        "Webhook deliveries that are due or will be retried.",
-        survey.due_webhooks,
-    )
-    yield _gauge("mochi_live_workers", "Live workers that take requests.", len(survey.workers))
+    oldest, due = survey.oldest_seconds, survey.due_webhooks
+    for name, text, value in (
+        ("mochi_waiting_requests", "Waiting requests.", survey.waiting),
+        ("mochi_oldest_waiting_seconds", "How long the oldest waiting request has waited.", oldest),
+        ("mochi_running_requests", "Running requests.", survey.running),
+        ("mochi_due_webhooks", "Webhook deliveries that are due or will be retried.", due),
+        ("mochi_live_workers", "Live workers that take requests.", len(survey.workers)),
+    ):
+        yield GaugeMetricFamily(name, text, value)
     engines = InfoMetricFamily("mochi_worker", "Each live worker and its engine.")
     for worker in survey.workers:
         engine = worker.engine

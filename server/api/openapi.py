@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
@@ -56,10 +56,7 @@ RESULT_HEADERS = {
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 VIDEO_BYTES: dict[str, Any] = {"description": "The MP4", "content": {VIDEO_TYPE: _BINARY}}
-VIDEO_RANGE: dict[str, Any] = {
-    "description": "A byte range of it",
-    "content": {VIDEO_TYPE: _BINARY},
-}
+VIDEO_RANGE = VIDEO_BYTES | {"description": "A byte range of it"}
 METRICS_TEXT: dict[str, Any] = {
     "description": "In Prometheus' text format",
     "content": {"text/plain": {"schema": {"type": "string"}}},
@@ -168,25 +165,19 @@ def operation_id(route: APIRoute) -> str:
 
 def document(app: FastAPI, public_url: str) -> Callable[[], dict[str, Any]]:
     """A replacement for `app.openapi` that adds servers, keys, request bodies and exact limits."""
+    app.servers = [{"url": public_url or "/"}]
+    build = app.openapi
 
+    @cache
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                routes=app.routes,
-                webhooks=app.webhooks.routes,
-                servers=[{"url": public_url or "/"}],
-            )
-            schema["components"]["schemas"] |= _COMPONENTS
-            _restore_limits(schema, app.state.routes)
-            schema["components"]["securitySchemes"] = _SECURITY
-            schema["security"] = [{name: []} for name in _SECURITY]
-            for path in PUBLIC & set(schema["paths"]):
-                schema["paths"][path]["get"]["security"] = []
-            app.openapi_schema = schema
-        return app.openapi_schema
+        schema = build()
+        schema["components"]["schemas"] |= _COMPONENTS
+        _restore_limits(schema, app.state.routes)
+        schema["components"]["securitySchemes"] = _SECURITY
+        schema["security"] = [{name: []} for name in _SECURITY]
+        for path in PUBLIC & set(schema["paths"]):
+            schema["paths"][path]["get"]["security"] = []
+        return schema
 
     return openapi
 

@@ -8,18 +8,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.engine import Traits
 from server.api.links import Links
 from server.keys.times import from_ms
 from server.transport.error_body import absent_when_none
-from worker.billing import MILLION, from_millionths
+from worker.billing import from_millionths
 from worker.job import Job, Stage, Status
-from worker.store.usage import Usage
 
 VIDEO_TYPE: Literal["video/mp4"] = "video/mp4"
-UNLIMITED = 1_000_000_000 * MILLION
-"""The balance shown for a key without a limit, in millionths of a credit: clients compare it with a
-price."""
+UNLIMITED = Decimal(1_000_000_000)
+"""The balance shown for a key without a limit: clients compare it with a price."""
 
 
 class Metrics(BaseModel):
@@ -145,8 +142,10 @@ class CreditsBody(BaseModel):
 class UsageRow(BaseModel):
     """The usage of one key on one day, in UTC."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     day: date
-    key_id: str
+    key_id: str = Field(validation_alias="owner")
     requests: int = Field(description="Accepted requests.")
     completed: int = Field(description="Requests that ended with a video.")
     failed: dict[str, int] = Field(description="Requests that ended without one, by `error_code`.")
@@ -176,6 +175,8 @@ class ReadyBody(BaseModel):
 
 class EngineBody(BaseModel):
     """The engine of a live worker. Without its host, as the route is public."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     model: str = Field(description="Name of the weights.")
     device: str = Field(description="Name of the card, or `CPU`.")
@@ -260,35 +261,13 @@ def expires_at(job: Job) -> datetime | None:
     return None if job.expires_at is None else from_ms(job.expires_at)
 
 
-def credits_body(balance: Decimal | None) -> CreditsBody:
-    """The credits of a key; a `balance` of None is without limit."""
-    left = from_millionths(UNLIMITED) if balance is None else balance
-    return CreditsBody(credits=float(left), free_credits=0.0)
-
-
-def usage_row(usage: Usage) -> UsageRow:
-    return UsageRow(
-        day=usage.day,
-        key_id=usage.owner,
-        requests=usage.requests,
-        completed=usage.completed,
-        failed=usage.failed,
-        gpu_seconds=usage.gpu_seconds,
-        credits=float(usage.credits),
-    )
-
-
-def engine_body(engine: Traits) -> EngineBody:
-    return EngineBody.model_validate(engine, from_attributes=True)
-
-
 def cost(job: Job) -> Decimal:
     return from_millionths(job.cost)
 
 
 def remaining(job: Job) -> Decimal:
     """Credits that the key had left after it."""
-    return from_millionths(UNLIMITED if job.remaining is None else job.remaining)
+    return UNLIMITED if job.remaining is None else from_millionths(job.remaining)
 
 
 def metrics(job: Job) -> Metrics:

@@ -30,7 +30,10 @@ async def video_response(
         StorageError: the video cannot be read.
     """
     size = job.file_size
-    headers = {"accept-ranges": "bytes", **_validators(job), **headers}
+    ended = formatdate((job.ended_at or 0) / 1000, usegmt=True)
+    # Names are never reused, so the name is the ETag.
+    validators = {"etag": f'"{job.file_name}"', "last-modified": ended}
+    headers = {"accept-ranges": "bytes", **validators, **headers}
     asked = _asked_range(request, headers, size) if request is not None else None
     start, stop = asked or (0, size)
     # Reading blocks, so it is done in threads, chunk by chunk.
@@ -43,12 +46,6 @@ async def video_response(
     if request is not None and request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=VIDEO_TYPE)
     return StreamingResponse(chunks, status, headers, VIDEO_TYPE)
-
-
-def _validators(job: Job) -> dict[str, str]:
-    """Names are never reused, so the name is the ETag."""
-    ended = formatdate((job.ended_at or 0) / 1000, usegmt=True)
-    return {"etag": f'"{job.file_name}"', "last-modified": ended}
 
 
 def _asked_range(request: Request, validators: dict[str, str], size: int) -> tuple[int, int] | None:

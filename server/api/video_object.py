@@ -133,11 +133,16 @@ def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
         InvalidParametersError: a field is wrong.
         UnknownRouteError: the model is unknown.
     """
-    _refuse_what_mochi_cannot(fields)
+    if fields.get("model", MODEL) != MODEL:
+        raise UnknownRouteError(has_docs=False)
+    if fields.get("size", SIZE) != SIZE:
+        raise InvalidParametersError(f"`size` must be {SIZE}: Mochi 1 makes no other size.")
+    if "input_reference" in fields:
+        raise InvalidParametersError(_NO_FILE)
     parameters = {name: value for name, value in fields.items() if name not in {"model", "size"}}
     if "seconds" not in parameters:
         return parameters
-    seconds = _as_number("seconds", parameters.pop("seconds"))
+    seconds = _as_number(parameters.pop("seconds"))
     if "frames" in parameters:
         raise InvalidParametersError("Give `seconds` or `frames`, not both.")
     fps = parse_params(parameters)[0].fps
@@ -180,21 +185,12 @@ def _typed(name: str, value: object) -> object:
     return float(value) if "." in value else int(value)
 
 
-def _refuse_what_mochi_cannot(fields: dict[str, Any]) -> None:
-    if fields.get("model", MODEL) != MODEL:
-        raise UnknownRouteError(has_docs=False)
-    if fields.get("size", SIZE) != SIZE:
-        raise InvalidParametersError(f"`size` must be {SIZE}: Mochi 1 makes no other size.")
-    if "input_reference" in fields:
-        raise InvalidParametersError(_NO_FILE)
-
-
-def _as_number(name: str, value: object) -> float:
+def _as_number(value: object) -> float:
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         return float(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FAR:
         return value
-    raise InvalidParametersError(f"`{name}` must be a number of seconds, or one as a string.")
+    raise InvalidParametersError("`seconds` must be a number of seconds, or one as a string.")
 
 
 def _frames(seconds: float, fps: float) -> int:

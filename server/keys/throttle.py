@@ -6,7 +6,6 @@ log shows the attempt.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 import structlog
 
 from server.errors import TooManyBadKeysError
+from server.keys.lookup import digest
 
 MOST_BAD_KEYS = 30
 """Per address and window."""
@@ -37,7 +37,7 @@ class _Window:
     """The distinct bad keys of one address: repeating the same one is no guessing."""
 
     ends_at: float
-    bad_keys: set[bytes] = field(default_factory=set)
+    bad_keys: set[str] = field(default_factory=set)
 
 
 class Throttle:
@@ -49,7 +49,7 @@ class Throttle:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._windows: dict[str, _Window] = {}
-        self._good_until: dict[bytes, float] = {}
+        self._good_until: dict[str, float] = {}
 
     def admit(self, address: str, secret: str) -> None:
         """Check that the key may be looked up.
@@ -63,15 +63,15 @@ class Throttle:
         window = self._windows.get(_network(address))
         if window is None or len(window.bad_keys) < MOST_BAD_KEYS or now >= window.ends_at:
             return
-        digest = _digest(secret)
-        if digest not in window.bad_keys and self._good_until.get(digest, now) <= now:
+        sha256 = digest(secret)
+        if sha256 not in window.bad_keys and self._good_until.get(sha256, now) <= now:
             raise TooManyBadKeysError(math.ceil(window.ends_at - now))
 
     def note_good(self, secret: str) -> None:
         now = self._monotonic()
-        digest = _digest(secret)
-        self._good_until.pop(digest, None)
-        self._good_until[digest] = now + GOOD_SECONDS
+        sha256 = digest(secret)
+        self._good_until.pop(sha256, None)
+        self._good_until[sha256] = now + GOOD_SECONDS
         if len(self._good_until) > MOST_GOOD_KEYS:
             del self._good_until[next(iter(self._good_until))]
 
@@ -82,18 +82,18 @@ class Throttle:
             TooManyBadKeysError: the limit was reached while this key was looked up.
         """
         now = self._monotonic()
-        digest = _digest(secret)
-        if self._good_until.pop(digest, now) > now:
+        sha256 = digest(secret)
+        if self._good_until.pop(sha256, now) > now:
             return  # revoked or expired, not guessed
         network = _network(address)
         window = self._windows.get(network)
         if window is None or now >= window.ends_at:
             window = self._open(network, now)
-        if digest in window.bad_keys:
+        if sha256 in window.bad_keys:
             return
         if len(window.bad_keys) >= MOST_BAD_KEYS:
             raise TooManyBadKeysError(math.ceil(window.ends_at - now))
-        window.bad_keys.add(digest)
+        window.bad_keys.add(sha256)
         if len(window.bad_keys) == MOST_BAD_KEYS:
             _log.warning("keys.guessed", address=network, seconds=math.ceil(window.ends_at - now))
 
@@ -120,7 +120,3 @@ def _network(address: str) -> str:
     if parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)
     return str(ip_network((int(parsed), IPV6_PREFIX), strict=False))
-
-
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

@@ -1,4 +1,7 @@
-"""Times and durations, as users write them and as the broker stores them."""
+"""Times and durations, as users write them and as the broker stores them.
+
+The parsers raise ValueError, which names the forms that they accept.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,7 @@ MILLISECOND = timedelta(milliseconds=1)
 
 
 def parse_duration(text: str) -> timedelta:
-    """Parse `90s`, `15m`, `24h`, `30d` or `0`.
-
-    Raises:
-        ValueError: names the accepted forms.
-    """
+    """Parse `90s`, `15m`, `24h`, `30d` or `0`."""
     found = re.fullmatch(r"([0-9]{1,9})([smhd])|0", text.strip())
     if found is None:
         raise ValueError(f"{text!r} is not a duration: write 90s, 15m, 24h or 30d.")
@@ -34,22 +33,14 @@ def parse_duration(text: str) -> timedelta:
 
 
 def parse_moment(text: str) -> datetime:
-    """Parse `2027-01-31` (midnight UTC) or `2027-01-31T18:00:00Z`.
-
-    Raises:
-        ValueError: names the accepted forms.
-    """
+    """Parse `2027-01-31` (midnight UTC) or `2027-01-31T18:00:00Z`."""
     with suppress(ValueError):
         return in_utc(datetime.fromisoformat(text.strip()))
     raise ValueError(f"{text!r} is not a date: write 2027-01-31, or 2027-01-31T18:00:00Z.")
 
 
 def parse_end(text: str, now: datetime) -> datetime:
-    """Parse an expiry: a duration from `now`, or a date in the future.
-
-    Raises:
-        ValueError: names the accepted forms.
-    """
+    """Parse an expiry: a duration from `now`, or a date in the future."""
     try:
         end = now + parse_duration(text)
     except ValueError:

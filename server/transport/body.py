@@ -18,8 +18,7 @@ async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
 
     Raises:
         WrongContentTypeError: it is not declared to be JSON.
-        BodyTooLargeError: it is longer than `most_bytes`; no more than that is ever held.
-        MalformedBodyError: it is not one JSON object in UTF-8, ends early, or takes too long.
+        BodyTooLargeError, MalformedBodyError: see `read_bytes` and `parse_object`.
     """
     if media_type(request) != "application/json":
         raise WrongContentTypeError

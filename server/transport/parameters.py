@@ -18,7 +18,7 @@ _FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter(ABC):
-    """One parameter of a request.
+    """One parameter of a request. Its `read` raises BadQueryError, or for a header BadHeaderError.
 
     Attributes:
         name: as the client spells it.
@@ -61,11 +61,7 @@ class Flag(Parameter):
         return {"type": "string", "enum": list(_FLAG_VALUES), "default": "false"}
 
     def read(self, request: Request) -> bool:
-        """Whether it is on.
-
-        Raises:
-            BadQueryError: another value, or more than one.
-        """
+        """Whether it is on; one value at most."""
         values = self.values(request)
         if not values:
             return False
@@ -92,11 +88,7 @@ class WholeNumber(Parameter):
         }
 
     def read(self, request: Request) -> int:
-        """The last value, or the default.
-
-        Raises:
-            BadQueryError: it is no whole number, or out of range.
-        """
+        """The last value, or the default."""
         values = self.values(request)
         if not values:
             return self.default
@@ -120,11 +112,7 @@ class Choice(Parameter):
         return {"type": "string", "enum": list(self.choices), "default": self.default}
 
     def read(self, request: Request) -> str:
-        """The last value, or the default.
-
-        Raises:
-            BadQueryError: another value.
-        """
+        """The last value, or the default."""
         chosen = [self.default, *self.values(request)][-1]
         if chosen not in self.choices:
             allowed = " or ".join(f"`{choice}`" for choice in self.choices)
@@ -159,11 +147,7 @@ class SingleText(Parameter):
         return {"type": "string", "minLength": self.least, "maxLength": self.most}
 
     def read(self, request: Request) -> str | None:
-        """The value, if there is one.
-
-        Raises:
-            BadHeaderError: it is too short, too long, or came twice.
-        """
+        """The value, if there is one."""
         values = self.values(request)
         if not values:
             return None

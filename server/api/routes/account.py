@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from server.api.call import Call
 from server.api.openapi import errors
-from server.api.schemas import CreditsBody, UsageBody, credits_body, usage_row
+from server.api.schemas import UNLIMITED, CreditsBody, UsageBody
 from server.keys.lookup import Scope
 from server.transport.parameters import WholeNumber, documented
 from server.transport.responses import answer
@@ -30,7 +30,8 @@ async def get_credits(request: Request) -> Response:
     """The balance of the key, less what its running requests may cost."""
     call = Call.of(request)
     call.key.require(Scope.READ)
-    return answer(credits_body(call.key.balance))
+    balance = UNLIMITED if call.key.balance is None else call.key.balance
+    return answer(CreditsBody(credits=float(balance), free_credits=0.0))
 
 
 @router.get(
@@ -48,4 +49,4 @@ async def get_usage(request: Request) -> Response:
         used = await call.services.usage.of_all(period)
     else:
         used = await call.services.usage.of_owner(call.key.key_id, period)
-    return answer(UsageBody(usage=[usage_row(usage) for usage in used]))
+    return answer(UsageBody.model_validate({"usage": used}))

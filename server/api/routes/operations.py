@@ -12,7 +12,7 @@ from server import VERSION
 from server.api.call import Call
 from server.api.metrics import Scrape
 from server.api.openapi import METRICS_TEXT, errors
-from server.api.schemas import HealthBody, ReadyBody, VersionBody, engine_body
+from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody
 from server.keys.lookup import Scope
 from server.transport.responses import answer
 from worker.errors import BrokerUnavailableError
@@ -49,7 +49,7 @@ async def get_version(request: Request) -> Response:
         workers = await Call.of(request).services.store.live_workers()
     except BrokerUnavailableError:
         workers = []  # the version is known without it
-    engines = [engine_body(worker.engine) for worker in workers]
+    engines = [EngineBody.model_validate(worker.engine) for worker in workers]
     return answer(VersionBody(version=VERSION, model=MODEL, engines=engines))
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from models.engine import Traits
 from server.api.links import Links
-from server.api.schemas import engine_body, failed_body, result_body, status_body
+from server.api.schemas import EngineBody, failed_body, result_body, status_body
 from tests.support.jobs import params
 from worker.job import Job, Status
 
@@ -63,7 +63,7 @@ def test_a_result_has_the_precision_of_its_model_if_there_was_one(
 
 def test_an_engine_is_shown_with_every_trait() -> None:
     traits = Traits("Mochi 1", "a card", "bf16", "24gb", ("fp8",))
-    assert shown(engine_body(traits)) == {
+    assert shown(EngineBody.model_validate(traits)) == {
         "model": "Mochi 1",
         "device": "a card",
         "precision": "bf16",
