@@ -30,9 +30,9 @@ from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.telemetry import Tracing, start_tracing
 
 WAIT_SECONDS = 1.0
-"""Until the broker is asked again."""
+"""Between two attempts to reach the broker."""
 LAST_WORDS_SECONDS = 1.0
-"""In which answers leave that the end of the drain has brought about."""
+"""Extra seconds for responses that the end of the drain triggers."""
 
 _log = structlog.get_logger()
 
@@ -53,8 +53,7 @@ def main() -> int:
         return os.EX_CONFIG
     host, port = listener.getsockname()[:2]
     _log.info("gateway.listening", url=f"{settings.scheme}://{host}:{port}")
-    # All that lives until the end need not be looked at by every collection of garbage: measured,
-    # that is a third of a poll's CPU time.
+    # Garbage collection skips what lives until the exit; scanning it costs a third of a poll's CPU.
     gc.collect()
     gc.freeze()
     gateway.run(sockets=[listener])
@@ -63,7 +62,7 @@ def main() -> int:
 
 
 def _apply_keys(settings: ServerSettings) -> None:
-    """Before anybody is let in. A broker that is not there yet is waited for."""
+    """Apply the file of keys before the first request; wait for a broker that does not answer."""
     while True:
         try:
             apply_at_start(
@@ -77,35 +76,30 @@ def _apply_keys(settings: ServerSettings) -> None:
 
 
 class Server(uvicorn.Server):
-    """Ends quietly: uvicorn's own sends itself the signal once more when it has stopped."""
+    """Exits quietly: uvicorn's own server raises the signal again when it has stopped."""
 
-    def __init__(self, config: uvicorn.Config, services: Services, *, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
         self._services = services
-        self._drain_seconds = drain_seconds
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: running answers finish. Second: they do not."""
+        """On the first signal running responses finish; on the second they do not."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Blocking calls that are not answered in time are told where to poll, not cut off.
-
-        Who listens to events is let go at once: they go on as well at another gateway.
-        """
-        _log.info("gateway.stopping", drain_seconds=self._drain_seconds)
-        self._services.poller.stop_events()
-        asyncio.get_running_loop().call_later(
-            self._drain_seconds, self._services.poller.stop_waiting
-        )
+        """End event streams at once, and blocking calls, with the URL to poll, after the drain."""
+        seconds, poller = self._services.settings.drain_seconds, self._services.poller
+        _log.info("gateway.stopping", drain_seconds=seconds)
+        poller.stop_events()
+        asyncio.get_running_loop().call_later(seconds, poller.stop_waiting)
         await super().shutdown(sockets)
 
 
 def server(settings: ServerSettings, tracing: Tracing) -> Server:
-    """Uvicorn with our settings: it believes only proxies that we name and never waits for ever.
+    """Uvicorn with these settings: it trusts only the named proxies, and its drain has an end.
 
     Raises:
         SettingsError, OutputsUnusableError: a file of TLS, or a variable, cannot be used.
@@ -129,7 +123,6 @@ def server(settings: ServerSettings, tracing: Tracing) -> Server:
             timeout_graceful_shutdown=math.ceil(settings.drain_seconds + LAST_WORDS_SECONDS),
         ),
         app.state.services,
-        drain_seconds=settings.drain_seconds,
     )
 
 

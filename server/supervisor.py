@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import structlog
 
-from server.keys import file as key_file
+from server.keys.file import SETTING as KEYS_FILE
 from server.keys.file import apply_at_start
 from server.keys.first import first_key_file, read_first_key
 from server.settings import ServerSettings
@@ -126,6 +127,7 @@ def devices(settings: ServerSettings) -> list[str]:
     return [f"cuda:{first + index}" for index in range(settings.workers)]
 
 
+@dataclass
 class Supervisor:
     """Runs the parts of one machine. `broker` is None when it is external.
 
@@ -133,19 +135,11 @@ class Supervisor:
     stays taken while a gateway restarts.
     """
 
-    def __init__(
-        self,
-        settings: ServerSettings,
-        listener: socket.socket,
-        broker: EmbeddedBroker | None,
-        stop: Stop,
-    ) -> None:
-        self._settings = settings
-        self._listener = listener
-        self._broker = broker
-        self._url = broker.url if broker else settings.redis_url
-        self._stop = stop
-        self._key_file: Path | None = None
+    settings: ServerSettings
+    listener: socket.socket
+    broker: EmbeddedBroker | None
+    stop: Stop
+    key_file: Path | None = None
 
     def run(self) -> int:
         """Run everything until a signal arrives. Returns the exit status.
@@ -153,17 +147,17 @@ class Supervisor:
         Raises:
             MochiError: the broker cannot be started, or does not answer.
         """
-        apply_at_start(self._settings, self._url, lambda line: _say(f"Key {line}"))
-        self._key_file = first_key_file(connect_briefly(self._url), self._settings.data_dir)
+        url = self.broker.url if self.broker else self.settings.redis_url
+        apply_at_start(self.settings, url, lambda line: _say(f"Key {line}"))
+        self.key_file = first_key_file(connect_briefly(url), self.settings.data_dir)
         environ = os.environ | {
-            key_file.SETTING: "",  # already applied
-            "MOCHI_REDIS_URL": self._url,
-            "MOCHI_DATA_DIR": str(self._settings.data_dir),
+            KEYS_FILE: "",  # already applied
+            "MOCHI_REDIS_URL": url,
+            "MOCHI_DATA_DIR": str(self.settings.data_dir),
         }
-        gateway = Child("server", environ, self._listener)
+        gateway = Child("server", environ, self.listener)
         workers = [
-            Child("worker", environ | {"MOCHI_DEVICE": device})
-            for device in devices(self._settings)
+            Child("worker", environ | {"MOCHI_DEVICE": device}) for device in devices(self.settings)
         ]
         try:
             return self._watch([gateway, *workers])
@@ -173,12 +167,12 @@ class Supervisor:
     def _watch(self, children: list[Child]) -> int:
         _say("Starting: loading the model …")
         ready = False
-        while not self._stop.draining:
+        while not self.stop.draining:
             time.sleep(WATCH_SECONDS)
             if not all(child.watch() for child in children):
                 return os.EX_CONFIG  # the child has printed why
-            if self._broker is not None:
-                self._broker.start()  # attaches, or restarts it if it died
+            if self.broker is not None:
+                self.broker.start()  # attaches, or restarts it if it died
             if not ready and self._is_ready():
                 ready = True
                 self._announce()
@@ -201,37 +195,39 @@ class Supervisor:
     @property
     def _local_url(self) -> str:
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared, not bound)
-        host = everywhere.get(self._settings.host, self._settings.host)
-        port = self._listener.getsockname()[1]
-        return f"{self._settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        host = everywhere.get(self.settings.host, self.settings.host)
+        port = self.listener.getsockname()[1]
+        return f"{self.settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def _announce(self) -> None:
-        url = self._settings.public_url or self._local_url
-        _say(f"Ready on {url}/v1 ({_engine(self._settings)})")
+        url = self.settings.public_url or self._local_url
+        engine = "mock weights" if self.settings.mock else self.settings.weights
+        engine = "the fake engine" if self.settings.engine == "fake" else engine
+        _say(f"Ready on {url}/v1 ({engine})")
         _say(f"API key: {self._shown_key()}")
-        if self._settings.docs:
+        if self.settings.docs:
             _say(f"Page: {url}/")
             _say(f"Documents: {url}/docs")
         _say("Stop with Ctrl-C.")
 
     def _shown_key(self) -> str:
         """The key on a terminal; elsewhere, where output may be logged, only its file."""
-        if self._key_file is None:
+        if self.key_file is None:
             return "create one with `mochi-server keys create NAME`"
         if sys.stderr.isatty():
-            return f"{read_first_key(self._settings.data_dir)} (kept in {self._key_file})"
-        return f"kept in {self._key_file}"
+            return f"{read_first_key(self.settings.data_dir)} (kept in {self.key_file})"
+        return f"kept in {self.key_file}"
 
     def _end(self, gateway: Child, workers: list[Child]) -> None:
         """Stop gateway and workers together, so that a blocking call may still get its video."""
-        self._listener.close()  # otherwise clients would wait for a gateway that has stopped
+        self.listener.close()  # otherwise clients would wait for a gateway that has stopped
         children = [gateway, *workers]
         for child in children:
             child.signal()
-        deadline = time.monotonic() + self._settings.drain_seconds + REQUEUE_SECONDS
+        deadline = time.monotonic() + self.settings.drain_seconds + REQUEUE_SECONDS
         is_urgent = False
         while not all(child.wait(WATCH_SECONDS) for child in children):
-            if self._stop.urgent and not is_urgent:
+            if self.stop.urgent and not is_urgent:
                 is_urgent = True
                 deadline = time.monotonic() + REQUEUE_SECONDS
                 for child in children:
@@ -271,9 +267,3 @@ def supervise(settings: ServerSettings) -> int:
 def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
-
-
-def _engine(settings: ServerSettings) -> str:
-    if settings.engine == "fake":
-        return "the fake engine"
-    return "mock weights" if settings.mock else settings.weights

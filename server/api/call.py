@@ -50,11 +50,7 @@ class Call:
         return Links(self.base_url, request_id)
 
     def require_submit(self) -> None:
-        """Check that the key may submit. Call it before the body is read.
-
-        Raises:
-            ForbiddenError: the scope or the model is not among the key's.
-        """
+        """Raise ForbiddenError unless the key may submit. Call it before the body is read."""
         self.key.require(Scope.GENERATE)
         self.key.require_model(MODEL)
 

@@ -30,12 +30,6 @@ def _reference(component: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{component}"}
 
 
-IGNORED_HEADER = {"x-ignored-parameters": _header("Unknown names in the body.")}
-REPLAYED_HEADER = {
-    "Idempotency-Replayed": _header(
-        "`true`: the idempotency key was used before; this is the first request."
-    )
-}
 RATE_HEADERS = {
     "x-ratelimit-limit": _header(
         "Requests that the key may submit per minute, if it is limited.", "integer"
@@ -47,12 +41,20 @@ RETRY_HEADERS = RATE_HEADERS | {
     "retry-after": _header("Seconds to wait.", "integer"),
     "x-rate-limit-reset-at-utc": _header("The same, as a time."),
 }
+SUBMIT_HEADERS = {
+    "x-ignored-parameters": _header("Unknown names in the body."),
+    "Idempotency-Replayed": _header(
+        "`true`: the idempotency key was used before; this is the first request."
+    ),
+    **RATE_HEADERS,
+}
 RESULT_HEADERS = {
     "x-request-id": _header("The id of the request."),
     "x-generation-time": _header("Duration of the run in seconds.", "number"),
     "x-seed-value": _header("The seed that was used.", "integer"),
     "x-cost": _header("Credits charged.", "number"),
     "x-remaining-credits": _header("Credits left.", "number"),
+    **SUBMIT_HEADERS,
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 VIDEO_BYTES: dict[str, Any] = {"description": "The MP4", "content": {VIDEO_TYPE: _BINARY}}
@@ -121,24 +123,25 @@ def _video_request() -> dict[str, Any]:
     return schema
 
 
-_REQUEST_EVENT: dict[str, Any] = {
-    "type": "object",
-    "required": ["event", "data"],
-    "properties": {
-        "event": {"enum": ["status", "progress", "preview", "output"]},
-        "data": {
-            "type": "string",
-            "contentMediaType": "application/json",
-            "contentSchema": {
-                "oneOf": [_reference(body) for body in ("StatusBody", "ResultBody", "FailedBody")]
+_COMPONENTS: dict[str, Any] = {
+    "GenerateRequest": _generate_request(),
+    "VideoRequest": _video_request(),
+    "RequestEvent": {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"enum": ["status", "progress", "preview", "output"]},
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {
+                    "oneOf": [
+                        _reference(body) for body in ("StatusBody", "ResultBody", "FailedBody")
+                    ]
+                },
             },
         },
     },
-}
-_COMPONENTS = {
-    "GenerateRequest": _generate_request(),
-    "VideoRequest": _video_request(),
-    "RequestEvent": _REQUEST_EVENT,
 }
 _SECURITY: dict[str, Any] = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},

@@ -65,14 +65,10 @@ class Submission:
     """A valid submit by an authorised key.
 
     Attributes:
-        call: the HTTP request.
         body: what the idempotency key is compared with: the fields as they came, and the webhook
             URL and the mock scenario wherever they came.
-        params: the parameters of the video.
         ignored: names of fields that are not known.
         record_fields: further fields of the job record; see `Job`.
-        idempotency_key: the client's, if there is one.
-        is_dry_run: whether the query asks for one.
     """
 
     call: Call
@@ -89,10 +85,7 @@ class Submission:
     ) -> Self:
         """Validate a body, and the query and headers that came with it.
 
-        Args:
-            call: its key may submit.
-            body: its JSON object, or the fields of its form.
-            parameters: the body in the names of `GenerateParams`; None if it has them already.
+        `parameters`: the body in the names of `GenerateParams`; None if it has them already.
 
         Raises:
             InvalidParametersError: a field is wrong.
@@ -129,8 +122,7 @@ class Submission:
     async def accept(self, *, needs_worker: bool = False) -> Accepted:
         """Queue the request, or find the one that had the same idempotency key.
 
-        Args:
-            needs_worker: refuse when no live worker could run it soon.
+        `needs_worker`: refuse when no live worker could run it soon.
 
         Raises:
             BadQueryError: it asks for a dry run.
@@ -172,11 +164,7 @@ class Submission:
 
 
 def _scenario_header(request: Request, body: Mapping[str, Any]) -> dict[str, str]:
-    """The mock scenario in the header, as the field that it stands for.
-
-    Raises:
-        BadHeaderError: the header differs from the field, or came twice with different values.
-    """
+    """The mock scenario in the header, as the field that it stands for."""
     values = MOCK_SCENARIO.values(request)
     if not values:
         return {}
@@ -186,11 +174,7 @@ def _scenario_header(request: Request, body: Mapping[str, Any]) -> dict[str, str
 
 
 async def _scenario_fields(call: Call, body: Mapping[str, Any]) -> dict[str, str]:
-    """Fields of the job record for the mock scenario; none without one, or with real weights.
-
-    Raises:
-        InvalidParametersError: there is no such scenario.
-    """
+    """Fields of the job record for the mock scenario; none without one, or with real weights."""
     if SCENARIO not in body or not await _are_mocks(call):
         return {}
     settings = call.services.settings

@@ -10,40 +10,32 @@ from typer.core import TyperGroup
 
 
 class Entry(NamedTuple):
-    """A command in `--help`. `place` is its module in this package, and its name there."""
+    """A command in `--help`, and its module in this package, where it has the same name."""
 
-    place: str
+    module: str
     panel: str
     summary: str
 
 
 COMMANDS = {
-    "up": Entry(
-        "processes:up", "Run", "Run everything on this machine: broker, gateway and workers."
-    ),
+    "up": Entry("processes", "Run", "Run everything on this machine: broker, gateway and workers."),
     "gateway": Entry(
-        "processes:gateway", "Run", "Run a gateway: the HTTP API in front of a shared broker."
+        "processes", "Run", "Run a gateway: the HTTP API in front of a shared broker."
     ),
     "worker": Entry(
-        "processes:worker", "Run", "Run a worker: one model on one GPU, fed by a shared broker."
+        "processes", "Run", "Run a worker: one model on one GPU, fed by a shared broker."
     ),
-    "generate": Entry(
-        "client:generate", "Ask", "Ask a running server for a video and write it to a file."
-    ),
-    "keys": Entry("keys:keys", "Administer", "Manage API keys: scopes, limits and credits."),
-    "workers": Entry("workers:workers", "Administer", "List and drain workers."),
-    "webhooks": Entry(
-        "webhooks:webhooks", "Administer", "List, replay and sign webhook deliveries."
-    ),
-    "weights": Entry(
-        "weights:weights", "Administer", "Pull, verify and locate the weights of the model."
-    ),
+    "generate": Entry("client", "Ask", "Ask a running server for a video and write it to a file."),
+    "keys": Entry("keys", "Administer", "Manage API keys: scopes, limits and credits."),
+    "workers": Entry("workers", "Administer", "List and drain workers."),
+    "webhooks": Entry("webhooks", "Administer", "List, replay and sign webhook deliveries."),
+    "weights": Entry("weights", "Administer", "Pull, verify and locate the weights of the model."),
     "audit": Entry(
-        "keys:audit", "Administer", "List administrators' changes to keys, workers and webhooks."
+        "keys", "Administer", "List administrators' changes to keys, workers and webhooks."
     ),
-    "top": Entry("top:top", "Measure", "Show queue, workers and requests live."),
-    "usage": Entry("usage:usage", "Measure", "Show each API key's usage by day."),
-    "bench": Entry("processes:bench", "Measure", "Benchmark the engine on this machine."),
+    "top": Entry("top", "Measure", "Show queue, workers and requests live."),
+    "usage": Entry("usage", "Measure", "Show each API key's usage by day."),
+    "bench": Entry("processes", "Measure", "Benchmark the engine on this machine."),
 }
 
 
@@ -57,8 +49,7 @@ class LazyGroup(TyperGroup):
 
 def load(name: str) -> Any:  # noqa: ANN401 (of a class that typer keeps to itself)
     """The command `name` itself, with its options; its module is imported."""
-    module, _, attribute = COMMANDS[name].place.partition(":")
-    found = getattr(import_module(f"server.cli.{module}"), attribute)
+    found = getattr(import_module(f"server.cli.{COMMANDS[name].module}"), name)
     parent = typer.Typer(rich_markup_mode="markdown")
     if isinstance(found, typer.Typer):
         parent.add_typer(found, name=name)

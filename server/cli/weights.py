@@ -91,7 +91,7 @@ def path_command() -> None:
 
 
 def pull_weights(settings: WorkerSettings) -> Path:
-    """Download the missing files of the weights that the settings name. Their folder.
+    """Download the missing files of the weights that the settings name; returns their folder.
 
     Raises:
         WeightsError: the weights are not complete; the next pull continues from there.
@@ -173,8 +173,8 @@ def fetch_missing(settings: WorkerSettings, has_gpu: Callable[[], bool] = has_nv
     """Pull the real weights that `up` needs, before it starts anything.
 
     Raises:
-        WeightsError: there is no GPU to use them, or they are not complete.
-        EngineUnavailableError: the worker's libraries are not installed.
+        WeightsError: there is no GPU to use them.
+        WeightsError, EngineUnavailableError: see `pull_weights`.
     """
     if settings.mock or settings.engine != "mochi" or not is_hub_id(settings.weights):
         return

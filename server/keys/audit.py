@@ -35,15 +35,9 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the audit log.
+    """An entry of the audit log: the actor, an `act` like `rotate`, and what it was done to.
 
-    Attributes:
-        act: one or two words, like `rotate`.
-        subject: name of the object, mostly of a key.
-        changes: changed fields; no secret and no digest.
-        key_id: id of the API key, if it is about one.
-        by: the actor.
-        at: by the broker's clock.
+    `changes` hold no secret and no digest. `at` is by the broker's clock.
     """
 
     act: str

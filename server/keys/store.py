@@ -51,12 +51,9 @@ class KeyStateError(CommandError):
 
 @dataclass(frozen=True)
 class Secret:
-    """The stored form of a secret. After a rotation a key has two for a while.
+    """The stored form of a secret: its SHA-256. After a rotation a key has two for a while.
 
-    Attributes:
-        digest: its SHA-256.
-        key_id: the key that it belongs to.
-        ends_at: None: it ends with the key.
+    `ends_at` is None when it ends with the key.
     """
 
     digest: str

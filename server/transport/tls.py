@@ -1,4 +1,4 @@
-"""TLS of the gateway itself, for where no proxy in front speaks it."""
+"""TLS in the gateway itself, where no proxy in front terminates it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from server.transport.protocol import HEAD_SECONDS
 
 
 class Loop(uvloop.Loop):
-    """Holds a TLS handshake, and a goodbye, no longer than a head; uvicorn has no option for it."""
+    """Limits TLS handshake and shutdown to the time for a head; uvicorn has no option for it."""
 
     @override
-    async def create_server(  # type: ignore[override]  # its overloads matter to nobody here
+    async def create_server(  # type: ignore[override]  # without its overloads
         self, *args: Any, **options: Any
     ) -> asyncio.AbstractServer:
-        """Listen. These limits are not allowed without TLS."""
-        if options.get("ssl") is not None:
+        if options.get("ssl") is not None:  # without TLS these limits are not allowed
             options |= {"ssl_handshake_timeout": HEAD_SECONDS, "ssl_shutdown_timeout": HEAD_SECONDS}
         return await super().create_server(*args, **options)
 
 
 def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
-    """What connections are encrypted with; None where they are not.
+    """The TLS context of the settings; None without a certificate.
 
     Raises:
         SettingsError: a file cannot be used. The text names its variable.
@@ -43,7 +42,7 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
     except OSError as error:
         raise _unusable("tls_cert", settings.tls_cert, error) from None
     try:
-        # With a password at hand, though a wrong one, OpenSSL asks nobody at the terminal for it.
+        # Without any password OpenSSL would ask for one on the terminal.
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
     except OSError as error:
         raise _unusable("tls_key", settings.tls_key, error) from None

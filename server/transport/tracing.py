@@ -1,14 +1,11 @@
-"""The spans of HTTP requests, which FastAPI makes itself: what of them we want.
+"""Configures the spans that FastAPI makes of HTTP requests.
 
-One for each request, of kind SERVER, by OpenTelemetry's HTTP conventions (`http.*`, `url.*`) and
-named after its route; it goes on where the client's `traceparent` comes from. A blocking call's is
-open until its answer. A poll belongs to no other trace than its client's.
+Each request has one of kind SERVER, by OpenTelemetry's HTTP conventions (`http.*`, `url.*`), named
+after its route. It continues the client's `traceparent`. A blocking call's span lasts until its
+response.
 """
 
 from __future__ import annotations
-
-from collections.abc import MutableMapping
-from typing import Any
 
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry.trace import TracerProvider
@@ -16,14 +13,14 @@ from opentelemetry.trace import TracerProvider
 from server.paths import METRICS, PROBES
 
 UNTRACED = PROBES | {METRICS}
-"""Asked every few seconds by machines that look no further."""
+"""Machines ask for these every few seconds."""
 
 
 def telemetry(provider: TracerProvider | None) -> TelemetryConfig:
-    """For FastAPI: spans where there is a provider, and nothing else ever.
+    """Spans if there is a provider, and nothing else.
 
-    Its logs hold texts of exceptions, its metrics are those of `/metrics`, and its own variable
-    would let it set up what we have set up.
+    FastAPI's logs would hold texts of exceptions, its metrics would repeat `/metrics`, and
+    `auto_configure` would set up a second provider.
     """
     return TelemetryConfig(
         tracer_provider=provider,
@@ -32,9 +29,5 @@ def telemetry(provider: TracerProvider | None) -> TelemetryConfig:
         logs=False,
         operation_spans=False,
         auto_configure=False,
-        exclude=_is_untraced,
+        exclude=lambda scope: scope["path"] in UNTRACED,
     )
-
-
-def _is_untraced(scope: MutableMapping[str, Any]) -> bool:
-    return scope["path"] in UNTRACED

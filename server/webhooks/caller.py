@@ -99,11 +99,8 @@ class Caller:
     async def post(self, url: str, content: bytes, headers: Mapping[str, str], owner: str) -> int:
         """Return the status of the response. Its body is not read.
 
-        Args:
-            url: the receiver.
-            content: the body.
-            headers: all but `host` and `content-length`.
-            owner: the key that supplied the URL; slow DNS lookups delay only this key.
+        `headers` lack `host` and `content-length`. `owner` is the key that supplied the URL: slow
+        DNS lookups delay only this key.
 
         Raises:
             NoCallError: there was none in time, or the address is not permitted.
@@ -185,18 +182,14 @@ class _Lookups:
                 answer.set_result(addresses)
 
         def look_up() -> None:
-            addresses = _addresses(host, port)
+            try:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except (OSError, ValueError):  # ValueError: not a DNS name
+                found = []
+            addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
             with suppress(RuntimeError):  # the event loop has ended meanwhile
                 loop.call_soon_threadsafe(end, addresses)
 
         Thread(target=look_up, name="lookup", daemon=True).start()
         self._running[owner] += 1
         return answer
-
-
-def _addresses(host: str, port: int) -> list[str]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, ValueError):  # ValueError: not a DNS name
-        return []
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))

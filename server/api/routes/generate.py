@@ -12,10 +12,8 @@ from server.api.dry_run import DryRunBody, dry_run
 from server.api.openapi import (
     FAILED,
     GENERATE_BODY,
-    IGNORED_HEADER,
-    RATE_HEADERS,
-    REPLAYED_HEADER,
     RESULT_HEADERS,
+    SUBMIT_HEADERS,
     VIDEO_BYTES,
     errors,
 )
@@ -37,7 +35,6 @@ from worker.job import Job, Status
 CLIENT_CLOSED_REQUEST = 499
 """The status that proxies log for a client that has hung up."""
 
-_VIDEO_HEADERS = RESULT_HEADERS | IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADERS
 _PARAMETERS = (IDEMPOTENCY_KEY, WEBHOOK_URL, MOCK_SCENARIO)
 
 router = APIRouter(tags=["Generate"])
@@ -47,7 +44,7 @@ router = APIRouter(tags=["Generate"])
     f"/v2/{MODEL}",
     response_model=SubmittedBody | DryRunBody,
     responses={
-        200: {"headers": IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADERS},
+        200: {"headers": SUBMIT_HEADERS},
         **errors(400, 401, 403, 406, 409, 413, 429, 500, 502),
     },
     openapi_extra={"parameters": documented(*_PARAMETERS, DRY_RUN), "requestBody": GENERATE_BODY},
@@ -66,7 +63,7 @@ async def submit_video(request: Request) -> Response:
     f"/v1/{MODEL}",
     response_class=Response,
     responses={
-        200: {**VIDEO_BYTES, "headers": _VIDEO_HEADERS},
+        200: {**VIDEO_BYTES, "headers": RESULT_HEADERS},
         422: FAILED,
         **errors(400, 401, 403, 406, 409, 413, 429, 500, 502, 504),
     },

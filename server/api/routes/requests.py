@@ -37,6 +37,11 @@ _CANCEL: dict[str, Any] = {
     },
     "openapi_extra": {"parameters": documented(REQUEST_ID)},
 }
+_RESULT: dict[str, Any] = {
+    "response_model": ResultBody | StatusBody,
+    "responses": {422: FAILED, **errors(401, 403, 404, 500, 502)},
+    "openapi_extra": {"parameters": documented(REQUEST_ID)},
+}
 
 router = APIRouter(tags=["Requests"])
 _log = structlog.get_logger()
@@ -58,19 +63,8 @@ async def get_status(request: Request) -> Response:
     return answer(await call.status_body(job, with_preview=with_preview))
 
 
-@router.get(
-    "/v2/requests/{request_id}",
-    response_model=ResultBody | StatusBody,
-    responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
-    openapi_extra={"parameters": documented(REQUEST_ID)},
-)
-@router.get(
-    "/v1/requests/{request_id}",
-    name="poll_result",
-    response_model=ResultBody | StatusBody,
-    responses={422: FAILED, **errors(401, 403, 404, 500, 502)},
-    openapi_extra={"parameters": documented(REQUEST_ID)},
-)
+@router.get("/v2/requests/{request_id}", **_RESULT)
+@router.get("/v1/requests/{request_id}", name="poll_result", **_RESULT)
 async def get_result(request: Request) -> Response:
     """The result of a COMPLETED request, the status before."""
     call = Call.of(request)

@@ -12,10 +12,8 @@ from starlette.responses import Response
 
 from server.api.call import Call
 from server.api.openapi import (
-    IGNORED_HEADER,
-    RATE_HEADERS,
-    REPLAYED_HEADER,
     REQUEST_ID,
+    SUBMIT_HEADERS,
     VIDEO_BODY,
     VIDEO_BYTES,
     VIDEO_RANGE,
@@ -62,7 +60,7 @@ _log = structlog.get_logger()
     VIDEOS_PATH,
     response_model=VideoObject,
     responses={
-        200: {"headers": IGNORED_HEADER | REPLAYED_HEADER | RATE_HEADERS},
+        200: {"headers": SUBMIT_HEADERS},
         **_errors(400, 401, 403, 404, 406, 409, 413, 429, 500, 502),
     },
     openapi_extra={

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from fastapi import APIRouter
 
 from server.api.links import Links, VideoLinks
 from server.api.schemas import WebhookBody, failed_body, result_body
+from server.keys.times import from_ms
 from server.transport.parameters import Text, documented
 from worker.job import Status
 from worker.store.deliveries import Delivery
@@ -50,10 +49,11 @@ async def webhook_body(delivery: Delivery, video_links: VideoLinks) -> str:
         BrokerUnavailableError, StorageError: the link to the video cannot be signed.
     """
     job = delivery.job
-    ended_at = datetime.fromtimestamp((job.ended_at or 0) / 1000, UTC)
+    ended_at = from_ms(job.ended_at or 0)
     if job.status is Status.FAILED:
-        failed = WebhookBody(type="request.failed", timestamp=ended_at, data=failed_body(job))
-        return failed.model_dump_json()
-    url = await video_links.url(job, Links(delivery.base_url, job.request_id))
-    result = result_body(job, url)
-    return WebhookBody(type="request.completed", timestamp=ended_at, data=result).model_dump_json()
+        body = WebhookBody(type="request.failed", timestamp=ended_at, data=failed_body(job))
+    else:
+        url = await video_links.url(job, Links(delivery.base_url, job.request_id))
+        data = result_body(job, url)
+        body = WebhookBody(type="request.completed", timestamp=ended_at, data=data)
+    return body.model_dump_json()
