@@ -30,15 +30,10 @@ STEP = "step"
 
 @dataclass(frozen=True)
 class Count:
-    """A counter that the Lua scripts keep.
+    """A counter that the Lua scripts keep as `kept`. Prometheus adds `_total` to its `name`.
 
-    Attributes:
-        kept: its name in the broker.
-        name: its name in Prometheus, which adds `_total`.
-        text: its help text.
-        label: the label that it is counted by; empty for none.
-        known: label values that are shown from the start, so that their first rise is seen.
-        unit: the kept value is divided by it.
+    `known` label values are shown from the start, so that their first rise is seen. Values are
+    divided by `unit`.
     """
 
     kept: str

@@ -38,11 +38,7 @@ def settings_options(*names: str, **helps: str) -> Callable[[Command], Command]:
     """Add an option for each of these settings to a command.
 
     A given option sets the variable of its setting, so that settings are read in one way, in this
-    process and in its children.
-
-    Args:
-        names: fields of `ServerSettings`.
-        helps: help texts that replace those of the settings, by name.
+    process and in its children. `helps` replace help texts of the settings.
     """
     options = {
         name: option(name, ServerSettings.model_fields[name], helps.get(name) or _help(name))

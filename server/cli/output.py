@@ -28,13 +28,9 @@ def print_table(
     whole: Collection[str] = (),
     right: Collection[str] = (),
 ) -> None:
-    """Print a table on standard output.
+    """Print a table on standard output, with unprintable characters of its cells made visible.
 
-    Args:
-        columns: their names.
-        rows: a cell for each column; text of strangers is made visible.
-        whole: columns that are never wrapped.
-        right: columns that are aligned to the right.
+    Columns of `whole` are never wrapped; those of `right` are aligned to the right.
     """
     table = Table(box=None)
     for name in columns:

@@ -70,8 +70,24 @@ def verify_command(
 
     Example: `mochi-server weights verify /models/mochi-1-preview`
     """
+    settings = read_settings()
+    names = settings.weights, settings.revision, settings.data_dir
     with exit_on_error():
-        verify_weights(read_settings(), folder)
+        folder = folder or locate(*names)
+        if folder is None:
+            raise WeightsError(absent(*names))
+        manifest = read_manifest(folder)
+        with Meter() as meter, _exit_on_ctrl_c(meter, "Nothing was changed."):
+            faults = verify(folder, meter)
+            if not faults:
+                found = f"{manifest.hub_id} at commit {manifest.commit}"
+                meter.say(f"{folder}: {found}, all as pulled.")
+                return
+        remedy = "Copy these files again from the source of the folder."
+        if folder.resolve().is_relative_to(settings.data_dir.resolve()):
+            command = pull_command(manifest.hub_id, manifest.commit, settings.data_dir)
+            remedy = f"Type: {command}"
+        raise WeightsError("\n".join([f"{folder} is damaged:", *faults, remedy]))
 
 
 @weights.command("path")
@@ -121,29 +137,6 @@ def _exit_on_ctrl_c(meter: Meter, hint: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def verify_weights(settings: WorkerSettings, folder: Path | None) -> None:
-    """Check every file of a folder; without one, of the weights that the settings name.
-
-    Raises:
-        WeightsError: there is no folder or no manifest, or a file is not as it was pulled.
-    """
-    names = settings.weights, settings.revision, settings.data_dir
-    folder = folder or locate(*names)
-    if folder is None:
-        raise WeightsError(absent(*names))
-    manifest = read_manifest(folder)
-    with Meter() as meter, _exit_on_ctrl_c(meter, "Nothing was changed."):
-        faults = verify(folder, meter)
-        if not faults:
-            meter.say(f"{folder}: {manifest.hub_id} at commit {manifest.commit}, all as pulled.")
-            return
-    if folder.resolve().is_relative_to(settings.data_dir.resolve()):
-        remedy = f"Type: {pull_command(manifest.hub_id, manifest.commit, settings.data_dir)}"
-    else:
-        remedy = "Copy these files again from the source of the folder."
-    raise WeightsError("\n".join([f"{folder} is damaged:", *faults, remedy]))
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:

@@ -114,11 +114,7 @@ def transaction(redis: Redis, decide: Callable[[Transaction], _Result], *, by: s
 
 
 def entries(redis: Redis, count: int) -> list[Entry]:
-    """The last `count` entries of the log, oldest first.
-
-    Raises:
-        BrokerUnavailableError: the broker does not answer.
-    """
+    """The last `count` entries of the log, oldest first. Raises BrokerUnavailableError."""
     with broker_errors():
         lines: Any = redis.xrevrange(keyspace.AUDIT, count=count)
     return [

@@ -11,7 +11,8 @@ requests_per_minute = 60
 jobs_at_once = 4
 priority = 2
 
-Only `secret_sha256` is required. Applying a file twice changes nothing.
+Only `secret_sha256` is required. Applying a file twice changes nothing. Functions that take `redis`
+raise BrokerUnavailableError; it is then unknown whether the file was applied.
 """
 
 from __future__ import annotations
@@ -58,8 +59,6 @@ class FileKey(Terms):
     """A key as declared in a file.
 
     Attributes:
-        secret_sha256: hash of its secret.
-        expires_at: `expires` in the file.
         credits_granted: credits in total, ever; None: unlimited.
         credits_charged: of these, spent before the key is created; ignored when it exists.
         grace: how long the previous secret stays valid when the hash has changed.
@@ -107,7 +106,6 @@ def apply_key_file(
     Raises:
         KeyFileError, KeyFormError: see `read_key_file`.
         KeyStateError: a secret belongs to another key.
-        BrokerUnavailableError: it is unknown whether the file was applied.
     """
     wanted = read_key_file(path)
 
@@ -131,9 +129,6 @@ def export_key_file(redis: Redis) -> str:
 
     Credits reserved for waiting and running requests count as unspent. A secret that is replaced
     and in its grace is left out.
-
-    Raises:
-        BrokerUnavailableError: the broker does not answer.
     """
     return "\n".join(_table(*found) for found in all_keys(redis) if found[0].revoked_at is None)
 

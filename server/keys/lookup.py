@@ -34,8 +34,6 @@ class ApiKey:
 
     Attributes:
         key_id: owner of the requests made with it.
-        name: its name.
-        scopes: its permissions.
         models: models that it may use; empty: all.
         balance: credits that it may spend; None: unlimited.
     """

@@ -1,4 +1,8 @@
-"""The secrets that sign the webhooks of an API key: read and rotate them."""
+"""The secrets that sign the webhooks of an API key: read and rotate them.
+
+Both functions raise NoSuchKeyError or KeyStateError if there is no such key or it was revoked, and
+BrokerUnavailableError; it is then unknown whether the secret was rotated.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +22,13 @@ _CHANGE = Change("webhook secret", "", "another")
 
 
 def signing_secret(redis: Redis, name: str) -> str:
-    """The current secret of a key, which is made if there is none.
-
-    Raises:
-        NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
-        BrokerUnavailableError: the broker does not answer.
-    """
+    """The current secret of a key, which is made if there is none."""
     key = transaction(redis, lambda step: KeyStore(step).find_live(name))
     return signing_secrets(redis, key.key_id)[0]
 
 
 def rotate_signing_secret(redis: Redis, name: str, grace: timedelta, *, by: str = "") -> None:
-    """Sign with a new secret, and for `grace` with the old one too.
-
-    Raises:
-        NoSuchKeyError, KeyStateError: there is no such key, or it was revoked.
-        BrokerUnavailableError: it is unknown whether the secret was rotated.
-    """
+    """Sign with a new secret, and for `grace` with the old one too."""
     new = new_signing_secret()
 
     def decide(step: Transaction) -> None:

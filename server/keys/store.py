@@ -187,13 +187,7 @@ class KeyStore:
 
 
 def create_key(redis: Redis, new: NewKey, secret: str = "", *, by: str = "") -> str:
-    """Create a key and return its secret, of which only the hash is stored.
-
-    Args:
-        redis: the broker.
-        new: what the key may do.
-        secret: its secret; empty: a new one.
-        by: see the module.
+    """Create a key and return its secret, by default a new one. Only its hash is stored.
 
     Raises:
         KeyExistsError: the name is taken.

@@ -56,24 +56,16 @@ class Page:
 
     @classmethod
     def render(cls) -> Page:
-        html = _html()
+        texts, numbers = "", ""
+        for name, field in GenerateParams.model_json_schema()["properties"].items():
+            if field["type"] == "string":
+                texts += _text(name, field)
+            else:
+                numbers += _number(name, field)
+        template = Template((Path(__file__).parent / "index.html").read_text("utf-8"))
+        names = {"model": MODEL, "width": WIDTH, "height": HEIGHT}
+        html = template.substitute(names, texts=texts, numbers=numbers).encode()
         return cls(html, f'"{hashlib.sha256(html).hexdigest()[:32]}"')
-
-
-def _html() -> bytes:
-    fields = GenerateParams.model_json_schema()["properties"]
-    shown = {
-        name: _text(name, field) if field["type"] == "string" else _number(name, field)
-        for name, field in fields.items()
-    }
-    template = Template((Path(__file__).parent / "index.html").read_text("utf-8"))
-    return template.substitute(
-        texts="".join(shown[name] for name in fields if fields[name]["type"] == "string"),
-        numbers="".join(shown[name] for name in fields if fields[name]["type"] != "string"),
-        model=MODEL,
-        width=WIDTH,
-        height=HEIGHT,
-    ).encode()
 
 
 def _text(name: str, field: dict[str, Any]) -> str:

@@ -17,12 +17,6 @@ PAGE = bytes(
         swagger_favicon_url="/docs/favicon-32x32.png",
     ).body
 )
-
-
-def _hash_of_script(page: bytes) -> str:
-    """The hash of the inline script, for the content security policy."""
-    (script,) = re.findall(rb"<script>(.*?)</script>", page, re.DOTALL)
-    return "sha256-" + base64.b64encode(hashlib.sha256(script).digest()).decode()
-
-
-SCRIPT_HASH = _hash_of_script(PAGE)
+(_SCRIPT,) = re.findall(rb"<script>(.*?)</script>", PAGE, re.DOTALL)
+SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(_SCRIPT).digest()).decode()
+"""Of the inline script, for the content security policy."""

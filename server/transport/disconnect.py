@@ -9,23 +9,18 @@ from typing import Any
 from starlette.requests import Request
 
 
-class ClientDisconnected(Exception):  # noqa: N818 (not an error: a client may hang up)
-    """The client has hung up."""
+async def ends_before_disconnect(request: Request, wait: Coroutine[Any, Any, None]) -> bool:
+    """Wait. False if the client hangs up first: `wait` is abandoned.
 
-
-async def unless_disconnected(request: Request, wait: Coroutine[Any, Any, None]) -> None:
-    """Wait, but not for longer than the client. The body of `request` has been read.
-
-    Raises:
-        ClientDisconnected: the client has gone; `wait` is abandoned.
+    The body of `request` has been read. An error of `wait` is raised.
     """
     waiting = asyncio.create_task(wait)
     hang_up = asyncio.create_task(_hang_up(request))
     try:
         await asyncio.wait({waiting, hang_up}, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise ClientDisconnected
-        waiting.result()
+        if waiting.done():
+            waiting.result()
+        return waiting.done()
     finally:
         for task in (waiting, hang_up):
             task.cancel()

@@ -7,13 +7,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 def absent_when_none(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
     """An optional field that is left out of the response instead of being null."""
-    return Field(default=None, exclude_if=_is_none, description=description)
+    return Field(default=None, exclude_if=lambda value: value is None, description=description)
 
 
 class ErrorBody(BaseModel):

@@ -32,14 +32,3 @@ def inherited(arguments: list[str]) -> socket.socket | None:
     if INHERITED not in arguments:
         return None
     return socket.socket(fileno=int(arguments[arguments.index(INHERITED) + 1]))
-
-
-def free_port(host: str) -> int:
-    """A port of `host` that is free at the moment.
-
-    Raises:
-        SettingsError: there is none.
-    """
-    with listen(host, 0) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -18,14 +18,7 @@ _FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter(ABC):
-    """One parameter of a request. Its `read` raises BadQueryError, or for a header BadHeaderError.
-
-    Attributes:
-        name: as the client spells it.
-        description: for the OpenAPI document.
-        place: `in` of the OpenAPI document.
-        is_required: whether the client must send it.
-    """
+    """A parameter of a request. Its `read` raises BadQueryError, or BadHeaderError for a header."""
 
     name: str
     description: str

@@ -1,4 +1,4 @@
-"""Headers on every answer that tell browsers and caches what not to do with it."""
+"""Security and cache headers of every response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from server.paths import DOCS_FOLDER, DOCS_PAGE, FRONT_PAGE, PAGE_FOLDER, VIDEO_
 Headers = tuple[tuple[bytes, bytes], ...]
 """As ASGI has them."""
 
-
 _ALWAYS: Headers = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -19,35 +18,33 @@ _ALWAYS: Headers = (
 )
 _POLICY = b"content-security-policy"
 _NOTHING = b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-# A browser that is led to a video shows it on a page of its own making, under our policy.
+# A browser that opens a video shows it on a page of its own, under this policy.
 _MEDIA = _NOTHING + b"; media-src 'self'; style-src 'unsafe-inline'"
 _DOCS = (
     _NOTHING + b"; connect-src 'self'; img-src 'self' data:; style-src 'self'; "
     b"script-src 'self' '%b'" % SCRIPT_HASH.encode()
 )
-# No `unsafe-` anything: the page at / has its scripts and styles in files, and no script of it may
-# turn text into markup.
+# Nothing `unsafe-`: the page at / has scripts and styles in files, and turns no text into markup.
 _FRONT = (
     _NOTHING.decode() + "; connect-src 'self'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; require-trusted-types-for 'script'; trusted-types 'none'; media-src"
 )
-_NOT_KEPT: Headers = ((b"cache-control", b"no-store"),)
 _ONLY_TLS: Headers = ((b"strict-transport-security", b"max-age=31536000"),)
 
-_PLAIN_ANSWER: Headers = (*_ALWAYS, (_POLICY, _NOTHING), *_NOT_KEPT)
+_PLAIN_ANSWER: Headers = (*_ALWAYS, (_POLICY, _NOTHING), (b"cache-control", b"no-store"))
 _PAGE: Headers = (*_ALWAYS, (_POLICY, _DOCS))
 _ASSET: Headers = (*_ALWAYS, (_POLICY, _NOTHING))
-# Asked for anew at each visit: after an upgrade, page and scripts must be of one version.
-_ASKED_ANEW: Headers = ((b"cache-control", b"no-cache"),)
-_FRONT_PAGE: Headers = (*_ALWAYS, *_ASKED_ANEW)
-_PAGE_FILE: Headers = (*_ASSET, *_ASKED_ANEW)
+# Revalidated at each visit: after an upgrade, page and scripts must be of one version.
+_ASKED_ANEW = (b"cache-control", b"no-cache")
+_FRONT_PAGE: Headers = (*_ALWAYS, _ASKED_ANEW)
+_PAGE_FILE: Headers = (*_ASSET, _ASKED_ANEW)
 _VIDEO: Headers = (*_ALWAYS, (_POLICY, _MEDIA))
 
 
 def security_headers(path: str, status: int, scheme: str | None) -> Headers:
-    """What goes with an answer.
+    """The headers to add to a response.
 
-    Those for a video say themselves how long it may be kept; the page at / says its policy itself.
+    The route of a video sets its own cache headers, and that of the page at / its own policy.
     """
     headers = _PLAIN_ANSWER
     if status < HTTPStatus.BAD_REQUEST:
@@ -65,5 +62,5 @@ def security_headers(path: str, status: int, scheme: str | None) -> Headers:
 
 
 def front_page_policy(video_origins: Iterable[str]) -> str:
-    """The content security policy of the page at /, which shows videos from there, too."""
+    """The content security policy of the page at /, which shows videos from these origins too."""
     return " ".join([_FRONT, "'self'", *video_origins])

@@ -15,8 +15,8 @@ import httpx
 
 from models.mock.card_speed import INSTANT
 from server.errors import CommandError
-from server.transport.listener import free_port
 from tests.bench.prototype import BROKER_VARIABLE, PORT_VARIABLE
+from tests.support.brokers import free_port
 from worker.broker.embedded import EmbeddedBroker
 
 START_SECONDS = 120.0
@@ -59,7 +59,7 @@ def own_broker(folder: Path) -> Iterator[str]:
 @contextmanager
 def gateway(broker_url: str, folder: Path) -> Iterator[Server]:
     """A gateway without a limit to its queue."""
-    port = free_port(HOST)
+    port = free_port()
     environ = {
         "MOCHI_REDIS_URL": broker_url,
         "MOCHI_DATA_DIR": str(folder),
@@ -73,7 +73,7 @@ def gateway(broker_url: str, folder: Path) -> Iterator[Server]:
 @contextmanager
 def prototype(broker_url: str, folder: Path) -> Iterator[Server]:
     """What the gateway is compared with."""
-    port = free_port(HOST)
+    port = free_port()
     environ = {BROKER_VARIABLE: broker_url, PORT_VARIABLE: str(port)}
     with _process("tests.bench.prototype", environ, folder / "prototype.log") as pid:
         yield _answering(Server("prototype", f"http://{HOST}:{port}", pid))

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from server.transport.listener import free_port
 from tests.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
 from tests.chaos.books import PRICES
 from tests.chaos.history import Event, What
+from tests.support.brokers import free_port
 from worker.process.parent_watch import WITH_PARENT
 
 STOP_SECONDS = 30.0
@@ -83,7 +83,7 @@ class Fleet:
 
     def start(self, *, gateways: int, workers: int) -> list[str]:
         """Start all and wait until they serve. Returns the gateways' URLs."""
-        self._ports = [free_port(HOST) for _ in range(gateways)]
+        self._ports = [free_port() for _ in range(gateways)]
         self._gateways = [self._start_gateway(place) for place in range(gateways)]
         self._workers = [self._start_worker() for _ in range(workers)]
         urls = [f"http://{HOST}:{port}" for port in self._ports]

@@ -13,7 +13,7 @@ import httpx
 import psutil
 from segmind import SegmindClient
 
-from server.transport.listener import free_port
+from tests.support.brokers import free_port
 from tests.support.leaks import leaks
 from tests.support.stack import COMMAND, eventually
 
@@ -23,7 +23,7 @@ class Up:
 
     def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
         self.folder = folder
-        self.port = free_port("127.0.0.1")
+        self.port = free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.log = folder / "up.log"
         folder.mkdir(exist_ok=True)

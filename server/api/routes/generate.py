@@ -27,7 +27,7 @@ from server.api.submission import (
 )
 from server.api.video_file import video_response
 from server.transport.body import read_object
-from server.transport.disconnect import ClientDisconnected, unless_disconnected
+from server.transport.disconnect import ends_before_disconnect
 from server.transport.parameters import documented
 from server.transport.responses import answer
 from worker.job import Job, Status
@@ -77,11 +77,8 @@ async def generate_video(request: Request) -> Response:
     accepted = await submission.accept(needs_worker=True)
     request_id = accepted.request_id
     request.state.request_id = request_id  # later errors name it: the request runs on
-    try:
-        await unless_disconnected(
-            request, services.poller.wait_for_end(request_id, services.settings.v1_seconds)
-        )
-    except ClientDisconnected:
+    end = services.poller.wait_for_end(request_id, services.settings.v1_seconds)
+    if not await ends_before_disconnect(request, end):
         if submission.idempotency_key is None:  # with one, the client can ask for it again
             services.canceller.cancel(request_id, call.key.key_id)
         return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from models.mock.scenario import SCENARIO
-from server.transport.listener import free_port
+from tests.support.brokers import free_port
 from tests.support.collector import Collector, Span, collector
 from tests.support.jobs import end_lease
 from tests.support.stack import Stack, eventually
@@ -218,7 +218,7 @@ def test_another_attempt_is_in_the_same_trace(stack: Stack, traces: Collector) -
 
 def test_a_collector_that_is_away_delays_nothing_and_is_seldom_named(tmp_path: Path) -> None:
     with Stack(tmp_path, engine="fake", fake_step_seconds="0.01") as stack:
-        away = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+        away = f"http://127.0.0.1:{free_port()}"
         stack.variables = SOON | {"OTEL_EXPORTER_OTLP_ENDPOINT": away}
         stack.variables["OTEL_EXPORTER_OTLP_TIMEOUT"] = "300"  # the gateway tries again and again
         stack.start_gateway()

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from server.cli.weights import has_nvidia_gpu
-from server.transport.listener import free_port
+from tests.support.brokers import free_port
 from tests.support.stack import COMMAND, eventually
 from tests.support.up import Up, environ, gone, refused, run
 
@@ -163,7 +163,7 @@ def test_the_broker_that_got_a_key_is_named_without_its_password(up: Up) -> None
 def test_a_place_that_cannot_be_written_is_named_before_a_video_is_asked_for(
     target: str, tmp_path: Path
 ) -> None:
-    nobody = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+    nobody = f"http://127.0.0.1:{free_port()}"
     refused = run("generate", "a pond", "-o", str(tmp_path / target), "--api-key", "k",
                   MOCHI_URL=nobody)  # fmt: skip
     assert refused.returncode == 1
@@ -193,7 +193,7 @@ def test_a_video_that_could_not_be_written_is_not_lost(up: Up, tmp_path: Path) -
 def test_generate_says_what_to_do_when_there_is_no_server(tmp_path: Path) -> None:
     missing = tmp_path / "missing.mp4"
     refused = run("generate", "a pond", "-o", str(missing), "--api-key", "k",
-                  MOCHI_URL=f"http://127.0.0.1:{free_port('127.0.0.1')}")  # fmt: skip
+                  MOCHI_URL=f"http://127.0.0.1:{free_port()}")  # fmt: skip
     assert refused.returncode == 1
     assert "Is it running? `mochi-server up`" in refused.stderr
     assert not missing.exists()

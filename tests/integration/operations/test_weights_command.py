@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from models.weights.folder import MANIFEST
-from server.transport.listener import free_port
+from tests.support.brokers import free_port
 from tests.support.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, StandIn, stand_in
 from tests.support.stack import COMMAND, eventually
 
@@ -57,7 +57,7 @@ def run(
 
 def closed_endpoint() -> str:
     """An endpoint without a server."""
-    return f"http://127.0.0.1:{free_port('127.0.0.1')}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def test_weights_are_pulled_found_and_verified(hub: StandIn, tmp_path: Path) -> None:

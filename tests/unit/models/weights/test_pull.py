@@ -23,7 +23,7 @@ from models.weights.folder import (
     read_manifest,
 )
 from models.weights.pull import pull, verify
-from server.transport.listener import free_port
+from tests.support.brokers import free_port
 from tests.support.hub import BIG, FIRST, HUB_ID, LOADED, OTHERS, SECOND, StandIn, stand_in_here
 from tests.support.stack import eventually
 
@@ -394,7 +394,7 @@ def test_an_unknown_commit_is_named(hub: StandIn, tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with stand_in_here(monkeypatch, port=free_port("127.0.0.1")) as silent:
+    with stand_in_here(monkeypatch, port=free_port()) as silent:
         message = refusal(silent, tmp_path)
     assert f"{silent.url} cannot be reached ([Errno {errno.ECONNREFUSED}] " in message
     for remedy in ("HTTPS_PROXY", "HF_ENDPOINT", "MOCHI_WEIGHTS=/path/to/folder"):
