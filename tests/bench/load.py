@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -54,6 +55,17 @@ class Outcome:
     p50: float
     p99: float
     errors: int
+
+    @classmethod
+    def of_all(cls, outcomes: Sequence[Outcome]) -> Outcome:
+        """Of several in turn: sums, and medians of the percentiles."""
+        return cls(
+            requests=sum(outcome.requests for outcome in outcomes),
+            seconds=sum(outcome.seconds for outcome in outcomes),
+            p50=statistics.median(outcome.p50 for outcome in outcomes),
+            p99=statistics.median(outcome.p99 for outcome in outcomes),
+            errors=sum(outcome.errors for outcome in outcomes),
+        )
 
     @property
     def rate(self) -> float:
