@@ -1,7 +1,8 @@
-"""What every request passes before it is routed: a sane Host, a key, and a net for our bugs.
+"""ASGI middleware, the only one: Host, API key, errors, security headers, log and metrics.
 
-And every answer on its way out, which gets the headers that all have. Pure ASGI, so that nothing is
-read of a body before the key is checked. Everything needs a key but what stands in PUBLIC.
+It validates the Host header, authenticates the API key unless the path is in PUBLIC, and turns
+every exception into a response. It is pure ASGI, so no byte of a body is read before the key is
+checked.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Middleware:
         self._public_url = public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Admit and pass on, or answer; and count it."""
+        """Authenticate, route and count a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -94,7 +95,7 @@ class Middleware:
                     request_id=_request_id(scope),
                 )
                 if has_begun():
-                    raise  # too late for an answer: the connection must break
+                    raise  # too late for a response: the connection must break
                 response = answer_for_bug(scope["path"], _request_id(scope))
             await response(scope, receive, send)
 
@@ -102,7 +103,7 @@ class Middleware:
         headers = datastructures.Headers(scope=scope)
         state = scope.setdefault("state", {})
         path = scope["path"]
-        if path not in PROBES:  # which may be plain HTTP/1.0
+        if path not in PROBES:  # a probe may be HTTP/1.0, without Host
             state["base_url"] = self._public_url or f"{scope['scheme']}://{_host(headers)}"
         is_public = path in PUBLIC or path in self._also_public or path.startswith(PUBLIC_FOLDERS)
         if not is_public:
@@ -132,13 +133,13 @@ def _log_refusal(scope: Scope, status: int) -> None:
 
 
 def _request_id(scope: Scope) -> str | None:
-    """Of the request that was accepted, or, for the log alone, what is in the path."""
+    """The id of the accepted request, or the one in the path."""
     accepted: str | None = scope["state"].get("request_id")
     return accepted or scope.get("path_params", {}).get("request_id")
 
 
 def _closing(scope: Scope) -> Headers:
-    """What is left of a refused body is not worth reading: it may never end."""
+    """Close the connection after a refusal: the rest of the body may never end."""
     has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
     return ((b"connection", b"close"),) if has_body else ()
 

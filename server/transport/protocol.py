@@ -1,6 +1,7 @@
-"""uvicorn's HTTP protocol with limits to what may come before a request is whole.
+"""uvicorn's HTTP protocol with limits to the size and the time of a request's head.
 
-uvicorn holds a header of any size, and a partial request for ever; both are free for a stranger.
+uvicorn itself buffers headers of any size and waits for an incomplete request without limit, which
+lets clients without a key use up memory and connections.
 """
 
 from __future__ import annotations
@@ -16,26 +17,58 @@ from server.transport.security_headers import security_headers
 MOST_HEAD_BYTES = 32_768
 """Request line and headers together."""
 HEAD_SECONDS = 10.0
-"""From the opening of a connection, or the first byte after an answer, to the last header."""
+"""From the opening of a connection, or the first byte after a response, to the last header."""
 TOO_LARGE = "The headers are too large."
 
 
 class HeadTooLargeError(Exception):
-    """Raised within the parser, which then refuses the request."""
+    """Raised inside the parser to refuse the request."""
+
+
+class _JoinedWrites(asyncio.Transport):
+    """Sends head and body of a response in one packet; uvicorn writes them separately."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+
+    @override
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._held:
+            self._flush(bytes(data))
+        else:
+            self._held = bytes(data)
+            self._loop.call_soon(self._flush)
+
+    @override
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self, more: bytes = b"") -> None:
+        data, self._held = self._held + more, b""
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Refuses heads that are too large or too slow, and what is no HTTP, in JSON."""
+    """Refuses heads that are too large or too slow. Errors are JSON, also for invalid HTTP."""
 
     _head_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
-    """Set while a head is awaited."""
+    """Set while a head is incomplete."""
 
     @override
     def connection_made(  # type: ignore[override]  # as uvicorn narrows it
         self, transport: asyncio.Transport
     ) -> None:
-        super().connection_made(transport)
+        super().connection_made(_JoinedWrites(transport, self.loop))
         self._open_head()
 
     @override
@@ -50,12 +83,12 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if awaited is not None and self._deadline is awaited:
-            # All of it belongs to this head; the callbacks see a header only when it is whole.
+            # All of it belongs to this head; the callbacks see only complete headers.
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES:
                 self.send_400_response(TOO_LARGE)
         elif self._is_idle() and self.timeout_keep_alive_task is None:
-            self._open_head()  # bytes that begin no request have ended uvicorn's own timer
+            self._open_head()  # bytes that begin no request cancelled uvicorn's own timer
 
     @override
     def on_message_begin(self) -> None:
@@ -96,7 +129,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.cycle is None or self._is_idle():
             self.transport.close()
         else:
-            self._open_head()  # an earlier answer is still on its way: not the client's fault
+            self._open_head()  # an earlier response is not complete: not the client's fault
 
     def _is_idle(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete

@@ -1,4 +1,4 @@
-"""Counts HTTP requests and their seconds."""
+"""Histogram of HTTP requests and their durations."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from prometheus_client import (
 from prometheus_client.core import Metric
 
 OTHER = "other"
-"""In place of a path that is no route, or was refused before it was looked at; and of odd verbs."""
+"""Label for unknown paths and verbs, and for requests refused before routing."""
 VERBS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 HTTP_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-"""In seconds: from a poll to a blocking call."""
+"""Seconds: from a poll to a blocking call."""
 
 
 class Traffic:
-    """What this gateway was asked over HTTP."""
+    """The HTTP traffic of this gateway."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # as many lines again, which Prometheus does not read
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the lines, and Prometheus ignores them
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._seconds = Histogram(
@@ -37,7 +37,7 @@ class Traffic:
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     def note(self, scope: Any, status: int, seconds: float) -> None:  # noqa: ANN401 (as ASGI has it)
-        """One request was answered. The route is its template: paths hold ids."""
+        """Count an answered request by its route template; a path contains ids."""
         verb = scope["method"]
         route = getattr(scope.get("route"), "path", OTHER)
         key = route, verb if verb in VERBS else OTHER, status

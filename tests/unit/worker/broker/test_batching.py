@@ -27,6 +27,48 @@ def test_questions_of_one_moment_travel_together() -> None:
     assert sent == [[0, 1, 2, 3], [9]]
 
 
+def test_questions_that_come_during_a_round_trip_travel_together_after_it() -> None:
+    sent: list[list[int]] = []
+
+    async def ask() -> None:
+        arrived = asyncio.Event()
+
+        async def echo(numbers: list[int]) -> list[int]:
+            sent.append(numbers)
+            await arrived.wait()
+            return numbers
+
+        batch = Batch(echo)
+        questions = [asyncio.create_task(batch.ask(0))]
+        for number in range(1, 4):
+            await asyncio.sleep(0)
+            questions.append(asyncio.create_task(batch.ask(number)))
+        await asyncio.sleep(0)
+        arrived.set()
+        assert await asyncio.gather(*questions) == [0, 1, 2, 3]
+
+    asyncio.run(ask())
+    assert sent[0][0] == 0
+    assert len(sent) == 2
+
+
+def test_a_slow_round_trip_does_not_hold_the_questions_after_it() -> None:
+    async def ask() -> int:
+        async def hang_on_zero(numbers: list[int]) -> list[int]:
+            if 0 in numbers:
+                await asyncio.sleep(60)
+            return numbers
+
+        batch = Batch(hang_on_zero)
+        slow = asyncio.create_task(batch.ask(0))
+        await asyncio.sleep(0.001)
+        answer = await batch.ask(1)
+        slow.cancel()
+        return answer
+
+    assert asyncio.run(asyncio.wait_for(ask(), timeout=30)) == 1
+
+
 def test_a_refused_question_is_an_error_for_its_caller_alone() -> None:
     async def refuse_odd(numbers: list[int]) -> list[int | Exception]:
         return [ResponseError("odd") if number % 2 else number for number in numbers]
