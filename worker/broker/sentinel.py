@@ -1,11 +1,13 @@
 """Clients of the master that Sentinels name; after a failover the next command finds the new one.
 
-Pools and connections are redis-py's; only the discovery is ours. redis-py's own loses a Sentinel
-from its list for good when two calls ask at once and the first Sentinel does not answer.
+All but the discovery is redis-py's. Its own discovery loses a Sentinel from its list for good when
+two calls ask at once and the first Sentinel does not answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis.asyncio
@@ -28,73 +30,43 @@ asked while an HTTP client still waits."""
 
 def master_client(address: Address, **options: Any) -> Redis:  # noqa: ANN401 (redis-py's)
     """A client of the master. `options` are redis-py's; those of the URL override them."""
-    pool = _Pool(address.name, _Sentinels(address), **_merged(options, address))  # type: ignore[no-untyped-call]
-    return Redis.from_pool(pool)
+    sentinels = _Sentinels(address.sentinels, sentinel_kwargs=_of(address, Retry(NoBackoff(), 0)))  # type: ignore[no-untyped-call]
+    return Redis.from_pool(_Pool(address.name, sentinels, **_merged(options, address)))  # type: ignore[no-untyped-call]
 
 
 def async_master_client(address: Address, **options: Any) -> redis.asyncio.Redis:  # noqa: ANN401
-    pool = _AsyncPool(address.name, _AsyncSentinels(address), **_merged(options, address))  # type: ignore[no-untyped-call]
+    retry = AsyncRetry(NoBackoff(), 0)
+    sentinels = _AsyncSentinels(address.sentinels, sentinel_kwargs=_of(address, retry))  # type: ignore[no-untyped-call]
+    pool = _AsyncPool(address.name, sentinels, **_merged(options, address))  # type: ignore[no-untyped-call]
     return redis.asyncio.Redis.from_pool(pool)
 
 
-class _Sentinels:
+class _Sentinels(redis.sentinel.Sentinel):
     """Asks Sentinels in turn, first the last one that knew the master."""
 
-    def __init__(self, address: Address) -> None:
-        retry = Retry(NoBackoff(), 0)
-        self._clients = [
-            (at, Redis(host=at[0], port=at[1], retry=retry, **_sentinel_options(address)))
-            for at in address.sentinels
-        ]
-
-    def discover_master(self, name: str) -> tuple[str, int]:
-        """Host and port.
-
-        Raises:
-            MasterNotFoundError: no Sentinel knows a master that is up.
-        """
-        reasons = []
-        for asked in self._clients:
-            (host, port), client = asked
-            try:
-                state = _read(client.sentinel_masters(), name)
-                self._clients = _with_first(self._clients, asked)
-                return state["ip"], state["port"]
-            except RedisError as error:
-                reasons.append(f"Sentinel {host}:{port}: {error}")
+    @override
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        reasons: list[str] = []
+        for asked in self.sentinels:
+            with _errors_to(reasons, asked):
+                found = _master(asked.sentinel_masters(), service_name)
+                self.sentinels = _with_first(self.sentinels, asked)
+                return found
         raise MasterNotFoundError("; ".join(reasons))
 
-    def close(self) -> None:
-        for _, client in self._clients:
-            client.close()
 
-
-class _AsyncSentinels:
+class _AsyncSentinels(redis.asyncio.sentinel.Sentinel):
     """The same for asyncio."""
 
-    def __init__(self, address: Address) -> None:
-        retry = AsyncRetry(NoBackoff(), 0)
-        options = _sentinel_options(address)
-        self._clients = [
-            (at, redis.asyncio.Redis(host=at[0], port=at[1], retry=retry, **options))
-            for at in address.sentinels
-        ]
-
-    async def discover_master(self, name: str) -> tuple[str, int]:
-        reasons = []
-        for asked in self._clients:
-            (host, port), client = asked
-            try:
-                state = _read(await client.sentinel_masters(), name)
-                self._clients = _with_first(self._clients, asked)
-                return state["ip"], state["port"]
-            except RedisError as error:
-                reasons.append(f"Sentinel {host}:{port}: {error}")
+    @override
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        reasons: list[str] = []
+        for asked in self.sentinels:
+            with _errors_to(reasons, asked):
+                found = _master(await asked.sentinel_masters(), service_name)
+                self.sentinels = _with_first(self.sentinels, asked)
+                return found
         raise MasterNotFoundError("; ".join(reasons))
-
-    async def aclose(self) -> None:
-        for _, client in self._clients:
-            await client.aclose()
 
 
 class _Pool(redis.sentinel.SentinelConnectionPool):
@@ -120,18 +92,27 @@ def _merged(options: dict[str, Any], address: Address) -> dict[str, Any]:
     return options | of_url | {"ssl": address.sentinel_options["ssl"]}
 
 
-def _sentinel_options(address: Address) -> dict[str, Any]:
+def _of(address: Address, retry: Retry | AsyncRetry) -> dict[str, Any]:
     limits = {"socket_timeout": SENTINEL_SECONDS, "socket_connect_timeout": SENTINEL_SECONDS}
-    return limits | address.sentinel_options
+    return limits | address.sentinel_options | {"retry": retry}
 
 
-def _read(masters: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 (redis-py's)
-    state: dict[str, Any] | None = masters.get(name)
+@contextmanager
+def _errors_to(reasons: list[str], sentinel: Any) -> Iterator[None]:  # noqa: ANN401 (sync or async)
+    try:
+        yield
+    except RedisError as error:
+        at = sentinel.get_connection_kwargs()
+        reasons.append(f"Sentinel {at['host']}:{at['port']}: {error}")
+
+
+def _master(masters: Any, name: str) -> tuple[str, int]:  # noqa: ANN401 (redis-py's)
+    state = masters.get(name)
     if state is None:
         raise MasterNotFoundError(f"it knows no master {name}.")
     if state["is_sdown"] or state["is_odown"] or not state["is_master"]:
         raise MasterNotFoundError(f"the master {name} is down.")
-    return state
+    return state["ip"], state["port"]
 
 
 def _with_first(clients: list[Any], first: Any) -> list[Any]:  # noqa: ANN401 (sync or async)
