@@ -27,12 +27,11 @@ from worker.process.logs import configure_logs
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
 from worker.process.telemetry import start_tracing
-from worker.runtime.gpu_reporter import GpuReporter
+from worker.runtime.background import start_gpu_reporter, start_sweeper
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.rq_worker import EngineWorker
 from worker.runtime.runner import Runner
-from worker.runtime.sweeper import Sweeper
 from worker.settings import WorkerSettings
 from worker.store.presence import LiveWorker, new_worker_name
 from worker.store.worker_side import WorkerStore
@@ -145,9 +144,9 @@ def work(
         settings.redis_url, is_over=lambda: stop.draining, decode_responses=False
     )
     worker = EngineWorker(name, runner, connection, stop=stop)
-    Sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds).start()
+    start_sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds)
     if meter is not None:
-        GpuReporter(name, meter, brief_store).start()
+        start_gpu_reporter(name, meter, brief_store)
     heartbeat.start()
     try:
         worker.work()

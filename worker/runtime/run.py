@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 
+from models.engine import Picture
 from worker.job import CANCELLED, Stage
 from worker.pace import Pace
 from worker.process.shutdown import Stop
@@ -114,13 +116,17 @@ class Run:
         if self._last_sign - self._started > self.seconds:
             raise EndedEarly("timeout", f"The run took longer than {self.seconds:g} seconds.")
 
+    @property
+    def step_seconds(self) -> float:
+        """Mean of one denoising step; the prompt's encoding is left out."""
+        return (self._steps_at[-1] - self._steps_at[0]) / (len(self._steps_at) - 1)
+
     def pace(self) -> Pace:
         """Call it when the video is published."""
-        first, last = self._steps_at[0], self._steps_at[-1]
         return Pace(
-            prompt_seconds=first - self._started,
-            step_seconds=(last - first) / (len(self._steps_at) - 1),
-            video_seconds=time.monotonic() - last,
+            prompt_seconds=self._steps_at[0] - self._started,
+            step_seconds=self.step_seconds,
+            video_seconds=time.monotonic() - self._steps_at[-1],
         )
 
     @contextmanager
@@ -134,3 +140,24 @@ class Run:
     def silent_seconds(self) -> float:
         """Since the last sign of life; 0 while the run is not watched."""
         return time.monotonic() - self._last_sign if self.is_watched else 0.0
+
+
+@contextmanager
+def timed(part: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Add the seconds that a part of a run has taken."""
+    began = time.perf_counter()
+    yield
+    seconds[part] = time.perf_counter() - began
+
+
+class RunPreviews:
+    """`models.engine.Previews` for one run: the heartbeat sends the pictures to the broker."""
+
+    def __init__(self, run: Run, every: int) -> None:
+        self._run = run
+        self.every = every
+
+    def show(self, picture: Picture) -> None:
+        """Replaces the picture before, sent or not; the run does not wait for the broker."""
+        data = b64encode(picture.data).decode()
+        self._run.preview = (picture.step, f"data:{picture.media_type};base64,{data}")

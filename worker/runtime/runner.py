@@ -23,10 +23,8 @@ from worker.process.shutdown import Stop
 from worker.runtime.checkpoints import RunCheckpoints
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.mock_outcome import early_expiry, step_callback, warnings_of
-from worker.runtime.previews import RunPreviews
-from worker.runtime.run import EndedEarly, LeaseLost, Requeued, Run
+from worker.runtime.run import EndedEarly, LeaseLost, Requeued, Run, RunPreviews, timed
 from worker.runtime.spans import note_failure, note_params, traced
-from worker.runtime.stopwatch import DENOISING, PUBLISHING, VIDEO, Stopwatch
 from worker.store.worker_side import Lease, Result, WorkerStore
 
 REFUSED_PAUSES = (1.0, 2.0, 4.0)
@@ -109,7 +107,9 @@ class Runner:
             _log.exception("engine.broken", step=run.step)
             raise
         except EngineError as error:
-            self._fail_with(lease, error)
+            if isinstance(error, ContentBlockedError):
+                _log.warning("run.blocked", stage=error.stage, category=error.category)
+            self._fail(lease, error.code, str(error))
         except Exception:  # noqa: BLE001 (the next request may succeed)
             _log.exception("run.bug")
             self._fail(lease, "internal", "The worker failed on this request; its log says why.")
@@ -130,25 +130,26 @@ class Runner:
         draft = self._outputs.draft(name)
         self._moderation.check_prompt(job.params.prompt)
         run.check()  # moderation may take long
-        watch = Stopwatch()
-        on_step = step_callback(job, run, self._speed, is_mock=self._engine.traits.is_mock)
-        clip = self._engine.generate(
-            job.params, watch.timed(on_step), self._checkpoints(run), self._previews(run)
-        )
-        watch.end(DENOISING)
-        clip = self._moderation.moderated(clip, job.params.frames)
-        encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
-        watch.end(VIDEO)
+        seconds: dict[str, float] = {}
+        traits = self._engine.traits
+        on_step = step_callback(job, run, self._speed, is_mock=traits.is_mock)
+        with timed("denoising", seconds):
+            clip = self._engine.generate(
+                job.params, on_step, self._checkpoints(run), self._previews(run)
+            )
+        seconds["step"] = run.step_seconds
+        with timed("video", seconds):
+            clip = self._moderation.moderated(clip, job.params.frames)
+            encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
         _log.info(
             "run.encoded",
-            denoising_seconds=round(watch.seconds[DENOISING], 3),
-            video_seconds=round(watch.seconds[VIDEO], 3),
+            denoising_seconds=round(seconds["denoising"], 3),
+            video_seconds=round(seconds["video"], 3),
         )
         run.enter(Stage.PUBLISHING)
-        size = self._outputs.publish(name)
-        watch.end(PUBLISHING)
-        traits = self._engine.traits
-        return Result(name, size, traits.precision, self._warnings(job, clip), watch.seconds)
+        with timed("publishing", seconds):
+            size = self._outputs.publish(name)
+        return Result(name, size, traits.precision, self._warnings(job, clip), seconds)
 
     def _checkpoints(self, run: Run) -> RunCheckpoints | None:
         if not self._checkpoint_steps:
@@ -202,11 +203,6 @@ class Runner:
             _log.info("run.given_back", step=run.step)
         note_failure("given_back")
         self._store.requeue(run.lease)
-
-    def _fail_with(self, lease: Lease, error: EngineError) -> None:
-        if isinstance(error, ContentBlockedError):
-            _log.warning("run.blocked", stage=error.stage, category=error.category)
-        self._fail(lease, error.code, str(error))
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
         note_failure(code)

@@ -45,7 +45,8 @@ class Result:
     precision: str = ""
     warnings: tuple[str, ...] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of each stage, for /metrics."""
+    """Seconds of `denoising` (with the prompt), `video` (decoding and encoding, which overlap) and
+    `publishing`, and the mean of one `step`; for /metrics."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 from redis import Redis
@@ -12,9 +14,10 @@ from models.device import DeviceUse
 from tests.support.jobs import OWNER, ask_gateway, end_lease, live, params, pop, submit
 from worker.broker.connection import connect_gateway
 from worker.errors import QueueFullError
-from worker.runtime import gpu_reporter
-from worker.runtime.gpu_reporter import GpuReporter
-from worker.runtime.stopwatch import Stopwatch
+from worker.process.shutdown import Stop
+from worker.runtime import background
+from worker.runtime.background import start_gpu_reporter
+from worker.runtime.run import Run, timed
 from worker.store import keyspace
 from worker.store.deliveries import Deliveries, State
 from worker.store.fleet import survey
@@ -170,7 +173,7 @@ def test_the_oldest_that_waits_is_found_wherever_it_stands(
 def test_a_worker_tells_how_much_of_its_card_it_uses(
     store: WorkerStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_reporter, "REPORT_SECONDS", 0.01)
+    monkeypatch.setattr(background, "REPORT_SECONDS", 0.01)
     store.beat(live("ann"))
     store.beat(live("bob"))
 
@@ -180,8 +183,7 @@ def test_a_worker_tells_how_much_of_its_card_it_uses(
         return now.devices([None if text is None else str(text) for text in told])
 
     readings = iter([USE])  # a card that then cannot be read any more
-    thread = GpuReporter("ann", lambda: next(readings), store)
-    thread.start()
+    thread = start_gpu_reporter("ann", lambda: next(readings), store)
     thread.join(10)
     assert not thread.is_alive()
     assert devices() == {"ann": USE}
@@ -200,14 +202,22 @@ def test_what_another_version_has_counted_is_not_lost() -> None:
     assert now.counts == {"new": {"": 5}}
 
 
-def test_a_stopwatch_leaves_out_what_comes_before_the_first_step() -> None:
-    clock = iter([0.0, 5.0, 5.5, 6.5, 7.0, 9.0])
-    watch = Stopwatch(lambda: next(clock))
-    told: list[int] = []
-    on_step = watch.timed(lambda step, _total: told.append(step))
-    for step in (1, 2, 3):
-        on_step(step, 3)
-    watch.end("denoising")
-    watch.end("video")
-    assert told == [1, 2, 3]
-    assert watch.seconds == {"step": 0.75, "denoising": 7.0, "video": 2.0}
+def test_the_mean_of_a_step_leaves_out_what_comes_before_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(Lease("an-id", "a-run"), 60, Stop())
+    run._started = 0.0
+    steps, parts = iter([5.0, 5.5, 6.5]), iter([0.0, 7.0, 7.0, 9.0])
+    clock = SimpleNamespace(
+        monotonic=lambda: next(steps), perf_counter=lambda: next(parts), time_ns=time.time_ns
+    )
+    monkeypatch.setattr("worker.runtime.run.time", clock)
+    for step in range(3):
+        run.on_step(step, 2)
+    assert run.step_seconds == 0.75
+    seconds: dict[str, float] = {}
+    with timed("denoising", seconds):
+        pass
+    with timed("video", seconds):
+        pass
+    assert seconds == {"denoising": 7.0, "video": 2.0}

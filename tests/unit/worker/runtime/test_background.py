@@ -10,7 +10,7 @@ from redis import Redis
 
 from tests.support.jobs import submit
 from worker.outputs.local import LocalOutputs
-from worker.runtime.sweeper import Sweeper
+from worker.runtime.background import sweep
 from worker.store.worker_side import WorkerStore
 
 RETENTION_SECONDS = 60.0
@@ -37,6 +37,6 @@ def test_files_without_a_record_are_swept_and_all_others_left(
         if "fresh" not in what:
             old = time.time() - RETENTION_SECONDS - 1
             os.utime(folder / name, (old, old))
-    Sweeper(store, outputs, retention_seconds=RETENTION_SECONDS).sweep()
+    sweep(store, outputs, retention_seconds=RETENTION_SECONDS)
     left = {path.name for path in folder.iterdir()}
     assert left == set(names.values()) - {names["orphan"], names["orphan draft"]}
