@@ -102,9 +102,6 @@ def bench_engine(
         typer.Option(min=1, metavar="GIB", help="Limit GPU memory, to simulate a smaller card."),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", help="Write the results as JSON.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Write a PNG chart. Needs the extra `bench`.")
-    ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Folder for a torch profiler trace of one step.")
     ] = None,
@@ -119,8 +116,8 @@ def bench_engine(
         fail(str(not_installed(ModuleNotFoundError("No module named 'torch'"))), os.EX_CONFIG)
     settings = read_settings()
     with exit_on_error():
-        for file in filter(None, (output, plot)):
-            check_file(file)
+        if output is not None:
+            check_file(output)
         if trace is not None:
             check_folder(trace)
     flags = ["--steps", str(steps), "--repeats", str(repeats)]
@@ -129,7 +126,6 @@ def bench_engine(
         ("--compare", compare),
         ("--memory", memory),
         ("--output", output),
-        ("--plot", plot),
         ("--trace", trace),
         ("--data-dir", settings.data_dir),
     ):

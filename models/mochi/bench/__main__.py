@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.console import Console
 
 from models.errors import MochiError
-from models.mochi.bench import plot
 from models.mochi.bench.measure import Bench
 from models.mochi.bench.report import tables
 from models.mochi.bench.results import Result, Setup
@@ -35,8 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace) -> bool:
     """Return whether all requests of our engine succeeded."""
-    if options.plot:
-        plot.check()
     lengths = options.frames or [DEFAULT_FRAMES]
     settings = _settings()
     subjects = load_subjects(
@@ -55,8 +52,6 @@ def _measure(options: argparse.Namespace) -> bool:
         _write(result, options.output)
     for table in tables(result):
         Console().print(table)
-    if options.plot:
-        plot.plot([asdict(result)], options.plot)
     return not any(row.error for row in rows if row.engine == "ours")
 
 
@@ -85,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compare", choices=["stock"])
     parser.add_argument("--memory", type=float, metavar="GIB", help="use no more GPU memory")
     parser.add_argument("--output", "-o", type=Path, metavar="FILE.json")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png")
     parser.add_argument("--trace", type=Path, metavar="FOLDER")
     parser.add_argument("--data-dir", type=Path, default=Path(), help="where pulled weights are")
     return parser

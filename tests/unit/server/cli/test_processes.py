@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_refused_before_torch_is_loaded() -> None:
     assert "MOCHI_PROFILE" in message
 
 
-@pytest.mark.parametrize("option", ["-o", "--plot", "--trace"])
+@pytest.mark.parametrize("option", ["-o", "--trace"])
 def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(
     option: str, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from models.errors import OutOfMemoryError
 from models.mochi.bench import __main__ as command
-from models.mochi.bench import measure, plot, stages, subjects
+from models.mochi.bench import measure, stages, subjects
 from models.mochi.bench.measure import Bench
 from models.mochi.bench.probes import counted_syncs, matmul_peak
 from models.mochi.bench.results import Name, Seconds
@@ -25,10 +24,6 @@ from models.video import encode
 
 ARGUMENTS = ("--frames", "7", "--steps", "10", "--repeats", "2", "--compare", "stock")
 STAGES = ("text", "conditioning", "denoising", "decoding", "rest")
-
-needs_matplotlib = pytest.mark.skipif(
-    find_spec("matplotlib") is None, reason="matplotlib is not installed here"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -276,40 +271,3 @@ def test_waits_are_counted_by_pytorchs_warnings(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_peak_is_that_of_products_of_matrices() -> None:
     assert 0 < matmul_peak(torch.device("cpu"), repeats=2) < 100
-
-
-# The plot
-
-
-@needs_matplotlib
-def test_the_plot_is_a_png(result: dict[str, Any], written: Path, tmp_path: Path) -> None:
-    plot.plot([result], tmp_path / "out.png")
-    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert plot.main([str(tmp_path / "two.png"), *[str(written / "out.json")] * 2]) == 0
-    assert (tmp_path / "two.png").stat().st_size > 10_000
-
-
-def test_without_matplotlib_nothing_is_measured_and_it_says_what_to_type(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda _: None)
-    monkeypatch.setattr(command, "load_subjects", lambda *_, **__: pytest.fail("it began"))
-    assert command.main(["--plot", str(tmp_path / "out.png")]) == 1
-    assert "pip install 'mochi-server[bench]'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [[], ["out.png"], ["--help"]])
-def test_the_plot_alone_says_how_it_is_called(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert plot.main(arguments) == 2
-    assert "OUT.png FILE.json" in capsys.readouterr().err
-
-
-@needs_matplotlib
-def test_without_a_successful_request_there_is_no_plot(
-    result: dict[str, Any], tmp_path: Path
-) -> None:
-    failed = {**result, "rows": [{**row, "warm": None} for row in result["rows"]]}
-    with pytest.raises(plot.PlotError, match="No request succeeded"):
-        plot.plot([failed], tmp_path / "out.png")
