@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from tests.support.s3 import ObjectStore
+
+
+TESTS = Path(__file__).parent
 
 
 def pytest_configure() -> None:
@@ -42,6 +47,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+    order = {path: place for place, path in enumerate(_spread({item.path: 0 for item in items}))}
+    items.sort(key=lambda item: order[item.path])
+
+
+def _spread(files: Iterable[Path]) -> list[Path]:
+    """Long files first, and files that wait for leases beside files that compute.
+
+    Whole files are handed to the cores in this order (`--dist loadfile`).
+    """
+    waiting, computing, others = [], [], []
+    for file in files:
+        below = file.relative_to(TESTS).parts
+        if below[0] == "faults":
+            waiting.append(file)
+        elif below[:2] in {("unit", "models"), ("unit", "bench")}:
+            computing.append(file)
+        else:
+            others.append(file)
+    pairs = zip_longest(waiting, computing)
+    return [file for pair in pairs for file in pair if file] + others
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
