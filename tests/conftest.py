@@ -19,7 +19,7 @@ from worker.broker.embedded import EmbeddedBroker
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from tests.support.s3 import ObjectStore
+    from tests.support.services.s3 import ObjectStore
 
 
 TESTS = Path(__file__).parent
@@ -138,7 +138,7 @@ def mock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def shared_object_store() -> Iterator[ObjectStore]:
     """An S3 for as long as the tests run. Those that make it misbehave heal it."""
-    from tests.support.s3 import ObjectStore  # noqa: PLC0415 (a second that few tests need)
+    from tests.support.services.s3 import ObjectStore  # noqa: PLC0415 (a second that few tests need)
 
     store = ObjectStore()
     yield store

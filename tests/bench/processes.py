@@ -16,7 +16,7 @@ import httpx
 from models.mock.card_speed import INSTANT
 from server.errors import CommandError
 from tests.bench.prototype import BROKER_VARIABLE, PORT_VARIABLE
-from tests.support.brokers import free_port
+from tests.support.services.brokers import free_port
 from worker.broker.embedded import EmbeddedBroker
 
 START_SECONDS = 120.0

@@ -15,7 +15,7 @@ from typing import Self
 from tests.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
 from tests.chaos.books import PRICES
 from tests.chaos.history import Event, What
-from tests.support.brokers import free_port
+from tests.support.services.brokers import free_port
 from worker.process.parent_watch import WITH_PARENT
 
 STOP_SECONDS = 30.0

@@ -29,7 +29,7 @@ from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic import dummy
 from models.mochi.synthetic.mock import write_mock_checkpoint
 from models.params import GenerateParams
-from tests.support.checkpoints import Kept, abandon, run
+from tests.support.models.checkpoints import Kept, abandon, run
 
 PADDED = 256
 """Tokens of a text in the stock transformer."""

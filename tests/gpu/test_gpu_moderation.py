@@ -9,7 +9,7 @@ import torch
 
 from models.moderation.build import build_moderation
 from models.moderation.settings import ModerationSettings
-from tests.support.classifiers import write_classifier, write_guard, write_image_classifier
+from tests.support.models.classifiers import write_classifier, write_guard, write_image_classifier
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,8 +13,8 @@ import httpx
 import psutil
 from segmind import SegmindClient
 
-from tests.support.brokers import free_port
 from tests.support.leaks import leaks
+from tests.support.services.brokers import free_port
 from tests.support.stack import COMMAND, eventually
 
 

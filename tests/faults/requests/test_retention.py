@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.support.client import Client, events
 from tests.support.jobs import make_webhook_due
-from tests.support.receiver import ALLOWED, receiver
+from tests.support.services.receiver import ALLOWED, receiver
 from tests.support.stack import Stack, eventually
 from worker.store import keyspace
 

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from models.mock.scenario import SCENARIO
-from tests.support.brokers import free_port
-from tests.support.collector import Collector, Span, collector
 from tests.support.jobs import end_lease
+from tests.support.services.brokers import free_port
+from tests.support.services.collector import Collector, Span, collector
 from tests.support.stack import Stack, eventually
 from worker.job import Stage
 

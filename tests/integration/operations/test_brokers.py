@@ -26,9 +26,9 @@ from server.keys import store as keys
 from server.keys.audit import entries
 from server.keys.file import apply_key_file, export_key_file
 from server.keys.record import NewKey
-from tests.support.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
 from tests.support.jobs import ask_gateway, end_lease, live, pop
 from tests.support.jobs import submit as accept
+from tests.support.services.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
 from tests.support.stack import COMMAND, Stack, eventually
 from worker.broker.connection import connect_briefly, connect_gateway, connect_worker
 from worker.broker.health import dangers_of

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import SAFE, ExternalStack, valkey
-from tests.support.s3 import ObjectStore
+from tests.support.services.brokers import SAFE, ExternalStack, valkey
+from tests.support.services.s3 import ObjectStore
 from tests.support.stack import Stack, eventually
 
 PASSWORD = "hunter2"

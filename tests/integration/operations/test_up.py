@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from server.cli.weights import has_nvidia_gpu
-from tests.support.brokers import free_port
+from tests.support.services.brokers import free_port
 from tests.support.stack import COMMAND, eventually
 from tests.support.up import Up, environ, gone, refused, run
 

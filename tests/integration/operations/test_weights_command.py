@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from models.weights.folder import MANIFEST
-from tests.support.brokers import free_port
-from tests.support.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, StandIn, stand_in
+from tests.support.services.brokers import free_port
+from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, StandIn, stand_in
 from tests.support.stack import COMMAND, eventually
 
 FOLDER = f"weights/genmo--mochi-1-preview/{FIRST}"

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from server.transport.protocol import HEAD_SECONDS, MOST_HEAD_BYTES
-from tests.support.certificates import Certificate
+from tests.support.services.certificates import Certificate
 from tests.support.stack import Stack
 from tests.support.wire import another_gateway, connect, read_answer, refusal, stranger
 

@@ -16,7 +16,7 @@ from typing_extensions import override
 from server.api.links import Links, load_signer
 from server.cli.client import Client
 from tests.support.jobs import ask_gateway
-from tests.support.s3 import SECRET, ObjectStore
+from tests.support.services.s3 import SECRET, ObjectStore
 from tests.support.stack import Stack, eventually
 from tests.support.wire import refusal
 

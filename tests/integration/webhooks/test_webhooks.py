@@ -21,7 +21,7 @@ from server.keys.audit import entries
 from server.keys.store import one_key, revoke_key
 from server.webhooks.url import MOST_LENGTH
 from tests.support.jobs import make_webhook_due
-from tests.support.receiver import ALLOWED, Call, Receiver, receiver, trap
+from tests.support.services.receiver import ALLOWED, Call, Receiver, receiver, trap
 from tests.support.stack import Stack, eventually
 from tests.support.wire import refusal
 from worker.broker.connection import connect_gateway

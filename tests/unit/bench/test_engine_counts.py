@@ -32,7 +32,7 @@ from tests.bench.engine_counts.counts import (
 )
 from tests.bench.engine_counts.graphs import Graphs, count_graphs
 from tests.bench.engine_counts.tally import Tally, bytes_of, tallied
-from tests.support.tiny_mochi import embeddings, make_stock, noise, our_conditions, take_over
+from tests.support.models.tiny_mochi import embeddings, make_stock, noise, our_conditions, take_over
 
 BLOCKS = 2
 WIDTH, TEXT_WIDTH, HEADS = 32, 16, 2

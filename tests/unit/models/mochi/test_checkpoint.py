@@ -28,8 +28,8 @@ from models.mochi.synthetic.mock import MockEngine, write_mock_checkpoint
 from models.params import GenerateParams
 from models.weights.folder import MANIFEST
 from models.weights.manifest import Manifest, WeightsFile
-from tests.support.checkpoints import AbandonedError, Kept, abandon, run
-from tests.support.tiny_mochi import (
+from tests.support.models.checkpoints import AbandonedError, Kept, abandon, run
+from tests.support.models.tiny_mochi import (
     embeddings,
     make_scheduler,
     make_stock,

@@ -9,7 +9,7 @@ from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule, 
 from torch import Tensor
 
 from models.mochi.denoise import Schedule
-from tests.support.tiny_mochi import (
+from tests.support.models.tiny_mochi import (
     embeddings,
     make_pipeline,
     make_scheduler,

@@ -25,7 +25,7 @@ from tests.gpu.checks import (
     errors_of_ours_and_stock,
     mock,
 )
-from tests.support.tiny_mochi import make_stock, randomise
+from tests.support.models.tiny_mochi import make_stock, randomise
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from models.mochi.denoise import Schedule, denoise
 from models.mochi.network.modulation import Condition, Conditioner
 from models.mochi.network.text_encoder import TextEncoder
 from models.mochi.network.transformer import HeadNorm, rms_norm
-from tests.support.tiny_mochi import (
+from tests.support.models.tiny_mochi import (
     CPU,
     embeddings,
     error,

@@ -7,7 +7,7 @@ import pytest
 from models.engine import Engine
 from models.mock.fake_engine import FakeEngine
 from models.params import GenerateParams
-from tests.support.checkpoints import Kept, abandon, run
+from tests.support.models.checkpoints import Kept, abandon, run
 
 
 def params(prompt: str = "a cat", frames: int = 3, **others: Any) -> GenerateParams:

@@ -27,7 +27,7 @@ from models.moderation.stages import Moderation, sample
 from models.params import GenerateParams
 from models.settings import EngineSettings
 from models.video import encode
-from tests.support.classifiers import (
+from tests.support.models.classifiers import (
     CHAT_TEMPLATE,
     write_classifier,
     write_guard,

@@ -23,8 +23,17 @@ from models.weights.folder import (
     read_manifest,
 )
 from models.weights.pull import pull, verify
-from tests.support.brokers import free_port
-from tests.support.hub import BIG, FIRST, HUB_ID, LOADED, OTHERS, SECOND, StandIn, stand_in_here
+from tests.support.services.brokers import free_port
+from tests.support.services.hub import (
+    BIG,
+    FIRST,
+    HUB_ID,
+    LOADED,
+    OTHERS,
+    SECOND,
+    StandIn,
+    stand_in_here,
+)
 from tests.support.stack import eventually
 
 SMALL = "vae/config.json"

@@ -10,7 +10,7 @@ import pytest
 from models.errors import WeightsError
 from models.weights.folder import find
 from server.cli.weights import fetch_missing, has_nvidia_gpu
-from tests.support.hub import FIRST, HUB_ID, StandIn, stand_in_here
+from tests.support.services.hub import FIRST, HUB_ID, StandIn, stand_in_here
 from worker.settings import WorkerSettings
 
 

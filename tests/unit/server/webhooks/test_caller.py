@@ -17,7 +17,7 @@ import pytest
 from server.webhooks import caller as outside
 from server.webhooks.address_rules import Guard, is_outside
 from server.webhooks.caller import LOOKUPS_OF_OWNER, Caller, NoCallError
-from tests.support.receiver import ALLOWED, INSIDE, receiver, trap
+from tests.support.services.receiver import ALLOWED, INSIDE, receiver, trap
 
 OUTSIDE = [
     "8.8.8.8", "1.1.1.1", "172.15.0.1", "172.32.0.1", "100.63.0.1", "193.0.0.1", "223.255.255.255",

@@ -19,7 +19,7 @@ from worker.outputs.local import LocalOutputs
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from tests.support.s3 import ObjectStore
+    from tests.support.services.s3 import ObjectStore
 
 REQUEST = "0b6f4a52-1f43-4c5f-9d57-000000000000"
 NAME = video_name(REQUEST, "0123456789ab")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.s3 import SECRET, Fault, ObjectStore
+from tests.support.services.s3 import SECRET, Fault, ObjectStore
 from worker.errors import OutputsUnusableError, StorageError
 from worker.outputs.base import Outputs, video_name
 from worker.outputs.factory import open_outputs

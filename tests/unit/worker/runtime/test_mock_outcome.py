@@ -13,8 +13,8 @@ import pytest
 from models.errors import ContentBlockedError, EngineError, OutOfMemoryError
 from models.mock.card_speed import AT_ONCE
 from models.mock.fake_engine import FakeEngine
-from tests.support.checkpoints import Kept, abandon
 from tests.support.jobs import params
+from tests.support.models.checkpoints import Kept, abandon
 from worker.job import Job, Status
 from worker.process.shutdown import Stop
 from worker.runtime.mock_outcome import (

@@ -18,7 +18,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.fx import GraphModule
 
 from models.mochi.loading.compiling import compile_blocks, keep_on_disk
-from tests.support.tiny_mochi import (
+from tests.support.models.tiny_mochi import (
     embeddings,
     make_stock,
     noise,
@@ -132,7 +132,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from models.mochi.loading.compiling import compile_blocks, keep_on_disk
-from tests.support.tiny_mochi import embeddings, error, make_stock, noise, take_over
+from tests.support.models.tiny_mochi import embeddings, error, make_stock, noise, take_over
 
 keep_on_disk(Path(sys.argv[1]))
 conditioner, core = take_over(make_stock(2))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.mochi.memory.streaming import StreamedBlocks, pin, visit
 from models.mochi.network.step_cache import StepCache
-from tests.support.tiny_mochi import (
+from tests.support.models.tiny_mochi import (
     CPU,
     embeddings,
     make_stock,

@@ -17,7 +17,7 @@ from models.mochi.network.attention import (
     rotate,
     use_kernel,
 )
-from tests.support.tiny_mochi import CPU, normal
+from tests.support.models.tiny_mochi import CPU, normal
 
 GPU = torch.device("cuda")
 

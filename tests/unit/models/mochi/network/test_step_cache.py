@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.mochi.network.step_cache import StepCache
 from models.mochi.network.transformer import Core
-from tests.support.tiny_mochi import (
+from tests.support.models.tiny_mochi import (
     embeddings,
     make_stock,
     noise,

@@ -8,7 +8,7 @@ from transformers import T5EncoderModel
 
 from models.mochi.network.text_encoder import MAX_KEPT, MAX_TOKENS, TextEncoder
 from models.mochi.synthetic.mock import character_tokenizer
-from tests.support.tiny_mochi import (
+from tests.support.models.tiny_mochi import (
     CPU,
     TEXT_WIDTH,
     error,
