@@ -8,7 +8,7 @@ import time
 from functools import partial
 
 import structlog
-from opentelemetry.trace import Tracer
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from models.build import build_engine, build_meter
 from models.device import Meter
@@ -127,18 +127,18 @@ def work(
         stop=stop,
     )
     runner = Runner(
-        name,
-        engine,
-        store(connect_worker(settings.redis_url, is_over=lambda: stop.urgent)),
-        outputs,
-        heartbeat,
+        worker=name,
+        engine=engine,
+        store=store(connect_worker(settings.redis_url, is_over=lambda: stop.urgent)),
+        outputs=outputs,
+        heartbeat=heartbeat,
         moderation=moderation,
         run_seconds=settings.run_seconds,
         checkpoint_steps=settings.checkpoint_steps,
         preview_steps=settings.preview_steps,
         speed=MockSpeed.parse(settings.mock_speed),
         stop=stop,
-        tracer=tracer,
+        tracer=tracer or NoOpTracer(),
     )
     connection = connect_worker(
         settings.redis_url, is_over=lambda: stop.draining, decode_responses=False
@@ -150,7 +150,7 @@ def work(
     heartbeat.start()
     try:
         worker.work()
-        return worker.was_told_to_stop
+        return stop.draining
     finally:
         heartbeat.stop()
 

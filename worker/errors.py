@@ -52,14 +52,10 @@ class NoWorkerError(JobError):
 
 
 class LimitError(JobError):
-    """The submit exceeds a limit; a later one may succeed.
-
-    Attributes:
-        retry_seconds: after which to retry.
-    """
+    """The submit exceeds a limit; a later one may succeed."""
 
     retry_seconds = 30.0
-    """About the shortest time in which a GPU makes a video."""
+    """After which to retry; about the shortest time in which a GPU makes a video."""
 
 
 class QueueFullError(LimitError):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 from models.params import GenerateParams
 
@@ -67,6 +68,14 @@ FAILURES = (
 """Every `error_code`."""
 CANCELLED = "The request was cancelled."
 """The client's `error` of a cancelled request."""
+
+
+_TEXTS = ("owner", "traceparent", "file_name", "precision", "scenario", "error", "error_code")
+_NUMBERS = (
+    *("attempt", "created_at", "started_at", "ended_at", "step"),
+    *("file_size", "cost", "remaining"),
+)
+"""Fields of the record that a `Job` has by the same name."""
 
 
 @dataclass(frozen=True)
@@ -137,31 +146,20 @@ class Job:
     ) -> Job:
         """From the record's hash; the keyword arguments are not in it."""
         is_queued = record["status"] == Status.QUEUED
+        texts = {name: record[name] for name in _TEXTS if record.get(name)}
+        numbers = {name: int(record[name]) for name in _NUMBERS if record.get(name)}
+        fields: dict[str, Any] = texts | numbers
         return cls(
             request_id=request_id,
-            owner=record["owner"],
             status=Status(record["status"]),
             params_json=record["params"],
-            attempt=int(record["attempt"]),
-            created_at=int(record["created_at"]),
-            started_at=_optional_int(record.get("started_at")),
-            ended_at=_optional_int(record.get("ended_at")),
-            traceparent=record.get("traceparent") or "",
-            step=int(record.get("step", 0)),
             stage=Stage.QUEUED if is_queued else Stage(record.get("stage", Stage.ENCODING_PROMPT)),
-            preview_step=_optional_int(record.get("preview")),
+            preview_step=int(record["preview"]) if record.get("preview") else None,
             position=position,
-            file_name=record.get("file_name", ""),
-            file_size=int(record.get("file_size", 0)),
-            precision=record.get("precision", ""),
             warnings_json=record.get("warnings", "[]"),
-            scenario=record.get("scenario") or "",
-            cost=int(record.get("cost", 0)),
-            remaining=_optional_int(record.get("remaining")),
-            error=record.get("error", ""),
-            error_code=record.get("error_code", ""),
             expires_at=expires_at,
             seen_at=seen_at,
+            **fields,
         )
 
     @cached_property
@@ -201,10 +199,6 @@ class Job:
         if not self.step:
             return 0
         return min(99, 100 * self.step // self.params.steps)
-
-
-def _optional_int(text: str | None) -> int | None:
-    return int(text) if text else None
 
 
 def _seconds_between(start: int | None, end: int | None) -> float | None:

@@ -58,13 +58,7 @@ class _PacksInC:
 
 def connect_gateway(url: str) -> redis.asyncio.Redis:
     """A client that fails within about two seconds, as an HTTP client waits."""
-    options: dict[str, Any] = {
-        "decode_responses": True,
-        "socket_timeout": GATEWAY_TIMEOUT_SECONDS,
-        "socket_connect_timeout": GATEWAY_TIMEOUT_SECONDS,
-        "retry": AsyncRetry(ConstantBackoff(0.05), 1),
-        "retry_on_error": [ReadOnlyError],
-    }
+    options = _options(GATEWAY_TIMEOUT_SECONDS, AsyncRetry(ConstantBackoff(0.05), 1))
     address = parse(url)
     if address.sentinels:
         client = async_master_client(address, **options)
@@ -85,29 +79,27 @@ def connect_worker(
         is_over: checked after each failure; when true, a call raises RQ's StopRequested.
         decode_responses: whether answers are str instead of bytes.
     """
-    return _connect(
-        url,
-        decode_responses=decode_responses,
-        socket_timeout=WORKER_TIMEOUT_SECONDS,
-        socket_connect_timeout=WORKER_TIMEOUT_SECONDS,
-        retry=Retry(WorkerBackoff(is_over), FOR_EVER),
-    )
+    options = _options(WORKER_TIMEOUT_SECONDS, Retry(WorkerBackoff(is_over), FOR_EVER))
+    return _connect(url, options | {"decode_responses": decode_responses})
 
 
 def connect_briefly(url: str) -> Redis:
     """A client for heartbeats and commands, which are useless when late."""
-    return _connect(
-        url,
-        decode_responses=True,
-        socket_timeout=GATEWAY_TIMEOUT_SECONDS,
-        socket_connect_timeout=GATEWAY_TIMEOUT_SECONDS,
-        retry=Retry(ConstantBackoff(0.05), 1),
-    )
+    return _connect(url, _options(GATEWAY_TIMEOUT_SECONDS, Retry(ConstantBackoff(0.05), 1)))
 
 
-def _connect(url: str, **options: Any) -> Redis:  # noqa: ANN401 (redis-py's)
-    # A server that has become a replica refuses writes; a new connection finds the master.
-    options |= {"retry_on_error": [ReadOnlyError]}
+def _options(timeout: float, retry: Retry | AsyncRetry) -> dict[str, Any]:
+    return {
+        "decode_responses": True,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry": retry,
+        # A server that has become a replica refuses writes; a new connection finds the master.
+        "retry_on_error": [ReadOnlyError],
+    }
+
+
+def _connect(url: str, options: dict[str, Any]) -> Redis:
     address = parse(url)
     return (
         master_client(address, **options) if address.sentinels else Redis.from_url(url, **options)

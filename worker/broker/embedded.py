@@ -46,6 +46,7 @@ class EmbeddedBroker:
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir.resolve() / "broker"
+        self._log_path = self._folder / "valkey.log"
         self._socket = _socket_path(self._folder)
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -128,10 +129,9 @@ class EmbeddedBroker:
 
     def _is_running(self) -> bool:
         guard = self._take_guard()
-        if guard is None:
-            return True
-        guard.close()
-        return False
+        if guard is not None:
+            guard.close()
+        return guard is None
 
     def _open(self, name: str) -> IO[str]:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
@@ -141,20 +141,18 @@ class EmbeddedBroker:
         if self._process is not None:
             self._process.wait()  # it is dead: its guard was free
         self._socket.unlink(missing_ok=True)
-        options = {
-            "port": "0",
-            "unixsocket": str(self._socket),
-            "unixsocketperm": "700",
-            "dir": str(self._folder),
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "save": "",
-            "maxmemory-policy": "noeviction",
-            "daemonize": "no",
-        }
-        command = [str(get_binary_path())]
-        for name, value in options.items():
-            command += [f"--{name}", value]
+        command = [
+            str(get_binary_path()),
+            *("--port", "0"),
+            *("--unixsocket", str(self._socket)),
+            *("--unixsocketperm", "700"),
+            *("--dir", str(self._folder)),
+            *("--appendonly", "yes"),
+            *("--appendfsync", "always"),
+            *("--save", ""),
+            *("--maxmemory-policy", "noeviction"),
+            *("--daemonize", "no"),
+        ]
         with self._open(self._log_path.name) as log:
             return subprocess.Popen(
                 command,
@@ -165,10 +163,6 @@ class EmbeddedBroker:
                 pass_fds=[guard.fileno()],
                 start_new_session=True,  # Ctrl-C must not reach it: it is stopped last
             )
-
-    @property
-    def _log_path(self) -> Path:
-        return self._folder / "valkey.log"
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS

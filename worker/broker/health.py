@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -45,31 +45,23 @@ class BrokerLog:
         self._reasons.add(error.reason)
 
     def warn(self, dangers: list[str]) -> None:
-        """Log the findings of `dangers_of`."""
+        """Log the findings of `dangers_in`."""
         if dangers and dangers != self._dangers:
             _log.warning("broker.may_lose_jobs", address=self._address, dangers=dangers)
         self._dangers = dangers
 
 
 def dangers_in(answers: Sequence[Any]) -> list[str]:
-    """See `dangers_of`. A setting that the broker does not give counts as right.
+    """Settings with which a broker may lose acknowledged writes, each with the remedy.
 
     Args:
-        answers: to INFO and to CONFIG GET appendfsync; exceptions where the broker refused.
+        answers: to INFO and to CONFIG GET appendfsync; exceptions where the broker refused. A
+            setting that it does not give counts as right.
     """
     info, config = answers
     if isinstance(info, Exception):
         return []
-    return dangers_of(info, None if isinstance(config, Exception) else config.get("appendfsync"))
-
-
-def dangers_of(info: Mapping[str, Any], appendfsync: str | None) -> list[str]:
-    """Settings with which a broker may lose acknowledged writes, each with the remedy.
-
-    Args:
-        info: the answer to INFO.
-        appendfsync: the setting; None if the broker does not give it.
-    """
+    sync = "always" if isinstance(config, Exception) else config.get("appendfsync", "always")
     found = []
     version = str(info.get("redis_version", OLDEST_VERSION))
     number = re.match(r"\d+", version)
@@ -77,8 +69,8 @@ def dangers_of(info: Mapping[str, Any], appendfsync: str | None) -> list[str]:
         found.append(f"Its version is {version}, and scripts need {OLDEST_VERSION} or later.")
     if not info.get("aof_enabled", 1):
         found.append("A restart loses requests: set `appendonly yes` and `appendfsync always`.")
-    elif appendfsync not in {None, "always"}:
-        found.append(f"A crash loses requests: set `appendfsync always`; it is `{appendfsync}`.")
+    elif sync != "always":
+        found.append(f"A crash loses requests: set `appendfsync always`; it is `{sync}`.")
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         found.append(

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,11 +28,6 @@ class LocalOutputs:
         self._folder = folder
 
     def check(self) -> None:
-        """Make the folder.
-
-        Raises:
-            OutputsUnusableError: it cannot be made or written to.
-        """
         try:
             self.make_folder()
         except StorageError as error:
@@ -73,9 +69,8 @@ class LocalOutputs:
         return prefetch_first(_chunks(self.path(name), start, stop))
 
     def link(self, name: str, _seconds: float) -> str | None:
-        """None: the gateway serves it."""
         checked_video(name)
-        return None
+        return None  # the gateway serves it
 
     def remove(self, name: str) -> None:
         path = self._folder / checked_video(name)
@@ -84,13 +79,12 @@ class LocalOutputs:
                 file.unlink()
 
     def save_checkpoint(self, request_id: str, data: bytes) -> None:
-        """Write a new file, then rename it over the old one. Raises StorageError."""
         path = self._folder / checkpoint_name(request_id)
         self.make_folder()
         # A name of its own: a run that was taken for dead may be at the same.
         draft = path.with_name(f"{path.name}.{uuid4().hex[:12]}{DRAFT_SUFFIX}")
         try:
-            with open(draft, "xb", opener=_private) as file:
+            with open(draft, "xb", opener=partial(os.open, mode=0o600)) as file:
                 file.write(data)
             _sync(draft)
             draft.replace(path)
@@ -143,10 +137,6 @@ def _chunks(path: Path, start: int, stop: int | None) -> Iterator[bytes]:
                 yield chunk
     except OSError as error:
         raise StorageError(f"The video cannot be read: {error.strerror}") from error
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _sync(path: Path) -> None:

@@ -59,16 +59,7 @@ _log = structlog.get_logger()
 
 
 def open_s3(url: str, *, drafts: LocalOutputs, patience_seconds: float) -> S3Outputs:
-    """The store at `s3://BUCKET/PREFIX`. No request is sent yet.
-
-    Args:
-        url: in the form that `WorkerSettings` checks.
-        drafts: local store of unfinished videos.
-        patience_seconds: longest call that writes or lists.
-
-    Raises:
-        OutputsUnusableError: an AWS variable has a bad value.
-    """
+    """The store at `s3://BUCKET/PREFIX`; see `open_outputs`. No request is sent yet."""
     bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
     _unset_empty_variables()
     endpoint = _endpoint()
@@ -114,12 +105,7 @@ class S3Outputs:
         self._url = url
 
     def check(self) -> None:
-        """Try every operation once: write, read, list, delete.
-
-        Raises:
-            OutputsUnusableError: one is refused, or the bucket does not exist.
-            StorageError: the store does not answer.
-        """
+        """Try every operation once: write, read, list, delete."""
         self._drafts.check()
         probe = checkpoint_name(str(uuid4()))  # a new id: the sweeper removes it if it stays
         try:
@@ -149,7 +135,6 @@ class S3Outputs:
         return self._drafts.draft(name)
 
     def publish(self, name: str) -> int:
-        """Upload the draft in one request, which makes it atomic; see `Outputs`."""
         draft = self.draft(name)
         try:
             video = draft.read_bytes()
@@ -165,7 +150,7 @@ class S3Outputs:
         return prefetch_first(self._chunks(checked_video(name), start, stop))
 
     def link(self, name: str, seconds: float) -> str | None:
-        """A presigned URL; temporary credentials may end it earlier. See `Outputs`."""
+        """A presigned URL; temporary credentials may end it earlier."""
         expires = timedelta(seconds=min(round(seconds), LONGEST_LINK_SECONDS))
         with _store_errors("The link to the video cannot be signed"):
             return obstore.sign(self._store, "GET", checked_video(name), expires)
@@ -176,7 +161,6 @@ class S3Outputs:
             obstore.delete(self._store, [name])
 
     def save_checkpoint(self, request_id: str, data: bytes) -> None:
-        """Upload it in one request, which makes it atomic; see `Outputs`."""
         name = checkpoint_name(request_id)
         with _store_errors("The checkpoint cannot be kept"):
             self._put(name, data, "application/octet-stream")
@@ -196,11 +180,7 @@ class S3Outputs:
             obstore.delete(self._store, [checkpoint_name(request_id)])
 
     def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
-        """See `Outputs`. Several workers may sweep at once: a second delete does nothing.
-
-        Raises:
-            StorageError: the store does not answer.
-        """
+        """Several workers may sweep at once: a second delete does nothing."""
         removed = self._drafts.sweep(is_kept, older_than=older_than)
         with _store_errors("Expired videos stay"):
             # Not recursive: folders below the prefix belong to others.
@@ -213,7 +193,7 @@ class S3Outputs:
         return removed + len(gone)
 
     def _put(self, name: str, data: bytes, content_type: str) -> None:
-        # Not multipart: an aborted one leaves parts that no listing shows.
+        # One request is atomic; an aborted multipart upload leaves parts that no listing shows.
         attributes = {"Content-Type": content_type}
         obstore.put(self._store, name, data, attributes=attributes, use_multipart=False)
 

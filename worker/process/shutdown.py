@@ -13,7 +13,8 @@ class Stop:
 
     Attributes:
         grace_seconds: from the first signal until it becomes urgent.
-        draining: finish the running request, take no other.
+        draining: finish the running request, take no other. Set alone, as by a drain order, it
+            gives the request as long as it needs.
     """
 
     grace_seconds: float = math.inf
@@ -30,7 +31,3 @@ class Stop:
         """A signal: the first drains, urgent after the grace; the second is urgent at once."""
         self._urgent_from = time.monotonic() + (0 if self._was_asked else self.grace_seconds)
         self._was_asked = self.draining = True
-
-    def drain(self) -> None:
-        """Without a grace: the running request may take as long as it needs."""
-        self.draining = True

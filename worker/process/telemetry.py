@@ -63,7 +63,8 @@ def start_tracing(environ: Mapping[str, str], service: str, instance: str = "") 
     """
     variable, endpoint = _first(environ, _ENDPOINT)
     exporter = _first(environ, _EXPORTER)[1]
-    if not endpoint or exporter == "none" or _is_disabled(environ):
+    is_disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if not endpoint or exporter == "none" or is_disabled:
         return Tracing()
     _check_endpoint(variable, endpoint)
     _check_value(environ, _EXPORTER, "otlp")
@@ -79,10 +80,6 @@ def start_tracing(environ: Mapping[str, str], service: str, instance: str = "") 
         return Tracing(otlp.provider(service, instance))
     except ValueError as error:
         raise TracingUnusableError(f"An OTEL_ variable has a bad value: {error}") from None
-
-
-def _is_disabled(environ: Mapping[str, str]) -> bool:
-    return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, str]:

@@ -96,15 +96,12 @@ class Heartbeat(threading.Thread):
                 run.lost.set()
             if Order.CANCEL in orders:
                 run.cancelled.set()
-            self._send_preview(run)
+            if run.preview is not None:
+                (step, picture), run.preview = run.preview, None
+                self._store.preview(run.lease, step, picture)
         if Order.DRAIN in orders and not self._shutdown.draining:
-            self._shutdown.drain()
+            self._shutdown.draining = True
             _log.info("worker.draining")
-
-    def _send_preview(self, run: Run) -> None:
-        if run.preview is not None:
-            (step, picture), run.preview = run.preview, None
-            self._store.preview(run.lease, step, picture)
 
     def _requeue(self, run: Run) -> None:
         """Here, not in the run: its step may last longer than the process has left."""

@@ -6,8 +6,8 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Callable
 
-from models.engine import OnStep
 from models.errors import ContentBlockedError, EngineError, OutOfMemoryError
 from models.mock.card_speed import MockSpeed
 from models.mock.scenario import Scenario
@@ -22,7 +22,7 @@ BUG_TEXT = "cannot read /srv/private/weights with token hf_do_not_show"
 
 
 class MockOutcome:
-    """Stands between an engine without real weights and its run.
+    """Stands between an engine without real weights and its run: real ones are left alone.
 
     It slows the steps, and carries out the scenario halfway through them; where a run continues
     from a later checkpoint, at its first step.
@@ -52,11 +52,6 @@ class MockOutcome:
         while (left := moment - time.monotonic()) > 0:
             self._run.check()
             time.sleep(min(left, LONGEST_SLEEP_SECONDS))
-
-
-def step_callback(job: Job, run: Run, speed: MockSpeed, *, is_mock: bool) -> OnStep:
-    """The step callback for the engine: real weights are neither slowed nor stopped."""
-    return MockOutcome(job, run, speed).on_step if is_mock else run.on_step
 
 
 def warnings_of(job: Job, *, is_mock: bool) -> tuple[str, ...]:
@@ -91,12 +86,13 @@ def _carry_out(scenario: Scenario) -> None:
             os._exit(os.EX_SOFTWARE)
         case "signal":
             os.kill(os.getpid(), signal.Signals[scenario.text])
-        case "hang" | "freeze":
-            _never_return(is_frozen=scenario.name == "freeze")
+        case "hang":
+            _never_return(time.sleep)
+        case "freeze":
+            # PyDLL keeps the GIL, as C code does that hangs and has not released it.
+            _never_return(ctypes.PyDLL(None).sleep)
 
 
-def _never_return(*, is_frozen: bool) -> None:
-    # PyDLL keeps the GIL, as C code does that hangs and has not released it.
-    sleep = ctypes.PyDLL(None).sleep if is_frozen else time.sleep
+def _never_return(sleep: Callable[[int], object]) -> None:
     while True:
         sleep(FOREVER_SECONDS)

@@ -99,11 +99,6 @@ class EngineWorker(SimpleWorker):
                     return popped
         return None
 
-    @property
-    def was_told_to_stop(self) -> bool:
-        """Whether a signal or a drain order came."""
-        return self._stop.draining
-
     @override
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: finish the running request, take no other. Second: requeue it."""

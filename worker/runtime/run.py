@@ -150,14 +150,14 @@ def timed(part: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[part] = time.perf_counter() - began
 
 
+@dataclass(frozen=True)
 class RunPreviews:
     """`models.engine.Previews` for one run: the heartbeat sends the pictures to the broker."""
 
-    def __init__(self, run: Run, every: int) -> None:
-        self._run = run
-        self.every = every
+    run: Run
+    every: int
 
     def show(self, picture: Picture) -> None:
         """Replaces the picture before, sent or not; the run does not wait for the broker."""
         data = b64encode(picture.data).decode()
-        self._run.preview = (picture.step, f"data:{picture.media_type};base64,{data}")
+        self.run.preview = (picture.step, f"data:{picture.media_type};base64,{data}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 import structlog
@@ -22,7 +22,7 @@ from worker.pace import Work
 from worker.process.shutdown import Stop
 from worker.runtime.checkpoints import RunCheckpoints
 from worker.runtime.heartbeat import Heartbeat
-from worker.runtime.mock_outcome import early_expiry, step_callback, warnings_of
+from worker.runtime.mock_outcome import MockOutcome, early_expiry, warnings_of
 from worker.runtime.run import EndedEarly, LeaseLost, Requeued, Run, RunPreviews, timed
 from worker.runtime.spans import note_failure, note_params, traced
 from worker.store.worker_side import Lease, Result, WorkerStore
@@ -35,37 +35,30 @@ LOSSY = "The speed mode {} is on, which changes the picture."
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Runner:
-    """Holds the engine and runs one request at a time."""
+    """Holds the engine and runs one request at a time.
 
-    def __init__(
-        self,
-        worker: str,
-        engine: Engine,
-        store: WorkerStore,
-        outputs: Outputs,
-        heartbeat: Heartbeat,
-        *,
-        moderation: Moderation,
-        run_seconds: float,
-        checkpoint_steps: int = 0,
-        preview_steps: int = 0,
-        speed: MockSpeed = AT_ONCE,
-        stop: Stop,
-        tracer: Tracer | None = None,
-    ) -> None:
-        self._worker = worker
-        self._engine = engine
-        self._moderation = moderation
-        self._store = store
-        self._outputs = outputs
-        self._heartbeat = heartbeat
-        self._run_seconds = run_seconds
-        self._checkpoint_steps = checkpoint_steps
-        self._preview_steps = preview_steps
-        self._speed = speed
-        self._stop = stop
-        self._tracer = tracer or NoOpTracer()
+    Attributes:
+        worker: its name.
+        run_seconds: time limit of a run.
+        checkpoint_steps: from one checkpoint to the next; 0 saves none.
+        preview_steps: from one preview to the next; 0 makes none.
+        speed: of a mock engine.
+    """
+
+    worker: str
+    engine: Engine
+    store: WorkerStore
+    outputs: Outputs
+    heartbeat: Heartbeat
+    moderation: Moderation
+    stop: Stop
+    run_seconds: float
+    checkpoint_steps: int = 0
+    preview_steps: int = 0
+    speed: MockSpeed = AT_ONCE
+    tracer: Tracer = field(default_factory=NoOpTracer)
 
     def run(self, request_id: str) -> None:
         """Take the lease, make the video, publish the file, then complete the record.
@@ -75,21 +68,21 @@ class Runner:
             BrokerUnavailableError: the broker refuses to write; the lease expires.
         """
         lease = Lease(request_id, uuid4().hex[:12])
-        job = self._store.start(lease, self._worker)
+        job = self.store.start(lease, self.worker)
         if job is None:
             return
-        run = Run(lease, self._run_seconds, self._stop, job.attempt)
-        device = self._engine.traits.device
+        run = Run(lease, self.run_seconds, self.stop, job.attempt)
+        device = self.engine.traits.device
         with (
             structlog.contextvars.bound_contextvars(**run.log_fields),
-            traced(self._tracer, job, run, self._worker, device),
+            traced(self.tracer, job, run, self.worker, device),
         ):
             self._run(job, run)
 
     def _run(self, job: Job, run: Run) -> None:
         lease = run.lease
         _log.info("run.started", key_id=job.owner, queue_seconds=job.queue_seconds)
-        self._heartbeat.current_run = run
+        self.heartbeat.current_run = run
         try:
             with run.watched():
                 result = self._make_video(job, run)
@@ -116,30 +109,30 @@ class Runner:
         else:
             self._complete(job, run, result)
         finally:
-            self._heartbeat.current_run = None
+            self.heartbeat.current_run = None
 
     def requeue_popped(self, request_id: str) -> None:
         """Put back a request that was popped during shutdown; its attempt does not count."""
         lease = Lease(request_id, uuid4().hex[:12])
-        if self._store.start(lease, self._worker) is not None:
-            self._store.requeue(lease)
+        if self.store.start(lease, self.worker) is not None:
+            self.store.requeue(lease)
 
     def _make_video(self, job: Job, run: Run) -> Result:
         note_params(job.params)
         name = video_name(job.request_id, run.lease.run)
-        draft = self._outputs.draft(name)
-        self._moderation.check_prompt(job.params.prompt)
+        draft = self.outputs.draft(name)
+        self.moderation.check_prompt(job.params.prompt)
         run.check()  # moderation may take long
         seconds: dict[str, float] = {}
-        traits = self._engine.traits
-        on_step = step_callback(job, run, self._speed, is_mock=traits.is_mock)
+        traits = self.engine.traits
+        on_step = MockOutcome(job, run, self.speed).on_step if traits.is_mock else run.on_step
         with timed("denoising", seconds):
-            clip = self._engine.generate(
+            clip = self.engine.generate(
                 job.params, on_step, self._checkpoints(run), self._previews(run)
             )
         seconds["step"] = run.step_seconds
         with timed("video", seconds):
-            clip = self._moderation.moderated(clip, job.params.frames)
+            clip = self.moderation.moderated(clip, job.params.frames)
             encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
         _log.info(
             "run.encoded",
@@ -148,22 +141,22 @@ class Runner:
         )
         run.enter(Stage.PUBLISHING)
         with timed("publishing", seconds):
-            size = self._outputs.publish(name)
+            size = self.outputs.publish(name)
         return Result(name, size, traits.precision, self._warnings(job, clip), seconds)
 
     def _checkpoints(self, run: Run) -> RunCheckpoints | None:
-        if not self._checkpoint_steps:
+        if not self.checkpoint_steps:
             return None
-        return RunCheckpoints(self._outputs, run, self._checkpoint_steps)
+        return RunCheckpoints(self.outputs, run, self.checkpoint_steps)
 
     def _previews(self, run: Run) -> RunPreviews | None:
         """None where frames are moderated: a preview would show them unmoderated."""
-        if not self._preview_steps or self._moderation.frame_judge is not None:
+        if not self.preview_steps or self.moderation.frame_judge is not None:
             return None
-        return RunPreviews(run, self._preview_steps)
+        return RunPreviews(run, self.preview_steps)
 
     def _warnings(self, job: Job, clip: Clip) -> tuple[str, ...]:
-        traits = self._engine.traits
+        traits = self.engine.traits
         lossy = (LOSSY.format(name) for name in traits.lossy)
         return (*clip.warnings, *warnings_of(job, is_mock=traits.is_mock), *lossy)
 
@@ -173,10 +166,10 @@ class Runner:
             _log.info("run.completed", bytes=result.file_size)
             self._remove_checkpoint(run.lease)
             if not job.scenario:
-                self._store.note_pace(self._engine.traits, Work.of(job.params), pace)
+                self.store.note_pace(self.engine.traits, Work.of(job.params), pace)
             self._remove_early(job, result)
         else:
-            self._outputs.remove(result.file_name)
+            self.outputs.remove(result.file_name)
             _log.warning("run.late")
             note_failure("lease_lost")
 
@@ -184,7 +177,7 @@ class Runner:
         """For the mock scenario `expire`. If the worker dies first, the file is swept."""
         seconds = early_expiry(job)
         if seconds is not None:
-            timer = threading.Timer(seconds, self._outputs.remove, [result.file_name])
+            timer = threading.Timer(seconds, self.outputs.remove, [result.file_name])
             timer.daemon = True
             timer.start()
 
@@ -192,26 +185,26 @@ class Runner:
         """Retry while the broker refuses to write: the video took minutes of GPU time."""
         for pause in REFUSED_PAUSES:
             try:
-                return self._store.complete(lease, result)
+                return self.store.complete(lease, result)
             except BrokerUnavailableError:
                 _log.warning("run.refused", again_in=pause)
                 time.sleep(pause)
-        return self._store.complete(lease, result)
+        return self.store.complete(lease, result)
 
     def _requeue(self, run: Run) -> None:
         if not run.is_requeued:
             _log.info("run.given_back", step=run.step)
         note_failure("given_back")
-        self._store.requeue(run.lease)
+        self.store.requeue(run.lease)
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
         note_failure(code)
-        is_ours = self._store.fail(lease, code, error)
+        is_ours = self.store.fail(lease, code, error)
         _log.warning("run.failed", error_code=code, reason=error)
         if is_ours:
             self._remove_checkpoint(lease)
 
     def _remove_checkpoint(self, lease: Lease) -> None:
         """Only the run that has ended the request may."""
-        if self._checkpoint_steps:
-            self._outputs.remove_checkpoint(lease.request_id)
+        if self.checkpoint_steps:
+            self.outputs.remove_checkpoint(lease.request_id)

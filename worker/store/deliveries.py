@@ -85,15 +85,13 @@ class Delivery:
         cls, request_id: str, fields: Mapping[str, str], due_at: float | None = None
     ) -> Delivery:
         lines = (line.partition(" ") for line in fields.get("log", "").split("\n") if line)
+        numbers = ("attempts", "before", "created_at", "expires_at")
         return cls(
             request_id=request_id,
             owner=fields["owner"],
             state=State(fields["state"]),
             url=fields["url"],
-            attempts=int(fields["attempts"]),
-            before=int(fields["before"]),
-            created_at=int(fields["created_at"]),
-            expires_at=int(fields["expires_at"]),
+            **{name: int(fields[name]) for name in numbers},
             log=tuple((int(at), outcome) for at, _, outcome in lines),
             record={name[1:]: value for name, value in fields.items() if name.startswith(":")},
             due_at=None if due_at is None else int(due_at),
@@ -133,18 +131,11 @@ class Deliveries:
             most: limit.
             busy: by owner, the deliveries that this sender is at.
         """
+        limits = (most, round(LEASE_SECONDS * 1000), MOST_ATTEMPTS, self._retention_ms)
+        of_owners = [part for each in busy.items() for part in each]
         with broker_errors():
             found: list[Any] = await self._take(
-                keyspace.for_scripts(),
-                [
-                    "",
-                    most,
-                    round(LEASE_SECONDS * 1000),
-                    MOST_ATTEMPTS,
-                    self._retention_ms,
-                    MOST_OF_OWNER,
-                    *(part for each in busy.items() for part in each),
-                ],
+                keyspace.for_scripts(), ["", *limits, MOST_OF_OWNER, *of_owners]
             )
         return [
             Delivery.read(request_id, dict(pairs(fields))) for request_id, fields in pairs(found)
@@ -154,19 +145,10 @@ class Deliveries:
         self, delivery: Delivery, state: State, outcome: str, pause: float = 0.0
     ) -> bool:
         """Record the present attempt's outcome, one line. False if the lease was lost."""
-        pause_ms = round(pause * 1000)
+        line, pause_ms = " ".join(outcome.split()), round(pause * 1000)
+        arguments = (delivery.request_id, delivery.attempts, state, line, pause_ms)
         with broker_errors():
-            noted = await self._note(
-                keyspace.for_scripts(),
-                [
-                    delivery.request_id,
-                    delivery.attempts,
-                    state,
-                    " ".join(outcome.split()),
-                    pause_ms,
-                    self._retention_ms,
-                ],
-            )
+            noted = await self._note(keyspace.for_scripts(), [*arguments, self._retention_ms])
         return was_done("note_webhook", noted)
 
     async def secrets(self, owner: str) -> list[str]:
@@ -219,7 +201,7 @@ def replay(redis: Redis, request_id: str) -> Replay:
 
 
 def signing_secrets(redis: Redis, owner: str) -> list[str]:
-    """See `Deliveries.secrets`. Raises BrokerUnavailableError."""
+    """See `Deliveries.secrets`."""
     pipeline = redis.pipeline()
     _read_or_draw(pipeline, owner)
     with broker_errors():

@@ -83,7 +83,7 @@ def cancel_all(redis: Redis, owner: str, *, retention_seconds: float) -> int:
     retention_ms = round(retention_seconds * 1000)
     with broker_errors():
         cancel = redis.register_script(scripts.source("cancel"))
-        live: Any = redis.smembers(keyspace.live(owner))
+        live: Any = redis.smembers(keyspace.LIVE + owner)
         answers = [
             cancel(keyspace.for_scripts(name), [name, owner, retention_ms, CANCELLED])
             for name in live

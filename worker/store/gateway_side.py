@@ -277,7 +277,7 @@ class GatewayStore:
             return str(await self._redis.get(keyspace.LINK_SECRET))
 
     async def dangers(self) -> list[str]:
-        """See `dangers_of`."""
+        """See `dangers_in`."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.info()
         pipeline.config_get("appendfsync")
@@ -305,7 +305,7 @@ class GatewayStore:
 
     async def _previews_of_all(self, request_ids: list[str]) -> list[str | None]:
         different = list(dict.fromkeys(request_ids))  # many streams may show one request
-        found: list[Any] = await self._redis.mget(map(keyspace.preview, different))
+        found: list[Any] = await self._redis.mget([keyspace.PREVIEWS + name for name in different])
         pictures = dict(zip(different, found, strict=True))
         return [pictures[request_id] for request_id in request_ids]
 

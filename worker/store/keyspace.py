@@ -91,14 +91,6 @@ def api_key(key_id: str) -> str:
     return API_KEY + key_id
 
 
-def live(owner: str) -> str:
-    return LIVE + owner
-
-
-def usage(day: int) -> str:
-    return f"{USAGE}{day}"
-
-
 def idempotency_key(digest: str) -> str:
     """Hash: the request made with an idempotency key, and the fingerprint of its body."""
     return f"mochi:idempotency:{digest}"
@@ -126,10 +118,6 @@ def drain_order(worker: str) -> str:
 def device(worker: str) -> str:
     """String that expires: a worker's GPU use, as JSON."""
     return f"mochi:device:{worker}"
-
-
-def preview(request_id: str) -> str:
-    return PREVIEWS + request_id
 
 
 def rq_job(request_id: str) -> str:

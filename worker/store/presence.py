@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -35,10 +36,8 @@ def read_all(members: Iterable[str]) -> list[LiveWorker]:
     """By name. Invalid members, which no worker wrote, are left out."""
     workers = []
     for member in members:
-        try:
+        with suppress(ValidationError):
             workers.append(_JSON.validate_json(member))
-        except ValidationError:
-            continue
     return sorted(workers, key=lambda worker: worker.name)
 
 

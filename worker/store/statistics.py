@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -20,7 +21,8 @@ from worker.store import keyspace, scripts
 from worker.store.answers import pairs
 from worker.store.presence import LiveWorker, read_all
 
-_USE = TypeAdapter(DeviceUse)
+DEVICE_USE = TypeAdapter(DeviceUse)
+"""Reads and writes a GPU report."""
 
 
 @dataclass
@@ -103,10 +105,9 @@ class Survey:
     def devices(self, reports: Sequence[str | bytes | None]) -> dict[str, DeviceUse]:
         """GPU use by worker name, from the values of `device_keys`; left out without a report."""
         uses = {}
-        for worker, text in zip(self.workers, reports, strict=True):
-            use = None if text is None else _read(text)
-            if use is not None:
-                uses[worker.name] = use
+        for worker, report in zip(self.workers, reports, strict=True):
+            with suppress(ValidationError):
+                uses[worker.name] = DEVICE_USE.validate_json(report or "")
         return uses
 
 
@@ -124,14 +125,3 @@ class Statistics:
             keys = survey.device_keys
             reports = await self._redis.mget(keys) if keys else []
         return survey, survey.devices(reports)
-
-
-def device_json(use: DeviceUse) -> str:
-    return _USE.dump_json(use).decode()
-
-
-def _read(text: str | bytes) -> DeviceUse | None:
-    try:
-        return _USE.validate_json(text)
-    except ValidationError:
-        return None

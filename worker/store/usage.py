@@ -19,8 +19,7 @@ from worker.store import keyspace
 
 KEPT_DAYS = 400
 _FIRST_DAY = date(1970, 1, 1)
-_SUMS = ("requests", "completed", "gpu_ms", "charged")
-_METRICS = (*_SUMS, *FAILURES)
+_METRICS = ("requests", "completed", "gpu_ms", "charged", *FAILURES)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Period:
     @property
     def keys(self) -> list[str]:
         """The Redis key of each day."""
-        return [keyspace.usage((day - _FIRST_DAY).days) for day in self.days]
+        return [f"{keyspace.USAGE}{(day - _FIRST_DAY).days}" for day in self.days]
 
     def usages(self, kept: Iterable[Mapping[str, str]]) -> list[Usage]:
         """From the hashes of `keys`, by day and owner; days without usage are left out."""
@@ -89,7 +88,7 @@ class Period:
         ]
 
     def usages_of(self, owner: str, kept: Iterable[Sequence[str | None]]) -> list[Usage]:
-        """The same for one owner, from the values of `fields_of` in each hash."""
+        """The same for one owner, from the values of its `_METRICS` in each hash."""
         return [
             Usage.of(day, owner, sums)
             for day, amounts in zip(self.days, kept, strict=True)
@@ -106,7 +105,7 @@ class UsageStore:
     async def of_owner(self, owner: str, period: Period) -> list[Usage]:
         pipeline = self._redis.pipeline(transaction=False)
         for key in period.keys:
-            pipeline.hmget(key, fields_of(owner))
+            pipeline.hmget(key, [f"{owner} {metric}" for metric in _METRICS])
         with broker_errors():
             return period.usages_of(owner, await pipeline.execute())
 
@@ -118,21 +117,12 @@ class UsageStore:
 
 
 def read_usages(redis: Client, period: Period) -> list[Usage]:
-    """The usage of every key in a period.
-
-    Raises:
-        BrokerUnavailableError: the broker does not answer.
-    """
+    """The usage of every key in a period. Raises BrokerUnavailableError."""
     pipeline = redis.pipeline(transaction=False)
     for key in period.keys:
         pipeline.hgetall(key)
     with broker_errors():
         return period.usages(pipeline.execute())
-
-
-def fields_of(owner: str) -> list[str]:
-    """The fields of one owner in the hash of a day."""
-    return [f"{owner} {metric}" for metric in _METRICS]
 
 
 def _by_owner(fields: Mapping[str, str]) -> dict[str, dict[str, int]]:

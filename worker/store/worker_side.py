@@ -19,7 +19,7 @@ from worker.pace import Pace, Work
 from worker.store import keyspace, scripts
 from worker.store.answers import outcome, pairs, was_done
 from worker.store.presence import LiveWorker
-from worker.store.statistics import device_json
+from worker.store.statistics import DEVICE_USE
 
 _SCRIPTS = (
     *("start", "beat", "finish", "requeue", "reap", "recover"),
@@ -124,8 +124,9 @@ class WorkerStore:
 
     def report_device(self, worker: str, use: DeviceUse) -> None:
         """Publish a worker's GPU use. It expires with a lease."""
+        report = DEVICE_USE.dump_json(use)
         with broker_errors():
-            self._redis.set(keyspace.device(worker), device_json(use), px=self._lease_ms)
+            self._redis.set(keyspace.device(worker), report, px=self._lease_ms)
 
     def sign_off(self, worker: LiveWorker) -> None:
         with broker_errors():
@@ -196,7 +197,7 @@ class WorkerStore:
         return [request_id for request_id in waiting if request_id not in listed]
 
     def dangers(self) -> list[str]:
-        """See `dangers_of`."""
+        """See `dangers_in`."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.info()
         pipeline.config_get("appendfsync")

@@ -93,7 +93,7 @@ def test_too_few_credits_are_406_with_balance_and_price_and_nothing_is_queued(
     with pytest.raises(SegmindError, match="Insufficient credits"):
         stack.sdk(key).run("mochi-1", **POND)
     assert account(stack, key)["reserved"] == 0
-    assert not stack.redis.exists(keyspace.live(stack.owner(key)))
+    assert not stack.redis.exists(keyspace.LIVE + stack.owner(key))
 
 
 def test_a_key_without_a_balance_is_charged_and_never_runs_out(stack: Stack) -> None:

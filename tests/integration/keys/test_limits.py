@@ -60,7 +60,7 @@ def test_a13_a_burst_over_two_gateways_gets_as_many_as_a_minute_has(
     for _ in range(rounds):
         assert statuses(burst(urls, key)) == {200: 20, 429: BURST - 20}
         as_if_submitted(it, key, earlier_ms=MINUTE_MS)
-    assert it.redis.scard(keyspace.live(it.owner(key))) == 20 * rounds
+    assert it.redis.scard(keyspace.LIVE + it.owner(key)) == 20 * rounds
     figure(f"A13: {rounds} bursts of {BURST} over two gateways, each accepted exactly 20")
 
 

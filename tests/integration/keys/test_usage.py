@@ -98,7 +98,7 @@ def test_one_key_can_be_asked_for(stack: Stack, used: dict[str, str]) -> None:
 def test_a_day_that_is_asked_for_is_the_only_one(stack: Stack, used: dict[str, str]) -> None:
     before = (datetime.now(UTC) - timedelta(days=9)).date()
     stack.redis.hset(
-        keyspace.usage((before - datetime(1970, 1, 1, tzinfo=UTC).date()).days),
+        f"{keyspace.USAGE}{(before - datetime(1970, 1, 1, tzinfo=UTC).date()).days}",
         f"{stack.owner(used['team-a'])} requests",
         77,
     )

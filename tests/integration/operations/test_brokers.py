@@ -31,7 +31,7 @@ from tests.support.jobs import submit as accept
 from tests.support.services.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
 from tests.support.stack import COMMAND, Stack, eventually
 from worker.broker.connection import connect_briefly, connect_gateway, connect_worker
-from worker.broker.health import dangers_of
+from worker.broker.health import dangers_in
 from worker.errors import BrokerUnavailableError
 from worker.store import keyspace
 from worker.store.fleet import cancel_all, fleet
@@ -268,7 +268,7 @@ def test_what_a_broker_may_lose_is_found_with_the_remedy(
 
 
 def test_a_version_that_cannot_run_scripts_is_found() -> None:
-    (danger,) = dangers_of({"redis_version": "6.2.14", "aof_enabled": 1}, "always")
+    (danger,) = dangers_in([{"redis_version": "6.2.14", "aof_enabled": 1}, {}])
     assert "6.2.14" in danger
     assert "7 or later" in danger
 

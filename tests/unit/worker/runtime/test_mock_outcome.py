@@ -20,8 +20,8 @@ from worker.process.shutdown import Stop
 from worker.runtime.mock_outcome import (
     BUG_TEXT,
     FOREVER_SECONDS,
+    MockOutcome,
     early_expiry,
-    step_callback,
     warnings_of,
 )
 from worker.runtime.run import Run
@@ -38,9 +38,8 @@ def job(scenario: str) -> Job:
 
 def run(scenario: str, steps: list[int], kept: Kept | None = None) -> None:
     """Run the fake engine to its end, and note the steps that it reports."""
-    on_step = step_callback(
-        job(scenario), Run(Lease("an-id", "a-run"), 60, Stop()), AT_ONCE, is_mock=True
-    )
+    of_request = Run(Lease("an-id", "a-run"), 60, Stop())
+    on_step = MockOutcome(job(scenario), of_request, AT_ONCE).on_step
 
     def noted(step: int, total: int) -> None:
         steps.append(step)

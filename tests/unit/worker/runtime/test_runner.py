@@ -105,11 +105,11 @@ class Desk:
 
     def runner(self, engine: Engine, run_seconds: float = 60) -> Runner:
         return Runner(
-            "ann",
-            engine,
-            self.store,
-            self.outputs,
-            self.heartbeat,
+            worker="ann",
+            engine=engine,
+            store=self.store,
+            outputs=self.outputs,
+            heartbeat=self.heartbeat,
             moderation=self.moderation,
             run_seconds=run_seconds,
             checkpoint_steps=self.checkpoint_steps,

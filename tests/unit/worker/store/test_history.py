@@ -150,7 +150,7 @@ def test_what_waits_is_never_run(redis: Redis, redis_url: str) -> None:
     assert pop(redis) is None
     assert waiting(redis) == []
     assert not redis.zcard(keyspace.WAITING)
-    assert not redis.scard(keyspace.live(OWNER))
+    assert not redis.scard(keyspace.LIVE + OWNER)
     assert eventually(lambda: not redis.exists(keyspace.record(request_id)))
 
 
@@ -169,7 +169,7 @@ def test_what_runs_is_cancelled_and_nobody_sees_it_meanwhile(
     assert Order.CANCEL in store.beat(live("ann"), lease)
     assert store.fail(lease, "cancelled", "It was cancelled.")
     assert eventually(lambda: not redis.exists(keyspace.record(request_id)))
-    assert not redis.scard(keyspace.live(OWNER))
+    assert not redis.scard(keyspace.LIVE + OWNER)
 
 
 def test_what_is_deleted_as_its_run_ends_has_no_video_and_nobody_is_told(

@@ -398,7 +398,7 @@ class Requests(RuleBasedStateMachine):
         pipeline.zrange(keyspace.LEASES, 0, -1)
         pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
         pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
-        pipeline.smembers(keyspace.live(OWNER))
+        pipeline.smembers(keyspace.LIVE + OWNER)
         pipeline.hgetall(keyspace.api_key(OWNER))
         for request_id in known:
             pipeline.hgetall(keyspace.record(request_id))
