@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Self
 
 from models.params import TEMPORAL_FACTOR, GenerateParams
@@ -76,8 +76,5 @@ def pace_for(latent_frames: int, measured: Mapping[int, Pace]) -> Pace | None:
 
 
 def _mix(one: Pace, other: Pace, of_one: float, of_other: float) -> Pace:
-    return Pace(
-        of_one * one.prompt_seconds + of_other * other.prompt_seconds,
-        of_one * one.step_seconds + of_other * other.step_seconds,
-        of_one * one.video_seconds + of_other * other.video_seconds,
-    )
+    both = zip(astuple(one), astuple(other), strict=True)
+    return Pace(*(of_one * first + of_other * second for first, second in both))

@@ -62,7 +62,6 @@ class WorkerSettings(ModerationSettings):
             "Save a run's latents every this many steps, so that a retry resumes there; 0 is off."
         ),
     )
-
     preview_steps: int = Field(
         default=5,
         ge=0,

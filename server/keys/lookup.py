@@ -92,7 +92,7 @@ class KeyLookup:
 
     async def _look_up(self, digests: list[str]) -> list[Any]:
         """One round trip for all: requests with bad keys must not exhaust the connections."""
-        answers: list[Any] = await self._find([keyspace.SECRETS], [keyspace.api_key(""), *digests])
+        answers: list[Any] = await self._find([keyspace.SECRETS], [keyspace.API_KEY, *digests])
         return answers
 
 

@@ -80,7 +80,7 @@ class KeyStore:
 
     def key(self, key_id: str) -> Key | None:
         """The key with this id, revoked or not."""
-        record: Any = self.step.read.hgetall(keyspace.api_key(key_id))
+        record: Any = self.step.read.hgetall(keyspace.API_KEY + key_id)
         return Key.read(key_id, record) if record else None
 
     def holder(self, name: str) -> Key | None:
@@ -144,7 +144,7 @@ class KeyStore:
         after = key.record()
         if old is not None and old.balance is None and key.balance is not None:
             self._hold(old)
-        self._rewrite(keyspace.api_key(key.key_id), before, after)
+        self._rewrite(keyspace.API_KEY + key.key_id, before, after)
         if old and not old.revoked_at and (old.name != key.name or key.revoked_at):
             self.step.write("HDEL", keyspace.KEY_NAMES, old.name, first=True)
         if not key.revoked_at:
@@ -164,7 +164,7 @@ class KeyStore:
 
     def _hold(self, key: Key) -> None:
         """Retry the transaction if a request changes the balance that is being replaced."""
-        self.step.read.watch(keyspace.api_key(key.key_id))  # type: ignore[no-untyped-call]
+        self.step.read.watch(keyspace.API_KEY + key.key_id)  # type: ignore[no-untyped-call]
         if self.key(key.key_id) != key:
             raise WatchError
 
@@ -275,12 +275,12 @@ def change_key(
 
 def all_keys(redis: Redis) -> list[tuple[Key, list[Secret]]]:
     """All keys with their secrets, sorted by name; revoked keys come last."""
-    prefix = keyspace.api_key("")
+    prefix = keyspace.API_KEY
     with broker_errors():
         ids = {name.removeprefix(prefix) for name in redis.scan_iter(f"{prefix}*", 1000)}
         pipeline = redis.pipeline()
         for key_id in ids:
-            pipeline.hgetall(keyspace.api_key(key_id))
+            pipeline.hgetall(keyspace.API_KEY + key_id)
         pipeline.hgetall(keyspace.SECRETS)
         *records, stored = cast("list[dict[str, str]]", pipeline.execute())
     keys = [Key.read(key_id, record) for key_id, record in zip(ids, records, strict=True) if record]
@@ -319,7 +319,7 @@ def is_registered(redis: Redis, secret: str) -> bool:
         if not stored:
             return False
         key_id = Secret.read("", stored).key_id
-        return not redis.hexists(keyspace.api_key(key_id), "revoked_at")
+        return not redis.hexists(keyspace.API_KEY + key_id, "revoked_at")
 
 
 def _secrets(stored: Mapping[str, str]) -> list[Secret]:

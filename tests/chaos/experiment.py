@@ -173,7 +173,7 @@ class _Experiment:
     def _account(self) -> dict[str, str]:
         """The hash of the one key that there is."""
         with broker_errors(), connect_briefly(self._broker.url) as redis:
-            (key,) = redis.scan_iter(keyspace.api_key("*"))
+            (key,) = redis.scan_iter(keyspace.API_KEY + "*")
             return dict(redis.hgetall(key))
 
 

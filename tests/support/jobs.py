@@ -82,5 +82,5 @@ def end_lease(redis: Redis, request_id: str) -> None:
 def make_webhook_due(redis: Redis, request_id: str) -> None:
     """As if the time for the next attempt had come, or the sender's lease had ended."""
     owner = str(redis.hget(keyspace.WEBHOOK + request_id, "owner"))
-    assert redis.zadd(keyspace.webhooks(owner), {request_id: 1}, xx=True, ch=True)
+    assert redis.zadd(f"{keyspace.WEBHOOKS}:{owner}", {request_id: 1}, xx=True, ch=True)
     redis.zadd(keyspace.WEBHOOKS, {owner: 1})

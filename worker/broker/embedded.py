@@ -218,10 +218,10 @@ def broker_of(redis_url: str, data_dir: Path) -> Iterator[str]:
     Args:
         redis_url: of an external broker; empty: the embedded one of `data_dir`, which is started
             for the duration if it does not run.
-        data_dir: see `WorkerSettings`.
+        data_dir: as in `WorkerSettings`.
 
     Raises:
-        BrokerStartError: see `EmbeddedBroker.start`.
+        BrokerStartError: as `EmbeddedBroker.start`.
     """
     if redis_url:
         yield redis_url

@@ -49,9 +49,7 @@ class _Sentinels(redis.sentinel.Sentinel):
         reasons: list[str] = []
         for asked in self.sentinels:
             with _errors_to(reasons, asked):
-                found = _master(asked.sentinel_masters(), service_name)
-                self.sentinels = _with_first(self.sentinels, asked)
-                return found
+                return _accepted(self, asked, asked.sentinel_masters(), service_name)
         raise MasterNotFoundError("; ".join(reasons))
 
 
@@ -63,9 +61,7 @@ class _AsyncSentinels(redis.asyncio.sentinel.Sentinel):
         reasons: list[str] = []
         for asked in self.sentinels:
             with _errors_to(reasons, asked):
-                found = _master(await asked.sentinel_masters(), service_name)
-                self.sentinels = _with_first(self.sentinels, asked)
-                return found
+                return _accepted(self, asked, await asked.sentinel_masters(), service_name)
         raise MasterNotFoundError("; ".join(reasons))
 
 
@@ -106,15 +102,13 @@ def _errors_to(reasons: list[str], sentinel: Any) -> Iterator[None]:  # noqa: AN
         reasons.append(f"Sentinel {at['host']}:{at['port']}: {error}")
 
 
-def _master(masters: Any, name: str) -> tuple[str, int]:  # noqa: ANN401 (redis-py's)
+def _accepted(ours: Any, asked: Any, masters: Any, name: str) -> tuple[str, int]:  # noqa: ANN401 (sync or async)
+    """The master's host and port; from now on, `asked` is the first that `ours` asks."""
     state = masters.get(name)
     if state is None:
         raise MasterNotFoundError(f"it knows no master {name}.")
     if state["is_sdown"] or state["is_odown"] or not state["is_master"]:
         raise MasterNotFoundError(f"the master {name} is down.")
+    # A new list, as another call may iterate over the old one.
+    ours.sentinels = [asked, *(other for other in ours.sentinels if other is not asked)]
     return state["ip"], state["port"]
-
-
-def _with_first(clients: list[Any], first: Any) -> list[Any]:  # noqa: ANN401 (sync or async)
-    """A new list, as another call may iterate over the old one."""
-    return [first, *(client for client in clients if client is not first)]

@@ -10,12 +10,8 @@ from worker.settings import WorkerSettings
 def open_outputs(settings: WorkerSettings, *, patience_seconds: float) -> Outputs:
     """The store that `settings.outputs` names. Nothing is written or asked yet.
 
-    Args:
-        settings: of the process.
-        patience_seconds: longest call to a store on the network.
-
-    Raises:
-        OutputsUnusableError: a variable of the store has a bad value.
+    A call to a store on the network takes at most `patience_seconds`. Raises OutputsUnusableError
+    for a bad value of the store's variables.
     """
     folder = LocalOutputs(settings.outputs_dir)
     if not settings.outputs:

@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 """The first one that is set wins."""
-VIDEO_TYPE = "video/mp4"
 LONGEST_LINK_SECONDS = 7 * 24 * 3600
 """S3's limit for signed links."""
 CONNECT_SECONDS = 5.0
@@ -96,54 +96,54 @@ def open_s3(url: str, *, drafts: LocalOutputs, patience_seconds: float) -> S3Out
     return S3Outputs(store, drafts, url)
 
 
+@dataclass(frozen=True)
 class S3Outputs:
     """A bucket, or its part below a prefix. Make it after any fork."""
 
-    def __init__(self, store: S3Store, drafts: LocalOutputs, url: str) -> None:
-        self._store = store
-        self._drafts = drafts
-        self._url = url
+    store: S3Store
+    drafts: LocalOutputs
+    url: str
 
     def check(self) -> None:
         """Try every operation once: write, read, list, delete."""
-        self._drafts.check()
+        self.drafts.check()
         probe = checkpoint_name(str(uuid4()))  # a new id: the sweeper removes it if it stays
         try:
-            obstore.put(self._store, probe, b"probe", use_multipart=False)
-            obstore.get(self._store, probe).bytes()
-            next(iter(obstore.list(self._store, chunk_size=1)), None)
-            obstore.delete(self._store, [probe])
+            obstore.put(self.store, probe, b"probe", use_multipart=False)
+            obstore.get(self.store, probe).bytes()
+            next(iter(obstore.list(self.store, chunk_size=1)), None)
+            obstore.delete(self.store, [probe])
         except _ERRORS as error:
             said = _summary(error)
             if isinstance(error, FileNotFoundError):
                 raise OutputsUnusableError(
-                    f"MOCHI_OUTPUTS: there is no bucket for {self._url}. Make it, or correct "
+                    f"MOCHI_OUTPUTS: there is no bucket for {self.url}. Make it, or correct "
                     f"MOCHI_OUTPUTS, AWS_REGION or AWS_ENDPOINT_URL. The store says: {said}"
                 ) from None
             if _PERMANENT.search(said):
                 raise OutputsUnusableError(
-                    f"MOCHI_OUTPUTS: {self._url} cannot be used. Check AWS_ACCESS_KEY_ID, "
+                    f"MOCHI_OUTPUTS: {self.url} cannot be used. Check AWS_ACCESS_KEY_ID, "
                     "AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL, and that the key may "
                     "s3:PutObject, s3:GetObject and s3:DeleteObject below the prefix and "
                     f"s3:ListBucket on the bucket. The store says: {said}"
                 ) from None
             raise StorageError(
-                f"{self._url} does not answer; check AWS_ENDPOINT_URL. {said}"
+                f"{self.url} does not answer; check AWS_ENDPOINT_URL. {said}"
             ) from error
 
     def draft(self, name: str) -> Path:
-        return self._drafts.draft(name)
+        return self.drafts.draft(name)
 
     def publish(self, name: str) -> int:
         draft = self.draft(name)
         try:
             video = draft.read_bytes()
             with _store_errors("The video cannot be kept"):
-                self._put(name, video, VIDEO_TYPE)
+                self._put(name, video, "video/mp4")
         except OSError as error:
             raise StorageError(f"The video cannot be kept: {error.strerror}") from error
         finally:
-            self._drafts.remove(name)
+            self.drafts.remove(name)
         return len(video)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -153,12 +153,12 @@ class S3Outputs:
         """A presigned URL; temporary credentials may end it earlier."""
         expires = timedelta(seconds=min(round(seconds), LONGEST_LINK_SECONDS))
         with _store_errors("The link to the video cannot be signed"):
-            return obstore.sign(self._store, "GET", checked_video(name), expires)
+            return obstore.sign(self.store, "GET", checked_video(name), expires)
 
     def remove(self, name: str) -> None:
-        self._drafts.remove(name)
+        self.drafts.remove(name)
         with suppress(StorageError), _store_errors("A video stays"):
-            obstore.delete(self._store, [name])
+            obstore.delete(self.store, [name])
 
     def save_checkpoint(self, request_id: str, data: bytes) -> None:
         name = checkpoint_name(request_id)
@@ -168,7 +168,7 @@ class S3Outputs:
     def load_checkpoint(self, request_id: str) -> bytes | None:
         try:
             name = checkpoint_name(request_id)
-            return obstore.get(self._store, name).bytes().to_bytes()
+            return obstore.get(self.store, name).bytes().to_bytes()
         except FileNotFoundError:
             return None
         except (*_ERRORS, StorageError) as error:
@@ -177,31 +177,31 @@ class S3Outputs:
 
     def remove_checkpoint(self, request_id: str) -> None:
         with suppress(StorageError), _store_errors("A checkpoint stays"):
-            obstore.delete(self._store, [checkpoint_name(request_id)])
+            obstore.delete(self.store, [checkpoint_name(request_id)])
 
     def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
         """Several workers may sweep at once: a second delete does nothing."""
-        removed = self._drafts.sweep(is_kept, older_than=older_than)
+        removed = self.drafts.sweep(is_kept, older_than=older_than)
         with _store_errors("Expired videos stay"):
             # Not recursive: folders below the prefix belong to others.
-            objects = obstore.list_with_delimiter(self._store)["objects"]
+            objects = obstore.list_with_delimiter(self.store)["objects"]
             before = time.time() - older_than
             old = [each["path"] for each in objects if each["last_modified"].timestamp() < before]
             gone = [name for name in old if (its := request_of(name)) and not is_kept(its)]
             if gone:
-                obstore.delete(self._store, gone)
+                obstore.delete(self.store, gone)
         return removed + len(gone)
 
     def _put(self, name: str, data: bytes, content_type: str) -> None:
         # One request is atomic; an aborted multipart upload leaves parts that no listing shows.
         attributes = {"Content-Type": content_type}
-        obstore.put(self._store, name, data, attributes=attributes, use_multipart=False)
+        obstore.put(self.store, name, data, attributes=attributes, use_multipart=False)
 
     def _chunks(self, name: str, start: int, stop: int | None) -> Iterator[bytes]:
         asked: GetOptions = {"range": {"offset": start} if stop is None else (start, stop)}
         with _store_errors("The video cannot be read"):
             try:
-                found = obstore.get(self._store, name, options=asked)
+                found = obstore.get(self.store, name, options=asked)
             except FileNotFoundError:
                 raise StorageError("The video is gone") from None
             yield from found.stream(CHUNK_BYTES)

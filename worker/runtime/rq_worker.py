@@ -63,23 +63,20 @@ class EngineWorker(SimpleWorker):
             _log.error("job.refused", job_id=job.id, queue=queue.name)
             return
         with structlog.contextvars.bound_contextvars(request_id=job.id, attempt=None):
-            self._execute(job)
-
-    def _execute(self, job: RqJob) -> None:
-        try:
-            if self._stop.draining:  # since the pop began
-                self._runner.requeue_popped(job.id)
-            else:
-                self._runner.run(job.id)
-        except EngineBrokenError:
-            raise
-        except StopRequested:
-            # The broker is away and the process must stop: another worker makes the video again.
-            _log.warning("run.left_behind")
-        except Exception:  # noqa: BLE001 (this worker can run the next one)
-            # The broker refuses to write, or holds an invalid record. The lease ends, and the file
-            # is swept.
-            _log.exception("run.unfinished")
+            try:
+                if self._stop.draining:  # since the pop began
+                    self._runner.requeue_popped(job.id)
+                else:
+                    self._runner.run(job.id)
+            except EngineBrokenError:
+                raise
+            except StopRequested:
+                # The broker is away and the process must stop: another worker repeats the run.
+                _log.warning("run.left_behind")
+            except Exception:  # noqa: BLE001 (this worker can run the next one)
+                # The broker refuses to write, or holds an invalid record. The lease ends, and the
+                # file is swept.
+                _log.exception("run.unfinished")
 
     @override
     def dequeue_job_and_maintain_ttl(

@@ -48,7 +48,6 @@ def was_done(script: str, answer: object) -> bool:
     Raises:
         UnknownAnswerError: another answer.
     """
-    match answer:
-        case 0 | 1:
-            return answer == 1
-    raise UnknownAnswerError(script, answer)
+    if answer not in (0, 1):
+        raise UnknownAnswerError(script, answer)
+    return answer == 1

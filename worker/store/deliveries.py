@@ -170,7 +170,7 @@ def all_deliveries(redis: Redis) -> list[Delivery]:
         found = dict(zip(ids, pipeline.execute(), strict=True))
         found = {request_id: fields for request_id, fields in found.items() if fields}
         for request_id, fields in found.items():  # some may have expired meanwhile
-            pipeline.zscore(keyspace.webhooks(fields["owner"]), request_id)
+            pipeline.zscore(f"{keyspace.WEBHOOKS}:{fields['owner']}", request_id)
         dues = pipeline.execute()
     deliveries = (
         Delivery.read(request_id, fields, due_at)

@@ -92,38 +92,29 @@ class Forecaster:
         self._lock = asyncio.Lock()
 
     async def seconds_left(self, job: Job) -> float | None:
-        """See `Forecast.seconds_left`."""
         if job.status.is_final:
             return None
         return (await self.now()).seconds_left(job, time.monotonic())
 
     async def now(self) -> Forecast:
-        if (forecast := self._cached()) is not None:
-            return forecast
         async with self._lock:  # concurrent callers wait for one walk
-            return self._cached() or await self._make()
-
-    def _cached(self) -> Forecast | None:
-        return self._forecast if time.monotonic() < self._good_until else None
-
-    async def _make(self) -> Forecast:
-        began = time.monotonic()
-        with broker_errors():
-            found = await self._foresee(keyspace.for_scripts(), [MOST_WAITING])
-        self._forecast = _forecast(found, time.monotonic())
-        took = time.monotonic() - began
-        self._good_until = began + took / SHARE
-        return self._forecast
+            began = time.monotonic()
+            if self._forecast is None or began >= self._good_until:
+                with broker_errors():
+                    found = await self._foresee(keyspace.for_scripts(), [MOST_WAITING])
+                self._forecast = _forecast(found, time.monotonic())
+                took = time.monotonic() - began
+                self._good_until = began + took / SHARE
+            return self._forecast
 
 
 def _forecast(answer: list[Any], made_at: float) -> Forecast:
     found = dict(pairs(answer))
     workers = read_all(found["workers"])
     paces = _paces(found["paces"], {str(worker.engine) for worker in workers})
-    runs = (dict(pairs(run)) for run in found["runs"])
     busy = {
         run["worker"]: _left(run, paces, found["now_ms"])
-        for run in runs
+        for run in map(dict, map(pairs, found["runs"]))
         if run["worker"] and run["work"]
     }
     free_in = [busy.get(worker.name, 0.0) for worker in workers]

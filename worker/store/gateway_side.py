@@ -354,7 +354,7 @@ class Idempotency:
         differently.
         """
         digest = _digest(f"{owner} {key}")
-        return cls(keyspace.idempotency_key(digest), _digest(json.dumps(body, sort_keys=True)))
+        return cls(keyspace.IDEMPOTENCY + digest, _digest(json.dumps(body, sort_keys=True)))
 
 
 def _digest(text: str) -> str:

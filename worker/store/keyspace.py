@@ -33,6 +33,9 @@ SECRETS = "mochi:secrets"
 ms, if it has one."""
 KEY_NAMES = "mochi:key-names"
 """Hash: names of API keys that are not revoked to their ids."""
+IDEMPOTENCY = "mochi:idempotency:"
+"""With the digest of an owner and its idempotency key, a hash: the request made with it, and the
+fingerprint of the request's body."""
 API_KEY = "mochi:key:"
 """With a key's id, a hash: its permissions, limits and account; see `server/keys/record.py`."""
 LIVE = "mochi:live:"
@@ -85,19 +88,6 @@ BOUNDS_MS = (
 def record(request_id: str) -> str:
     """Hash: the job record."""
     return f"mochi:request:{request_id}"
-
-
-def api_key(key_id: str) -> str:
-    return API_KEY + key_id
-
-
-def idempotency_key(digest: str) -> str:
-    """Hash: the request made with an idempotency key, and the fingerprint of its body."""
-    return f"mochi:idempotency:{digest}"
-
-
-def webhooks(owner: str) -> str:
-    return f"{WEBHOOKS}:{owner}"
 
 
 def webhook_secret(owner: str) -> str:

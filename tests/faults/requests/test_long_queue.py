@@ -40,7 +40,7 @@ def fill(stack: Stack, owners: list[Client], count: int) -> dict[str, Client]:
     asks += [owners[number % len(owners)] for number in range(count - len(asks))]
 
     for client, priority in zip(owners, PRIORITIES, strict=True):
-        stack.redis.hset(keyspace.api_key(client.owner), "priority", priority)
+        stack.redis.hset(keyspace.API_KEY + client.owner, "priority", priority)
 
     async def submit(it: GatewayStore) -> list[str]:
         ids: list[str] = []

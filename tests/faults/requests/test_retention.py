@@ -49,7 +49,7 @@ def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Sta
         keyspace.SECRETS,
         keyspace.KEY_NAMES,
         keyspace.AUDIT,
-        *(keyspace.api_key(client.owner) for client in (first, second)),
+        *(keyspace.API_KEY + client.owner for client in (first, second)),
     }
     died = first.submit(steps=20)
     killed = stack.start_worker()
@@ -99,7 +99,7 @@ def test_f29_after_the_hour_no_delivery_is_left_that_has_ended(stack: Stack) -> 
         eventually(lambda: there.calls)
         eventually(lambda: answers(client, request_id) == {404}, seconds=2 * SECONDS)
         delivery = keyspace.WEBHOOK + request_id
-        owed = {keyspace.WEBHOOKS, keyspace.webhooks(client.owner)}
+        owed = {keyspace.WEBHOOKS, f"{keyspace.WEBHOOKS}:{client.owner}"}
         assert {delivery, *owed} <= keys(stack)  # still due, or on its way
         there.status = 200
         make_webhook_due(stack.redis, request_id)

@@ -37,7 +37,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def account(stack: Stack, key: str) -> dict[str, Decimal]:
     """Credits: granted, and where they are."""
-    kept: dict[str, Any] = stack.redis.hgetall(keyspace.api_key(stack.owner(key)))  # type: ignore[assignment]
+    kept: dict[str, Any] = stack.redis.hgetall(keyspace.API_KEY + stack.owner(key))  # type: ignore[assignment]
     names = ("balance", "reserved", "charged", "granted")
     return {name: Decimal(kept.get(name, 0)) / 1_000_000 for name in names}
 

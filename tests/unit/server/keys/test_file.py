@@ -82,7 +82,7 @@ def test_what_was_changed_in_the_file_is_changed_and_told(redis: Redis, tmp_path
     applied(redis, write(tmp_path, table("ann", ANN, "credits_granted = 10", "priority = 2")))
     key_id = one_key(redis, "ann")[0].key_id
     for field, amount in {"balance": -4, "reserved": 1, "charged": 3}.items():
-        redis.hincrby(keyspace.api_key(key_id), field, amount * MILLION)
+        redis.hincrby(keyspace.API_KEY + key_id, field, amount * MILLION)
     path = write(tmp_path, table("ann", ANN, "credits_granted = 15.5", "jobs_at_once = 3"))
     (dry,) = applied(redis, path, dry_run=True)
     assert one_key(redis, "ann")[0].granted == 10
@@ -263,7 +263,7 @@ def test_no_secret_is_in_an_export(redis: Redis) -> None:
 
 def test_what_was_reserved_may_be_spent_again(redis: Redis, tmp_path: Path) -> None:
     create_key(redis, FULL)
-    name = keyspace.api_key(one_key(redis, "ann smith")[0].key_id)
+    name = keyspace.API_KEY + one_key(redis, "ann smith")[0].key_id
     for field, amount in {"balance": -6, "reserved": 3, "charged": 3}.items():
         redis.hincrby(name, field, amount * MILLION)
     path = write(tmp_path, export_key_file(redis))

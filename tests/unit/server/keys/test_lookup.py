@@ -175,7 +175,7 @@ def test_an_entry_that_is_not_ours_keeps_nobody_else_from_his_answer(
 
 def test_a_key_whose_end_is_no_moment_is_over(redis: Redis, redis_url: str) -> None:
     secret = create_key(redis, LAPTOP)
-    redis.hset(keyspace.api_key(one_key(redis, "laptop")[0].key_id), "expires_at", "soon")
+    redis.hset(keyspace.API_KEY + one_key(redis, "laptop")[0].key_id, "expires_at", "soon")
     with pytest.raises(ExpiredKeyError):
         find(redis_url, secret)
 

@@ -59,7 +59,7 @@ def amounts(redis: Redis, name: str) -> tuple[Decimal, Decimal, Decimal, Decimal
 def move(redis: Redis, name: str, **by: int) -> None:
     """What a request that comes or ends does to the account of its key, in millionths."""
     for field, amount in by.items():
-        redis.hincrby(keyspace.api_key(key(redis, name).key_id), field, amount)
+        redis.hincrby(keyspace.API_KEY + key(redis, name).key_id, field, amount)
 
 
 def acts(redis: Redis) -> list[str]:
@@ -118,7 +118,7 @@ def test_to_revoke_twice_changes_nothing_more(redis: Redis) -> None:
 
 def test_a_key_can_be_revoked_whatever_the_broker_holds_of_it(redis: Redis) -> None:
     create_key(redis, ANN)
-    redis.hset(keyspace.api_key(key(redis, "ann").key_id), "priority", 0)
+    redis.hset(keyspace.API_KEY + key(redis, "ann").key_id, "priority", 0)
     revoked = revoke_key(redis, "ann")
     assert key(redis, revoked.key_id).revoked_at
 
@@ -183,7 +183,7 @@ def test_only_what_is_named_is_changed_and_what_was_is_told(redis: Redis) -> Non
         "requests_per_minute: 5 → none",
     ]
     assert key(redis, "eve") == before.replace(name="eve", models=(), requests_per_minute=None)
-    assert "requests_per_minute" not in redis.hgetall(keyspace.api_key(before.key_id))
+    assert "requests_per_minute" not in redis.hgetall(keyspace.API_KEY + before.key_id)
     with pytest.raises(NoSuchKeyError):
         key(redis, "ann")
 

@@ -84,7 +84,7 @@ def test_one_owner_is_not_sent_to_so_often_at_once_that_others_wait(
     taken = take(redis_url, busy={"ann": 3})
     assert [each.owner for each in taken].count("ann") == MOST_OF_OWNER - 3
     assert bobs in ids(taken)
-    assert redis.zcard(keyspace.webhooks("ann")) == MOST_OF_OWNER + 5  # none is lost
+    assert redis.zcard(f"{keyspace.WEBHOOKS}:ann") == MOST_OF_OWNER + 5  # none is lost
     assert take(redis_url, busy={"ann": MOST_OF_OWNER}) == []
     assert len(take(redis_url, busy={"ann": MOST_OF_OWNER - 1})) == 1
     assert len(take(redis_url)) == 7
@@ -102,7 +102,7 @@ def test_owners_take_turns_whatever_they_are_owed(redis_url: str) -> None:
 def test_what_a_key_may_be_owed_has_an_end(redis: Redis, redis_url: str) -> None:
     """The newest is given up, and may be made by hand; another key's are owed all the same."""
     others = {f"other {number}": 2**42 for number in range(MOST_OWED - 1)}
-    redis.zadd(keyspace.webhooks("ann"), others)
+    redis.zadd(f"{keyspace.WEBHOOKS}:ann", others)
     last, beyond = owe(redis_url, "ann"), owe(redis_url, "ann")
     bobs = owe(redis_url, "bob")
     assert sorted(ids(take(redis_url))) == sorted([last, bobs])

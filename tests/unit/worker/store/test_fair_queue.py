@@ -34,7 +34,7 @@ class Shop:
     def submit(self, *owners: str, priority: int = 1) -> list[str]:
         """The ids of requests, one after the other."""
         for owner in set(owners):
-            self._redis.hset(keyspace.api_key(owner), "priority", priority)
+            self._redis.hset(keyspace.API_KEY + owner, "priority", priority)
 
         async def ask(it: GatewayStore) -> list[str]:
             submits = (it.submit(params(), owner) for owner in owners)

@@ -138,7 +138,7 @@ class Requests(RuleBasedStateMachine):
     def flush(self) -> None:
         self.redis.flushall()
         account = {"balance": GRANTED, "granted": GRANTED, "reserved": 0, "charged": 0}
-        self.redis.hset(keyspace.api_key(OWNER), mapping=account)  # type: ignore[arg-type]
+        self.redis.hset(keyspace.API_KEY + OWNER, mapping=account)  # type: ignore[arg-type]
         for name in ("submit", "start", "beat", "finish", "requeue", "reap", "recover", "cancel"):
             self.redis.script_load(
                 scripts.source(name)
@@ -190,12 +190,12 @@ class Requests(RuleBasedStateMachine):
         return request_id
 
     def balance(self) -> int:
-        return int(self.redis.hget(keyspace.api_key(OWNER), "balance") or 0)
+        return int(self.redis.hget(keyspace.API_KEY + OWNER, "balance") or 0)
 
     @rule(amount=integers(1, 9))
     def grant(self, amount: int) -> None:
         for name in ("balance", "granted"):
-            self.redis.hincrby(keyspace.api_key(OWNER), name, amount)
+            self.redis.hincrby(keyspace.API_KEY + OWNER, name, amount)
 
     @rule(target=pops, worker=WORKERS)
     def pop(self, worker: str) -> Any:
@@ -399,7 +399,7 @@ class Requests(RuleBasedStateMachine):
         pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
         pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
         pipeline.smembers(keyspace.LIVE + OWNER)
-        pipeline.hgetall(keyspace.api_key(OWNER))
+        pipeline.hgetall(keyspace.API_KEY + OWNER)
         for request_id in known:
             pipeline.hgetall(keyspace.record(request_id))
             pipeline.pttl(keyspace.record(request_id))
@@ -470,7 +470,7 @@ class Requests(RuleBasedStateMachine):
         assert ended <= set(deliveries) <= ended | self.expired
         told = {name: replace(deliveries[name].job, expires_at=None) for name in ended}
         assert told == {name: jobs[name] for name in ended}
-        assert set(self.redis.zrange(keyspace.webhooks(OWNER), 0, -1)) == set(deliveries)
+        assert set(self.redis.zrange(f"{keyspace.WEBHOOKS}:{OWNER}", 0, -1)) == set(deliveries)
         assert self.redis.zrange(keyspace.WEBHOOKS, 0, -1) == ([OWNER] if deliveries else [])
         assert all(each.state is State.DUE for each in deliveries.values())
 

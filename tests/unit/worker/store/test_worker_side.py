@@ -264,7 +264,7 @@ def test_a_broker_with_full_memory_takes_nothing_of_a_key_with_limits(
     redis: Redis, redis_url: str, terms: dict[str, int], price: Price
 ) -> None:
     """What a script has written first decides whether it may go on."""
-    redis.hset(keyspace.api_key(OWNER), mapping=terms)  # type: ignore[arg-type]
+    redis.hset(keyspace.API_KEY + OWNER, mapping=terms)  # type: ignore[arg-type]
     submit(redis_url)
     before = {key: redis.dump(key) for key in redis.keys("*")}
     redis.config_set("maxmemory", 1)
@@ -279,7 +279,7 @@ def test_a_broker_with_full_memory_takes_nothing_of_a_key_with_limits(
 def test_a_limit_that_was_lowered_says_when_there_is_room_again(
     redis: Redis, redis_url: str
 ) -> None:
-    key = keyspace.api_key(OWNER)
+    key = keyspace.API_KEY + OWNER
     redis.hset(key, "requests_per_minute", 5)
     ids = [submit(redis_url) for _ in range(5)]
     recent = keyspace.RATE + OWNER
@@ -295,7 +295,7 @@ def test_a_limit_that_was_lowered_says_when_there_is_room_again(
 def test_who_has_less_than_nothing_may_ask_for_what_costs_nothing(
     redis: Redis, redis_url: str
 ) -> None:
-    redis.hset(keyspace.api_key(OWNER), "balance", -5)
+    redis.hset(keyspace.API_KEY + OWNER, "balance", -5)
     submit(redis_url)
     with pytest.raises(TooFewCreditsError, match=r"costs up to 0\.000001, and the balance is -0"):
         ask_gateway(redis_url, lambda it: it.submit(params(), OWNER, price=Price(1)))
