@@ -160,4 +160,4 @@ def test_a_bad_file_stops_the_start(pem: dict[str, Path], tmp_path: Path) -> Non
 def test_one_file_alone_stops_the_start(pem: dict[str, Path]) -> None:
     refused = run("gateway", "--redis-url", NOBODY, "--tls-cert", str(pem["cert"]))
     assert refused.returncode == 78
-    assert "It goes with MOCHI_TLS_CERT: set both of them, or none." in refused.stderr
+    assert "Set both MOCHI_TLS_CERT and MOCHI_TLS_KEY, or neither." in refused.stderr
