@@ -93,6 +93,8 @@ def download(
             if self._counts:
                 advance(int(n or 0))
 
+    # The download says nothing of an unreachable hub if the folder has other files: ask first.
+    list_files(hub_id, commit)
     # With its own 10 MB, the bar of a slow download stands still for a minute.
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     with _hub_errors(hub_id, commit):

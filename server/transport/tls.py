@@ -55,4 +55,4 @@ def _unusable(name: str, path: str, error: OSError) -> SettingsError:
         "tls_key": "the private key of that certificate as PEM, without a password",
     }[name]
     why = getattr(error, "reason", error.strerror) or "it cannot be read"  # OpenSSL's, if it is
-    return SettingsError(f"MOCHI_{name.upper()}: {path} is of no use: {why}. It must hold {what}.")
+    return SettingsError(f"MOCHI_{name.upper()}: {path} cannot be used: {why}. Expected {what}.")

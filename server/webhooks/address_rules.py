@@ -52,7 +52,7 @@ def is_outside(address: Address) -> bool:
 
 def is_host(text: str) -> bool:
     """Whether this is a DNS name, or an address without brackets."""
-    return bool(_HOST.fullmatch(text)) or _literal(text) is not None
+    return bool(_HOST.fullmatch(text)) or literal_address(text) is not None
 
 
 class Guard:
@@ -70,7 +70,7 @@ class Guard:
             try:
                 self._networks.append(ip_network(item))
             except ValueError as error:
-                if "/" in item or _literal(item) or not _HOST.fullmatch(item):
+                if "/" in item or literal_address(item) or not _HOST.fullmatch(item):
                     raise ValueError(f"{item}: {error}") from None
                 self._names.add(_plain(item))
 
@@ -82,7 +82,7 @@ class Guard:
 
     def refuses(self, host: str) -> bool:
         """Whether `host` is an address, in any spelling, that may not be connected to."""
-        address = _literal(host)
+        address = literal_address(host)
         return address is not None and not self.admits(host, address)
 
 
@@ -90,7 +90,7 @@ def _plain(host: str) -> str:
     return host.lower().rstrip(".")
 
 
-def _literal(host: str) -> str | None:
+def literal_address(host: str) -> str | None:
     """The address that `host` spells, as the system resolver reads it; None for a name."""
     try:
         return str(ip_address(host))

@@ -19,7 +19,7 @@ import httpcore
 import httpx
 from typing_extensions import override
 
-from server.webhooks.address_rules import Guard, _literal
+from server.webhooks.address_rules import Guard, literal_address
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -158,7 +158,7 @@ class _Lookups:
         self._running: Counter[str] = Counter()
 
     async def __call__(self, owner: str, host: str, port: int) -> list[str]:
-        literal = _literal(host)
+        literal = literal_address(host)
         if literal is not None:
             return [literal]
         if self._running[owner] >= LOOKUPS_OF_OWNER:

@@ -189,6 +189,7 @@ def main() -> None:
     gc.freeze()
     module = _serve()
     if module:
+        sys.modules.pop(f"{module}.__main__", None)  # or runpy warns that it runs twice
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

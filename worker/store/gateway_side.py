@@ -190,7 +190,7 @@ class GatewayStore:
             The name of its video, to be removed; empty without one.
 
         Raises:
-            RequestNotFoundError: see there; or it was deleted before.
+            RequestNotFoundError: as in `find`, or the request was deleted before.
         """
         with broker_errors():
             file_name = await self._delete(

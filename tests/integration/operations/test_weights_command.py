@@ -146,7 +146,8 @@ def test_a_pull_asks_for_lists_and_files_alone(hub: StandIn, tmp_path: Path) -> 
     pulled = run(hub.url, tmp_path, "weights", "pull")
     assert pulled.returncode == 0, pulled.stderr
     assert hub.sent() == set(LOADED)
-    wanted = {f"/api/models/{HUB_ID}/{kind}" for kind in ("revision/main", f"tree/{FIRST}")}
+    kinds = ("revision/main", f"revision/{FIRST}", f"tree/{FIRST}")
+    wanted = {f"/api/models/{HUB_ID}/{kind}" for kind in kinds}
     paths = {request.path for request in hub.requests}
     assert wanted == {path for path in paths if path.startswith("/api/")}  # no telemetry, no Xet
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]  # and HF_HOME is not made

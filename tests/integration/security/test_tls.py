@@ -145,7 +145,7 @@ def test_a_file_that_cannot_be_used_is_named_with_its_variable(
     with pytest.raises(SettingsError) as error:
         tls_context(settings)
     path = pem[{"tls_cert": cert, "tls_key": key}[named]]
-    assert str(error.value).startswith(f"MOCHI_{named.upper()}: {path} is of no use: ")
+    assert str(error.value).startswith(f"MOCHI_{named.upper()}: {path} cannot be used: ")
 
 
 def test_a_bad_file_stops_the_start(pem: dict[str, Path], tmp_path: Path) -> None:

@@ -410,6 +410,17 @@ def test_a_hub_that_cannot_be_reached_is_named(
         assert remedy in message
 
 
+def test_a_hub_that_goes_away_before_a_repair_is_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stand_in_here(monkeypatch) as hub:
+        folder = fetch(hub, tmp_path)
+    (folder / SMALL).unlink()
+    with stand_in_here(monkeypatch, port=free_port()) as silent:
+        message = refusal(silent, tmp_path)
+    assert f"{silent.url} cannot be reached (" in message
+
+
 @pytest.mark.parametrize("endpoint", ["hub", "", "http://127.0.0.1:none"])
 def test_an_endpoint_that_is_no_address_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
