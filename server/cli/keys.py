@@ -79,7 +79,7 @@ def create(
     that it is for: the one on the same broker or data folder. Without options the key has the
     scopes generate and read for all models, does not expire, and has no limits.
 
-    Example: `export SEGMIND_API_KEY=$(mochi-server keys create laptop)`
+    Example: `export MOCHI_API_KEY=$(mochi-server keys create laptop)`
 
     For a customer: `mochi-server keys create alice --credits 100 --expires 365d --jobs-at-once 4`
     """

@@ -16,17 +16,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def chaos(
     *,
-    seconds: Annotated[float, typer.Option(min=1, help="How long faults come.")] = 60.0,
-    seed: Annotated[int, typer.Option(help="Of the faults: the same seed, the same faults.")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="How long faults are injected.")] = 60.0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the faults; the same seed injects the same faults.")
+    ] = 1,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Requests in all. [default: 2 a second]")
+        int | None, typer.Option(min=1, help="Number of requests. [default: 2 a second]")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=0.01, help="Or: requests a second. [default: 2]")
+        float | None,
+        typer.Option(min=0.01, help="Requests a second, instead of --jobs. [default: 2]"),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="At any time.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers that run at a time.")] = 3,
     lease: Annotated[
-        float | None, typer.Option(help="As MOCHI_LEASE_SECONDS, which it overrides.")
+        float | None, typer.Option(help="Lease in seconds; overrides MOCHI_LEASE_SECONDS.")
     ] = None,
     broker: Annotated[
         Literal["embedded", "external"],
@@ -36,7 +39,7 @@ def chaos(
         ),
     ] = "embedded",
     redis_url: Annotated[
-        str | None, typer.Option(help="As MOCHI_REDIS_URL, which it overrides.")
+        str | None, typer.Option(help="URL of the broker; overrides MOCHI_REDIS_URL.")
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", help="Write JSON to this file.")] = None,
 ) -> None:
