@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.device import Meter
-from models.engine import Engine
+from models.engine import Engine, Meter
 from models.errors import not_installed
 from models.mock.fake_engine import FakeEngine
 from models.settings import EngineSettings

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.device import DeviceUse
+from models.engine import DeviceUse
 from models.errors import EngineBrokenError
 
 GIB = 2**30

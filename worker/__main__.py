@@ -11,8 +11,7 @@ import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from models.build import build_engine, build_meter
-from models.device import Meter
-from models.engine import Engine
+from models.engine import Engine, Meter
 from models.errors import EngineUnavailableError
 from models.mock.card_speed import MockSpeed
 from models.moderation.build import build_moderation

@@ -30,6 +30,15 @@ class Status(StrEnum):
         return not TRANSITIONS[self]
 
 
+class Cancellation(StrEnum):
+    """What a cancel has done."""
+
+    REQUESTED = "requested"
+    """A waiting request has ended FAILED; a running one ends at its next step."""
+    ENDED = "ended"
+    """It had ended before."""
+
+
 class Stage(StrEnum):
     """Stages of a request, in their order."""
 

@@ -19,7 +19,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from models.device import DeviceUse
+from models.engine import DeviceUse
 from server.transport.traffic import Traffic
 from worker.billing import MILLION
 from worker.store.statistics import Survey, Times

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.cuda import CudaMeter
-from models.device import DeviceUse
+from models.engine import DeviceUse
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ import time
 
 import structlog
 
-from models.device import Meter
+from models.engine import Meter
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.outputs.base import Outputs
 from worker.store.worker_side import WorkerStore

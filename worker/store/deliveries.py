@@ -24,7 +24,7 @@ from redis import Redis
 from worker.broker.connection import broker_errors
 from worker.job import Job
 from worker.store import keyspace, scripts
-from worker.store.answers import outcome, pairs, was_done
+from worker.store.scripts import outcome, pairs, was_done
 
 PAUSES = (5, 5 * 60, 30 * 60, 2 * 60 * 60, 5 * 60 * 60, 10 * 60 * 60)
 """Seconds between attempts, without the jitter."""

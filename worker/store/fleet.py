@@ -9,10 +9,10 @@ from redis import Redis
 
 from models.engine import Traits
 from worker.broker.connection import broker_errors
-from worker.job import CANCELLED, Job, Status
+from worker.job import CANCELLED, Cancellation, Job, Status
 from worker.store import keyspace, scripts
-from worker.store.answers import Cancellation, outcome
 from worker.store.presence import read_all
+from worker.store.scripts import outcome
 from worker.store.statistics import Survey
 
 

@@ -22,8 +22,8 @@ from worker.broker.connection import broker_errors
 from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work, pace_for
 from worker.store import keyspace, scripts
-from worker.store.answers import pairs
 from worker.store.presence import read_all
+from worker.store.scripts import pairs
 
 MOST_WAITING = 2000
 """Requests behind it are taken to wait as much longer as those before do on average."""

@@ -33,13 +33,13 @@ from worker.errors import (
     TooManyJobsError,
     UnknownAnswerError,
 )
-from worker.job import CANCELLED, Job, Status
+from worker.job import CANCELLED, Cancellation, Job, Status
 from worker.pace import Work
 from worker.process.telemetry import trace_fields
 from worker.store import keyspace, scripts
-from worker.store.answers import Cancellation, outcome, pairs
 from worker.store.presence import LiveWorker, read_all
 from worker.store.rq_queue import rq_fields
+from worker.store.scripts import outcome, pairs
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 

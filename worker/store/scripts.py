@@ -1,11 +1,20 @@
-"""Loads the Lua scripts. The broker runs each as one atomic step."""
+"""Loads the Lua scripts, and reads their answers. The broker runs each as one atomic step.
+
+An answer that this version does not know raises.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from functools import cache
 from importlib.resources import files
+from typing import Any, TypeVar
 
+from worker.errors import UnknownAnswerError
 from worker.store.keyspace import BOUNDS_MS
+
+Outcome = TypeVar("Outcome", bound=StrEnum)
 
 _FOLDER = files("worker.store") / "lua"
 
@@ -21,3 +30,36 @@ def source(name: str) -> str:
     common, script = (_FOLDER / f"{part}.lua" for part in ("common", name))
     bounds = f"local BOUNDS_MS = {{ {', '.join(map(str, BOUNDS_MS))} }}\n"
     return first_line + bounds + common.read_text("utf-8") + script.read_text("utf-8")
+
+
+def pairs(flat: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """A flat list of alternating names and values, pair by pair.
+
+    Raises:
+        ValueError: the last name has no value.
+    """
+    each = iter(flat)
+    return zip(each, each, strict=True)
+
+
+def outcome(kind: type[Outcome], script: str, answer: str) -> Outcome:
+    """The member of `kind` that `script` has answered with.
+
+    Raises:
+        UnknownAnswerError: `kind` has no such member.
+    """
+    try:
+        return kind(answer)
+    except ValueError:
+        raise UnknownAnswerError(script, answer) from None
+
+
+def was_done(script: str, answer: object) -> bool:
+    """Whether the script's guard let it write: 1, or 0 when it did not.
+
+    Raises:
+        UnknownAnswerError: another answer.
+    """
+    if answer not in (0, 1):
+        raise UnknownAnswerError(script, answer)
+    return answer == 1

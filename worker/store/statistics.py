@@ -15,11 +15,11 @@ from typing import Any, Self
 from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 
-from models.device import DeviceUse
+from models.engine import DeviceUse
 from worker.broker.connection import broker_errors
 from worker.store import keyspace, scripts
-from worker.store.answers import pairs
 from worker.store.presence import LiveWorker, read_all
+from worker.store.scripts import pairs
 
 DEVICE_USE = TypeAdapter(DeviceUse)
 """Reads and writes a GPU report."""

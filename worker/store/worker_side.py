@@ -10,15 +10,14 @@ from typing import Any
 
 from redis import Redis
 
-from models.device import DeviceUse
-from models.engine import Traits
+from models.engine import DeviceUse, Traits
 from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
 from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work
 from worker.store import keyspace, scripts
-from worker.store.answers import outcome, pairs, was_done
 from worker.store.presence import LiveWorker
+from worker.store.scripts import outcome, pairs, was_done
 from worker.store.statistics import DEVICE_USE
 
 _SCRIPTS = (

@@ -19,8 +19,7 @@ from server.paths import VIDEO_PATH
 from server.transport.parameters import Flag, Text, documented
 from server.transport.responses import answer
 from worker.errors import RequestNotFoundError
-from worker.job import Status
-from worker.store.answers import Cancellation
+from worker.job import Cancellation, Status
 
 PREVIEW = Flag(
     name="preview",

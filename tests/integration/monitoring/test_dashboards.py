@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.device import DeviceUse
+from models.engine import DeviceUse
 from models.mock.scenario import SCENARIO
 from tests.support.stack import Stack
 from worker.store.fleet import fleet

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from prometheus_client import Metric
 
-from models.device import DeviceUse
-from models.engine import Traits
+from models.engine import DeviceUse, Traits
 from server.api.metrics import Scrape
 from server.transport.traffic import Traffic
 from worker.store.presence import LiveWorker

@@ -35,9 +35,8 @@ from redis.retry import Retry
 from tests.support.jobs import OWNER, end_lease, live, params, pop
 from worker.billing import FREE, Price, to_millionths
 from worker.errors import QueueFullError, RequestNotFoundError, TooFewCreditsError
-from worker.job import TRANSITIONS, Job, Status
+from worker.job import TRANSITIONS, Cancellation, Job, Status
 from worker.store import keyspace, scripts
-from worker.store.answers import Cancellation
 from worker.store.deliveries import State, all_deliveries
 from worker.store.gateway_side import Accepted, GatewayStore, Idempotency
 from worker.store.worker_side import Lease, Order, Recovery, Result, WorkerStore

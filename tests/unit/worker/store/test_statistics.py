@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from redis import Redis
 
-from models.device import DeviceUse
+from models.engine import DeviceUse
 from tests.support.jobs import OWNER, ask_gateway, end_lease, live, params, pop, submit
 from worker.broker.connection import connect_gateway
 from worker.errors import QueueFullError
