@@ -108,7 +108,7 @@ def create_app(
         generate_unique_id_function=operation_id,
     )
     app.state.services = services
-    # Instead of FastAPI's own stack, which costs more than a status: `Middleware` does its work.
+    # Instead of FastAPI's own stack, which costs CPU time: `Middleware` does its work.
     app.middleware_stack = Middleware(
         app.router,
         key_lookup=KeyLookup(broker),
