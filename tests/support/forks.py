@@ -26,16 +26,18 @@ from typing_extensions import override
 
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = ("server.__main__", "worker.__main__")
-OWN = ("MOCHI_", "AWS_", "STRIKE", "PYTHONPATH")
+OWN = ("MOCHI_", "AWS_", "STRIKE", "PYTHONPATH", "PYTEST_")
 """Variables whose names begin so are read when a process runs, not when it imports."""
+UNCHANGED = dict(os.environ)
+"""The variables of the test process, before a test sets one for the processes that it starts."""
 SLICE_SECONDS = 0.05
 """Longest that one thread keeps the others from being told."""
 
 
 def can_fork(environ: Mapping[str, str]) -> bool:
     """Whether a fork has all of a process with these variables: imports may depend on others."""
-    names = {name for name in environ.keys() | os.environ.keys() if not name.startswith(OWN)}
-    return all(environ.get(name) == os.environ.get(name) for name in names)
+    names = {name for name in environ.keys() | UNCHANGED.keys() if not name.startswith(OWN)}
+    return all(environ.get(name) == UNCHANGED.get(name) for name in names)
 
 
 class Forks:
@@ -46,7 +48,7 @@ class Forks:
         self._statuses: dict[int, int | None] = {}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tests.support.forks"],
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env=UNCHANGED | {"PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
