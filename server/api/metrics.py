@@ -70,7 +70,7 @@ COUNTS = (
         "mochi_requeues",
         "Requests that went back to the queue: their worker was lost, or stopped.",
         "reason",
-        ("lost", "given_back"),
+        ("lost", "stopped"),
     ),
     Count(
         "lost",

@@ -26,7 +26,7 @@ class Why(StrEnum):
 
     KILLED = "its worker was killed"
     EXITED = "its worker ended"
-    GIVEN_BACK = "it was given back"
+    REQUEUED = "it was requeued"
     LEFT_BEHIND = "its worker had to give it up"
     PAUSED = "its worker was paused for a lease"
     OUTAGE = "the broker was away for a lease"
@@ -97,8 +97,8 @@ class _Fate:
     silences: list[_Silence]
 
 
-_ENDS = {What.COMPLETED, What.FAILED, What.GIVEN_BACK, What.LEFT_BEHIND, What.LOST, What.LATE}
-_GIVEN_UP = {What.GIVEN_BACK: Why.GIVEN_BACK, What.LEFT_BEHIND: Why.LEFT_BEHIND}
+_ENDS = {What.COMPLETED, What.FAILED, What.REQUEUED, What.LEFT_BEHIND, What.LOST, What.LATE}
+_GIVEN_UP = {What.REQUEUED: Why.REQUEUED, What.LEFT_BEHIND: Why.LEFT_BEHIND}
 _GONE = {What.KILLED: Why.KILLED, What.EXITED: Why.EXITED}
 
 
@@ -144,7 +144,7 @@ def _runs(history: list[Event]) -> dict[str, list[_Run]]:
                 if run.worker == event.worker and run.end is None:
                     run.end = event
     for its in runs.values():
-        its.sort(key=lambda run: run.attempt)  # one that was given back has that of the next one
+        its.sort(key=lambda run: run.attempt)  # a requeued one has that of the next one
     return runs
 
 
@@ -264,7 +264,7 @@ def _violations(
         counted = Counter(run.end.what for run in its if run.end is not None)
         if counted[What.COMPLETED] > 1:
             yield f"{request_id}: completed by {counted[What.COMPLETED]} runs"
-        attempts = len(its) - counted[What.GIVEN_BACK]
+        attempts = len(its) - counted[What.REQUEUED]
         if attempts > MOST_ATTEMPTS:
             yield f"{request_id}: {attempts} attempts"
 

@@ -36,7 +36,7 @@ WATCH_SECONDS = 0.2
 AWAKE_SECONDS = 3.0
 """From the end of a worker's pause to its SIGTERM: it may write what it believes to own."""
 HURRY_SECONDS = 0.3
-"""Between the two signals that make a worker give back what it runs."""
+"""Between the two signals that make a worker requeue what it runs."""
 
 
 def experiment(plan: Plan, folder: Path, redis_url: str = "") -> Report:

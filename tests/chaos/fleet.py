@@ -66,7 +66,7 @@ class Fleet:
 
     def __enter__(self) -> Self:
         # All children hold one pipe as standard input, which ends when we do, whatever ends us.
-        self._lifeline = os.pipe()
+        self._parent_watch = os.pipe()
         return self
 
     def __exit__(
@@ -78,7 +78,7 @@ class Fleet:
         for member in self._started:
             member.process.kill()
             member.process.wait()
-        for descriptor in self._lifeline:
+        for descriptor in self._parent_watch:
             os.close(descriptor)
 
     def start(self, *, gateways: int, workers: int) -> list[str]:
@@ -106,7 +106,7 @@ class Fleet:
         return leaver
 
     def hurry(self, leaver: Member) -> None:
-        """SIGTERM again: it gives back what it runs."""
+        """SIGTERM again: it requeues what it runs."""
         leaver.process.terminate()
 
     def pause_worker(self, place: int) -> Member:
@@ -176,7 +176,7 @@ class Fleet:
     def _start(self, package: str, environ: dict[str, str]) -> Member:
         kind = "gateway" if package == "server" else package
         log = self._folder / f"{kind}-{len(self._started):03}.log"
-        process = spawn(package, environ, log, WITH_PARENT, stdin=self._lifeline[0])
+        process = spawn(package, environ, log, WITH_PARENT, stdin=self._parent_watch[0])
         self._started.append(Member(process, log))
         return self._started[-1]
 

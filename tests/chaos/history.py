@@ -25,7 +25,7 @@ class What(StrEnum):
     """`detail` is the attempt."""
     COMPLETED = "run.completed"
     FAILED = "run.failed"
-    GIVEN_BACK = "run.given_back"
+    REQUEUED = "run.requeued"
     LEFT_BEHIND = "run.left_behind"
     LOST = "run.lost"
     LATE = "run.late"
@@ -68,7 +68,7 @@ _LOGGED = {
         What.STARTED,
         What.COMPLETED,
         What.FAILED,
-        What.GIVEN_BACK,
+        What.REQUEUED,
         What.LEFT_BEHIND,
         What.LOST,
         What.LATE,

@@ -106,7 +106,7 @@ class Heartbeat(threading.Thread):
     def _requeue(self, run: Run) -> None:
         """Here, not in the run: its step may last longer than the process has left."""
         if not run.is_requeued:
-            _log.info("run.given_back", **run.log_fields, step=run.step)
+            _log.info("run.requeued", **run.log_fields, step=run.step)
             run.is_requeued = True
         self._store.requeue(run.lease)
 

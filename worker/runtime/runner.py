@@ -193,8 +193,8 @@ class Runner:
 
     def _requeue(self, run: Run) -> None:
         if not run.is_requeued:
-            _log.info("run.given_back", step=run.step)
-        note_failure("given_back")
+            _log.info("run.requeued", step=run.step)
+        note_failure("requeued")
         self.store.requeue(run.lease)
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:

@@ -148,19 +148,19 @@ def one_of_two(client: Client) -> tuple[subprocess.Popen[bytes], str, str]:
     return worker, ids[mine], ids[1 - mine]
 
 
-def test_f14_a_run_that_is_given_back_when_the_reply_is_lost_is_queued_once(
+def test_f14_a_run_that_is_requeued_when_the_reply_is_lost_is_queued_once(
     client: Client, proxy: LossyProxy
 ) -> None:
-    worker, given_back, other = one_of_two(client)
+    worker, requeued, other = one_of_two(client)
     proxy.lose("requeue")
     worker.terminate()
     time.sleep(0.2)  # two at once would be one
     worker.terminate()
     assert worker.wait(20) == 0
     assert proxy.lost["requeue"] == 1
-    assert client.stack.redis.lrange(keyspace.RQ_QUEUE, 0, -1) == [given_back]
+    assert client.stack.redis.lrange(keyspace.RQ_QUEUE, 0, -1) == [requeued]
     client.assert_made_once(other)
-    client.assert_made_once(given_back, runs=2)
+    client.assert_made_once(requeued, runs=2)
 
 
 def test_f14_a_dead_workers_run_is_queued_once_when_the_reply_is_lost(

@@ -62,7 +62,7 @@ class Client:
 
         Args:
             request_ids: of this client.
-            runs: how often each was begun; those that were given back do not count as attempts.
+            runs: how often each was begun; those that were requeued do not count as attempts.
         """
         for request_id in request_ids:
             body = self.ended(request_id)

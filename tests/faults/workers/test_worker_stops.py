@@ -17,7 +17,7 @@ from tests.support.jobs import waiting
 from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
 
 LONG_STEP_SECONDS = 2.5
-GIVEN_BACK_SECONDS = 2.0
+REQUEUED_SECONDS = 2.0
 """From when it is urgent: a beat, and patience with a busy machine. A step takes longer."""
 
 Figure = Callable[[str], None]
@@ -46,12 +46,12 @@ def test_f03_no_sigterm_at_any_time_under_load_is_swallowed_and_none_loses_a_req
         assert worker.returncode == 0 or (worker.returncode == -signal.SIGTERM and not is_at_work)
     for request_id in ids:
         assert_made(client, request_id, attempts=1)  # none was used up
-    runs, given_back = tally(stack, "run.started"), tally(stack, "run.given_back")
-    assert all(runs[name] <= 1 + given_back[name] for name in ids)
+    runs, requeued = tally(stack, "run.started"), tally(stack, "run.requeued")
+    assert all(runs[name] <= 1 + requeued[name] for name in ids)
     assert waiting(stack.redis) == []
     assert len(stack.outputs()) == len(ids)
     figure(
-        f"F3: {len(told)} SIGTERM, {len(ids)} requests, {given_back.total()} given back, 0 lost;"
+        f"F3: {len(told)} SIGTERM, {len(ids)} requests, {requeued.total()} requeued, 0 lost;"
         f" a worker ends after median {median(seconds):.1f} s, max {max(seconds):.1f} s"
     )
 
@@ -78,7 +78,7 @@ def test_f04_sigterm_in_a_run_finishes_it_and_takes_no_other(stack: Stack, clien
 
 
 @pytest.mark.parametrize("urgent", ["by-a-second-sigterm", "when-the-grace-is-over"])
-def test_f04_a_run_is_given_back_first_while_its_step_still_lasts(
+def test_f04_a_run_is_requeued_first_while_its_step_still_lasts(
     stack: Stack, client: Client, figure: Figure, urgent: str
 ) -> None:
     by_signal = urgent == "by-a-second-sigterm"
@@ -93,10 +93,10 @@ def test_f04_a_run_is_given_back_first_while_its_step_still_lasts(
         assert stack.record(first)["status"] == "PROCESSING"
         worker.terminate()
     since = time.monotonic()
-    eventually(lambda: stack.record(first)["status"] == "QUEUED", seconds=GIVEN_BACK_SECONDS)
-    figure(f"F4: given back {time.monotonic() - since:.2f} s after it was urgent, {urgent}")
+    eventually(lambda: stack.record(first)["status"] == "QUEUED", seconds=REQUEUED_SECONDS)
+    figure(f"F4: requeued {time.monotonic() - since:.2f} s after it was urgent, {urgent}")
     assert worker.poll() is None
-    assert '"step": 0, "event": "run.given_back"' in stack.log_of(worker)  # the first one lasts
+    assert '"step": 0, "event": "run.requeued"' in stack.log_of(worker)  # the first one lasts
     assert client.status(first)["queue_position"] == 1
     assert waiting(stack.redis) == [first, second]
     if by_signal:

@@ -98,9 +98,7 @@ def test_a_gateway_says_that_it_stops_and_a_worker_gives_back_by_name(tmp_path: 
         name = stack.record(request_id)["worker"]
         worker.terminate()
         worker.wait(30)
-        (given,) = [
-            entry for entry in lines(stack, request_id) if entry["event"] == "run.given_back"
-        ]
+        (given,) = [entry for entry in lines(stack, request_id) if entry["event"] == "run.requeued"]
         assert (given["worker"], given["attempt"]) == (name, 1)
         stack.processes[0].terminate()
         stack.processes[0].wait(30)

@@ -73,7 +73,7 @@ def test_a_killed_workers_video_is_the_same_to_the_byte_and_not_begun_anew(tmp_p
         assert eventually(lambda: stack.outputs() == names)
 
 
-def test_a_request_that_was_given_back_goes_on_with_its_attempt_unused(tmp_path: Path) -> None:
+def test_a_request_that_was_requeued_goes_on_with_its_attempt_unused(tmp_path: Path) -> None:
     with Stack(
         tmp_path, engine="fake", fake_step_seconds="0.04", checkpoint_steps=str(EVERY)
     ) as stack:
@@ -91,8 +91,8 @@ def test_a_request_that_was_given_back_goes_on_with_its_attempt_unused(tmp_path:
         stack.start_worker()
         assert video(stack, key, request_id)
         assert stack.record(request_id)["attempt"] == "1"
-        (given_back,) = steps_of(stack, "run.given_back", request_id)
+        (requeued,) = steps_of(stack, "run.requeued", request_id)
         (resumed,) = steps_of(stack, "checkpoint.resumed", request_id)
-        assert resumed == (given_back - 1) // EVERY * EVERY > 0
+        assert resumed == (requeued - 1) // EVERY * EVERY > 0
         saved = steps_of(stack, "checkpoint.saved", request_id)
         assert saved == list(range(EVERY, 75, EVERY))

@@ -94,7 +94,7 @@ def test_a_run_after_one_that_has_ended_is_duplicated_even_if_its_worker_was_kil
     [
         (fault(11, What.KILLED, "ann"), Why.KILLED),
         (fault(11, What.EXITED, "ann"), Why.EXITED),
-        (ended(11, "ann", What.GIVEN_BACK), Why.GIVEN_BACK),
+        (ended(11, "ann", What.REQUEUED), Why.REQUEUED),
         (ended(11, "ann", What.LEFT_BEHIND), Why.LEFT_BEHIND),
     ],
 )
@@ -223,7 +223,7 @@ def test_a_video_that_cannot_be_had_is_a_violation() -> None:
     assert accounted(accepted(), seen(1), damaged).violations == ["r: no video"]
 
 
-def test_a_fourth_attempt_is_a_violation_and_a_run_that_was_given_back_is_none() -> None:
+def test_a_fourth_attempt_is_a_violation_and_a_run_that_was_requeued_is_none() -> None:
     def attempts(last: Event) -> list[str]:
         killed = [
             event
@@ -238,7 +238,7 @@ def test_a_fourth_attempt_is_a_violation_and_a_run_that_was_given_back_is_none()
         ).violations
 
     assert attempts(fault(61, What.KILLED, "ann")) == ["r: 5 attempts"]
-    assert attempts(ended(61, "ann", What.GIVEN_BACK)) == ["r: 4 attempts"]
+    assert attempts(ended(61, "ann", What.REQUEUED)) == ["r: 4 attempts"]
 
 
 def test_detection_is_from_the_kill_to_the_next_run_or_to_the_end_for_that_reason() -> None:

@@ -6,6 +6,6 @@ if record[1] ~= 'PROCESSING' or record[2] ~= ARGV[2] then
 end
 if not end_if_cancelled(ARGV[1], ARGV[3]) then
   redis.call('HINCRBY', keys.record, 'attempt', -1)
-  requeue(ARGV[1], 'given_back')
+  requeue(ARGV[1], 'stopped')
 end
 return 1

@@ -26,7 +26,7 @@ LAPTOP = NewKey(name="laptop")
 _Result = TypeVar("_Result")
 
 
-def with_keyring(url: str, use: Callable[[KeyLookup], Awaitable[_Result]]) -> _Result:
+def with_lookup(url: str, use: Callable[[KeyLookup], Awaitable[_Result]]) -> _Result:
     async def run() -> _Result:
         async with connect_gateway(url) as client:
             return await use(KeyLookup(client))
@@ -35,7 +35,7 @@ def with_keyring(url: str, use: Callable[[KeyLookup], Awaitable[_Result]]) -> _R
 
 
 def find(url: str, secret: str) -> ApiKey:
-    return with_keyring(url, lambda keyring: keyring.find(secret))
+    return with_lookup(url, lambda lookup: lookup.find(secret))
 
 
 def test_a_key_that_was_made_is_found_with_what_it_may_do(redis: Redis, redis_url: str) -> None:
@@ -87,13 +87,13 @@ def test_the_stored_hash_is_no_key(redis: Redis, redis_url: str) -> None:
 def test_a_revoked_key_is_refused_the_next_time(redis: Redis, redis_url: str) -> None:
     secret = create_key(redis, LAPTOP)
 
-    async def use(keyring: KeyLookup) -> None:
-        await keyring.find(secret)
+    async def use(lookup: KeyLookup) -> None:
+        await lookup.find(secret)
         revoke_key(redis, "laptop")
         with pytest.raises(RevokedKeyError):
-            await keyring.find(secret)
+            await lookup.find(secret)
 
-    with_keyring(redis_url, use)
+    with_lookup(redis_url, use)
 
 
 def test_a_key_is_good_until_it_expires_by_the_brokers_clock(redis: Redis, redis_url: str) -> None:
@@ -126,23 +126,23 @@ def test_keys_are_found_by_a_broker_that_has_forgotten_the_script(
 ) -> None:
     secret = create_key(redis, LAPTOP)
 
-    async def use(keyring: KeyLookup) -> None:
-        await keyring.find(secret)
+    async def use(lookup: KeyLookup) -> None:
+        await lookup.find(secret)
         redis.script_flush()
-        assert (await keyring.find(secret)).name == "laptop"
+        assert (await lookup.find(secret)).name == "laptop"
 
-    with_keyring(redis_url, use)
+    with_lookup(redis_url, use)
 
 
 def test_each_of_many_who_ask_at_once_has_his_own_answer(redis: Redis, redis_url: str) -> None:
     secrets = [create_key(redis, NewKey(name=name)) for name in "abc"]
     revoke_key(redis, "b")
 
-    async def use(keyring: KeyLookup) -> list[ApiKey | BaseException]:
-        asked = (keyring.find(secret) for secret in [*secrets, "mochi_guess"])
+    async def use(lookup: KeyLookup) -> list[ApiKey | BaseException]:
+        asked = (lookup.find(secret) for secret in [*secrets, "mochi_guess"])
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    first, second, third, stranger = with_keyring(redis_url, use)
+    first, second, third, stranger = with_lookup(redis_url, use)
     assert [getattr(key, "name", "") for key in (first, third)] == ["a", "c"]
     assert [type(second), type(stranger)] == [RevokedKeyError, InvalidKeyError]
 
@@ -164,11 +164,11 @@ def test_an_entry_that_is_not_ours_keeps_nobody_else_from_his_answer(
     key_id = one_key(redis, "bad")[0].key_id
     redis.hset(keyspace.SECRETS, digest(bad), entry.replace("ID", key_id))
 
-    async def use(keyring: KeyLookup) -> list[ApiKey | BaseException]:
-        asked = (keyring.find(secret) for secret in [good, bad])
+    async def use(lookup: KeyLookup) -> list[ApiKey | BaseException]:
+        asked = (lookup.find(secret) for secret in [good, bad])
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    key, refusal = with_keyring(redis_url, use)
+    key, refusal = with_lookup(redis_url, use)
     assert getattr(key, "name", "") == "good"
     assert type(refusal) is outcome
 

@@ -1,4 +1,4 @@
-"""The gate, in front of the whole application: who gets in, and what a caller's Host may be."""
+"""The middleware in front of the whole application: authentication, and the Host header."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def run_next(desk: Desk, engine: Hooked) -> list[dict[str, Any]]:
     return [dict(event) for event in log if event["event"].startswith("checkpoint.")]
 
 
-def given_back(desk: Desk, after: int) -> str:
-    """A request whose run was given back at a step."""
+def requeued(desk: Desk, after: int) -> str:
+    """A request whose run was requeued at a step."""
 
     def stop(step: int) -> None:
         if step == after:
@@ -60,8 +60,8 @@ def test_a_run_keeps_one_checkpoint_and_its_end_removes_it(desk: Desk) -> None:
     assert desk.files() == [job.file_name]
 
 
-def test_a_run_that_was_given_back_goes_on_in_the_next_one(desk: Desk) -> None:
-    request_id = given_back(desk, after=8)
+def test_a_run_that_was_requeued_goes_on_in_the_next_one(desk: Desk) -> None:
+    request_id = requeued(desk, after=8)
     assert desk.files() == [f"{request_id}.checkpoint"]
     steps_of_record: list[int] = []
 
@@ -135,7 +135,7 @@ def test_a_run_that_fails_removes_it(desk: Desk, scenario: str) -> None:
 
 
 def test_without_the_setting_none_is_kept_or_looked_at(desk: Desk) -> None:
-    request_id = given_back(desk, after=8)
+    request_id = requeued(desk, after=8)
     desk.checkpoint_steps = 0
     engine = Hooked()
     assert run_next(desk, engine) == []

@@ -519,9 +519,7 @@ def test_a_late_run_leaves_the_video_of_the_one_that_won(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("kind", [Hooked, Stubborn])
-def test_a_run_that_must_stop_is_given_back_at_its_next_step(
-    desk: Desk, kind: type[Hooked]
-) -> None:
+def test_a_run_that_must_stop_is_requeued_at_its_next_step(desk: Desk, kind: type[Hooked]) -> None:
     def stop(step: int) -> None:
         if step == 3:
             desk.stop.ask()

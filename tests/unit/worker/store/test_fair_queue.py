@@ -147,7 +147,7 @@ def test_cancelled_requests_cost_their_key_no_turns(shop: Shop) -> None:
     assert "b" in shop.served(2)
 
 
-def test_given_back_requests_come_first_and_cost_no_second_turn(shop: Shop) -> None:
+def test_requeued_requests_come_first_and_cost_no_second_turn(shop: Shop) -> None:
     shop.submit(*"ab" * 5)
     lease = shop.start()
     assert shop.store.requeue(lease)
@@ -162,7 +162,7 @@ def test_a_position_is_the_place_in_which_it_is_served(shop: Shop) -> None:
     assert [positions[place] for place in range(1, len(ids) + 1)] == [shop.serve() for _ in ids]
 
 
-def test_where_only_given_back_requests_wait_nobody_has_had_more_turns(shop: Shop) -> None:
+def test_where_only_requeued_requests_wait_nobody_has_had_more_turns(shop: Shop) -> None:
     shop.submit("z")
     lease = shop.start()
     shop.submit(*"a" * 4)

@@ -105,7 +105,7 @@ def test_workers_that_are_lost_and_what_becomes_of_their_requests(
     recovered = pop(redis)
     assert recovered is not None
     store.recover(recovered)
-    assert counts(redis, "requeues") == {"lost": 3, "given_back": 1}
+    assert counts(redis, "requeues") == {"lost": 3, "stopped": 1}
     assert counts(redis, "lost") == {"run": 3, "pop": 1}
 
 
