@@ -25,6 +25,38 @@ class HeadTooLargeError(Exception):
     """Raised inside the parser to refuse the request."""
 
 
+class _JoinedWrites(asyncio.Transport):
+    """Sends head and body of a response in one packet; uvicorn writes them separately."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+
+    @override
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._held:
+            self._flush(bytes(data))
+        else:
+            self._held = bytes(data)
+            self._loop.call_soon(self._flush)
+
+    @override
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self, more: bytes = b"") -> None:
+        data, self._held = self._held + more, b""
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """Refuses heads that are too large or too slow. Errors are JSON, also for invalid HTTP."""
 
@@ -36,7 +68,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(  # type: ignore[override]  # as uvicorn narrows it
         self, transport: asyncio.Transport
     ) -> None:
-        super().connection_made(transport)
+        super().connection_made(_JoinedWrites(transport, self.loop))
         self._open_head()
 
     @override

@@ -26,8 +26,11 @@ from typing_extensions import override
 
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = ("server.__main__", "worker.__main__")
-OWN = ("MOCHI_", "AWS_", "STRIKE", "PYTHONPATH", "PYTEST_")
-"""Variables whose names begin so are read when a process runs, not when it imports."""
+OWN = ("MOCHI_", "AWS_", "STRIKE", "PYTHONPATH", "PYTEST_", "TORCHINDUCTOR_", "TRITON_")
+"""Variables whose names begin so are read when a process runs, not when it imports.
+
+torch sets some of its own as soon as a test imports it.
+"""
 UNCHANGED = dict(os.environ)
 """The variables of the test process, before a test sets one for the processes that it starts."""
 SLICE_SECONDS = 0.05
