@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx._transports.default as httpx_default
 import pytest
 from redis import Redis
 
@@ -26,9 +28,12 @@ TESTS = Path(__file__).parent
 
 
 def pytest_configure() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would all that tests start."""
+    # What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Each call of httpx would read the certificates of the system anew, which takes 20 ms.
+    create = cache(httpx_default.create_ssl_context)  # type: ignore[attr-defined]
+    httpx_default.create_ssl_context = create  # type: ignore[attr-defined]
 
 
 def pytest_unconfigure() -> None:
