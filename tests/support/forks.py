@@ -26,10 +26,10 @@ from typing_extensions import override
 
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = ("server.__main__", "worker.__main__")
-OWN = ("MOCHI_", "AWS_", "STRIKE", "PYTHONPATH", "PYTEST_", "TORCHINDUCTOR_", "TRITON_")
-"""Variables whose names begin so are read when a process runs, not when it imports.
+READ_ON_IMPORT = ("LD_", "PYTHON", "OTEL_", "TZ", "LANG", "LC_", "HOME", "PATH")
+"""Names of variables that the interpreter or a library reads but once begin so.
 
-torch sets some of its own as soon as a test imports it.
+Others may differ: libraries set some as soon as a test imports them.
 """
 UNCHANGED = dict(os.environ)
 """The variables of the test process, before a test sets one for the processes that it starts."""
@@ -38,9 +38,9 @@ SLICE_SECONDS = 0.05
 
 
 def can_fork(environ: Mapping[str, str]) -> bool:
-    """Whether a fork has all of a process with these variables: imports may depend on others."""
-    names = {name for name in environ.keys() | UNCHANGED.keys() if not name.startswith(OWN)}
-    return all(environ.get(name) == UNCHANGED.get(name) for name in names)
+    """Whether a fork is what a new process with these variables would be."""
+    names = {name for name in environ.keys() | UNCHANGED.keys() if name.startswith(READ_ON_IMPORT)}
+    return all(environ.get(name) == UNCHANGED.get(name) for name in names - {"PYTHONPATH"})
 
 
 class Forks:
