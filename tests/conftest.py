@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -34,6 +35,12 @@ def pytest_configure() -> None:
     # Each call of httpx would read the certificates of the system anew, which takes 20 ms.
     create = cache(httpx_default.create_ssl_context)  # type: ignore[attr-defined]
     httpx_default.create_ssl_context = create  # type: ignore[attr-defined]
+
+
+def pytest_collection_finish() -> None:
+    # What is loaded now lives until the end: torch, a million objects, to scan at each collection.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
