@@ -26,6 +26,8 @@ from typing_extensions import override
 
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = ("server.__main__", "worker.__main__")
+ENGINE = "models.mochi.loading.load"
+"""What a worker with mock weights imports, which takes seconds: once, before the first of them."""
 READ_ON_IMPORT = ("LD_", "PYTHON", "OTEL_", "TZ", "LANG", "LC_", "HOME", "PATH")
 """Names of variables that the interpreter or a library reads but once begin so.
 
@@ -63,7 +65,11 @@ class Forks:
 
     def start(self, module: str, environ: Mapping[str, str], log: Path) -> Fork:
         """Run a module with these variables; its output goes to a file."""
-        asked = {"module": module, "environ": dict(environ), "log": str(log)}
+        has_engine = module == "worker" and environ.get("MOCHI_MOCK") == "true"
+        asked = {
+            "preload": [ENGINE] if has_engine else [],
+            "child": {"module": module, "environ": dict(environ), "log": str(log)},
+        }
         with self._lock:
             self._asked.write(json.dumps(asked).encode() + b"\n")
             while (pid := self._hear()) is None:
@@ -149,13 +155,15 @@ def _serve() -> str:
             else:
                 *lines, requests = (requests + data).split(b"\n")
                 for line in lines:
+                    asked = json.loads(line)
+                    _load(*asked["preload"])
                     pid = os.fork()
                     if not pid:
                         signal.set_wakeup_fd(-1)
                         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                         os.close(woken)
                         os.close(wake)
-                        return _become(**json.loads(line))
+                        return _become(**asked["child"])
                     _tell(pid, None)
 
 
@@ -187,11 +195,16 @@ def _become(module: str, environ: Mapping[str, str], log: str) -> str:
     return module
 
 
+def _load(*modules: str) -> None:
+    if not sys.modules.keys() >= {*modules}:
+        for name in modules:
+            import_module(name)
+        gc.collect()
+        gc.freeze()
+
+
 def main() -> None:
-    for name in PRELOADED:
-        import_module(name)
-    gc.collect()
-    gc.freeze()
+    _load(*PRELOADED)
     module = _serve()
     if module:
         sys.modules.pop(f"{module}.__main__", None)  # or runpy warns that it runs twice

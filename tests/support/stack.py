@@ -29,6 +29,8 @@ from worker.store.worker_side import WorkerStore
 COMMAND = str(Path(sys.executable).with_name("mochi-server"))
 """As a user types it."""
 PATIENCE_SECONDS = 120.0
+LONGEST_PAUSE_SECONDS = 0.05
+"""Between two looks at something that is to happen."""
 STOP_SECONDS = 30.0
 USERS = (Scope.GENERATE, Scope.READ)
 """What a key may do that is made without saying so."""
@@ -39,13 +41,15 @@ _Result = TypeVar("_Result")
 def eventually(ask: Callable[[], _Result], *, seconds: float = PATIENCE_SECONDS) -> _Result:
     """The first true answer of `ask`, or an AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
+    pause = 0.01
     while True:
         answer = ask()
         if answer:
             return answer
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} seconds: last answer {answer!r}")
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(pause * 1.3, LONGEST_PAUSE_SECONDS)
 
 
 class Stack:
