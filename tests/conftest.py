@@ -71,7 +71,7 @@ def _spread(files: Iterable[Path]) -> list[Path]:
     waiting, computing, others = [], [], []
     for file in files:
         below = file.relative_to(TESTS).parts
-        if below[0] == "faults":
+        if below[0] == "faults" or below[:2] == ("unit", "worker"):
             waiting.append(file)
         elif below[:2] in {("unit", "models"), ("unit", "bench")}:
             computing.append(file)
