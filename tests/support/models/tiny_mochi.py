@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,16 @@ from models.mochi.parts import KEPT_IN_FLOAT32
 from models.mochi.synthetic.mock import character_tokenizer
 from models.mochi.synthetic.values import random_values
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""As malloc.h of glibc has them."""
+
 # Threads that wait for each other over so little work cost more than they bring.
 torch.set_num_threads(1)
+
+# glibc gives large blocks back at once, and the kernel clears them anew for the next tensor.
+if hasattr(ctypes.CDLL(None), "mallopt"):
+    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        ctypes.CDLL(None).mallopt(threshold, 1 << 30)
 
 CPU = torch.device("cpu")
 TEXT_WIDTH = 48
