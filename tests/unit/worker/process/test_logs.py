@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -35,3 +36,26 @@ def test_whoever_writes_in_a_run_says_which_run_it_is() -> None:
     for line in (threads, later):
         assert line["worker"] == "ann"
         assert "request_id" not in line
+
+
+UNREAD = """
+import os, sys
+import structlog
+from worker.process.logs import configure_logs
+
+configure_logs()
+structlog.get_logger().error("lost")
+sys.stdout.write("works on")
+sys.stdout.flush()
+os._exit(0)  # at its exit Python itself complains of such a stream
+"""
+
+
+def test_a_log_that_is_no_longer_read_stops_no_work() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", UNREAD], stdout=subprocess.PIPE, stderr=write, check=True, timeout=60
+    )
+    os.close(write)
+    assert done.stdout == b"works on"
