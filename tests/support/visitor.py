@@ -21,7 +21,7 @@ BROWSERS = (
     "google-chrome",
     "google-chrome-stable",
 )
-REMEDY = "There is no Chromium on the PATH: apt install chromium"
+REMEDY = "There is no Chromium on the PATH: apt install chromium-headless-shell"
 REMEMBER = """
     window.seen = [];
     window.said = [];
