@@ -7,7 +7,6 @@ signatures or prompts. Those of a run have `request_id`, `attempt` and `worker`,
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from contextlib import suppress
@@ -16,23 +15,18 @@ from typing import TextIO, cast
 import structlog
 from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
 from structlog.typing import EventDict, Processor
-from typing_extensions import override
 
 
-class _Unfailing(io.TextIOBase):
+class _Unfailing:
     """A stream whose reader may have gone: what is logged then is lost, and no work fails of it."""
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__()
         self._stream = stream
 
-    @override
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> None:
         with suppress(OSError, ValueError):  # closed at the other end, or here
             self._stream.write(text)
-        return len(text)
 
-    @override
     def flush(self) -> None:
         with suppress(OSError, ValueError):
             self._stream.flush()
