@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with limits to the size and the time of a request's head.
 
 uvicorn itself buffers headers of any size and waits for an incomplete request without limit, which
-lets clients without a key use up memory and connections.
+lets clients without a key use up memory and connections. It also writes the head and the body of a
+response separately; here they leave in one packet.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class HeadTooLargeError(Exception):
 
 
 class _JoinedWrites(asyncio.Transport):
-    """Sends head and body of a response in one packet; uvicorn writes them separately."""
+    """Holds what is written until the next write, at most for this turn of the event loop."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()

@@ -102,7 +102,7 @@ def test_the_gateway_does_what_its_document_says(tmp_path: Path) -> None:
         url = stack.start_gateway()
         stack.start_worker()
         config = tmp_path / "schemathesis.toml"
-        config.write_text(SCHEMATHESIS.format(key=stack.key(), examples=75))
+        config.write_text(SCHEMATHESIS.format(key=stack.key(), examples=105))
         (tmp_path / "hooks.py").write_text(HOOKS)
         done = subprocess.run(
             [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"],
