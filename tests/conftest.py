@@ -6,7 +6,6 @@ import gc
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _spread(files: Iterable[Path]) -> list[Path]:
-    """Long files first, and files that wait for leases beside files that compute.
+    """Files that wait for leases, files that compute, and all others, each evenly among the rest.
 
     Whole files are handed to the cores in this order (`--dist loadfile`).
     """
@@ -77,8 +76,9 @@ def _spread(files: Iterable[Path]) -> list[Path]:
             computing.append(file)
         else:
             others.append(file)
-    pairs = zip_longest(waiting, computing)
-    return [file for pair in pairs for file in pair if file] + others
+    groups = (waiting, computing, others)
+    places = {file: place / len(group) for group in groups for place, file in enumerate(group)}
+    return sorted(places, key=places.__getitem__)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

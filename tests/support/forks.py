@@ -1,7 +1,8 @@
 """Starts processes as forks of one that has loaded the product.
 
-The imports of a gateway or a worker take a second of CPU, and the tests start hundreds of them. A
-fork has them already; all else of a new process it has for itself: id, session, variables, output.
+The imports of a gateway, a worker or a command take most of a second of CPU, and the tests start
+hundreds of them. A fork has them already; all else of a new process it has for itself: id, session,
+arguments, variables, output.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -24,11 +25,19 @@ from typing import Any
 
 from typing_extensions import override
 
+from server.cli.main import COMMANDS
+
 REPOSITORY = Path(__file__).parents[2]
-PRELOADED = ("server.__main__", "worker.__main__")
+PRELOADED = (
+    "server.__main__",
+    "worker.__main__",
+    *(f"server.cli.{entry.module}" for entry in COMMANDS.values()),
+)
 ENGINE = "models.mochi.loading.load"
 """What a worker with mock weights imports, which takes seconds: once, before the first of them."""
-READ_ON_IMPORT = ("LD_", "PYTHON", "OTEL_", "TZ", "LANG", "LC_", "HOME", "PATH")
+READ_ON_IMPORT = (
+    *("LD_", "PYTHON", "OTEL_", "HF_ENDPOINT", "HF_HOME", "TZ", "LANG", "LC_", "HOME", "PATH"),
+)
 """Names of variables that the interpreter or a library reads but once begin so.
 
 Others may differ: libraries set some as soon as a test imports them.
@@ -63,18 +72,31 @@ class Forks:
         assert self._process.stdout
         self._asked, self._told = self._process.stdin, self._process.stdout
 
-    def start(self, module: str, environ: Mapping[str, str], log: Path) -> Fork:
-        """Run a module with these variables; its output goes to a file."""
-        has_engine = module == "worker" and environ.get("MOCHI_MOCK") == "true"
+    def start(
+        self, arguments: Sequence[str], environ: Mapping[str, str], output: Path, errors: Path
+    ) -> Fork:
+        """Run Python with these variables; its output goes to files, or both to one.
+
+        Args:
+            arguments: a module, or the path of a script, and what it is given.
+            environ: all its variables.
+            output: where standard output goes.
+            errors: where standard error goes.
+        """
+        has_engine = arguments[0] == "worker" and environ.get("MOCHI_MOCK") == "true"
         asked = {
             "preload": [ENGINE] if has_engine else [],
-            "child": {"module": module, "environ": dict(environ), "log": str(log)},
+            "child": {
+                "arguments": list(arguments),
+                "environ": dict(environ),
+                "outputs": [str(output), str(errors)],
+            },
         }
         with self._lock:
             self._asked.write(json.dumps(asked).encode() + b"\n")
             while (pid := self._hear()) is None:
                 pass
-        return Fork(self, module, pid)
+        return Fork(self, arguments, pid)
 
     def stop(self) -> None:
         self._asked.close()
@@ -103,10 +125,10 @@ class Forks:
 class Fork(subprocess.Popen[bytes]):
     """A child of the process that forks, which alone can wait for it."""
 
-    def __init__(self, forks: Forks, module: str, pid: int) -> None:
+    def __init__(self, forks: Forks, arguments: Sequence[str], pid: int) -> None:
         self._child_created = False  # there is nothing to clean up in this process
         self._forks = forks
-        self.args = module
+        self.args = arguments
         self.pid = pid
         self.returncode: Any = None
         self.stdin = self.stdout = self.stderr = None
@@ -133,11 +155,11 @@ def forks() -> Forks:
     return Forks()
 
 
-def _serve() -> str:
+def _serve() -> bool:
     """Fork for each line of standard input, until it ends.
 
     Returns:
-        In a child, the module that it is to run; in the process that forks, nothing.
+        Whether this is a child, with the arguments of what it is to run.
     """
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -151,7 +173,7 @@ def _serve() -> str:
                 for pid, status in _ended():
                     _tell(pid, status)
             elif not data:
-                return ""
+                return False
             else:
                 *lines, requests = (requests + data).split(b"\n")
                 for line in lines:
@@ -163,7 +185,8 @@ def _serve() -> str:
                         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                         os.close(woken)
                         os.close(wake)
-                        return _become(**asked["child"])
+                        _become(**asked["child"])
+                        return True
                     _tell(pid, None)
 
 
@@ -182,17 +205,16 @@ def _tell(pid: int, status: int | None) -> None:
     os.write(1, json.dumps([pid, status]).encode() + b"\n")
 
 
-def _become(module: str, environ: Mapping[str, str], log: str) -> str:
+def _become(arguments: list[str], environ: Mapping[str, str], outputs: list[str]) -> None:
     os.setsid()
-    null, file = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_TRUNC)
-    for source, target in ((null, 0), (file, 1), (file, 2)):
-        os.dup2(source, target)
-    os.close(null)
-    os.close(file)
+    files = [os.open(os.devnull, os.O_RDONLY)]
+    files += [os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for file in outputs]
+    for target, file in enumerate(files):
+        os.dup2(file, target)
+        os.close(file)
     os.environ.clear()
     os.environ.update(environ)
-    sys.argv = [module]
-    return module
+    sys.argv = arguments
 
 
 def _load(*modules: str) -> None:
@@ -205,10 +227,14 @@ def _load(*modules: str) -> None:
 
 def main() -> None:
     _load(*PRELOADED)
-    module = _serve()
-    if module:
-        sys.modules.pop(f"{module}.__main__", None)  # or runpy warns that it runs twice
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if not _serve():
+        return
+    what = sys.argv[0]
+    if Path(what).is_absolute():
+        runpy.run_path(what, run_name="__main__")
+    else:
+        sys.modules.pop(f"{what}.__main__", None)  # or runpy warns that it runs twice
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

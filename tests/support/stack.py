@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
@@ -123,11 +124,16 @@ class Stack:
         log.touch()
         variables = self.environ | dict(environ or {})
         if not within and can_fork(variables):
-            process: subprocess.Popen[bytes] = forks().start(package, variables, log)
+            process: subprocess.Popen[bytes] = forks().start([package], variables, log, log)
         else:
-            process = _executed([*within, sys.executable, "-P", "-m", package], variables, log)
+            command = [*within, sys.executable, "-P", "-m", package]
+            process = _executed(command, variables, log, log)
         self.processes.append(process)
         return process
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run `mochi-server` to its end, as an operator of these processes would."""
+        return run_command(arguments, self.environ | variables)
 
     def start_gateway(self, **settings: str) -> str:
         """Start a gateway on a free port and return its URL when it answers."""
@@ -203,16 +209,44 @@ class Stack:
         return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def _executed(
-    command: Sequence[str], environ: Mapping[str, str], log: Path
+def start_command(
+    arguments: Iterable[str], environ: Mapping[str, str], output: Path, errors: Path
 ) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
+    """Start `mochi-server`; its output goes to files, or both to one."""
+    start = forks().start if can_fork(environ) else _executed
+    return start([COMMAND, *arguments], environ, output, errors)
+
+
+def run_command(
+    arguments: Iterable[str], environ: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run `mochi-server` to its end.
+
+    Raises:
+        TimeoutExpired: it took two minutes, and was killed.
+    """
+    with TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        process = start_command(arguments, environ, output, errors)
+        try:
+            status = process.wait(PATIENCE_SECONDS)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(
+            process.args, status, output.read_text(), errors.read_text()
+        )
+
+
+def _executed(
+    command: Sequence[str], environ: Mapping[str, str], output: Path, errors: Path
+) -> subprocess.Popen[bytes]:
+    with output.open("ab") as file, errors.open("ab") as second:
         return subprocess.Popen(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=file,
-            stderr=file,
+            stderr=second,
             start_new_session=True,
         )
 

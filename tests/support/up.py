@@ -15,7 +15,7 @@ from segmind import SegmindClient
 
 from tests.support.leaks import leaks
 from tests.support.services.brokers import free_port
-from tests.support.stack import COMMAND, eventually
+from tests.support.stack import eventually, run_command, start_command
 
 
 class Up:
@@ -27,15 +27,12 @@ class Up:
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.log = folder / "up.log"
         folder.mkdir(exist_ok=True)
-        with self.log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [COMMAND, "up", "--port", str(self.port), "--data-dir", str(folder), *options],
-                env=environ(MOCHI_ENGINE="fake", MOCHI_FAKE_STEP_SECONDS="0.02"),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
+        self.process = start_command(
+            ["up", "--port", str(self.port), "--data-dir", str(folder), *options],
+            environ(MOCHI_ENGINE="fake", MOCHI_FAKE_STEP_SECONDS="0.02"),
+            self.log,
+            self.log,
+        )
 
     def __enter__(self) -> Up:
         """It is ready."""
@@ -89,15 +86,7 @@ def environ(**settings: str) -> dict[str, str]:
 
 def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
-        [COMMAND, *arguments],
-        env=environ(COLUMNS="200", NO_COLOR="1", **settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_command(arguments, environ(COLUMNS="200", NO_COLOR="1", **settings))
 
 
 def refused(port: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from server.keys.lookup import Scope, digest, new_secret
 from server.keys.record import Key
 from server.keys.store import change_key, one_key, revoke_key, rotate_key
 from server.keys.times import broker_time
-from tests.support.stack import COMMAND, Stack, eventually
+from tests.support.stack import Stack, eventually
 from tests.support.up import Up
 from tests.support.wire import another_gateway, refusal
 from worker.store import keyspace
@@ -77,15 +76,7 @@ def run(stack: Stack, *arguments: str, given: str = "") -> tuple[int, str, str]:
 
 def typed(stack: Stack, *arguments: str) -> str:
     """What a command prints that a user types."""
-    done = subprocess.run(
-        [COMMAND, *arguments],
-        env=stack.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = stack.run(*arguments, COLUMNS="200", NO_COLOR="1")
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,7 +14,7 @@ import pytest
 
 from models.mock.scenario import SCENARIO
 from server.keys.lookup import Scope
-from tests.support.stack import COMMAND, Stack, eventually
+from tests.support.stack import Stack, eventually
 from worker.store import keyspace
 
 POND = {"prompt": "a pond", "frames": 2, "steps": 10}
@@ -48,13 +47,8 @@ def used(stack: Stack) -> dict[str, str]:
 
 
 def usage(stack: Stack, *arguments: str) -> str:
-    done = subprocess.run(
-        [COMMAND, "usage", *arguments],
-        env=stack.environ,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = stack.run("usage", *arguments)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
@@ -113,8 +107,9 @@ def test_days_are_kept_for_400_days(stack: Stack, used: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("arguments", [["--days", "0"], ["--days", "401"]])
 def test_more_days_than_are_kept_are_refused(stack: Stack, arguments: list[str]) -> None:
-    with pytest.raises(subprocess.CalledProcessError):
-        usage(stack, *arguments)
+    refused = stack.run("usage", *arguments)
+    assert refused.returncode == 2
+    assert "Invalid value for '--days'" in refused.stderr
 
 
 def test_a_key_sees_its_own_usage_and_an_admin_that_of_all(

@@ -45,15 +45,9 @@ def running(stack: Stack) -> str:
 
 
 def said(stack: Stack, *arguments: str) -> str:
-    return subprocess.run(
-        [COMMAND, *arguments],
-        env=stack.environ,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout
+    done = stack.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_one_picture_for_programs_has_queue_workers_and_what_is_next(

@@ -29,7 +29,7 @@ from server.keys.record import NewKey
 from tests.support.jobs import ask_gateway, end_lease, live, pop
 from tests.support.jobs import submit as accept
 from tests.support.services.brokers import SAFE, ExternalStack, Valkey, proxy, sentinel, valkey
-from tests.support.stack import COMMAND, Stack, eventually
+from tests.support.stack import Stack, eventually
 from worker.broker.connection import connect_briefly, connect_gateway, connect_worker
 from worker.broker.health import dangers_in
 from worker.errors import BrokerUnavailableError
@@ -64,13 +64,7 @@ def events(stack: Stack, name: str) -> list[dict[str, Any]]:
 
 def create_key(stack: Stack, url: str) -> subprocess.CompletedProcess[str]:
     """What an operator types on another machine."""
-    return subprocess.run(
-        [COMMAND, "keys", "create", "laptop"],
-        env=stack.environ | {"MOCHI_REDIS_URL": url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return stack.run("keys", "create", "laptop", MOCHI_REDIS_URL=url)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.stack import COMMAND, Stack, eventually
+from tests.support.stack import Stack, eventually
 from worker.store.fleet import fleet
 
 SECONDS = {"lease_seconds": "2", "drain_seconds": "1"}
@@ -23,18 +22,6 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     with Stack(tmp_path, engine="fake", fake_step_seconds="0.05") as stack:
         stack.start_gateway()
         yield stack
-
-
-def workers(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`mochi-server workers …` as an operator runs it."""
-    return subprocess.run(
-        [COMMAND, "workers", *arguments],
-        env=stack.environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def submit(stack: Stack, key: str, steps: int) -> str:
@@ -49,13 +36,13 @@ def runs(stack: Stack, request_id: str) -> bool:
 
 
 def test_the_list_says_who_works_at_what(stack: Stack) -> None:
-    assert "No live worker" in workers(stack, "list").stderr
+    assert "No live worker" in stack.run("workers", "list").stderr
     # It must still run when the command has started; and then goes back at once.
     slow = {"fake_step_seconds": "0.5", "drain_seconds": "0"}
     idle, busy = stack.start_worker(**slow), stack.start_worker(**slow)
     request_id = submit(stack, stack.key(), 75)
     eventually(lambda: runs(stack, request_id))
-    told = workers(stack, "list")
+    told = stack.run("workers", "list")
     assert told.returncode == 0, told.stderr
     lines = {line.split()[0]: line for line in told.stdout.splitlines()[1:]}
     assert len(lines) == 2
@@ -74,7 +61,7 @@ def test_a_drained_worker_finishes_its_request_and_ends_well(stack: Stack) -> No
     running, waiting = (submit(stack, key, 75) for _ in range(2))
     eventually(lambda: runs(stack, running))
     name = str(stack.record(running)["worker"])
-    ordered = workers(stack, "drain", name, "--no-wait")
+    ordered = stack.run("workers", "drain", name, "--no-wait")
     assert ordered.returncode == 0, ordered.stderr
     eventually(lambda: [each.state for each in fleet(stack.redis)] == ["draining"])
     assert worker.wait(60) == 0
@@ -85,20 +72,20 @@ def test_a_drained_worker_finishes_its_request_and_ends_well(stack: Stack) -> No
 
 def test_draining_all_waits_until_they_have_ended(stack: Stack) -> None:
     both = [stack.start_worker() for _ in range(2)]
-    drained = workers(stack, "drain", "--all")
+    drained = stack.run("workers", "drain", "--all")
     assert drained.returncode == 0, drained.stderr
     assert [worker.wait(5) for worker in both] == [0, 0]
     assert "Drained: " in drained.stderr
 
 
 def test_a_worker_that_is_not_there_cannot_be_drained(stack: Stack) -> None:
-    refused = workers(stack, "drain", "nobody")
+    refused = stack.run("workers", "drain", "nobody")
     assert refused.returncode == 1
     assert "No live worker nobody. Alive: there is none." in refused.stderr
-    assert workers(stack, "drain").returncode == 2
-    assert workers(stack, "drain", "x", "--all").returncode == 2
+    assert stack.run("workers", "drain").returncode == 2
+    assert stack.run("workers", "drain", "x", "--all").returncode == 2
     stack.broker.stop()
-    away = workers(stack, "list")
+    away = stack.run("workers", "list")
     assert away.returncode == 1
     assert "The job broker does not answer" in away.stderr
     assert "Traceback" not in away.stderr

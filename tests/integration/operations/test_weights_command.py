@@ -13,7 +13,7 @@ import pytest
 from models.weights.folder import MANIFEST
 from tests.support.services.brokers import free_port
 from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, StandIn, stand_in
-from tests.support.stack import COMMAND, eventually
+from tests.support.stack import COMMAND, eventually, run_command
 
 FOLDER = f"weights/genmo--mochi-1-preview/{FIRST}"
 
@@ -44,15 +44,7 @@ def run(
     endpoint: str, data_dir: Path, *arguments: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
-        [COMMAND, *arguments],
-        env=environ(endpoint, data_dir, **more),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_command(arguments, environ(endpoint, data_dir, **more))
 
 
 def closed_endpoint() -> str:

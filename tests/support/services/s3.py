@@ -43,6 +43,7 @@ class ObjectStore:
         # Its own: to make one takes longer than all else of a test. The signature is not checked.
         self._http = httpx.Client(headers={"authorization": UNCHECKED})
         self.released = threading.Event()
+        self.one_at_a_time = threading.Lock()  # moto answers 500 if an object is replaced meanwhile
         self.heal()
 
     def heal(self) -> None:
@@ -130,14 +131,15 @@ def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
 
         def _forward(self, body: bytes, *, is_cut: bool) -> None:
             moto = http.client.HTTPConnection("127.0.0.1", store.moto_port, timeout=HANG_SECONDS)
-            moto.request(self.command, self.path, body, dict(self.headers))
-            answer = moto.getresponse()
+            with store.one_at_a_time:
+                moto.request(self.command, self.path, body, dict(self.headers))
+                answer = moto.getresponse()
+                content = answer.read()
             headers = [
                 (name, value)
                 for name, value in answer.getheaders()
                 if name.lower() not in {"connection", "transfer-encoding", "content-length"}
             ]
-            content = answer.read()
             length = answer.getheader("content-length") if self.command == "HEAD" else None
             moto.close()
             self._send(answer.status, headers, content, length=length, is_cut=is_cut)
