@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import sys
 import termios
@@ -31,7 +32,7 @@ from worker.store.statistics import Survey
 EVERY_SECONDS = 1.0
 MOST_WAITING = 10
 """Waiting requests shown: the next ones."""
-QUIT = "q"
+QUIT = b"q"
 CUT_FIRST = frozenset({"worker", "engine"})
 """Columns that a narrow terminal cuts."""
 
@@ -135,7 +136,8 @@ def _keys_at_once() -> Iterator[None]:
 def _typed_quit() -> bool:
     """Wait a second; return early and True if q was typed."""
     ready, _, _ = select.select([sys.stdin], [], [], EVERY_SECONDS)
-    return bool(ready) and sys.stdin.read(1) in {QUIT, ""}  # or the terminal is gone
+    # Not with `sys.stdin`, as `select` does not see what that has read ahead. b"": it is gone.
+    return bool(ready) and QUIT in (os.read(sys.stdin.fileno(), 1024) or QUIT)
 
 
 def _drawn_now(redis: Client) -> RenderableType:

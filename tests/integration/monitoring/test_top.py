@@ -128,7 +128,7 @@ def test_on_a_terminal_it_is_renewed_until_q_is_typed(stack: Stack, running: str
         terminal.wait_for(rf"2 waiting.*{running} +\d+/75 +\d+ s +denoising.*2 waiting")
         terminal.type("x")
         terminal.wait_for(running)
-        terminal.type("q")
+        terminal.type("xq")
         assert terminal.end() == 0
 
 
