@@ -43,8 +43,6 @@ async def video_response(
     if asked:
         status = HTTPStatus.PARTIAL_CONTENT
         headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
-    if request is not None and request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type=VIDEO_TYPE)
     return StreamingResponse(chunks, status, headers, VIDEO_TYPE)
 
 
@@ -56,7 +54,7 @@ def _asked_range(request: Request, validators: dict[str, str], size: int) -> tup
     match = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
     if_range = request.headers.get("if-range")
     is_current = if_range in {None, validators["etag"], validators["last-modified"]}
-    if match is None or request.method != "GET" or not is_current:
+    if match is None or not is_current:
         return None
     first, last, suffix = (int(text) if text else None for text in match.groups())
     if first is None:

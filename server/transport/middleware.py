@@ -1,4 +1,4 @@
-"""ASGI middleware, the only one: Host, API key, errors, security headers, log and metrics.
+"""ASGI middleware, the only one: Host, API key, HEAD, errors, security headers, log and metrics.
 
 It validates the Host header, authenticates the API key unless the path is in PUBLIC, and turns
 every exception into a response. It is pure ASGI, so no byte of a body is read before the key is
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http import HTTPStatus
 
 import structlog
@@ -84,7 +85,10 @@ class Middleware:
     ) -> None:
         try:
             await self._admit(scope)
-            await self._app(scope, receive, send)
+            if scope["method"] == "HEAD":
+                await _answer_head(self._app, scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
         except Exception as error:
             response = None if has_begun() else answer_for_exception(error, scope)
             if response is None:
@@ -119,6 +123,29 @@ class Middleware:
             raise
         self._throttle.note_good(secret)
         return key
+
+
+class _AnsweredError(Exception):
+    """The response to a HEAD request has been sent."""
+
+
+async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the headers of GET (RFC 9110, section 9.3.2): a stream of events does not begin."""
+    headers = scope["headers"]
+
+    async def send_head(message: Message) -> None:
+        scope["method"] = "HEAD"
+        await send(message)
+        await send({"type": "http.response.body"})
+        raise _AnsweredError
+
+    scope["method"] = "GET"
+    scope["headers"] = [pair for pair in headers if pair[0] != b"range"]  # it is for GET alone
+    try:
+        with suppress(_AnsweredError):
+            await app(scope, receive, send_head)
+    finally:
+        scope["method"], scope["headers"] = "HEAD", headers
 
 
 def _log_refusal(scope: Scope, status: int) -> None:

@@ -117,6 +117,8 @@ def _verbs(routes: Iterable[Route], scope: Scope) -> str:
     for route in routes:
         if route.matches(scope)[0] is not Match.NONE:
             verbs |= route.methods or set()
+    if "GET" in verbs:
+        verbs.add("HEAD")  # see `Middleware`
     return ", ".join(sorted(verbs))
 
 

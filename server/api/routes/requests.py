@@ -103,7 +103,6 @@ async def cancel_request(request: Request) -> Response:
     responses={200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
     openapi_extra={"security": [], "parameters": documented(REQUEST_ID, SIGNATURE)},
 )
-@router.api_route(VIDEO_PATH, methods=["GET", "HEAD"], include_in_schema=False)  # comes first
 async def download_video(request: Request) -> Response:
     """The video itself, whole or in ranges. Needs no key: the link is signed."""
     call = Call.of(request)

@@ -195,15 +195,15 @@ def test_an_unknown_request_is_named(server: Stack, request_id: str) -> None:
     [
         ("GET", "/v1/mochi-1", {"POST"}),
         ("PUT", "/v2/mochi-1", {"POST"}),
-        ("POST", "/v1/get-user-credits", {"GET"}),
-        ("POST", f"/v2/requests/{UNKNOWN_ID}", {"GET", "DELETE"}),
-        ("DELETE", f"/v1/requests/{UNKNOWN_ID}", {"GET"}),
-        ("PATCH", f"/v2/requests/{UNKNOWN_ID}/status", {"GET"}),
+        ("POST", "/v1/get-user-credits", {"GET", "HEAD"}),
+        ("POST", f"/v2/requests/{UNKNOWN_ID}", {"GET", "HEAD", "DELETE"}),
+        ("DELETE", f"/v1/requests/{UNKNOWN_ID}", {"GET", "HEAD"}),
+        ("PATCH", f"/v2/requests/{UNKNOWN_ID}/status", {"GET", "HEAD"}),
         ("POST", f"/v2/videos/{UNKNOWN_ID}.mp4", {"GET", "HEAD"}),
         ("POST", "/docs/swagger-ui.css", {"GET", "HEAD"}),
-        ("POST", "/docs", {"GET"}),
+        ("POST", "/docs", {"GET", "HEAD"}),
         ("POST", "/openapi.json", {"GET", "HEAD"}),
-        ("DELETE", "/healthz", {"GET"}),
+        ("DELETE", "/healthz", {"GET", "HEAD"}),
     ],
 )
 def test_a_wrong_verb_is_told_the_right_ones(
