@@ -29,6 +29,7 @@ from segmind.exceptions import SegmindError
 from models.errors import MochiError
 from models.example import EXAMPLE_REQUEST
 from server.keys.first import read_first_key
+from worker.process.shutdown import on_signals
 
 MODEL = "mochi-1"
 START_SECONDS = 180  # importing torch is slow on a cold disk
@@ -46,8 +47,7 @@ def main() -> int:
     """Run the demo and return the exit status."""
     options = parse_options()
     # A closed terminal or a `kill` ends the demo as Ctrl-C does: the server is stopped.
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, interrupt)
+    on_signals(interrupt, signal.SIGTERM, signal.SIGHUP)
     # No proxy for this machine.
     os.environ["no_proxy"] = "127.0.0.1"
     try:

@@ -6,9 +6,12 @@ import asyncio
 import gc
 import math
 import os
+import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import structlog
@@ -27,6 +30,7 @@ from worker.broker.connection import connect_gateway
 from worker.errors import BrokerUnavailableError
 from worker.process.logs import configure_logs
 from worker.process.parent_watch import WITH_PARENT, watch_parent
+from worker.process.shutdown import on_signals
 from worker.process.telemetry import Tracing, start_tracing
 
 WAIT_SECONDS = 1.0
@@ -76,11 +80,20 @@ def _apply_keys(settings: ServerSettings) -> None:
 
 
 class Server(uvicorn.Server):
-    """Exits quietly: uvicorn's own server raises the signal again when it has stopped."""
+    """Exits quietly: uvicorn's own server raises the signal again when it has stopped.
+
+    It also replaces signals that this process was told to ignore.
+    """
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
         self._services = services
+
+    @override
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        on_signals(self.handle_exit, signal.SIGINT, signal.SIGTERM)
+        yield
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

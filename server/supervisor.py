@@ -28,7 +28,7 @@ from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
 from worker.process.logs import configure_logs
 from worker.process.parent_watch import WITH_PARENT
-from worker.process.shutdown import Stop
+from worker.process.shutdown import Stop, on_signals
 
 WATCH_SECONDS = 0.2
 RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -247,8 +247,7 @@ def supervise(settings: ServerSettings) -> int:
     """
     configure_logs()
     stop = Stop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.ask())
+    on_signals(lambda *_: stop.ask(), signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir)
     try:
         tls_context(settings)  # reports an unusable file before anything starts

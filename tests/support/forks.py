@@ -207,6 +207,7 @@ def _tell(pid: int, status: int | None) -> None:
 
 def _become(arguments: list[str], environ: Mapping[str, str], outputs: list[str]) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when tests run in background
     files = [os.open(os.devnull, os.O_RDONLY)]
     files += [os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for file in outputs]
     for target, file in enumerate(files):

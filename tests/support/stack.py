@@ -135,12 +135,13 @@ class Stack:
         """Run `mochi-server` to its end, as an operator of these processes would."""
         return run_command(arguments, self.environ | variables)
 
-    def start_gateway(self, **settings: str) -> str:
+    def start_gateway(self, *, within: Sequence[str] = (), **settings: str) -> str:
         """Start a gateway on a free port and return its URL when it answers."""
         process = self.start(
             "server",
             environ={"MOCHI_PORT": "0"}
             | {f"MOCHI_{name.upper()}": value for name, value in settings.items()},
+            within=within,
         )
         self.url = eventually(lambda: _announced_url(self.log_of(process)))
         eventually(lambda: _answers(self.url + "/healthz"))

@@ -24,6 +24,7 @@ def watch_parent() -> None:
 
     Repeatedly, to stop at once: the next owner of the folder may need the GPU.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent may have started with it ignored
     threading.Thread(target=_wait_for_parent, name="parent-watch", daemon=True).start()
 
 

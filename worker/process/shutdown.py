@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
+
+
+def on_signals(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> None:
+    """Handle these signals, except those ignored at the start, as `nohup` and `&` make them."""
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from models.errors import EngineBrokenError
 from worker.broker.connection import Client
-from worker.process.shutdown import Stop
+from worker.process.shutdown import Stop, on_signals
 from worker.runtime.runner import Runner
 from worker.store import keyspace, scripts
 from worker.store.rq_queue import SERIALIZER, TASK, FairQueue
@@ -109,8 +109,7 @@ class EngineWorker(SimpleWorker):
 
     @override
     def _install_signal_handlers(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.request_stop)
+        on_signals(self.request_stop, signal.SIGINT, signal.SIGTERM)
 
     # RQ's registry of workers, maintenance, commands and suspension are not used.
 
