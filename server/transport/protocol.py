@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with limits to the size and the time of a request's head.
 
 uvicorn itself buffers headers of any size and waits for an incomplete request without limit, which
-lets clients without a key use up memory and connections. It also writes the head and the body of a
-response separately; here they leave in one packet.
+lets clients without a key use up memory and connections. It takes trailers for headers. It also
+writes the head and the body of a response separately; here they leave in one packet.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _head_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
-    """Set while a head is incomplete."""
+    """Set while a head, or the trailers of a request, may be incomplete."""
 
     @override
     def connection_made(  # type: ignore[override]  # as uvicorn narrows it
@@ -97,12 +97,36 @@ class GuardedProtocol(HttpToolsProtocol):
         self._open_head()
 
     @override
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.cycle is None or self.cycle.scope is not self.scope:
+            super().on_header(name, value)  # drop trailers: they come after the head is complete
+
+    @override
     def on_headers_complete(self) -> None:
         self._close_head()
         self._head_bytes = len(self.url) + sum(len(name) + len(text) for name, text in self.headers)
         if self._head_bytes > MOST_HEAD_BYTES:
             raise HeadTooLargeError
         super().on_headers_complete()
+        self.flow.pause_reading()  # until the route reads the body: then the key is known
+
+    def on_chunk_header(self) -> None:
+        """Limit what follows like a head: after the last chunk, trailers."""
+        if self._deadline is None:
+            self._open_head()
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        if not self._is_idle():  # after the response, all that is left of the body has one limit
+            self._close_head()
+        super().on_body(body)
+
+    @override
+    def on_message_complete(self) -> None:
+        self._close_head()
+        super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     @override
     def send_400_response(self, msg: str) -> None:

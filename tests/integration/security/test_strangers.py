@@ -27,6 +27,8 @@ CALM_SECONDS, BUSY_SECONDS = 1.0, 4.0
 ANSWERED = b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n"
 CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01"
 """The beginning of one."""
+LAST_CHUNK = b"0\r\n"
+"""What comes after it are trailers."""
 STRANGERS = 150
 """More than the broker's client has connections."""
 
@@ -46,6 +48,32 @@ def test_a_header_without_end_is_cut_off_and_takes_no_memory(server: Stack) -> N
         with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
             connection.sendall(b"x" * (64 * MEGABYTE))
     assert gateway.memory_info().rss - before < 16 * MEGABYTE
+
+
+def test_trailers_without_end_are_cut_off_and_take_no_memory(server: Stack) -> None:
+    gateway = psutil.Process(server.processes[0].pid)
+    before = gateway.memory_info().rss
+    for trailers in (b"x: y\r\n", b"x"):  # many, and one
+        with connect(server.url) as connection:
+            connection.sendall(_chunked("POST /v2/mochi-1", server.key()) + LAST_CHUNK)
+            with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
+                connection.sendall(trailers * (16 * MEGABYTE // len(trailers)))
+    assert gateway.memory_info().rss - before < 5 * MEGABYTE
+
+
+def test_a_trailer_is_no_header(server: Stack) -> None:
+    trailer = b"x-api-key: %b\r\n\r\n" % server.key().encode()
+    with connect(server.url) as connection:
+        connection.sendall(_chunked("GET /v1/get-user-credits") + LAST_CHUNK + trailer)
+        refusal(read_answer(connection), 401)
+    body = b'{"prompt": "a pond"}'
+    chunk = b"%x\r\n%b\r\n" % (len(body), body)
+    with connect(server.url) as connection:
+        trailer = b"idempotency-key: one\r\n\r\n"
+        whole = _chunked("POST /v2/mochi-1", server.key()) + chunk + LAST_CHUNK + trailer
+        connection.sendall(whole * 2)
+        ids = {read_answer(connection).json()["request_id"] for _ in range(2)}
+    assert len(ids) == 2
 
 
 @pytest.mark.parametrize(
@@ -84,6 +112,7 @@ def test_five_hundred_that_never_become_whole_are_closed_and_delay_nobody(
         Held(server.url, body, b"HTTP/1.1 400 Bad Request", drips=True),
         Held(tls, b"", b""),
         Held(tls, CLIENT_HELLO, b""),
+        Held(server.url, _chunked("GET /healthz") + LAST_CHUNK + b"x: ", b"HTTP/1.1 200 OK"),
         Held(server.url, ANSWERED + b"\r\n", b"HTTP/1.1 200 OK"),  # a stray byte after an answer
     ]
     held = {_open(kind): kind for kind in islice(cycle(kinds), HELD)}
@@ -137,6 +166,14 @@ def test_many_strangers_take_no_answer_from_those_with_a_key(server: Stack) -> N
         thread.join()
     assert answers == {200}
     assert {401, 200} <= statuses <= {401, 429, 200}
+
+
+def _chunked(line: str, key: str = "") -> bytes:
+    """The head of a request whose body comes in chunks."""
+    return (
+        f"{line} HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n"
+        f"x-api-key: {key}\r\ntransfer-encoding: chunked\r\n\r\n"
+    ).encode()
 
 
 @dataclass(frozen=True)

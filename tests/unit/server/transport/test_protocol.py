@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import asyncio
 
+import uvicorn
+from starlette.types import Receive, Scope, Send
 from typing_extensions import override
+from uvicorn.server import ServerState
 
-from server.transport.protocol import _JoinedWrites
+from server.transport.protocol import GuardedProtocol, _JoinedWrites
 
 
 class Recorder(asyncio.Transport):
@@ -14,6 +17,7 @@ class Recorder(asyncio.Transport):
         super().__init__()
         self.packets: list[bytes] = []
         self.closed = False
+        self.paused = False
 
     @override
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -28,10 +32,12 @@ class Recorder(asyncio.Transport):
         self.closed = True
 
     @override
-    def pause_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        self.paused = True
 
     @override
-    def resume_reading(self) -> None: ...
+    def resume_reading(self) -> None:
+        self.paused = False
 
 
 async def joined() -> tuple[_JoinedWrites, Recorder]:
@@ -87,3 +93,25 @@ async def _lost_in_between() -> list[bytes]:
 
 def test_nothing_is_written_to_a_connection_that_was_lost_meanwhile() -> None:
     assert asyncio.run(_lost_in_between()) == []
+
+
+async def _paused_before_and_after_a_key_is_known() -> list[bool]:
+    is_known = asyncio.Event()
+
+    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await is_known.wait()
+        await receive()
+
+    recorder = Recorder()
+    protocol = GuardedProtocol(uvicorn.Config(app, log_config=None), ServerState(), {})
+    protocol.connection_made(recorder)
+    protocol.data_received(b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 99\r\n\r\n")
+    before = recorder.paused
+    is_known.set()
+    await asyncio.sleep(0.01)
+    protocol.connection_lost(None)
+    return [before, recorder.paused]
+
+
+def test_a_body_is_not_read_while_its_key_is_looked_up() -> None:
+    assert asyncio.run(_paused_before_and_after_a_key_is_known()) == [True, False]
