@@ -1,1 +1,1 @@
-"""Mochi 1 itself. Beside the classifiers of moderation, all that imports torch and diffusers."""
+"""Mochi 1: engine, network, loading. Imports torch and diffusers."""

@@ -55,7 +55,7 @@ class FakeEngine:
 
 
 def _state(params: GenerateParams, step: int) -> bytes:
-    """How many steps are done is all there is; it can be compared, and so need not be read."""
+    """A checkpoint: a hash of request and step, which `_resume` finds again by comparing."""
     return hashlib.sha256(f"{step} {params.model_dump_json()}".encode()).digest()
 
 

@@ -21,7 +21,7 @@ _FORM_OF_TESTS = re.compile(r"^(bug|hang|freeze|signal:[A-Z]+|(fail|warn):.+)$")
 
 @dataclass(frozen=True)
 class Scenario:
-    """One of them: a name, and for some a colon and an argument.
+    """A scenario: a name, which for some is followed by a colon and an argument.
 
     | text             | what happens, halfway through the steps                         |
     |------------------|-----------------------------------------------------------------|
@@ -57,15 +57,15 @@ class Scenario:
     def parse(
         cls, text: object, *, retention_seconds: float = float("inf"), of_tests: bool = False
     ) -> Scenario:
-        """Read one.
+        """Parse and validate the value of the header or field.
 
         Args:
-            text: as it came.
-            retention_seconds: no record is kept for longer.
-            of_tests: accept those of this project's tests as well.
+            text: the value, of any type.
+            retention_seconds: the longest that `expire` may keep a record.
+            of_tests: also accept the scenarios of this project's tests.
 
         Raises:
-            InvalidParametersError: it is none of them; with the list.
+            InvalidParametersError: the value is no scenario; the text lists them.
         """
         scenario = _read(text, of_tests=of_tests) if isinstance(text, str) else None
         if scenario and _is_valid(scenario, retention_seconds):

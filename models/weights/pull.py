@@ -105,7 +105,7 @@ def pull(
     progress: Progress,
     say: Callable[[str], None],
 ) -> Path:
-    """Make weights complete: check the files that are here, and download the others.
+    """Check the files that are here, download the others, and return the folder.
 
     Without a revision, the commit that is here is kept, whole or in part; where there is none,
     `main` is resolved once. A complete folder needs no network.
@@ -117,11 +117,8 @@ def pull(
         progress: shows the progress of each step.
         say: receives a line for each step.
 
-    Returns:
-        The folder.
-
     Raises:
-        WeightsError: the weights are not complete. The next pull continues from here.
+        WeightsError: the weights are not complete; the next pull keeps complete files.
         EngineUnavailableError: huggingface_hub is not installed.
     """
     if not is_hub_id(weights):

@@ -35,6 +35,8 @@ PASSING = frozenset({502, 503, 504})
 """Temporary: from a server without its broker, or a proxy without its server."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 DEFAULT_OUTPUT = Path("mochi.mp4")
+URL_HELP = "The server. [env: MOCHI_URL]"
+KEY_HELP = "The API key. [default: the one in the data folder] [env: MOCHI_API_KEY]"
 
 _PARAMS = {
     name: option(
@@ -61,13 +63,10 @@ def generate(
         ),
     ] = None,
     url: Annotated[
-        str, typer.Option(envvar="MOCHI_URL", help="The server.")
+        str, typer.Option(envvar="MOCHI_URL", show_envvar=False, help=URL_HELP)
     ] = "http://127.0.0.1:8000",
     api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MOCHI_API_KEY", help="The API key. [default: the one in the data folder]"
-        ),
+        str | None, typer.Option(envvar="MOCHI_API_KEY", show_envvar=False, help=KEY_HELP)
     ] = None,
     **params: Any,  # noqa: ANN401 (of the fields of GenerateParams)
 ) -> None:

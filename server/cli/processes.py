@@ -101,7 +101,9 @@ def bench_engine(
         float | None,
         typer.Option(min=1, metavar="GIB", help="Limit GPU memory, to simulate a smaller card."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", help="Write the results as JSON.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Folder for a torch profiler trace of one step.")
     ] = None,

@@ -95,8 +95,8 @@ def secret(
         typer.Option(
             parser=duration,
             metavar="TIME",
-            help="With --rotate: how long the old secret still signs: 90s, 15m, 24h, 7d; 0: not.",
-            show_default=f"{GRACE.days}d",
+            help="With --rotate: how long the old secret still signs: 90s, 15m, 24h, 7d; 0: not. "
+            f"[default: {GRACE.days}d]",
         ),
     ] = None,
 ) -> None:

@@ -37,17 +37,19 @@ LINE_SECONDS = 15.0
 PROBE_SECONDS = 20.0
 """For nvidia-smi: the first call after a boot wakes the driver."""
 INTERRUPTED = 130
-WEIGHTS = ("weights", "revision", "data_dir")
+HUB_ID = "A Hugging Face id. [default: genmo/mochi-1-preview] [env: MOCHI_WEIGHTS]"
 
 weights = typer.Typer(
     help="Pull, verify and locate the weights of the model.", no_args_is_help=True
 )
 
+options = settings_options("weights", "revision", "data_dir", weights=HUB_ID)
+
 
 @weights.command("pull")
-@settings_options(*WEIGHTS)
+@options
 def pull_command_() -> None:
-    """Download the weights from the Hugging Face hub and verify them; resumes where it stopped.
+    """Download the weights and verify them; a second pull keeps the files that are complete.
 
     Without --revision the latest commit is downloaded and kept. Reads HF_TOKEN and HF_ENDPOINT too.
 
@@ -60,7 +62,7 @@ def pull_command_() -> None:
 
 
 @weights.command("verify")
-@settings_options(*WEIGHTS)
+@options
 def verify_command(
     folder: Annotated[
         Path | None, typer.Argument(help="The weights or a copy. [default: what was pulled]")
@@ -91,7 +93,7 @@ def verify_command(
 
 
 @weights.command("path")
-@settings_options(*WEIGHTS)
+@options
 def path_command() -> None:
     """Print the folder of the weights, and nothing else, on standard output.
 
@@ -166,8 +168,7 @@ def fetch_missing(settings: WorkerSettings, has_gpu: Callable[[], bool] = has_nv
     """Pull the real weights that `up` needs, before it starts anything.
 
     Raises:
-        WeightsError: there is no GPU to use them.
-        WeightsError, EngineUnavailableError: see `pull_weights`.
+        WeightsError: there is no GPU to use them; else as `pull_weights`.
     """
     if settings.mock or settings.engine != "mochi" or not is_hub_id(settings.weights):
         return

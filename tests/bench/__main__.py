@@ -14,23 +14,25 @@ from server.cli.output import check_file
 from tests.support.commands import exit_on_error, load_settings_with
 
 app = typer.Typer(
-    help="Benchmarks of the gateway, of whole requests, of events and of forecasts.",
+    help="Benchmarks of gateway, requests, events and forecasts; counts of the engine's work.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 
-Output = Annotated[Path | None, typer.Option("-o", help="Write JSON to this file.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON to this file.")]
 
 
 @app.command()
 def gateway(
     connections: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=10_000, help="At once; may be repeated. [default: 32, 64]"),
+        typer.Option(
+            min=1, max=10_000, help="Number of connections; may be repeated. [default: 32, 64]"
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="For each measurement.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of each measurement.")] = 5.0,
     output: Output = None,
 ) -> None:
     """Requests a second, latency and CPU time of the gateway, beside a bare prototype.
@@ -49,9 +51,9 @@ def gateway(
 
 @app.command()
 def request(
-    count: Annotated[int, typer.Option(min=1, help="Requests, one after the other.")] = 5,
+    count: Annotated[int, typer.Option(min=1, help="Number of requests, one after the other.")] = 5,
 ) -> None:
-    """Where the time of the default request goes, on mock weights: denoising, video, all else.
+    """Where the time of the default request goes, on mock weights: denoising, video, the rest.
 
     Example: `python -m tests.bench request --count 10`
     """
@@ -63,8 +65,8 @@ def request(
 
 @app.command()
 def events(
-    clients: Annotated[int, typer.Option(min=2, max=10_000, help="At once.")] = 200,
-    requests: Annotated[int, typer.Option(min=1, help="Requests that they follow.")] = 20,
+    clients: Annotated[int, typer.Option(min=2, max=10_000, help="Number of clients.")] = 200,
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests that they follow.")] = 20,
 ) -> None:
     """What clients that follow requests cost, by events and by polls, with the fake engine.
 
@@ -78,14 +80,16 @@ def events(
 
 @app.command()
 def forecast(
-    requests: Annotated[int, typer.Option(min=2, help="Of mixed lengths.")] = 50,
-    workers: Annotated[int, typer.Option(min=1, max=64)] = 2,
+    requests: Annotated[
+        int, typer.Option(min=2, help="Number of requests, of mixed lengths.")
+    ] = 50,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of workers.")] = 2,
     mock_speed: Annotated[
-        str, typer.Option(help="The pace of a card, as MOCHI_MOCK_SPEED has it.")
+        str, typer.Option(help="Simulated speed, as in MOCHI_MOCK_SPEED.")
     ] = "h100/60",  # an hour becomes a minute
-    seed: Annotated[int, typer.Option(help="Of lengths and arrivals.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of lengths and arrivals.")] = 1,
 ) -> None:
-    """How far off `eta_seconds` is, with the fake engine at the pace of a card.
+    """How far off `eta_seconds` is, with the fake engine at the simulated speed of a GPU.
 
     Example: `python -m tests.bench forecast --requests 100 --workers 4`
     """
@@ -100,13 +104,13 @@ def forecast(
 def engine_counts(
     frames: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=160, help="May be repeated. [default: 49]"),
+        typer.Option(min=1, max=160, help="Number of frames; may be repeated. [default: 49]"),
     ] = None,
     output: Output = None,
 ) -> None:
     """Launches, bytes and waits for the GPU of stock diffusers and of our engine; needs no GPU.
 
-    Counts operators on tensors without numbers, and measures no time.
+    Counts operators on tensors without data, and measures no time.
 
     Example: `python -m tests.bench engine-counts --frames 49 --frames 160`
     """

@@ -1,8 +1,9 @@
-"""`python -m tests.bench events`: what it costs that many follow requests, by events and by polls.
+"""`python -m tests.bench events`: the cost of many clients that follow requests.
 
-The same requests are run three times, one after the other on one worker with the fake engine: with
-nobody looking, with listeners, with clients that poll as often as there would be events. A client
-follows one request to its end; its delay is from that end, by the broker, to hearing of it.
+The same requests run three times, one after the other, on one worker with the fake engine: without
+a client that follows them, with clients that listen to events, and with clients that poll as often
+as there would be events. Each client follows one request to its end. Its delay is the time from
+that end, by the broker's clock, until the client hears of it.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def run(clients: int, requests: int) -> None:
                     asyncio.run(_round(target, name, follow, count, requests))
                     for name, follow, count in (
                         ("warm-up", _listen, 2),
-                        ("nobody", _listen, 0),
+                        ("no follower", _listen, 0),
                         ("events", _listen, clients),
                         ("polls", _poll, clients),
                     )

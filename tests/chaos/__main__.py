@@ -41,7 +41,9 @@ def chaos(
     redis_url: Annotated[
         str | None, typer.Option(help="URL of the broker; overrides MOCHI_REDIS_URL.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", help="Write JSON to this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write JSON to this file.")
+    ] = None,
 ) -> None:
     """Kill workers, gateways and the broker under load; count lost and duplicated requests.
 

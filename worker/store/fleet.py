@@ -1,4 +1,4 @@
-"""Workers and jobs as the command line shows them; drain orders; cancelling all of an owner."""
+"""Store functions of the command line: workers, queue, drain orders, cancel by owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loads what is measured: our engine, and the stock pipeline of diffusers over the same weights."""
+"""Loads the two engines that the benchmark compares: ours, and the pipeline of diffusers."""
 
 from __future__ import annotations
 

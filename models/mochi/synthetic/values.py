@@ -1,4 +1,4 @@
-"""Random values of parameters, none of which is without effect."""
+"""Random values for the parameters of a model without weights."""
 
 from __future__ import annotations
 
