@@ -15,11 +15,18 @@ from models.errors import MochiError
 from server.api.call import Call
 from server.api.openapi import EVENTS, REQUEST_ID, errors
 from server.api.schemas import failed_body
-from server.transport.parameters import documented
+from server.transport.parameters import Text, documented
 from worker.job import Job, Status
 
 UNBUFFERED = {"x-accel-buffering": "no"}
 """For proxies, which would otherwise hold events back."""
+FINAL_ID = "end"
+"""Of the last event of a request."""
+LAST_EVENT_ID = Text(
+    name="Last-Event-ID",
+    place="header",
+    description="The id of the last event that the client has got. `EventSource` sends it.",
+)
 
 router = APIRouter(tags=["Requests"])
 _log = structlog.get_logger()
@@ -28,13 +35,19 @@ _log = structlog.get_logger()
 @router.get(
     "/v2/requests/{request_id}/events",
     response_class=StreamingResponse,
-    responses={200: EVENTS, **errors(401, 403, 404, 500, 502)},
-    openapi_extra={"parameters": documented(REQUEST_ID)},
+    responses={
+        200: EVENTS,
+        204: {"description": "The client has got the last event: it need not connect again."},
+        **errors(401, 403, 404, 500, 502),
+    },
+    openapi_extra={"parameters": documented(REQUEST_ID, LAST_EVENT_ID)},
 )
 async def stream_events(request: Request) -> Response:
     """The status whenever it changes, as server-sent events, until the request has ended."""
     call = Call.of(request)
     job = await call.find_job()
+    if job.status.is_final and LAST_EVENT_ID.read(request) == FINAL_ID:
+        return Response(status_code=204)
     # Not as FastAPI streams: its response would have begun before an unknown request is a 404.
     return StreamingResponse(_stream(call, job), headers=UNBUFFERED, media_type="text/event-stream")
 
@@ -52,7 +65,8 @@ async def _stream(call: Call, job: Job) -> AsyncIterator[bytes]:
             # Too late for an error response. The client reconnects and gets one then.
             _log.warning("events.cut", request_id=job.request_id, reason=str(error))
             return
-        yield format_sse_event(event=name, data_str=body.model_dump_json())
+        event_id = FINAL_ID if now.status.is_final else f"{now.attempt}-{now.step}"
+        yield format_sse_event(event=name, data_str=body.model_dump_json(), id=event_id)
         before = now
 
 

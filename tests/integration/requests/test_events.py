@@ -42,7 +42,7 @@ def worker(stack: Stack) -> None:
         stack.start_worker()
 
 
-def submit(client: httpx.Client, steps: int = 10, prompt: str = "a pond", **more: object) -> str:
+def submit(client: httpx.Client, steps: int = 10, prompt: str = "a pond", **more: Any) -> str:
     body = {"prompt": prompt, "steps": steps, "frames": 1, **more}
     return str(client.post("/v2/mochi-1", json=body).json()["request_id"])
 
@@ -237,3 +237,19 @@ def test_who_comes_after_the_end_hears_the_end_and_nothing_else(stack: Stack) ->
         listen(client, request_id)
         ((heard, body),) = listen(client, request_id)
         assert (heard, body["status"]) == (name, status)
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("scenario", ["slow:0.1", "fail"])
+def test_who_has_got_the_last_event_need_not_connect_again(stack: Stack, scenario: str) -> None:
+    client = stack.http()
+    request_id = submit(client, **{SCENARIO: scenario})
+    path = f"/v2/requests/{request_id}/events"
+    heard = client.get(path).text
+    ids = [line.removeprefix("id: ") for line in heard.splitlines() if line.startswith("id: ")]
+    assert len(ids) == heard.count("event: ")
+    assert ids[-1] not in ids[:-1]
+    again, lost = (client.get(path, headers={"last-event-id": one}) for one in (ids[-1], ids[0]))
+    assert (again.status_code, again.content) == (204, b"")
+    assert f"id: {ids[-1]}" in lost.text
+    refusal(stack.http().get(path, headers={"last-event-id": ids[-1]}), 404)
