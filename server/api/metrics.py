@@ -22,6 +22,7 @@ from prometheus_client.core import (
 from models.engine import DeviceUse
 from server.transport.traffic import Traffic
 from worker.billing import MILLION
+from worker.job import FAILURES
 from worker.store.statistics import Survey, Times
 
 STEP = "step"
@@ -60,10 +61,7 @@ COUNTS = (
         "mochi_requests_ended",
         "Ended requests: `completed`, or the error code.",
         "outcome",
-        (
-            *("completed", "content_blocked", "cancelled", "out_of_memory"),
-            *("worker_lost", "timeout", "storage", "internal"),
-        ),
+        ("completed", *FAILURES),
     ),
     Count(
         "requeues",

@@ -243,7 +243,7 @@ def test_who_comes_after_the_end_hears_the_end_and_nothing_else(stack: Stack) ->
 @pytest.mark.parametrize("scenario", ["slow:0.1", "fail"])
 def test_who_has_got_the_last_event_need_not_connect_again(stack: Stack, scenario: str) -> None:
     client = stack.http()
-    request_id = submit(client, **{SCENARIO: scenario})
+    request_id = submit(client, 10, "a pond", **{SCENARIO: scenario})
     path = f"/v2/requests/{request_id}/events"
     heard = client.get(path).text
     ids = [line.removeprefix("id: ") for line in heard.splitlines() if line.startswith("id: ")]
