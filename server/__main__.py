@@ -26,12 +26,14 @@ from server.settings import ServerSettings, load_settings
 from server.transport.listener import inherited, listen
 from server.transport.protocol import GuardedProtocol
 from server.transport.tls import Loop, tls_context
-from worker.broker.connection import connect_gateway
+from worker.broker.connection import connect_briefly, connect_gateway
 from worker.errors import BrokerUnavailableError
 from worker.process.logs import configure_logs
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import on_signals
 from worker.process.telemetry import Tracing, start_tracing
+from worker.runtime.background import start_stand_in
+from worker.store.worker_side import WorkerStore
 
 WAIT_SECONDS = 1.0
 """Between two attempts to reach the broker."""
@@ -57,6 +59,7 @@ def main() -> int:
         return os.EX_CONFIG
     host, port = listener.getsockname()[:2]
     _log.info("gateway.listening", url=f"{settings.scheme}://{host}:{port}")
+    _start_stand_in(settings, gateway.services)
     # Garbage collection skips what lives until the exit; scanning it costs a third of a poll's CPU.
     gc.collect()
     gc.freeze()
@@ -79,6 +82,18 @@ def _apply_keys(settings: ServerSettings) -> None:
             return
 
 
+def _start_stand_in(settings: ServerSettings, services: Services) -> None:
+    lease_seconds, retention_seconds = settings.lease_seconds, settings.retention_seconds
+    store = WorkerStore(
+        connect_briefly(settings.redis_url),
+        lease_seconds=lease_seconds,
+        retention_seconds=retention_seconds,
+    )
+    start_stand_in(
+        store, services.outputs, lease_seconds=lease_seconds, retention_seconds=retention_seconds
+    )
+
+
 class Server(uvicorn.Server):
     """Exits quietly: uvicorn's own server raises the signal again when it has stopped.
 
@@ -87,7 +102,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
-        self._services = services
+        self.services = services
 
     @override
     @contextmanager
@@ -104,7 +119,7 @@ class Server(uvicorn.Server):
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End event streams at once, and blocking calls, with the URL to poll, after the drain."""
-        seconds, poller = self._services.settings.drain_seconds, self._services.poller
+        seconds, poller = self.services.settings.drain_seconds, self.services.poller
         _log.info("gateway.stopping", drain_seconds=seconds)
         poller.stop_events()
         asyncio.get_running_loop().call_later(seconds, poller.stop_waiting)

@@ -1,15 +1,19 @@
-"""Background threads of a worker: a slow disk or a driver that hangs must delay no heartbeat."""
+"""Background threads: in a worker, a slow disk or a driver that hangs must delay no heartbeat."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from uuid import uuid4
 
 import structlog
 
 from models.engine import Meter
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.outputs.base import Outputs
+from worker.runtime.reconciler import Reconciler
+from worker.store.keyspace import RECONCILE_SECONDS
 from worker.store.worker_side import WorkerStore
 
 SWEEP_SECONDS = 30.0
@@ -18,12 +22,45 @@ REPORT_SECONDS = 2.0
 _log = structlog.get_logger()
 
 
-def start_sweeper(store: WorkerStore, outputs: Outputs, *, retention_seconds: float) -> None:
-    """Start a thread that removes the videos of expired requests."""
+def start_stand_in(
+    store: WorkerStore, outputs: Outputs, *, lease_seconds: float, retention_seconds: float
+) -> None:
+    """In a gateway, reconcile and sweep while no worker is alive to do it."""
+    reconciler = Reconciler(store, lease_seconds=lease_seconds, gateway=uuid4().hex)
+
+    def repeat() -> None:
+        while True:
+            time.sleep(RECONCILE_SECONDS)
+            try:
+                reconciler.reconcile()
+            except BrokerUnavailableError:
+                continue  # the gateway's check of the broker logs it
+            except Exception:  # noqa: BLE001 (the next pass may succeed)
+                _log.exception("reconciler.skipped")
+
+    threading.Thread(target=repeat, name="reconciler", daemon=True).start()
+    start_sweeper(
+        store,
+        outputs,
+        retention_seconds=retention_seconds,
+        is_needed=lambda: reconciler.is_active,
+    )
+
+
+def start_sweeper(
+    store: WorkerStore,
+    outputs: Outputs,
+    *,
+    retention_seconds: float,
+    is_needed: Callable[[], bool] = lambda: True,
+) -> None:
+    """Start a thread that removes the videos of expired requests, while it is needed."""
 
     def repeat() -> None:
         while True:
             time.sleep(min(SWEEP_SECONDS, retention_seconds))
+            if not is_needed():
+                continue
             try:
                 sweep(store, outputs, retention_seconds=retention_seconds)
             except (BrokerUnavailableError, StorageError):

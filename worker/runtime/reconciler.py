@@ -1,7 +1,7 @@
 """Finds requests whose worker died, and requeues or fails them.
 
 Every worker runs a reconciler, without lock or leader. Each repair is one guarded script, so
-exactly one of several reconcilers makes it.
+exactly one of several reconcilers makes it. While no worker is alive, one of the gateways looks.
 """
 
 from __future__ import annotations
@@ -26,16 +26,23 @@ _log = structlog.get_logger()
 
 
 class Reconciler:
-    """Call `reconcile` every second."""
+    """Call `reconcile` every second.
+
+    Attributes:
+        is_active: whether the last pass looked. A worker's always does.
+    """
 
     def __init__(
         self,
         store: WorkerStore,
         *,
         lease_seconds: float,
+        gateway: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.is_active = False
         self._store = store
+        self._gateway = gateway
         self._monotonic = monotonic
         self._last_pass = monotonic()
         self._settle_seconds = min(SETTLE_SECONDS, lease_seconds)
@@ -48,7 +55,10 @@ class Reconciler:
         Raises:
             BrokerUnavailableError: call again later.
         """
-        overdue = self._store.overdue()
+        overdue = self._store.overdue(self._gateway)
+        self.is_active = overdue is not None
+        if overdue is None:
+            return
         # Earlier, an outage in which workers could send no heartbeat may just have ended.
         if overdue.watched_seconds >= self._settle_seconds:
             for request_id in overdue.expired[:MOST_REPAIRS]:

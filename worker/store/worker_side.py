@@ -176,10 +176,18 @@ class WorkerStore:
         """The same for a request popped and not started, or missing from RQ's lists."""
         return self._recovery("recover", request_id)
 
-    def overdue(self) -> Overdue:
-        """Call it every `RECONCILE_SECONDS`."""
+    def overdue(self, gateway: str = "") -> Overdue | None:
+        """Call it every `RECONCILE_SECONDS`.
+
+        Args:
+            gateway: a unique id, if a gateway asks. It gets None while a worker or another gateway
+                asks.
+        """
         longest_gap_ms = round(keyspace.RECONCILE_SECONDS * 1000) + self._lease_ms // 2
-        found = dict(pairs(self._run("overdue", "", self._lease_ms, longest_gap_ms)))
+        answer = self._run("overdue", "", self._lease_ms, longest_gap_ms, gateway)
+        if answer is None:
+            return None
+        found = dict(pairs(answer))
         return Overdue(
             found["expired"], found["popped"], found["missing"], found["watched_ms"] / 1000
         )

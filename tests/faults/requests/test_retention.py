@@ -27,9 +27,10 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def keys(stack: Stack) -> set[str]:
-    """All but sums of a day and how fast runs were, which are kept and tell of no request."""
+    """All but sums of a day, how fast runs were and when a reconciler looked: of no request."""
     found = map(str, stack.redis.keys("*"))
-    return {key for key in found if not key.startswith((keyspace.USAGE, keyspace.PACES))}
+    kept = (keyspace.USAGE, keyspace.PACES, keyspace.LOOKS)
+    return {key for key in found if not key.startswith(kept)}
 
 
 def answers(client: Client, request_id: str) -> set[int]:
@@ -79,7 +80,6 @@ def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Sta
     assert worker.wait(20) == 0
     assert keys(stack) == before | {
         keyspace.LINK_SECRET,
-        keyspace.LOOKS,
         keyspace.RQ_QUEUES,
         keyspace.METRICS,
     }
@@ -106,6 +106,14 @@ def test_f29_after_the_hour_no_delivery_is_left_that_has_ended(stack: Stack) -> 
         secret = keyspace.webhook_secret(client.owner)
         left = before | {secret, keyspace.RQ_QUEUES, keyspace.METRICS}
         eventually(lambda: keys(stack) == left, seconds=3 * SECONDS)
+
+
+def test_a_gateway_removes_videos_while_no_worker_is_alive(stack: Stack) -> None:
+    client, worker = Client(stack), stack.start_worker()
+    client.ended(client.submit())
+    worker.kill()
+    assert stack.outputs()
+    eventually(lambda: not stack.outputs(), seconds=6 * SECONDS)
 
 
 def test_f29_what_waits_does_not_expire(stack: Stack) -> None:

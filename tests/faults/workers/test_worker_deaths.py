@@ -62,6 +62,19 @@ def test_f01_a_worker_killed_in_a_job_is_noticed_and_another_finishes_it_once(
     )
 
 
+def test_a_sole_worker_that_is_killed_is_noticed_by_the_gateway(
+    stack: Stack, client: Client
+) -> None:
+    worker = stack.start_worker()
+    request_id = client.submit(steps=75)
+    client.running(request_id)
+    worker.send_signal(signal.SIGSTOP)
+    assert client.http.delete(f"/v2/requests/{request_id}").status_code == 202
+    worker.kill()
+    body = eventually(lambda: client.result(request_id), seconds=DETECTION_SECONDS)
+    assert (body["status"], body["error_code"]) == ("FAILED", "cancelled")
+
+
 def test_f15_a_worker_paused_in_a_step_past_its_lease_stops_and_writes_nothing(
     stack: Stack, client: Client
 ) -> None:

@@ -207,7 +207,9 @@ def test_the_user_of_the_document_may_repair_what_dead_workers_leave(
             assert store.start(lease, "ann")
             assert not store.beat(live(), lease, 3)
         end_lease(redis, leases[0].request_id)
-        assert store.overdue().expired == [leases[0].request_id]
+        overdue = store.overdue()
+        assert overdue is not None
+        assert overdue.expired == [leases[0].request_id]
         assert store.reap(leases[0].request_id) is Recovery.REQUEUED
         assert store.requeue(leases[1])
         assert store.complete(leases[2], Result("a.mp4", 1))

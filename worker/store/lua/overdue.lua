@@ -1,14 +1,21 @@
 -- What a reconciler may have to repair.
--- ARGV: '', lease in ms, longest gap in ms.
+-- ARGV: '', lease in ms, longest gap in ms, the id of a gateway, or '' for a worker.
 -- Returns, as names and values: the ids whose lease has expired, the ids popped and not started, how many
 -- waiting requests are missing from both of RQ's lists, and for how many ms reconcilers have watched
--- without a gap (an outage, or a clock that was set).
+-- without a gap (an outage, or a clock that was set). Nil for a gateway, while a worker or another gateway
+-- looks: its last look is the lease.
+local LOOK_LEASE_MS = 2000
+
 local now = now_ms()
-local last, since = unpack(redis.call('HMGET', keys.looks, 'last', 'since'))
+local last, since, by = unpack(redis.call('HMGET', keys.looks, 'last', 'since', 'by'))
+local is_held = last and now >= tonumber(last) and now - last < LOOK_LEASE_MS
+if ARGV[4] ~= '' and is_held and by ~= ARGV[4] then
+  return nil
+end
 if not last or now < tonumber(last) or now - last > tonumber(ARGV[3]) then
   since = text(now)
 end
-redis.call('HSET', keys.looks, 'last', text(now), 'since', since)
+redis.call('HSET', keys.looks, 'last', text(now), 'since', since, 'by', ARGV[4])
 
 -- No lease is that long: the clock was set back. Live workers send a heartbeat within a second.
 local farthest = text(now + ARGV[2] + 60000)

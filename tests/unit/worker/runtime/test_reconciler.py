@@ -245,3 +245,27 @@ def test_a_request_that_waits_is_left_alone_for_ever(
     before = find(redis_url, request_id)
     bench.look(300)
     assert find(redis_url, request_id) == before
+
+
+def test_one_gateway_looks_while_no_worker_does(bench: Bench, redis: Redis, redis_url: str) -> None:
+    first, second = (
+        Reconciler(bench.store, lease_seconds=LEASE_SECONDS, gateway=name)
+        for name in ("first", "second")
+    )
+    request_id = start(bench, redis, redis_url)
+    first.reconcile()
+    assert not first.is_active
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    bench.sleep(2)
+    for _ in range(2):
+        first.reconcile()
+        second.reconcile()
+        assert (first.is_active, second.is_active) == (True, False)
+        bench.sleep(1)
+    assert find(redis_url, request_id).status is Status.QUEUED
+    bench.look(1)
+    first.reconcile()
+    assert not first.is_active  # a worker is back
+    bench.set_clock(-3600)
+    second.reconcile()
+    assert second.is_active

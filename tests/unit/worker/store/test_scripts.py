@@ -106,6 +106,7 @@ def test_a_worker_reads_answers_by_name(
     assert (job.params.prompt, job.params.seed) == ("a pond", 3)
     assert job.queue_seconds is not None
     overdue = store.overdue()
+    assert overdue is not None
     assert (overdue.expired, len(overdue.popped), overdue.missing) == ([], 1, 0)
     assert overdue.watched_seconds == 0
 

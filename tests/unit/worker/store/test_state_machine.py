@@ -493,6 +493,7 @@ class Requests(RuleBasedStateMachine):
         assert set(listed) == by_status[Status.QUEUED] - self.unlisted
         assert now.rq_jobs == by_status[Status.QUEUED] | by_status[Status.PROCESSING]
         overdue = self.store.overdue()
+        assert overdue is not None
         assert overdue.popped == now.popped
         assert overdue.missing == len(self.unlisted)
         assert set(self.store.unlisted()) == self.unlisted

@@ -179,7 +179,9 @@ def test_a_beat_makes_the_lease_longer(redis: Redis, redis_url: str) -> None:
         assert store.reap(lease.request_id) is None
         assert not store.beat(live(), lease, step)
     time.sleep(0.31)
-    assert store.overdue().expired == [lease.request_id]
+    overdue = store.overdue()
+    assert overdue is not None
+    assert overdue.expired == [lease.request_id]
     assert store.reap(lease.request_id) is Recovery.REQUEUED
 
 
