@@ -1,14 +1,16 @@
 """uvicorn's HTTP protocol with limits to the size and the time of a request's head.
 
 uvicorn itself buffers headers of any size and waits for an incomplete request without limit, which
-lets clients without a key use up memory and connections. It takes trailers for headers. It also
-writes the head and the body of a response separately; here they leave in one packet.
+lets clients without a key use up memory and connections. It takes trailers for headers, and loses
+the body of a request that offers an upgrade. It also writes the head and the body of a response
+separately; here they leave in one packet.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+import httptools
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -58,9 +60,40 @@ class _JoinedWrites(asyncio.Transport):
             self._transport.write(data)
 
 
+class _Parser(httptools.HttpRequestParser):
+    """Stays with HTTP/1.1 where a client offers h2c, as Java's client does, or WebSockets.
+
+    httptools takes all that follows such a head, the body too, for another protocol.
+    """
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        super().__init__(protocol)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._protocol = protocol
+
+    @override
+    def feed_data(self, data: bytes | memoryview) -> None:  # type: ignore[override]
+        rest = memoryview(data)
+        while rest:
+            try:
+                super().feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self.offers_upgrade():
+                    raise
+                rest = rest[upgrade.args[0] :]
+                super().feed_data(self._protocol.head_without_upgrade())
+            else:
+                return
+
+    def offers_upgrade(self) -> bool:
+        """CONNECT has no meaning in HTTP/1.1 alone."""
+        return self.should_upgrade() and self.get_method() != b"CONNECT"
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """Refuses heads that are too large or too slow. Errors are JSON, also for invalid HTTP."""
 
+    parser: _Parser
     _head_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
     """Set while a head, or the trailers of a request, may be incomplete."""
@@ -70,6 +103,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self, transport: asyncio.Transport
     ) -> None:
         super().connection_made(_JoinedWrites(transport, self.loop))
+        self.parser = _Parser(self)
         self._open_head()
 
     @override
@@ -103,6 +137,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @override
     def on_headers_complete(self) -> None:
+        if self.parser.offers_upgrade():
+            return  # the head comes again, without the offer
         self._close_head()
         self._head_bytes = len(self.url) + sum(len(name) + len(text) for name, text in self.headers)
         if self._head_bytes > MOST_HEAD_BYTES:
@@ -123,10 +159,18 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @override
     def on_message_complete(self) -> None:
+        if self.parser.offers_upgrade():
+            return
         self._close_head()
         super().on_message_complete()
         if not self.pipeline:
             self.flow.resume_reading()
+
+    def head_without_upgrade(self) -> bytes:
+        """The head that was read last, for the parser."""
+        line = (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        headers = (b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != b"upgrade")
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (*line, b"".join(headers))
 
     @override
     def send_400_response(self, msg: str) -> None:
