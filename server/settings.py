@@ -84,6 +84,13 @@ class ServerSettings(WorkerSettings):
     v1_seconds: float = Field(
         default=600, gt=0, description="How long a blocking call waits before it returns 504."
     )
+    cancel_on_disconnect: bool = Field(
+        default=True,
+        description=(
+            "Cancel a blocking call whose client hangs up, unless it has an Idempotency-Key; "
+            "otherwise the request runs on and can be fetched later."
+        ),
+    )
     most_waiting: int = Field(
         default=10_000,
         ge=1,

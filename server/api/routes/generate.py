@@ -79,7 +79,8 @@ async def generate_video(request: Request) -> Response:
     request.state.request_id = request_id  # later errors name it: the request runs on
     end = services.poller.wait_for_end(request_id, services.settings.v1_seconds)
     if not await ends_before_disconnect(request, end):
-        if submission.idempotency_key is None:  # with one, the client can ask for it again
+        can_return = submission.idempotency_key is not None
+        if services.settings.cancel_on_disconnect and not can_return:
             services.canceller.cancel(request_id, call.key.key_id)
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     job = await services.store.find(request_id, call.key.key_id)

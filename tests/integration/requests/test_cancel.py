@@ -15,7 +15,7 @@ import pytest
 
 from server.keys.lookup import Scope
 from tests.support.stack import COMMAND, Stack, eventually
-from tests.support.wire import connect, refusal
+from tests.support.wire import another_gateway, connect, refusal
 
 LONG = {"prompt": "a pond", "frames": 1, "steps": 75}
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -98,10 +98,10 @@ def test_only_the_owner_cancels_and_only_with_the_scope(stack: Stack, client: ht
     assert client.put(path).status_code == 202
 
 
-def block(stack: Stack, key: str, **headers: str) -> tuple[Any, str]:
+def block(stack: Stack, key: str, url: str = "", **headers: str) -> tuple[Any, str]:
     """A blocking call on a connection of its own, and the request that it made, which runs."""
     client = stack.http(key)
-    connection = connect(stack.url)
+    connection = connect(url or stack.url)
     body = b'{"prompt": "a pond", "frames": 1, "steps": 75}'
     lines = [
         "POST /v1/mochi-1 HTTP/1.1",
@@ -124,6 +124,14 @@ def test_a_blocking_call_that_hangs_up_is_cancelled(stack: Stack) -> None:
     connection, request_id = block(stack, key)
     connection.close()
     assert ended(stack.http(key), request_id)["error_code"] == "cancelled"
+
+
+def test_a_blocking_call_that_hangs_up_runs_on_where_the_operator_says_so(stack: Stack) -> None:
+    key = stack.key()
+    patient = another_gateway(stack, cancel_on_disconnect="false")
+    connection, request_id = block(stack, key, patient)
+    connection.close()
+    assert ended(stack.http(key), request_id)["status"] == "COMPLETED"
 
 
 def test_a_blocking_call_that_can_come_back_is_not(stack: Stack) -> None:
