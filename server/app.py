@@ -43,8 +43,9 @@ from server.webhooks.caller import Caller
 from server.webhooks.sender import Sender
 from worker.broker.connection import AsyncClient
 from worker.broker.health import BrokerLog
-from worker.errors import BrokerUnavailableError
+from worker.errors import BrokerUnavailableError, OtherStoreError
 from worker.outputs.factory import open_outputs
+from worker.outputs.store_check import StoreCheck
 from worker.store.deliveries import Deliveries
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
@@ -88,7 +89,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         broker_log = BrokerLog(settings.redis_url)
-        broker_check = asyncio.create_task(check_broker(services.store, broker_log))
+        broker_check = asyncio.create_task(check_broker(services, broker_log))
         sender.start()
         yield
         broker_check.cancel()
@@ -137,6 +138,7 @@ def _services(settings: ServerSettings, broker: AsyncClient) -> Services:
         poller=Poller(store),
         canceller=Canceller(store),
         outputs=outputs,
+        store_check=StoreCheck(outputs),
         video_links=VideoLinks(
             outputs,
             store,
@@ -174,16 +176,20 @@ def _without_dependencies(endpoint: Callable[[Request], Awaitable[Response]]) ->
     return app
 
 
-async def check_broker(store: GatewayStore, broker_log: BrokerLog) -> None:
-    """Log when the broker falls silent, answers again, or may lose requests."""
+async def check_broker(services: Services, broker_log: BrokerLog) -> None:
+    """Log when the broker falls silent, answers again, or may lose requests; check the store."""
+    store = services.store
     while True:
         try:
             if broker_log.is_new:
                 broker_log.warn(await store.dangers())
-            await store.live_workers()
+            workers = await store.live_workers()
             broker_log.connected()
+            await services.store_check.look(workers)
         except BrokerUnavailableError as error:
             broker_log.disconnected(error)
+        except OtherStoreError:
+            pass  # `look` has logged it
         except Exception:  # noqa: BLE001 (without this loop the log would not tell of an outage)
             _log.exception("broker.bug")
         await asyncio.sleep(BROKER_CHECK_SECONDS)

@@ -179,6 +179,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.StorageError: 500,
     jobs.BrokerUnavailableError: 502,
     jobs.NoWorkerError: 502,
+    jobs.OtherStoreError: 502,
     WaitTimeoutError: 504,
 }
 """Every error that an HTTP client can get. 422 is not an error: it is the response for FAILED."""
@@ -213,7 +214,8 @@ MEANING: dict[int, str] = {
     429: "The queue is full; the API key has too many requests at once, or within a minute; or "
     "many bad keys came from the client's address",
     500: "A bug of the server; its log has the trace",
-    502: "The broker is unreachable, or (v1) no live worker serves the model",
+    502: "The broker is unreachable, or (v1) no live worker serves the model; "
+    "or a worker stores videos where the gateway does not read them",
     504: "v1 passed its time limit, or the gateway stops; the job runs on and can be polled on v2",
 }
 """One line per status, for the OpenAPI document and `docs/api.md`."""

@@ -118,7 +118,7 @@ def work(
     brief_store = store(connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
     heartbeat = Heartbeat(
-        LiveWorker(name, engine.traits),
+        LiveWorker(name, engine.traits, outputs.marker()),
         brief_store,
         reconciler,
         BrokerLog(settings.redis_url),

@@ -110,6 +110,18 @@ class RequestNotFoundError(JobError):
         super().__init__(f"Request {request_id} not found")
 
 
+class OtherStoreError(JobError):
+    """A live worker writes its videos where this gateway does not read them."""
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(
+            f"Worker {worker} writes its videos to a store that this gateway does not read. Give "
+            "all gateways and workers the same MOCHI_OUTPUTS, or a MOCHI_DATA_DIR on a shared "
+            "folder, and restart them."
+        )
+        self.worker = worker
+
+
 class IdempotencyConflictError(JobError):
     """The idempotency key belongs to a request with another body."""
 

@@ -12,7 +12,7 @@ from server.api.submission import Submission
 from server.errors import STATUS
 from server.transport.error_body import absent_when_none
 from worker.billing import Price, from_millionths
-from worker.errors import LimitError, TooFewCreditsError
+from worker.errors import LimitError, OtherStoreError, TooFewCreditsError
 from worker.pace import Work
 
 
@@ -57,8 +57,9 @@ async def dry_run(submission: Submission) -> DryRunBody:
     """
     services = submission.call.services
     try:
+        services.store_check.check()
         position = await services.store.try_out(submission.call.key.key_id, price=submission.price)
-    except (LimitError, TooFewCreditsError) as error:
+    except (LimitError, OtherStoreError, TooFewCreditsError) as error:
         seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
         refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
         price = _price_body(submission.price)

@@ -14,6 +14,7 @@ from server.transport.traffic import Traffic
 from server.webhooks.address_rules import Guard
 from worker.errors import BrokerUnavailableError, RequestNotFoundError
 from worker.outputs.base import Outputs
+from worker.outputs.store_check import StoreCheck
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
 from worker.store.statistics import Statistics
@@ -62,6 +63,7 @@ class Services:
     poller: Poller
     canceller: Canceller
     outputs: Outputs
+    store_check: StoreCheck
     video_links: VideoLinks
     webhook_guard: Guard
     traffic: Traffic

@@ -129,6 +129,7 @@ class Submission:
             MochiError: any that `GatewayStore.submit` raises.
         """
         self._refuse_dry_run()
+        self.call.services.store_check.check()
         owner, key = self.call.key.key_id, self.idempotency_key
         accepted = await self.call.services.store.submit(
             self.params.with_seed(_seeds),

@@ -6,16 +6,20 @@ import re
 from email.utils import formatdate
 from http import HTTPStatus
 
+import structlog
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server.api.schemas import VIDEO_TYPE
 from server.errors import RangeError
+from worker.errors import StorageError
 from worker.job import Job
 from worker.outputs.base import Outputs
 
 _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-(?!0+$)([0-9]{1,18}))")
+
+_log = structlog.get_logger()
 
 
 async def video_response(
@@ -37,7 +41,11 @@ async def video_response(
     asked = _asked_range(request, headers, size) if request is not None else None
     start, stop = asked or (0, size)
     # Reading blocks, so it is done in threads, chunk by chunk.
-    chunks = await run_in_threadpool(outputs.read, job.file_name, start, stop)
+    try:
+        chunks = await run_in_threadpool(outputs.read, job.file_name, start, stop)
+    except StorageError as error:
+        _log.error("video.unreadable", request_id=job.request_id, reason=str(error))
+        raise
     headers["content-length"] = str(stop - start)
     status = HTTPStatus.OK
     if asked:

@@ -146,7 +146,7 @@ class _Experiment:
         self._history.extend(event for log in fleet.worker_logs() for event in events_of(log))
         costs, files = _records(self._broker.url)
         outputs = WorkerSettings(data_dir=self._folder).outputs_dir
-        kept = {path.name for path in outputs.iterdir()} if outputs.exists() else set()
+        kept = {path.name for path in outputs.glob("*.mp4*")} if outputs.exists() else set()
         bugs = Counter(
             line["event"]
             for log in fleet.logs()

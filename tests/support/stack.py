@@ -23,6 +23,7 @@ from tests.support.forks import can_fork, forks
 from tests.support.leaks import leaks
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
+from worker.outputs.base import MARKER
 from worker.settings import WorkerSettings
 from worker.store import keyspace
 from worker.store.worker_side import WorkerStore
@@ -205,9 +206,10 @@ class Stack:
         return dict(self.redis.hgetall(f"mochi:request:{request_id}"))  # type: ignore[arg-type]
 
     def outputs(self) -> list[str]:
-        """Names of all files in the output folder."""
+        """Names of all files in the output folder but its mark."""
         folder = WorkerSettings(data_dir=self.folder).outputs_dir
-        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        return sorted(names - {MARKER})
 
 
 def start_command(

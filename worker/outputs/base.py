@@ -22,6 +22,8 @@ _CHECKPOINT = re.compile(_REQUEST + r"\.checkpoint")
 _OURS = re.compile(_REQUEST + r"(-[0-9a-f]{12}\.mp4|\.checkpoint)")
 _DRAFT = re.compile(rf"{_OURS.pattern}(\.[0-9a-f]{{12}})?\.part")
 DRAFT_SUFFIX = ".part"
+MARKER = "store-id"
+"""File with a random id, by which gateways check that they read the store that workers write."""
 
 
 def video_name(request_id: str, run: str) -> str:
@@ -67,11 +69,18 @@ class Outputs(Protocol):
     """Workers write, gateways read."""
 
     def check(self) -> None:
-        """Check that videos can be stored, before minutes of work depend on it.
+        """Check that videos can be stored, before minutes of work depend on it; mark the store.
 
         Raises:
             OutputsUnusableError: not with these settings; the message has the remedy.
             StorageError: not now.
+        """
+
+    def marker(self) -> str:
+        """The id that a worker has marked the store with; empty without one.
+
+        Raises:
+            StorageError: the store does not answer.
         """
 
     def draft(self, name: str) -> Path:

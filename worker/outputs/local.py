@@ -14,6 +14,7 @@ from worker.errors import OutputsUnusableError, StorageError
 from worker.outputs.base import (
     CHUNK_BYTES,
     DRAFT_SUFFIX,
+    MARKER,
     checked_video,
     checkpoint_name,
     prefetch_first,
@@ -28,6 +29,12 @@ class LocalOutputs:
         self._folder = folder
 
     def check(self) -> None:
+        self.check_folder()
+        with suppress(OSError), (self._folder / MARKER).open("x") as file:
+            file.write(uuid4().hex)
+
+    def check_folder(self) -> None:
+        """Raise OutputsUnusableError when nothing can be written to it."""
         try:
             self.make_folder()
         except StorageError as error:
@@ -36,6 +43,12 @@ class LocalOutputs:
             raise OutputsUnusableError(
                 f"{self._folder} cannot be written to. Choose another with MOCHI_DATA_DIR."
             )
+
+    def marker(self) -> str:
+        try:
+            return (self._folder / MARKER).read_text("ascii")
+        except (OSError, ValueError):
+            return ""
 
     def draft(self, name: str) -> Path:
         draft = self._folder / (checked_video(name) + DRAFT_SUFFIX)

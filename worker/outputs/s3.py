@@ -32,6 +32,7 @@ from pydantic import HttpUrl, TypeAdapter, ValidationError
 from worker.errors import OutputsUnusableError, StorageError
 from worker.outputs.base import (
     CHUNK_BYTES,
+    MARKER,
     checked_video,
     checkpoint_name,
     prefetch_first,
@@ -106,7 +107,7 @@ class S3Outputs:
 
     def check(self) -> None:
         """Try every operation once: write, read, list, delete."""
-        self.drafts.check()
+        self.drafts.check_folder()
         probe = checkpoint_name(str(uuid4()))  # a new id: the sweeper removes it if it stays
         try:
             obstore.put(self.store, probe, b"probe", use_multipart=False)
@@ -130,6 +131,16 @@ class S3Outputs:
             raise StorageError(
                 f"{self.url} does not answer; check AWS_ENDPOINT_URL. {said}"
             ) from error
+        if not self.marker():
+            with _store_errors("The store cannot be marked"):
+                self._put(MARKER, uuid4().hex.encode(), "text/plain")
+
+    def marker(self) -> str:
+        with _store_errors("The store's mark cannot be read"):
+            try:
+                return obstore.get(self.store, MARKER).bytes().to_bytes().decode("ascii")
+            except FileNotFoundError:
+                return ""
 
     def draft(self, name: str) -> Path:
         return self.drafts.draft(name)

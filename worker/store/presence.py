@@ -24,6 +24,8 @@ class LiveWorker:
 
     name: str
     engine: Traits
+    store: str = ""
+    """The mark of the store that it writes videos to; see `Outputs.marker`."""
 
     def __str__(self) -> str:
         return _JSON.dump_json(self).decode()

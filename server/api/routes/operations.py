@@ -15,7 +15,7 @@ from server.api.openapi import METRICS_TEXT, errors
 from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody
 from server.keys.lookup import Scope
 from server.transport.responses import answer
-from worker.errors import BrokerUnavailableError
+from worker.errors import BrokerUnavailableError, OtherStoreError
 
 router = APIRouter(tags=["Operations"])
 
@@ -33,12 +33,17 @@ async def get_health(_request: Request) -> Response:
 )
 async def get_readiness(request: Request) -> Response:
     """Whether a request would be run now: the broker answers and a worker has its weights."""
+    services = Call.of(request).services
     try:
-        workers = await Call.of(request).services.store.live_workers()
+        workers = await services.store.live_workers()
     except BrokerUnavailableError:
         return _not_ready(["The broker does not answer: check MOCHI_REDIS_URL."])
     if not workers:
         return _not_ready(["No live worker: start one with `mochi-server worker`."])
+    try:
+        await services.store_check.look(workers)
+    except OtherStoreError as error:
+        return _not_ready([str(error)], len(workers))
     return answer(ReadyBody(status="ready", live_workers=len(workers), missing=[]))
 
 
@@ -71,5 +76,5 @@ async def get_metrics(request: Request) -> Response:
     return Response(scrape.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-def _not_ready(missing: list[str]) -> Response:
-    return answer(ReadyBody(status="not ready", live_workers=0, missing=missing), 503)
+def _not_ready(missing: list[str], live_workers: int = 0) -> Response:
+    return answer(ReadyBody(status="not ready", live_workers=live_workers, missing=missing), 503)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from worker.errors import OutputsUnusableError, StorageError
-from worker.outputs.base import CHUNK_BYTES, Outputs, video_name
+from worker.outputs.base import CHUNK_BYTES, MARKER, Outputs, video_name
 from worker.outputs.factory import open_outputs
 from worker.outputs.local import LocalOutputs
 from worker.settings import WorkerSettings
@@ -264,10 +264,17 @@ def test_nothing_is_made_before_the_first_draft(shelf: Shelf) -> None:
     assert shelf.names() == []
 
 
-def test_a_check_of_what_can_be_used_leaves_nothing(shelf: Shelf) -> None:
+def test_a_check_of_what_can_be_used_leaves_only_a_mark_that_stays(shelf: Shelf) -> None:
+    assert shelf.outputs.marker() == ""
     shelf.outputs.check()
-    assert shelf.names() == []
-    assert list(shelf.drafts.iterdir()) == []
+    assert shelf.names() == [MARKER]
+    assert list(shelf.drafts.glob("*.part")) == []
+    mark = shelf.outputs.marker()
+    assert len(mark) == 32
+    shelf.outputs.check()
+    shelf.let_age()
+    shelf.outputs.sweep(lambda _: False, older_than=2)
+    assert shelf.outputs.marker() == mark
 
 
 # Links

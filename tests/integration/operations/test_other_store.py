@@ -1,0 +1,45 @@
+"""A gateway and a worker with different data folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.stack import Stack, eventually
+from worker.outputs.local import LocalOutputs
+from worker.settings import WorkerSettings
+
+POND = {"prompt": "a pond", "frames": 1, "steps": 10}
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    with Stack(tmp_path, engine="fake", fake_step_seconds="0") as stack:
+        yield stack
+
+
+def test_a_gateway_that_does_not_read_the_videos_of_a_worker_takes_no_request(
+    stack: Stack, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    LocalOutputs(WorkerSettings(data_dir=elsewhere).outputs_dir).check()  # marked by another worker
+    url = stack.start_gateway(data_dir=str(elsewhere))
+    client = stack.http()
+    worker = stack.start_worker()
+    ready = client.get("/readyz")
+    assert (ready.status_code, ready.json()["live_workers"]) == (503, 1)
+    [missing] = ready.json()["missing"]
+    assert "the same MOCHI_OUTPUTS, or a MOCHI_DATA_DIR on a shared folder" in missing
+    for path in ("/v1/mochi-1", "/v2/mochi-1"):
+        refused = client.post(path, json=POND)
+        assert (refused.status_code, refused.json()["error"]) == (502, missing)
+    dry = client.post("/v2/mochi-1?dry_run=true", json=POND).json()
+    assert dry["refusal"]["error"] == missing
+    assert stack.logs().count("outputs.other_store") == 1
+    worker.terminate()
+    worker.wait(20)
+    stack.start_worker(data_dir=str(elsewhere))
+    eventually(lambda: client.get(f"{url}/readyz").is_success, seconds=20)
+    assert client.post("/v1/mochi-1", json=POND).headers["content-type"] == "video/mp4"

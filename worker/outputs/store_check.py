@@ -1,0 +1,46 @@
+"""Checks that a gateway reads the store that live workers write videos to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+
+import structlog
+
+from worker.errors import OtherStoreError, StorageError
+from worker.outputs.base import Outputs
+from worker.store.presence import LiveWorker
+
+_log = structlog.get_logger()
+
+
+class StoreCheck:
+    """Remembers the result of its last look. Workers of versions without a mark count as right."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._outputs = outputs
+        self._marks = {""}
+        self._error: OtherStoreError | None = None
+
+    async def look(self, workers: Iterable[LiveWorker]) -> None:
+        """Compare the marks.
+
+        Raises:
+            OtherStoreError: a worker writes elsewhere.
+        """
+        workers = list(workers)
+        if any(worker.store not in self._marks for worker in workers):
+            with suppress(StorageError):
+                self._marks.add(await asyncio.to_thread(self._outputs.marker))
+        before = self._error
+        others = [worker.name for worker in workers if worker.store not in self._marks]
+        self._error = OtherStoreError(others[0]) if others else None
+        if self._error and not before:
+            _log.error("outputs.other_store", workers=others, reason=str(self._error))
+        self.check()
+
+    def check(self) -> None:
+        """Raise the error of the last look, if any."""
+        if self._error:
+            raise OtherStoreError(self._error.worker)
