@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +27,11 @@ from server.transport.listener import INHERITED, listen
 from server.transport.tls import tls_context
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
+from worker.errors import BrokerUnavailableError
 from worker.process.logs import configure_logs
 from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import Stop, on_signals
+from worker.store.fleet import survey
 
 WATCH_SECONDS = 0.2
 RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -160,9 +163,12 @@ class Supervisor:
             Child("worker", environ | {"MOCHI_DEVICE": device}) for device in devices(self.settings)
         ]
         try:
-            return self._watch([gateway, *workers])
+            status = self._watch([gateway, *workers])
         finally:
             self._end(gateway, workers)
+        if status == 0 and self.broker is not None:
+            _say_waiting(url)
+        return status
 
     def _watch(self, children: list[Child]) -> int:
         _say("Starting: loading the model …")
@@ -211,11 +217,14 @@ class Supervisor:
         _say("Stop with Ctrl-C.")
 
     def _shown_key(self) -> str:
-        """The key on a terminal; elsewhere, where output may be logged, only its file."""
+        """The key on a terminal; elsewhere, where output may be logged, only its file.
+
+        A line of both would be wrapped within one of them.
+        """
         if self.key_file is None:
             return "create one with `mochi-server keys create NAME`"
         if sys.stderr.isatty():
-            return f"{read_first_key(self.settings.data_dir)} (kept in {self.key_file})"
+            return f"{read_first_key(self.settings.data_dir)}\nKey file: {self.key_file}"
         return f"kept in {self.key_file}"
 
     def _end(self, gateway: Child, workers: list[Child]) -> None:
@@ -261,6 +270,14 @@ def supervise(settings: ServerSettings) -> int:
     if status == 0:
         _say("Stopped.")
     return status
+
+
+def _say_waiting(url: str) -> None:
+    with suppress(BrokerUnavailableError), closing(connect_briefly(url)) as redis:
+        count = survey(redis).waiting
+        if count:
+            requests = "1 request waits" if count == 1 else f"{count} requests wait"
+            _say(f"{requests} for the next start.")
 
 
 def _say(line: str) -> None:

@@ -37,7 +37,8 @@ def build_moderation(settings: ModerationSettings, data_dir: Path) -> Moderation
     if settings.moderation_text:
         prompt_judges["text"] = _text_judge(settings, data_dir)
     frame_judge = _frame_judge(settings, data_dir) if settings.moderation_frames else None
-    _log.info("moderation", prompt=list(prompt_judges), frames=frame_judge is not None)
+    if prompt_judges or frame_judge:
+        _log.info("moderation", prompt=list(prompt_judges), frames=frame_judge is not None)
     return Moderation(prompt_judges, frame_judge, settings.moderation_frames_count)
 
 

@@ -16,12 +16,14 @@ from server.cli.output import errors, print_json, print_table
 from server.keys.store import all_keys
 from worker.store.usage import KEPT_DAYS, Period, Usage, read_usages
 
+NO_FAILURES = {"cancelled": "cancelled", "blocked": "content_blocked"}
+"""Columns of requests that ended as the client or the operator wanted, and their error codes."""
 COLUMNS = (
-    *("day", "key", "requests", "completed", "failed"),
+    *("day", "key", "requests", "completed", *NO_FAILURES, "failed"),
     *("failed_by_code", "gpu_seconds", "credits"),
 )
 """Of the table. CSV and JSON also have `key_id`, as a name can pass to another key."""
-NUMBERS = frozenset({"requests", "completed", "failed", "gpu_seconds", "credits"})
+NUMBERS = frozenset(COLUMNS) - {"day", "key", "failed_by_code"}
 
 
 @settings_options(*BROKER)
@@ -87,14 +89,18 @@ def _period(days: int, first: date | None, last: date | None) -> Period:
 
 
 def _row(usage: Usage, name: str) -> dict[str, object]:
+    failed = {
+        code: count for code, count in usage.failed.items() if code not in NO_FAILURES.values()
+    }
     return {
         "day": usage.day.isoformat(),
         "key": name,
         "key_id": usage.owner,
         "requests": usage.requests,
         "completed": usage.completed,
-        "failed": sum(usage.failed.values()),
-        "failed_by_code": usage.failed,
+        **{column: usage.failed.get(code, 0) for column, code in NO_FAILURES.items()},
+        "failed": sum(failed.values()),
+        "failed_by_code": failed,
         "gpu_seconds": usage.gpu_seconds,
         "credits": usage.credits,
     }
@@ -107,6 +113,8 @@ def _cells(row: dict[str, object]) -> list[str]:
 def _cell(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{code}: {count}" for code, count in value.items())
+    if isinstance(value, float):
+        return f"{value:.3f}"
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 

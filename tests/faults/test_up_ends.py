@@ -78,6 +78,8 @@ def test_f27_up_that_is_told_to_stop_finishes_what_runs_and_leaves_no_process(
     family = up.family()
     assert len(family) == 3
     request_id = submit(up)
+    with up.client() as client:
+        client.submit_async("mochi-1", prompt="a pond", frames=1, steps=LONG)
     if sent == "ctrl-c":
         os.killpg(up.process.pid, signal.SIGINT)  # as a terminal does
     else:
@@ -86,6 +88,7 @@ def test_f27_up_that_is_told_to_stop_finishes_what_runs_and_leaves_no_process(
     assert gone(family)
     record = kept(up.folder, request_id)
     assert (record["status"], record["attempt"]) == ("COMPLETED", "1")
+    assert "1 request waits for the next start." in up.log.read_text()
 
 
 @pytest.mark.timeout(600)

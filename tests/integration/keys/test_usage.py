@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,6 +19,10 @@ from tests.support.stack import Stack, eventually
 from worker.store import keyspace
 
 POND = {"prompt": "a pond", "frames": 2, "steps": 10}
+NUMBERS = (
+    *("requests", "completed", "cancelled", "blocked", "failed"),
+    *("gpu_seconds", "credits"),
+)
 DAYS = "2"
 """A test may run at midnight."""
 
@@ -39,10 +44,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def used(stack: Stack) -> dict[str, str]:
     """The keys of two teams that have used something, by name."""
     keys = {"team-a": stack.key("team-a"), "team-b": stack.key("team-b")}
-    bodies = [POND, POND, POND | {SCENARIO: "out_of_memory"}]
+    bodies = [POND, POND, POND | {SCENARIO: "out_of_memory"}, POND | {SCENARIO: "blocked"}]
     for key, asked in ((keys["team-a"], bodies), (keys["team-b"], bodies[:1])):
         for body in asked:
             stack.http(key).post("/v1/mochi-1", json=body)
+    client = stack.http(keys["team-a"])
+    waiting = client.post("/v2/mochi-1", json=POND | {"steps": 75}).json()["response_url"]
+    client.delete(waiting)
+    eventually(lambda: client.get(waiting).json()["status"] == "FAILED")
     return keys
 
 
@@ -54,21 +63,19 @@ def usage(stack: Stack, *arguments: str) -> str:
 
 def summed(rows: list[dict[str, Any]], **where: str) -> dict[str, Decimal]:
     mine = [row for row in rows if all(row[name] == where[name] for name in where)]
-    return {
-        name: sum((Decimal(str(row[name])) for row in mine), Decimal(0))
-        for name in ("requests", "completed", "failed", "gpu_seconds", "credits")
-    }
+    return {name: sum((Decimal(str(row[name])) for row in mine), Decimal(0)) for name in NUMBERS}
 
 
 def test_a_table_has_a_line_for_each_key_and_the_sum(stack: Stack, used: dict[str, str]) -> None:
     lines = usage(stack, "--days", DAYS).splitlines()
     assert lines[0].split() == [
-        "day", "key", "requests", "completed", "failed", "failed", "by", "code", "gpu", "seconds",
-        "credits",
+        "day", "key", "requests", "completed", "cancelled", "blocked", "failed",
+        "failed", "by", "code", "gpu", "seconds", "credits",
     ]  # fmt: skip
     assert any("team-a" in line and "out_of_memory: 1" in line for line in lines)
     assert any("team-b" in line for line in lines)
-    assert lines[-1].split()[:4] == ["all", "4", "3", "1"]
+    assert lines[-1].split()[:6] == ["all", "6", "3", "1", "1", "1"]
+    assert re.fullmatch(r"[0-9]+\.[0-9]{3}", lines[-1].split()[-2])
     assert lines[-1].split()[-1] == "0.3"
 
 
@@ -78,7 +85,8 @@ def test_csv_and_json_have_the_same_figures(stack: Stack, used: dict[str, str]) 
     for key in used:
         assert summed(rows, key=key) == summed(table, key=key)
     assert summed(rows, key="team-a") | {"gpu_seconds": Decimal(0)} == {
-        "requests": 3, "completed": 2, "failed": 1, "gpu_seconds": 0, "credits": Decimal("0.2"),
+        "requests": 5, "completed": 2, "cancelled": 1, "blocked": 1, "failed": 1,
+        "gpu_seconds": 0, "credits": Decimal("0.2"),
     }  # fmt: skip
     assert summed(rows, key="team-a")["gpu_seconds"] > Decimal("0.2")
 

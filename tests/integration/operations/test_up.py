@@ -60,7 +60,7 @@ def test_on_a_terminal_the_first_key_itself_is_printed(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(60) == 0
     key = (tmp_path / "key").read_text().strip()
-    assert f"API key: {key} (kept in {tmp_path / 'key'})" in shown.decode()
+    assert f"API key: {key}\r\nKey file: {tmp_path / 'key'}\r\n" in shown.decode()
     page = re.search(r"^Page: (http://127\.0\.0\.1:\d+/)\r$", shown.decode(), re.MULTILINE)
     assert page, shown
 
