@@ -31,8 +31,7 @@ def webhook_url(values: Iterable[object], guard: Guard) -> str | None:
         raise InvalidParametersError(
             f"`{FIELD}` came more than once with different values: send one."
         )
-    url = _parse(given[0])
-    if guard.refuses(url.host):
+    if guard.refuses(_host(given[0])):
         raise InvalidParametersError(
             f"`{FIELD}` must not lead to an address that is private, local or special. Use a "
             "public address, or ask the operator to allow this one in `MOCHI_WEBHOOK_ALLOW`."
@@ -40,7 +39,8 @@ def webhook_url(values: Iterable[object], guard: Guard) -> str | None:
     return str(given[0])
 
 
-def _parse(given: object) -> httpx.URL:
+def _host(given: object) -> str:
+    """The host as it is looked up: international names in ASCII."""
     if not isinstance(given, str):
         raise InvalidParametersError(f"{_RULE}; got no string.")
     if len(given) > MOST_LENGTH:
@@ -56,6 +56,7 @@ def _parse(given: object) -> httpx.URL:
     if "#" in given:
         raise InvalidParametersError(f"{_RULE}; got a `#`.")
     has_port = url.port is None or 0 < url.port <= MOST_PORT
-    if not is_host(url.raw_host.decode("ascii")) or not has_port:
+    host = url.raw_host.decode("ascii")  # `url.host` decodes Punycode, which may be invalid
+    if not is_host(host) or not has_port:
         raise InvalidParametersError(f"{_RULE}; got no host, or no such host or port.")
-    return url
+    return host
