@@ -192,10 +192,10 @@ def _why_again(run: _Run, at: float, fate: _Fate, lease_seconds: float) -> Why |
         return _GIVEN_UP[end.what]
     if end is not None and end.what in {What.COMPLETED, What.FAILED}:
         return None
-    until = end.at if end is not None else at  # who told of a loss was alive until then
+    until = end.at if end is not None else at  # a worker that reported a loss was alive until then
     if fate.gone is not None and fate.gone.at <= until:
         return _GONE[fate.gone.what]
-    # Who was paused in the midst of its start says so when the next run is under way.
+    # A worker that was paused during its start reports it when the next run is under way.
     started = run.started if run.started < at else float("-inf")
     for silence in fate.silences:
         seconds = min(silence.end, until) - max(silence.start, started)

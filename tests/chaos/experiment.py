@@ -228,7 +228,7 @@ def _processes_of(folder: Path) -> list[int]:
 
 
 def _keep(folder: Path, history: list[Event], faults: list[Fault]) -> None:
-    """For who looks into it."""
+    """For the reader of the folder."""
     in_order = sorted(history, key=lambda event: event.at)
     lines = (json.dumps(asdict(event)) for event in in_order)
     (folder / "history.jsonl").write_text("".join(line + "\n" for line in lines))

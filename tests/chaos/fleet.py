@@ -47,7 +47,7 @@ class Fleet:
         self, folder: Path, url: str, *, lease_seconds: float, note: Callable[[Event], None]
     ) -> None:
         self.died: list[str] = []
-        """What has ended and nobody had asked it to."""
+        """Processes that ended without being told to."""
         self._environ = {
             "MOCHI_ENGINE": "fake",
             "MOCHI_DATA_DIR": str(folder),
@@ -130,7 +130,7 @@ class Fleet:
         self._gateways[place] = self._start_gateway(place)
 
     def watch(self) -> None:
-        """Note who has ended, and start again who should not have. Call it often."""
+        """Note the processes that have ended, and restart those that should run. Call it often."""
         for member in [member for member in self._leaving if member.process.poll() is not None]:
             self._leaving.remove(member)
             self._note_exit(member, expected=TOLD)

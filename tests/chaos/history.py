@@ -12,7 +12,7 @@ from typing import Any
 
 
 class What(StrEnum):
-    """Kinds of events, by who tells of them."""
+    """Kinds of events, by the process that reports them."""
 
     ACKNOWLEDGED = "acknowledged"
     """A client has seen the id of its request; `detail` is the submit's number."""

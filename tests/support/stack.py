@@ -73,7 +73,7 @@ class Stack:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        """Everything is stopped; and nothing that is nobody's business stands in the logs."""
+        """Stop every process; fail if a log holds a secret."""
         for process in self.processes:
             process.send_signal(signal.SIGCONT)  # one that a test has paused
             process.terminate()

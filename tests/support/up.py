@@ -44,7 +44,7 @@ class Up:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *_error: object) -> None:
-        """It has ended, and its log holds nothing that is nobody's business."""
+        """Stop it; fail if its log holds a secret."""
         if self.process.poll() is None:
             self.process.terminate()
         self.process.wait(60)
@@ -90,7 +90,7 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(port: int) -> bool:
-    """Whether nobody listens."""
+    """Whether nothing listens on the port."""
     with socket.socket() as caller:
         return caller.connect_ex(("127.0.0.1", port)) != 0
 

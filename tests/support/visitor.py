@@ -1,4 +1,4 @@
-"""Somebody at the page at /: a real browser, with helpers that read as what a person does."""
+"""A user of the page at /: a real browser, and helpers named after what a user does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Visitor:
-    """Somebody with a browser and a key of their own."""
+    """A user with a browser and an API key."""
 
     def __init__(self, stack: Stack, page: Page) -> None:
         self.stack = stack

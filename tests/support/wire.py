@@ -71,7 +71,7 @@ def read_rest(connection: socket.socket) -> bytes:
 
 
 def another_address() -> str:
-    """One of this machine that nobody else calls from: bad keys count by address."""
+    """A random loopback address, for a client of its own: bad keys count by address."""
     return ".".join(["127", *(str(random.randrange(1, 255)) for _ in range(3))])
 
 

@@ -93,7 +93,7 @@ def test_f13_what_was_popped_when_the_reply_was_lost_is_run_all_the_same(
     eventually(lambda: proxy.lost["pop"] == before.get("pop", 0) + 1)
     for request_id in (lost_waiting, lost_popping):
         body = client.ended(request_id)
-        # Nobody can tell a lost pop from a worker that died of it, so it counts as an attempt.
+        # A lost pop looks like a worker that died of the request, so it counts as an attempt.
         assert (body["status"], body["metrics"]["retry_count"]) == ("COMPLETED", 1)
         assert [request_id in name for name in client.stack.outputs()].count(True) == 1
 

@@ -90,7 +90,7 @@ def test_f16_of_three_reconcilers_at_once_exactly_one_puts_a_request_back(
         assert (job.status, job.attempt, job.position) == (Status.QUEUED, 1, 1)
         assert pop(redis) == request_id
         assert bench.stores[0].start(Lease(request_id, "again"), "bob")
-        for store in bench.stores:  # whoever looked before, and comes late
+        for store in bench.stores:  # each reconciler, also one that comes late
             assert store.reap(request_id) is store.recover(request_id) is None
         ids.append(request_id)
     bench.look(1)

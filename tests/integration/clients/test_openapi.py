@@ -249,7 +249,7 @@ def test_docs_load_nothing_from_elsewhere(server: Stack) -> None:
         assert len(asset.content) > 500
 
 
-def test_the_assets_of_docs_call_nobody(server: Stack) -> None:
+def test_the_assets_of_docs_load_nothing_from_other_hosts(server: Stack) -> None:
     css = httpx.get(f"{server.url}/docs/swagger-ui.css").text
     assert not re.findall(r"url\(\s*['\"]?(?:https?:)?//", css)
     assert "@import" not in css

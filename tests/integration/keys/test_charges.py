@@ -186,7 +186,7 @@ def test_a_second_of_gpu_is_charged_as_measured_and_no_more_than_reserved(tmp_pa
         assert_balanced(stack, key)
 
 
-def test_who_dies_between_reserve_and_run_leaves_nothing_reserved(tmp_path: Path) -> None:
+def test_a_process_killed_between_reserve_and_run_leaves_nothing_reserved(tmp_path: Path) -> None:
     """The gateway right after the submit; then the worker, in what is the last attempt."""
     with Stack(tmp_path, engine="fake", lease_seconds="2", **PRICES) as stack:
         stack.start_gateway()

@@ -151,7 +151,7 @@ def test_a_minute_that_has_gone_by_makes_room(stack: tuple[Stack, list[str]]) ->
         as_if_submitted(it, key, earlier_ms=MINUTE_MS)
 
 
-def test_a_clock_that_was_set_back_locks_nobody_out(stack: tuple[Stack, list[str]]) -> None:
+def test_a_clock_that_was_set_back_blocks_no_key(stack: tuple[Stack, list[str]]) -> None:
     it, _ = stack
     key = it.key(requests_per_minute=1)
     client = it.http(key)

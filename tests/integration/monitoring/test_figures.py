@@ -125,8 +125,8 @@ def test_no_id_and_no_odd_path_or_verb_becomes_a_label(
         client.get(f"/v2/requests/{number}/status")
         client.get(f"/odd/{number}")
         client.request("PROPFIND", f"/v2/requests/{number}")
-    with stranger(stack) as nobody:
-        nobody.get("/v2/requests/1/status")
+    with stranger(stack) as outsider:
+        outsider.get("/v2/requests/1/status")
     seen = scrape(stack.url)
     name = "mochi_http_request_seconds_count"
     routes = seen.labels(name, "route")
@@ -139,8 +139,8 @@ def test_no_id_and_no_odd_path_or_verb_becomes_a_label(
 
 
 def test_figures_need_a_key_with_the_scope_unless_they_are_public(stack: Stack) -> None:
-    with stranger(stack) as nobody:
-        refusal(nobody.get("/metrics"), 401)
+    with stranger(stack) as outsider:
+        refusal(outsider.get("/metrics"), 401)
     assert "`admin`" in refusal(stack.http().get("/metrics"), 403)
     public = another_gateway(stack, metrics_public="true")
     answer = httpx.get(f"{public}/metrics")

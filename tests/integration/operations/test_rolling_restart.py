@@ -93,7 +93,7 @@ def test_a_worker_that_is_not_there_cannot_be_drained(stack: Stack) -> None:
 
 
 class Clients(threading.Thread):
-    """Submits with an idempotency key each, and asks again, elsewhere, when nobody answers."""
+    """Submits with an idempotency key each, and asks another gateway when one does not answer."""
 
     def __init__(self, stack: Stack, urls: list[str]) -> None:
         super().__init__()

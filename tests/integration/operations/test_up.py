@@ -73,7 +73,7 @@ def test_a_worker_that_dies_is_started_again(up: Up) -> None:
         assert client.run("mochi-1", prompt="a pond", frames=1, steps=10)["status"] == "COMPLETED"
 
 
-def test_nobody_is_let_in_while_it_stops(up: Up) -> None:
+def test_no_connection_is_accepted_while_it_stops(up: Up) -> None:
     with up.client() as client:
         client.submit_async("mochi-1", prompt="a pond", frames=1, steps=75)
         up.process.send_signal(signal.SIGTERM)
@@ -163,9 +163,9 @@ def test_the_broker_that_got_a_key_is_named_without_its_password(up: Up) -> None
 def test_a_place_that_cannot_be_written_is_named_before_a_video_is_asked_for(
     target: str, tmp_path: Path
 ) -> None:
-    nobody = f"http://127.0.0.1:{free_port()}"
+    no_server = f"http://127.0.0.1:{free_port()}"
     refused = run("generate", "a pond", "-o", str(tmp_path / target), "--api-key", "k",
-                  MOCHI_URL=nobody)  # fmt: skip
+                  MOCHI_URL=no_server)  # fmt: skip
     assert refused.returncode == 1
     assert str(tmp_path) in refused.stderr
     assert "Is it running" not in refused.stderr

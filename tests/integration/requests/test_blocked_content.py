@@ -115,7 +115,7 @@ def test_the_sdk_raises_what_says_that_a_frame_was_blocked(stack: Stack) -> None
 
 
 @pytest.mark.parametrize("stage", ["prompt", "frames"])
-def test_what_is_blocked_leaves_no_file(stack: Stack, stage: str) -> None:
+def test_a_blocked_request_leaves_no_file(stack: Stack, stage: str) -> None:
     prompt = "a bomb" if stage == "prompt" else prompt_for(ends_bright=True)
     record = ended(stack, prompt)
     assert f"blocked the {stage}" in record["error"]

@@ -97,7 +97,7 @@ def test_what_is_not_json_is_told_where_it_stops_to_be(server: Stack, path: str)
         [("authorization", "Basic bW9jaGk6bW9jaGk=")],
     ],
 )
-def test_a_request_without_a_key_is_told_so(server: Stack, headers: list[tuple[str, str]]) -> None:
+def test_a_request_without_a_key_is_401(server: Stack, headers: list[tuple[str, str]]) -> None:
     answer = httpx.get(f"{server.url}/v1/get-user-credits", headers=headers)
     assert refusal(answer, 401) == NO_KEY
 
@@ -106,7 +106,7 @@ def test_a_request_without_a_key_is_told_so(server: Stack, headers: list[tuple[s
     "key", [b"nonsense", b"mochi_", b"mochi_" + b"x" * 43, b"x" * 30_000, b"\xe9\xff", b"a, b"]
 )
 @pytest.mark.parametrize("header", [(b"x-api-key", b""), (b"authorization", b"Bearer ")])
-def test_a_bad_key_is_told_otherwise(
+def test_a_bad_key_is_401_with_another_message(
     server: Stack, header: tuple[bytes, bytes], key: bytes
 ) -> None:
     name, scheme = header
@@ -117,7 +117,7 @@ def test_a_bad_key_is_told_otherwise(
     assert key.decode("latin-1") not in text
 
 
-def test_two_keys_are_none_even_if_both_are_good(server: Stack) -> None:
+def test_two_keys_in_one_request_are_refused_even_if_both_are_good(server: Stack) -> None:
     one, other = server.key(), server.key()
     for headers in (
         [("x-api-key", one), ("x-api-key", other)],
@@ -127,7 +127,7 @@ def test_two_keys_are_none_even_if_both_are_good(server: Stack) -> None:
         assert refusal(answer, 401) != NO_KEY
 
 
-def test_a_key_in_the_query_string_is_no_key(server: Stack) -> None:
+def test_a_key_in_the_query_string_is_not_accepted(server: Stack) -> None:
     answer = httpx.get(f"{server.url}/v1/get-user-credits", params={"x-api-key": server.key()})
     assert refusal(answer, 401) == NO_KEY
 
@@ -343,7 +343,7 @@ def test_a_full_queue_is_429_and_says_when_to_come_again(tmp_path: Path) -> None
         assert 0 < wait <= 60
         assert abs((reset - datetime.now(UTC)).total_seconds() - wait) < 5
         assert client.post("/v2/mochi-1", json=POND).is_success  # the other one has room
-        refusal(client.post(f"{small}/v1/mochi-1", json=POND), 502)  # nobody works at all
+        refusal(client.post(f"{small}/v1/mochi-1", json=POND), 502)  # no worker is alive
 
 
 # 500

@@ -76,8 +76,8 @@ def test_whose_request_it_is_not_hears_nothing(stack: Stack) -> None:
     assert refusal(other.get(path), 404) == f"Request {request_id} not found"
     assert refusal(client.get(f"/v2/requests/{UNKNOWN}/events"), 404)
     assert "scope `read`" in refusal(writer.get(path), 403)
-    with stranger(stack) as nobody:
-        assert refusal(nobody.get(path), 401)
+    with stranger(stack) as outsider:
+        assert refusal(outsider.get(path), 401)
     assert client.delete(f"/v2/requests/{request_id}").status_code == 202
 
 

@@ -124,7 +124,7 @@ def guess(client: httpx.Client, number: int, **headers: str) -> int:
     return answer.status_code
 
 
-def test_a_guesser_is_told_to_wait_and_those_with_a_key_go_on(server: Stack) -> None:
+def test_a_guesser_is_told_to_wait_and_clients_with_a_good_key_continue(server: Stack) -> None:
     good, new = server.key(), server.key()
     with stranger(server) as client:
         assert client.get(BALANCE, headers={"x-api-key": good}).is_success
@@ -141,7 +141,7 @@ def test_a_guesser_is_told_to_wait_and_those_with_a_key_go_on(server: Stack) -> 
     assert server.http(new).get(BALANCE).is_success  # from elsewhere
 
 
-def test_forged_forwarded_headers_buy_no_guess_and_cost_nobody_else_any(server: Stack) -> None:
+def test_forged_forwarded_headers_do_not_change_the_rate_limit_of_an_address(server: Stack) -> None:
     victim = another_address()
     with stranger(server) as client:
         for number in range(MOST_BAD_KEYS):
@@ -179,7 +179,7 @@ def test_a_trusted_proxy_says_who_calls_and_how(server: Stack, through_proxy: ht
     assert "strict-transport-security" in answer.headers
 
 
-def test_who_is_no_trusted_proxy_says_nothing(server: Stack, proxied: str) -> None:
+def test_forwarded_headers_from_an_untrusted_proxy_are_ignored(server: Stack, proxied: str) -> None:
     headers = {"x-api-key": server.key(), "x-forwarded-proto": "https"}
     with stranger(server) as client:
         answer = client.post(f"{proxied}/v2/mochi-1", json=POND, headers=headers)
@@ -193,11 +193,11 @@ def test_who_is_no_trusted_proxy_says_nothing(server: Stack, proxied: str) -> No
         assert status == 429
 
 
-def test_behind_a_proxy_the_caller_next_to_it_counts_not_what_he_says_of_others(
+def test_behind_a_trusted_proxy_the_address_that_the_proxy_saw_counts(
     through_proxy: httpx.Client,
 ) -> None:
     for number in range(MOST_BAD_KEYS):
-        # What the caller has sent himself, the caller, and a second proxy of ours.
+        # What the client sent, the client's address, and a second trusted proxy.
         forwarded = {"x-forwarded-for": f"10.2.0.{number}, 198.51.100.7, fd00::1"}
         assert guess(through_proxy, number, **forwarded) == 401
     forwarded = {"x-forwarded-for": "10.2.1.1, 198.51.100.7"}
@@ -209,8 +209,8 @@ def test_behind_a_proxy_the_caller_next_to_it_counts_not_what_he_says_of_others(
 # Calls from within
 
 
-def test_nobody_inside_is_called(server: Stack, figure: Callable[[str], None]) -> None:
-    """Neither by what is refused at the submit, nor by a name that leads inside all the same."""
+def test_no_internal_address_is_called(server: Stack, figure: Callable[[str], None]) -> None:
+    """Neither after a refused submit, nor for a name that resolves to an internal address."""
     client = server.http()
     names = ["localhost", "LOCALHOST.", "localhost.localdomain", "ip6-localhost"]
     with trap() as (port, seen):

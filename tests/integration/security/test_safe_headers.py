@@ -55,7 +55,7 @@ def assert_safe(answer: httpx.Response, policy: str = CLOSED) -> None:
         ("GET", "/openapi.json", 200),
     ],
 )
-def test_an_answer_is_kept_by_nobody_and_shows_nothing(
+def test_a_response_is_not_cached_and_its_policy_allows_nothing(
     server: Stack, verb: str, path: str, status: int
 ) -> None:
     answer = server.http().request(verb, path, json=POND if verb == "POST" else None)
@@ -90,7 +90,7 @@ def test_a_video_is_kept_by_its_viewer_and_no_longer_than_by_us(
     assert 0 < int(seconds) <= 3600
 
 
-def test_a_refused_range_is_kept_by_nobody(video: str) -> None:
+def test_a_refused_range_is_not_cached(video: str) -> None:
     answer = httpx.get(video, headers={"range": "bytes=99999999-"})
     refusal(answer, 416)
     assert_safe(answer)

@@ -94,7 +94,7 @@ def test_what_is_no_http_is_400_in_json(server: Stack, head: bytes) -> None:
         refusal(read_answer(connection), 400)
 
 
-def test_five_hundred_that_never_become_whole_are_closed_and_delay_nobody(
+def test_five_hundred_partial_requests_are_closed_and_delay_no_other_client(
     server: Stack, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     tls = another_gateway(server, **Certificate(tmp_path / "pem").settings)

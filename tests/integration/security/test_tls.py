@@ -20,7 +20,7 @@ from tests.support.up import Up, run
 from tests.support.wire import another_gateway, connect, read_answer, refusal
 
 POND = {"prompt": "a pond at night", "frames": 1, "steps": 10}
-NOBODY = "redis://127.0.0.1:1/0"
+NO_BROKER = "redis://127.0.0.1:1/0"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_every_answer_tells_browsers_to_stay_with_tls(url: str, client: httpx.Cl
     assert answer.headers["strict-transport-security"] == "max-age=31536000"
 
 
-def test_what_speaks_no_tls_gets_no_answer(url: str) -> None:
+def test_plain_http_on_the_tls_port_gets_no_response(url: str) -> None:
     with connect(url) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n")
         assert not connection.recv(100).startswith(b"HTTP")
@@ -150,7 +150,10 @@ def test_a_file_that_cannot_be_used_is_named_with_its_variable(
 
 def test_a_bad_file_stops_the_start(pem: dict[str, Path], tmp_path: Path) -> None:
     options = ["--tls-cert", str(pem["cert"]), "--tls-key", str(pem["other"]), "--port", "0"]
-    for command in (["gateway", "--redis-url", NOBODY], ["up", "--data-dir", str(tmp_path / "d")]):
+    for command in (
+        ["gateway", "--redis-url", NO_BROKER],
+        ["up", "--data-dir", str(tmp_path / "d")],
+    ):
         refused = run(*command, *options, MOCHI_ENGINE="fake")
         assert refused.returncode == 78
         assert "MOCHI_TLS_KEY: " in refused.stderr
@@ -158,6 +161,6 @@ def test_a_bad_file_stops_the_start(pem: dict[str, Path], tmp_path: Path) -> Non
 
 
 def test_one_file_alone_stops_the_start(pem: dict[str, Path]) -> None:
-    refused = run("gateway", "--redis-url", NOBODY, "--tls-cert", str(pem["cert"]))
+    refused = run("gateway", "--redis-url", NO_BROKER, "--tls-cert", str(pem["cert"]))
     assert refused.returncode == 78
     assert "Set both MOCHI_TLS_CERT and MOCHI_TLS_KEY, or neither." in refused.stderr

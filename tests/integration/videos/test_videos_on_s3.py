@@ -215,7 +215,7 @@ def test_an_expired_video_is_taken_from_the_bucket(
     with Bucket(tmp_path, object_store, retention_seconds="2") as stack:
         stack.start_gateway()
         stack.start_worker()
-        object_store.put(stack.bucket, "videos/holiday.mp4", b"of somebody else")
+        object_store.put(stack.bucket, "videos/holiday.mp4", b"of another program")
         made = stack.ended().json()
         assert stack.key_of(made["request_id"]) in stack.objects()
         eventually(lambda: stack.objects() == ["videos/holiday.mp4"], seconds=15)

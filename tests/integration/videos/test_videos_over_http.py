@@ -226,7 +226,7 @@ def test_forwarded_headers_are_not_believed(server: Stack) -> None:
         [],
     ],
 )
-def test_a_host_that_is_none_is_400(server: Stack, lines: list[str]) -> None:
+def test_an_invalid_host_is_400(server: Stack, lines: list[str]) -> None:
     head = ["GET /version HTTP/1.1", *lines]
     with connect(server.url) as connection:
         connection.sendall(("\r\n".join(head) + "\r\n\r\n").encode())

@@ -1,4 +1,4 @@
-"""`webhook_url`: somebody is told of the end of a request, by a signed POST."""
+"""`webhook_url`: a signed POST reports the end of a request."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def there() -> Iterator[Receiver]:
 
 
 class Customer:
-    """Somebody with a key and a receiver."""
+    """A client with a key and a receiver."""
 
     def __init__(self, stack: Stack, there: Receiver) -> None:
         self.stack = stack

@@ -102,8 +102,8 @@ def sentinel(folder: Path, master_port: int, *lines: str, password: str = "") ->
 def proxy(target: Callable[[], int], context: ssl.SSLContext | None = None) -> Iterator[int]:
     """The port of a proxy that takes every new connection to the port that is `target` then.
 
-    It speaks TLS for a server that cannot, as the bundled one. Who does not, as a Sentinel that
-    asks its master, is let through.
+    It speaks TLS for a server that cannot, as the bundled one. It also accepts clients without TLS,
+    such as a Sentinel that asks its master.
     """
     started: Future[tuple[int, Callable[[], object]]] = Future()
 

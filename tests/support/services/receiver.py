@@ -1,4 +1,4 @@
-"""Somebody who wants to be told, by a real HTTP server; and a trap that nobody may enter."""
+"""A receiver of webhooks, as a real HTTP server; and a trap: a port that no call may reach."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def receiver() -> Iterator[Receiver]:
             call = Call(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
             it.calls.append(call)
             it.before(call)
-            with suppress(OSError):  # who has called may be dead
+            with suppress(OSError):  # the client may be dead
                 self.send_response(it.status)
                 if it.location:
                     self.send_header("location", it.location)

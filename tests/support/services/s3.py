@@ -88,7 +88,7 @@ class ObjectStore:
         return name
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
-        """An object that somebody else has put there."""
+        """Put an object that another program wrote."""
         self._http.put(self.direct(f"{bucket}/{key}"), content=data).raise_for_status()
 
     def get(self, bucket: str, key: str) -> bytes:

@@ -257,7 +257,7 @@ def test_a_gpu_that_fails_is_told_from_a_request_that_does(checkpoint: Path, par
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 31.00 GiB."),
     ],
 )
-def test_a_full_memory_is_no_broken_gpu_whoever_says_so(error: RuntimeError) -> None:
+def test_a_full_memory_is_no_broken_gpu_whatever_reports_it(error: RuntimeError) -> None:
     with pytest.raises(torch.OutOfMemoryError), translate_gpu_errors(torch.device("cuda")):
         raise error
 

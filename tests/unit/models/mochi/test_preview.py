@@ -58,7 +58,7 @@ def test_there_is_a_picture_every_so_many_steps(
         assert Image.open(io.BytesIO(picture.data)).size == (10, 6)
 
 
-def test_the_video_is_the_same_whether_somebody_looks_on_or_not(engine: MochiEngine) -> None:
+def test_the_video_is_the_same_with_and_without_previews(engine: MochiEngine) -> None:
     assert generate(engine, Shown(1)) == generate(engine, None)
 
 

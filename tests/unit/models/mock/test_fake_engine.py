@@ -96,7 +96,7 @@ def test_it_keeps_every_so_many_steps_but_never_the_last(every: int, saved: int)
     assert kept.saved == saved
 
 
-def test_what_another_request_or_nobody_has_kept_is_passed_over() -> None:
+def test_a_foreign_or_damaged_checkpoint_is_ignored() -> None:
     kept = Kept(4)
     abandon(FakeEngine(0), params(), kept, at=5)
     for other in (params(seed=1), params("a dog"), params(frames=4)):

@@ -1,4 +1,4 @@
-"""What is printed of keys and of what was done to them, whoever wrote it into the broker."""
+"""What is printed of keys and of the audit log, also of entries that other programs wrote."""
 
 from __future__ import annotations
 

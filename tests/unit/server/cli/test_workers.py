@@ -54,7 +54,9 @@ def test_an_order_is_given_and_noted_at_once_or_not_at_all(
     assert [*seen, look()] == [(0, 0), (1, 1)]
 
 
-def test_nobody_is_told_when_one_is_not_there(redis: Redis, store: WorkerStore) -> None:
+def test_no_worker_gets_the_order_when_one_of_them_is_unknown(
+    redis: Redis, store: WorkerStore
+) -> None:
     with pytest.raises(NoSuchWorkerError, match=r"No live worker eve\. Alive: ann, bob\."):
         drain_workers(redis, ["ann", "eve"], wait=False)
     assert store.beat(live("ann")) == set()

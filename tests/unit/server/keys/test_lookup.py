@@ -157,7 +157,7 @@ def test_each_of_many_who_ask_at_once_has_his_own_answer(redis: Redis, redis_url
         (" ", InvalidKeyError),
     ],
 )
-def test_an_entry_that_is_not_ours_keeps_nobody_else_from_his_answer(
+def test_a_foreign_entry_does_not_fail_the_lookup_of_other_keys(
     redis: Redis, redis_url: str, entry: str, outcome: type[Exception]
 ) -> None:
     good, bad = (create_key(redis, NewKey(name=name)) for name in ("good", "bad"))
@@ -219,7 +219,7 @@ def test_a_name_that_could_be_an_id_is_refused(redis: Redis) -> None:
         NewKey.of(name=key_id)
 
 
-def test_without_a_broker_nobody_can_tell(tmp_path: Path) -> None:
+def test_without_a_broker_a_lookup_raises(tmp_path: Path) -> None:
     with pytest.raises(BrokerUnavailableError):
         find(f"unix://{tmp_path}/none.sock", "mochi_guess")
 

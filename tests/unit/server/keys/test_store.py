@@ -324,7 +324,7 @@ def test_an_act_that_another_came_before_is_decided_anew(redis: Redis) -> None:
     assert seen == [1, 9]
 
 
-def test_every_act_is_noted_with_who_did_it_and_never_with_a_secret(redis: Redis) -> None:
+def test_every_change_is_audited_with_its_author_and_without_a_secret(redis: Redis) -> None:
     secrets = [create_key(redis, ANN, by="ops@desk")]
     change_key(redis, "ann", lambda old: old.replace(priority=3), by="ops@desk")
     secrets.append(rotate_key(redis, "ann", by="ops@desk"))
@@ -362,7 +362,7 @@ def test_the_log_forgets_what_is_oldest(redis: Redis) -> None:
     assert [entry.subject for entry in entries(redis, 1)] == ["the last"]
 
 
-def test_an_act_whose_answer_is_lost_is_done_once(redis: Redis, redis_url: str) -> None:
+def test_a_change_whose_reply_is_lost_is_done_once(redis: Redis, redis_url: str) -> None:
     """The client library asks again, and so do we; what was done is found in the log."""
     create_key(redis, NewKey(name="ann", credits=Decimal(1)))
     with LossyProxy(redis_url) as proxy, connect_briefly(proxy.url) as client:

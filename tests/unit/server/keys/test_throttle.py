@@ -63,7 +63,9 @@ def test_so_many_bad_keys_may_come_and_no_more(throttle: Throttle) -> None:
     assert is_admitted(throttle, address="192.0.2.2")
 
 
-def test_a_client_that_goes_on_with_one_dead_key_locks_nobody_out(throttle: Throttle) -> None:
+def test_a_client_that_goes_on_with_one_dead_key_does_not_block_its_address(
+    throttle: Throttle,
+) -> None:
     for _ in range(3 * MOST_BAD_KEYS):
         throttle.note_bad(GUESSER, "dead")
     assert is_admitted(throttle, "another")

@@ -159,7 +159,7 @@ def test_an_endless_body_is_not_read() -> None:
         thread.join()
 
 
-def test_nobody_there_is_told() -> None:
+def test_an_address_that_does_not_answer_is_reported() -> None:
     with socket.create_server((ALLOWED, 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(NoCallError, match="no connection"):
@@ -170,7 +170,7 @@ def test_nobody_there_is_told() -> None:
 
 @pytest.fixture
 def slow_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Hosts at slow.example that were looked up; nobody answers before the end."""
+    """Hosts at slow.example that were looked up; no look-up answers before the end."""
     asked: list[str] = []
     is_over = threading.Event()
     look_up = socket.getaddrinfo
@@ -188,7 +188,7 @@ def slow_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_a_name_server_that_hangs_holds_up_its_owner_alone(slow_names: list[str]) -> None:
-    """Nobody else's call, to a name or to an address, waits for the look-ups."""
+    """No call of another key, to a name or to an address, waits for the look-ups."""
     caller = Caller(Guard(ALLOWED))
 
     async def call(url: str, owner: str) -> int:

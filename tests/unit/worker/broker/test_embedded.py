@@ -33,7 +33,7 @@ for i = 1, 20000 do redis.call('SET', ARGV[1] .. ':' .. i, string.rep('x', 200))
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
-    """One that is stopped at the end, whoever started it."""
+    """One that is stopped at the end, whichever process started it."""
     broker = EmbeddedBroker(tmp_path)
     yield broker
     if broker._lock is None:
@@ -116,7 +116,7 @@ def test_a_second_owner_is_told_who_the_first_one_is(
     ):
         broker.start()
     broker.stop()
-    assert broker.is_alive(), "what is somebody else's is not stopped"
+    assert broker.is_alive(), "another process's broker is not stopped"
 
 
 def test_a_killed_server_is_started_again_with_all_that_it_acknowledged(

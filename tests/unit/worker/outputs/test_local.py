@@ -109,7 +109,7 @@ class Bucket(Shelf):
 
     def let_age(self) -> None:
         super().let_age()
-        time.sleep(3.1)  # nobody can set a bucket's clock, which has whole seconds
+        time.sleep(3.1)  # a bucket's clock cannot be set, and has whole seconds
 
 
 @pytest.fixture(params=["disk", "s3"])

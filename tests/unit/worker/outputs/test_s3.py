@@ -102,7 +102,9 @@ def test_a_store_that_goes_on_failing_refuses_within_the_patience_and_has_nothin
     assert desk.drafts() == []
 
 
-def test_nobody_listens(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_listen_raises_in_time(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unreachable(monkeypatch)
     outputs = desk.open()
     uses: list[Callable[[], object]] = [
@@ -120,7 +122,7 @@ def test_nobody_listens(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs.remove(NAME)
     outputs.remove_checkpoint(REQUEST)
     assert outputs.load_checkpoint(REQUEST) is None
-    assert outputs.link(NAME, 60)  # which asks nobody
+    assert outputs.link(NAME, 60)  # without a call to the store
     assert desk.drafts() == []
 
 

@@ -24,7 +24,7 @@ structlog.get_logger().info("later")
 """
 
 
-def test_whoever_writes_in_a_run_says_which_run_it_is() -> None:
+def test_every_log_line_in_a_run_names_the_run() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60
     )

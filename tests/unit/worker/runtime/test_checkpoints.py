@@ -155,7 +155,7 @@ def test_a_disk_that_keeps_none_fails_no_request(desk: Desk) -> None:
     assert sorted(desk.files()) == sorted([job.file_name, f"{request_id}.checkpoint"])
 
 
-def test_an_id_that_somebody_planted_has_no_checkpoint(desk: Desk, tmp_path: Path) -> None:
+def test_a_planted_id_has_no_checkpoint(desk: Desk, tmp_path: Path) -> None:
     job = desk.run(Hooked())
     desk.redis.copy(keyspace.record(job.request_id), keyspace.record("../stolen"))
     desk.redis.hset(keyspace.record("../stolen"), mapping={"status": "QUEUED", "attempt": 0})

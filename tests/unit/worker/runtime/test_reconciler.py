@@ -89,7 +89,7 @@ def test_a_new_reconciler_relies_on_those_who_have_looked_before(
     assert find(redis_url, request_id).status is Status.QUEUED
 
 
-def test_where_nobody_has_looked_it_lets_workers_beat_before_it_trusts_leases(
+def test_without_an_earlier_look_it_lets_workers_beat_before_it_trusts_leases(
     redis: Redis, redis_url: str
 ) -> None:
     """An outage may just have ended."""

@@ -45,7 +45,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def plant(stack: Stack, job_id: str, data: bytes, **fields: Any) -> None:
-    """Write a job as somebody can who has access to the broker."""
+    """Write a job as an attacker with access to the broker can."""
     names_and_values = rq_fields(job_id)
     job = dict(zip(names_and_values[::2], names_and_values[1::2], strict=True))
     stack.redis.hset(f"rq:job:{job_id}", mapping=job | {"data": data} | fields)  # type: ignore[arg-type]

@@ -232,7 +232,7 @@ def test_a_preview_goes_with_the_run(desk: Desk, how: str) -> None:
     assert kept[2] == kept[3] != kept[4]
 
 
-def test_nobody_sees_frames_before_they_are_judged(desk: Desk) -> None:
+def test_no_preview_is_shown_where_frames_are_moderated(desk: Desk) -> None:
     class Judge:
         def blocks(self, frame: bytes, width: int, height: int) -> str | None:
             return None if len(frame) == 3 * width * height else "odd"
@@ -552,7 +552,7 @@ def test_an_id_that_is_not_queued_is_left_alone(desk: Desk) -> None:
     assert find(desk.url, done.request_id) == done
 
 
-def test_an_id_that_somebody_planted_writes_no_file_elsewhere(desk: Desk, tmp_path: Path) -> None:
+def test_a_planted_id_writes_no_file_elsewhere(desk: Desk, tmp_path: Path) -> None:
     job = desk.run(Hooked())
     escape = "../stolen"
     desk.redis.copy(keyspace.record(job.request_id), keyspace.record(escape))
@@ -644,7 +644,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_judged_at_both_stages(desk: Des
     assert desk.files() == []
 
 
-def test_a_judge_that_fails_lets_nothing_pass(desk: Desk) -> None:
+def test_a_classifier_that_fails_blocks_the_request(desk: Desk) -> None:
     def fail() -> None:
         raise ZeroDivisionError(BUG_TEXT)
 

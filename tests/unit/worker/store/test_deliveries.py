@@ -33,7 +33,7 @@ FURTHER = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.
 
 
 def owe(url: str, owner: str, prompt: str = "a pond") -> str:
-    """The id of a request that has ended, and that somebody is to be told of."""
+    """The id of a request that has ended, with a delivery that is due."""
 
     async def run(it: GatewayStore) -> str:
         accepted = await it.submit(params(prompt), owner, further=FURTHER)

@@ -162,7 +162,7 @@ def test_a_position_is_the_place_in_which_it_is_served(shop: Shop) -> None:
     assert [positions[place] for place in range(1, len(ids) + 1)] == [shop.serve() for _ in ids]
 
 
-def test_where_only_requeued_requests_wait_nobody_has_had_more_turns(shop: Shop) -> None:
+def test_where_only_requeued_requests_wait_no_key_has_had_more_turns(shop: Shop) -> None:
     shop.submit("z")
     lease = shop.start()
     shop.submit(*"a" * 4)
@@ -194,7 +194,7 @@ def test_a_queue_that_one_key_has_filled_still_takes_anothers_first(
     assert redis.zcard(keyspace.WAITING) == 5
 
 
-def test_an_empty_queue_remembers_nobody(shop: Shop, redis: Redis) -> None:
+def test_an_empty_queue_leaves_no_turns(shop: Shop, redis: Redis) -> None:
     shop.submit(*"aab")
     shop.served(3)
     assert not [key for key in map(str, redis.keys()) if key.startswith(keyspace.WAITING)]

@@ -135,9 +135,7 @@ def test_who_waits_is_started_by_the_worker_that_is_free_first(
     assert left(redis_url, first, *waiting) == pytest.approx([9, 16, 9 + 26, 16 + 16], abs=0.3)
 
 
-def test_without_a_live_worker_nobody_knows_when_one_will_start(
-    store: WorkerStore, redis_url: str
-) -> None:
+def test_without_a_live_worker_there_is_no_forecast(store: WorkerStore, redis_url: str) -> None:
     note(store, 1, 10, FAST)
     request_id = submit(redis_url)
     assert left(redis_url, request_id) == [None]

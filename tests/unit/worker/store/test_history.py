@@ -154,7 +154,7 @@ def test_what_waits_is_never_run(redis: Redis, redis_url: str) -> None:
     assert eventually(lambda: not redis.exists(keyspace.record(request_id)))
 
 
-def test_what_runs_is_cancelled_and_nobody_sees_it_meanwhile(
+def test_deleting_a_running_request_cancels_and_hides_it(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:
     request_id = submit(redis_url)
@@ -172,7 +172,7 @@ def test_what_runs_is_cancelled_and_nobody_sees_it_meanwhile(
     assert not redis.scard(keyspace.LIVE + OWNER)
 
 
-def test_what_is_deleted_as_its_run_ends_has_no_video_and_nobody_is_told(
+def test_a_request_deleted_as_its_run_ends_has_no_video_and_no_webhook(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:
     url = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}

@@ -1,6 +1,7 @@
 """The life of requests in any order of events, against a real Valkey.
 
-Workers die at any point simply by being forgotten; zombies are leases that somebody still uses.
+Workers die at any point simply by being forgotten. Zombies are leases that are still used after the
+reconciler has taken them away.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ PRICES = sampled_from([FREE, Price(3), Price(4, gpu_second=2, most_gpu_seconds=3
 
 
 class Forgetful(redis.UnixDomainSocketConnection):
-    """Loses the next reply on request: the command was executed, and nobody knows."""
+    """Loses the next reply on request: the command was executed, and the client cannot know."""
 
     lose_next = False
 
@@ -464,7 +465,7 @@ class Requests(RuleBasedStateMachine):
         self.last = jobs
 
     def check_webhooks(self, jobs: dict[str, Job], ended: set[str]) -> None:
-        """Each end is owed to somebody, once, as it was; and nothing else is."""
+        """Each end has one delivery, with the state at that end, and there is no other delivery."""
         deliveries = {each.request_id: each for each in all_deliveries(self.redis)}
         assert ended <= set(deliveries) <= ended | self.expired
         told = {name: replace(deliveries[name].job, expires_at=None) for name in ended}

@@ -75,7 +75,7 @@ def test_it_takes_half_the_memory() -> None:
     assert quantised < 0.51 * layer.weight.nbytes
 
 
-def test_whoever_copies_the_parameters_copies_the_layer() -> None:
+def test_copying_the_parameters_copies_the_layer() -> None:
     # As with blocks that visit the GPU in turn.
     layer, x = linear(256, 256), bf16(4, 256)
     slot = copy.deepcopy(Float8Linear(layer))
