@@ -2,6 +2,7 @@
 
 It connects to the very address that it checked, so a name that resolves differently a moment later
 leads nowhere else. It uses no proxy, follows no redirect and reads only the status of a response.
+What it reads until then is limited: a receiver may send endless interim responses.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ CALL_SECONDS = 15.0
 """From the DNS lookup to the head of the response."""
 CONNECT_SECONDS = 5.0
 """To connect to one of several addresses."""
+MOST_ANSWER_BYTES = 32_768
+"""Read of a response, interim ones (1xx) included, until its status is known."""
 LOOKUP_SECONDS = 10.0
 """A resolver asks a silent name server again after 5 seconds."""
 LOOKUPS_OF_OWNER = 16
@@ -65,16 +68,46 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         failure: Exception = NoCallError("the address is not public")
         for address in admitted:
             try:
-                return await self._backend.connect_tcp(
+                stream = await self._backend.connect_tcp(
                     address, port, timeout, local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
+            else:
+                return _LimitedStream(stream)
         raise failure
 
     @override
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+class _LimitedStream(httpcore.AsyncNetworkStream):
+    """Reads so many bytes at most; those of a TLS handshake do not count."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._left = MOST_ANSWER_BYTES
+        self.write = stream.write  # type: ignore[method-assign]
+        self.aclose = stream.aclose  # type: ignore[method-assign]
+        self.get_extra_info = stream.get_extra_info  # type: ignore[method-assign]
+
+    @override
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if not self._left:
+            raise NoCallError("the head of the response is too long")
+        data = await self._stream.read(min(max_bytes, self._left), timeout)
+        self._left -= len(data)
+        return data
+
+    @override
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        return _LimitedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
 
 
 class Caller:

@@ -115,7 +115,9 @@ def test_no_redirect_is_followed() -> None:
     [
         (b"", "cut off"),
         (b"SSH-2.0-OpenSSH_9.9\r\n", "cut off"),
-        (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000 + b"\r\n\r\n", "cut off"),
+        (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000 + b"\r\n\r\n", "too long"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 8_000, "too long"),
+        (b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 4_000, "too long"),
         (None, "in time"),
     ],
 )
