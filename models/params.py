@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen
@@ -22,6 +23,8 @@ MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**53 - 1
 """The largest drawn seed, which JavaScript's double-precision numbers hold exactly."""
 MAX_TEXT = 4000
+ALIASES = {"num_frames": "frames", "num_inference_steps": "steps", "guidance": "guidance_scale"}
+"""Names that diffusers and other servers have for parameters."""
 TEMPORAL_FACTOR = 6
 """Mochi's VAE turns k+1 latent frames into 6k+1 frames."""
 
@@ -103,6 +106,13 @@ def parse_params(body: Mapping[str, Any]) -> tuple[GenerateParams, list[str]]:
     return params, [name for name in body if name not in GenerateParams.model_fields]
 
 
+def hint(name: str) -> str:
+    """What to say of a name that is not known."""
+    known = GenerateParams.model_fields
+    meant = ALIASES.get(name) or next(iter(get_close_matches(name, known, n=1)), "")
+    return f"`{name}` is unknown and was ignored{meant and f'; did you mean `{meant}`?'}"
+
+
 def _explain(error: ErrorDetails) -> str:
     name = str(error["loc"][0])
     rule = _rule(GenerateParams.model_fields[name])
@@ -112,6 +122,8 @@ def _explain(error: ErrorDetails) -> str:
         return f"`{name}` must not be {error['msg']}."
     if error["type"] == "control":
         return f"`{name}` must be {rule}; it has {error['msg']}."
+    if error["type"] == "string_unicode":
+        return f"`{name}` must be {rule}; it has half of a surrogate pair."
     return f"`{name}` must be {rule}; got {_described(error['input'])}."
 
 

@@ -25,6 +25,16 @@ class MalformedBodyError(HttpError):
     """The body is not one JSON object in UTF-8."""
 
 
+class EncodedBodyError(HttpError):
+    """The body is compressed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The body must be sent as it is, without the header `Content-Encoding`: compressed "
+            "bodies, like gzip, are not read."
+        )
+
+
 class MissingKeyError(HttpError):
     """The request has no API key, or the client has none to send."""
 
@@ -171,6 +181,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.TooFewCreditsError: 406,
     jobs.IdempotencyConflictError: 409,
     BodyTooLargeError: 413,
+    EncodedBodyError: 415,
     RangeError: 416,
     TooManyBadKeysError: 429,
     jobs.QueueFullError: 429,
@@ -209,6 +220,7 @@ MEANING: dict[int, str] = {
     406: "Wrong or missing content type; or too few credits",
     409: "The `Idempotency-Key` was used before with another body",
     413: "The body is over the limit",
+    415: "The body is compressed",
     416: "The range starts beyond the end of the video",
     422: "The request ran and FAILED",
     429: "The queue is full; the API key has too many requests at once, or within a minute; or "

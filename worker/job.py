@@ -107,8 +107,8 @@ class Job:
         file_name: name in the output store; only when COMPLETED.
         file_size: bytes; only when COMPLETED.
         precision: of the engine, or empty; only when COMPLETED.
-        warnings_json: messages for the client, a JSON list; only when COMPLETED. `warnings`
-            decodes them.
+        warnings_json: messages of the run for the client, a JSON list; only when COMPLETED.
+        hints_json: messages about the submit, a JSON list. `warnings` has both.
         scenario: of a mock engine, or empty; see `Scenario`.
         cost: charge in millionths of a credit; only when COMPLETED.
         remaining: the owner's balance after the charge, in millionths; None without a limit.
@@ -135,6 +135,7 @@ class Job:
     file_size: int = 0
     precision: str = ""
     warnings_json: str = "[]"
+    hints_json: str = "[]"
     scenario: str = ""
     cost: int = 0
     remaining: int | None = None
@@ -166,6 +167,7 @@ class Job:
             preview_step=int(record["preview"]) if record.get("preview") else None,
             position=position,
             warnings_json=record.get("warnings", "[]"),
+            hints_json=record.get("hints", "[]"),
             expires_at=expires_at,
             seen_at=seen_at,
             **fields,
@@ -178,8 +180,9 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
+        hints: list[str] = json.loads(self.hints_json)
         warnings: list[str] = json.loads(self.warnings_json)
-        return warnings
+        return hints + warnings
 
     @property
     def queue_seconds(self) -> float | None:

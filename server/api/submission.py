@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from starlette.requests import Request
 
 from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import SCENARIO, Scenario
-from models.params import MODEL, GenerateParams, parse_params
+from models.params import MODEL, GenerateParams, hint, parse_params
 from server.api.call import Call
 from server.errors import BadHeaderError, BadQueryError
 from server.transport.parameters import Flag, SingleText, Text
-from server.transport.responses import REPLAYED, ignored_parameters, rate_limit
+from server.transport.responses import REPLAYED, ignored_parameters, rate_limit, shown_names
 from server.webhooks.url import FIELD, MOST_LENGTH, webhook_url
 from worker.billing import Price
 from worker.store.gateway_side import Accepted, Idempotency
@@ -105,12 +106,15 @@ class Submission:
         scenario_fields = await _scenario_fields(call, body)
         known = {FIELD, SCENARIO} if scenario_fields else {FIELD}
         webhook_fields = {} if url is None else {"webhook_base": call.base_url, FIELD: url}
+        ignored = [name for name in unknown if name not in known]
+        hints = [hint(name) for name in shown_names(ignored)]
+        hint_fields = {"hints": json.dumps(hints)} if hints else {}
         return cls(
             call=call,
             body=body if url is None else {**body, FIELD: url},
             params=params,
-            ignored=[name for name in unknown if name not in known],
-            record_fields={**scenario_fields, **webhook_fields},
+            ignored=ignored,
+            record_fields={**scenario_fields, **webhook_fields, **hint_fields},
             idempotency_key=IDEMPOTENCY_KEY.read(request),
             is_dry_run=is_dry_run,
         )

@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from models.errors import InvalidParametersError
-from models.params import HEIGHT, MODEL, WIDTH, GenerateParams, parse_params
+from models.params import ALIASES, HEIGHT, MODEL, WIDTH, GenerateParams, parse_params
 from server.errors import MalformedBodyError, UnknownRouteError, WrongContentTypeError
 from server.transport.body import media_type, read_bytes, read_object
 from worker.job import Job, Status
@@ -114,6 +114,7 @@ async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
 
     Raises:
         WrongContentTypeError: the body is declared to be neither JSON nor a form.
+        EncodedBodyError: it is compressed.
         BodyTooLargeError: it is longer than `most_bytes`.
         MalformedBodyError: it is not what it is declared to be.
         InvalidParametersError: the form holds a file.
@@ -129,6 +130,8 @@ async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
 def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
     """Translate to the parameters of the model: `seconds` become `frames`, `model` and `size` go.
 
+    Names of other servers are taken, too; see `ALIASES`.
+
     Raises:
         InvalidParametersError: a field is wrong.
         UnknownRouteError: the model is unknown.
@@ -139,7 +142,14 @@ def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
         raise InvalidParametersError(f"`size` must be {SIZE}: Mochi 1 makes no other size.")
     if "input_reference" in fields:
         raise InvalidParametersError(_NO_FILE)
-    parameters = {name: value for name, value in fields.items() if name not in {"model", "size"}}
+    for alias, name in ALIASES.items():
+        if fields.keys() >= {alias, name}:
+            raise InvalidParametersError(f"Give `{alias}` or `{name}`, not both.")
+    parameters = {
+        ALIASES.get(name, name): value
+        for name, value in fields.items()
+        if name not in {"model", "size"}
+    }
     if "seconds" not in parameters:
         return parameters
     seconds = _as_number(parameters.pop("seconds"))
@@ -179,7 +189,7 @@ def _typed(name: str, value: object) -> object:
     """The value of a form's field, which is text or a file."""
     if not isinstance(value, str):
         raise InvalidParametersError(_NO_FILE)
-    field = GenerateParams.model_fields.get(name)
+    field = GenerateParams.model_fields.get(ALIASES.get(name, name))
     if field is None or field.annotation is str or not _NUMBER.fullmatch(value):
         return value
     return float(value) if "." in value else int(value)

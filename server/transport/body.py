@@ -8,7 +8,12 @@ from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
-from server.errors import BodyTooLargeError, MalformedBodyError, WrongContentTypeError
+from server.errors import (
+    BodyTooLargeError,
+    EncodedBodyError,
+    MalformedBodyError,
+    WrongContentTypeError,
+)
 
 BODY_SECONDS = 10.0
 
@@ -18,7 +23,8 @@ async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
 
     Raises:
         WrongContentTypeError: it is not declared to be JSON.
-        BodyTooLargeError, MalformedBodyError: see `read_bytes` and `parse_object`.
+        EncodedBodyError, BodyTooLargeError, MalformedBodyError: see `read_bytes` and
+            `parse_object`.
     """
     if media_type(request) != "application/json":
         raise WrongContentTypeError
@@ -31,14 +37,16 @@ def media_type(request: Request) -> str:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Decode strictly: one object, UTF-8, no NaN, no name twice, no depth beyond the parser's.
+    """Decode strictly: one object, no NaN, no name twice, no depth beyond the parser's.
+
+    In UTF-8, with or without a byte order mark, which RFC 8259 lets a parser ignore.
 
     Raises:
         MalformedBodyError: the text says what is wrong, and where.
     """
     try:
         value = json.loads(
-            body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique
+            body.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_unique
         )
     except json.JSONDecodeError as error:
         raise MalformedBodyError(
@@ -59,9 +67,13 @@ async def read_bytes(request: Request, most_bytes: int) -> bytes:
     """The raw body.
 
     Raises:
+        EncodedBodyError: it is compressed.
         BodyTooLargeError: it is longer than `most_bytes`; no more than that is ever held.
         MalformedBodyError: it ends early, or takes too long.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise EncodedBodyError
     too_large = BodyTooLargeError(f"The body is over the limit of {most_bytes:,} bytes.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most_bytes:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from itertools import islice
 from urllib.parse import quote
 
 from pydantic import BaseModel
@@ -51,10 +52,19 @@ def rate_limit(rate: Rate | None) -> dict[str, str]:
 
 def ignored_parameters(names: Iterable[str]) -> dict[str, str]:
     """Response header: unknown names of the body, quoted as they come from the client."""
-    quoted = [quote(name[:MOST_NAME_LENGTH], errors="replace") for name in names]
-    if not quoted:
-        return {}
-    return {"x-ignored-parameters": ", ".join(quoted[:MOST_IGNORED_NAMES])}
+    quoted = [quote(name) for name in shown_names(names)]
+    return {"x-ignored-parameters": ", ".join(quoted)} if quoted else {}
+
+
+def shown_names(names: Iterable[str]) -> list[str]:
+    """As many of a client's names as a response has room for, cut where they are long.
+
+    JSON can name half of a surrogate pair, which no text in UTF-8 can hold.
+    """
+    return [
+        name[:MOST_NAME_LENGTH].encode(errors="replace").decode()
+        for name in islice(names, MOST_IGNORED_NAMES)
+    ]
 
 
 def answer_for_error(error: MochiError, path: str, request_id: str | None = None) -> Response:

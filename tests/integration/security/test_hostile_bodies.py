@@ -55,7 +55,7 @@ BODIES = {
     "utf-16-le": '{"prompt": "a pond"}'.encode("utf-16-le"),
     "utf-32": '{"prompt": "a pond"}'.encode("utf-32"),
     "utf-7 byte order mark": b'+/v8-{"prompt": "a pond"}',
-    "utf-8 byte order mark": b'\xef\xbb\xbf{"prompt": "a pond"}',
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "a pond"}',
     "latin-1": '{"prompt": "café"}'.encode("latin-1"),
     "cut off utf-8": b'{"prompt": "caf\xc3"}',
     "overlong utf-8": b'{"prompt": "\xc0\xaf"}',

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from models.errors import InvalidParametersError
-from models.params import MAX_DRAWN_SEED, GenerateParams, parse_params
+from models.params import MAX_DRAWN_SEED, GenerateParams, hint, parse_params
 
 NUMBERS = {
     "guidance_scale": ("a number from 2 to 10", 2, 10),
@@ -147,7 +147,7 @@ def test_what_is_no_short_plain_text_is_refused(name: str, rule: str) -> None:
 def test_half_a_surrogate_pair_is_refused_without_repeating_it() -> None:
     message = refusal(prompt=json.loads('"\\ud800"'))
     assert message.isascii()
-    assert message.startswith(f"`prompt` must be {PROMPT_RULE};")
+    assert message == f"`prompt` must be {PROMPT_RULE}; it has half of a surrogate pair."
 
 
 def test_a_message_never_repeats_text_of_the_user() -> None:
@@ -160,6 +160,21 @@ def test_unknown_names_are_reported_and_do_nothing() -> None:
     params, unknown = parse_params({"prompt": "a cat", "widht": 5, "base64": True})
     assert params == parsed()
     assert unknown == ["widht", "base64"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("num_frames", "frames"),
+        ("num_inference_steps", "steps"),
+        ("guidance", "guidance_scale"),
+        ("promt", "prompt"),
+        ("negativePrompt", "negative_prompt"),
+    ],
+)
+def test_of_an_unknown_name_it_is_said_which_one_is_meant(name: str, meant: str) -> None:
+    assert hint(name) == f"`{name}` is unknown and was ignored; did you mean `{meant}`?"
+    assert hint("base64") == "`base64` is unknown and was ignored"
 
 
 @given(st.integers(1, 160))
