@@ -189,6 +189,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.TooFastError: 429,
     jobs.StorageError: 500,
     jobs.BrokerUnavailableError: 502,
+    jobs.BrokerUnfitError: 502,
     jobs.NoWorkerError: 502,
     jobs.OtherStoreError: 502,
     WaitTimeoutError: 504,

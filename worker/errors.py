@@ -43,6 +43,18 @@ class BrokerUnavailableError(JobError):
         return f"{self} Check that it runs and that MOCHI_REDIS_URL is right. ({self.reason})"
 
 
+class BrokerUnfitError(BrokerUnavailableError):
+    """The broker answers, and cannot be used as it is; the message has the remedy."""
+
+    @property
+    def reason(self) -> str:
+        return self.advice
+
+    @property
+    def advice(self) -> str:
+        return f"{self} ({super().reason})"
+
+
 class BrokerStartError(JobError):
     """The embedded broker cannot be started."""
 

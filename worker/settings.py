@@ -23,7 +23,7 @@ class WorkerSettings(ModerationSettings):
     )
     redis_url: str = Field(
         default="",
-        pattern=r"^((rediss?|sentinels?|unix)://.+)?$",
+        pattern=r"^((rediss?|valkeys?|sentinels?|unix)://.+)?$",
         description=(
             "Redis or Valkey, like redis://host:6379/0 or sentinel://host1:26379,host2:26379/NAME; "
             "empty: the broker embedded in `mochi-server up`. `gateway` and `worker` require it."

@@ -11,14 +11,23 @@ from redis import Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import AbstractBackoff, ConstantBackoff
 from redis.connection import HiredisRespSerializer
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+)
 from redis.retry import Retry
 from rq.exceptions import StopRequested
 from typing_extensions import override
 
+from worker.broker.health import OLDEST_VERSION
 from worker.broker.sentinel import async_master_client, master_client
-from worker.broker.url import parse
-from worker.errors import BrokerUnavailableError
+from worker.broker.url import parse, standard
+from worker.errors import BrokerUnavailableError, BrokerUnfitError
 
 Client: TypeAlias = Redis
 """For modules that pass a client on and import no redis."""
@@ -28,6 +37,25 @@ FOR_EVER = -1
 GATEWAY_TIMEOUT_SECONDS = 1.0
 WORKER_TIMEOUT_SECONDS = 5.0
 """Longer than any blocking read of the worker."""
+
+_UNFIT: tuple[tuple[tuple[type[RedisError], ...], str], ...] = (
+    ((AuthenticationError,), "It refuses the user or password in MOCHI_REDIS_URL."),
+    (
+        (ReadOnlyError,),
+        "It is a replica, which takes no writes. MOCHI_REDIS_URL must name the primary, or "
+        "Sentinels: sentinel://host:26379/NAME.",
+    ),
+    (
+        (AskError, ClusterCrossSlotError, ClusterDownError),
+        "It runs in cluster mode. MOCHI_REDIS_URL must name a server with `cluster-enabled no`.",
+    ),
+    (
+        (NoPermissionError,),
+        "Its user lacks a permission. See the ACL rule in docs/deploy.md.",
+    ),
+)
+_NO_FLAGS = "unexpected symbol near '#'"
+"""In the error of a server that does not know the first line of our scripts."""
 
 
 class WorkerBackoff(AbstractBackoff):
@@ -63,7 +91,7 @@ def connect_gateway(url: str) -> redis.asyncio.Redis:
     if address.sentinels:
         client = async_master_client(address, **options)
     else:
-        client = redis.asyncio.Redis.from_url(url, **options)
+        client = redis.asyncio.Redis.from_url(standard(url), **options)
     pool = client.connection_pool
     pool.connection_class = type("GatewayConnection", (_PacksInC, pool.connection_class), {})
     return client
@@ -96,13 +124,17 @@ def _options(timeout: float, retry: Retry | AsyncRetry) -> dict[str, Any]:
         "retry": retry,
         # A server that has become a replica refuses writes; a new connection finds the master.
         "retry_on_error": [ReadOnlyError],
+        # Redis before 7.2 knows no permission for CLIENT SETINFO.
+        "driver_info": None,
     }
 
 
 def _connect(url: str, options: dict[str, Any]) -> Redis:
     address = parse(url)
     return (
-        master_client(address, **options) if address.sentinels else Redis.from_url(url, **options)
+        master_client(address, **options)
+        if address.sentinels
+        else Redis.from_url(standard(url), **options)
     )
 
 
@@ -112,6 +144,16 @@ def broker_errors() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
+        remedy = _remedy(error)
+        if remedy:
+            raise BrokerUnfitError(f"The job broker cannot be used. {remedy}") from error
         raise BrokerUnavailableError(
             "The job broker does not answer; try again in a moment."
         ) from error
+
+
+def _remedy(error: RedisError) -> str:
+    """For a broker that answers, and will refuse the next call too; else empty."""
+    if _NO_FLAGS in str(error):
+        return f"It is older than version {OLDEST_VERSION}: use Redis {OLDEST_VERSION} or Valkey."
+    return next((remedy for kinds, remedy in _UNFIT if isinstance(error, kinds)), "")

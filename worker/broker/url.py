@@ -18,6 +18,7 @@ _SENTINEL = re.compile(
     r"sentinel(?P<tls>s?)://(?:(?P<credentials>[^/?\s]*)@)?(?P<hosts>[^/?@\s]+)"
     r"/(?P<name>[^/?\s]+)(?:/(?P<db>\d*))?(?:\?(?P<options>\S*))?"
 )
+_RAW_PASSWORD = re.compile(r"[^?]*[#/[\]][^?]*@")
 _BAD_OPTION = "An option in it has an invalid value"
 _FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 
@@ -44,15 +45,27 @@ class Address:
 
 
 def parse(url: str) -> Address:
-    """Read a URL of one of the schemes redis, rediss, unix, sentinel and sentinels.
+    """Read a URL of one of the schemes redis, rediss, valkey, valkeys, unix, sentinel, sentinels.
 
     Raises:
         AddressError: it has another form, an unknown option, or a file that cannot be read.
     """
+    url = standard(url)
+    scheme, _, rest = url.partition("://")
+    if scheme != "unix" and _RAW_PASSWORD.match(rest):
+        raise AddressError(
+            "Percent-encode special characters of user and password: # is %23, / is %2F, [ is %5B, "
+            "] is %5D, ? is %3F, @ is %40"
+        )
     is_plain = not url.startswith("sentinel")
     address = Address(_parse_plain(url)) if is_plain else _parse_sentinels(url)
     _check_options(address.options)
     return address
+
+
+def standard(url: str) -> str:
+    """The URL with Redis' name of its scheme, the only one that redis-py knows."""
+    return "redis" + url.removeprefix("valkey") if url.startswith("valkey") else url
 
 
 def shown(url: str) -> str:

@@ -15,7 +15,7 @@ from server.api.openapi import METRICS_TEXT, errors
 from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody
 from server.keys.lookup import Scope
 from server.transport.responses import answer
-from worker.errors import BrokerUnavailableError, OtherStoreError
+from worker.errors import BrokerUnavailableError, BrokerUnfitError, OtherStoreError
 
 router = APIRouter(tags=["Operations"])
 
@@ -36,6 +36,8 @@ async def get_readiness(request: Request) -> Response:
     services = Call.of(request).services
     try:
         workers = await services.store.live_workers()
+    except BrokerUnfitError as error:
+        return _not_ready([str(error)])
     except BrokerUnavailableError:
         return _not_ready(["The broker does not answer: check MOCHI_REDIS_URL."])
     if not workers:

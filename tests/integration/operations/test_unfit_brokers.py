@@ -1,0 +1,49 @@
+"""Brokers that answer and cannot be used: each is named with what is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from redis.exceptions import ResponseError
+
+from tests.support.services.brokers import SAFE, ExternalStack, valkey
+from tests.support.stack import eventually
+from worker.broker.connection import broker_errors
+from worker.errors import BrokerUnfitError
+
+CLUSTER = ("--cluster-enabled", "yes")
+REPLICA = ("--replicaof", "127.0.0.1 9")
+PASSWORD = ("--requirepass", "hunter2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (CLUSTER, "must name a server with `cluster-enabled no`"),
+        (REPLICA, "must name the primary, or Sentinels: sentinel://host:26379/NAME"),
+        (PASSWORD, "It refuses the user or password in MOCHI_REDIS_URL"),
+    ],
+    ids=["cluster", "replica", "password"],
+)
+def test_a_broker_that_cannot_be_used_is_named_with_the_remedy(
+    tmp_path: Path, arguments: tuple[str, ...], remedy: str
+) -> None:
+    password = "hunter2" if arguments == PASSWORD else ""
+    with valkey(tmp_path / "broker", *SAFE, *arguments, password=password) as server:
+        url = f"redis://127.0.0.1:{server.port}"
+        with ExternalStack(tmp_path, url) as stack:
+            created = stack.run("keys", "create", "ann")
+            assert created.returncode == 1
+            assert remedy in " ".join(created.stderr.split())
+            stack.start_gateway()
+            ready = stack.http("mochi_none").get("/readyz")
+            assert ready.status_code == 503
+            assert remedy in ready.json()["missing"][0]
+            eventually(lambda: remedy in stack.logs())
+
+
+def test_a_server_that_knows_no_flags_of_scripts_is_called_too_old() -> None:
+    said = "Error compiling script (new function): user_script:1: unexpected symbol near '#'"
+    with pytest.raises(BrokerUnfitError, match="use Redis 7 or Valkey"), broker_errors():
+        raise ResponseError(said)
