@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import sys
 from decimal import Decimal
 from ipaddress import ip_network
 from typing import Any
@@ -23,6 +25,18 @@ CLIENT_VARIABLES = frozenset({"MOCHI_URL", "MOCHI_API_KEY"})
 DEAREST = GenerateParams(prompt="any", frames=160, steps=75)
 MOST_CREDITS = 1_000_000
 """Most that one request may cost. Larger amounts would lose precision in the broker's Lua."""
+_SERVICE_LINK = re.compile(
+    rf"""{ENV_PREFIX}(\w+_)?(
+        SERVICE_HOST=[0-9a-f.:]+ | SERVICE_PORT(_\w+)?=\d+ | PORT=(tcp|udp|sctp)://.* |
+        PORT_\d+_(TCP|UDP|SCTP)(=(tcp|udp|sctp)://.* | _PROTO=(tcp|udp|sctp) | _PORT=\d+ |
+            _ADDR=[0-9a-f.:]+)
+    )""",
+    re.VERBOSE,
+)
+"""Variables that Kubernetes sets in a pod for each Service, here for those named mochi or mochi-…
+
+https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+"""
 SECRET = frozenset({"redis_url"})
 """Settings that may hold a password: error messages leave their values out."""
 
@@ -183,9 +197,12 @@ class ServerSettings(WorkerSettings):
 def load_settings() -> ServerSettings:
     """Read the `MOCHI_*` variables of this process, those of workers included.
 
+    Those that Kubernetes sets for a Service are removed from the environment.
+
     Raises:
         SettingsError: a value is invalid or a variable unknown; names the variable and the rule.
     """
+    _remove_service_links()
     _refuse_unknown()
     try:
         return ServerSettings()
@@ -200,6 +217,17 @@ def _explain(error: ErrorDetails) -> str:
     is_form = error["type"] == "string_pattern_mismatch"
     rule = "The form is wrong" if is_form else error["msg"]  # without the regular expression
     return f"{ENV_PREFIX}{name.upper()}: {came}. {rule}. Expected: {what}"
+
+
+def _remove_service_links() -> None:
+    for name, value in [*os.environ.items()]:
+        if _SERVICE_LINK.fullmatch(f"{name}={value}"):
+            del os.environ[name]
+            if name == "MOCHI_PORT":
+                sys.stderr.write(
+                    f"{name}={value} is not used as a setting: Kubernetes sets it for the Service "
+                    "`mochi`. `enableServiceLinks: false` in the pod leaves such variables out.\n"
+                )
 
 
 def _refuse_unknown() -> None:

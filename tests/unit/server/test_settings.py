@@ -175,3 +175,45 @@ def test_the_variables_of_clients_and_of_others_are_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     load(monkeypatch, MOCHI_URL="http://here", MOCHI_API_KEY="mochi_x", MOCHIS_PORT="x")
+
+
+LINKS = {
+    "MOCHI_PORT": "tcp://10.96.0.7:8000",
+    "MOCHI_SERVICE_HOST": "10.96.0.7",
+    "MOCHI_SERVICE_PORT": "8000",
+    "MOCHI_SERVICE_PORT_HTTP": "8000",
+    "MOCHI_PORT_8000_TCP": "tcp://10.96.0.7:8000",
+    "MOCHI_PORT_8000_TCP_PROTO": "tcp",
+    "MOCHI_PORT_8000_TCP_PORT": "8000",
+    "MOCHI_PORT_8000_TCP_ADDR": "10.96.0.7",
+    "MOCHI_REDIS_SERVICE_HOST": "fd00::7",
+    "MOCHI_REDIS_PORT": "tcp://[fd00::7]:6379",
+    "MOCHI_MY_GATEWAY_PORT_53_UDP": "udp://10.96.0.7:53",
+}
+"""As Kubernetes sets them for Services named mochi, mochi-redis and mochi-my-gateway."""
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_no_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(monkeypatch, **LINKS).port == 8000
+    assert not LINKS.keys() & os.environ.keys()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("MOCHI_PORT=tcp://10.96.0.7:8000 is not used as a setting")
+    assert "enableServiceLinks: false" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MOCHI_SERVICE_HOST", "example"),
+        ("MOCHI_PORT_8000_TCP", "8000"),
+        ("MOCHI_REDIS_PORT", "6379"),
+        ("MOCHI_PORT", "tcp"),
+    ],
+)
+def test_variables_of_the_same_names_with_other_values_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load(monkeypatch, **{name: value})
