@@ -72,8 +72,8 @@ class TooManyBadKeysError(HttpError):
 
     def __init__(self, seconds: int) -> None:
         super().__init__(
-            f"Too many bad API keys came from your address. Try again in {seconds} seconds. Keys "
-            "that worked before still work."
+            f"Too many bad API keys came from your address. Try again in {seconds} "
+            f"second{'s' * (seconds != 1)}. Keys that worked before still work."
         )
         self.retry_seconds = seconds
 

@@ -1,7 +1,8 @@
 """Rate-limits failed authentication per address, in the memory of each gateway.
 
 A key has 256 random bits and cannot be guessed. The limit spares the broker the look-ups, and the
-log shows the attempt.
+log shows the attempt. An address over the limit has some look-ups left, so that a good key that
+this gateway has not seen yet gets through.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from server.keys.lookup import digest
 MOST_BAD_KEYS = 30
 """Per address and window."""
 WINDOW_SECONDS = 60.0
+MOST_LOOKUPS = 100
+"""In a second, of unknown keys from an address over the limit."""
 GOOD_SECONDS = 86_400.0
 """How long a key that once worked is exempt, as other clients may share its address (NAT)."""
 MOST_ADDRESSES = 10_000
@@ -38,6 +41,15 @@ class _Window:
 
     ends_at: float
     bad_keys: set[str] = field(default_factory=set)
+    second: int = 0
+    lookups: int = 0
+
+    def take_lookup(self, now: float) -> bool:
+        """Take one of the look-ups of this second; False if there is none."""
+        if self.second != int(now):
+            self.second, self.lookups = int(now), 0
+        self.lookups += 1
+        return self.lookups <= MOST_LOOKUPS
 
 
 class Throttle:
@@ -55,7 +67,8 @@ class Throttle:
         """Check that the key may be looked up.
 
         Raises:
-            TooManyBadKeysError: the address sent too many bad keys, and this one never worked.
+            TooManyBadKeysError: the address sent too many bad keys, this one never worked, and
+                there is no look-up left in this second.
         """
         if not self._windows:
             return  # nearly always
@@ -64,8 +77,9 @@ class Throttle:
         if window is None or len(window.bad_keys) < MOST_BAD_KEYS or now >= window.ends_at:
             return
         sha256 = digest(secret)
-        if sha256 not in window.bad_keys and self._good_until.get(sha256, now) <= now:
-            raise TooManyBadKeysError(math.ceil(window.ends_at - now))
+        is_known = sha256 in window.bad_keys or self._good_until.get(sha256, now) > now
+        if not is_known and not window.take_lookup(now):
+            raise TooManyBadKeysError(1)
 
     def note_good(self, secret: str) -> None:
         now = self._monotonic()
@@ -79,7 +93,7 @@ class Throttle:
         """Count a key that is unknown, revoked or expired.
 
         Raises:
-            TooManyBadKeysError: the limit was reached while this key was looked up.
+            TooManyBadKeysError: the address is over the limit.
         """
         now = self._monotonic()
         sha256 = digest(secret)
