@@ -1,7 +1,8 @@
 """Transactions of administrators, each with an entry in the audit log.
 
-The log is a stream in the broker. A transaction WATCHes it, so concurrent transactions are
-serialised; one whose reply was lost finds its own entry on the retry and is not repeated.
+The log is a stream in the broker. A transaction writes only if the log's latest entry is the one
+that it began with, so concurrent transactions are serialised; one whose reply was lost finds its
+own entry on the retry and is not repeated.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import pwd
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -18,12 +19,12 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from redis import Redis
-from redis.client import Pipeline
 
 from server.keys.record import Change
 from server.keys.times import broker_time, from_ms
 from worker.broker.connection import broker_errors
 from worker.store import keyspace, scripts
+from worker.store.scripts import was_done
 
 MOST_ENTRIES = 10_000
 """Length of the log; the oldest entries are trimmed."""
@@ -49,10 +50,12 @@ class Entry:
 
 
 class Transaction:
-    """Reads first; then all its writes are applied at once."""
+    """Reads first; then all its writes are applied at once, or none."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.read = pipeline
+    def __init__(self, redis: Redis) -> None:
+        self.read = redis
+        self._last = _last_id(redis)
+        self._records: dict[str, list[str]] = {}
         self._removals: list[tuple[str, ...]] = []
         self._writes: list[tuple[str, ...]] = []
         self._entries: list[Entry] = []
@@ -64,6 +67,10 @@ class Transaction:
         """Queue a command with one key. `first`: before the other writes, as it frees a name."""
         (self._removals if first else self._writes).append(command)
 
+    def hold(self, name: str, record: Mapping[str, str]) -> None:
+        """Write only if the hash `name` is still as it was read."""
+        self._records[name] = list(chain.from_iterable(record.items()))
+
     def note(self, entry: Entry) -> None:
         self._entries.append(entry)
 
@@ -71,21 +78,23 @@ class Transaction:
         """Drop all queued writes, for a dry run."""
         self._removals, self._writes, self._entries = [], [], []
 
-    def finish(self, by: str, token: str) -> None:
-        """Put all writes into the pipeline, as one script.
+    def finish(self, by: str, token: str) -> bool:
+        """Apply all writes as one script. False if something has changed since the read.
 
         A script may write although the broker's memory is full, so a key can still be revoked.
         """
-        self.read.multi()
         notes = [_line(entry, by, token) for entry in self._entries]
         commands = [*notes, *self._removals, *self._writes]
         if not commands:
-            return
+            return _last_id(self.read) == self._last  # what was read belongs together
+        plan = {
+            "last": self._last,
+            "records": list(self._records.values()),
+            "commands": [(word, *rest) for word, _, *rest in commands],
+        }
+        names = [keyspace.AUDIT, *self._records, *(name for _, name, *_ in commands)]
         script = self.read.register_script(scripts.source("commands"))
-        self.read.script_load(script.script)  # a replica that took over does not know it
-        names = [name for _, name, *_ in commands]
-        without_names = [(word, *rest) for word, _, *rest in commands]
-        self.read.evalsha(script.sha, len(names), *names, json.dumps(without_names))
+        return was_done("commands", script(keys=names, args=[json.dumps(plan)]))
 
 
 def transaction(redis: Redis, decide: Callable[[Transaction], _Result], *, by: str = "") -> _Result:
@@ -97,20 +106,23 @@ def transaction(redis: Redis, decide: Callable[[Transaction], _Result], *, by: s
         BrokerUnavailableError: it is unknown whether it was done.
     """
     token = uuid4().hex
-    decided: list[_Result] = []
-
-    def run(pipeline: Pipeline) -> None:
-        if decided:
-            recent: Any = pipeline.xrevrange(keyspace.AUDIT, count=RECENT)
-            if any(fields["token"] == token for _, fields in recent):
-                return  # done before; only the reply was lost
-        step = Transaction(pipeline)
-        decided.append(decide(step))
-        step.finish(by or local_user(), token)
-
     with broker_errors():
-        redis.transaction(run, keyspace.AUDIT)
-    return decided[-1]
+        while True:
+            step = Transaction(redis)
+            result = decide(step)
+            # Not written, and yet in the log: only the reply to the first try was lost.
+            if step.finish(by or local_user(), token) or _is_logged(redis, token):
+                return result
+
+
+def _last_id(redis: Redis) -> str:
+    latest: Any = redis.xrevrange(keyspace.AUDIT, count=1)
+    return str(latest[0][0]) if latest else ""
+
+
+def _is_logged(redis: Redis, token: str) -> bool:
+    recent: Any = redis.xrevrange(keyspace.AUDIT, count=RECENT)
+    return any(fields["token"] == token for _, fields in recent)
 
 
 def entries(redis: Redis, count: int) -> list[Entry]:

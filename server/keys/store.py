@@ -17,7 +17,6 @@ from typing import Any, cast
 from uuid import uuid4
 
 from redis import Redis
-from redis.exceptions import WatchError
 
 from server.errors import CommandError
 from server.keys.audit import Entry, Transaction, transaction
@@ -77,10 +76,12 @@ class KeyStore:
 
     def __init__(self, step: Transaction) -> None:
         self.step = step
+        self._records: dict[str, dict[str, str]] = {}
 
     def key(self, key_id: str) -> Key | None:
         """The key with this id, revoked or not."""
         record: Any = self.step.read.hgetall(keyspace.API_KEY + key_id)
+        self._records[key_id] = record
         return Key.read(key_id, record) if record else None
 
     def holder(self, name: str) -> Key | None:
@@ -143,7 +144,8 @@ class KeyStore:
         before = old.record() if old else {}
         after = key.record()
         if old is not None and old.balance is None and key.balance is not None:
-            self._hold(old)
+            # A request may change the balance that is being replaced.
+            self.step.hold(keyspace.API_KEY + key.key_id, self._records[key.key_id])
         self._rewrite(keyspace.API_KEY + key.key_id, before, after)
         if old and not old.revoked_at and (old.name != key.name or key.revoked_at):
             self.step.write("HDEL", keyspace.KEY_NAMES, old.name, first=True)
@@ -161,12 +163,6 @@ class KeyStore:
                 self.step.write("HINCRBY", name, field, str(int(text) - int(before[field])))
             else:
                 self.step.write("HSET", name, field, text)
-
-    def _hold(self, key: Key) -> None:
-        """Retry the transaction if a request changes the balance that is being replaced."""
-        self.step.read.watch(keyspace.API_KEY + key.key_id)  # type: ignore[no-untyped-call]
-        if self.key(key.key_id) != key:
-            raise WatchError
 
     def put_secret(self, secret: Secret) -> None:
         self.step.write("HSET", keyspace.SECRETS, secret.digest, str(secret))
@@ -278,7 +274,7 @@ def all_keys(redis: Redis) -> list[tuple[Key, list[Secret]]]:
     prefix = keyspace.API_KEY
     with broker_errors():
         ids = {name.removeprefix(prefix) for name in redis.scan_iter(f"{prefix}*", 1000)}
-        pipeline = redis.pipeline()
+        pipeline = redis.pipeline(transaction=False)
         for key_id in ids:
             pipeline.hgetall(keyspace.API_KEY + key_id)
         pipeline.hgetall(keyspace.SECRETS)

@@ -122,6 +122,7 @@ class Deliveries:
         self._redis = redis
         self._retention_ms = round(retention_seconds * 1000)
         self._take = redis.register_script(scripts.source("take_webhooks"))
+        self._draw = redis.register_script(scripts.source("draw"))
         self._note = redis.register_script(scripts.source("note_webhook"))
 
     async def take(self, most: int, busy: Mapping[str, int]) -> list[Delivery]:
@@ -153,10 +154,8 @@ class Deliveries:
 
     async def secrets(self, owner: str) -> list[str]:
         """Signing secrets of `owner`; two for a while after a rotation."""
-        pipeline = self._redis.pipeline()
-        _read_or_draw(pipeline, owner)
         with broker_errors():
-            return _read_secrets(await pipeline.execute())
+            return _known(await self._draw(_secret_names(owner), [new_signing_secret()]))
 
 
 def all_deliveries(redis: Redis) -> list[Delivery]:
@@ -202,10 +201,9 @@ def replay(redis: Redis, request_id: str) -> Replay:
 
 def signing_secrets(redis: Redis, owner: str) -> list[str]:
     """See `Deliveries.secrets`."""
-    pipeline = redis.pipeline()
-    _read_or_draw(pipeline, owner)
+    draw = redis.register_script(scripts.source("draw"))
     with broker_errors():
-        return _read_secrets(pipeline.execute())
+        return _known(draw(_secret_names(owner), [new_signing_secret()]))
 
 
 def new_signing_secret() -> str:
@@ -213,12 +211,9 @@ def new_signing_secret() -> str:
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
-def _read_or_draw(pipeline: Any, owner: str) -> None:  # noqa: ANN401 (of either client)
-    """The first call for an owner draws its secret."""
-    name = keyspace.webhook_secret(owner)
-    pipeline.set(name, new_signing_secret(), nx=True)
-    pipeline.mget(name, keyspace.old_webhook_secret(owner))
+def _secret_names(owner: str) -> list[str]:
+    return [keyspace.webhook_secret(owner), keyspace.old_webhook_secret(owner)]
 
 
-def _read_secrets(answers: list[Any]) -> list[str]:
-    return [str(secret) for secret in answers[-1] if secret]
+def _known(found: list[str | None]) -> list[str]:
+    return [secret for secret in found if secret]

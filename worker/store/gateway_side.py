@@ -79,6 +79,7 @@ class GatewayStore:
         self._cancel = redis.register_script(scripts.source("cancel"))
         self._delete = redis.register_script(scripts.source("delete"))
         self._list = redis.register_script(scripts.source("list"))
+        self._draw = redis.register_script(scripts.source("draw"))
         self._look_script = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._previews = Batch(self._previews_of_all)
@@ -273,8 +274,8 @@ class GatewayStore:
     async def link_secret(self) -> str:
         """The key that signs links to videos; the first gateway draws it for all."""
         with broker_errors():
-            await self._redis.set(keyspace.LINK_SECRET, secrets.token_hex(32), nx=True)
-            return str(await self._redis.get(keyspace.LINK_SECRET))
+            (secret,) = await self._draw([keyspace.LINK_SECRET], [secrets.token_hex(32)])
+            return str(secret)
 
     async def dangers(self) -> list[str]:
         """See `dangers_in`."""

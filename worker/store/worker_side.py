@@ -195,7 +195,8 @@ class WorkerStore:
     def unlisted(self) -> list[str]:
         """Waiting ids in neither of RQ's lists. Linear in the queue's length."""
         with broker_errors():
-            pipeline = self._redis.pipeline()
+            # No transaction: `recover` checks each again.
+            pipeline = self._redis.pipeline(transaction=False)
             pipeline.zrange(keyspace.WAITING, 0, -1)
             pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
             pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
