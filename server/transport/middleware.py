@@ -33,6 +33,11 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
+MOST_LOGGED_TEXT = 200
+"""Characters of a client's text in a line of the log."""
+MOST_LOGGED_REFUSALS = 50
+"""In a second. Anyone can cause them."""
+
 _log = structlog.get_logger()
 
 
@@ -52,6 +57,7 @@ class Middleware:
         self._also_public = also_public
         self._key_lookup = key_lookup
         self._throttle = Throttle()
+        self._refusals = _Refusals()
         self._public_url = public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +75,7 @@ class Middleware:
                 more = security_headers(scope["path"], status, scope["scheme"])
                 if status >= HTTPStatus.BAD_REQUEST:
                     if status != HTTPStatus.UNPROCESSABLE_ENTITY:  # the answer, when it has FAILED
-                        _log_refusal(scope, status)
+                        self._refusals.log(scope, status)
                     more += _closing(scope)
                 message["headers"] = [*message["headers"], *more]
             await send(message)
@@ -92,12 +98,7 @@ class Middleware:
         except Exception as error:
             response = None if has_begun() else answer_for_exception(error, scope)
             if response is None:
-                _log.exception(
-                    "http.bug",
-                    method=scope["method"],
-                    path=scope["path"],
-                    request_id=_request_id(scope),
-                )
+                _log.exception("http.bug", **_fields(scope))
                 if has_begun():
                     raise  # too late for a response: the connection must break
                 response = answer_for_bug(scope["path"], _request_id(scope))
@@ -148,15 +149,35 @@ async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
         scope["method"], scope["headers"] = "HEAD", headers
 
 
-def _log_refusal(scope: Scope, status: int) -> None:
-    if scope["path"] not in PROBES:
-        _log.info(
-            "http.refused",
-            method=scope["method"],
-            path=scope["path"],
-            status=status,
-            request_id=_request_id(scope),
-        )
+class _Refusals:
+    """Logs refusals, up to a number in each second, and then how many were left out."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._count = 0
+
+    def log(self, scope: Scope, status: int) -> None:
+        if scope["path"] in PROBES:
+            return
+        second = int(time.monotonic())
+        if second != self._second:
+            left_out = self._count - MOST_LOGGED_REFUSALS
+            self._second, self._count = second, 0
+            if left_out > 0:
+                _log.warning("http.refused_more", count=left_out)
+        self._count += 1
+        if self._count <= MOST_LOGGED_REFUSALS:
+            _log.info("http.refused", status=status, **_fields(scope))
+
+
+def _fields(scope: Scope) -> dict[str, str | None]:
+    """What a line of the log says of a request."""
+    request_id = _request_id(scope)
+    return {
+        "method": scope["method"],
+        "path": scope["path"][:MOST_LOGGED_TEXT],
+        "request_id": request_id and request_id[:MOST_LOGGED_TEXT],
+    }
 
 
 def _request_id(scope: Scope) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from models.mock.scenario import SCENARIO
 from tests.support.stack import Stack, eventually
+from tests.support.wire import connect
 
 POND = {"prompt": "a pond at night", "frames": 1, "steps": 10}
 FAILS = {SCENARIO: "fail:the lens is dirty"}
@@ -86,6 +89,26 @@ def test_who_cancels_is_told(stack: Stack) -> None:
     assert eventually(lambda: client.get(f"/v2/requests/{request_id}").status_code == 422)
     assert failed
     assert "http.refused" not in [entry["event"] for entry in lines(stack, request_id)]
+
+
+def test_refusals_without_a_key_write_a_bounded_log(stack: Stack) -> None:
+    """Some 8 MB of paths in one go: what is left out is counted."""
+    request = b"GET /v2/requests/%b HTTP/1.1\r\nhost: here\r\n\r\n" % (b"x" * 20_000)
+    before = len(stack.log_of(stack.processes[0]))
+    count = 400
+    with connect(stack.url) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(request * count,))
+        sender.start()
+        received = b""
+        while received.count(b"HTTP/1.1 401") < count:
+            received += connection.recv(65_536)
+        sender.join()
+    time.sleep(1)  # into another second, in which the rest is counted
+    stack.http("bad").get("/v1/get-user-credits")
+    log = stack.log_of(stack.processes[0])[before:]
+    logged = [json.loads(line) for line in log.splitlines()]
+    assert sum(line.get("count", 1) for line in logged) == count + 1
+    assert len(log) < 700 * len(logged) < 700 * count / 2
 
 
 def test_a_gateway_says_that_it_stops_and_a_worker_gives_back_by_name(tmp_path: Path) -> None:
