@@ -54,10 +54,10 @@ class ServerSettings(WorkerSettings):
     )
     public_url: str = Field(
         default="",
-        pattern=r"^(https?://[^/?#\s]+)?$",
+        pattern=r"^(https?://[^/?#\s]+(/[\w.~%-]+)*/?)?$",
         description=(
-            "Scheme and host of links in responses, like https://videos.example; "
-            "empty: those of the request."
+            "What links in responses begin with, like https://videos.example or "
+            "https://example.com/mochi; empty: scheme and host of the request."
         ),
     )
     keys_file: str = Field(
@@ -141,6 +141,11 @@ class ServerSettings(WorkerSettings):
     def scheme(self) -> str:
         """The scheme that the gateway itself serves."""
         return "https" if self.tls_cert else "http"
+
+    @field_validator("public_url")
+    @classmethod
+    def _without_slash(cls, url: str) -> str:
+        return url.rstrip("/")
 
     @field_validator("tls_key")
     @classmethod

@@ -101,15 +101,17 @@ class Client:
         """
         check_file(output)
         submitted = self._json("POST", f"{self._url}/v2/{MODEL}", json=params)
+        # Not by the links in the response: behind a proxy they can lead to another host.
+        request_url = f"{self._url}/v2/requests/{submitted['request_id']}"
         try:
-            self._follow(submitted["status_url"])
-            result = self._json("GET", submitted["response_url"])
+            self._follow(f"{request_url}/status")
+            result = self._json("GET", request_url)
             size = self._download(result["output"], output)
         except ClientError as error:
             said = str(error).removesuffix(".")
             raise ClientError(f"{said}. The request is {submitted['request_id']}.") from None
         except KeyboardInterrupt:
-            self._cancel(submitted["response_url"])
+            self._cancel(request_url)
             raise
         seconds = result["metrics"]["total_time"]
         errors.print(f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds")
@@ -167,8 +169,7 @@ class Client:
             size = draft.stat().st_size
             draft.replace(output)
         except httpx.HTTPError as error:
-            said = str(error).removesuffix(".")
-            raise ClientError(f"The video cannot be downloaded: {said}. {remedy}") from None
+            raise ClientError(f"{_why(url, error)} {remedy}") from None
         except OSError as error:
             raise ClientError(f"{output} cannot be written: {error.strerror}. {remedy}") from None
         finally:
@@ -182,9 +183,7 @@ class Client:
                 raise UnreachableError(_error_text(response))
             body = response.json()
         except httpx.HTTPError as error:
-            raise UnreachableError(
-                f"No answer from {self._url}: {error}. Is it running? `mochi-server up`"
-            ) from None
+            raise UnreachableError(_why(url, error)) from None
         except ValueError:
             raise ClientError(
                 f"{self._url} is no mochi-server: its response is not JSON."
@@ -212,6 +211,20 @@ def _http_client(url: str, headers: dict[str, str] | None = None) -> httpx.Clien
         trust_env=urlsplit(url).hostname not in LOOPBACK,  # which no proxy can reach
         verify=httpx.create_ssl_context(),  # with SSL_CERT_FILE, for an operator's own CA
     )
+
+
+def _why(url: str, error: httpx.HTTPError) -> str:
+    """Name the server that failed, and what may help."""
+    parts = urlsplit(url)
+    server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without a password
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return (
+            f"The certificate of {server} is not trusted: {error}. If it is one of your own, set "
+            "SSL_CERT_FILE to the file of its CA, or to the certificate itself."
+        )
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"{server} does not give the video: {error.response.status_code}."
+    return f"No answer from {server}: {error}. Is it running? `mochi-server up`"
 
 
 def _error_text(response: httpx.Response) -> str:

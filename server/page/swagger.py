@@ -10,11 +10,12 @@ from fastapi.openapi.docs import get_swagger_ui_html
 
 PAGE = bytes(
     get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        # Relative to the page, which may be below a path of a proxy.
+        openapi_url="openapi.json",
         title="mochi-server",
-        swagger_js_url="/docs/swagger-ui-bundle.js",
-        swagger_css_url="/docs/swagger-ui.css",
-        swagger_favicon_url="/docs/favicon-32x32.png",
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="docs/favicon-32x32.png",
     ).body
 )
 (_SCRIPT,) = re.findall(rb"<script>(.*?)</script>", PAGE, re.DOTALL)

@@ -59,6 +59,7 @@ class Middleware:
         self._throttle = Throttle()
         self._refusals = _Refusals()
         self._public_url = public_url
+        self._has_warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authenticate, route and count a request."""
@@ -109,10 +110,27 @@ class Middleware:
         state = scope.setdefault("state", {})
         path = scope["path"]
         if path not in PROBES:  # a probe may be HTTP/1.0, without Host
-            state["base_url"] = self._public_url or f"{scope['scheme']}://{_host(headers)}"
+            state["base_url"] = self._public_url or self._asked_url(scope, headers)
         is_public = path in PUBLIC or path in self._also_public or path.startswith(PUBLIC_FOLDERS)
         if not is_public:
             state["api_key"] = await self._find(_secret(headers), scope)
+
+    def _asked_url(self, scope: Scope, headers: datastructures.Headers) -> str:
+        """Scheme and host as the client asked for them; a proxy that is not trusted hides them."""
+        scheme, host = scope["scheme"], _host(headers)
+        forwarded = (
+            headers.get("x-forwarded-proto", scheme),
+            headers.get("x-forwarded-host", host),
+        )
+        if forwarded != (scheme, host) and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "proxy.not_trusted",
+                peer=(scope.get("client") or ("",))[0],
+                links=f"{scheme}://{host}",
+                remedy="Set MOCHI_PUBLIC_URL, or MOCHI_TRUSTED_PROXIES and pass on Host",
+            )
+        return f"{scheme}://{host}"
 
     async def _find(self, secret: str, scope: Scope) -> ApiKey:
         address = (scope.get("client") or ("",))[0]  # a Unix socket has none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -242,6 +243,33 @@ def test_a_configured_public_url_goes_before_the_host(server: Stack) -> None:
         assert url.startswith("https://videos.example:8443/v")
     signed = urlsplit(result["output"])
     assert httpx.get(f"{gateway}{signed.path}?{signed.query}").is_success
+
+
+def test_a_proxy_whose_headers_would_change_links_and_are_not_trusted_is_warned_of_once(
+    server: Stack,
+) -> None:
+    url = another_gateway(server)
+    log = server.processes[-1]
+    for _ in range(2):
+        httpx.get(f"{url}/version", headers={"x-forwarded-proto": "http"})
+    assert "proxy.not_trusted" not in server.log_of(log)
+    for _ in range(2):
+        httpx.get(f"{url}/version", headers={"x-forwarded-proto": "https"})
+    assert server.log_of(log).count("proxy.not_trusted") == 1
+
+
+def test_generate_asks_where_it_was_told_to_and_names_the_host_that_fails(
+    server: Stack, tmp_path: Path
+) -> None:
+    url = another_gateway(server, public_url="http://127.0.0.1:1")
+    done = server.run(
+        *("generate", "a pond", "--frames", "1", "--steps", "10", "-o", str(tmp_path / "a.mp4")),
+        MOCHI_URL=url,
+        MOCHI_API_KEY=server.key(),
+    )
+    assert done.returncode == 1
+    assert "No answer from http://127.0.0.1:1:" in done.stderr
+    assert "download it with: curl" in done.stderr
 
 
 # Ignored parameters

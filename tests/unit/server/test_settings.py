@@ -32,13 +32,23 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.port, settings.public_url) == (9000, "https://videos.example:8443")
 
 
+@pytest.mark.parametrize("path", ["", "/mochi", "/api/v2.1/~mochi"])
+def test_the_base_of_links_may_have_a_path_and_ends_without_a_slash(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    for slash in ("", "/"):
+        settings = load(monkeypatch, MOCHI_PUBLIC_URL=f"https://videos.example{path}{slash}")
+        assert settings.public_url == f"https://videos.example{path}"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("MOCHI_PORT", "http"),
         ("MOCHI_PORT", "65536"),
         ("MOCHI_PUBLIC_URL", "videos.example"),
-        ("MOCHI_PUBLIC_URL", "https://videos.example/"),
+        ("MOCHI_PUBLIC_URL", "https://videos.example/mochi?a=b"),
+        ("MOCHI_PUBLIC_URL", "https://videos.example/<mochi>"),
         ("MOCHI_PUBLIC_URL", "https://videos.example/\nx"),
         ("MOCHI_PUBLIC_URL", "javascript://videos.example"),
         ("MOCHI_TRUSTED_PROXIES", "*"),
