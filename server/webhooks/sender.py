@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from http import HTTPStatus
 from random import SystemRandom
 
@@ -103,7 +102,7 @@ class Sender:
 
     async def _send(self, delivery: Delivery) -> int:
         body = await self._body_of(delivery)
-        now = datetime.now(UTC)
+        now = await self._deliveries.now()
         signatures = [
             Webhook(secret).sign(delivery.request_id, now, body)
             for secret in await self._deliveries.secrets(delivery.owner)

@@ -14,6 +14,7 @@ import base64
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from random import Random
 from typing import Any
@@ -151,6 +152,12 @@ class Deliveries:
         with broker_errors():
             noted = await self._note(keyspace.for_scripts(), [*arguments, self._retention_ms])
         return was_done("note_webhook", noted)
+
+    async def now(self) -> datetime:
+        """By the broker's clock: a receiver refuses an attempt of a gateway whose own is wrong."""
+        with broker_errors():
+            seconds, _ = await self._redis.time()
+        return datetime.fromtimestamp(seconds, UTC)
 
     async def secrets(self, owner: str) -> list[str]:
         """Signing secrets of `owner`; two for a while after a rotation."""

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.support.client import Client, events
+from tests.support.services.receiver import ALLOWED, receiver
 from tests.support.stack import Stack, eventually
 from worker.store import keyspace
+from worker.store.deliveries import signing_secrets
 
 HOUR = 3600
 LEASE_SECONDS = 2
@@ -117,6 +119,26 @@ def test_f25_clocks_of_workers_and_gateways_that_are_wrong_or_set_change_nothing
             time.sleep(0.1)
         eventually(lambda: client.http.get(body["output"]).status_code == 404, seconds=5)
         eventually(lambda: not stack.outputs(), seconds=2 * RETENTION_SECONDS)
+
+
+def test_f25_a_gateway_whose_clock_is_wrong_sends_webhooks_that_are_verified(
+    tmp_path: Path, clocks: Clocks
+) -> None:
+    clock = clocks("gateway")
+    clock.set(-HOUR)
+    settings = {"fake_step_seconds": "0.01", "webhook_allow": ALLOWED}
+    with receiver() as there, Stack(tmp_path, engine="fake", **settings) as stack:
+        with started_with(clock):
+            stack.start_gateway()
+        (began,) = events(stack, stack.processes[0], "gateway.listening")
+        assert hours_ahead(began["timestamp"]) == -1
+        stack.start_worker()
+        key = stack.key()
+        body = {"prompt": "a pond", "steps": 10, "frames": 1, "webhook_url": there.url}
+        request_id = stack.http(key).post("/v2/mochi-1", json=body).json()["request_id"]
+        (call,) = eventually(lambda: there.of(request_id))
+        (secret,) = signing_secrets(stack.redis, stack.owner(key))
+        assert call.verified(secret)["data"]["request_id"] == request_id
 
 
 @pytest.mark.parametrize(
