@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import os
 import signal
 import socket
@@ -30,7 +29,7 @@ from worker.broker.connection import connect_briefly, connect_gateway
 from worker.errors import BrokerUnavailableError
 from worker.process.logs import configure_logs
 from worker.process.parent_watch import WITH_PARENT, watch_parent
-from worker.process.shutdown import on_signals
+from worker.process.shutdown import Stop, on_signals
 from worker.process.telemetry import Tracing, start_tracing
 from worker.runtime.background import start_stand_in
 from worker.store.worker_side import WorkerStore
@@ -39,6 +38,8 @@ WAIT_SECONDS = 1.0
 """Between two attempts to reach the broker."""
 LAST_WORDS_SECONDS = 1.0
 """Extra seconds for responses that the end of the drain triggers."""
+URGENCY_INTERVAL_SECONDS = 0.1
+"""Between two looks at whether a stop has become urgent."""
 
 _log = structlog.get_logger()
 
@@ -103,6 +104,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
         self.services = services
+        self._stop = Stop(services.settings.drain_seconds)
 
     @override
     @contextmanager
@@ -112,18 +114,28 @@ class Server(uvicorn.Server):
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On the first signal running responses finish; on the second they do not."""
-        self.force_exit = self.should_exit
+        """On the first signal running responses finish; on a later one they end soon."""
+        self._stop.ask()
         self.should_exit = True
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End event streams at once, and blocking calls, with the URL to poll, after the drain."""
-        seconds, poller = self.services.settings.drain_seconds, self.services.poller
-        _log.info("gateway.stopping", drain_seconds=seconds)
-        poller.stop_events()
-        asyncio.get_running_loop().call_later(seconds, poller.stop_waiting)
+        _log.info("gateway.stopping", drain_seconds=self.services.settings.drain_seconds)
+        self.services.poller.stop_events()
+        end = asyncio.create_task(self._end_responses())
         await super().shutdown(sockets)
+        end.cancel()
+        if self.force_exit:
+            await self.lifespan.shutdown()  # uvicorn skips it
+
+    async def _end_responses(self) -> None:
+        """When it is urgent, let blocking calls answer, then give up on what still runs."""
+        while not self._stop.urgent:  # noqa: ASYNC110 (a signal handler wakes no task)
+            await asyncio.sleep(URGENCY_INTERVAL_SECONDS)
+        self.services.poller.stop_waiting()
+        await asyncio.sleep(LAST_WORDS_SECONDS)
+        self.force_exit = True
 
 
 def server(settings: ServerSettings, tracing: Tracing) -> Server:
@@ -148,7 +160,6 @@ def server(settings: ServerSettings, tracing: Tracing) -> Server:
             server_header=False,
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies,
-            timeout_graceful_shutdown=math.ceil(settings.drain_seconds + LAST_WORDS_SECONDS),
         ),
         app.state.services,
     )

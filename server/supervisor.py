@@ -27,13 +27,15 @@ from server.transport.listener import INHERITED, listen
 from server.transport.tls import tls_context
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
-from worker.errors import BrokerUnavailableError
+from worker.errors import BrokerStartError, BrokerUnavailableError
 from worker.process.logs import configure_logs
 from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import Stop, on_signals
 from worker.store.fleet import survey
 
 WATCH_SECONDS = 0.2
+PROBE_SECONDS = 0.5
+"""Longest look at the gateway. A signal is passed on after it: within `TOGETHER_SECONDS`."""
 RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Back-off before each restart of a process that keeps dying; the last one repeats."""
 STEADY_SECONDS = 60.0
@@ -87,7 +89,7 @@ class Child:
         return seconds
 
     def signal(self) -> None:
-        """Ask it to stop; a second time, urgently."""
+        """Ask it to stop; again after `TOGETHER_SECONDS`, urgently."""
         if self._process.poll() is None:
             self._process.terminate()
 
@@ -191,7 +193,7 @@ class Supervisor:
             # the certificate is for another name; no secret is sent to this socket of our own.
             return httpx.get(
                 f"{self._local_url}/readyz",
-                timeout=1.0,
+                timeout=PROBE_SECONDS,
                 trust_env=False,
                 verify=False,  # noqa: S501
             ).is_success
@@ -234,11 +236,10 @@ class Supervisor:
         for child in children:
             child.signal()
         deadline = time.monotonic() + self.settings.drain_seconds + REQUEUE_SECONDS
-        is_urgent = False
         while not all(child.wait(WATCH_SECONDS) for child in children):
-            if self.stop.urgent and not is_urgent:
-                is_urgent = True
-                deadline = time.monotonic() + REQUEUE_SECONDS
+            self._restore_broker()
+            if self.stop.urgent:
+                deadline = min(deadline, time.monotonic() + REQUEUE_SECONDS)
                 for child in children:
                     child.signal()
             if time.monotonic() > deadline:
@@ -246,6 +247,12 @@ class Supervisor:
         for child in children:
             if not child.wait(0):
                 child.kill()
+
+    def _restore_broker(self) -> None:
+        """Start it again if a signal to all processes has ended it: running requests need it."""
+        if self.broker is not None:
+            with suppress(BrokerStartError):
+                self.broker.start()
 
 
 def supervise(settings: ServerSettings) -> int:

@@ -73,6 +73,7 @@ class Poller:
         self._listeners: defaultdict[str, set[_Listener]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
         self._has_stopped_events = False
+        self._has_stopped_waiting = False
 
     async def wait_for_end(self, request_id: str, seconds: float) -> None:
         """Return when the request is final, or gone.
@@ -81,6 +82,8 @@ class Poller:
             WaitTimeoutError: it is neither after `seconds`, or when `stop_waiting` is called.
         """
         ended = asyncio.get_running_loop().create_future()
+        if self._has_stopped_waiting:
+            ended.set_exception(_StoppingError())
         started = time.monotonic()
         with self._registered(self._waiters, request_id, ended):
             try:
@@ -117,7 +120,8 @@ class Poller:
                 listener.stop()
 
     def stop_waiting(self) -> None:
-        """Let all blocking calls time out."""
+        """Let all blocking calls time out, also those that have yet to begin their wait."""
+        self._has_stopped_waiting = True
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if not waiter.done():

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
+TOGETHER_SECONDS = 1.0
+"""Signals within this time of the first count once: systemd and pm2 signal every process of `up`,
+which signals its children too, and `uv run` or `make` repeat a Ctrl-C."""
+
 
 def on_signals(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> None:
     """Handle these signals, except those ignored at the start, as `nohup` and `&` make them."""
@@ -29,7 +33,7 @@ class Stop:
 
     grace_seconds: float = math.inf
     draining: bool = False
-    _was_asked: bool = False
+    _asked_at: float = math.inf
     _urgent_from: float = math.inf
 
     @property
@@ -38,6 +42,9 @@ class Stop:
         return time.monotonic() >= self._urgent_from
 
     def ask(self) -> None:
-        """A signal: the first drains, urgent after the grace; the second is urgent at once."""
-        self._urgent_from = time.monotonic() + (0 if self._was_asked else self.grace_seconds)
-        self._was_asked = self.draining = True
+        """A signal: the first drains, urgent after the grace; a later one is urgent at once."""
+        now = time.monotonic()
+        self._asked_at = min(self._asked_at, now)
+        is_first = now < self._asked_at + TOGETHER_SECONDS
+        self._urgent_from = self._asked_at + self.grace_seconds if is_first else now
+        self.draining = True

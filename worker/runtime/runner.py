@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from uuid import uuid4
 
 import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from models.engine import Clip, Engine
-from models.errors import ContentBlockedError, EngineBrokenError, EngineError
+from models.errors import ContentBlockedError, EncodingError, EngineBrokenError, EngineError
 from models.mock.card_speed import AT_ONCE, MockSpeed
 from models.moderation.stages import Moderation
 from models.video import encode
@@ -133,7 +134,8 @@ class Runner:
         seconds["step"] = run.step_seconds
         with timed("video", seconds):
             clip = self.moderation.moderated(clip, job.params.frames)
-            encode(replace(clip, frames=run.checked(clip.frames)), job.params.fps, draft)
+            clip = replace(clip, frames=run.checked(clip.frames))
+            self._encode(clip, job.params.fps, draft)
         _log.info(
             "run.encoded",
             denoising_seconds=round(seconds["denoising"], 3),
@@ -143,6 +145,14 @@ class Runner:
         with timed("publishing", seconds):
             size = self.outputs.publish(name)
         return Result(name, size, traits.precision, self._warnings(job, clip), seconds)
+
+    def _encode(self, clip: Clip, fps: float, draft: Path) -> None:
+        try:
+            encode(clip, fps, draft)
+        except EncodingError:
+            if self.stop.draining:
+                raise Requeued from None  # a signal to all processes has ended ffmpeg, too
+            raise
 
     def _checkpoints(self, run: Run) -> RunCheckpoints | None:
         if not self.checkpoint_steps:

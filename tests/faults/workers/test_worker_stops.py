@@ -15,6 +15,7 @@ from tests.faults.support.client import Client
 from tests.faults.support.workers import assert_made, clear, start_workers, tally
 from tests.support.jobs import waiting
 from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
+from worker.process.shutdown import TOGETHER_SECONDS
 
 LONG_STEP_SECONDS = 2.5
 REQUEUED_SECONDS = 2.0
@@ -37,7 +38,9 @@ def test_f03_no_sigterm_at_any_time_under_load_is_swallowed_and_none_loses_a_req
         time.sleep(dice.uniform(0, 0.8))
         worker = workers.pop(0)
         workers.append(stack.start("worker"))
-        seconds.append(seconds_to_stop(worker, again_after=dice.choice([None, None, 0.1, 0.3])))
+        seconds.append(
+            seconds_to_stop(worker, again_after=dice.choice([None, None, 0.1, TOGETHER_SECONDS]))
+        )
         told.append(worker)
     for worker in told:
         log = stack.log_of(worker)
@@ -88,7 +91,7 @@ def test_f04_a_run_is_requeued_first_while_its_step_still_lasts(
     first, second = client.submit(), client.submit()
     eventually(lambda: "run.started" in stack.log_of(worker))
     worker.terminate()
-    time.sleep(0.5)
+    time.sleep(TOGETHER_SECONDS)
     if by_signal:
         assert stack.record(first)["status"] == "PROCESSING"
         worker.terminate()

@@ -7,11 +7,17 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
+import httpx
+import psutil
 import pytest
+from typing_extensions import override
 
 from tests.support.stack import COMMAND, STOP_SECONDS, Stack, eventually
-from tests.support.up import environ
+from tests.support.up import Up, environ
+from worker.process.shutdown import TOGETHER_SECONDS
+from worker.store import keyspace
 
 A_WHILE_SECONDS = 0.5
 """A process that heeds a signal begins to stop sooner."""
@@ -28,6 +34,53 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 def told_to_stop(process: subprocess.Popen[bytes]) -> int:
     process.terminate()
     return process.wait(STOP_SECONDS)
+
+
+class Blocking(Thread):
+    """A blocking call in a thread; `answer` when it has ended."""
+
+    def __init__(self, url: str, key: str) -> None:
+        super().__init__()
+        self.answer = httpx.Response(0)
+        self._url, self._key = url, key
+        self.start()
+
+    @override
+    def run(self) -> None:
+        self.answer = httpx.post(
+            f"{self._url}/v1/mochi-1",
+            headers={"x-api-key": self._key},
+            json={"prompt": "a pond", "frames": 1, "steps": 75},
+            timeout=60,
+        )
+
+
+def test_a_signal_to_all_processes_of_up_ends_no_blocking_call(tmp_path: Path) -> None:
+    """As systemd and pm2 send it: to the broker, too."""
+    with Up(tmp_path / "data") as up:
+        call = Blocking(up.url, (up.folder / "key").read_text().strip())
+        eventually(lambda: "run.started" in up.log.read_text())
+        for process in (psutil.Process(up.process.pid), *up.family()):
+            process.terminate()
+        call.join()
+        assert up.process.wait(60) == 0
+    assert call.answer.headers["content-type"] == "video/mp4", call.answer.text
+
+
+def test_a_blocking_call_learns_its_id_from_a_gateway_that_must_stop_at_once(stack: Stack) -> None:
+    stack.start_worker(fake_step_seconds="1", drain_seconds="0")
+    call = Blocking(stack.start_gateway(), stack.key())
+    eventually(lambda: "run.started" in stack.logs())
+    gateway = stack.processes[-1]
+    gateway.terminate()
+    time.sleep(TOGETHER_SECONDS)
+    gateway.terminate()
+    call.join()
+    assert call.answer.status_code == 504
+    (request_id,) = stack.redis.zrange(keyspace.LEASES, 0, -1)
+    assert call.answer.json()["request_id"] == request_id
+    assert gateway.wait(STOP_SECONDS) == 0
+    assert "Traceback" not in stack.log_of(gateway)
 
 
 def test_up_under_nohup_survives_its_terminal(tmp_path: Path) -> None:

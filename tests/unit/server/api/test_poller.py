@@ -49,6 +49,15 @@ def with_poller(url: str, test: Callable[[Poller, Follow], Awaitable[None]]) -> 
     asyncio.run(run())
 
 
+def test_a_wait_that_begins_after_the_end_of_all_waits_ends_at_once(redis_url: str) -> None:
+    async def test(it: Poller, _follow: Follow) -> None:
+        it.stop_waiting()
+        with pytest.raises(WaitTimeoutError, match="This gateway stops"):
+            await it.wait_for_end("an-id", 1)
+
+    with_poller(redis_url, test)
+
+
 def test_a_slow_listener_hears_the_latest_and_not_all(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:

@@ -42,7 +42,7 @@ def requeued(desk: Desk, after: int) -> str:
 
     def stop(step: int) -> None:
         if step == after:
-            desk.stop.ask()
+            desk.stop.grace_seconds = 0
             desk.stop.ask()
 
     job = desk.run(Hooked(stop))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from redis import Redis
 from structlog.testing import capture_logs
@@ -191,6 +192,17 @@ def test_all_frames_are_decoded_before_the_encoder_finishes_alone(desk: Desk) ->
     frames = run.checked(iter([b"one", b"two"]))
     stages = [run.stage for _ in frames]
     assert [*stages, run.stage] == [Stage.DECODING, Stage.DECODING, Stage.ENCODING_VIDEO]
+
+
+def test_a_signal_that_ends_the_encoder_too_requeues_the_request(desk: Desk) -> None:
+    def signal_all() -> None:
+        desk.stop.ask()
+        (encoder,) = (one for one in psutil.Process().children() if "ffmpeg" in one.name())
+        encoder.terminate()
+
+    again = desk.run(Hooked(at_end=signal_all))
+    assert (again.status, again.attempt) == (Status.QUEUED, 0)
+    assert waiting(desk.redis) == [again.request_id]
 
 
 def test_a_beat_shows_step_and_stage_and_another_attempt_begins_without(desk: Desk) -> None:
@@ -522,7 +534,7 @@ def test_a_late_run_leaves_the_video_of_the_one_that_won(desk: Desk) -> None:
 def test_a_run_that_must_stop_is_requeued_at_its_next_step(desk: Desk, kind: type[Hooked]) -> None:
     def stop(step: int) -> None:
         if step == 3:
-            desk.stop.ask()
+            desk.stop.grace_seconds = 0
             desk.stop.ask()
 
     engine = kind(stop)
