@@ -81,9 +81,14 @@ class Guard:
         return is_allowed or _plain(host) in self._names or is_outside(parsed)
 
     def refuses(self, host: str) -> bool:
-        """Whether `host` is an address, in any spelling, that may not be connected to."""
-        address = literal_address(host)
-        return address is not None and not self.admits(host, address)
+        """Whether `host` is an address, in any spelling, that may not be connected to.
+
+        So is `localhost`, which is no name of another machine (RFC 6761, section 6.3).
+        """
+        spelled = literal_address(host)
+        is_local = f".{_plain(host)}".endswith(".localhost")
+        addresses = [spelled] if spelled else ["127.0.0.1", "::1"] if is_local else []
+        return bool(addresses) and not any(self.admits(host, each) for each in addresses)
 
 
 def _plain(host: str) -> str:

@@ -212,13 +212,12 @@ def test_behind_a_trusted_proxy_the_address_that_the_proxy_saw_counts(
 def test_no_internal_address_is_called(server: Stack, figure: Callable[[str], None]) -> None:
     """Neither after a refused submit, nor for a name that resolves to an internal address."""
     client = server.http()
-    names = ["localhost", "LOCALHOST.", "localhost.localdomain", "ip6-localhost"]
+    names = ["localhost.localdomain", "ip6-localhost"]
     with trap() as (port, seen):
         for host in INSIDE:
             body = POND | {"webhook_url": f"http://{host}:{port}/"}
             answer = client.post("/v2/mochi-1", json=body)
-            if host.lower().rstrip(".") != "localhost":
-                assert "`webhook_url` must" in refusal(answer, 400)
+            assert "`webhook_url` must" in refusal(answer, 400)
         ids = []
         for name in names:
             body = POND | {"webhook_url": f"http://{name}:{port}/"}

@@ -94,6 +94,13 @@ def test_what_everybody_knows_is_outside(address: str) -> None:
     assert not Guard().refuses(address)
 
 
+@pytest.mark.parametrize("host", ["localhost", "LocalHost.", "hooks.localhost"])
+def test_names_of_this_machine_are_inside_unless_they_are_allowed(host: str) -> None:
+    assert Guard().refuses(host)
+    assert not any(Guard(allowed).refuses(host) for allowed in ("127.0.0.1", "::1", host))
+    assert not Guard().refuses(f"{host.rstrip('.')}.example")
+
+
 def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as there, trap() as (port, seen):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
