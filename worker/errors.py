@@ -29,7 +29,15 @@ class JobError(MochiError):
 
 
 class BrokerUnavailableError(JobError):
-    """Redis or Valkey does not answer, or refuses to write."""
+    """Redis or Valkey does not answer, or refuses to write.
+
+    Attributes:
+        is_refusal: it has answered, and may do another call.
+    """
+
+    def __init__(self, text: str, *, is_refusal: bool = False) -> None:
+        super().__init__(text)
+        self.is_refusal = is_refusal
 
     @property
     def reason(self) -> str:

@@ -19,6 +19,7 @@ from redis.exceptions import (
     NoPermissionError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
 )
 from redis.retry import Retry
 from rq.exceptions import StopRequested
@@ -119,6 +120,8 @@ def connect_briefly(url: str) -> Redis:
 def _options(timeout: float, retry: Retry | AsyncRetry) -> dict[str, Any]:
     return {
         "decode_responses": True,
+        # An id or a record that is not UTF-8 must not stop what reads others with it.
+        "encoding_errors": "surrogateescape",
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": retry,
@@ -148,7 +151,8 @@ def broker_errors() -> Iterator[None]:
         if remedy:
             raise BrokerUnfitError(f"The job broker cannot be used. {remedy}") from error
         raise BrokerUnavailableError(
-            "The job broker does not answer; try again in a moment."
+            "The job broker does not answer; try again in a moment.",
+            is_refusal=isinstance(error, ResponseError),
         ) from error
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
+from worker.errors import BrokerUnavailableError
 from worker.store.worker_side import Recovery, WorkerStore
 
 POPPED_SECONDS = 5.0
@@ -48,6 +49,8 @@ class Reconciler:
         self._settle_seconds = min(SETTLE_SECONDS, lease_seconds)
         self._popped_since: dict[str, float] = {}
         self._missing_since: float | None = None
+        self._broken: set[str] = set()
+        """Requests whose repair failed, so that the log has each once."""
 
     def reconcile(self) -> None:
         """Look once, and repair what is overdue.
@@ -61,8 +64,9 @@ class Reconciler:
             return
         # Earlier, an outage in which workers could send no heartbeat may just have ended.
         if overdue.watched_seconds >= self._settle_seconds:
-            for request_id in overdue.expired[:MOST_REPAIRS]:
-                _report(request_id, self._store.reap(request_id))
+            self._broken &= {*overdue.expired, *overdue.popped}
+            for request_id in self._in_turn(overdue.expired):
+                self._repair(request_id, self._store.reap)
         now = self._monotonic()
         if now - self._last_pass > POPPED_SECONDS / 2:
             self._popped_since.clear()  # in an outage, workers could not start what they popped
@@ -75,8 +79,8 @@ class Reconciler:
             request_id: self._popped_since.get(request_id, now) for request_id in popped
         }
         lost = [name for name, since in self._popped_since.items() if now - since > POPPED_SECONDS]
-        for request_id in lost[:MOST_REPAIRS]:
-            _report(request_id, self._store.recover(request_id))
+        for request_id in self._in_turn(lost):
+            self._repair(request_id, self._store.recover)
 
     def _recover_missing(self, missing: int, now: float) -> None:
         if missing <= 0:
@@ -85,9 +89,22 @@ class Reconciler:
             self._missing_since = now
         elif now - self._missing_since > MISSING_SECONDS:
             for request_id in self._store.unlisted()[:MOST_REPAIRS]:
-                _report(request_id, self._store.recover(request_id))
+                self._repair(request_id, self._store.recover)
 
+    def _in_turn(self, request_ids: list[str]) -> list[str]:
+        """As many as one pass repairs; first those whose repair has not failed yet."""
+        return sorted(request_ids, key=self._broken.__contains__)[:MOST_REPAIRS]
 
-def _report(request_id: str, recovery: Recovery | None) -> None:
-    if recovery is not None:
-        _log.warning("request.recovered", request_id=request_id, outcome=recovery.value)
+    def _repair(self, request_id: str, act: Callable[[str], Recovery | None]) -> None:
+        """A record that cannot be repaired must not keep the others from it."""
+        try:
+            recovery = act(request_id)
+        except BrokerUnavailableError as error:
+            if not error.is_refusal:
+                raise
+            if request_id not in self._broken:
+                _log.error("request.unrepaired", request_id=request_id, reason=error.reason)
+                self._broken.add(request_id)
+            return
+        if recovery is not None:
+            _log.warning("request.recovered", request_id=request_id, outcome=recovery.value)

@@ -10,6 +10,7 @@ import time
 from functools import cache
 from typing import Any
 
+import structlog
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 from rq.exceptions import DequeueTimeout
@@ -20,6 +21,8 @@ from rq.serializers import JSONSerializer
 from typing_extensions import override
 
 from worker.store import keyspace, scripts
+
+_log = structlog.get_logger()
 
 TASK = "mochi-1.generate"
 SERIALIZER = JSONSerializer
@@ -55,6 +58,9 @@ class FairQueue(Queue):
                 [self], POP_SECONDS, connection=self.connection, serializer=SERIALIZER
             )
         except DequeueTimeout:
+            return None
+        except UnicodeDecodeError as error:  # the reconciler removes the id
+            _log.error("job.refused", job_id=repr(error.object), reason="its id is not UTF-8")
             return None
         except ResponseError:  # a passing refusal of writes; the heartbeat logs the reason
             time.sleep(POP_SECONDS)

@@ -229,7 +229,11 @@ class WorkerStore:
 
     def _run(self, script: str, request_id: str, *args: str | int) -> Any:  # noqa: ANN401
         """Every script takes all keys, and the id before its own arguments."""
+        keys = [_as_read(key) for key in keyspace.for_scripts(request_id)]
         with broker_errors():
-            return self._scripts[script](
-                keys=keyspace.for_scripts(request_id), args=[request_id, *args]
-            )
+            return self._scripts[script](keys=keys, args=[_as_read(request_id), *args])
+
+
+def _as_read(text: str) -> bytes:
+    """The bytes in the broker, also of what is not UTF-8."""
+    return text.encode("utf-8", "surrogateescape")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from redis import Redis
+from structlog.testing import capture_logs
 
 from tests.support.jobs import end_lease, find, live, pop, submit, waiting
 from worker.job import Status
@@ -269,3 +272,30 @@ def test_one_gateway_looks_while_no_worker_does(bench: Bench, redis: Redis, redi
     bench.set_clock(-3600)
     second.reconcile()
     assert second.is_active
+
+
+def test_records_that_cannot_be_repaired_keep_no_other_from_it(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    garbage = [f"{number:036}" for number in range(MOST_REPAIRS)]
+    for name in garbage:
+        redis.set(keyspace.record(name), "no hash")
+        redis.zadd(keyspace.LEASES, {name: 1})
+    request_id = start(bench, redis, redis_url)
+    with capture_logs() as logs:
+        bench.look(5)
+    assert find(redis_url, request_id).status is Status.QUEUED
+    assert Counter(log["event"] for log in logs) == {
+        "request.unrepaired": MOST_REPAIRS,
+        "request.recovered": 1,
+    }
+
+
+def test_an_id_that_is_not_utf_8_is_dropped_from_the_popped(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    request_id = start(bench, redis, redis_url)
+    redis.rpush(keyspace.RQ_INTERMEDIATE, b"\xff\xfe")
+    bench.look(POPPED_SECONDS + 2)
+    assert redis.llen(keyspace.RQ_INTERMEDIATE) == 0
+    assert find(redis_url, request_id).status is Status.QUEUED

@@ -83,7 +83,7 @@ def test_planted_jobs_run_nothing_and_the_worker_goes_on(stack: Stack, tmp_path:
         plant(stack, "no-number", call(TASK), result_ttl="EVIL")
         plant(stack, "no-data", b"", created_at="EVIL")
         stack.redis.set("rq:job:no-hash", "EVIL")
-        stack.redis.rpush(keyspace.RQ_QUEUE, "no-hash", "nothing")
+        stack.redis.rpush(keyspace.RQ_QUEUE, "no-hash", "nothing", b"\xff\xfe")
         request_id = submit(stack.broker.url)
         eventually(lambda: find(stack.broker.url, request_id).status is Status.COMPLETED)
         # The real one may have been run before them.

@@ -405,7 +405,7 @@ class Refusing(WorkerStore):
     def complete(self, lease: Lease, result: Result) -> bool:
         self.times -= 1
         if self.times >= 0:
-            raise BrokerUnavailableError
+            raise BrokerUnavailableError("refused")
         return super().complete(lease, result)
 
 
