@@ -198,17 +198,29 @@ local function drop_expired(owner, most)
   end
 end
 
--- Sets when an ended request leaves the owner's list, and removes some expired ones. A deleted request
--- stays as long as others, since a page may begin after it. The list itself expires with its last
--- request, when none of the owner's waits or runs.
+-- Sets when an ended request leaves the owner's list, and removes some expired ones. The list itself
+-- expires with its last request, when none of the owner's waits or runs.
 local function list_expiry(id, owner, retention_ms)
   local expiries = keys.expiries .. owner
   drop_expired(owner, 10)
-  redis.call('ZADD', expiries, text(now_ms() + retention_ms), id)
-  if redis.call('EXISTS', keys.live .. owner) == 0 then
-    local last = redis.call('ZRANGE', expiries, -1, -1, 'WITHSCORES')[2]
+  if redis.call('ZSCORE', keys.history .. owner, id) then
+    redis.call('ZADD', expiries, text(now_ms() + retention_ms), id)
+  end
+  local last = redis.call('ZRANGE', expiries, -1, -1, 'WITHSCORES')[2]
+  if last and redis.call('EXISTS', keys.live .. owner) == 0 then
     redis.call('PEXPIREAT', expiries, text(last))
     redis.call('PEXPIREAT', keys.history .. owner, text(last))
+  end
+end
+
+-- A deleted request leaves the owner's list. Its place is kept, since a page may begin after it.
+local function leave_list(id, owner, retention_ms)
+  local history = keys.history .. owner
+  local place = redis.call('ZSCORE', history, id)
+  if place then
+    redis.call('ZREM', history, id)
+    redis.call('ZREM', keys.expiries .. owner, id)
+    redis.call('SET', history .. ':' .. id, place, 'PX', retention_ms)
   end
 end
 

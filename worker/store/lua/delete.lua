@@ -12,6 +12,7 @@ if key then -- the owner may use it for another request
   redis.call('HDEL', keys.record, 'idempotency_key')
 end
 if status == 'QUEUED' or status == 'PROCESSING' then
+  leave_list(id, owner, ARGV[3])
   redis.call('HSET', keys.record, 'deleted', 1, 'cancelled', ARGV[4], 'retention_ms', 1)
   if status == 'QUEUED' then
     end_if_cancelled(id, ARGV[3])
@@ -20,5 +21,6 @@ if status == 'QUEUED' or status == 'PROCESSING' then
   return ''
 end
 redis.call('DEL', keys.record, keys.webhook .. id)
+leave_list(id, owner, ARGV[3])
 end_delivery(id, owner, ARGV[3])
 return file_name or ''

@@ -7,26 +7,29 @@ local history = keys.history .. owner
 local up = ARGV[4] == 'asc'
 drop_expired(owner, 1000)
 
-local start = 0
+local from, to = up and '-inf' or '+inf', up and '+inf' or '-inf'
 if after ~= '' then
-  local rank = redis.call(up and 'ZRANK' or 'ZREVRANK', history, after)
-  if not rank then
+  local place = redis.call('ZSCORE', history, after) or redis.call('GET', history .. ':' .. after)
+  if not place then
     return nil
   end
-  start = rank + 1
+  from = '(' .. place
+end
+local range = { from, to, 'BYSCORE', 'LIMIT', 0, most + 1 }
+if not up then
+  table.insert(range, 4, 'REV')
 end
 local found = {}
 repeat
-  local ids = redis.call(up and 'ZRANGE' or 'ZREVRANGE', history, start, start + most)
+  local ids = redis.call('ZRANGE', history, unpack(range))
   for _, id in ipairs(ids) do
     local record = redis.call('HGETALL', keys.record .. id)
-    local is_kept = record[1] and redis.call('HEXISTS', keys.record .. id, 'deleted') == 0
-    if is_kept and #found <= 3 * most then
+    if record[1] and #found <= 3 * most then
       found[#found + 1] = id
       found[#found + 1] = record
       found[#found + 1] = redis.call('PEXPIRETIME', keys.record .. id)
     end
   end
-  start = start + #ids
+  range[#range - 1] = range[#range - 1] + #ids
 until #ids == 0 or #found > 3 * most
 return found

@@ -94,6 +94,15 @@ def test_a_page_may_begin_after_what_was_deleted_meanwhile(
     assert page(redis_url) == ([ids[3]], False)
 
 
+def test_a_page_costs_the_broker_nothing_for_what_was_deleted(redis: Redis, redis_url: str) -> None:
+    first, *others = submit_all(redis_url, 30)
+    for request_id in others:
+        delete(redis_url, request_id)
+    redis.config_resetstat()
+    assert page(redis_url, most=1) == ([first], False)
+    assert redis.info("commandstats")["cmdstat_hgetall"]["calls"] == 1
+
+
 def test_what_is_forgotten_is_in_no_page_and_in_no_list(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:
