@@ -38,6 +38,9 @@ WAIT_SECONDS = 1.0
 """Between two attempts to reach the broker."""
 LAST_WORDS_SECONDS = 1.0
 """Extra seconds for responses that the end of the drain triggers."""
+KEEP_ALIVE_SECONDS = 75
+"""An idle connection stays open. Longer than clients pause between two polls and than proxies keep
+theirs: a request that crosses the close is reset. uvicorn's 5 s is the commonest interval."""
 URGENCY_INTERVAL_SECONDS = 0.1
 """Between two looks at whether a stop has become urgent."""
 
@@ -158,6 +161,7 @@ def server(settings: ServerSettings, tracing: Tracing) -> Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies,
         ),
