@@ -81,7 +81,7 @@ def print_keys(keys: Iterable[Key], *, with_ids: bool) -> None:
         )
         for key in keys
     )
-    print_table([*columns, "id"] if with_ids else columns, rows, whole={"id"})
+    print_table([*columns, "id"] if with_ids else columns, rows)
 
 
 def print_key(key: Key, secrets: Iterable[Secret]) -> None:

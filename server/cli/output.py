@@ -25,24 +25,28 @@ def print_table(
     columns: Iterable[str],
     rows: Iterable[Iterable[object]],
     *,
-    whole: Collection[str] = (),
     right: Collection[str] = (),
 ) -> None:
     """Print a table on standard output, with unprintable characters of its cells made visible.
 
-    Columns of `whole` are never wrapped; those of `right` are aligned to the right.
+    Columns of `right` are aligned to the right. Where the terminal is too narrow for a line of the
+    table, each row becomes a paragraph: a line for each cell that is not empty.
     """
+    names = [*columns]
+    cells = [[visible(str(cell)) for cell in row] for row in rows]
     table = Table(box=None)
-    for name in columns:
-        table.add_column(
-            name,
-            no_wrap=name in whole,
-            overflow="fold",
-            justify="right" if name in right else "left",
-        )
-    for row in rows:
-        table.add_row(*(visible(str(cell)) for cell in row))
-    console.print(table, soft_wrap=True)
+    for name in names:
+        table.add_column(name, no_wrap=True, justify="right" if name in right else "left")
+    for line in cells:
+        table.add_row(*line)
+    unlimited = console.options.update(width=WIDTH)
+    if console.measure(table, options=unlimited).maximum <= console.width:
+        console.print(table, soft_wrap=True)
+        return
+    for number, line in enumerate(cells):
+        pairs = zip(names, line, strict=True)
+        paragraph = "\n".join(f"{name}: {cell}" for name, cell in pairs if cell)
+        console.print(("\n" if number else "") + paragraph, soft_wrap=True)
 
 
 def print_json(value: object) -> None:

@@ -133,7 +133,7 @@ def _print(deliveries: Iterable[Delivery], names: dict[str, str]) -> None:
         for each in deliveries
     )
     columns = ("request", "key", "ended", "state", "attempts", "last", "next", "url")
-    print_table(columns, rows, whole={"request"})
+    print_table(columns, rows)
 
 
 def _json(delivery: Delivery, names: dict[str, str]) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""Where commands write their files."""
+"""Tables, and where commands write their files."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from server.cli import output
 from server.cli.output import new_file
 from server.errors import OutputError
 
@@ -34,3 +37,20 @@ def test_without_a_video_no_file_is_left(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no folder"), new_file(tmp_path / "absent" / "mochi.mp4"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("width", "printed"),
+    [
+        (30, " name   requests  note \n alice         7       \n bob          12  late \n"),
+        (12, "name: alice\nrequests: 7\n\nname: bob\nrequests: 12\nnote: late\n"),
+    ],
+)
+def test_a_table_that_is_too_wide_becomes_a_paragraph_for_each_row(
+    monkeypatch: pytest.MonkeyPatch, width: int, printed: str
+) -> None:
+    narrow = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
+    monkeypatch.setattr(output, "console", narrow)
+    rows = [("alice", 7, ""), ("bob", 12, "late")]
+    output.print_table(["name", "requests", "note"], rows, right={"requests"})
+    assert narrow.file.getvalue() == printed  # type: ignore[attr-defined]
