@@ -28,8 +28,10 @@ from worker.runtime.run import EndedEarly, LeaseLost, Requeued, Run, RunPreviews
 from worker.runtime.spans import note_failure, note_params, traced
 from worker.store.worker_side import Lease, Result, WorkerStore
 
-REFUSED_PAUSES = (1.0, 2.0, 4.0)
-"""Seconds between tries to write a result that the broker refuses."""
+REFUSED_PAUSE_SECONDS = 1.0
+"""Between tries to write a result that the broker refuses."""
+REFUSED_SECONDS = 600.0
+"""After which such a result is given up."""
 LOSSY = "The speed mode {} is on, which changes the picture."
 """Warning for every video of an engine with a lossy speed mode."""
 
@@ -193,13 +195,18 @@ class Runner:
 
     def _write_completed(self, lease: Lease, result: Result) -> bool:
         """Retry while the broker refuses to write: the video took minutes of GPU time."""
-        for pause in REFUSED_PAUSES:
+        deadline = time.monotonic() + REFUSED_SECONDS
+        is_first = True
+        while True:
             try:
                 return self.store.complete(lease, result)
-            except BrokerUnavailableError:
-                _log.warning("run.refused", again_in=pause)
-                time.sleep(pause)
-        return self.store.complete(lease, result)
+            except BrokerUnavailableError as error:
+                if self.stop.urgent or time.monotonic() > deadline:
+                    raise
+                if is_first:
+                    _log.warning("run.refused", reason=error.reason, for_seconds=REFUSED_SECONDS)
+                is_first = False
+                time.sleep(REFUSED_PAUSE_SECONDS)
 
     def _requeue(self, run: Run) -> None:
         if not run.is_requeued:

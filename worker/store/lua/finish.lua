@@ -4,7 +4,7 @@ local record = redis.call('HMGET', keys.record, 'status', 'run')
 if record[2] ~= ARGV[2] then
   return 0
 end
-local is_unwanted = ARGV[3] == 'COMPLETED' and redis.call('HEXISTS', keys.record, 'deleted') == 1
+local is_unwanted = ARGV[3] == 'COMPLETED' and redis.call('HEXISTS', keys.record, 'cancelled') == 1
 if record[1] == 'PROCESSING' and is_unwanted then
   end_if_cancelled(ARGV[1], ARGV[4]) -- no heartbeat has told its worker yet
   return 0

@@ -411,26 +411,40 @@ class Refusing(WorkerStore):
 
 @pytest.fixture
 def refusing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Refusing:
-    monkeypatch.setattr("worker.runtime.runner.REFUSED_PAUSES", (0, 0, 0))
+    monkeypatch.setattr("worker.runtime.runner.REFUSED_PAUSE_SECONDS", 0)
     desk.store = store = Refusing(desk.redis, lease_seconds=10, retention_seconds=60)
     return store
 
 
 def test_a_result_that_is_refused_is_offered_again(desk: Desk, refusing: Refusing) -> None:
-    refusing.times = 3
+    refusing.times = 30
     job = desk.run(Hooked())
     assert job.status is Status.COMPLETED
     assert desk.files() == [job.file_name]
 
 
 def test_a_result_that_is_refused_for_long_is_left_to_the_lease(
-    desk: Desk, refusing: Refusing
+    desk: Desk, refusing: Refusing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("worker.runtime.runner.REFUSED_SECONDS", 0)
     refusing.times = 4
     with pytest.raises(BrokerUnavailableError):
         desk.run(Hooked())
     assert desk.take_away() is Recovery.REQUEUED
     assert desk.heartbeat.current_run is None
+
+
+def test_a_cancel_that_was_accepted_as_the_video_was_published_is_kept(desk: Desk) -> None:
+    class Cancelled(WorkerStore):
+        def complete(self, lease: Lease, result: Result) -> bool:
+            desk.redis.hset(keyspace.record(lease.request_id), "cancelled", "Cancelled.")
+            return super().complete(lease, result)
+
+    desk.store = Cancelled(desk.redis, lease_seconds=10, retention_seconds=60)
+    job = desk.run(Hooked())
+    assert (job.status, job.error_code) == (Status.FAILED, "cancelled")
+    assert job.cost == 0
+    assert desk.files() == []
 
 
 def test_a_worker_that_must_stop_beats_for_its_run_and_counts_no_more(desk: Desk) -> None:
