@@ -7,6 +7,9 @@ import socket
 from server.errors import SettingsError
 
 BACKLOG = 2048
+PROBE_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""A client whose link is cut sends no FIN. After 60 s without a sign of life, the kernel ends its
+connection, and its blocking call is cancelled."""
 INHERITED = "--listen-fd"
 """The argument that gives a gateway the number of a socket that listens already."""
 
@@ -19,12 +22,14 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         raise SettingsError(
             f"Cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}. "
             "Choose another with --host and --port, or MOCHI_HOST and MOCHI_PORT."
         ) from None
+    _probe_silent_clients(listener)
+    return listener
 
 
 def inherited(arguments: list[str]) -> socket.socket | None:
@@ -32,3 +37,11 @@ def inherited(arguments: list[str]) -> socket.socket | None:
     if INHERITED not in arguments:
         return None
     return socket.socket(fileno=int(arguments[arguments.index(INHERITED) + 1]))
+
+
+def _probe_silent_clients(listener: socket.socket) -> None:
+    """Accepted sockets inherit these options."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in PROBE_OPTIONS.items():
+        if hasattr(socket, name):  # macOS lacks one
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
