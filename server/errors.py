@@ -187,6 +187,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.QueueFullError: 429,
     jobs.TooManyJobsError: 429,
     jobs.TooFastError: 429,
+    jobs.VideoGoneError: 404,
     jobs.StorageError: 500,
     jobs.BrokerUnavailableError: 502,
     jobs.BrokerUnfitError: 502,
@@ -216,7 +217,7 @@ MEANING: dict[int, str] = {
     401: "No API key, or one that is unknown, expired or revoked",
     403: "The API key may not do this",
     404: "Unknown model or route; unknown or expired request, or one made with another key; or a "
-    "video that is not ready",
+    "video that is not ready, or whose file is gone",
     405: "Wrong verb",
     406: "Wrong or missing content type; or too few credits",
     409: "The `Idempotency-Key` was used before with another body",

@@ -165,6 +165,13 @@ class StorageError(JobError):
     """The output store cannot write or read."""
 
 
+class VideoGoneError(StorageError):
+    """The output store answers, and does not have the video."""
+
+    def __init__(self) -> None:
+        super().__init__("The video is gone")
+
+
 class TracingUnusableError(JobError):
     """An OpenTelemetry variable cannot be used; the message names it and the remedy."""
 

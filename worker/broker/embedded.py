@@ -96,6 +96,9 @@ class EmbeddedBroker:
 
     def _lock_folder(self) -> IO[str]:
         try:
+            # The data folder: `parents` would leave its mode to the umask.
+            with suppress(FileExistsError):
+                self._folder.parent.mkdir(mode=0o700, parents=True)
             for folder in (self._folder, self._socket.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if folder.stat().st_uid != os.getuid():

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from worker.errors import StorageError
+from worker.errors import StorageError, VideoGoneError
 
 CHUNK_BYTES = 1 << 18
 """Read of a video at a time."""
@@ -38,7 +38,7 @@ def checked_video(name: str) -> str:
         StorageError: it is no video's name.
     """
     if not _VIDEO.fullmatch(name):
-        raise StorageError("The video is gone")
+        raise VideoGoneError
     return name
 
 

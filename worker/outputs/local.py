@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from worker.errors import OutputsUnusableError, StorageError
+from worker.errors import OutputsUnusableError, StorageError, VideoGoneError
 from worker.outputs.base import (
     CHUNK_BYTES,
     DRAFT_SUFFIX,
@@ -75,7 +75,7 @@ class LocalOutputs:
         """
         path = self._folder / checked_video(name)
         if path.is_symlink() or not path.is_file():
-            raise StorageError("The video is gone")
+            raise VideoGoneError
         return path
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -135,7 +135,10 @@ class LocalOutputs:
     def make_folder(self) -> None:
         """Raises StorageError when it does not exist and cannot be made."""
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The data folder itself too: `parents` would leave its mode to the umask.
+            with suppress(FileExistsError):
+                self._folder.parent.mkdir(mode=0o700, parents=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StorageError(f"The folder for videos cannot be made: {error.strerror}") from error
 

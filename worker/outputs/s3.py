@@ -29,7 +29,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from pydantic import HttpUrl, TypeAdapter, ValidationError
 
-from worker.errors import OutputsUnusableError, StorageError
+from worker.errors import OutputsUnusableError, StorageError, VideoGoneError
 from worker.outputs.base import (
     CHUNK_BYTES,
     MARKER,
@@ -214,7 +214,7 @@ class S3Outputs:
             try:
                 found = obstore.get(self.store, name, options=asked)
             except FileNotFoundError:
-                raise StorageError("The video is gone") from None
+                raise VideoGoneError from None
             yield from found.stream(CHUNK_BYTES)
 
 

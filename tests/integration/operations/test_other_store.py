@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.stack import Stack, eventually
+from tests.support.wire import refusal
 from worker.outputs.local import LocalOutputs
 from worker.settings import WorkerSettings
 
@@ -43,3 +44,16 @@ def test_a_gateway_that_does_not_read_the_videos_of_a_worker_takes_no_request(
     stack.start_worker(data_dir=str(elsewhere))
     eventually(lambda: client.get(f"{url}/readyz").is_success, seconds=20)
     assert client.post("/v1/mochi-1", json=POND).headers["content-type"] == "video/mp4"
+
+
+def test_a_video_whose_file_is_gone_is_404_and_logged(stack: Stack) -> None:
+    stack.start_gateway()
+    stack.start_worker()
+    client = stack.http()
+    request_id = client.post("/v1/mochi-1", json=POND).headers["x-request-id"]
+    link = client.get(f"/v2/requests/{request_id}").json()["output"]
+    assert client.get(link).is_success
+    for name in stack.outputs():
+        (stack.folder / "outputs" / name).unlink()
+    assert refusal(client.get(link), 404) == "The video is gone"
+    assert stack.logs().count("video.unreadable") == 1

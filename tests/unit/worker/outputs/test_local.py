@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from worker.broker.embedded import EmbeddedBroker
 from worker.errors import OutputsUnusableError, StorageError
 from worker.outputs.base import CHUNK_BYTES, MARKER, Outputs, video_name
 from worker.outputs.factory import open_outputs
@@ -372,3 +374,16 @@ def test_a_draft_of_a_checkpoint_that_a_kill_left_is_swept(
     (folder / f"{CHECKPOINT}.{'a' * 12}.part").touch()
     assert outputs.sweep(lambda _: False, older_than=-1) == 2
     assert list(folder.iterdir()) == []
+
+
+def test_a_data_folder_that_is_made_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    folders = tmp_path / "outputs first", tmp_path / "broker first"
+    broker = EmbeddedBroker(folders[1])
+    before = os.umask(0)
+    try:
+        LocalOutputs(folders[0] / "outputs").make_folder()
+        broker.start()
+    finally:
+        os.umask(before)
+    broker.stop()
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700, 0o700]
