@@ -76,6 +76,9 @@ class Outputs(Protocol):
             StorageError: not now.
         """
 
+    def check_space(self) -> None:
+        """Raise StorageError if the disk of drafts is too full for a video and a broker's log."""
+
     def marker(self) -> str:
         """The id that a worker has marked the store with; empty without one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,6 +21,9 @@ from worker.outputs.base import (
     prefetch_first,
     request_of,
 )
+
+LEAST_FREE_BYTES = 256 << 20
+"""For the longest video, and room for a broker whose log is on the same disk."""
 
 
 class LocalOutputs:
@@ -42,6 +46,17 @@ class LocalOutputs:
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise OutputsUnusableError(
                 f"{self._folder} cannot be written to. Choose another with MOCHI_DATA_DIR."
+            )
+
+    def check_space(self) -> None:
+        try:
+            free = shutil.disk_usage(self._folder).free
+        except OSError:
+            return  # whatever uses the folder next raises a better error
+        if free < LEAST_FREE_BYTES:
+            raise StorageError(
+                f"The disk of {self._folder} has {free >> 20} MiB free, and a video needs "
+                f"{LEAST_FREE_BYTES >> 20} MiB; make room"
             )
 
     def marker(self) -> str:

@@ -135,6 +135,9 @@ class S3Outputs:
             with _store_errors("The store cannot be marked"):
                 self._put(MARKER, uuid4().hex.encode(), "text/plain")
 
+    def check_space(self) -> None:
+        self.drafts.check_space()
+
     def marker(self) -> str:
         with _store_errors("The store's mark cannot be read"):
             try:

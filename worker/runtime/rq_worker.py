@@ -15,6 +15,7 @@ process dies or is told to stop are replaced (found by experiment with RQ 3.0):
 from __future__ import annotations
 
 import signal
+from time import sleep
 from types import FrameType
 
 import structlog
@@ -26,10 +27,11 @@ from typing_extensions import override
 
 from models.errors import EngineBrokenError
 from worker.broker.connection import Client
+from worker.errors import StorageError
 from worker.process.shutdown import Stop, on_signals
 from worker.runtime.runner import Runner
 from worker.store import keyspace, scripts
-from worker.store.rq_queue import SERIALIZER, TASK, FairQueue
+from worker.store.rq_queue import POP_SECONDS, SERIALIZER, TASK, FairQueue
 
 _log = structlog.get_logger()
 
@@ -51,6 +53,7 @@ class EngineWorker(SimpleWorker):
         scripts.source("pop")  # read now: an upgrade may replace the file later
         self._runner = runner
         self._stop = stop
+        self._has_had_space = True
 
     @override
     def execute_job(self, job: RqJob, queue: Queue) -> None:
@@ -84,6 +87,9 @@ class EngineWorker(SimpleWorker):
     ) -> tuple[RqJob, Queue] | None:
         """Wait for an id in short pops. None, which ends `work`, when told to stop."""
         while not self._stop.draining:
+            if not self._has_space():
+                sleep(POP_SECONDS)
+                continue
             try:
                 popped = self._queue.pop()
             except Exception as error:
@@ -95,6 +101,18 @@ class EngineWorker(SimpleWorker):
                 if popped is not None:
                     return popped
         return None
+
+    def _has_space(self) -> bool:
+        """Whether the disk takes a video. If not, requests wait; a run would fail at its end."""
+        try:
+            self._runner.outputs.check_space()
+        except StorageError as error:
+            if self._has_had_space:
+                _log.error("disk.full", reason=str(error))
+            self._has_had_space = False
+        else:
+            self._has_had_space = True
+        return self._has_had_space
 
     @override
     def request_stop(self, signum: int, frame: FrameType | None) -> None:

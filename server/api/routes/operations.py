@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,7 +16,7 @@ from server.api.openapi import METRICS_TEXT, errors
 from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody
 from server.keys.lookup import Scope
 from server.transport.responses import answer
-from worker.errors import BrokerUnavailableError, BrokerUnfitError, OtherStoreError
+from worker.errors import BrokerUnavailableError, BrokerUnfitError, OtherStoreError, StorageError
 
 router = APIRouter(tags=["Operations"])
 
@@ -44,7 +45,8 @@ async def get_readiness(request: Request) -> Response:
         return _not_ready(["No live worker: start one with `mochi-server worker`."])
     try:
         await services.store_check.look(workers)
-    except OtherStoreError as error:
+        await run_in_threadpool(services.outputs.check_space)
+    except (OtherStoreError, StorageError) as error:
         return _not_ready([str(error)], len(workers))
     return answer(ReadyBody(status="ready", live_workers=len(workers), missing=[]))
 

@@ -14,19 +14,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 import pytest
+from redis import Redis
 
 from models.errors import EngineBrokenError
 from models.mock.fake_engine import FakeEngine
 from models.moderation.stages import Moderation
-from tests.support.jobs import find, submit
+from server.app import create_app
+from server.settings import ServerSettings
+from tests.support.jobs import find, live, submit
 from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
+from tests.support.wire import call as call_app
 from worker.__main__ import work
-from worker.broker.connection import WORKER_TIMEOUT_SECONDS, connect_worker
+from worker.broker.connection import WORKER_TIMEOUT_SECONDS, connect_gateway, connect_worker
 from worker.job import Status
+from worker.outputs import local
 from worker.outputs.local import LocalOutputs
 from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import Stop
+from worker.runtime import rq_worker
 from worker.runtime.rq_worker import EngineWorker
 from worker.settings import WorkerSettings
 from worker.store import keyspace
@@ -201,3 +208,36 @@ def test_a_worker_whose_parent_dies_gives_its_run_back_at_once(stack: Stack) -> 
         assert worker.wait(PATIENCE_SECONDS) == 0
     job = find(stack.broker.url, request_id)
     assert (job.status, job.attempt) == (Status.QUEUED, 0)
+
+
+def test_requests_wait_while_the_disk_is_almost_full(
+    redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(FakeEngine):
+        def generate(self, *_: object) -> NoReturn:
+            raise EngineBrokenError("The GPU failed.")
+
+    request_id = submit(redis_url)
+    app = create_app(
+        ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
+    )
+    bodies: list[dict[str, Any]] = []
+
+    def nap(_seconds: float) -> None:
+        redis.zadd(keyspace.WORKERS, {str(live()): (redis.time()[0] + 60) * 1000})
+        [ready] = call_app(app, httpx.Request("GET", "http://test/readyz"))
+        bodies.append(ready.json())
+        assert find(redis_url, request_id).status is Status.QUEUED
+        monkeypatch.setattr(local, "LEAST_FREE_BYTES", 1)
+
+    monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
+    monkeypatch.setattr(rq_worker, "sleep", nap)
+    monkeypatch.setattr(local, "LEAST_FREE_BYTES", 1 << 60)
+    settings = WorkerSettings(data_dir=tmp_path, redis_url=redis_url)
+    outputs = LocalOutputs(settings.outputs_dir)
+    outputs.check()
+    assert not work("ann", Broken(0), Moderation(), outputs, settings)
+    assert find(redis_url, request_id).status is Status.PROCESSING
+    [body] = bodies
+    assert body["status"] == "not ready"
+    assert "MiB free" in body["missing"][0]
