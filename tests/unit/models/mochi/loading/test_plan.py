@@ -1,0 +1,144 @@
+"""What is checked before weights are read: devices, weights, LoRAs, a compiler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.build import build_engine
+from models.errors import EngineUnavailableError
+from models.mochi.loading.plan import plan_loading
+from models.settings import EngineSettings
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def refusal(tmp_path: Path, **settings: Any) -> str:
+    with pytest.raises(EngineUnavailableError) as error:
+        build_engine(EngineSettings(**settings), tmp_path)
+    return str(error.value)
+
+
+NO_GPU = "There is no CUDA device here"
+NO_WEIGHTS = "mochi-server weights pull"
+TRY_MOCK = "mochi-server up --mock"
+
+
+def test_without_gpu_and_weights_both_are_named(
+    tmp_path: Path, gpus: Callable[[int], None]
+) -> None:
+    gpus(0)
+    message = refusal(tmp_path)
+    assert NO_GPU in message
+    assert NO_WEIGHTS in message
+    assert TRY_MOCK in message
+
+
+def test_with_weights_only_the_missing_gpu_is_named(
+    tmp_path: Path, copy: Path, gpus: Callable[[int], None]
+) -> None:
+    gpus(0)
+    for weights in (str(copy), "dummy"):
+        message = refusal(tmp_path, weights=weights)
+        assert NO_GPU in message
+        assert TRY_MOCK in message
+        assert NO_WEIGHTS not in message
+        assert "MOCHI_WEIGHTS" not in message
+
+
+def test_with_a_gpu_only_the_missing_weights_are_named(
+    tmp_path: Path, gpus: Callable[[int], None]
+) -> None:
+    gpus(1)
+    message = refusal(tmp_path, revision=REVISION)
+    assert NO_GPU not in message
+    assert NO_WEIGHTS in message
+    assert REVISION in message
+
+
+def test_a_device_that_cuda_cannot_use_is_no_bug(
+    tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: torch.device) -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old")
+
+    gpus(1)
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    message = refusal(tmp_path, weights="dummy", compile=False)
+    assert "cuda cannot be used: The NVIDIA driver on your system is too old" in message
+
+
+def test_a_missing_compiler_is_named_unless_nothing_is_compiled(
+    tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert "apt install gcc python3-dev" in refusal(tmp_path)
+    assert "gcc" not in refusal(tmp_path, compile=False)
+
+
+def test_loras_that_are_not_there_are_named_before_anything_is_read(
+    tmp_path: Path, copy: Path, gpus: Callable[[int], None]
+) -> None:
+    gpus(1)
+    message = refusal(tmp_path, weights=str(copy), lora="/no/such.safetensors")
+    assert "There is no file /no/such.safetensors, which MOCHI_LORA names." in message
+    assert "'nonsense', which is not a LoRA" in refusal(
+        tmp_path, weights=str(copy), lora="nonsense"
+    )
+
+
+def test_a_device_that_does_not_exist_is_named(tmp_path: Path, gpus: Callable[[int], None]) -> None:
+    gpus(2)
+    message = refusal(tmp_path, device="cuda:2", revision=REVISION)
+    assert "MOCHI_DEVICE=cuda:2 does not exist: the last one here is cuda:1." in message
+
+
+@pytest.mark.parametrize("weights", ["/no/such/folder", "./weights", "../weights", "weights"])
+def test_a_folder_that_does_not_exist_is_not_taken_for_a_hub_id(
+    tmp_path: Path, gpus: Callable[[int], None], weights: str
+) -> None:
+    gpus(1)
+    assert f"There is no folder MOCHI_WEIGHTS={weights}." in refusal(tmp_path, weights=weights)
+
+
+@pytest.mark.parametrize("part", ["scheduler", "tokenizer", "transformer"])
+def test_a_folder_that_lacks_a_part_is_refused_by_the_parts_name(
+    tmp_path: Path, copy: Path, gpus: Callable[[int], None], part: str
+) -> None:
+    gpus(1)
+    (copy / part).rename(tmp_path / "elsewhere")
+    assert f"MOCHI_WEIGHTS={copy} lacks {part}:" in refusal(tmp_path, weights=str(copy))
+
+
+def test_a_named_card_has_an_index_and_settings_reach_the_engine(
+    tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[torch.device] = []
+    gpus(2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40 * 2**30, 48 * 2**30))
+    monkeypatch.setattr("models.mochi.network.attention._runs", lambda *_: True)
+    for name in ("PYTORCH_ALLOC_CONF", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "/elsewhere")
+        monkeypatch.delenv(name)
+    for device, index in (("cuda", 0), ("cuda:1", 1)):
+        settings = EngineSettings(weights="dummy", device=device, step_cache=0.1, compile=False)
+        load_plan = plan_loading(settings, tmp_path, tmp_path / "compiled")
+        assert chosen[-1] == load_plan.device == torch.device("cuda", index)
+        assert str(load_plan.traits) == (
+            "dummy weights, a card, reference, 48gb, lossy: step cache 0.1"
+        )
+        assert load_plan.options.kernel == "cudnn"
+    assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path / "compiled" / "cudnn"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert "a card is too old" in refusal(tmp_path, weights="dummy", compile=False)
