@@ -15,6 +15,10 @@ from tests.support.stack import Stack
 
 ANSWER_SECONDS = 30.0
 BODY_LIMIT: int = ServerSettings.model_fields["body_bytes"].default
+NO_KEY = "Missing Authorization or x-api-key in header"
+SUBMITS = ["/v1/mochi-1", "/v2/mochi-1"]
+SOON_SECONDS = 10.0
+"""No measure of speed: what tells an answer from a call that hangs."""
 
 
 def refusal(answer: httpx.Response, status: int) -> str:

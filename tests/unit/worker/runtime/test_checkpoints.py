@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from models.errors import EngineBrokenError
 from tests.support.jobs import find, pop, submit
-from tests.unit.worker.runtime.test_runner import Desk, Hooked
+from tests.unit.worker.support.desk import Desk, Hooked
 from worker.job import Status
 from worker.process.shutdown import Stop
 from worker.store import keyspace

@@ -1,0 +1,221 @@
+"""What holds for all requests after each event: records, queues, accounts and deliveries agree."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import cast
+
+import redis.asyncio
+from hypothesis.stateful import RuleBasedStateMachine, invariant
+from redis import Redis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.support.jobs import OWNER
+from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
+from worker.job import TRANSITIONS, Job, Status
+from worker.store import keyspace
+from worker.store.deliveries import State, all_deliveries
+from worker.store.gateway_side import GatewayStore, Idempotency
+from worker.store.worker_side import Lease, WorkerStore
+
+MOST_WAITING = 4
+LEASE_SECONDS = 30
+RETENTION_SECONDS = 60
+GRANTED = 20
+"""Millionths of a credit, as are all amounts here."""
+
+
+@dataclass
+class Snapshot:
+    """All that the broker holds of the requests, at one moment."""
+
+    jobs: dict[str, Job]
+    runs: dict[str, str]
+    has_ttl: dict[str, bool]
+    rq_jobs: set[str]
+    waiting: set[str]
+    leased: set[str]
+    queued: list[str]
+    popped: list[str]
+    live: set[str]
+    reserved: dict[str, int]
+    account: dict[str, int]
+    used: dict[str, int]
+
+
+class Promises(RuleBasedStateMachine):
+    """A gateway and a worker's store, and what is checked after each rule of a subclass.
+
+    Attributes:
+        accepted: the ids of all requests.
+        expired: those whose record the broker has deleted.
+        unlisted: those that are QUEUED and in no list of the queue.
+        last: the records at the last look.
+        ends: the records that have ended.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        path = url.removeprefix("unix://")
+        self.redis = Redis(
+            connection_pool=redis.ConnectionPool(
+                connection_class=Forgetful,
+                path=path,
+                decode_responses=True,
+                retry=Retry(NoBackoff(), 1),
+            )
+        )
+        self.gateway_redis = redis.asyncio.Redis(
+            connection_pool=redis.asyncio.ConnectionPool(
+                connection_class=AsyncForgetful,
+                path=path,
+                decode_responses=True,
+                retry=AsyncRetry(NoBackoff(), 1),
+            )
+        )
+        self.loop = asyncio.Runner()
+        self.store = WorkerStore(
+            self.redis, lease_seconds=LEASE_SECONDS, retention_seconds=RETENTION_SECONDS
+        )
+        self.gateway = GatewayStore(
+            self.gateway_redis, most_waiting=MOST_WAITING, retention_seconds=RETENTION_SECONDS
+        )
+        self.runs = itertools.count()
+        self.key = Idempotency.of(OWNER, "a key", {"prompt": "a pond"})
+        self.accepted: set[str] = set()
+        self.expired: set[str] = set()
+        self.unlisted: set[str] = set()
+        self.last: dict[str, Job] = {}
+        self.ends: dict[str, Job] = {}
+
+    def teardown(self) -> None:
+        Forgetful.lose_next = AsyncForgetful.lose_next = False
+        self.loop.run(self.gateway_redis.connection_pool.disconnect())
+        self.loop.close()
+        self.redis.connection_pool.disconnect()
+
+    def job(self, request_id: str) -> Job | None:
+        record = self.redis.hgetall(keyspace.record(request_id))
+        return Job.from_record(request_id, record) if record else None  # type: ignore[arg-type]
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether the record says that this run may write."""
+        status, run = self.redis.hmget(keyspace.record(lease.request_id), "status", "run")
+        return bool(status == Status.PROCESSING and run == lease.run)
+
+    def is_cancelled(self, request_id: str) -> bool:
+        return bool(self.redis.hexists(keyspace.record(request_id), "cancelled"))
+
+    def look(self) -> Snapshot:
+        known = sorted(self.accepted)
+        pipeline = self.redis.pipeline()
+        pipeline.zrange(keyspace.WAITING, 0, -1, withscores=True)
+        pipeline.zrange(f"{keyspace.WAITING}:{OWNER}", 0, -1, withscores=True)
+        pipeline.zrange(keyspace.LEASES, 0, -1)
+        pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
+        pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
+        pipeline.smembers(keyspace.LIVE + OWNER)
+        pipeline.hgetall(keyspace.API_KEY + OWNER)
+        for request_id in known:
+            pipeline.hgetall(keyspace.record(request_id))
+            pipeline.pttl(keyspace.record(request_id))
+            pipeline.exists(keyspace.rq_job(request_id))
+        waiting, mine, leased, queued, popped, live, account, *rest = pipeline.execute()
+        assert mine == waiting
+        records = dict(zip(known, rest[0::3], strict=True))
+        return Snapshot(
+            jobs={
+                name: Job.from_record(name, record) for name, record in records.items() if record
+            },
+            runs={name: record.get("run", "") for name, record in records.items()},
+            has_ttl={name: ttl > 0 for name, ttl in zip(known, rest[1::3], strict=True)},
+            rq_jobs={name for name, there in zip(known, rest[2::3], strict=True) if there},
+            waiting={name for name, _ in waiting},
+            leased=set(leased),
+            queued=queued,
+            popped=popped,
+            live=live,
+            reserved={name: int(record.get("reserved", 0)) for name, record in records.items()},
+            account={name: int(amount) for name, amount in account.items()},
+            used=self.used(),
+        )
+
+    def used(self) -> dict[str, int]:
+        """The sums of all days: a test may run at midnight."""
+        sums: Counter[str] = Counter()
+        for day in self.redis.keys(f"{keyspace.USAGE}*"):
+            for name, amount in cast("dict[str, str]", self.redis.hgetall(day)).items():
+                sums[name.removeprefix(f"{OWNER} ")] += int(amount)
+        return sums
+
+    @invariant()
+    def holds_together(self) -> None:
+        now = self.look()
+        assert set(now.jobs) == self.accepted - self.expired
+        by_status = {
+            status: {name for name, job in now.jobs.items() if job.status is status}
+            for status in Status
+        }
+        assert now.waiting == by_status[Status.QUEUED]
+        assert now.leased == by_status[Status.PROCESSING]
+        ended = by_status[Status.COMPLETED] | by_status[Status.FAILED]
+        assert {name for name, has_ttl in now.has_ttl.items() if has_ttl} == ended
+        self.check_changes(now.jobs)
+        self.check_webhooks(now.jobs, ended)
+        self.check_rq(now, by_status)
+        self.check_account(now, by_status[Status.QUEUED] | by_status[Status.PROCESSING])
+
+    def check_changes(self, jobs: dict[str, Job]) -> None:
+        for name, job in jobs.items():
+            before = self.last.get(name)
+            assert 0 <= job.attempt <= keyspace.MOST_ATTEMPTS
+            is_completed = job.status is Status.COMPLETED
+            assert {bool(job.file_name), bool(job.precision), bool(job.warnings)} == {is_completed}
+            assert bool(job.error_code) == (job.status is Status.FAILED)
+            if before is None:
+                assert (job.status, job.attempt) == (Status.QUEUED, 0)
+            elif before.status.is_final:
+                assert job == before
+            else:
+                assert job.status in TRANSITIONS[before.status] | {before.status}
+        self.last = jobs
+
+    def check_webhooks(self, jobs: dict[str, Job], ended: set[str]) -> None:
+        """Each end has one delivery, with the state at that end, and there is no other delivery."""
+        deliveries = {each.request_id: each for each in all_deliveries(self.redis)}
+        assert ended <= set(deliveries) <= ended | self.expired
+        told = {name: replace(deliveries[name].job, expires_at=None) for name in ended}
+        assert told == {name: jobs[name] for name in ended}
+        assert set(self.redis.zrange(f"{keyspace.WEBHOOKS}:{OWNER}", 0, -1)) == set(deliveries)
+        assert self.redis.zrange(keyspace.WEBHOOKS, 0, -1) == ([OWNER] if deliveries else [])
+        assert all(each.state is State.DUE for each in deliveries.values())
+
+    def check_account(self, now: Snapshot, live: set[str]) -> None:
+        account, used = now.account, now.used
+        self.ends |= {name: job for name, job in now.jobs.items() if job.status.is_final}
+        completed = [job for job in self.ends.values() if job.status is Status.COMPLETED]
+        assert now.live == live
+        assert account["balance"] >= 0
+        assert account["balance"] + account["reserved"] + account["charged"] == account["granted"]
+        assert account["reserved"] == sum(now.reserved[name] for name in live)
+        assert account["charged"] == sum(job.cost for job in completed) == used.get("charged", 0)
+        assert all(job.cost == 0 for job in self.ends.values() if job not in completed)
+        failed = Counter(job.error_code for job in self.ends.values() if job.error_code)
+        ends = {"completed": len(completed), "requests": len(self.accepted)} | failed
+        assert {name: used.get(name, 0) for name in ends} == ends
+
+    def check_rq(self, now: Snapshot, by_status: dict[Status, set[str]]) -> None:
+        listed = [*now.queued, *now.popped]
+        assert len(set(listed)) == len(listed)
+        assert set(listed) == by_status[Status.QUEUED] - self.unlisted
+        assert now.rq_jobs == by_status[Status.QUEUED] | by_status[Status.PROCESSING]
+        overdue = self.store.overdue()
+        assert overdue is not None
+        assert overdue.popped == now.popped
+        assert overdue.missing == len(self.unlisted)
+        assert set(self.store.unlisted()) == self.unlisted
