@@ -123,6 +123,8 @@ def test_the_page_may_run_its_own_files_only_and_turn_no_text_into_markup(server
     for file, kinds in {
         "page.js": {"text/javascript", "application/javascript"},  # by the version of Python
         "page.css": {"text/css"},
+        "form.css": {"text/css"},
+        "request.css": {"text/css"},
         "icon.svg": {"image/svg+xml"},
     }.items():
         asset = httpx.get(f"{server.url}/page/{file}")
