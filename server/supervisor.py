@@ -33,6 +33,8 @@ from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import Stop, on_signals
 from worker.store.fleet import survey
 
+BROKER_PAUSE_SECONDS = 2.0
+"""Between two tries to restart the broker."""
 WATCH_SECONDS = 0.2
 PROBE_SECONDS = 0.5
 """Longest look at the gateway. A signal is passed on after it: within `TOGETHER_SECONDS`."""
@@ -180,12 +182,20 @@ class Supervisor:
             if not all(child.watch() for child in children):
                 return os.EX_CONFIG  # the child has printed why
             if self.broker is not None:
-                self.broker.start()  # attaches, or restarts it if it died
+                self._keep(self.broker)
             if not ready and self._is_ready():
                 ready = True
                 self._announce()
         _say("Stopping: running requests finish; press Ctrl-C again to stop now and requeue them …")
         return 0
+
+    def _keep(self, broker: EmbeddedBroker) -> None:
+        """Attach to it, or restart it if it died; again and again, as its disk may be full."""
+        try:
+            broker.start()
+        except BrokerStartError as error:
+            _log.error("broker.not_started", reason=str(error), again_in=BROKER_PAUSE_SECONDS)
+            time.sleep(BROKER_PAUSE_SECONDS)
 
     def _is_ready(self) -> bool:
         try:

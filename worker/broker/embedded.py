@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import disk_usage
 from typing import IO
 
 import structlog
@@ -172,9 +173,11 @@ class EmbeddedBroker:
         while not self.is_alive():
             if not self._is_running() or time.monotonic() > deadline:
                 self.stop()
+                free = disk_usage(self._folder).free >> 20
                 last = self._log_path.read_text(errors="replace").strip().splitlines()[-1:]
                 raise BrokerStartError(
-                    f"The embedded Valkey did not start: {''.join(last)} (see {self._log_path})"
+                    f"The embedded Valkey did not start: {''.join(last)} (see {self._log_path}). "
+                    f"The disk of {self._folder} has {free} MiB free."
                 )
             time.sleep(0.02)
 
