@@ -9,6 +9,7 @@ separately; here they leave in one packet.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import httptools
 from typing_extensions import override
@@ -21,6 +22,11 @@ MOST_HEAD_BYTES = 32_768
 """Request line and headers together."""
 HEAD_SECONDS = 10.0
 """From the opening of a connection, or the first byte after a response, to the last header."""
+LINGER_BYTES = 8_388_608
+"""Most of a refused body that is discarded. A close with unread bytes resets the connection, and
+the client may lose the response that it has not read yet."""
+LINGER_SECONDS = 5.0
+"""Longest wait for the rest of a refused body."""
 TOO_LARGE = "The headers are too large."
 
 
@@ -29,14 +35,24 @@ class HeadTooLargeError(Exception):
 
 
 class _JoinedWrites(asyncio.Transport):
-    """Holds what is written until the next write, at most for this turn of the event loop."""
+    """Holds what is written until the next write, at most for this turn of the event loop.
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    `close` lingers while `has_unread`: it sends the end, and closes when the client does.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        has_unread: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__()
         self._transport = transport
         self._loop = loop
+        self._has_unread = has_unread
         self._held = b""
-        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self._linger_bytes = LINGER_BYTES
+        self.is_lingering = False
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
         self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
@@ -50,9 +66,26 @@ class _JoinedWrites(asyncio.Transport):
             self._loop.call_soon(self._flush)
 
     @override
+    def is_closing(self) -> bool:
+        return self.is_lingering or self._transport.is_closing()
+
+    @override
     def close(self) -> None:
         self._flush()
-        self._transport.close()
+        if self.is_lingering or self._transport.is_closing() or not self._has_unread():
+            self._transport.close()
+            return
+        self.is_lingering = True
+        if self._transport.can_write_eof():  # TLS cannot
+            self._transport.write_eof()
+        self._transport.resume_reading()
+        self._loop.call_later(LINGER_SECONDS, self._transport.close)
+
+    def discard(self, data: bytes) -> None:
+        """Bytes that have come while the close lingers."""
+        self._linger_bytes -= len(data)
+        if self._linger_bytes < 0:
+            self._transport.close()
 
     def _flush(self, more: bytes = b"") -> None:
         data, self._held = self._held + more, b""
@@ -102,7 +135,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(  # type: ignore[override]  # as uvicorn narrows it
         self, transport: asyncio.Transport
     ) -> None:
-        super().connection_made(_JoinedWrites(transport, self.loop))
+        self._writes = _JoinedWrites(transport, self.loop, self._has_unread_body)
+        super().connection_made(self._writes)
         self.parser = _Parser(self)
         self._open_head()
 
@@ -113,6 +147,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        if self._writes.is_lingering:
+            self._writes.discard(data)
+            return
         awaited = self._deadline
         super().data_received(data)
         if self.transport.is_closing():
@@ -199,6 +236,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self._open_head()  # an earlier response is not complete: not the client's fault
+
+    def _has_unread_body(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body
 
     def _is_idle(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete

@@ -60,6 +60,20 @@ def test_a_declared_length_over_the_limit_is_refused_before_the_body(
 
 
 @pytest.mark.parametrize("path", SUBMITS)
+@pytest.mark.parametrize("is_known", [True, False], ids=["413", "401"])
+def test_a_client_that_sends_all_of_a_refused_file_before_it_reads_gets_the_response(
+    server: Stack, path: str, is_known: bool
+) -> None:
+    """As Node does; otherwise it gets ECONNRESET."""
+    file = b" " * (3 * MEGABYTE)
+    key = server.key() if is_known else "unknown"
+    with connect(server.url) as connection:
+        connection.sendall(_head(path, f"content-length: {len(file)}", key=key) + file)
+        assert refusal(read_answer(connection), 413 if is_known else 401)
+        assert connection.recv(1) == b""  # an orderly end
+
+
+@pytest.mark.parametrize("path", SUBMITS)
 def test_an_endless_body_is_cut_off_at_the_limit(
     server: Stack, path: str, figure: Callable[[str], None]
 ) -> None:

@@ -115,7 +115,7 @@ def test_five_hundred_partial_requests_are_closed_and_delay_no_other_client(
         Held(tls, b"", b""),
         Held(tls, CLIENT_HELLO, b""),
         Held(server.url, _chunked("GET /healthz") + LAST_CHUNK + b"x: ", b"HTTP/1.1 200 OK"),
-        Held(server.url, ANSWERED + b"\r\n", b"HTTP/1.1 200 OK"),  # a stray byte after an answer
+        Held(server.url, ANSWERED, b"HTTP/1.1 200 OK", after_answer=b"\r\n"),
     ]
     held = {_open(kind): kind for kind in islice(cycle(kinds), HELD)}
     began = time.monotonic()
@@ -180,17 +180,24 @@ def _chunked(line: str, key: str = "") -> bytes:
 
 @dataclass(frozen=True)
 class Held:
-    """A connection that is held open: where, what is sent, how the answer starts."""
+    """A connection that is held open: where, what is sent, how the answer starts.
+
+    An idle one is none: a client may send its next request.
+    """
 
     url: str
     start: bytes
     answer: bytes
     drips: bool = False
+    after_answer: bytes = b""
 
 
 def _open(kind: Held) -> socket.socket:
     connection = connect(kind.url)
     connection.sendall(kind.start)
+    if kind.after_answer:
+        connection.recv(1, socket.MSG_PEEK)
+        connection.sendall(kind.after_answer)
     return connection
 
 

@@ -32,6 +32,10 @@ class Recorder(asyncio.Transport):
         self.closed = True
 
     @override
+    def can_write_eof(self) -> bool:
+        return False
+
+    @override
     def pause_reading(self) -> None:
         self.paused = True
 
