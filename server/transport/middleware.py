@@ -28,6 +28,7 @@ from server.paths import (
 from server.transport.responses import answer_for_bug, answer_for_exception
 from server.transport.security_headers import Headers, security_headers
 from server.transport.traffic import Traffic
+from worker.process.logs import LineLimit
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
@@ -35,8 +36,6 @@ _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 MOST_LOGGED_TEXT = 200
 """Characters of a client's text in a line of the log."""
-MOST_LOGGED_REFUSALS = 50
-"""In a second. Anyone can cause them."""
 
 _log = structlog.get_logger()
 
@@ -57,7 +56,7 @@ class Middleware:
         self._also_public = also_public
         self._key_lookup = key_lookup
         self._throttle = Throttle()
-        self._refusals = _Refusals()
+        self._limit = LineLimit("http.refused_more")
         self._public_url = public_url
         self._has_warned = False
 
@@ -76,7 +75,7 @@ class Middleware:
                 more = security_headers(scope["path"], status, scope["scheme"])
                 if status >= HTTPStatus.BAD_REQUEST:
                     if status != HTTPStatus.UNPROCESSABLE_ENTITY:  # the answer, when it has FAILED
-                        self._refusals.log(scope, status)
+                        self._log_refusal(scope, status)
                     more += _closing(scope)
                 message["headers"] = [*message["headers"], *more]
             await send(message)
@@ -86,6 +85,10 @@ class Middleware:
         finally:
             if status:
                 self._traffic.note(scope, status, time.perf_counter() - began)
+
+    def _log_refusal(self, scope: Scope, status: int) -> None:
+        if scope["path"] not in PROBES and self._limit.admits():
+            _log.info("http.refused", status=status, **_fields(scope))
 
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, has_begun: Callable[[], bool]
@@ -165,27 +168,6 @@ async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
             await app(scope, receive, send_head)
     finally:
         scope["method"], scope["headers"] = "HEAD", headers
-
-
-class _Refusals:
-    """Logs refusals, up to a number in each second, and then how many were left out."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._count = 0
-
-    def log(self, scope: Scope, status: int) -> None:
-        if scope["path"] in PROBES:
-            return
-        second = int(time.monotonic())
-        if second != self._second:
-            left_out = self._count - MOST_LOGGED_REFUSALS
-            self._second, self._count = second, 0
-            if left_out > 0:
-                _log.warning("http.refused_more", count=left_out)
-        self._count += 1
-        if self._count <= MOST_LOGGED_REFUSALS:
-            _log.info("http.refused", status=status, **_fields(scope))
 
 
 def _fields(scope: Scope) -> dict[str, str | None]:

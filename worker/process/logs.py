@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from contextlib import suppress
 from typing import TextIO, cast
 
 import structlog
 from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
 from structlog.typing import EventDict, Processor
+
+MOST_LINES = 50
+"""In a second, of a kind that every client can cause."""
+
+_log = structlog.get_logger()
 
 
 class _Unfailing:
@@ -30,6 +36,29 @@ class _Unfailing:
     def flush(self) -> None:
         with suppress(OSError, ValueError):
             self._stream.flush()
+
+
+class LineLimit:
+    """Admits `MOST_LINES` lines in each second; then logs how many were left out.
+
+    Args:
+        event: of the line with their count.
+    """
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._second = 0
+        self._count = 0
+
+    def admits(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            left_out = self._count - MOST_LINES
+            self._second, self._count = second, 0
+            if left_out > 0:
+                _log.warning(self._event, count=left_out)
+        self._count += 1
+        return self._count <= MOST_LINES
 
 
 def configure_logs(**always: str) -> None:
@@ -93,6 +122,9 @@ def _configure_others(chain: list[Processor], renderers: list[Processor]) -> Non
     # They log each of their state changes; our events cover those that matter.
     for name in ("rq.worker", "uvicorn", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns of each request that is no HTTP.
+    limit = LineLimit("http.invalid_more")
+    logging.getLogger("uvicorn.error").addFilter(lambda _line: limit.admits())
     # It warns of malformed forms, which the client gets as an error.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 

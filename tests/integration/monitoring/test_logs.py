@@ -14,7 +14,8 @@ import pytest
 
 from models.mock.scenario import SCENARIO
 from tests.support.stack import Stack, eventually
-from tests.support.wire import connect
+from tests.support.wire import connect, read_rest
+from worker.process.logs import MOST_LINES
 
 POND = {"prompt": "a pond at night", "frames": 1, "steps": 10}
 FAILS = {SCENARIO: "fail:the lens is dirty"}
@@ -109,6 +110,28 @@ def test_refusals_without_a_key_write_a_bounded_log(stack: Stack) -> None:
     logged = [json.loads(line) for line in log.splitlines()]
     assert sum(line.get("count", 1) for line in logged) == count + 1
     assert len(log) < 700 * len(logged) < 700 * count / 2
+
+
+def test_invalid_http_writes_a_bounded_log(stack: Stack) -> None:
+    """Each ends its connection. What is left out is counted."""
+
+    def send_invalid() -> None:
+        with connect(stack.url) as connection:
+            connection.sendall(b"no HTTP\r\n\r\n")
+            read_rest(connection)
+
+    before = len(stack.log_of(stack.processes[0]))
+    began = time.monotonic()
+    count = 400
+    for _ in range(count):
+        send_invalid()
+    seconds = time.monotonic() - began
+    time.sleep(1)  # into another second, in which the rest is counted
+    send_invalid()
+    log = stack.log_of(stack.processes[0])[before:]
+    logged = [json.loads(line) for line in log.splitlines()]
+    assert sum(line.get("count", 1) for line in logged) == count + 1
+    assert len(logged) <= MOST_LINES * (seconds + 2) + 4
 
 
 def test_a_gateway_says_that_it_stops_and_a_worker_gives_back_by_name(tmp_path: Path) -> None:
