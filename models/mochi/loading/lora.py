@@ -23,7 +23,11 @@ from models.errors import EngineUnavailableError
 
 ITEM = re.compile(r"(?P<path>.+?\.safetensors)(\s*=\s*(?P<scale>\S+))?")
 
-KEY = re.compile(r"(transformer\.)?(?P<layer>.+)\.((?P<half>lora_(A|B|down|up))(\.weight)?|alpha)")
+KEY = re.compile(
+    r"(base_model\.model\.)?((transformer|diffusion_model)\.)?(?P<layer>.+)"
+    r"\.((?P<half>lora_(A|B|down|up))(\.default)?(\.weight)?|alpha)"
+)
+"""With the prefixes of peft, of diffusers and of ComfyUI, and the name of peft's first adapter."""
 PARTS = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up", None: "alpha"}
 TEXT_ENCODER_KEY = re.compile(r"text_encoder|lora_te")
 
@@ -147,7 +151,7 @@ def _read(lora: Lora, weights: Mapping[str, Tensor]) -> Iterator[_Change]:
     except _MisfitError as misfit:
         raise EngineUnavailableError(
             f"The LoRA {lora.path} cannot be used: {misfit}. Remove it from MOCHI_LORA, or replace "
-            "it with one for Mochi 1 in the format of diffusers or of Genmo's trainer."
+            "it with one for Mochi 1 in the format of diffusers, peft, ComfyUI or Genmo's trainer."
         ) from misfit
 
 
