@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -89,6 +92,13 @@ def main(
 
     In another terminal: `mochi-server generate "A red panda drinks tea"`
     """
+    _open_standard_input()
+
+
+def _open_standard_input() -> None:
+    """After a shell's `<&-` the listener would be file 0, which children of `up` replace."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 (it takes the number for good)
 
 
 @app.command(hidden=True)
