@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import structlog
@@ -41,6 +42,8 @@ LAST_WORDS_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 75
 """An idle connection stays open. Longer than clients pause between two polls and than proxies keep
 theirs: a request that crosses the close is reset. uvicorn's 5 s is the commonest interval."""
+FEW_FILES = 1024
+"""Open files that are not enough: each client is one, and some share a connection to the broker."""
 URGENCY_INTERVAL_SECONDS = 0.1
 """Between two looks at whether a stop has become urgent."""
 
@@ -50,6 +53,7 @@ _log = structlog.get_logger()
 def main() -> int:
     """Serve until told to stop."""
     configure_logs()
+    _raise_file_limit()
     if WITH_PARENT in sys.argv[1:]:
         watch_parent()
     try:
@@ -70,6 +74,17 @@ def main() -> int:
     gateway.run(sockets=[listener])
     tracing.stop()
     return 0
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files, and so clients, as the system lets this process have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems have a lower limit than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < FEW_FILES:
+        remedy = f"Raise the hard limit of open files to {FEW_FILES} or more (ulimit -Hn)"
+        _log.warning("files.few", open_files=now, remedy=remedy)
 
 
 def _apply_keys(settings: ServerSettings) -> None:
