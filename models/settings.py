@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.mock.card_speed import FORM as MOCK_SPEED_FORM
@@ -21,8 +23,36 @@ _WITHOUT_REAL_WEIGHTS = frozenset(
 
 def default_data_dir() -> Path:
     """The data folder when `MOCHI_DATA_DIR` is not set."""
-    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "mochi-server"
+    base = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share")
+    with suppress(RuntimeError):  # without a home folder, the setting has to be set
+        base = base.expanduser()
+    return base / "mochi-server"
+
+
+_Path = TypeVar("_Path", str, Path)
+
+
+def _expand(path: _Path) -> _Path:
+    """Replace a leading `~`: shells leave it in `--data-dir=~/x`, compose files everywhere."""
+    if not str(path).startswith("~"):
+        return path
+    try:
+        return type(path)(Path(path).expanduser())
+    except RuntimeError:
+        raise PydanticCustomError(
+            "home", "There is no such home folder: set HOME, or write the whole path"
+        ) from None
+
+
+def _expand_each(paths: str) -> str:
+    return ",".join(_expand(path.strip()) for path in paths.split(","))
+
+
+Folder = Annotated[Path, AfterValidator(_expand)]
+PathOrName = Annotated[str, AfterValidator(_expand)]
+"""A path, or something else: empty, or the name of weights."""
+Paths = Annotated[str, AfterValidator(_expand_each)]
+"""Comma-separated."""
 
 
 class EngineSettings(BaseSettings):
@@ -44,7 +74,7 @@ class EngineSettings(BaseSettings):
         default="mochi",
         description="`mochi`, or `fake`: test pictures without torch.",
     )
-    weights: str = Field(
+    weights: PathOrName = Field(
         default="genmo/mochi-1-preview",
         min_length=1,
         description=(
@@ -76,7 +106,7 @@ class EngineSettings(BaseSettings):
     compile: bool = Field(
         default=True, description="Compile the model for the GPU; later starts reuse the result."
     )
-    lora: str = Field(
+    lora: Paths = Field(
         default="",
         description=(
             "LoRA files to fuse in, comma-separated: FILE.safetensors or FILE.safetensors=0.8."

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from models.params import GenerateParams
-from models.settings import ENV_PREFIX
+from models.settings import ENV_PREFIX, PathOrName
 from server.errors import SettingsError
 from server.webhooks.address_rules import Guard
 from worker.billing import Tariff
@@ -60,15 +60,15 @@ class ServerSettings(WorkerSettings):
             "https://example.com/mochi; empty: scheme and host of the request."
         ),
     )
-    keys_file: str = Field(
+    keys_file: PathOrName = Field(
         default="",
         description="API keys in TOML, applied at start-up; see `mochi-server keys apply`.",
     )
-    tls_cert: str = Field(
+    tls_cert: PathOrName = Field(
         default="",
         description="PEM certificate with its chain; the gateway then serves HTTPS only.",
     )
-    tls_key: str = Field(
+    tls_key: PathOrName = Field(
         default="",
         validate_default=True,
         description="PEM private key of the certificate, without a passphrase.",

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
 from models.moderation.settings import ModerationSettings
-from models.settings import default_data_dir
+from models.settings import Folder, default_data_dir
 
 
 class WorkerSettings(ModerationSettings):
@@ -17,7 +17,7 @@ class WorkerSettings(ModerationSettings):
 
     model_config = SettingsConfigDict(hide_input_in_errors=True)  # a URL may hold a password
 
-    data_dir: Path = Field(
+    data_dir: Folder = Field(
         default_factory=default_data_dir,
         description="Folder for videos, weights, compiled code and the embedded broker.",
     )

@@ -6,17 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from models.settings import EngineSettings
+from models.settings import EngineSettings, PathOrName
 
 
 class ModerationSettings(EngineSettings):
     """Classifiers of prompts and frames, and their thresholds."""
 
-    moderation_terms: str = Field(
+    moderation_terms: PathOrName = Field(
         default="",
         description="A file of words and phrases that are blocked in prompts; empty: off.",
     )
-    moderation_text: str = Field(
+    moderation_text: PathOrName = Field(
         default="",
         description=(
             "Classifier of prompts: a folder with a guard or text classifier, or a hub id, "
@@ -26,7 +26,7 @@ class ModerationSettings(EngineSettings):
     moderation_text_threshold: float = Field(
         default=0.5, gt=0, le=1, description="Probability of harm from which a prompt is blocked."
     )
-    moderation_frames: str = Field(
+    moderation_frames: PathOrName = Field(
         default="",
         description=(
             "Classifier of frames: a folder with an image classifier, or a hub id, "

@@ -132,6 +132,32 @@ def test_settings_of_real_weights_are_known_to_mean_nothing_without_them(
     assert load(monkeypatch, **others, **chosen).ignored == ["MOCHI_DEVICE", "MOCHI_FP8"]
 
 
+PATHS = (
+    *("DATA_DIR", "WEIGHTS", "LORA", "MODERATION_TERMS", "MODERATION_TEXT", "MODERATION_FRAMES"),
+    *("KEYS_FILE", "TLS_CERT", "TLS_KEY"),
+)
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch, HOME="/home/ada", **{f"MOCHI_{name}": "~/mochi/x" for name in PATHS}
+    )
+    found = {name: str(getattr(settings, name.lower())) for name in PATHS}
+    assert found == dict.fromkeys(PATHS, "/home/ada/mochi/x")
+
+
+def test_a_tilde_in_each_lora_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    loras = "~/a.safetensors=0.5, ~/b.safetensors,c~.safetensors"
+    settings = load(monkeypatch, HOME="/home/ada", MOCHI_LORA=loras)
+    home = "/home/ada"
+    assert settings.lora == f"{home}/a.safetensors=0.5,{home}/b.safetensors,c~.safetensors"
+
+
+def test_a_home_folder_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"MOCHI_KEYS_FILE.*no such home folder"):
+        load(monkeypatch, MOCHI_KEYS_FILE="~no-such-user/keys.toml")
+
+
 def test_a_password_in_a_refused_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as error:
         load(monkeypatch, MOCHI_REDIS_URL="http://:hunter2@broker")
