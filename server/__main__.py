@@ -23,7 +23,7 @@ from server.api.services import Services
 from server.app import create_app
 from server.keys.file import apply_at_start
 from server.settings import ServerSettings, load_settings
-from server.transport.listener import inherited, listen
+from server.transport.listener import inherited, listen, url_of
 from server.transport.protocol import GuardedProtocol
 from server.transport.tls import Loop, tls_context
 from worker.broker.connection import connect_briefly, connect_gateway
@@ -66,7 +66,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG
     host, port = listener.getsockname()[:2]
-    _log.info("gateway.listening", url=f"{settings.scheme}://{host}:{port}")
+    _log.info("gateway.listening", url=url_of(settings.scheme, host, port))
     _start_stand_in(settings, gateway.services)
     # Garbage collection skips what lives until the exit; scanning it costs a third of a poll's CPU.
     gc.collect()

@@ -48,7 +48,11 @@ def _credits(description: str) -> Any:  # noqa: ANN401 (as pydantic's Field)
 class ServerSettings(WorkerSettings):
     """Where the gateway listens, what it accepts and what it charges."""
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on; `::` is every one, of IPv6 and of IPv4.",
+    )
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one."
     )

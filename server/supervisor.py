@@ -23,7 +23,7 @@ from server.keys.file import SETTING as KEYS_FILE
 from server.keys.file import apply_at_start
 from server.keys.first import first_key_file, read_first_key
 from server.settings import ServerSettings
-from server.transport.listener import INHERITED, listen
+from server.transport.listener import INHERITED, listen, url_of
 from server.transport.tls import tls_context
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
@@ -214,8 +214,7 @@ class Supervisor:
     def _local_url(self) -> str:
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared, not bound)
         host = everywhere.get(self.settings.host, self.settings.host)
-        port = self.listener.getsockname()[1]
-        return f"{self.settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return url_of(self.settings.scheme, host, self.listener.getsockname()[1])
 
     def _announce(self) -> None:
         url = self.settings.public_url or self._local_url

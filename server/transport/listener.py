@@ -17,12 +17,17 @@ INHERITED = "--listen-fd"
 def listen(host: str, port: int) -> socket.socket:
     """Listen on an IPv4 or IPv6 address, or a name of an IPv4 one; port 0 takes a free one.
 
+    `::` is all addresses of both kinds, as of most servers.
+
     Raises:
         SettingsError: that cannot be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    is_dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual
+        )
     except (OSError, UnicodeError) as error:
         raise SettingsError(
             f"Cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}. "
@@ -30,6 +35,10 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
     _probe_silent_clients(listener)
     return listener
+
+
+def url_of(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def inherited(arguments: list[str]) -> socket.socket | None:

@@ -27,6 +27,8 @@ LINGER_BYTES = 8_388_608
 the client may lose the response that it has not read yet."""
 LINGER_SECONDS = 5.0
 """Longest wait for the rest of a refused body."""
+IPV4_MAPPED = "::ffff:"
+"""Before the address of an IPv4 client whose socket is for IPv6 as well."""
 TOO_LARGE = "The headers are too large."
 
 
@@ -137,6 +139,9 @@ class GuardedProtocol(HttpToolsProtocol):
     ) -> None:
         self._writes = _JoinedWrites(transport, self.loop, self._has_unread_body)
         super().connection_made(self._writes)
+        if self.client:  # in IPv4's own form, which trusted proxies are given in
+            host, port = self.client
+            self.client = (host.removeprefix(IPV4_MAPPED), port)
         self.parser = _Parser(self)
         self._open_head()
 

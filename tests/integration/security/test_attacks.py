@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -191,6 +192,18 @@ def test_forwarded_headers_from_an_untrusted_proxy_are_ignored(server: Stack, pr
                 headers={"x-api-key": f"bad{number}", "x-forwarded-for": f"10.1.0.{number}"},
             ).status_code
         assert status == 429
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="a machine without IPv6")
+def test_an_ipv4_proxy_is_trusted_by_a_gateway_that_listens_to_ipv6_as_well(
+    server: Stack,
+) -> None:
+    url = another_gateway(server, host="::", trusted_proxies="127.0.0.1")
+    assert url.startswith("http://[::]:")
+    headers = {"x-api-key": server.key(), "x-forwarded-proto": "https"}
+    own = url.replace("[::]", "127.0.0.1")
+    answer = httpx.post(f"{own}/v2/mochi-1", json=POND, headers=headers)
+    assert answer.json()["status_url"].startswith("https://")
 
 
 def test_behind_a_trusted_proxy_the_address_that_the_proxy_saw_counts(

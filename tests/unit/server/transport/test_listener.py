@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import socket
 
+import pytest
+
 from server.transport.listener import listen
 
 
@@ -15,3 +17,12 @@ def test_a_client_that_has_vanished_is_noticed_within_a_minute() -> None:
                 for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
             )
     assert idle + interval * count <= 60
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="a machine without IPv6")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_unspecified_address_of_ipv6_is_that_of_ipv4_too(address: str) -> None:
+    with listen("::", 0) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection((address, port), timeout=5):
+            pass
