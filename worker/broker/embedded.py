@@ -61,8 +61,22 @@ class EmbeddedBroker:
         """Attach to the running server, or start one. May be repeated, to start a dead one.
 
         Raises:
-            BrokerStartError: another process owns the folder, or the server does not start.
+            BrokerStartError: another process owns the folder, it cannot be used (its disk is full),
+                or the server does not start.
         """
+        try:
+            is_new = self._start()
+        except OSError as error:
+            raise BrokerStartError(
+                f"The folder {self._folder} cannot be used: {error.strerror}.{self._room()} "
+                "Choose another with --data-dir."
+            ) from None
+        if is_new:
+            self._wait_until_ready()
+            self._attached_pid = self._query_pid()
+
+    def _start(self) -> bool:
+        """Whether there is a server to wait for: one just started, or just attached to."""
         is_new = self._lock is None
         if self._lock is None:
             self._lock = self._lock_folder()
@@ -71,9 +85,7 @@ class EmbeddedBroker:
             with guard:
                 self._process = self._spawn(guard)
             is_new = True
-        if is_new:
-            self._wait_until_ready()
-            self._attached_pid = self._query_pid()
+        return is_new
 
     def is_alive(self) -> bool:
         """Whether a server answers on the folder's socket and has loaded its data."""
@@ -96,24 +108,22 @@ class EmbeddedBroker:
         self._lock = None
 
     def _lock_folder(self) -> IO[str]:
-        try:
-            # The data folder: `parents` would leave its mode to the umask.
-            with suppress(FileExistsError):
-                self._folder.parent.mkdir(mode=0o700, parents=True)
-            for folder in (self._folder, self._socket.parent):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if folder.stat().st_uid != os.getuid():
-                    raise BrokerStartError(f"{folder} belongs to another user.")
-            lock = self._open("lock")
-        except OSError as error:
-            raise BrokerStartError(
-                f"The folder {self._folder} cannot be used: {error.strerror}. "
-                "Choose another with --data-dir."
-            ) from None
+        # The data folder: `parents` would leave its mode to the umask.
+        with suppress(FileExistsError):
+            self._folder.parent.mkdir(mode=0o700, parents=True)
+        for folder in (self._folder, self._socket.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                raise BrokerStartError(f"{folder} belongs to another user.")
+        lock = self._open("lock")
         if _try_lock(lock):
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+            try:
+                lock.truncate(0)
+                # Without a buffer, which `close` would fail to write to a full disk.
+                os.write(lock.fileno(), str(os.getpid()).encode())
+            except OSError:
+                lock.close()  # the next try locks it anew
+                raise
             return lock
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
@@ -173,13 +183,21 @@ class EmbeddedBroker:
         while not self.is_alive():
             if not self._is_running() or time.monotonic() > deadline:
                 self.stop()
-                free = disk_usage(self._folder).free >> 20
                 last = self._log_path.read_text(errors="replace").strip().splitlines()[-1:]
                 raise BrokerStartError(
-                    f"The embedded Valkey did not start: {''.join(last)} (see {self._log_path}). "
-                    f"The disk of {self._folder} has {free} MiB free."
+                    f"The embedded Valkey did not start: {''.join(last)} (see {self._log_path})."
+                    f"{self._room()}"
                 )
             time.sleep(0.02)
+
+    def _room(self) -> str:
+        """A sentence of the room on its disk, which is the usual cause; empty if unknown."""
+        try:
+            return (
+                f" The disk of {self._folder} has {disk_usage(self._folder).free >> 20} MiB free."
+            )
+        except OSError:
+            return ""
 
     def _end_server(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.services.disks import on_a_tiny_disk
 from tests.support.stack import eventually
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker, broker_of
@@ -25,6 +26,24 @@ broker = EmbeddedBroker(Path(sys.argv[1]))
 broker.start()
 print("started", flush=True)
 time.sleep(600)
+"""
+ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+from worker.broker.embedded import EmbeddedBroker
+from worker.errors import BrokerStartError
+broker = EmbeddedBroker(Path(sys.argv[1]))
+filler = Path(sys.argv[1], "filler")
+filler.write_bytes(bytes(1 << 20))
+for _ in range(2):
+    try:
+        broker.start()
+    except BrokerStartError as error:
+        print(error)
+filler.unlink()
+broker.start()
+broker.stop()
+print("started")
 """
 FILL = """
 for i = 1, 20000 do redis.call('SET', ARGV[1] .. ':' .. i, string.rep('x', 200)) end
@@ -227,6 +246,18 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BrokerStartError, match="file/broker cannot be used: Not a directory"):
         EmbeddedBroker(tmp_path / "file").start()
+
+
+def test_a_full_disk_is_named_and_once_it_has_room_the_next_start_succeeds(tmp_path: Path) -> None:
+    command = (*on_a_tiny_disk(tmp_path, "1m"), sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path))
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stderr == ""
+    *errors, last = ended.stdout.splitlines()
+    assert last == "started"
+    assert len(errors) == 2
+    for error in errors:
+        assert "cannot be used: No space left on device. The disk of " in error
+        assert " has 0 MiB free" in error
 
 
 def test_a_server_that_cannot_start_says_why_and_leaves_the_folder_free(
