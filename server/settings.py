@@ -222,7 +222,7 @@ def load_settings() -> ServerSettings:
 def _explain(error: ErrorDetails) -> str:
     name = str(error["loc"][0])
     what = ServerSettings.model_fields[name].description
-    came = "the value is hidden" if name in SECRET else f"got {error['input']!r}"
+    came = "the value is hidden" if name in SECRET else f"got {str(error['input'])!r}"
     is_form = error["type"] == "string_pattern_mismatch"
     rule = "The form is wrong" if is_form else error["msg"]  # without the regular expression
     return f"{ENV_PREFIX}{name.upper()}: {came}. {rule}. Expected: {what}"

@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 
 import pytest
+from typer.testing import CliRunner
 
+from server.cli.main import app
 from server.errors import SettingsError
 from server.settings import ServerSettings, load_settings
 
@@ -13,6 +15,14 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("MOCHI_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user is a number without an entry in /etc/passwd."""
+    for name in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", dict[int, str]().__getitem__)
 
 
 def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> ServerSettings:
@@ -156,6 +166,20 @@ def test_a_tilde_in_each_lora_is_the_home_folder(monkeypatch: pytest.MonkeyPatch
 def test_a_home_folder_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"MOCHI_KEYS_FILE.*no such home folder"):
         load(monkeypatch, MOCHI_KEYS_FILE="~no-such-user/keys.toml")
+
+
+def test_without_a_home_folder_the_data_folder_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, homeless: None
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch)
+    refusal = "MOCHI_DATA_DIR: got '~/.local/share/mochi-server'. There is no such home folder"
+    assert str(error.value).startswith(refusal)
+    assert str(load(monkeypatch, MOCHI_DATA_DIR="/srv/mochi").data_dir) == "/srv/mochi"
+
+
+def test_help_needs_no_home_folder(homeless: None) -> None:
+    assert CliRunner().invoke(app, ["up", "--help"]).exit_code == 0
 
 
 def test_a_password_in_a_refused_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
