@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.faults.support.client import Client, paused_broker
+from tests.support.services.disks import on_a_tiny_disk
 from tests.support.stack import Stack, eventually
+from worker.outputs.base import MARKER
+from worker.outputs.local import LEAST_FREE_BYTES
 from worker.runtime.heartbeat import LONGEST_BEAT_SECONDS
 from worker.store import keyspace
 
-ROOM_KIB = 16
-MOUNT = f'mount -t tmpfs -o size={ROOM_KIB}k tmpfs "$MOCHI_DATA_DIR/outputs" && exec "$@"'
+ROOM_BYTES = 16 << 10
 
 Figure = Callable[[str], None]
 Times = Callable[[int, int], int]
@@ -91,27 +92,24 @@ def test_f22_a_full_disk_fails_the_request_serves_nothing_and_the_worker_goes_on
 ) -> None:
     outputs = stack.folder / "outputs"
     outputs.mkdir(mode=0o700, exist_ok=True)
-    worker = stack.start_worker(within=on_a_tiny_disk())
+    within = on_a_tiny_disk(outputs, f"{LEAST_FREE_BYTES + (1 << 20)}")
+    worker = stack.start_worker(within=within, fake_step_seconds="0.1")
     inside = Path(f"/proc/{worker.pid}/root{outputs}")
-    full = client.http.post(
-        "/v2/mochi-1", json={"prompt": "a pond", "steps": 10, "frames": 160}
-    ).json()["request_id"]
+    shutil.copy(inside / MARKER, outputs)  # the gateway sees another disk there
+    eventually(lambda: client.http.get("/readyz").is_success)
+    long = {"prompt": "a pond", "steps": 10, "frames": 160}
+    full = client.http.post("/v2/mochi-1", json=long).json()["request_id"]
+    client.running(full)
+    with (inside / "filler").open("wb") as filler:  # after the look at the space before the run
+        os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(inside).free - ROOM_BYTES)
     body = client.ended(full)
     assert (body["status"], body["error_code"]) == ("FAILED", "storage")
     assert "No space left on device" in body["error"]
     assert "output" not in body
-    assert list(inside.iterdir()) == []
+    assert {path.name for path in inside.iterdir()} == {MARKER, "filler"}
     assert worker.poll() is None
+    (inside / "filler").unlink()
     small = client.submit()
     assert client.ended(small)["status"] == "COMPLETED"
-    (video,) = inside.iterdir()
-    assert video.stat().st_size == int(stack.record(small)["file_size"]) < ROOM_KIB * 1024
-
-
-def on_a_tiny_disk() -> tuple[str, ...]:
-    """A command that gives what it runs a tiny disk of its own to put videos on."""
-    command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-ec")
-    probe = [*command, 'mount -t tmpfs tmpfs /mnt; "$@"', "sh", "true"]
-    if shutil.which("unshare") is None or subprocess.run(probe, check=False).returncode:
-        pytest.skip("no disk can be mounted here")
-    return (*command, MOUNT, "sh")
+    (video,) = inside.glob("*.mp4")
+    assert video.stat().st_size == int(stack.record(small)["file_size"]) > 0
