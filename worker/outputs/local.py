@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
@@ -34,8 +35,10 @@ class LocalOutputs:
 
     def check(self) -> None:
         self.check_folder()
-        with suppress(OSError), (self._folder / MARKER).open("x") as file:
-            file.write(uuid4().hex)
+        with suppress(OSError), (self._folder / MARKER).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of workers that start together, one writes it
+            if os.fstat(file.fileno()).st_size == 0:  # new, or the disk was full
+                file.write(uuid4().hex)
 
     def check_folder(self) -> None:
         """Raise OutputsUnusableError when nothing can be written to it."""

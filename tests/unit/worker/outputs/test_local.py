@@ -279,6 +279,14 @@ def test_a_check_of_what_can_be_used_leaves_only_a_mark_that_stays(shelf: Shelf)
     assert shelf.outputs.marker() == mark
 
 
+def test_a_mark_that_a_full_disk_has_left_empty_is_written_by_the_next_check(folder: Path) -> None:
+    outputs = LocalOutputs(folder)
+    outputs.make_folder()
+    (folder / MARKER).touch()
+    outputs.check()
+    assert len(outputs.marker()) == 32
+
+
 # Links
 
 
