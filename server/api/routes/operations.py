@@ -17,6 +17,7 @@ from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody
 from server.keys.lookup import Scope
 from server.transport.responses import answer
 from worker.errors import BrokerUnavailableError, BrokerUnfitError, OtherStoreError, StorageError
+from worker.store.presence import LiveWorker
 
 router = APIRouter(tags=["Operations"])
 
@@ -35,20 +36,25 @@ async def get_health(_request: Request) -> Response:
 async def get_readiness(request: Request) -> Response:
     """Whether a request would be run now: the broker answers and a worker has its weights."""
     services = Call.of(request).services
+    missing: list[str] = []
+    workers: list[LiveWorker] = []
+    try:
+        await run_in_threadpool(services.outputs.check_space)
+    except StorageError as error:
+        missing.append(str(error))  # first: an embedded broker dies of it
     try:
         workers = await services.store.live_workers()
-    except BrokerUnfitError as error:
-        return _not_ready([str(error)])
-    except BrokerUnavailableError:
-        return _not_ready(["The broker does not answer: check MOCHI_REDIS_URL."])
-    if not workers:
-        return _not_ready(["No live worker: start one with `mochi-server worker`."])
-    try:
         await services.store_check.look(workers)
-        await run_in_threadpool(services.outputs.check_space)
-    except (OtherStoreError, StorageError) as error:
-        return _not_ready([str(error)], len(workers))
-    return answer(ReadyBody(status="ready", live_workers=len(workers), missing=[]))
+        if not workers:
+            missing.append("No live worker: start one with `mochi-server worker`.")
+    except (BrokerUnfitError, OtherStoreError) as error:
+        missing.append(str(error))
+    except BrokerUnavailableError:
+        missing.append("The broker does not answer: check MOCHI_REDIS_URL.")
+    body = ReadyBody(
+        status="not ready" if missing else "ready", live_workers=len(workers), missing=missing
+    )
+    return answer(body, 503 if missing else 200)
 
 
 @router.get("/version", response_model=VersionBody, responses=errors(500))
@@ -78,7 +84,3 @@ async def get_metrics(request: Request) -> Response:
         survey, devices = None, {}  # the figures of this gateway are known without it
     scrape = Scrape(VERSION, call.services.traffic, survey, devices)
     return Response(scrape.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-
-def _not_ready(missing: list[str], live_workers: int = 0) -> Response:
-    return answer(ReadyBody(status="not ready", live_workers=live_workers, missing=missing), 503)
