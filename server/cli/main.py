@@ -93,6 +93,8 @@ def main(
     In another terminal: `mochi-server generate "A red panda drinks tea"`
     """
     _open_standard_input()
+    # Of 2, it leaves out the docstrings that transformers builds its models from.
+    os.environ.pop("PYTHONOPTIMIZE", None)
 
 
 def _open_standard_input() -> None:

@@ -46,6 +46,16 @@ def test_a_measurement_of_the_engine_is_handed_over_to_a_process_with_torch(
     assert "weights" not in settings.model_fields_set  # random numbers, unless asked for
 
 
+def test_python_keeps_the_docstrings_that_transformers_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    inherited: list[str | None] = []
+    monkeypatch.setattr(os, "execv", lambda *_: inherited.append(os.getenv("PYTHONOPTIMIZE")))
+    cli.app(["worker", "--redis-url", "redis://127.0.0.1:1/0"], standalone_mode=False)
+    assert inherited == [None]
+
+
 @pytest.mark.parametrize(
     "options",
     [("--frames", "0"), ("--frames", "161"), ("--steps", "9"), ("--compare", "other")],
