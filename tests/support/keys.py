@@ -8,9 +8,7 @@ from redis import Redis
 
 from server.keys.audit import MOST_ENTRIES, entries
 from server.keys.record import Key, NewKey
-from server.keys.store import (
-    one_key,
-)
+from server.keys.store import one_key
 from worker.store import keyspace
 
 ANN = NewKey(name="ann")

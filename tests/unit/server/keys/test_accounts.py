@@ -11,17 +11,11 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from server.keys.record import Key, KeyFormError, NewKey
-from server.keys.store import (
-    change_key,
-    create_key,
-)
+from server.keys.store import change_key, create_key
 from tests.support.jobs import ask_gateway, params
 from tests.support.keys import ANN, amounts, key, move
 from worker.billing import MILLION, Price
 from worker.store.fleet import cancel_all
-
-# accounts
-
 
 _OPERATIONS = st.one_of(
     st.tuples(st.sampled_from(["set", "add", "grant"]), st.integers(0, 10**12)),

@@ -14,20 +14,11 @@ from redis import Redis
 from server.keys.audit import MOST_ENTRIES, Entry, Transaction, entries, transaction
 from server.keys.lookup import digest
 from server.keys.record import NewKey
-from server.keys.store import (
-    KeyStore,
-    change_key,
-    create_key,
-    one_key,
-    revoke_key,
-    rotate_key,
-)
+from server.keys.store import KeyStore, change_key, create_key, one_key, revoke_key, rotate_key
 from tests.faults.support.proxy import LossyProxy
 from tests.support.keys import ANN, acts, amounts
 from worker.broker.connection import connect_briefly
 from worker.store import keyspace
-
-# the log
 
 
 def test_an_act_that_another_came_before_is_decided_anew(redis: Redis) -> None:
