@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Self, TypeAlias
 
 import redis.asyncio
@@ -55,8 +56,16 @@ _UNFIT: tuple[tuple[tuple[type[RedisError], ...], str], ...] = (
         "Its user lacks a permission. See the ACL rule in docs/deploy.md.",
     ),
 )
-_NO_FLAGS = "unexpected symbol near '#'"
-"""In the error of a server that does not know the first line of our scripts."""
+_UNFIT_BY_TEXT = {
+    # A server that does not know the first line of our scripts.
+    "unexpected symbol near '#'": f"It is older than version {OLDEST_VERSION}: use Redis "
+    f"{OLDEST_VERSION} or Valkey.",
+    "MISCONF": "It takes no writes, as it cannot write to its disk. Make room there, and read its "
+    "log.",
+    "NOREPLICAS": "It takes no writes, as too few replicas are connected: see its "
+    "`min-replicas-to-write`.",
+}
+"""By a part of the message, of errors for which redis-py has no class."""
 
 
 class WorkerBackoff(AbstractBackoff):
@@ -158,6 +167,7 @@ def broker_errors() -> Iterator[None]:
 
 def _remedy(error: RedisError) -> str:
     """For a broker that answers, and will refuse the next call too; else empty."""
-    if _NO_FLAGS in str(error):
-        return f"It is older than version {OLDEST_VERSION}: use Redis {OLDEST_VERSION} or Valkey."
-    return next((remedy for kinds, remedy in _UNFIT if isinstance(error, kinds)), "")
+    text = str(error)
+    by_kind = (remedy for kinds, remedy in _UNFIT if isinstance(error, kinds))
+    by_text = (remedy for part, remedy in _UNFIT_BY_TEXT.items() if part in text)
+    return next(chain(by_kind, by_text), "")

@@ -9,9 +9,11 @@ from redis.exceptions import ResponseError
 
 from tests.support.services.brokers import SAFE, ExternalStack, valkey
 from tests.support.stack import eventually
+from tests.support.wire import refusal
 from worker.broker.connection import broker_errors
 from worker.errors import BrokerUnfitError
 
+POND = {"prompt": "a pond", "frames": 1, "steps": 10}
 CLUSTER = ("--cluster-enabled", "yes")
 REPLICA = ("--replicaof", "127.0.0.1 9")
 PASSWORD = ("--requirepass", "hunter2")
@@ -41,6 +43,25 @@ def test_a_broker_that_cannot_be_used_is_named_with_the_remedy(
             assert ready.status_code == 503
             assert remedy in ready.json()["missing"][0]
             eventually(lambda: remedy in stack.logs())
+
+
+def test_a_broker_that_takes_no_writes_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with valkey(tmp_path / "broker", *SAFE, "--save", "3600 1") as server:
+        url = f"redis://127.0.0.1:{server.port}"
+        with ExternalStack(tmp_path, url) as stack:
+            stack.start_gateway()
+            client = stack.http()
+            server.tell("CONFIG", "SET", "min-replicas-to-write", "1")
+            refused = refusal(client.post("/v2/mochi-1", json=POND), 502)
+            assert "too few replicas are connected" in refused
+            server.tell("CONFIG", "SET", "min-replicas-to-write", "0")
+            (server.folder / "dump.rdb").mkdir()  # its snapshot fails, as on a full disk
+            server.tell("BGSAVE")
+            eventually(lambda: server.redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+            refused = refusal(client.post("/v2/mochi-1", json=POND), 502)
+            assert "It takes no writes, as it cannot write to its disk. Make room" in refused
+            worker = stack.start("worker")
+            eventually(lambda: "cannot write to its disk" in stack.log_of(worker))
 
 
 def test_a_server_that_knows_no_flags_of_scripts_is_called_too_old() -> None:
