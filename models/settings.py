@@ -48,7 +48,17 @@ def _expand_each(paths: str) -> str:
     return ",".join(_expand(path.strip()) for path in paths.split(","))
 
 
-Folder = Annotated[Path, AfterValidator(_expand)]
+def _make_absolute(path: Path) -> Path:
+    try:
+        return _expand(path).absolute()
+    except FileNotFoundError:
+        raise PydanticCustomError(
+            "working_directory",
+            "The working directory has been deleted: change to another, or write the whole path",
+        ) from None
+
+
+Folder = Annotated[Path, AfterValidator(_make_absolute)]
 PathOrName = Annotated[str, AfterValidator(_expand)]
 """A path, or something else: empty, or the name of weights."""
 Paths = Annotated[str, AfterValidator(_expand_each)]

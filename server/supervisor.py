@@ -117,6 +117,7 @@ class Child:
         descriptors = [self._listener.fileno()] if self._listener else []
         if descriptors:
             command += [INHERITED, str(descriptors[0])]
+        leave_deleted_folder()
         return subprocess.Popen(
             command,
             env=self._environ,
@@ -124,6 +125,14 @@ class Child:
             stdin=subprocess.PIPE,  # the child stops when it closes: see parent_watch
             start_new_session=True,  # Ctrl-C reaches the supervisor only, which stops them in order
         )
+
+
+def leave_deleted_folder() -> None:
+    """Torch cannot be loaded while the working directory is one that has been deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        os.chdir("/")
 
 
 def devices(settings: ServerSettings) -> list[str]:

@@ -24,7 +24,7 @@ from server.cli.options import (
 from server.cli.output import check_file, check_folder
 from server.cli.weights import fetch_missing
 from server.settings import ServerSettings
-from server.supervisor import supervise
+from server.supervisor import leave_deleted_folder, supervise
 from worker.store.fleet import fleet
 from worker.store.presence import worker_name_prefix
 
@@ -153,6 +153,7 @@ def _become(package: str) -> NoReturn:
 
 def _exec(package: str, *flags: str) -> NoReturn:
     """Replace this process, so that signals and the exit status are those of the new one."""
+    leave_deleted_folder()
     # -P: the working directory may have a folder named `server`.
     os.execv(sys.executable, [sys.executable, "-P", "-m", package, *flags])  # noqa: S606 (no shell)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -166,6 +167,18 @@ def test_a_tilde_in_each_lora_is_the_home_folder(monkeypatch: pytest.MonkeyPatch
 def test_a_home_folder_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"MOCHI_KEYS_FILE.*no such home folder"):
         load(monkeypatch, MOCHI_KEYS_FILE="~no-such-user/keys.toml")
+
+
+def test_a_relative_folder_is_refused_where_the_working_directory_has_been_deleted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    assert load(monkeypatch, MOCHI_DATA_DIR="mochi").data_dir == tmp_path / "gone" / "mochi"
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SettingsError, match=r"MOCHI_DATA_DIR: .* has been deleted"):
+        load(monkeypatch, MOCHI_DATA_DIR="mochi")
+    assert load(monkeypatch, MOCHI_DATA_DIR=str(tmp_path)).data_dir == tmp_path
 
 
 def test_without_a_home_folder_the_data_folder_is_asked_for(

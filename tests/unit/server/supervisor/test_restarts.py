@@ -64,3 +64,15 @@ def test_what_was_drained_is_started_again_and_wrong_settings_end_everything(
     assert {entry["event"] for entry in logs} == {"process.ended"}
     with child(tmp_path, f"raise SystemExit({os.EX_CONFIG})") as wrong:
         eventually(lambda: not wrong.watch())
+
+
+def test_the_next_process_does_not_start_in_a_folder_that_has_been_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    place = tmp_path / "place"
+    code = f"import os, pathlib\npathlib.Path({str(place)!r}).write_text(os.getcwd())"
+    with child(tmp_path, code):
+        eventually(lambda: place.is_file() and place.read_text() == "/")
