@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -52,6 +53,7 @@ class LazyGroup(TyperGroup):
 
 def load(name: str) -> Any:  # noqa: ANN401 (of a class that typer keeps to itself)
     """The command `name` itself, with its options; its module is imported."""
+    _refuse_shadowed_packages()
     found = getattr(import_module(f"server.cli.{COMMANDS[name].module}"), name)
     parent = typer.Typer(rich_markup_mode="markdown")
     if isinstance(found, typer.Typer):
@@ -59,6 +61,21 @@ def load(name: str) -> Any:  # noqa: ANN401 (of a class that typer keeps to itse
     else:
         parent.command(name)(found)
     return typer.main.get_group(parent).commands[name]
+
+
+def _refuse_shadowed_packages() -> None:
+    """Exit with status 78 if a project on PYTHONPATH has modules of the names of our packages."""
+    own = Path(__file__).parents[2]
+    for name in ("models", "worker"):
+        spec = find_spec(name)
+        if spec and spec.origin and Path(spec.origin) != own / name / "__init__.py":
+            typer.secho(
+                f"{spec.origin} is imported in place of mochi-server's package `{name}`. Take its "
+                "folder out of PYTHONPATH.",
+                err=True,
+                fg="red",
+            )
+            raise typer.Exit(os.EX_CONFIG)
 
 
 app = typer.Typer(

@@ -78,3 +78,16 @@ def test_completion_can_be_installed(tmp_path: Path) -> None:
     install = [COMMAND, "--install-completion", "bash"]
     subprocess.run(install, env=environ, capture_output=True, timeout=60, check=True)
     assert "mochi-server" in (tmp_path / ".bashrc").read_text()
+
+
+@pytest.mark.parametrize("module", ["models.py", "models/__init__.py", "worker/__init__.py"])
+def test_a_module_in_the_place_of_one_of_our_packages_is_named(module: str, tmp_path: Path) -> None:
+    (tmp_path / module).parent.mkdir(exist_ok=True)
+    (tmp_path / module).touch()
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [COMMAND, "keys", "list"], env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr.startswith(str(tmp_path / module))
+    assert done.stderr.count("\n") == 1
