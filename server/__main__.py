@@ -28,7 +28,7 @@ from server.transport.protocol import GuardedProtocol
 from server.transport.tls import Loop, tls_context
 from worker.broker.connection import connect_briefly, connect_gateway
 from worker.errors import BrokerUnavailableError
-from worker.process.logs import configure_logs
+from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop, on_signals
 from worker.process.telemetry import Tracing, start_tracing
@@ -63,7 +63,7 @@ def main() -> int:
         gateway = server(settings, tracing)
         listener = inherited(sys.argv) or listen(settings.host, settings.port)
     except MochiError as error:
-        sys.stderr.write(f"{error}\n")
+        say(str(error))
         return os.EX_CONFIG
     host, port = listener.getsockname()[:2]
     _log.info("gateway.listening", url=url_of(settings.scheme, host, port))

@@ -28,7 +28,7 @@ from server.transport.tls import tls_context
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
 from worker.errors import BrokerStartError, BrokerUnavailableError
-from worker.process.logs import configure_logs
+from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import Stop, on_signals
 from worker.store.fleet import survey
@@ -164,7 +164,7 @@ class Supervisor:
             MochiError: the broker cannot be started, or does not answer.
         """
         url = self.broker.url if self.broker else self.settings.redis_url
-        apply_at_start(self.settings, url, lambda line: _say(f"Key {line}"))
+        apply_at_start(self.settings, url, lambda line: say(f"Key {line}"))
         self.key_file = first_key_file(connect_briefly(url), self.settings.data_dir)
         environ = os.environ | {
             KEYS_FILE: "",  # already applied
@@ -184,7 +184,7 @@ class Supervisor:
         return status
 
     def _watch(self, children: list[Child]) -> int:
-        _say("Starting: loading the model …")
+        say("Starting: loading the model …")
         ready = False
         while not self.stop.draining:
             time.sleep(WATCH_SECONDS)
@@ -195,7 +195,7 @@ class Supervisor:
             if not ready and self._is_ready():
                 ready = True
                 self._announce()
-        _say("Stopping: running requests finish; press Ctrl-C again to stop now and requeue them …")
+        say("Stopping: running requests finish; press Ctrl-C again to stop now and requeue them …")
         return 0
 
     def _keep(self, broker: EmbeddedBroker) -> None:
@@ -229,12 +229,12 @@ class Supervisor:
         url = self.settings.public_url or self._local_url
         engine = "mock weights" if self.settings.mock else self.settings.weights
         engine = "the fake engine" if self.settings.engine == "fake" else engine
-        _say(f"Ready on {url}/v1 ({engine})")
-        _say(f"API key: {self._shown_key()}")
+        say(f"Ready on {url}/v1 ({engine})")
+        say(f"API key: {self._shown_key()}")
         if self.settings.docs:
-            _say(f"Page: {url}/")
-            _say(f"Documents: {url}/docs")
-        _say("Stop with Ctrl-C.")
+            say(f"Page: {url}/")
+            say(f"Documents: {url}/docs")
+        say("Stop with Ctrl-C.")
 
     def _shown_key(self) -> str:
         """The key on a terminal; elsewhere, where output may be logged, only its file.
@@ -293,7 +293,7 @@ def supervise(settings: ServerSettings) -> int:
         if broker is not None:
             broker.stop()
     if status == 0:
-        _say("Stopped.")
+        say("Stopped.")
     return status
 
 
@@ -302,9 +302,4 @@ def _say_waiting(url: str) -> None:
         count = survey(redis).waiting
         if count:
             requests = "1 request waits" if count == 1 else f"{count} requests wait"
-            _say(f"{requests} for the next start.")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+            say(f"{requests} for the next start.")

@@ -22,7 +22,7 @@ from worker.broker.health import BrokerLog
 from worker.errors import OutputsUnusableError, StorageError, TracingUnusableError
 from worker.outputs.base import Outputs
 from worker.outputs.factory import open_outputs
-from worker.process.logs import configure_logs
+from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
 from worker.process.telemetry import start_tracing
@@ -58,7 +58,7 @@ def main() -> int:
         moderation = build_moderation(settings, settings.data_dir)
         engine = build_engine(settings, settings.data_dir)
     except (EngineUnavailableError, OutputsUnusableError, TracingUnusableError) as error:
-        sys.stderr.write(f"{error}\n")
+        say(str(error))
         return os.EX_CONFIG  # the supervisor does not start it again
     _log.info("worker.ready", engine=str(engine.traits))
     was_told = work(

@@ -23,6 +23,7 @@ from models.engine import DeviceUse
 from server.transport.traffic import Traffic
 from worker.billing import MILLION
 from worker.job import FAILURES
+from worker.process.logs import dropped_lines
 from worker.store.statistics import Survey, Times
 
 STEP = "step"
@@ -116,6 +117,11 @@ class Scrape:
             yield from _devices(self.devices)
             yield from (_counter(count, self.survey) for count in COUNTS)
             yield from _histograms(self.survey)
+        yield CounterMetricFamily(
+            "mochi_log_lines_dropped",
+            "Log lines lost because standard error was not read, or could not be written.",
+            dropped_lines(),
+        )
         yield from self.traffic.collect()
 
 

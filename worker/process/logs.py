@@ -3,14 +3,20 @@
 uvicorn, RQ and Python's warnings go through the same formatter. Lines carry ids, never keys,
 signatures or prompts. Those of a run have `request_id`, `attempt` and `worker`, and with tracing
 `trace_id` and `span_id`.
+
+Work never waits for the reader of stderr: see `_StandardError`.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import stat
 import sys
 import time
-from contextlib import suppress
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import TextIO, cast
 
 import structlog
@@ -20,22 +26,91 @@ from structlog.typing import EventDict, Processor
 MOST_LINES = 50
 """In a second, of a kind that every client can cause."""
 
+STDERR = 2
+MOST_QUEUED = 10_000
+"""Lines that wait for a slow reader, some 3 MB; a killed process loses them."""
+EXIT_SECONDS = 1.0
+"""How long a process waits at its exit for queued lines to be written."""
+
 _log = structlog.get_logger()
 
 
-class _Unfailing:
-    """A stream whose reader may have gone: what is logged then is lost, and no work fails of it."""
+class _StandardError:
+    """Where lines go. One that cannot be written is dropped and counted; no work fails of it."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self) -> None:
+        self._unqueued = 0
+        self._unwritten = 0
+        self._queue: SimpleQueue[str | Event] | None = None
+
+    @property
+    def dropped(self) -> int:
+        return self._unqueued + self._unwritten
+
+    def start_thread(self) -> None:
+        """From now on a thread writes: a pipe or a terminal whose reader stops blocks a write."""
+        # Not a `Queue`: its lock would block a signal handler that logs.
+        self._queue = SimpleQueue()
+        Thread(target=self._write_queued, args=(self._queue,), name="logs", daemon=True).start()
+        atexit.register(self.drain)
 
     def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # closed at the other end, or here
-            self._stream.write(text)
+        if self._queue is None:
+            self._write_now(text)
+        elif self._queue.qsize() < MOST_QUEUED:
+            self._queue.put(text)
+        else:
+            self._unqueued += 1
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._stream.flush()
+        """Nothing: loggers call it after each line, and must not wait."""
+
+    def drain(self) -> None:
+        """Wait until what is queued is written, at most `EXIT_SECONDS`."""
+        if self._queue is not None:
+            written = Event()
+            self._queue.put(written)
+            written.wait(EXIT_SECONDS)
+
+    def _write_queued(self, queue: SimpleQueue[str | Event]) -> None:
+        reported = 0
+        while True:
+            item = queue.get()
+            if isinstance(item, Event):
+                item.set()
+                continue
+            self._write_now(item)
+            count = self._unqueued - reported
+            if count and queue.empty():
+                reported += count
+                _log.warning("log.lines_dropped", count=count)
+
+    def _write_now(self, text: str) -> None:
+        # Not by `sys.stderr`: a blocked write would hold its lock, which the exit needs.
+        rest = text.encode(errors="backslashreplace")
+        try:
+            while rest:
+                rest = rest[os.write(STDERR, rest) :]
+        except OSError:  # its reader has gone, or its disk is full
+            self._unwritten += 1
+
+
+_stderr = _StandardError()
+
+
+def say(line: str) -> None:
+    """Print a line for the operator, in order with the log."""
+    _stderr.write(line + "\n")
+
+
+def dropped_lines() -> int:
+    """Lines of this process that standard error did not take."""
+    return _stderr.dropped
+
+
+def drain_logs() -> None:
+    """Write what is queued. Call before `os._exit`; an ordinary exit does it by itself."""
+    _stderr.drain()
 
 
 class LineLimit:
@@ -71,6 +146,8 @@ def configure_logs(**always: str) -> None:
     def add_always(_logger: object, _method: str, line: EventDict) -> EventDict:
         return {**always, **line}
 
+    if not stat.S_ISREG(os.fstat(STDERR).st_mode):
+        _stderr.start_thread()
     stamper, renderers = _for_terminals() if sys.stderr.isatty() else _for_machines()
     chain: list[Processor] = [
         add_always,
@@ -82,7 +159,7 @@ def configure_logs(**always: str) -> None:
     # Not by way of `logging`, which takes twice the time: it was a tenth of a submit.
     structlog.configure(
         processors=[*chain, *renderers],
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Unfailing(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _stderr)),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
@@ -108,7 +185,7 @@ def _for_machines() -> tuple[Processor, list[Processor]]:
 
 def _configure_others(chain: list[Processor], renderers: list[Processor]) -> None:
     """Lines of libraries, which use `logging`, look as ours do."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(cast("TextIO", _stderr))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 SCRIPT = """
 import logging, threading, warnings
@@ -59,3 +60,56 @@ def test_a_log_that_is_no_longer_read_stops_no_work() -> None:
     )
     os.close(write)
     assert done.stdout == b"works on"
+
+
+STOPPED = """
+import logging, os, sys
+import structlog
+from worker.process import logs
+from worker.process.logs import configure_logs, dropped_lines
+
+configure_logs()
+logs.MOST_QUEUED = 100
+for _ in range(1_000):
+    structlog.get_logger().info("ours")
+    logging.getLogger("diffusers").error("another's")
+print(dropped_lines(), flush=True)
+sys.stdin.readline()  # until the reader goes on
+structlog.get_logger().info("last")
+"""
+
+
+def _with_pipe(script: str) -> tuple[subprocess.Popen[str], int]:
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=write,
+        text=True,
+    )
+    os.close(write)
+    return process, read
+
+
+def test_a_reader_that_stops_holds_up_no_work_and_learns_how_many_lines_it_missed() -> None:
+    process, read = _with_pipe(STOPPED)
+    assert process.stdout
+    dropped = int(process.stdout.readline())
+    assert dropped > 0
+    lines: list[dict[str, Any]] = []
+    with open(read) as reader:  # noqa: PTH123 (a descriptor)
+        while sum(line.get("count", 0) for line in lines) < dropped:
+            lines.append(json.loads(reader.readline()))
+        process.communicate("\n", timeout=60)
+        lines += map(json.loads, reader)
+    assert lines[-1]["event"] == "last"
+    written = [line for line in lines if "count" not in line]
+    assert len(written) + dropped == 2 * 1_000 + 1
+
+
+def test_a_process_whose_log_is_not_read_ends() -> None:
+    process, read = _with_pipe(STOPPED)
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    os.close(read)
