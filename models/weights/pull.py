@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -265,6 +265,9 @@ def _sync(path: Path) -> None:
 @contextmanager
 def exclusive_lock(root: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One pull at a time in a data folder. The lock ends with its process, even a killed one."""
+    # The data folder: `parents` would leave its mode to the umask.
+    with suppress(FileExistsError):
+        root.parent.mkdir(mode=0o700, parents=True)
     root.mkdir(parents=True, exist_ok=True)
     with (root / "lock").open("a") as lock:
         try:

@@ -67,7 +67,7 @@ def write_mock_checkpoint(cache_dir: Path) -> Path:
     checkpoint = cache_dir / f"mock-mochi-{FORMAT}"
     if checkpoint.is_dir():
         return checkpoint
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir) as draft:
         _parts().pipeline().save_pretrained(draft)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def test_a_pull_brings_what_mochi_is_loaded_from_and_nothing_else(
     assert contents(folder) == LOADED
     assert not list(tmp_path.rglob("escaped.json"))
     assert hub.sent() == set(LOADED)
+
+
+def test_a_data_folder_that_a_pull_makes_is_private(hub: StandIn, tmp_path: Path) -> None:
+    fetch(hub, tmp_path / "data")
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
 def test_the_manifest_names_the_commit_and_each_file_with_size_and_checksum(

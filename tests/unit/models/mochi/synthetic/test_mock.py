@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def test_a_present_mock_checkpoint_is_reused(tmp_path: Path) -> None:
     mark.touch()
     assert write_mock_checkpoint(tmp_path) == folder
     assert mark.exists()
+
+
+def test_a_data_folder_that_the_mock_checkpoint_makes_is_private(tmp_path: Path) -> None:
+    write_mock_checkpoint(tmp_path / "data")
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
 def test_several_may_write_the_mock_checkpoint_at_once(tmp_path: Path, checkpoint: Path) -> None:
