@@ -13,6 +13,7 @@ from tests.faults.support.client import Client
 from tests.faults.support.proxy import LossyProxy
 from tests.support.stack import Stack, eventually
 from worker.broker.embedded import EmbeddedBroker
+from worker.process.shutdown import TOGETHER_SECONDS
 from worker.store import keyspace
 
 Times = Callable[[int, int], int]
@@ -154,7 +155,7 @@ def test_f14_a_run_that_is_requeued_when_the_reply_is_lost_is_queued_once(
     worker, requeued, other = one_of_two(client)
     proxy.lose("requeue")
     worker.terminate()
-    time.sleep(0.2)  # two at once would be one
+    time.sleep(TOGETHER_SECONDS)
     worker.terminate()
     assert worker.wait(20) == 0
     assert proxy.lost["requeue"] == 1
