@@ -155,8 +155,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._writes.is_lingering:
             self._writes.discard(data)
             return
-        awaited = self._deadline
+        awaited, earlier = self._deadline, self.cycle
         super().data_received(data)
+        if self.cycle is not earlier and self._has_unread_body():
+            self.flow.pause_reading()  # until the route reads the body: then the key is known
         if self.transport.is_closing():
             return
         if awaited is not None and self._deadline is awaited:
@@ -186,7 +188,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_bytes > MOST_HEAD_BYTES:
             raise HeadTooLargeError
         super().on_headers_complete()
-        self.flow.pause_reading()  # until the route reads the body: then the key is known
 
     def on_chunk_header(self) -> None:
         """Limit what follows like a head: after the last chunk, trailers."""
@@ -205,8 +206,6 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._close_head()
         super().on_message_complete()
-        if not self.pipeline:
-            self.flow.resume_reading()
 
     def head_without_upgrade(self) -> bytes:
         """The head that was read last, for the parser."""
