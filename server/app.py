@@ -186,6 +186,8 @@ async def check_broker(services: Services, broker_log: BrokerLog) -> None:
             workers = await store.live_workers()
             broker_log.connected()
             await services.store_check.look(workers)
+            # Only if no worker contradicts: a gateway with wrong settings must not stop the others.
+            await store.announce_store(services.store_check.mark)
         except BrokerUnavailableError as error:
             broker_log.disconnected(error)
         except OtherStoreError:

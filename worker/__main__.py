@@ -115,10 +115,11 @@ def work(
         retention_seconds=settings.retention_seconds,
     )
     stop = Stop(settings.drain_seconds)
+    mark = outputs.mark()
     brief_store = store(connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
     heartbeat = Heartbeat(
-        LiveWorker(name, engine.traits, outputs.marker()),
+        LiveWorker(name, engine.traits, mark),
         brief_store,
         reconciler,
         BrokerLog(settings.redis_url),
@@ -130,6 +131,7 @@ def work(
         engine=engine,
         store=store(connect_worker(settings.redis_url, is_over=lambda: stop.urgent)),
         outputs=outputs,
+        store_mark=mark,
         heartbeat=heartbeat,
         moderation=moderation,
         run_seconds=settings.run_seconds,

@@ -131,11 +131,11 @@ class RequestNotFoundError(JobError):
 
 
 class OtherStoreError(JobError):
-    """A live worker writes its videos where this gateway does not read them."""
+    """A live worker writes its videos where gateways do not read them."""
 
     def __init__(self, worker: str) -> None:
         super().__init__(
-            f"Worker {worker} writes its videos to a store that this gateway does not read. Give "
+            f"Worker {worker} writes its videos to a store that the gateway does not read. Give "
             "all gateways and workers the same MOCHI_OUTPUTS, or a MOCHI_DATA_DIR on a shared "
             "folder, and restart them."
         )

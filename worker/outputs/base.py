@@ -23,7 +23,7 @@ _OURS = re.compile(_REQUEST + r"(-[0-9a-f]{12}\.mp4|\.checkpoint)")
 _DRAFT = re.compile(rf"{_OURS.pattern}(\.[0-9a-f]{{12}})?\.part")
 DRAFT_SUFFIX = ".part"
 MARKER = "store-id"
-"""File with a random id, by which gateways check that they read the store that workers write."""
+"""File with a random id, by which gateways and workers check that they share a store."""
 
 
 def video_name(request_id: str, run: str) -> str:
@@ -79,8 +79,8 @@ class Outputs(Protocol):
     def check_space(self) -> None:
         """Raise StorageError if the disk of drafts is too full for a video and a broker's log."""
 
-    def marker(self) -> str:
-        """The id that a worker has marked the store with; empty without one.
+    def mark(self) -> str:
+        """The store's id, which the first process to ask writes; empty if it cannot.
 
         Raises:
             StorageError: the store does not answer.

@@ -35,10 +35,7 @@ class LocalOutputs:
 
     def check(self) -> None:
         self.check_folder()
-        with suppress(OSError), (self._folder / MARKER).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # of workers that start together, one writes it
-            if os.fstat(file.fileno()).st_size == 0:  # new, or the disk was full
-                file.write(uuid4().hex)
+        self.mark()
 
     def check_folder(self) -> None:
         """Raise OutputsUnusableError when nothing can be written to it."""
@@ -62,7 +59,13 @@ class LocalOutputs:
                 f"{LEAST_FREE_BYTES >> 20} MiB; make room"
             )
 
-    def marker(self) -> str:
+    def mark(self) -> str:
+        with suppress(OSError, StorageError):
+            self.make_folder()
+            with (self._folder / MARKER).open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # of processes that start together, one writes it
+                if os.fstat(file.fileno()).st_size == 0:  # new, or the disk was full
+                    file.write(uuid4().hex)
         try:
             return (self._folder / MARKER).read_text("ascii")
         except (OSError, ValueError):

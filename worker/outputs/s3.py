@@ -131,19 +131,27 @@ class S3Outputs:
             raise StorageError(
                 f"{self.url} does not answer; check AWS_ENDPOINT_URL. {said}"
             ) from error
-        if not self.marker():
-            with _store_errors("The store cannot be marked"):
-                self._put(MARKER, uuid4().hex.encode(), "text/plain")
+        self.mark()
 
     def check_space(self) -> None:
         self.drafts.check_space()
 
-    def marker(self) -> str:
-        with _store_errors("The store's mark cannot be read"):
+    def mark(self) -> str:
+        try:
             try:
-                return obstore.get(self.store, MARKER).bytes().to_bytes().decode("ascii")
+                return self._read_mark()
             except FileNotFoundError:
-                return ""
+                # Of processes that start together, one writes it; a gateway's key may not.
+                with suppress(*_ERRORS):
+                    obstore.put(self.store, MARKER, uuid4().hex.encode(), mode="create")
+                return self._read_mark()
+        except FileNotFoundError:
+            return ""
+        except _ERRORS as error:
+            raise StorageError(f"The store's mark cannot be read: {_summary(error)}") from error
+
+    def _read_mark(self) -> str:
+        return obstore.get(self.store, MARKER).bytes().to_bytes().decode("ascii")
 
     def draft(self, name: str) -> Path:
         return self.drafts.draft(name)

@@ -16,9 +16,14 @@ _log = structlog.get_logger()
 
 
 class StoreCheck:
-    """Remembers the result of its last look. Workers of versions without a mark count as right."""
+    """Remembers the result of its last look. Workers of versions without a mark count as right.
+
+    Attributes:
+        mark: of the gateway's store; None while the store does not answer.
+    """
 
     def __init__(self, outputs: Outputs) -> None:
+        self.mark: str | None = None
         self._outputs = outputs
         self._marks = {""}
         self._error: OtherStoreError | None = None
@@ -30,9 +35,10 @@ class StoreCheck:
             OtherStoreError: a worker writes elsewhere.
         """
         workers = list(workers)
-        if any(worker.store not in self._marks for worker in workers):
+        if self.mark is None or any(worker.store not in self._marks for worker in workers):
             with suppress(StorageError):
-                self._marks.add(await asyncio.to_thread(self._outputs.marker))
+                self.mark = await asyncio.to_thread(self._outputs.mark)
+                self._marks.add(self.mark)
         before = self._error
         others = [worker.name for worker in workers if worker.store not in self._marks]
         self._error = OtherStoreError(others[0]) if others else None

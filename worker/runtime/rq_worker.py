@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from models.errors import EngineBrokenError
 from worker.broker.connection import Client
-from worker.errors import StorageError
+from worker.errors import OtherStoreError, StorageError
 from worker.process.shutdown import Stop, on_signals
 from worker.runtime.runner import Runner
 from worker.store import keyspace, scripts
@@ -54,6 +54,7 @@ class EngineWorker(SimpleWorker):
         self._runner = runner
         self._stop = stop
         self._has_had_space = True
+        self._is_elsewhere = False
 
     @override
     def execute_job(self, job: RqJob, queue: Queue) -> None:
@@ -73,6 +74,8 @@ class EngineWorker(SimpleWorker):
                     self._runner.run(job.id)
             except EngineBrokenError:
                 raise
+            except OtherStoreError as error:
+                self._wait_for_store(error)
             except StopRequested:
                 # The broker is away and the process must stop: another worker repeats the run.
                 _log.warning("run.left_behind")
@@ -101,6 +104,13 @@ class EngineWorker(SimpleWorker):
                 if popped is not None:
                     return popped
         return None
+
+    def _wait_for_store(self, error: OtherStoreError) -> None:
+        """Leave the request to other workers for a moment; log the first time."""
+        if not self._is_elsewhere:
+            _log.error("outputs.other_store", reason=str(error))
+        self._is_elsewhere = True
+        sleep(POP_SECONDS)
 
     def _has_space(self) -> bool:
         """Whether the disk takes a video. If not, requests wait; a run would fail at its end."""

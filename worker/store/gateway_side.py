@@ -271,6 +271,12 @@ class GatewayStore:
         """The workers that are alive and have the model loaded."""
         return await self._presence.ask(None)
 
+    async def announce_store(self, mark: str | None) -> None:
+        """Tell workers which store gateways read; others leave requests in the queue."""
+        with broker_errors():
+            if mark and await self._redis.get(keyspace.STORE) != mark:
+                await self._redis.set(keyspace.STORE, mark)
+
     async def link_secret(self) -> str:
         """The key that signs links to videos; the first gateway draws it for all."""
         with broker_errors():

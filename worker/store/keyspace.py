@@ -62,6 +62,9 @@ AUDIT = "mochi:audit"
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
 """String: the key that signs links to videos, shared by all gateways."""
 
+STORE = "mochi:store"
+"""String: the mark of the store of videos that gateways read; see `Outputs.mark`."""
+
 RQ_QUEUES = RqQueue.redis_queues_keys
 RQ_QUEUE = RqQueue.redis_queue_namespace_prefix + QUEUE
 """List: ids that a worker may pop."""
@@ -125,6 +128,6 @@ _FIXED_KEYS = (
     *(WAITING, SEQUENCE, LEASES, WORKERS),
     *(RQ_QUEUE, RQ_INTERMEDIATE, RQ_QUEUES, TURNS, LOOKS),
     *(API_KEY, LIVE, RATE, USAGE, METRICS, PACES, PREVIEWS),
-    *(WEBHOOKS, WEBHOOK, HISTORY, EXPIRIES),
+    *(WEBHOOKS, WEBHOOK, HISTORY, EXPIRIES, STORE),
 )
 SCRIPT_KEYS = len(for_scripts())

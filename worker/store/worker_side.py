@@ -13,6 +13,7 @@ from redis import Redis
 from models.engine import DeviceUse, Traits
 from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
+from worker.errors import OtherStoreError
 from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work
 from worker.store import keyspace, scripts
@@ -92,9 +93,15 @@ class WorkerStore:
         self._retention_ms = round(retention_seconds * 1000)
         self._scripts = {name: redis.register_script(scripts.source(name)) for name in _SCRIPTS}
 
-    def start(self, lease: Lease, worker: str) -> Job | None:
-        """QUEUED -> PROCESSING. None when the request is gone, has ended, or runs elsewhere."""
-        record = self._run("start", lease.request_id, lease.run, worker, self._lease_ms)
+    def start(self, lease: Lease, worker: str, store_mark: str = "") -> Job | None:
+        """QUEUED -> PROCESSING. None when the request is gone, has ended, or runs elsewhere.
+
+        Raises:
+            OtherStoreError: gateways do not read the store with this mark; the request waits on.
+        """
+        record = self._run("start", lease.request_id, lease.run, worker, self._lease_ms, store_mark)
+        if record == "other_store":
+            raise OtherStoreError(worker)
         return None if record is None else Job.from_record(lease.request_id, dict(pairs(record)))
 
     def beat(

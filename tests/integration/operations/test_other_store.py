@@ -57,3 +57,20 @@ def test_a_video_whose_file_is_gone_is_404_and_logged(stack: Stack) -> None:
         (stack.folder / "outputs" / name).unlink()
     assert refusal(client.get(link), 404) == "The video is gone"
     assert stack.logs().count("video.unreadable") == 1
+
+
+def test_what_was_queued_before_any_worker_lived_waits_for_one_that_writes_where_gateways_read(
+    stack: Stack, tmp_path: Path
+) -> None:
+    elsewhere = str(tmp_path / "elsewhere")
+    stack.start_gateway(data_dir=elsewhere)
+    client = stack.http()
+    request_id = client.post("/v2/mochi-1", json=POND).json()["request_id"]
+    stack.start_worker()
+    eventually(lambda: "the same MOCHI_OUTPUTS" in stack.logs())
+    assert stack.record(request_id)["status"] == "QUEUED"
+    stack.start_worker(data_dir=elsewhere)
+    eventually(lambda: stack.record(request_id)["status"] == "COMPLETED")
+    made = client.get(f"/v2/requests/{request_id}").json()
+    assert client.get(made["output"]).content[4:8] == b"ftyp"
+    assert (made["metrics"].get("retry_count"), stack.outputs()) == (None, [])

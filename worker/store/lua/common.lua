@@ -7,7 +7,7 @@ local keys = {
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
   metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
   webhooks = KEYS[19], webhook = KEYS[20], -- `webhook` is completed with a request's id.
-  history = KEYS[21], expiries = KEYS[22],
+  history = KEYS[21], expiries = KEYS[22], store = KEYS[23],
 }
 
 -- The broker's clock, so that hosts' clocks do not matter.

@@ -1,12 +1,19 @@
 -- QUEUED -> PROCESSING under a lease. The run token fences all later writes of this attempt.
--- ARGV: id, run, worker, lease in ms. Returns the fields of the record that a worker needs, as
--- names and values, or nil: nothing to do.
+-- ARGV: id, run, worker, lease in ms, the mark of the store that the worker writes to, or ''.
+-- Returns the fields of the record that a worker needs, as names and values; or nil: nothing to do; or
+-- 'other_store': no gateway could serve the video, and the request waits on for another worker.
 local id, run = ARGV[1], ARGV[2]
 local now = now_ms()
 
 redis.call('LREM', keys.intermediate, 0, id)
 local record = redis.call('HMGET', keys.record, 'status', 'run')
 if record[1] == 'QUEUED' then
+  local store = redis.call('GET', keys.store)
+  if store and ARGV[5] ~= '' and store ~= ARGV[5] then
+    redis.call('LREM', keys.rq_queue, 0, id)
+    redis.call('LPUSH', keys.rq_queue, id)
+    return 'other_store'
+  end
   redis.call('HINCRBY', keys.record, 'attempt', 1)
   redis.call('HSET', keys.record, 'status', 'PROCESSING', 'run', run, 'worker', ARGV[3],
              'started_at', text(now))
