@@ -65,14 +65,14 @@ class KeyLookup:
         self._find = redis.register_script(scripts.source("find_keys"))
         self._lookups = Batch(self._look_up)
 
-    async def find(self, secret: str) -> ApiKey:
-        """The live key with this secret.
+    async def find(self, sha256: str) -> ApiKey:
+        """The live key whose secret has this `digest`.
 
         Raises:
             InvalidKeyError: it is unknown, revoked or expired.
             BrokerUnavailableError: the broker does not answer.
         """
-        match await self._lookups.ask(digest(secret)):
+        match await self._lookups.ask(sha256):
             case "unknown":
                 raise InvalidKeyError
             case "revoked":

@@ -16,7 +16,6 @@ from ipaddress import IPv6Address, ip_address, ip_network
 import structlog
 
 from server.errors import TooManyBadKeysError
-from server.keys.lookup import digest
 
 MOST_BAD_KEYS = 30
 """Per address and window."""
@@ -53,7 +52,7 @@ class _Window:
 
 
 class Throttle:
-    """Counts bad keys by address, and remembers digests of good keys.
+    """Counts bad keys by address, and remembers good keys, all by their digests.
 
     Both are kept oldest first, so expiry is cheap.
     """
@@ -63,7 +62,7 @@ class Throttle:
         self._windows: dict[str, _Window] = {}
         self._good_until: dict[str, float] = {}
 
-    def admit(self, address: str, secret: str) -> None:
+    def admit(self, address: str, sha256: str) -> None:
         """Check that the key may be looked up.
 
         Raises:
@@ -76,27 +75,24 @@ class Throttle:
         window = self._windows.get(_network(address))
         if window is None or len(window.bad_keys) < MOST_BAD_KEYS or now >= window.ends_at:
             return
-        sha256 = digest(secret)
         is_known = sha256 in window.bad_keys or self._good_until.get(sha256, now) > now
         if not is_known and not window.take_lookup(now):
             raise TooManyBadKeysError(1)
 
-    def note_good(self, secret: str) -> None:
+    def note_good(self, sha256: str) -> None:
         now = self._monotonic()
-        sha256 = digest(secret)
         self._good_until.pop(sha256, None)
         self._good_until[sha256] = now + GOOD_SECONDS
         if len(self._good_until) > MOST_GOOD_KEYS:
             del self._good_until[next(iter(self._good_until))]
 
-    def note_bad(self, address: str, secret: str) -> None:
+    def note_bad(self, address: str, sha256: str) -> None:
         """Count a key that is unknown, revoked or expired.
 
         Raises:
             TooManyBadKeysError: the address is over the limit.
         """
         now = self._monotonic()
-        sha256 = digest(secret)
         if self._good_until.pop(sha256, now) > now:
             return  # revoked or expired, not guessed
         network = _network(address)

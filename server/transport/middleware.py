@@ -14,11 +14,10 @@ from contextlib import suppress
 from http import HTTPStatus
 
 import structlog
-from starlette import datastructures
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BadHostError, InvalidKeyError, MissingKeyError
-from server.keys.lookup import ApiKey, KeyLookup
+from server.keys.lookup import ApiKey, KeyLookup, digest
 from server.keys.throttle import Throttle
 from server.paths import (
     PROBES,
@@ -32,6 +31,8 @@ from worker.process.logs import LineLimit
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
+_READ = (b"host", b"x-api-key", b"authorization", b"x-forwarded-proto", b"x-forwarded-host")
+_Values = dict[bytes, list[str]]
 _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 MOST_LOGGED_TEXT = 200
@@ -109,7 +110,7 @@ class Middleware:
             await response(scope, receive, send)
 
     async def _admit(self, scope: Scope) -> None:
-        headers = datastructures.Headers(scope=scope)
+        headers = _headers(scope)
         state = scope.setdefault("state", {})
         path = scope["path"]
         if path not in PROBES:  # a probe may be HTTP/1.0, without Host
@@ -118,14 +119,11 @@ class Middleware:
         if not is_public:
             state["api_key"] = await self._find(_secret(headers), scope)
 
-    def _asked_url(self, scope: Scope, headers: datastructures.Headers) -> str:
+    def _asked_url(self, scope: Scope, headers: _Values) -> str:
         """Scheme and host as the client asked for them; a proxy that is not trusted hides them."""
         scheme, host = scope["scheme"], _host(headers)
-        forwarded = (
-            headers.get("x-forwarded-proto", scheme),
-            headers.get("x-forwarded-host", host),
-        )
-        if forwarded != (scheme, host) and not self._has_warned:
+        forwarded = headers[b"x-forwarded-proto"] + headers[b"x-forwarded-host"]
+        if not {scheme, host}.issuperset(forwarded) and not self._has_warned:
             self._has_warned = True
             _log.warning(
                 "proxy.not_trusted",
@@ -137,13 +135,14 @@ class Middleware:
 
     async def _find(self, secret: str, scope: Scope) -> ApiKey:
         address = (scope.get("client") or ("",))[0]  # a Unix socket has none
-        self._throttle.admit(address, secret)
+        sha256 = digest(secret)
+        self._throttle.admit(address, sha256)
         try:
-            key = await self._key_lookup.find(secret)
+            key = await self._key_lookup.find(sha256)
         except InvalidKeyError:
-            self._throttle.note_bad(address, secret)
+            self._throttle.note_bad(address, sha256)
             raise
-        self._throttle.note_good(secret)
+        self._throttle.note_good(sha256)
         return key
 
 
@@ -192,16 +191,25 @@ def _closing(scope: Scope) -> Headers:
     return ((b"connection", b"close"),) if has_body else ()
 
 
-def _host(headers: datastructures.Headers) -> str:
-    host = ",".join(headers.getlist("host"))
+def _headers(scope: Scope) -> _Values:
+    """The headers of _READ, in one pass: this is for every poll."""
+    found: _Values = {name: [] for name in _READ}
+    for name, value in scope["headers"]:
+        if name in found:
+            found[name].append(value.decode("latin-1"))
+    return found
+
+
+def _host(headers: _Values) -> str:
+    host = ",".join(headers[b"host"])
     if not _HOST.fullmatch(host):
         raise BadHostError("The Host header must be a host name or address, with or without port.")
     return host
 
 
-def _secret(headers: datastructures.Headers) -> str:
-    given = {*_stripped(headers.getlist("x-api-key"))}
-    for value in headers.getlist("authorization"):
+def _secret(headers: _Values) -> str:
+    given = {*_stripped(headers[b"x-api-key"])}
+    for value in headers[b"authorization"]:
         scheme, _, secret = value.partition(" ")
         given |= {*_stripped([secret if scheme.lower() == "bearer" else ""])}
     if not given:

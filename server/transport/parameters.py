@@ -41,8 +41,11 @@ class Parameter(ABC):
 
     def values(self, request: Request) -> list[str]:
         """All values that the request has, in their order."""
-        source = request.query_params if self.place == "query" else request.headers
-        return source.getlist(self.name)
+        if self.place != "query":
+            return request.headers.getlist(self.name)
+        if not request.scope["query_string"]:
+            return []  # as of nearly every poll
+        return request.query_params.getlist(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

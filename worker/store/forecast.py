@@ -97,6 +97,8 @@ class Forecaster:
         return (await self.now()).seconds_left(job, time.monotonic())
 
     async def now(self) -> Forecast:
+        if self._forecast is not None and time.monotonic() < self._good_until:
+            return self._forecast
         async with self._lock:  # concurrent callers wait for one walk
             began = time.monotonic()
             if self._forecast is None or began >= self._good_until:

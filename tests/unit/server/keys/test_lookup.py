@@ -35,7 +35,7 @@ def with_lookup(url: str, use: Callable[[KeyLookup], Awaitable[_Result]]) -> _Re
 
 
 def find(url: str, secret: str) -> ApiKey:
-    return with_lookup(url, lambda lookup: lookup.find(secret))
+    return with_lookup(url, lambda lookup: lookup.find(digest(secret)))
 
 
 def test_a_key_that_was_made_is_found_with_what_it_may_do(redis: Redis, redis_url: str) -> None:
@@ -88,10 +88,10 @@ def test_a_revoked_key_is_refused_the_next_time(redis: Redis, redis_url: str) ->
     secret = create_key(redis, LAPTOP)
 
     async def use(lookup: KeyLookup) -> None:
-        await lookup.find(secret)
+        await lookup.find(digest(secret))
         revoke_key(redis, "laptop")
         with pytest.raises(RevokedKeyError):
-            await lookup.find(secret)
+            await lookup.find(digest(secret))
 
     with_lookup(redis_url, use)
 
@@ -127,9 +127,9 @@ def test_keys_are_found_by_a_broker_that_has_forgotten_the_script(
     secret = create_key(redis, LAPTOP)
 
     async def use(lookup: KeyLookup) -> None:
-        await lookup.find(secret)
+        await lookup.find(digest(secret))
         redis.script_flush()
-        assert (await lookup.find(secret)).name == "laptop"
+        assert (await lookup.find(digest(secret))).name == "laptop"
 
     with_lookup(redis_url, use)
 
@@ -139,7 +139,7 @@ def test_each_of_many_who_ask_at_once_has_his_own_answer(redis: Redis, redis_url
     revoke_key(redis, "b")
 
     async def use(lookup: KeyLookup) -> list[ApiKey | BaseException]:
-        asked = (lookup.find(secret) for secret in [*secrets, "mochi_guess"])
+        asked = (lookup.find(digest(secret)) for secret in [*secrets, "mochi_guess"])
         return await asyncio.gather(*asked, return_exceptions=True)
 
     first, second, third, stranger = with_lookup(redis_url, use)
@@ -165,7 +165,7 @@ def test_a_foreign_entry_does_not_fail_the_lookup_of_other_keys(
     redis.hset(keyspace.SECRETS, digest(bad), entry.replace("ID", key_id))
 
     async def use(lookup: KeyLookup) -> list[ApiKey | BaseException]:
-        asked = (lookup.find(secret) for secret in [good, bad])
+        asked = (lookup.find(digest(secret)) for secret in [good, bad])
         return await asyncio.gather(*asked, return_exceptions=True)
 
     key, refusal = with_lookup(redis_url, use)
