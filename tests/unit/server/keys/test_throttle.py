@@ -145,13 +145,6 @@ def test_a_key_is_remembered_from_its_last_use_on(throttle: Throttle, clock: Clo
     assert not is_admitted(throttle, "good")
 
 
-def test_no_secret_is_kept(throttle: Throttle) -> None:
-    throttle.note_good("mochi_secret")
-    throttle.note_bad(GUESSER, "mochi_secret")
-    throttle.note_good("mochi_secret")
-    assert "mochi_secret" not in repr(vars(throttle))
-
-
 @pytest.mark.parametrize(
     ("one", "other", "are_one"),
     [

@@ -15,6 +15,7 @@ from redis import Redis
 from starlette.routing import BaseRoute, Mount
 
 from server.app import create_app
+from server.keys.lookup import digest
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from server.keys.throttle import MOST_BAD_KEYS
@@ -195,3 +196,12 @@ def test_two_hosts_are_refused(app: FastAPI, secret: str) -> None:
     )
     (answer,) = call(app, request)
     assert "Host" in refusal(answer, 400)
+
+
+def test_no_secret_is_kept(app: FastAPI, secret: str) -> None:
+    call(app, *(ask("GET", "/v1/credits", **{"x-api-key": key}) for key in (secret, "mochi_wrong")))
+    throttle = repr(vars(app.middleware_stack._throttle))  # type: ignore[union-attr]
+    assert digest(secret) in throttle
+    assert digest("mochi_wrong") in throttle
+    assert secret not in throttle
+    assert "mochi_wrong" not in throttle
