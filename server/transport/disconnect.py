@@ -1,4 +1,7 @@
-"""Abandons a wait when the client hangs up."""
+"""Abandons a wait when the client hangs up: it closes the connection or ends its side of it.
+
+One cannot be told from the other before something is written.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from typing import Any
 from starlette.requests import Request
 
 
-async def ends_before_disconnect(request: Request, wait: Coroutine[Any, Any, None]) -> bool:
+async def ends_before_hang_up(request: Request, wait: Coroutine[Any, Any, None]) -> bool:
     """Wait. False if the client hangs up first: `wait` is abandoned.
 
-    The body of `request` has been read. An error of `wait` is raised.
+    An error of `wait` is raised.
     """
     waiting = asyncio.create_task(wait)
-    hang_up = asyncio.create_task(_hang_up(request))
+    hang_up = asyncio.create_task(request.state.hang_up.wait())
     try:
         await asyncio.wait({waiting, hang_up}, return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
@@ -24,8 +27,3 @@ async def ends_before_disconnect(request: Request, wait: Coroutine[Any, Any, Non
     finally:
         for task in (waiting, hang_up):
             task.cancel()
-
-
-async def _hang_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

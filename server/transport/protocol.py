@@ -62,10 +62,10 @@ class _JoinedWrites(asyncio.Transport):
     @override
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._held:
-            self._flush(bytes(data))
+            self.flush(bytes(data))
         else:
             self._held = bytes(data)
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
 
     @override
     def is_closing(self) -> bool:
@@ -73,7 +73,7 @@ class _JoinedWrites(asyncio.Transport):
 
     @override
     def close(self) -> None:
-        self._flush()
+        self.flush()
         if self.is_lingering or self._transport.is_closing() or not self._has_unread():
             self._transport.close()
             return
@@ -89,7 +89,7 @@ class _JoinedWrites(asyncio.Transport):
         if self._linger_bytes < 0:
             self._transport.close()
 
-    def _flush(self, more: bytes = b"") -> None:
+    def flush(self, more: bytes = b"") -> None:
         data, self._held = self._held + more, b""
         if data and not self._transport.is_closing():
             self._transport.write(data)
@@ -126,7 +126,10 @@ class _Parser(httptools.HttpRequestParser):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Refuses heads that are too large or too slow. Errors are JSON, also for invalid HTTP."""
+    """Refuses heads that are too large or too slow. Errors are JSON, also for invalid HTTP.
+
+    The state of a request has `hang_up`, which is set when the client sends no more.
+    """
 
     parser: _Parser
     _head_bytes = 0
@@ -138,6 +141,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self, transport: asyncio.Transport
     ) -> None:
         self._writes = _JoinedWrites(transport, self.loop, self._has_unread_body)
+        self._hang_up = asyncio.Event()
+        self.app_state = {**self.app_state, "hang_up": self._hang_up}
         super().connection_made(self._writes)
         if self.client:  # in IPv4's own form, which trusted proxies are given in
             host, port = self.client
@@ -147,8 +152,22 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
+        self._hang_up.set()
         self._close_head()
         super().connection_lost(exc)
+
+    @override
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's closes always
+        """Keep the connection until the last request that is complete has its response.
+
+        The client may have ended its side only; whether it has closed shows when it is written to.
+        """
+        self._hang_up.set()
+        self._writes.flush()
+        is_kept = self._is_answering() and not self._has_unread_body()
+        if is_kept:
+            self.cycle.keep_alive = False
+        return is_kept and self.scheme == "http"  # TLS closes in any case, and logs a warning
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -236,13 +255,16 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _time_out(self) -> None:
         self._deadline = None
-        if self.cycle is None or self._is_idle():
+        if not self._is_answering():
             self.transport.close()
         else:
             self._open_head()  # an earlier response is not complete: not the client's fault
 
     def _has_unread_body(self) -> bool:
         return self.cycle is not None and self.cycle.more_body
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _is_idle(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete

@@ -10,6 +10,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+from typing_extensions import override
 
 from models.errors import MochiError
 from server.api.call import Call
@@ -49,7 +51,19 @@ async def stream_events(request: Request) -> Response:
     if job.status.is_final and LAST_EVENT_ID.read(request) == FINAL_ID:
         return Response(status_code=204)
     # Not as FastAPI streams: its response would have begun before an unknown request is a 404.
-    return StreamingResponse(_stream(call, job), headers=UNBUFFERED, media_type="text/event-stream")
+    return _EventStream(_stream(call, job), headers=UNBUFFERED, media_type="text/event-stream")
+
+
+class _EventStream(StreamingResponse):
+    """Ends when the client sends no more: the next event, which shows a close, may be far off."""
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def hang_up() -> Message:
+            await scope["state"]["hang_up"].wait()
+            return {"type": "http.disconnect"}
+
+        await super().__call__(scope, hang_up, send)
 
 
 async def _stream(call: Call, job: Job) -> AsyncIterator[bytes]:

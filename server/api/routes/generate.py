@@ -27,7 +27,7 @@ from server.api.submission import (
 )
 from server.api.video_file import video_response
 from server.transport.body import read_object
-from server.transport.disconnect import ends_before_disconnect
+from server.transport.disconnect import ends_before_hang_up
 from server.transport.parameters import documented
 from server.transport.responses import answer
 from worker.job import Job, Status
@@ -78,9 +78,10 @@ async def generate_video(request: Request) -> Response:
     request_id = accepted.request_id
     request.state.request_id = request_id  # later errors name it: the request runs on
     end = services.poller.wait_for_end(request_id, services.settings.v1_seconds)
-    if not await ends_before_disconnect(request, end):
-        can_return = submission.idempotency_key is not None
-        if services.settings.cancel_on_disconnect and not can_return:
+    if not services.settings.cancel_on_disconnect:
+        await end  # the client may have ended its side only, and read on
+    elif not await ends_before_hang_up(request, end):
+        if submission.idempotency_key is None:  # it cannot come back
             services.canceller.cancel(request_id, call.key.key_id)
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     job = await services.store.find(request_id, call.key.key_id)
