@@ -184,6 +184,7 @@ async def check_broker(services: Services, broker_log: BrokerLog) -> None:
             if broker_log.is_new:
                 broker_log.warn(await store.dangers())
             workers = await store.live_workers()
+            await store.check_memory()
             broker_log.connected()
             await services.store_check.look(workers)
             # Only if no worker contradicts: a gateway with wrong settings must not stop the others.

@@ -18,6 +18,7 @@ from redis.exceptions import (
     ClusterCrossSlotError,
     ClusterDownError,
     NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -50,6 +51,10 @@ _UNFIT: tuple[tuple[tuple[type[RedisError], ...], str], ...] = (
     (
         (AskError, ClusterCrossSlotError, ClusterDownError),
         "It runs in cluster mode. MOCHI_REDIS_URL must name a server with `cluster-enabled no`.",
+    ),
+    (
+        (OutOfMemoryError,),
+        "Its memory is full: raise its `maxmemory`, or delete what others keep in it.",
     ),
     (
         (NoPermissionError,),

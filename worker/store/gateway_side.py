@@ -41,6 +41,7 @@ from worker.store.presence import LiveWorker, read_all
 from worker.store.rq_queue import rq_fields
 from worker.store.scripts import outcome, pairs
 
+_REFUSED_WITHOUT_MEMORY = "#!lua\nreturn 1"
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -75,6 +76,7 @@ class GatewayStore:
         self._most_waiting = most_waiting
         self._retention_ms = round(retention_seconds * 1000)
         self._submit = redis.register_script(scripts.source("submit"))
+        self._probe = redis.register_script(_REFUSED_WITHOUT_MEMORY)
         self._alive = redis.register_script(scripts.source("alive"))
         self._cancel = redis.register_script(scripts.source("cancel"))
         self._delete = redis.register_script(scripts.source("delete"))
@@ -270,6 +272,11 @@ class GatewayStore:
     async def live_workers(self) -> list[LiveWorker]:
         """The workers that are alive and have the model loaded."""
         return await self._presence.ask(None)
+
+    async def check_memory(self) -> None:
+        """Raise BrokerUnfitError while a full memory refuses submits."""
+        with broker_errors():
+            await self._probe()
 
     async def announce_store(self, mark: str | None) -> None:
         """Tell workers which store gateways read; others leave requests in the queue."""

@@ -44,6 +44,7 @@ async def get_readiness(request: Request) -> Response:
         missing.append(str(error))  # first: an embedded broker dies of it
     try:
         workers = await services.store.live_workers()
+        await services.store.check_memory()
         await services.store_check.look(workers)
         if not workers:
             missing.append("No live worker: start one with `mochi-server worker`.")

@@ -60,8 +60,25 @@ def test_a_broker_that_takes_no_writes_is_named_with_the_remedy(tmp_path: Path) 
             eventually(lambda: server.redis.info("persistence")["rdb_last_bgsave_status"] == "err")
             refused = refusal(client.post("/v2/mochi-1", json=POND), 502)
             assert "It takes no writes, as it cannot write to its disk. Make room" in refused
+            assert "cannot write to its disk" in client.get("/readyz").json()["missing"][0]
             worker = stack.start("worker")
             eventually(lambda: "cannot write to its disk" in stack.log_of(worker))
+
+
+def test_a_broker_without_memory_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with valkey(tmp_path / "broker", *SAFE) as server:
+        url = f"redis://127.0.0.1:{server.port}"
+        with ExternalStack(tmp_path, url) as stack:
+            stack.start_gateway()
+            client = stack.http()
+            server.tell("CONFIG", "SET", "maxmemory", "1")
+            remedy = "Its memory is full: raise its `maxmemory`"
+            assert remedy in refusal(client.post("/v2/mochi-1", json=POND), 502)
+            assert remedy in client.get("/readyz").json()["missing"][0]
+            eventually(lambda: remedy in stack.logs())
+            assert stack.run("keys", "create", "bob").returncode == 0
+            server.tell("CONFIG", "SET", "maxmemory", "0")
+            assert client.post("/v2/mochi-1", json=POND).is_success
 
 
 def test_a_server_that_knows_no_flags_of_scripts_is_called_too_old() -> None:
