@@ -14,9 +14,11 @@ import logging
 import os
 import stat
 import sys
+import threading
 import time
 from queue import SimpleQueue
 from threading import Event, Thread
+from types import TracebackType
 from typing import TextIO, cast
 
 import structlog
@@ -164,6 +166,28 @@ def configure_logs(**always: str) -> None:
         cache_logger_on_first_use=True,
     )
     _configure_others(chain, renderers)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_ignored
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    _log.error("exception.uncaught", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:  # which ends a thread quietly
+        name = args.thread and args.thread.name
+        exc_info = (args.exc_type, args.exc_value, args.exc_traceback)
+        _log.error("exception.uncaught", thread=name, exc_info=exc_info)
+
+
+def _log_ignored(args: sys.UnraisableHookArgs) -> None:
+    exc_info = (args.exc_type, args.exc_value, args.exc_traceback)
+    where = getattr(args.object, "__qualname__", type(args.object).__qualname__)
+    _log.error("exception.ignored", where=where, exc_info=exc_info)
 
 
 def _for_terminals() -> tuple[Processor, list[Processor]]:

@@ -120,6 +120,9 @@ class Heartbeat(threading.Thread):
             os._exit(os.EX_TEMPFAIL)  # the supervisor starts it again
 
     def _end_if_frozen(self) -> None:
-        """Rearm a timer outside Python: native code that holds the GIL stops this thread too."""
+        """Rearm a timer outside Python: native code that holds the GIL stops this thread too.
+
+        It writes to standard error itself: no thread of Python's, such as that of the log, runs.
+        """
         seconds = self._stall_seconds + LONGEST_BEAT_SECONDS
         faulthandler.dump_traceback_later(seconds, file=STDERR, exit=True)

@@ -39,6 +39,40 @@ def test_every_log_line_in_a_run_names_the_run() -> None:
         assert "request_id" not in line
 
 
+UNCAUGHT = """
+import sys, threading
+from worker.process.logs import configure_logs
+
+class Odd:
+    def __del__(self):
+        raise ValueError("in a finalizer")
+
+configure_logs()
+Odd()
+for error in (OSError("in a thread"), SystemExit()):
+    def fail():
+        raise error
+    thread = threading.Thread(target=fail, name="spare")
+    thread.start()
+    thread.join()
+raise KeyError("in the end")
+"""
+
+
+def test_an_exception_that_nobody_catches_is_a_line_of_the_log() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNCAUGHT], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    ignored, in_thread, last = map(json.loads, done.stderr.splitlines())
+    assert (ignored["event"], ignored["where"]) == ("exception.ignored", "Odd.__del__")
+    assert "ValueError: in a finalizer" in ignored["exception"]
+    assert (in_thread["event"], in_thread["thread"]) == ("exception.uncaught", "spare")
+    assert "OSError: in a thread" in in_thread["exception"]
+    assert last["event"] == "exception.uncaught"
+    assert "KeyError: 'in the end'" in last["exception"]
+
+
 UNREAD = """
 import os, sys
 import structlog
