@@ -189,6 +189,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.TooFastError: 429,
     jobs.VideoGoneError: 404,
     jobs.StorageError: 500,
+    jobs.DiskFullError: 500,
     jobs.BrokerUnavailableError: 502,
     jobs.BrokerUnfitError: 502,
     jobs.NoWorkerError: 502,

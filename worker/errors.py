@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 
 from models.errors import MochiError
 
@@ -163,6 +164,17 @@ class UnknownAnswerError(Exception):
 
 class StorageError(JobError):
     """The output store cannot write or read."""
+
+
+class DiskFullError(StorageError):
+    """The disk has too little room for a run. Only the log names its folder."""
+
+    def __init__(self, folder: Path, free_mib: int, min_free_mib: int) -> None:
+        super().__init__(
+            f"The disk of MOCHI_DATA_DIR has {free_mib} MiB free, and MOCHI_MIN_FREE_MIB asks for "
+            f"{min_free_mib}: make room."
+        )
+        self.folder = folder
 
 
 class VideoGoneError(StorageError):

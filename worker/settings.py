@@ -38,6 +38,14 @@ class WorkerSettings(ModerationSettings):
             "empty: the folder `outputs` in the data folder."
         ),
     )
+    min_free_mib: int = Field(
+        default=256,
+        ge=0,
+        description=(
+            "Requests wait while the disk of the data folder has less than this free, in MiB; 0 is "
+            "off. A run writes up to 64, with its checkpoints, and the embedded broker its log."
+        ),
+    )
     retention_seconds: float = Field(
         default=3600, gt=0, description="How long a finished request and its video are kept."
     )

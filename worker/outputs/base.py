@@ -77,7 +77,7 @@ class Outputs(Protocol):
         """
 
     def check_space(self) -> None:
-        """Raise StorageError if the disk of drafts is too full for a video and a broker's log."""
+        """Raise DiskFullError if the disk of drafts has too little room for a run."""
 
     def mark(self) -> str:
         """The store's id, which the first process to ask writes; empty if it cannot.

@@ -13,7 +13,7 @@ def open_outputs(settings: WorkerSettings, *, patience_seconds: float) -> Output
     A call to a store on the network takes at most `patience_seconds`. Raises OutputsUnusableError
     for a bad value of the store's variables.
     """
-    folder = LocalOutputs(settings.outputs_dir)
+    folder = LocalOutputs(settings.outputs_dir, min_free_mib=settings.min_free_mib)
     if not settings.outputs:
         return folder
     from worker.outputs.s3 import open_s3  # noqa: PLC0415 (loads its library)

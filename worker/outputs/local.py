@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from worker.errors import OutputsUnusableError, StorageError, VideoGoneError
+from worker.errors import DiskFullError, OutputsUnusableError, StorageError, VideoGoneError
 from worker.outputs.base import (
     CHUNK_BYTES,
     DRAFT_SUFFIX,
@@ -23,15 +23,13 @@ from worker.outputs.base import (
     request_of,
 )
 
-LEAST_FREE_BYTES = 256 << 20
-"""For the longest video, and room for a broker whose log is on the same disk."""
-
 
 class LocalOutputs:
     """A folder that only its user may read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, min_free_mib: int = 0) -> None:
         self._folder = folder
+        self._min_free_mib = min_free_mib
 
     def check(self) -> None:
         self.check_folder()
@@ -50,14 +48,11 @@ class LocalOutputs:
 
     def check_space(self) -> None:
         try:
-            free = shutil.disk_usage(self._folder).free
+            free_mib = shutil.disk_usage(self._folder).free >> 20
         except OSError:
             return  # whatever uses the folder next raises a better error
-        if free < LEAST_FREE_BYTES:
-            raise StorageError(
-                f"The disk of {self._folder} has {free >> 20} MiB free, and a video needs "
-                f"{LEAST_FREE_BYTES >> 20} MiB; make room"
-            )
+        if free_mib < self._min_free_mib:
+            raise DiskFullError(self._folder, free_mib, self._min_free_mib)
 
     def mark(self) -> str:
         with suppress(OSError, StorageError):

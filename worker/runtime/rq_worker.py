@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from models.errors import EngineBrokenError
 from worker.broker.connection import Client
-from worker.errors import OtherStoreError, StorageError
+from worker.errors import DiskFullError, OtherStoreError
 from worker.process.shutdown import Stop, on_signals
 from worker.runtime.runner import Runner
 from worker.store import keyspace, scripts
@@ -116,9 +116,9 @@ class EngineWorker(SimpleWorker):
         """Whether the disk takes a video. If not, requests wait; a run would fail at its end."""
         try:
             self._runner.outputs.check_space()
-        except StorageError as error:
+        except DiskFullError as error:
             if self._has_had_space:
-                _log.error("disk.full", reason=str(error))
+                _log.error("disk.full", reason=str(error), folder=str(error.folder))
             self._has_had_space = False
         else:
             self._has_had_space = True

@@ -16,7 +16,7 @@ from server.api.openapi import METRICS_TEXT, errors
 from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody
 from server.keys.lookup import Scope
 from server.transport.responses import answer
-from worker.errors import BrokerUnavailableError, BrokerUnfitError, OtherStoreError, StorageError
+from worker.errors import BrokerUnavailableError, BrokerUnfitError, DiskFullError, OtherStoreError
 from worker.store.presence import LiveWorker
 
 router = APIRouter(tags=["Operations"])
@@ -40,7 +40,7 @@ async def get_readiness(request: Request) -> Response:
     workers: list[LiveWorker] = []
     try:
         await run_in_threadpool(services.outputs.check_space)
-    except StorageError as error:
+    except DiskFullError as error:
         missing.append(str(error))  # first: an embedded broker dies of it
     try:
         workers = await services.store.live_workers()

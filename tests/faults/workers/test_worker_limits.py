@@ -14,7 +14,6 @@ from tests.faults.support.client import Client, paused_broker
 from tests.support.services.disks import on_a_tiny_disk
 from tests.support.stack import Stack, eventually
 from worker.outputs.base import MARKER
-from worker.outputs.local import LEAST_FREE_BYTES
 from worker.runtime.heartbeat import LONGEST_BEAT_SECONDS
 from worker.store import keyspace
 
@@ -92,7 +91,7 @@ def test_f22_a_full_disk_fails_the_request_serves_nothing_and_the_worker_goes_on
 ) -> None:
     outputs = stack.folder / "outputs"
     outputs.mkdir(mode=0o700, exist_ok=True)
-    within = on_a_tiny_disk(outputs, f"{LEAST_FREE_BYTES + (1 << 20)}")
+    within = on_a_tiny_disk(outputs, "257M")
     worker = stack.start_worker(within=within, fake_step_seconds="0.1")
     inside = Path(f"/proc/{worker.pid}/root{outputs}")
     shutil.copy(inside / MARKER, outputs)  # the gateway sees another disk there

@@ -5,24 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-import pytest
 
 from server.app import create_app
 from server.settings import ServerSettings
 from tests.support.wire import call
 from worker.broker.connection import connect_gateway
-from worker.outputs import local
 
 
 def test_a_full_disk_is_named_before_the_broker_that_has_died_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(local, "LEAST_FREE_BYTES", 1 << 60)
     (tmp_path / "outputs").mkdir()
     url = f"unix://{tmp_path}/gone.sock"
-    app = create_app(ServerSettings(data_dir=tmp_path, redis_url=url), connect_gateway(url))
+    settings = ServerSettings(data_dir=tmp_path, redis_url=url, min_free_mib=1 << 40)
+    app = create_app(settings, connect_gateway(url))
     [ready] = call(app, httpx.Request("GET", "http://test/readyz"))
     assert ready.status_code == 503
     disk, broker = ready.json()["missing"]
-    assert "MiB free" in disk
+    assert "MiB free, and MOCHI_MIN_FREE_MIB asks for 1099511627776: make room" in disk
+    assert str(tmp_path) not in ready.text
     assert "The broker does not answer" in broker

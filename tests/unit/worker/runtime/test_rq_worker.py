@@ -29,7 +29,6 @@ from tests.support.wire import call as call_app
 from worker.__main__ import work
 from worker.broker.connection import WORKER_TIMEOUT_SECONDS, connect_gateway, connect_worker
 from worker.job import Status
-from worker.outputs import local
 from worker.outputs.local import LocalOutputs
 from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import Stop
@@ -219,7 +218,8 @@ def test_requests_wait_while_the_disk_is_almost_full(
 
     request_id = submit(redis_url)
     app = create_app(
-        ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
+        ServerSettings(data_dir=tmp_path, redis_url=redis_url, min_free_mib=1 << 40),
+        connect_gateway(redis_url),
     )
     bodies: list[dict[str, Any]] = []
 
@@ -228,13 +228,12 @@ def test_requests_wait_while_the_disk_is_almost_full(
         [ready] = call_app(app, httpx.Request("GET", "http://test/readyz"))
         bodies.append(ready.json())
         assert find(redis_url, request_id).status is Status.QUEUED
-        monkeypatch.setattr(local, "LEAST_FREE_BYTES", 1)
+        monkeypatch.setattr(outputs, "_min_free_mib", 1)
 
     monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
     monkeypatch.setattr(rq_worker, "sleep", nap)
-    monkeypatch.setattr(local, "LEAST_FREE_BYTES", 1 << 60)
     settings = WorkerSettings(data_dir=tmp_path, redis_url=redis_url)
-    outputs = LocalOutputs(settings.outputs_dir)
+    outputs = LocalOutputs(settings.outputs_dir, min_free_mib=1 << 40)
     outputs.check()
     assert not work("ann", Broken(0), Moderation(), outputs, settings)
     assert find(redis_url, request_id).status is Status.PROCESSING
