@@ -26,7 +26,7 @@ COPY docker/prometheus/rules.yaml /docker/prometheus/
 COPY server/__init__.py /server/
 
 FROM pins AS sources
-COPY README.md LICENSE /
+COPY README.md LICENSE mochi_server.py /
 COPY models /models
 COPY worker /worker
 COPY server /server
@@ -40,7 +40,7 @@ ENV PATH=/opt/venv/bin:$PATH
 # First the dependencies, around empty packages: this layer is rebuilt only when the pins change.
 COPY --from=pins / .
 RUN mkdir models worker \
-    && touch README.md LICENSE models/__init__.py worker/__init__.py \
+    && touch README.md LICENSE mochi_server.py models/__init__.py worker/__init__.py \
     && pip install --no-cache-dir -c constraints.txt '.[otel]'
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
@@ -99,7 +99,7 @@ ENV PATH=/opt/venv/bin:$PATH
 ARG PIP_EXTRA_INDEX_URL
 COPY --from=pins / .
 RUN mkdir models worker \
-    && touch README.md LICENSE models/__init__.py worker/__init__.py \
+    && touch README.md LICENSE mochi_server.py models/__init__.py worker/__init__.py \
     && pip install --no-cache-dir -c constraints.txt '.[otel,worker]'
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -53,7 +50,6 @@ class LazyGroup(TyperGroup):
 
 def load(name: str) -> Any:  # noqa: ANN401 (of a class that typer keeps to itself)
     """The command `name` itself, with its options; its module is imported."""
-    _refuse_shadowed_packages()
     found = getattr(import_module(f"server.cli.{COMMANDS[name].module}"), name)
     parent = typer.Typer(rich_markup_mode="markdown")
     if isinstance(found, typer.Typer):
@@ -61,21 +57,6 @@ def load(name: str) -> Any:  # noqa: ANN401 (of a class that typer keeps to itse
     else:
         parent.command(name)(found)
     return typer.main.get_group(parent).commands[name]
-
-
-def _refuse_shadowed_packages() -> None:
-    """Exit with status 78 if a project on PYTHONPATH has modules of the names of our packages."""
-    own = Path(__file__).parents[2]
-    for name in ("models", "worker"):
-        spec = find_spec(name)
-        if spec and spec.origin and Path(spec.origin) != own / name / "__init__.py":
-            typer.secho(
-                f"{spec.origin} is imported in place of mochi-server's package `{name}`. Take its "
-                "folder out of PYTHONPATH.",
-                err=True,
-                fg="red",
-            )
-            raise typer.Exit(os.EX_CONFIG)
 
 
 app = typer.Typer(
@@ -109,15 +90,8 @@ def main(
 
     In another terminal: `mochi-server generate "A red panda drinks tea"`
     """
-    _open_standard_input()
     # Of 2, it leaves out the docstrings that transformers builds its models from.
     os.environ.pop("PYTHONOPTIMIZE", None)
-
-
-def _open_standard_input() -> None:
-    """After a shell's `<&-` the listener would be file 0, which children of `up` replace."""
-    if sys.stdin is None:
-        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 (it takes the number for good)
 
 
 @app.command(hidden=True)

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.services.brokers import free_port
-from tests.support.stack import COMMAND, STOP_SECONDS, eventually
+from tests.support.stack import STOP_SECONDS, eventually
 from tests.support.up import environ
 
-CLOSING = ("/bin/sh", "-c", 'exec "$@" <&-', "sh")
+COMMAND = (sys.executable, "-P", "-m", "mochi_server")
 
 
-def test_up_serves_without_standard_input(tmp_path: Path) -> None:
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_up_serves_without_standard_files(closing: str, tmp_path: Path) -> None:
     port = str(free_port())
+    shell = ("/bin/sh", "-c", f'exec "$@" {closing}', "sh")
     up = subprocess.Popen(
-        [*CLOSING, COMMAND, "up", "--port", port, "--data-dir", str(tmp_path)],
+        [*shell, *COMMAND, "up", "--port", port, "--data-dir", str(tmp_path)],
         env=environ(MOCHI_ENGINE="fake"),
     )
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,13 @@ def test_completion_can_be_installed(tmp_path: Path) -> None:
     assert "mochi-server" in (tmp_path / ".bashrc").read_text()
 
 
-@pytest.mark.parametrize("module", ["models.py", "models/__init__.py", "worker/__init__.py"])
+@pytest.mark.parametrize("module", ["models.py", "models/__init__.py", "server.py", "worker.py"])
 def test_a_module_in_the_place_of_one_of_our_packages_is_named(module: str, tmp_path: Path) -> None:
     (tmp_path / module).parent.mkdir(exist_ok=True)
     (tmp_path / module).touch()
     variables = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [COMMAND, "keys", "list"], env=variables, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-P", "-m", "mochi_server", "keys", "list"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == os.EX_CONFIG
     assert done.stderr.startswith(str(tmp_path / module))
     assert done.stderr.count("\n") == 1
