@@ -33,19 +33,64 @@ from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import Stop, on_signals
 from worker.store.fleet import survey
 
-BROKER_PAUSE_SECONDS = 2.0
-"""Between two tries to restart the broker."""
 WATCH_SECONDS = 0.2
 PROBE_SECONDS = 0.5
 """Longest look at the gateway. A signal is passed on after it: within `TOGETHER_SECONDS`."""
-RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Back-off before each restart of a process that keeps dying; the last one repeats."""
+RESTART_SECONDS = 1.0
+BROKER_RESTART_SECONDS = 0.2
+"""Back-off before the restart of a process, and of the broker; each death in a row doubles it."""
+LONGEST_RESTART_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 """A process that ran this long is not crash-looping; its back-off starts over."""
 REQUEUE_SECONDS = 5.0
 """From an urgent stop to the kill; a worker requeues its request within one heartbeat."""
 
 _log = structlog.get_logger()
+
+
+class BackOff:
+    """The pauses before the restarts of a process that keeps dying."""
+
+    def __init__(self, first_seconds: float) -> None:
+        self._first = self._next = first_seconds
+        self._born = time.monotonic()
+
+    def started(self) -> None:
+        self._born = time.monotonic()
+
+    def died(self) -> float:
+        """Seconds until the restart."""
+        if time.monotonic() - self._born > STEADY_SECONDS:
+            self._next = self._first
+        seconds = self._next
+        self._next = min(2 * seconds, LONGEST_RESTART_SECONDS)
+        return seconds
+
+
+class BrokerKeeper:
+    """Restarts the embedded broker when it dies; again and again, as its disk may be full."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        self._broker = broker
+        self._back_off = BackOff(BROKER_RESTART_SECONDS)
+        self._restart_at: float | None = None
+
+    def watch(self) -> None:
+        if self._restart_at is None:
+            if not self._broker.is_running():
+                self._wait(self._broker.end_reason())
+        elif time.monotonic() >= self._restart_at:
+            self._restart_at = None
+            self._back_off.started()
+            try:
+                self._broker.start()
+            except BrokerStartError as error:
+                self._wait(str(error))
+
+    def _wait(self, reason: str) -> None:
+        seconds = self._back_off.died()
+        self._restart_at = time.monotonic() + seconds
+        _log.error("broker.died", reason=reason, again_in=seconds)
 
 
 class Child:
@@ -58,8 +103,7 @@ class Child:
         self._environ = environ
         self._listener = listener
         self._process = self._spawn()
-        self._born = time.monotonic()
-        self._deaths = 0
+        self._back_off = BackOff(RESTART_SECONDS)
         self._restart_at: float | None = None
 
     def watch(self) -> bool:
@@ -75,7 +119,7 @@ class Child:
         elif time.monotonic() >= self._restart_at:
             self._restart_at = None
             self._process = self._spawn()
-            self._born = time.monotonic()
+            self._back_off.started()
         return True
 
     def _note_end(self, status: int) -> float:
@@ -83,10 +127,7 @@ class Child:
         if status == 0:
             _log.info("process.ended", process=self.package)
             return 0.0
-        if time.monotonic() - self._born > STEADY_SECONDS:
-            self._deaths = 0
-        seconds = RESTART_SECONDS[min(self._deaths, len(RESTART_SECONDS) - 1)]
-        self._deaths += 1
+        seconds = self._back_off.died()
         _log.error("process.died", process=self.package, status=status, again_in=seconds)
         return seconds
 
@@ -171,40 +212,33 @@ class Supervisor:
             "MOCHI_REDIS_URL": url,
             "MOCHI_DATA_DIR": str(self.settings.data_dir),
         }
+        keeper = BrokerKeeper(self.broker) if self.broker else None
         gateway = Child("server", environ, self.listener)
         workers = [
             Child("worker", environ | {"MOCHI_DEVICE": device}) for device in devices(self.settings)
         ]
         try:
-            status = self._watch([gateway, *workers])
+            status = self._watch([gateway, *workers], keeper)
         finally:
-            self._end(gateway, workers)
+            self._end([gateway, *workers], keeper)
         if status == 0 and self.broker is not None:
             _say_waiting(url)
         return status
 
-    def _watch(self, children: list[Child]) -> int:
+    def _watch(self, children: list[Child], keeper: BrokerKeeper | None) -> int:
         say("Starting: loading the model …")
         ready = False
         while not self.stop.draining:
             time.sleep(WATCH_SECONDS)
             if not all(child.watch() for child in children):
                 return os.EX_CONFIG  # the child has printed why
-            if self.broker is not None:
-                self._keep(self.broker)
+            if keeper is not None:
+                keeper.watch()
             if not ready and self._is_ready():
                 ready = True
                 self._announce()
         say("Stopping: running requests finish; press Ctrl-C again to stop now and requeue them …")
         return 0
-
-    def _keep(self, broker: EmbeddedBroker) -> None:
-        """Attach to it, or restart it if it died; again and again, as its disk may be full."""
-        try:
-            broker.start()
-        except BrokerStartError as error:
-            _log.error("broker.not_started", reason=str(error), again_in=BROKER_PAUSE_SECONDS)
-            time.sleep(BROKER_PAUSE_SECONDS)
 
     def _is_ready(self) -> bool:
         try:
@@ -247,15 +281,15 @@ class Supervisor:
             return f"{read_first_key(self.settings.data_dir)}\nKey file: {self.key_file}"
         return f"kept in {self.key_file}"
 
-    def _end(self, gateway: Child, workers: list[Child]) -> None:
+    def _end(self, children: list[Child], keeper: BrokerKeeper | None) -> None:
         """Stop gateway and workers together, so that a blocking call may still get its video."""
         self.listener.close()  # otherwise clients would wait for a gateway that has stopped
-        children = [gateway, *workers]
         for child in children:
             child.signal()
         deadline = time.monotonic() + self.settings.drain_seconds + REQUEUE_SECONDS
         while not all(child.wait(WATCH_SECONDS) for child in children):
-            self._restore_broker()
+            if keeper is not None:
+                keeper.watch()  # a signal to all processes may have ended it: requests need it
             if self.stop.urgent:
                 deadline = min(deadline, time.monotonic() + REQUEUE_SECONDS)
                 for child in children:
@@ -265,12 +299,6 @@ class Supervisor:
         for child in children:
             if not child.wait(0):
                 child.kill()
-
-    def _restore_broker(self) -> None:
-        """Start it again if a signal to all processes has ended it: running requests need it."""
-        if self.broker is not None:
-            with suppress(BrokerStartError):
-                self.broker.start()
 
 
 def supervise(settings: ServerSettings) -> int:

@@ -87,6 +87,20 @@ class EmbeddedBroker:
             is_new = True
         return is_new
 
+    def is_running(self) -> bool:
+        """Whether there is a server's process, which may hang or still load its data."""
+        with suppress(OSError):  # `start` reports it better
+            guard = self._take_guard()
+            if guard is not None:
+                guard.close()
+            return guard is None
+        return False
+
+    def end_reason(self) -> str:
+        """Why a server has ended, for the log: its status, if it was our child, and last line."""
+        status = self._process.wait() if self._process is not None else "unknown"
+        return f"Its exit status is {status}. Last line of its log: {self._last_line()}"
+
     def is_alive(self) -> bool:
         """Whether a server answers on the folder's socket and has loaded its data."""
         try:
@@ -141,12 +155,6 @@ class EmbeddedBroker:
         guard.close()
         return None
 
-    def _is_running(self) -> bool:
-        guard = self._take_guard()
-        if guard is not None:
-            guard.close()
-        return guard is None
-
     def _open(self, name: str) -> IO[str]:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         return os.fdopen(os.open(self._folder / name, flags, 0o600), "a+")
@@ -181,14 +189,18 @@ class EmbeddedBroker:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not self.is_alive():
-            if not self._is_running() or time.monotonic() > deadline:
+            if not self.is_running() or time.monotonic() > deadline:
                 self.stop()
-                last = self._log_path.read_text(errors="replace").strip().splitlines()[-1:]
                 raise BrokerStartError(
-                    f"The embedded Valkey did not start: {''.join(last)} (see {self._log_path})."
-                    f"{self._room()}"
+                    f"The embedded Valkey did not start: {self._last_line()} "
+                    f"(see {self._log_path}).{self._room()}"
                 )
             time.sleep(0.02)
+
+    def _last_line(self) -> str:
+        with suppress(OSError):
+            return "".join(self._log_path.read_text(errors="replace").strip().splitlines()[-1:])
+        return "unreadable"
 
     def _room(self) -> str:
         """A sentence of the room on its disk, which is the usual cause; empty if unknown."""
@@ -202,13 +214,13 @@ class EmbeddedBroker:
     def _end_server(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + STOP_SECONDS
-            while self._is_running() and time.monotonic() < deadline:
+            while self.is_running() and time.monotonic() < deadline:
                 pid = self._pid()
                 if pid is not None:
                     with suppress(OSError):  # gone meanwhile
                         os.kill(pid, number)
                 time.sleep(0.02)
-        if self._is_running():
+        if self.is_running():
             _log.error("broker.not_stopped", folder=str(self._folder), pid=self._pid())
         elif self._process is not None:
             self._process.wait()

@@ -40,12 +40,13 @@ def deaths(doomed: Child, count: int) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(up, "RESTART_SECONDS", (0.0, 0.01, 0.02))
+    monkeypatch.setattr(up, "RESTART_SECONDS", 0.01)
+    monkeypatch.setattr(up, "LONGEST_RESTART_SECONDS", 0.03)
 
 
 def test_what_dies_at_its_start_is_started_again_after_longer_and_longer(tmp_path: Path) -> None:
     with child(tmp_path, "raise SystemExit(1)") as doomed:
-        assert deaths(doomed, 4) == [0.0, 0.01, 0.02, 0.02]
+        assert deaths(doomed, 4) == [0.01, 0.02, 0.03, 0.03]
 
 
 def test_what_has_run_for_long_is_started_again_at_once(
@@ -53,7 +54,7 @@ def test_what_has_run_for_long_is_started_again_at_once(
 ) -> None:
     monkeypatch.setattr(up, "STEADY_SECONDS", 0.0)
     with child(tmp_path, "raise SystemExit(1)") as doomed:
-        assert deaths(doomed, 3) == [0.0, 0.0, 0.0]
+        assert deaths(doomed, 3) == [0.01, 0.01, 0.01]
 
 
 def test_what_was_drained_is_started_again_and_wrong_settings_end_everything(
