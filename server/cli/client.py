@@ -17,6 +17,7 @@ from models.params import MODEL, GenerateParams
 from server.cli.options import (
     add_options,
     exit_on_error,
+    expand,
     option,
     read_settings,
     settings_options,
@@ -58,6 +59,7 @@ def generate(
         typer.Option(
             "--output",
             "-o",
+            callback=expand,
             help="The MP4 to write or overwrite. [default: mochi.mp4, or mochi-2.mp4, mochi-3.mp4 "
             "… if that exists]",
         ),

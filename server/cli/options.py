@@ -98,6 +98,14 @@ def duration(text: str) -> timedelta:
         raise typer.BadParameter(str(error)) from None
 
 
+def expand(path: Path | None) -> Path | None:
+    """Replace a leading `~`, which shells leave in `--output=~/x`."""
+    try:
+        return path and path.expanduser()
+    except RuntimeError:
+        raise typer.BadParameter("There is no such home folder: write the whole path.") from None
+
+
 def read_settings() -> ServerSettings:
     """Load the settings; exit with status 78 if they are invalid."""
     with exit_on_error(os.EX_CONFIG):

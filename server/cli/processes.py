@@ -16,6 +16,7 @@ from server.cli.options import (
     ENGINE,
     HTTP,
     exit_on_error,
+    expand,
     fail,
     read_settings,
     running_broker,
@@ -102,10 +103,12 @@ def bench_engine(
         typer.Option(min=1, metavar="GIB", help="Limit GPU memory, to simulate a smaller card."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")
+        Path | None,
+        typer.Option("--output", "-o", callback=expand, help="Write the results as JSON."),
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Folder for a torch profiler trace of one step.")
+        Path | None,
+        typer.Option(callback=expand, help="Folder for a torch profiler trace of one step."),
     ] = None,
 ) -> None:
     """Measure each stage of a request in seconds, and the use of the GPU.

@@ -46,6 +46,24 @@ def test_a_measurement_of_the_engine_is_handed_over_to_a_process_with_torch(
     assert "weights" not in settings.model_fields_set  # random numbers, unless asked for
 
 
+def test_a_home_folder_that_the_shell_leaves_is_expanded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    became: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: became.extend(command))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["--output=~/out.json", "--trace=~/trace", "--data-dir=~"]
+    cli.app(["bench", "engine", *options], standalone_mode=False)
+    assert {f"{tmp_path}/out.json", f"{tmp_path}/trace"} < set(became)
+
+
+def test_a_home_folder_that_does_not_exist_is_refused_by_its_option() -> None:
+    status, message = refused("--output=~nobody-here/out.json")
+    assert status == 2
+    assert "--output" in message
+    assert "no such home folder" in message
+
+
 def test_python_keeps_the_docstrings_that_transformers_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
