@@ -21,7 +21,9 @@ ARG REVISION=unknown
 FROM scratch AS pins
 COPY pyproject.toml constraints.txt /
 COPY docker/grafana/dashboards/mochi.json /docker/grafana/dashboards/
+COPY docker/nginx.conf /docker/
 COPY docker/prometheus/rules.yaml /docker/prometheus/
+COPY docker/systemd /docker/systemd
 # The version is read from here.
 COPY server/__init__.py /server/
 

@@ -44,12 +44,16 @@ def test_each_package_says_that_it_is_typed(wheel: ZipFile, package: str) -> Non
     assert f"{package}/py.typed" in wheel.namelist()
 
 
-def test_the_wheel_brings_pins_dashboard_and_rules(wheel: ZipFile) -> None:
+def test_the_wheel_brings_what_an_operator_installs_beside_it(wheel: ZipFile) -> None:
     shared = {name for name in wheel.namelist() if name.startswith(DATA)}
     sources = {
         "constraints.txt": "constraints.txt",
         "grafana/mochi.json": "docker/grafana/dashboards/mochi.json",
+        "nginx.conf": "docker/nginx.conf",
         "prometheus/rules.yaml": "docker/prometheus/rules.yaml",
+        "systemd/mochi-gateway.service": "docker/systemd/mochi-gateway.service",
+        "systemd/mochi-server.service": "docker/systemd/mochi-server.service",
+        "systemd/mochi-worker@.service": "docker/systemd/mochi-worker@.service",
     }
     assert shared == {DATA + name for name in sources}
     for name, source in sources.items():
