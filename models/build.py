@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from models.engine import Engine, Meter
-from models.errors import not_installed
+from models.errors import EngineUnavailableError, not_installed
 from models.mock.fake_engine import FakeEngine
 from models.settings import EngineSettings
 
@@ -22,6 +23,11 @@ def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
     """
     if settings.engine == "fake":
         return FakeEngine(settings.fake_step_seconds)
+    if sys.flags.optimize > 1:
+        raise EngineUnavailableError(
+            "Python leaves out docstrings here, which transformers needs. Start it without -OO and "
+            "PYTHONOPTIMIZE=2."
+        )
     try:
         from models.mochi.loading.load import load  # noqa: PLC0415 (torch takes seconds)
     except ImportError as error:

@@ -75,3 +75,16 @@ except EngineUnavailableError as error:
     printed = run_blocked(code)
     assert "pip install 'mochi-server[worker]'" in printed
     assert "No module named 'diffusers'" in printed
+
+
+def test_python_without_docstrings_is_refused_with_the_remedy() -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from models.build import build_engine\n"
+        "from models.settings import EngineSettings\n"
+        "build_engine(EngineSettings(mock=True), Path())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "EngineUnavailableError: Python leaves out docstrings" in done.stderr
