@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -103,6 +102,6 @@ class VideoLinks:
         return [self._store_origin] if self._store_origin else []
 
     def seconds_left(self, job: Job) -> float:
-        """Until the record expires, as far as the clocks of broker and gateway agree."""
-        left = (job.expires_at or 0) / 1000 - time.time()
+        """Until the record expires; both times are the broker's."""
+        left = ((job.expires_at or 0) - job.seen_at) / 1000
         return max(SHORTEST_LINK_SECONDS, min(left, self._retention_seconds))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ import typer
 from server.cli.options import BROKER, running_broker, settings_options
 from server.cli.output import errors, print_json, print_table
 from server.keys.store import all_keys
+from server.keys.times import broker_time
 from worker.store.usage import KEPT_DAYS, Period, Usage, read_usages
 
 NO_FAILURES = {"cancelled": "cancelled", "blocked": "content_blocked"}
@@ -52,8 +53,9 @@ def usage(
 
     For a spreadsheet: `mochi-server usage --first 2026-11-01 --last 2026-11-30 --format csv`
     """
-    period = _period(days, first and first.date(), last and last.date())
     with running_broker() as redis:
+        today = broker_time(redis).date()
+        period = _period(days, first and first.date(), last and last.date(), today)
         usages = read_usages(redis, period)
         names = {each.key_id: each.name for each, _ in all_keys(redis)}
     rows = [_row(each, names.get(each.owner, each.owner)) for each in usages]
@@ -74,10 +76,7 @@ def usage(
             errors.print(f"No usage{by} in this period.")
 
 
-def _period(days: int, first: date | None, last: date | None) -> Period:
-    today = datetime.now(UTC).date()
-    if first is None and last is None:
-        return Period.latest(days, today)
+def _period(days: int, first: date | None, last: date | None, today: date) -> Period:
     end = last or today
     period = Period(first or end - timedelta(days=days - 1), end)
     if len(period.days) not in range(1, KEPT_DAYS + 2):

@@ -101,7 +101,9 @@ class Delivery:
     @property
     def job(self) -> Job:
         """The request as it ended."""
-        return Job.from_record(self.request_id, self.record, expires_at=self.expires_at)
+        return Job.from_record(
+            self.request_id, self.record, expires_at=self.expires_at, seen_at=self.created_at
+        )
 
     @property
     def base_url(self) -> str:

@@ -225,11 +225,12 @@ class GatewayStore:
             )
         if found is None:
             raise RequestNotFoundError(after)
-        kept = zip(found[::3], found[1::3], found[2::3], strict=True)
+        now, *parts = found
+        kept = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
         jobs = [
             job
             for request_id, record, expires_at in kept
-            if (job := _job(request_id, record, None, expires_at))
+            if (job := _job(request_id, record, None, expires_at, now))
         ]
         return Page(jobs[:most], has_more=len(jobs) > most)
 
@@ -334,7 +335,7 @@ class GatewayStore:
 
 
 def _job(
-    request_id: str, record: list[str], rank: int | None, expires_at: int, now: int = 0
+    request_id: str, record: list[str], rank: int | None, expires_at: int, now: int
 ) -> Job | None:
     """None for a request that has expired or was deleted."""
     fields = dict(pairs(record))

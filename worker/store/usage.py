@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Self
 
@@ -66,8 +66,8 @@ class Period:
 
     @classmethod
     def latest(cls, days: int, today: date) -> Self:
-        """The last `days` up to `today`, and tomorrow, as the broker's clock may be ahead."""
-        return cls(today - timedelta(days=days - 1), today + timedelta(days=1))
+        """The last `days` up to `today`, which must be by the broker's clock."""
+        return cls(today - timedelta(days=days - 1), today)
 
     @property
     def days(self) -> list[date]:
@@ -101,6 +101,11 @@ class UsageStore:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+
+    async def today(self) -> date:
+        with broker_errors():
+            seconds, _ = await self._redis.time()
+        return datetime.fromtimestamp(seconds, UTC).date()
 
     async def of_owner(self, owner: str, period: Period) -> list[Usage]:
         pipeline = self._redis.pipeline(transaction=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -44,7 +42,7 @@ async def get_usage(request: Request) -> Response:
     """The usage of the key on each of the last days; with the scope `admin`, of all keys."""
     call = Call.of(request)
     call.key.require(Scope.READ)
-    period = Period.latest(DAYS.read(request), datetime.now(UTC).date())
+    period = Period.latest(DAYS.read(request), await call.services.usage.today())
     if Scope.ADMIN in call.key.scopes:
         used = await call.services.usage.of_all(period)
     else:

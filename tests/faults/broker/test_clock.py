@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import subprocess
@@ -79,6 +80,20 @@ def hours_ahead(told: str) -> int:
 def broker_hours_ahead(stack: Stack) -> int:
     seconds, _ = stack.redis.time()
     return round((seconds - time.time()) / HOUR)
+
+
+def test_f25_a_gateway_and_a_command_that_are_days_ahead_count_the_usage_of_the_brokers_day(
+    tmp_path: Path, clocks: Clocks
+) -> None:
+    ahead = clocks("gateway")
+    ahead.set(72 * HOUR)
+    with Stack(tmp_path, engine="fake", fake_step_seconds="0") as stack, started_with(ahead):
+        stack.start_gateway()
+        client = stack.http()
+        client.post("/v2/mochi-1", json={"prompt": "a pond"})
+        [used] = client.get("/v1/usage?days=2").json()["usage"]  # 2: it may be midnight
+        [counted] = json.loads(stack.run("usage", "--days", "2", "--format", "json").stdout)
+    assert (used["requests"], counted["requests"]) == (1, 1)
 
 
 def test_f25_clocks_of_workers_and_gateways_that_are_wrong_or_set_change_nothing(

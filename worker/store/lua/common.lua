@@ -224,10 +224,10 @@ local function leave_list(id, owner, retention_ms)
   end
 end
 
--- The only way into a final state. The record and its idempotency key expire after `list_ms`, or after
--- the record's own `retention_ms`; RQ's keys are deleted at once.
-local function finish(id, status, list_ms, fields)
-  local retention_ms = redis.call('HGET', keys.record, 'retention_ms') or list_ms
+-- The only way into a final state. The record, its place in the owner's list and its idempotency key
+-- expire after `usual_ms`, or after the record's own `retention_ms`; RQ's keys are deleted at once.
+local function finish(id, status, usual_ms, fields)
+  local retention_ms = redis.call('HGET', keys.record, 'retention_ms') or usual_ms
   local owner = redis.call('HGET', keys.record, 'owner')
   local gpu_ms = end_gpu_time(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
@@ -237,7 +237,7 @@ local function finish(id, status, list_ms, fields)
   count('ended ' .. outcome)
   observe_end(status, gpu_ms, fields)
   redis.call('SREM', keys.live .. owner, id)
-  list_expiry(id, owner, list_ms)
+  list_expiry(id, owner, retention_ms)
   redis.call('PEXPIRE', keys.record, retention_ms)
   local key = redis.call('HGET', keys.record, 'idempotency_key')
   if key then
@@ -249,7 +249,7 @@ local function finish(id, status, list_ms, fields)
   redis.call('LREM', keys.intermediate, 0, id)
   redis.call('DEL', keys.rq_job)
   if redis.call('HEXISTS', keys.record, 'deleted') == 0 then
-    enqueue_delivery(id, owner, list_ms)
+    enqueue_delivery(id, owner, usual_ms)
   end
 end
 

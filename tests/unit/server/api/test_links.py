@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from itsdangerous import Signer
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
-from server.api.links import Links, load_signer
+from server.api.links import Links, VideoLinks, load_signer
 from tests.support.jobs import ask_gateway
+from worker.job import Job, Status
+from worker.outputs.local import LocalOutputs
+from worker.store.gateway_side import GatewayStore
 
 REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 LINKS = Links("https://videos.example", REQUEST_ID)
@@ -37,3 +43,13 @@ def test_a_signature_is_for_one_request(redis_url: str) -> None:
     assert path == f"https://videos.example/v2/videos/{REQUEST_ID}.mp4"
     assert len(signature) >= 43
     assert signature not in Links(LINKS.base, REQUEST_ID.replace("8", "9")).video(signer)
+
+
+def test_a_link_lives_as_long_as_the_record_by_the_clock_of_the_broker(tmp_path: Path) -> None:
+    def seconds_left(expires_at: int) -> float:
+        job = Job("id", "owner", Status.COMPLETED, "{}", 1, 0, expires_at=expires_at, seen_at=1_000)
+        return links.seconds_left(job)
+
+    store = GatewayStore(AsyncRedis(), most_waiting=1, retention_seconds=60)
+    links = VideoLinks(LocalOutputs(tmp_path), store, retention_seconds=60)
+    assert [seconds_left(ms) for ms in (31_000, 2_000, 1_001_000)] == [30, 5, 60]

@@ -117,6 +117,27 @@ def test_what_is_forgotten_is_in_no_page_and_in_no_list(
     assert redis.ttl(history) == -1  # what waits does not expire
 
 
+def test_a_request_that_expires_early_leaves_the_list_when_its_record_goes(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    early = {"retention_ms": "50"}  # of the mock scenario `expire`
+    gone = ask_gateway(redis_url, lambda it: it.submit(params(), OWNER, further=early)).request_id
+    store.complete(start(store, redis, gone), RESULT)
+    kept = submit(redis_url)
+    eventually(lambda: page(redis_url) == ([kept], False))
+    assert redis.zrange(keyspace.HISTORY + OWNER, 0, -1) == [kept]
+
+
+def test_a_page_knows_when_the_broker_was_asked(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    request_id = submit(redis_url)
+    store.complete(start(store, redis, request_id), RESULT)
+    [job] = ask_gateway(redis_url, lambda it: it.page_of(OWNER, most=1)).jobs
+    assert job.expires_at
+    assert 50_000 < job.expires_at - job.seen_at <= 60_000
+
+
 def test_each_end_takes_out_what_went_before(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:
