@@ -33,7 +33,7 @@ class BrokerUnavailableError(JobError):
     """Redis or Valkey does not answer, or refuses to write.
 
     Attributes:
-        is_refusal: it has answered, and may do another call.
+        is_refusal: it has answered, and would refuse the same call again; another one may work.
     """
 
     def __init__(self, text: str, *, is_refusal: bool = False) -> None:

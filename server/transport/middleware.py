@@ -27,6 +27,7 @@ from server.paths import (
 from server.transport.responses import answer_for_bug, answer_for_exception
 from server.transport.security_headers import Headers, security_headers
 from server.transport.traffic import Traffic
+from worker.errors import BrokerUnavailableError
 from worker.process.logs import LineLimit
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
@@ -101,6 +102,8 @@ class Middleware:
             else:
                 await self._app(scope, receive, send)
         except Exception as error:
+            if isinstance(error, BrokerUnavailableError) and error.is_refusal:
+                scope["state"]["reason"] = error.reason
             response = None if has_begun() else answer_for_exception(error, scope)
             if response is None:
                 _log.exception("http.bug", **_fields(scope))
@@ -170,9 +173,10 @@ async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
 
 
 def _fields(scope: Scope) -> dict[str, str | None]:
-    """What a line of the log says of a request."""
+    """For a line of the log."""
     request_id = _request_id(scope)
-    return {
+    reason = scope["state"].get("reason")
+    return ({"reason": reason} if reason else {}) | {
         "method": scope["method"],
         "path": scope["path"][:MOST_LOGGED_TEXT],
         "request_id": request_id and request_id[:MOST_LOGGED_TEXT],

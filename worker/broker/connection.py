@@ -67,6 +67,7 @@ _UNFIT_BY_TEXT = {
     f"{OLDEST_VERSION} or Valkey.",
     "MISCONF": "It takes no writes, as it cannot write to its disk. Make room there, and read its "
     "log.",
+    "is busy running a script": "It is busy with another client's script: see `SCRIPT KILL`.",
     "NOREPLICAS": "It takes no writes, as too few replicas are connected: see its "
     "`min-replicas-to-write`.",
 }
@@ -164,9 +165,13 @@ def broker_errors() -> Iterator[None]:
         remedy = _remedy(error)
         if remedy:
             raise BrokerUnfitError(f"The job broker cannot be used. {remedy}") from error
+        if isinstance(error, ResponseError):
+            raise BrokerUnavailableError(
+                "The job broker refuses this call; the server's log has its reason.",
+                is_refusal=True,
+            ) from error
         raise BrokerUnavailableError(
-            "The job broker does not answer; try again in a moment.",
-            is_refusal=isinstance(error, ResponseError),
+            "The job broker does not answer; try again in a moment."
         ) from error
 
 

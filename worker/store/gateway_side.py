@@ -263,12 +263,12 @@ class GatewayStore:
         for request_id in request_ids:
             pipeline.hget(keyspace.record(request_id), "status")
         with broker_errors():
-            statuses: list[Any] = await pipeline.execute()
-        return {
-            request_id
-            for request_id, status in zip(request_ids, statuses, strict=True)
-            if status is None or Status(status).is_final
-        }
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            return {
+                request_id
+                for request_id, answer in zip(request_ids, answers, strict=True)
+                if _has_ended(answer)
+            }
 
     async def live_workers(self) -> list[LiveWorker]:
         """The workers that are alive and have the model loaded."""
@@ -348,6 +348,15 @@ def _job(
         expires_at=expires_at if expires_at > 0 else None,
         seen_at=now,
     )
+
+
+def _has_ended(answer: str | Exception | None) -> bool:
+    """Whether a record with this `status` has. One that others have overwritten is gone."""
+    if isinstance(answer, Exception):
+        if "WRONGTYPE" in str(answer):
+            return True
+        raise answer
+    return answer is None or Status(answer).is_final
 
 
 def _rate(limit: int, remaining: int, reset_ms: int) -> Rate:

@@ -20,12 +20,19 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
--- Fields of a hash as alternating names and values, false for one that is not there.
+-- Fields of a record, to be unpacked. A key of another type has none: it must not stop a script that
+-- reads other records too, nor its own removal.
+local function read(key, ...)
+  local values = redis.pcall('HMGET', key, ...)
+  return values.err and {} or values
+end
+
+-- Fields of a record as alternating names and values, false for one that is not there.
 local function named(key, ...)
-  local values, flat = redis.call('HMGET', key, ...), {}
+  local values, flat = read(key, ...), {}
   for index, name in ipairs({ ... }) do
     flat[#flat + 1] = name
-    flat[#flat + 1] = values[index]
+    flat[#flat + 1] = values[index] or false
   end
   return flat
 end
@@ -101,7 +108,7 @@ end
 
 local function leave_queue(id)
   redis.call('ZREM', keys.waiting, id)
-  local owner = redis.call('HGET', keys.record, 'owner')
+  local owner = unpack(read(keys.record, 'owner'))
   if owner then
     redis.call('ZREM', keys.waiting .. ':' .. owner, id)
   end

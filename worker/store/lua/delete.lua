@@ -3,7 +3,7 @@
 -- ARGV: id, owner, retention in ms, error. Returns the name of the video or '', or nil: no such request.
 local id = ARGV[1]
 local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name' }
-local status, owner, deleted, key, file_name = unpack(redis.call('HMGET', keys.record, unpack(names)))
+local status, owner, deleted, key, file_name = unpack(read(keys.record, unpack(names)))
 if owner ~= ARGV[2] or deleted then
   return nil
 end

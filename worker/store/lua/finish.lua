@@ -1,6 +1,6 @@
 -- PROCESSING -> COMPLETED | FAILED, only by the run that holds the lease.
 -- ARGV: id, run, status, retention in ms, fields … Returns 1 when the end is this run's, else 0.
-local record = redis.call('HMGET', keys.record, 'status', 'run')
+local record = read(keys.record, 'status', 'run')
 if record[2] ~= ARGV[2] then
   return 0
 end

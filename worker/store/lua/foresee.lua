@@ -10,7 +10,7 @@ end
 local waiting = redis.call('ZRANGE', keys.waiting, 0, ARGV[1] - 1)
 local works = {}
 for index, id in ipairs(waiting) do
-  works[index] = redis.call('HGET', keys.record .. id, 'work')
+  works[index] = read(keys.record .. id, 'work')[1] or false
 end
 return {
   'now_ms', now,

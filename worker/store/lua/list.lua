@@ -23,7 +23,7 @@ local found = { now_ms() }
 repeat
   local ids = redis.call('ZRANGE', history, unpack(range))
   for _, id in ipairs(ids) do
-    local record = redis.call('HGETALL', keys.record .. id)
+    local record = redis.pcall('HGETALL', keys.record .. id) -- an error has no [1]
     if record[1] and #found <= 1 + 3 * most then
       found[#found + 1] = id
       found[#found + 1] = record

@@ -3,7 +3,8 @@
 -- false, and its expiry, negative without one.
 local found = { now_ms() }
 for index, id in ipairs(ARGV) do
-  found[#found + 1] = redis.call('HGETALL', KEYS[index + 1])
+  local record = redis.pcall('HGETALL', KEYS[index + 1])
+  found[#found + 1] = record.err and {} or record
   found[#found + 1] = redis.call('ZRANK', KEYS[1], id)
   found[#found + 1] = redis.call('PEXPIRETIME', KEYS[index + 1])
 end

@@ -5,7 +5,7 @@ local lease = redis.call('ZSCORE', keys.leases, id)
 if not lease or tonumber(lease) > now_ms() then
   return nil
 end
-if redis.call('HGET', keys.record, 'status') ~= 'PROCESSING' then
+if read(keys.record, 'status')[1] ~= 'PROCESSING' then
   redis.call('ZREM', keys.leases, id)
   return nil
 end

@@ -1,8 +1,9 @@
 -- A waiting request that was popped and never started, or is missing from RQ's lists.
 -- ARGV: id, most attempts, retention in ms, error. Returns 'requeued', 'failed', or nil: nothing to do.
 local id = ARGV[1]
-if redis.call('HGET', keys.record, 'status') ~= 'QUEUED' then
+if read(keys.record, 'status')[1] ~= 'QUEUED' then
   redis.call('LREM', keys.intermediate, 0, id)
+  redis.call('LREM', keys.rq_queue, 0, id)
   leave_queue(id)
   return nil
 end

@@ -1,6 +1,6 @@
 -- PROCESSING -> QUEUED by a worker that must stop: the attempt does not count.
 -- ARGV: id, run, retention in ms. Returns 1 when the run held the lease, else 0.
-local record = redis.call('HMGET', keys.record, 'status', 'run')
+local record = read(keys.record, 'status', 'run')
 if record[1] ~= 'PROCESSING' or record[2] ~= ARGV[2] then
   return 0
 end

@@ -6,7 +6,7 @@ local id, run = ARGV[1], ARGV[2]
 local now = now_ms()
 
 redis.call('LREM', keys.intermediate, 0, id)
-local record = redis.call('HMGET', keys.record, 'status', 'run')
+local record = read(keys.record, 'status', 'run')
 if record[1] == 'QUEUED' then
   local store = redis.call('GET', keys.store)
   if store and ARGV[5] ~= '' and store ~= ARGV[5] then
@@ -24,6 +24,7 @@ if record[1] == 'QUEUED' then
   leave_queue(id)
   redis.call('LREM', keys.rq_queue, 0, id) -- a slow pop may have been recovered meanwhile
 elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
+  leave_queue(id) -- a place without a waiting request would be popped again and again
   return nil
 end
 redis.call('ZADD', keys.leases, text(now + ARGV[4]), id)

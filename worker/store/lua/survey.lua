@@ -11,7 +11,7 @@ for _, id in ipairs(redis.call('LRANGE', keys.intermediate, 0, -1)) do
 end
 local oldest = now
 for _, id in ipairs(first) do
-  local record = redis.call('HMGET', keys.record .. id, 'status', 'created_at')
+  local record = read(keys.record .. id, 'status', 'created_at')
   if record[1] == 'QUEUED' then
     oldest = math.min(oldest, tonumber(record[2]))
   end

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from redis import Redis
 from starlette.routing import BaseRoute, Mount
+from structlog.testing import capture_logs
 
 from server.app import create_app
 from server.keys.lookup import digest
@@ -24,6 +25,7 @@ from server.settings import ServerSettings
 from server.transport import middleware as gate
 from tests.support.wire import call, refusal
 from worker.broker.connection import connect_gateway
+from worker.store import keyspace
 
 SIGNED_VIDEO = "/v2/videos/{request_id}.mp4"
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "ODD")
@@ -205,3 +207,13 @@ def test_no_secret_is_kept(app: FastAPI, secret: str) -> None:
     assert digest("mochi_wrong") in throttle
     assert secret not in throttle
     assert "mochi_wrong" not in throttle
+
+
+def test_the_log_says_why_the_broker_refuses(app: FastAPI, redis: Redis, secret: str) -> None:
+    (record,) = redis.keys(f"{keyspace.API_KEY}*")
+    redis.set(record, "no hash")
+    with capture_logs() as logs:
+        (answer,) = call(app, ask("GET", "/v1/get-user-credits", **{"x-api-key": secret}))
+    assert "refuses this call" in refusal(answer, 502)
+    (line,) = (log for log in logs if log["event"] == "http.refused")
+    assert line["reason"].startswith("WRONGTYPE")
