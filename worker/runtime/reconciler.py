@@ -49,6 +49,7 @@ class Reconciler:
         self._settle_seconds = min(SETTLE_SECONDS, lease_seconds)
         self._popped_since: dict[str, float] = {}
         self._missing_since: float | None = None
+        self._missing: list[str] = []
         self._broken: set[str] = set()
         """Requests whose repair failed, so that the log has each once."""
 
@@ -61,10 +62,11 @@ class Reconciler:
         overdue = self._store.overdue(self._gateway)
         self.is_active = overdue is not None
         if overdue is None:
+            self._missing_since = None  # others look meanwhile, and may repair it
             return
         # Earlier, an outage in which workers could send no heartbeat may just have ended.
         if overdue.watched_seconds >= self._settle_seconds:
-            self._broken &= {*overdue.expired, *overdue.popped}
+            self._broken &= {*overdue.expired, *overdue.popped, *self._missing}
             for request_id in self._in_turn(overdue.expired):
                 self._repair(request_id, self._store.reap)
         now = self._monotonic()
@@ -84,11 +86,12 @@ class Reconciler:
 
     def _recover_missing(self, missing: int, now: float) -> None:
         if missing <= 0:
-            self._missing_since = None
+            self._missing_since, self._missing = None, []
         elif self._missing_since is None:
             self._missing_since = now
         elif now - self._missing_since > MISSING_SECONDS:
-            for request_id in self._store.unlisted()[:MOST_REPAIRS]:
+            self._missing = self._store.unlisted()
+            for request_id in self._in_turn(self._missing):
                 self._repair(request_id, self._store.recover)
 
     def _in_turn(self, request_ids: list[str]) -> list[str]:

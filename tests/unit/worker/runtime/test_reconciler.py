@@ -277,18 +277,68 @@ def test_one_gateway_looks_while_no_worker_does(bench: Bench, redis: Redis, redi
 def test_records_that_cannot_be_repaired_keep_no_other_from_it(
     bench: Bench, redis: Redis, redis_url: str
 ) -> None:
-    garbage = [f"{number:036}" for number in range(MOST_REPAIRS)]
-    for name in garbage:
-        redis.set(keyspace.record(name), "no hash")
-        redis.zadd(keyspace.LEASES, {name: 1})
+    garbage = broken(redis, Status.PROCESSING)
+    redis.zadd(keyspace.LEASES, dict.fromkeys(garbage, 1))
     request_id = start(bench, redis, redis_url)
+    assert_repaired_among_broken(bench, request_id, 5)
+
+
+def test_popped_records_that_cannot_be_repaired_keep_no_other_from_it(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    redis.rpush(keyspace.RQ_INTERMEDIATE, *broken(redis, Status.QUEUED))
+    request_id = submit(redis_url)
+    redis.lrem(keyspace.RQ_QUEUE, 0, request_id)
+    redis.rpush(keyspace.RQ_INTERMEDIATE, request_id)
+    assert_repaired_among_broken(bench, request_id, POPPED_SECONDS + 5)
+
+
+def test_missing_records_that_cannot_be_repaired_keep_no_other_from_it(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    redis.zadd(keyspace.WAITING, dict.fromkeys(broken(redis, Status.QUEUED), 0))
+    request_id = submit(redis_url)
+    redis.lrem(keyspace.RQ_QUEUE, 0, request_id)
+    assert_repaired_among_broken(bench, request_id, MISSING_SECONDS + 5)
+
+
+def broken(redis: Redis, status: Status) -> list[str]:
+    """Records on which each repair fails."""
+    names = [f"{number:036}" for number in range(MOST_REPAIRS)]
+    for name in names:
+        redis.hset(keyspace.record(name), mapping={"status": status, "attempt": "no number"})
+    return names
+
+
+def assert_repaired_among_broken(bench: Bench, request_id: str, seconds: float) -> None:
     with capture_logs() as logs:
-        bench.look(5)
-    assert find(redis_url, request_id).status is Status.QUEUED
+        bench.look(seconds)
+    assert waiting(bench.redis) == [request_id]
     assert Counter(log["event"] for log in logs) == {
         "request.unrepaired": MOST_REPAIRS,
         "request.recovered": 1,
     }
+
+
+def test_a_gateway_does_not_count_the_time_in_which_others_look(
+    bench: Bench, redis: Redis, redis_url: str
+) -> None:
+    gateway = Reconciler(
+        bench.store, lease_seconds=LEASE_SECONDS, gateway="one", monotonic=lambda: bench.now
+    )
+    request_id = submit(redis_url)
+    redis.delete(keyspace.RQ_QUEUE)
+    bench.sleep(3)
+    gateway.reconcile()
+    bench.look(3)
+    gateway.reconcile()  # in vain: a worker looks
+    redis.rpush(keyspace.RQ_QUEUE, request_id)
+    bench.look(MISSING_SECONDS)
+    redis.delete(keyspace.RQ_QUEUE)
+    bench.sleep(3)
+    gateway.reconcile()
+    assert gateway.is_active
+    assert waiting(redis) == []
 
 
 def test_an_id_that_is_not_utf_8_is_dropped_from_the_popped(
