@@ -197,14 +197,14 @@ class Runner:
             timer.start()
 
     def _write_completed(self, lease: Lease, result: Result) -> bool:
-        """Retry while the broker refuses to write: the video took minutes of GPU time."""
+        """Retry while the broker takes no writes or is away: the video took minutes of GPU time."""
         deadline = time.monotonic() + REFUSED_SECONDS
         is_first = True
         while True:
             try:
                 return self.store.complete(lease, result)
             except BrokerUnavailableError as error:
-                if self.stop.urgent or time.monotonic() > deadline:
+                if error.is_refusal or self.stop.urgent or time.monotonic() > deadline:
                     raise
                 if is_first:
                     _log.warning("run.refused", reason=error.reason, for_seconds=REFUSED_SECONDS)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from models.engine import Checkpoints, Clip, OnStep, Previews
 from models.errors import EngineBrokenError
@@ -93,6 +94,20 @@ def test_a_result_that_is_refused_for_long_is_left_to_the_lease(
         desk.run(Hooked())
     assert desk.take_away() is Recovery.REQUEUED
     assert desk.heartbeat.current_run is None
+
+
+def test_a_result_that_the_broker_can_never_take_is_offered_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.runtime.runner.REFUSED_SECONDS", 3)
+
+    def spoil() -> None:
+        (request_id,) = desk.redis.zrange(keyspace.LEASES, 0, -1)
+        desk.redis.hset(keyspace.record(str(request_id)), "started_at", "no number")
+
+    with capture_logs() as logs, pytest.raises(BrokerUnavailableError, match="refuses this call"):
+        desk.run(Hooked(at_end=spoil))
+    assert "run.refused" not in [log["event"] for log in logs]
 
 
 def test_a_cancel_that_was_accepted_as_the_video_was_published_is_kept(desk: Desk) -> None:
