@@ -1,4 +1,4 @@
-"""URL paths that more than one layer knows."""
+"""URL paths, and host names, that more than one layer knows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ VIDEOS_PATH = "/v1/videos"
 """Answers under this path have the shape that other self-hosted video servers use."""
 VIDEO_FOLDER = "/v2/videos/"
 VIDEO_PATH = VIDEO_FOLDER + "{request_id}.mp4"
+HOSTED_NAMES = ".segmind.com"
+"""End of the names of the hosted API, which its clients call over HTTPS only."""
 PROBES = frozenset({"/healthz", "/readyz"})
 METRICS = "/metrics"
 """Public only with MOCHI_METRICS_PUBLIC."""

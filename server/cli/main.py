@@ -27,6 +27,9 @@ COMMANDS = {
         "processes", "Run", "Run a worker: one model on one GPU, fed by a shared broker."
     ),
     "generate": Entry("client", "Ask", "Ask a running server for a video and write it to a file."),
+    "wrap": Entry(
+        "hosted.wrap", "Ask", "Run a program whose calls to the hosted API reach a local server."
+    ),
     "keys": Entry("keys", "Administer", "Manage API keys: scopes, limits and credits."),
     "workers": Entry("workers", "Administer", "List and drain workers."),
     "webhooks": Entry("webhooks", "Administer", "List, replay and sign webhook deliveries."),

@@ -20,6 +20,7 @@ from server.errors import BadHostError, InvalidKeyError, MissingKeyError
 from server.keys.lookup import ApiKey, KeyLookup, digest
 from server.keys.throttle import Throttle
 from server.paths import (
+    HOSTED_NAMES,
     PROBES,
     PUBLIC,
     PUBLIC_FOLDERS,
@@ -125,6 +126,8 @@ class Middleware:
     def _asked_url(self, scope: Scope, headers: _Values) -> str:
         """Scheme and host as the client asked for them; a proxy that is not trusted hides them."""
         scheme, host = scope["scheme"], _host(headers)
+        if host.endswith(HOSTED_NAMES):
+            scheme = "https"  # which `mochi-server wrap` ends before it gets here
         forwarded = headers[b"x-forwarded-proto"] + headers[b"x-forwarded-host"]
         if not {scheme, host}.issuperset(forwarded) and not self._has_warned:
             self._has_warned = True

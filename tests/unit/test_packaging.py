@@ -156,6 +156,17 @@ def test_the_gateway_starts_without_any_extra() -> None:
     assert run_with((), code) == "False\n"
 
 
+def test_a_command_without_its_extra_says_what_to_type() -> None:
+    code = """
+from typer.testing import CliRunner
+from server.cli.main import app
+ended = CliRunner().invoke(app, ["wrap", "--", "true"])
+print(ended.exit_code, ended.output)
+"""
+    told = run_with((), code)
+    assert told.startswith("78 wrap needs the package trustme. Type: pip install '.[wrap]'")
+
+
 SPECIAL = ("<pad>", "</s>", "<unk>")
 SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
 

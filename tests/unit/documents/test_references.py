@@ -87,7 +87,8 @@ def _complaint(words: list[str]) -> str:
     options = {
         option for param in command.params for option in (*param.opts, *param.secondary_opts)
     }
-    given = {word.partition("=")[0] for word in rest if word.startswith("-") and len(word) > 1}
+    own = takewhile(lambda word: word != "--", rest)  # what follows is another program's
+    given = {word.partition("=")[0] for word in own if word.startswith("-") and len(word) > 1}
     return ", ".join(sorted(given - options - {"--help"}))
 
 
@@ -103,12 +104,13 @@ def test_every_command_and_option_exists(document: Path) -> None:
 
 def test_commands_are_found_and_judged() -> None:
     text = "```console\n$ X=1 mochi-server up --mock | cat\n$ mochi-server keys nonesuch\n```\n"
-    text += "`mochi-server usage --nonesuch 3`"
+    text += "`mochi-server usage --nonesuch 3` `mochi-server wrap --url u -- ls --all`"
     judged = [(words[1:], _complaint(words)) for words in _commands(text)]
     assert judged == [
         (["up", "--mock"], ""),
         (["keys", "nonesuch"], "no command nonesuch"),
         (["usage", "--nonesuch", "3"], "--nonesuch"),
+        (["wrap", "--url", "u", "--", "ls", "--all"], ""),
     ]
     commands = sum(len(list(_commands(path.read_text()))) for path in DOCUMENTS)
     assert commands > 50

@@ -163,8 +163,22 @@ def test_no_spelling_of_a_path_gets_round_the_key(app: FastAPI) -> None:
         assert answer.status_code in {401, 404}, answer.url
 
 
-@pytest.mark.parametrize("host", ["here", "HERE.example:8000", "127.0.0.1", "[::1]:8000", "a_b-c"])
+@pytest.mark.parametrize(
+    "host",
+    ["here", "HERE.example:8000", "127.0.0.1", "[::1]:8000", "a_b-c", "api.segmind.com:8000",
+     "notsegmind.com"],
+)  # fmt: skip
 def test_a_host_is_taken_over_into_links(app: FastAPI, secret: str, host: str) -> None:
+    assert status_url(app, secret, host).startswith(f"http://{host}/v2/requests/")
+
+
+@pytest.mark.parametrize("host", ["api.segmind.com", "api.spotprod.segmind.com"])
+def test_links_on_a_name_of_the_hosted_api_are_https(app: FastAPI, secret: str, host: str) -> None:
+    assert status_url(app, secret, host).startswith(f"https://{host}/v2/requests/")
+
+
+def status_url(app: FastAPI, secret: str, host: str) -> str:
+    """The link in the answer to a submit."""
     request = httpx.Request(
         "POST",
         "http://gateway/v2/mochi-1",
@@ -172,7 +186,7 @@ def test_a_host_is_taken_over_into_links(app: FastAPI, secret: str, host: str) -
         json={"prompt": "a pond"},
     )
     (answer,) = call(app, request)
-    assert answer.json()["status_url"].startswith(f"http://{host}/v2/requests/")
+    return str(answer.json()["status_url"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Commands for programs that know the hosted API."""

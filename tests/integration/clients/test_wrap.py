@@ -1,0 +1,293 @@
+"""`mochi-server wrap` around real clients that know nothing but the hosted API."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server import VERSION
+from tests.support.services.brokers import free_port
+from tests.support.stack import COMMAND, Stack, eventually, start_command
+
+LOCAL_CALLS_ONLY = """
+import sys
+def watch(event, arguments):
+    if event == "socket.getaddrinfo":
+        assert arguments[0] in ("127.0.0.1", b"127.0.0.1"), arguments
+    if event == "socket.connect":
+        assert arguments[1][0] == "127.0.0.1", arguments
+sys.addaudithook(watch)
+"""
+"""The program fails when it looks for, or calls, any other host."""
+BODY = {"prompt": "a pond", "frames": 1, "steps": 10}
+CALL = f"""
+import json, os
+url, headers = "https://api.segmind.com/v1/mochi-1", {{"x-api-key": os.environ["SEGMIND_API_KEY"]}}
+body = {BODY}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where temporary folders are made."""
+    return tmp_path_factory.mktemp("wrap")
+
+
+class Wrapped:
+    """A command that has been run."""
+
+    def __init__(self, stack: Stack, folder: Path, *command: str, **variables: str) -> None:
+        environ = {"MOCHI_URL": stack.url, "MOCHI_API_KEY": stack.key(), "TMPDIR": str(folder)}
+        self.run = stack.run("wrap", "--", *command, **environ | variables)
+        self.status, self.output, self.errors = (
+            self.run.returncode,
+            self.run.stdout,
+            self.run.stderr,
+        )
+        assert not [*folder.glob("mochi-server-wrap-*")]
+
+
+def python(stack: Stack, folder: Path, code: str) -> str:
+    """What the program prints that ran to its end and called no other host."""
+    done = Wrapped(stack, folder, sys.executable, "-c", LOCAL_CALLS_ONLY + CALL + code)
+    assert (done.status, done.errors) == (0, "")
+    return done.output
+
+
+def test_the_sdk_without_arguments_reaches_the_local_server(server: Stack, folder: Path) -> None:
+    code = """
+from pathlib import Path
+import httpx
+from segmind import SegmindClient
+client = SegmindClient()
+result = client.run("mochi-1", **body)
+job = client.submit_async("mochi-1", **body)
+links = [result["output"], *job.submit_response.values()]
+print(json.dumps([link for link in links if ":" in link]))
+assert httpx.get(result["output"]).content[4:8] == b"ftyp"
+assert job.wait(interval=0.05)["status"] == "COMPLETED"
+assert client.run_sync("mochi-1", **body).content[4:8] == b"ftyp"
+"""
+    links = json.loads(python(server, folder, code))
+    assert len(links) == 4
+    assert all(link.startswith("https://api.segmind.com/v") for link in links)
+
+
+def test_so_do_requests_and_httpx_with_the_hosted_address_in_them(
+    server: Stack, folder: Path
+) -> None:
+    code = """
+import httpx, requests
+assert requests.post(url, json=body, headers=headers).content[4:8] == b"ftyp"
+assert httpx.post(url, json=body, headers=headers, timeout=60).content[4:8] == b"ftyp"
+answer = requests.get("http://api.segmind.com/v1/get-user-credits", headers=headers)
+print(answer.status_code, "credits" in answer.json())
+"""
+    assert python(server, folder, code) == "200 True\n"
+
+
+def test_a_body_of_megabytes_and_many_calls_at_once_pass(server: Stack, folder: Path) -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+import httpx
+with httpx.Client(headers=headers, timeout=60) as client, ThreadPoolExecutor(20) as threads:
+    large = client.post(url, json={"prompt": "x" * 5_000_000})
+    ask = lambda number: client.get("https://api.segmind.com/v1/get-user-credits").status_code
+    print(large.status_code, {*threads.map(ask, range(200))}, large.http_version)
+"""
+    assert python(server, folder, code) == "413 {200} HTTP/1.1\n"
+
+
+def test_so_does_curl(server: Stack, folder: Path) -> None:
+    video = folder / "pond.mp4"
+    call = ["curl", "-sS", "-H", "content-type: application/json", "-d", json.dumps(BODY)]
+    script = f'{shutil.which("curl")} "$@" -H "x-api-key: $SEGMIND_API_KEY" -o {video}'
+    done = Wrapped(server, folder, "sh", "-c", script, *call, "https://api.segmind.com/v1/mochi-1")
+    assert (done.status, done.errors) == (0, "")
+    assert video.read_bytes()[4:8] == b"ftyp"
+
+
+def node_version() -> tuple[int, int]:
+    node = shutil.which("node")
+    if node is None:
+        return 0, 0
+    told = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+    major, minor = re.findall(r"\d+", told)[:2]
+    return int(major), int(minor)
+
+
+@pytest.mark.skipif(
+    node_version() < (22, 21) or (23, 0) <= node_version() < (24, 0),
+    reason="an older Node.js takes no proxy from its variables",
+)
+def test_so_does_fetch_of_node(server: Stack, folder: Path) -> None:
+    code = f"""
+const response = await fetch("https://api.segmind.com/v1/mochi-1", {{
+  method: "POST", body: JSON.stringify({json.dumps(BODY)}),
+  headers: {{"x-api-key": process.env.SEGMIND_API_KEY, "content-type": "application/json"}},
+}});
+console.log(response.status, Buffer.from(await response.arrayBuffer()).subarray(4, 8).toString());
+"""
+    done = Wrapped(server, folder, "node", "--input-type=module", "-e", code)
+    assert (done.status, done.output, done.errors) == (0, "200 ftyp\n", "")
+
+
+def test_other_names_of_the_hosted_api_lead_to_the_same_server(server: Stack, folder: Path) -> None:
+    code = """
+import httpx
+for host in ("cloud", "workflows-api", "api.spotprod"):
+    print(httpx.get(f"https://{host}.segmind.com/version").json()["version"])
+"""
+    assert python(server, folder, code) == f"{VERSION}\n" * 3
+
+
+def test_every_other_host_is_refused_and_said_once_with_the_counts_at_the_end(
+    server: Stack, folder: Path
+) -> None:
+    code = """
+import httpx, requests
+for host in ("segmind.com.example.com", "notsegmind.com", "127.0.0.2"):
+    for scheme in ("https", "https", "http"):
+        try:
+            print(httpx.get(f"{scheme}://{host}/").status_code)
+        except httpx.ProxyError as error:
+            print(error)
+try:
+    requests.get("https://example.com")
+except requests.exceptions.ProxyError as error:
+    print("requests" in str(error))
+"""
+    done = Wrapped(server, folder, sys.executable, "-c", LOCAL_CALLS_ONLY + code)
+    refusal = "mochi-server wrap: refused {}: only *.segmind.com can be reached, at " + server.url
+    names = ["segmind.com.example.com", "notsegmind.com", "127.0.0.2", "example.com"]
+    assert done.status == 0
+    assert done.output.count(f"403 {refusal.format('notsegmind.com')}\n") == 2
+    assert done.output.count("403\n") == 3
+    assert done.errors.splitlines()[:4] == [refusal.format(name) for name in names]
+    assert "refused 10 connections: segmind.com.example.com (3), " in done.errors
+    assert "called no *.segmind.com" in done.errors.splitlines()[-1]
+
+
+def test_a_server_that_is_not_there_is_named(server: Stack, folder: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    call = ["curl", "-sS", "https://api.segmind.com/version"]
+    done = Wrapped(server, folder, *call, MOCHI_URL=f"{url}/v1")
+    assert done.status == 56
+    assert f"no answer from {url}: " in done.errors
+    assert "Is it running? `mochi-server up`" in done.errors
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (("sh", "-c", "exit 3"), 3),
+        (("sh", "-c", "kill -KILL $$"), 137),
+        (("no-such-program",), 127),
+        (("/etc/passwd",), 126),
+    ],
+)
+def test_the_exit_status_is_the_commands(
+    server: Stack, folder: Path, command: tuple[str, ...], status: int
+) -> None:
+    done = Wrapped(server, folder, *command)
+    assert done.status == status
+    assert ("cannot be run: " in done.errors) == (status in {126, 127})
+
+
+@pytest.mark.parametrize("url", ["ftp://here", "http://", "http://here/mochi", "http://here:port"])
+def test_a_url_that_is_none_of_a_server_is_refused(server: Stack, folder: Path, url: str) -> None:
+    done = Wrapped(server, folder, "true", MOCHI_URL=url)
+    assert done.status == 1
+    assert f"not {url}.\n" in done.errors
+
+
+TALKER = """
+import signal, sys, time
+got = []
+def note(number, _frame):
+    got.append(signal.Signals(number).name)
+    if number == signal.SIGTERM:
+        print(*got)
+        sys.exit(5)
+for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    signal.signal(each, note)
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+def test_signals_go_to_the_command_and_wrap_ends_with_it(server: Stack, tmp_path: Path) -> None:
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    environ = server.environ | {"MOCHI_API_KEY": "any", "TMPDIR": str(tmp_path)}
+    command = ["wrap", "--", sys.executable, "-c", TALKER]
+    process = start_command(command, environ, output, errors)
+    try:
+        eventually(lambda: output.exists() and "ready" in output.read_text())
+        (made,) = tmp_path.glob("mochi-server-wrap-*")
+        assert made.stat().st_mode & 0o777 == 0o700
+        for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            process.send_signal(each)
+        assert process.wait(30) == 5
+    finally:
+        process.kill()
+    assert set(output.read_text().split()) == {"ready", "SIGINT", "SIGHUP", "SIGTERM"}
+    assert not made.exists()
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    ends = pty.openpty()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_a_typed_interrupt_reaches_the_command_once(
+    server: Stack, tmp_path: Path, terminal: tuple[int, int]
+) -> None:
+    keyboard, line = terminal
+    program = tmp_path / "program.py"
+    program.write_text(TALKER.replace("== signal.SIGTERM", "== signal.SIGTERM or len(got) > 1"))
+    script = (
+        "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [COMMAND, "wrap", "--", sys.executable, str(program)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *command],
+        env=server.environ | {"MOCHI_API_KEY": "any"},
+        stdin=line,
+        stdout=line,
+        stderr=line,
+    )
+    try:
+        shown = read_until(keyboard, b"ready")
+        os.write(keyboard, b"\x03")
+        read_until(keyboard, b"^C")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.terminate()
+        assert process.wait(30) == 5
+        assert b"SIGINT SIGTERM" in shown + read_until(keyboard, b"SIGTERM")
+    finally:
+        process.kill()
+
+
+def read_until(file: int, text: bytes) -> bytes:
+    shown = b""
+    while text not in shown:
+        assert select.select([file], [], [], 60)[0], shown
+        shown += os.read(file, 1000)
+    return shown
