@@ -99,10 +99,12 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # Where the worker will run without a GPU, the index of torch's CPU wheels saves 3 GB here.
 ARG PIP_EXTRA_INDEX_URL
+# `mock` leaves torch out: docker/compose.mock.yaml.
+ARG WORKER_EXTRA=worker
 COPY --from=pins / .
 RUN mkdir models worker \
     && touch README.md LICENSE mochi_server.py models/__init__.py worker/__init__.py \
-    && pip install --no-cache-dir -c constraints.txt '.[otel,worker]'
+    && pip install --no-cache-dir -c constraints.txt ".[otel,${WORKER_EXTRA}]"
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 

@@ -21,7 +21,7 @@ def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
     Raises:
         EngineUnavailableError: the engine cannot run on this machine; the text has the remedy.
     """
-    if settings.engine == "fake":
+    if settings.is_light_mock:
         return FakeEngine(settings.fake_step_seconds)
     if sys.flags.optimize > 1:
         raise EngineUnavailableError(
@@ -37,7 +37,7 @@ def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
 
 def build_meter(settings: EngineSettings) -> Meter | None:
     """The meter of the engine's card; None for an engine on the CPU."""
-    if settings.mock or settings.engine == "fake":
+    if settings.is_mock:
         return None
     from models.cuda import CudaMeter  # noqa: PLC0415 (as above)
 

@@ -61,11 +61,11 @@ class EngineUnavailableError(MochiError):
     """The engine cannot run on this machine; the text has the cause and the remedy."""
 
 
-def not_installed(error: ImportError) -> EngineUnavailableError:
-    """The error for a machine without the extra `worker`."""
+def not_installed(error: ImportError, extras: str = "'.[worker]'") -> EngineUnavailableError:
+    """The error for a machine without the libraries of `extras`. The project is on no index."""
     return EngineUnavailableError(
         f"The worker's libraries are not installed ({error}). "
-        "Type: pip install 'mochi-server[worker]'"
+        f"In a clone of the project, type: pip install {extras}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -16,9 +17,11 @@ from models.mock.card_speed import INSTANT, PEAK_TFLOPS
 
 ENV_PREFIX = "MOCHI_"
 _WITHOUT_REAL_WEIGHTS = frozenset(
-    {"mock", "engine", "step_cache", "fake_step_seconds", "mock_speed"}
+    {"mock", "mock_weights", "engine", "step_cache", "fake_step_seconds", "mock_speed"}
 )
 """Settings that engines without real weights use."""
+_LIBRARIES = ("torch", "diffusers", "transformers")
+"""Of the real engine, from the extra `worker`."""
 
 
 def default_data_dir() -> Path:
@@ -78,11 +81,18 @@ class EngineSettings(BaseSettings):
 
     mock: bool = Field(
         default=False,
-        description="Use mock weights: a tiny Mochi for any CPU that makes captioned noise.",
+        description=(
+            "Run without real weights, on any CPU: with mock weights where torch is installed, "
+            "else with the light mock, which draws its videos."
+        ),
+    )
+    mock_weights: bool = Field(
+        default=False,
+        description="Use mock weights: a tiny Mochi that runs through the real engine.",
     )
     engine: Literal["mochi", "fake"] = Field(
         default="mochi",
-        description="`mochi`, or `fake`: test pictures without torch.",
+        description="`mochi`, or `fake`: the light mock, even where torch is installed.",
     )
     weights: PathOrName = Field(
         default="genmo/mochi-1-preview",
@@ -133,7 +143,7 @@ class EngineSettings(BaseSettings):
         description="Lossy: skip blocks when a step changes less than this fraction; 0 is off.",
     )
     fake_step_seconds: float = Field(
-        default=0.05, ge=0, le=60, description="How long a step of the fake engine takes."
+        default=0.05, ge=0, le=60, description="How long a step of the light mock takes."
     )
 
     mock_speed: str = Field(
@@ -146,9 +156,20 @@ class EngineSettings(BaseSettings):
     )
 
     @property
+    def is_mock(self) -> bool:
+        """Whether the engine has no real weights."""
+        return self.mock or self.mock_weights or self.engine == "fake"
+
+    @property
+    def is_light_mock(self) -> bool:
+        """Whether the engine draws its videos, without a model and torch."""
+        is_choice = self.mock and not self.mock_weights
+        return self.engine == "fake" or (is_choice and not all(map(find_spec, _LIBRARIES)))
+
+    @property
     def ignored(self) -> list[str]:
         """The variables that were set and have no effect without real weights."""
-        if not self.mock and self.engine == "mochi":
+        if not self.is_mock:
             return []
         names = self.model_fields_set & (EngineSettings.model_fields.keys() - _WITHOUT_REAL_WEIGHTS)
         return sorted(ENV_PREFIX + name.upper() for name in names)

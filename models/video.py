@@ -67,7 +67,7 @@ def encoder() -> str:
     try:
         from imageio_ffmpeg import get_ffmpeg_exe  # noqa: PLC0415 (an extra)
     except ImportError as error:
-        raise not_installed(error) from error
+        raise not_installed(error, "'.[mock]', or '.[worker]' for real weights") from error
     try:
         return str(get_ffmpeg_exe())
     except RuntimeError as error:

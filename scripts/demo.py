@@ -1,4 +1,4 @@
-"""Makes one video with a real server and mock weights: what `scripts/demo` runs.
+"""Makes one video with a real server and no GPU: what `scripts/demo` runs.
 
 It starts the server, sends the example of the hosted API's page through the hosted API's SDK, and
 stops the server.
@@ -32,7 +32,7 @@ from server.keys.first import read_first_key
 from worker.process.shutdown import on_signals
 
 MODEL = "mochi-1"
-START_SECONDS = 180  # importing torch is slow on a cold disk
+START_SECONDS = 180  # where torch is installed, importing it is slow on a cold disk
 VIDEO_SECONDS = 1200
 STOP_SECONDS = 60  # longer than the server lets a running request finish
 
@@ -70,7 +70,7 @@ def main() -> int:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
-        description="Make a video with the real server and mock weights. Needs no GPU.",
+        description="Make a video with the real server, without a model. Needs no GPU.",
         epilog="example: scripts/demo -o /tmp/first.mp4 --port 8000",
     )
     parser.add_argument(
@@ -249,9 +249,11 @@ def download(url: str, output: Path) -> int:
 def print_next_steps() -> None:
     console.print(
         """
-The pictures are noise because the weights are random; everything else is real. Next:
+The video has no model behind it; everything else is real. Next:
 
   .venv/bin/mochi-server up --mock      a server that stays; it prints where its key is
+  scripts/env worker                    adds torch, after which `--mock` runs the real engine on
+                                        tiny random weights
 
   from segmind import SegmindClient
   client = SegmindClient(api_key="THE KEY", base_url="http://127.0.0.1:8000/v1")

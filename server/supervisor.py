@@ -261,9 +261,7 @@ class Supervisor:
 
     def _announce(self) -> None:
         url = self.settings.public_url or self._local_url
-        engine = "mock weights" if self.settings.mock else self.settings.weights
-        engine = "the fake engine" if self.settings.engine == "fake" else engine
-        say(f"Ready on {url}/v1 ({engine})")
+        say(f"Ready on {url}/v1 ({_engine(self.settings)})")
         say(f"API key: {self._shown_key()}")
         if self.settings.docs:
             say(f"Page: {url}/")
@@ -299,6 +297,12 @@ class Supervisor:
         for child in children:
             if not child.wait(0):
                 child.kill()
+
+
+def _engine(settings: ServerSettings) -> str:
+    if not settings.is_mock:
+        return settings.weights
+    return "light mock" if settings.is_light_mock else "mock weights"
 
 
 def supervise(settings: ServerSettings) -> int:

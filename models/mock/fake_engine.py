@@ -32,7 +32,7 @@ class FakeEngine:
     @property
     def traits(self) -> Traits:
         """See `Engine`."""
-        return Traits("fake engine", "CPU", "none", is_mock=True)
+        return Traits("light mock", "CPU", "none", is_mock=True)
 
     def generate(
         self,

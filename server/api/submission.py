@@ -199,5 +199,4 @@ async def _are_mocks(call: Call) -> bool:
     workers = await call.services.store.live_workers()
     if workers:
         return all(worker.engine.is_mock for worker in workers)
-    settings = call.services.settings
-    return settings.mock or settings.engine == "fake"
+    return call.services.settings.is_mock

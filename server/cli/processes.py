@@ -38,6 +38,8 @@ def up() -> None:
 
     Without a GPU: `mochi-server up --mock`
 
+    The real engine without a GPU, on tiny weights: `mochi-server up --mock-weights`
+
     With one: `mochi-server up`, which pulls the weights the first time
 
     Faster and lossy: `mochi-server up --fp8`
@@ -81,7 +83,7 @@ def worker(
 
 @bench.command("engine")
 @settings_options(
-    *(name for name in ENGINE if name not in {"mock", "mock_speed"}),
+    *(name for name in ENGINE if not name.startswith("mock")),
     "data_dir",
     weights="As for a worker. [default: dummy, random weights]",
 )

@@ -170,7 +170,7 @@ def fetch_missing(settings: WorkerSettings, has_gpu: Callable[[], bool] = has_nv
     Raises:
         WeightsError: there is no GPU to use them; else as `pull_weights`.
     """
-    if settings.mock or settings.engine != "mochi" or not is_hub_id(settings.weights):
+    if settings.is_mock or not is_hub_id(settings.weights):
         return
     if find(settings.weights, settings.revision, settings.data_dir) is not None:
         return

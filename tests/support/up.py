@@ -19,9 +19,9 @@ from tests.support.stack import eventually, run_command, start_command
 
 
 class Up:
-    """A running `mochi-server up` with the fake engine."""
+    """A running `mochi-server up`, with the fake engine unless variables say otherwise."""
 
-    def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
+    def __init__(self, folder: Path, *options: str, scheme: str = "http", **variables: str) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
@@ -29,7 +29,7 @@ class Up:
         folder.mkdir(exist_ok=True)
         self.process = start_command(
             ["up", "--port", str(self.port), "--data-dir", str(folder), *options],
-            environ(MOCHI_ENGINE="fake", MOCHI_FAKE_STEP_SECONDS="0.02"),
+            environ(MOCHI_ENGINE="fake", MOCHI_FAKE_STEP_SECONDS="0.02") | variables,
             self.log,
             self.log,
         )

@@ -11,7 +11,10 @@ COMPOSE = (Path(__file__).parents[2] / "compose.yaml").read_text()
 OF_THE_IMAGES = {"MOCHI_DATA_DIR", "MOCHI_HOST"}
 WITHOUT_CONTAINERS = {"MOCHI_WORKERS"}
 """One service is one worker."""
-FOR_A_LAPTOP = {"MOCHI_MOCK", "MOCHI_MOCK_SPEED", "MOCHI_ENGINE", "MOCHI_FAKE_STEP_SECONDS"}
+FOR_A_LAPTOP = {
+    *("MOCHI_MOCK", "MOCHI_MOCK_WEIGHTS", "MOCHI_MOCK_SPEED"),
+    *("MOCHI_ENGINE", "MOCHI_FAKE_STEP_SECONDS"),
+}
 """These stand in docker/compose.mock.yaml, or are for tests."""
 LEFT_TO_CADDY = {"MOCHI_TLS_CERT", "MOCHI_TLS_KEY"}
 

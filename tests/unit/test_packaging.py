@@ -150,6 +150,24 @@ print(tokenizer.decode(ids, skip_special_tokens=True), ids[-1], tokenizer.pad_to
     assert run_with(("worker",), code, str(tmp_path)) == "a panda bakes bread 1 0\n"
 
 
+def test_the_extra_mock_alone_makes_videos(tmp_path: Path) -> None:
+    code = """
+from pathlib import Path
+import worker.__main__
+from models.build import build_engine
+from models.params import GenerateParams
+from models.settings import EngineSettings
+from models.video import encode
+engine = build_engine(EngineSettings(mock=True, fake_step_seconds=0), Path())
+clip = engine.generate(GenerateParams(prompt="a cat", frames=7, steps=10), lambda *_: None)
+encode(clip, 16, Path(sys.argv[1]))
+print(engine.traits.model)
+"""
+    video = tmp_path / "video.mp4"
+    assert run_with(("mock",), code, str(video)) == "light mock\n"
+    assert video.stat().st_size
+
+
 def test_the_gateway_starts_without_any_extra() -> None:
     load = "from server.cli.main import COMMANDS, load\nfor name in COMMANDS: load(name)"
     code = f"import server.app\n{load}\nprint('google.protobuf' in sys.modules)"

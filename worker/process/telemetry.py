@@ -74,7 +74,7 @@ def start_tracing(environ: Mapping[str, str], service: str, instance: str = "") 
     except ImportError as error:
         raise TracingUnusableError(
             f"{variable} is set, but the libraries that send traces are not installed ({error}). "
-            "Unset it, or type: pip install 'mochi-server[otel]'"
+            "Unset it, or type in a clone of the project: pip install '.[otel]'"
         ) from None
     try:
         return Tracing(otlp.provider(service, instance))

@@ -41,7 +41,7 @@ def load(settings: EngineSettings, cache_dir: Path) -> Engine:
             text says what to do.
     """
     silence_libraries()
-    if settings.mock:
+    if settings.is_mock:
         return _load_mock(settings, cache_dir)
     plan = plan_loading(settings, cache_dir, cache_dir / "compiled")
     memory = plan.memory

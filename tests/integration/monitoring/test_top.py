@@ -56,7 +56,7 @@ def test_one_picture_for_programs_has_queue_workers_and_what_is_next(
     picture = json.loads(said(stack, "top", "--once", "--json"))
     (worker,) = picture["workers"]
     assert (worker["request_id"], worker["state"]) == (running, "running")
-    assert (worker["steps"], worker["engine"]["model"]) == (75, "fake engine")
+    assert (worker["steps"], worker["engine"]["model"]) == (75, "light mock")
     assert 0 <= worker["run_seconds"] < PATIENCE_SECONDS
     assert (picture["waiting"], picture["running"]) == (2, 1)
     assert [(job["position"], job["frames"], job["steps"]) for job in picture["next"]] == [

@@ -50,7 +50,7 @@ def test_the_list_says_who_works_at_what(stack: Stack) -> None:
     name = stack.record(request_id)["worker"]
     assert f"running  {request_id}" in lines[name]
     assert "/75" in lines[name]
-    assert "fake engine, CPU" in lines[name]
+    assert "light mock, CPU" in lines[name]
     (other,) = set(lines) - {name}
     assert "idle" in lines[other]
 

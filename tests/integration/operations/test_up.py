@@ -232,8 +232,21 @@ def test_without_the_workers_libraries_up_ends_and_says_what_to_type(
     ended = run("up", "--port", "0", "--data-dir", str(tmp_path / "data"),
                 PYTHONPATH=str(tmp_path), **chosen)  # fmt: skip
     assert ended.returncode == 78
-    assert "The worker's libraries are not installed (imageio_ffmpeg). Type: pip" in ended.stderr
+    assert "are not installed (imageio_ffmpeg)" in ended.stderr
+    assert "type: pip install '.[mock]'" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_without_torch_the_mock_makes_videos_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
+    # The last one keeps `up` from being a fork, which would not read the file.
+    variables = {"PYTHONPATH": str(tmp_path), "MOCHI_ENGINE": "mochi", "PYTHONNOUSERSITE": "1"}
+    with Up(tmp_path / "data", "--mock", **variables) as up:
+        with up.client() as client:
+            assert client.run("mochi-1", prompt="a cat", frames=1, steps=10)["output"]
+        eventually(lambda: "/v1 (light mock)\n" in up.log.read_text())
+        engines = httpx.get(f"{up.url}/version").json()["engines"]
+        assert [engine["model"] for engine in engines] == ["light mock"]
 
 
 def test_options_that_mean_nothing_to_mock_weights_are_named(tmp_path: Path) -> None:

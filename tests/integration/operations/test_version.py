@@ -19,7 +19,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 FAKE = {
-    "model": "fake engine",
+    "model": "light mock",
     "device": "CPU",
     "precision": "none",
     "profile": "",

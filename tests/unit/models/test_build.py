@@ -46,7 +46,16 @@ def run_blocked(code: str) -> str:
 def test_the_fake_engine_can_be_asked_for(tmp_path: Path) -> None:
     engine = build_engine(EngineSettings(engine="fake", fake_step_seconds=0.5), tmp_path)
     assert isinstance(engine, FakeEngine)
-    assert str(engine.traits) == "fake engine, CPU, none"
+    assert str(engine.traits) == "light mock, CPU, none"
+
+
+def test_the_mock_is_the_light_one_where_a_library_of_the_real_engine_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert not EngineSettings(mock=True).is_light_mock
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert isinstance(build_engine(EngineSettings(mock=True), tmp_path), FakeEngine)
+    assert not EngineSettings(mock=True, mock_weights=True).is_light_mock
 
 
 def test_the_fake_engine_needs_none_of_the_workers_libraries() -> None:
@@ -61,19 +70,19 @@ print(len(list(engine.generate(params, lambda *step: None).frames)))
     assert run_blocked(code) == "3\n"
 
 
-def test_mochi_without_its_libraries_says_what_to_install() -> None:
+def test_mock_weights_without_their_libraries_say_what_to_install() -> None:
     code = """
 from pathlib import Path
 from models.build import build_engine
 from models.errors import EngineUnavailableError
 from models.settings import EngineSettings
 try:
-    build_engine(EngineSettings(mock=True), Path())
+    build_engine(EngineSettings(mock_weights=True), Path())
 except EngineUnavailableError as error:
     print(error)
 """
     printed = run_blocked(code)
-    assert "pip install 'mochi-server[worker]'" in printed
+    assert "pip install '.[worker]'" in printed
     assert "No module named 'diffusers'" in printed
 
 

@@ -189,4 +189,4 @@ except EngineUnavailableError as error:
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, text=True
     ).stdout
-    assert "pip install 'mochi-server[worker]'" in printed
+    assert "pip install '.[worker]'" in printed

@@ -42,7 +42,7 @@ def test_every_setting_of_an_engine_is_an_option_of_those_who_hold_one(command: 
 @pytest.mark.parametrize("command", ["up", "worker"])
 def test_options_reach_the_settings(command: str) -> None:
     options = [
-        "--mock", "--weights", "dummy", "--device", "cuda:1", "--profile", "24gb",
+        "--mock", "--mock-weights", "--weights", "dummy", "--device", "cuda:1", "--profile", "24gb",
         "--precision", "bf16", "--attention", "fa3", "--no-compile", "--lora", "a.safetensors=0.8",
         "--fp8", "--step-cache", "0.1",
     ]  # fmt: skip
@@ -50,6 +50,7 @@ def test_options_reach_the_settings(command: str) -> None:
     settings = load_settings()
     assert settings == ServerSettings(
         mock=True,
+        mock_weights=True,
         weights="dummy",
         device="cuda:1",
         profile="24gb",

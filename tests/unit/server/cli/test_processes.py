@@ -109,4 +109,4 @@ def test_without_torch_a_measurement_says_what_to_type(monkeypatch: pytest.Monke
     monkeypatch.setattr(processes, "find_spec", lambda _: None)
     status, message = refused()
     assert status == os.EX_CONFIG
-    assert "pip install 'mochi-server[worker]'" in message
+    assert "pip install '.[worker]'" in message

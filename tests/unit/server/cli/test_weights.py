@@ -48,7 +48,11 @@ def test_without_a_gpu_nothing_is_fetched_and_the_mock_is_offered(
 
 
 @pytest.mark.parametrize(
-    "values", [{"mock": True}, {"engine": "fake"}, {"weights": "dummy"}, {"weights": "/nowhere"}]
+    "values",
+    [
+        *({"mock": True}, {"mock_weights": True}, {"engine": "fake"}),
+        *({"weights": "dummy"}, {"weights": "/nowhere"}),
+    ],
 )
 def test_what_needs_no_weights_of_the_hub_fetches_none(
     hub: StandIn, tmp_path: Path, values: dict[str, object]
