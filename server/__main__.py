@@ -30,7 +30,7 @@ from worker.broker.connection import connect_briefly, connect_gateway
 from worker.errors import BrokerUnavailableError
 from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
-from worker.process.shutdown import Stop, on_signals
+from worker.process.shutdown import DRAIN, Stop, on_signals
 from worker.process.telemetry import Tracing, start_tracing
 from worker.runtime.background import start_stand_in
 from worker.store.worker_side import WorkerStore
@@ -127,13 +127,13 @@ class Server(uvicorn.Server):
     @override
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        on_signals(self.handle_exit, signal.SIGINT, signal.SIGTERM)
+        on_signals(self.handle_exit, signal.SIGINT, signal.SIGTERM, DRAIN)
         yield
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On the first signal running responses finish; on a later one they end soon."""
-        self._stop.ask()
+        self._stop.ask(sig)
         self.should_exit = True
 
     @override

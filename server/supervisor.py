@@ -30,7 +30,7 @@ from worker.broker.embedded import EmbeddedBroker
 from worker.errors import BrokerStartError, BrokerUnavailableError
 from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT
-from worker.process.shutdown import Stop, on_signals
+from worker.process.shutdown import DRAIN, Stop, on_signals
 from worker.store.fleet import survey
 
 WATCH_SECONDS = 0.2
@@ -131,8 +131,13 @@ class Child:
         _log.error("process.died", process=self.package, status=status, again_in=seconds)
         return seconds
 
-    def signal(self) -> None:
-        """Ask it to stop; again after `TOGETHER_SECONDS`, urgently."""
+    def drain(self) -> None:
+        """Ask it to stop, once its requests have ended."""
+        if self._process.poll() is None:
+            self._process.send_signal(DRAIN)
+
+    def hurry(self) -> None:
+        """Ask it to stop at once; it must have been told to drain before."""
         if self._process.poll() is None:
             self._process.terminate()
 
@@ -228,8 +233,7 @@ class Supervisor:
     def _watch(self, children: list[Child], keeper: BrokerKeeper | None) -> int:
         say("Starting: loading the model …")
         ready = False
-        while not self.stop.draining:
-            time.sleep(WATCH_SECONDS)
+        while not self._stops_within(WATCH_SECONDS):
             if not all(child.watch() for child in children):
                 return os.EX_CONFIG  # the child has printed why
             if keeper is not None:
@@ -237,8 +241,17 @@ class Supervisor:
             if not ready and self._is_ready():
                 ready = True
                 self._announce()
-        say("Stopping: running requests finish; press Ctrl-C again to stop now and requeue them …")
+        say(
+            "Stopping: running requests finish; press Ctrl-C again, after a second, to stop now "
+            "and requeue them …"
+        )
         return 0
+
+    def _stops_within(self, seconds: float) -> bool:
+        """A signal to all processes ends the broker too, whose restart may take long."""
+        if not self.stop.draining:
+            time.sleep(seconds)
+        return self.stop.draining
 
     def _is_ready(self) -> bool:
         try:
@@ -283,7 +296,7 @@ class Supervisor:
         """Stop gateway and workers together, so that a blocking call may still get its video."""
         self.listener.close()  # otherwise clients would wait for a gateway that has stopped
         for child in children:
-            child.signal()
+            child.drain()
         deadline = time.monotonic() + self.settings.drain_seconds + REQUEUE_SECONDS
         while not all(child.wait(WATCH_SECONDS) for child in children):
             if keeper is not None:
@@ -291,7 +304,7 @@ class Supervisor:
             if self.stop.urgent:
                 deadline = min(deadline, time.monotonic() + REQUEUE_SECONDS)
                 for child in children:
-                    child.signal()
+                    child.hurry()
             if time.monotonic() > deadline:
                 break
         for child in children:

@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from worker.process.shutdown import DRAIN
+
 WITH_PARENT = "--with-parent"
 """The argument that makes a process watch its parent."""
 GRACE_SECONDS = 30.0
@@ -24,7 +26,8 @@ def watch_parent() -> None:
 
     Repeatedly, to stop at once: the next owner of the folder may need the GPU.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent may have started with it ignored
+    for number in (signal.SIGTERM, DRAIN):
+        signal.signal(number, signal.SIG_DFL)  # the parent may have started with it ignored
     threading.Thread(target=_wait_for_parent, name="parent-watch", daemon=True).start()
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from types import FrameType
 
 TOGETHER_SECONDS = 1.0
-"""Signals within this time of the first count once: systemd and pm2 signal every process of `up`,
-which signals its children too, and `uv run` or `make` repeat a Ctrl-C."""
+"""Signals within this time of the first count once: `uv run` and `make` repeat a Ctrl-C."""
+DRAIN = signal.SIGUSR1
+"""From `up` to its children. It never counts as a second signal: systemd and pm2 send SIGTERM to
+every process of `up`, which may tell its children much later."""
 
 
 def on_signals(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> None:
@@ -41,8 +43,10 @@ class Stop:
         """Requeue the running request."""
         return time.monotonic() >= self._urgent_from
 
-    def ask(self) -> None:
+    def ask(self, number: int = signal.SIGTERM) -> None:
         """A signal: the first drains, urgent after the grace; a later one is urgent at once."""
+        if number == DRAIN and self._asked_at < math.inf:
+            return
         now = time.monotonic()
         self._asked_at = min(self._asked_at, now)
         is_first = now < self._asked_at + TOGETHER_SECONDS

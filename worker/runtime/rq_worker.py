@@ -28,7 +28,7 @@ from typing_extensions import override
 from models.errors import EngineBrokenError
 from worker.broker.connection import Client
 from worker.errors import DiskFullError, OtherStoreError
-from worker.process.shutdown import Stop, on_signals
+from worker.process.shutdown import DRAIN, Stop, on_signals
 from worker.runtime.runner import Runner
 from worker.store import keyspace, scripts
 from worker.store.rq_queue import POP_SECONDS, SERIALIZER, TASK, FairQueue
@@ -127,7 +127,7 @@ class EngineWorker(SimpleWorker):
     @override
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: finish the running request, take no other. Second: requeue it."""
-        self._stop.ask()
+        self._stop.ask(signum)
         self._stop_requested = True  # RQ's own
 
     @override
@@ -137,7 +137,7 @@ class EngineWorker(SimpleWorker):
 
     @override
     def _install_signal_handlers(self) -> None:
-        on_signals(self.request_stop, signal.SIGINT, signal.SIGTERM)
+        on_signals(self.request_stop, signal.SIGINT, signal.SIGTERM, DRAIN)
 
     # RQ's registry of workers, maintenance, commands and suspension are not used.
 

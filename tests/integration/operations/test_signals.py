@@ -67,6 +67,21 @@ def test_a_signal_to_all_processes_of_up_ends_no_blocking_call(tmp_path: Path) -
     assert call.answer.headers["content-type"] == "video/mp4", call.answer.text
 
 
+def test_up_may_be_late_to_tell_processes_that_had_the_signal_themselves(tmp_path: Path) -> None:
+    """As when its broker takes long to start again."""
+    with Up(tmp_path / "data", MOCHI_FAKE_STEP_SECONDS="0.05") as up:
+        call = Blocking(up.url, (up.folder / "key").read_text().strip())
+        eventually(lambda: "run.started" in up.log.read_text())
+        for process in up.family():
+            if "valkey" not in process.name():
+                process.terminate()
+        time.sleep(TOGETHER_SECONDS + 0.2)
+        up.process.terminate()
+        call.join()
+        assert up.process.wait(60) == 0
+    assert call.answer.headers["content-type"] == "video/mp4", call.answer.text
+
+
 def test_a_blocking_call_learns_its_id_from_a_gateway_that_must_stop_at_once(stack: Stack) -> None:
     stack.start_worker(fake_step_seconds="1", drain_seconds="0")
     call = Blocking(stack.start_gateway(), stack.key())

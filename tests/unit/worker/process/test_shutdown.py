@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from worker.process import shutdown
-from worker.process.shutdown import Stop
+from worker.process.shutdown import DRAIN, Stop
 
 
 def test_signals_that_come_together_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,5 +13,7 @@ def test_signals_that_come_together_count_once(monkeypatch: pytest.MonkeyPatch) 
         assert stop.draining
         assert not stop.urgent
     monkeypatch.setattr(shutdown, "TOGETHER_SECONDS", 0.0)
+    stop.ask(DRAIN)
+    assert not stop.urgent
     stop.ask()
     assert stop.urgent
