@@ -43,7 +43,7 @@ from server.webhooks.caller import Caller
 from server.webhooks.sender import Sender
 from worker.broker.connection import AsyncClient
 from worker.broker.health import BrokerLog
-from worker.errors import BrokerUnavailableError, OtherStoreError
+from worker.errors import BrokerUnavailableError
 from worker.outputs.factory import open_outputs
 from worker.outputs.store_check import StoreCheck
 from worker.store.deliveries import Deliveries
@@ -52,8 +52,8 @@ from worker.store.gateway_side import GatewayStore
 from worker.store.statistics import Statistics
 from worker.store.usage import UsageStore
 
-BROKER_CHECK_SECONDS = 2.0
-"""Between two health checks of the broker."""
+CHECK_SECONDS = 2.0
+"""Between two health checks of the broker, and of the store of videos."""
 OUTPUTS_PATIENCE_SECONDS = 10.0
 """For a call to the output store: a client waits, and any proxy between waits longer."""
 DESCRIPTION = (
@@ -89,10 +89,14 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         broker_log = BrokerLog(settings.redis_url)
-        broker_check = asyncio.create_task(check_broker(services, broker_log))
+        checks = [
+            asyncio.create_task(check_broker(services, broker_log)),
+            asyncio.create_task(check_store(services)),
+        ]
         sender.start()
         yield
-        broker_check.cancel()
+        for check in checks:
+            check.cancel()
         await sender.stop()
         await broker.aclose()
 
@@ -138,7 +142,7 @@ def _services(settings: ServerSettings, broker: AsyncClient) -> Services:
         poller=Poller(store),
         canceller=Canceller(store),
         outputs=outputs,
-        store_check=StoreCheck(outputs),
+        store_check=StoreCheck(outputs, store),
         video_links=VideoLinks(
             outputs,
             store,
@@ -177,22 +181,28 @@ def _without_dependencies(endpoint: Callable[[Request], Awaitable[Response]]) ->
 
 
 async def check_broker(services: Services, broker_log: BrokerLog) -> None:
-    """Log when the broker falls silent, answers again, or may lose requests; check the store."""
+    """Log when the broker falls silent, answers again, or may lose requests."""
     store = services.store
     while True:
         try:
             if broker_log.is_new:
                 broker_log.warn(await store.dangers())
-            workers = await store.live_workers()
             await store.check_memory()
             broker_log.connected()
-            await services.store_check.look(workers)
-            # Only if no worker contradicts: a gateway with wrong settings must not stop the others.
-            await store.announce_store(services.store_check.mark)
         except BrokerUnavailableError as error:
             broker_log.disconnected(error)
-        except OtherStoreError:
-            pass  # `look` has logged it
         except Exception:  # noqa: BLE001 (without this loop the log would not tell of an outage)
             _log.exception("broker.bug")
-        await asyncio.sleep(BROKER_CHECK_SECONDS)
+        await asyncio.sleep(CHECK_SECONDS)
+
+
+async def check_store(services: Services) -> None:
+    """Compare the gateway's store with the workers'. Not in `check_broker`: a store may hang."""
+    while True:
+        try:
+            await services.store_check.look()
+        except BrokerUnavailableError:
+            pass  # `check_broker` logs it
+        except Exception:  # noqa: BLE001 (the next look may succeed)
+            _log.exception("outputs.bug")
+        await asyncio.sleep(CHECK_SECONDS)

@@ -194,6 +194,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.BrokerUnfitError: 502,
     jobs.NoWorkerError: 502,
     jobs.OtherStoreError: 502,
+    jobs.StoreUnverifiedError: 502,
     WaitTimeoutError: 504,
 }
 """Every error that an HTTP client can get. 422 is not an error: it is the response for FAILED."""

@@ -26,7 +26,12 @@ from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
 from worker.process.telemetry import start_tracing
-from worker.runtime.background import start_gpu_reporter, start_sweeper
+from worker.runtime.background import (
+    read_mark,
+    start_gpu_reporter,
+    start_mark_reader,
+    start_sweeper,
+)
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.rq_worker import EngineWorker
@@ -115,11 +120,10 @@ def work(
         retention_seconds=settings.retention_seconds,
     )
     stop = Stop(settings.drain_seconds)
-    mark = outputs.mark()
     brief_store = store(connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
     heartbeat = Heartbeat(
-        LiveWorker(name, engine.traits, mark),
+        LiveWorker(name, engine.traits),
         brief_store,
         reconciler,
         BrokerLog(settings.redis_url),
@@ -131,7 +135,6 @@ def work(
         engine=engine,
         store=store(connect_worker(settings.redis_url, is_over=lambda: stop.urgent)),
         outputs=outputs,
-        store_mark=mark,
         heartbeat=heartbeat,
         moderation=moderation,
         run_seconds=settings.run_seconds,
@@ -145,6 +148,8 @@ def work(
         settings.redis_url, is_over=lambda: stop.draining, decode_responses=False
     )
     worker = EngineWorker(name, runner, connection, stop=stop)
+    read_mark(outputs, heartbeat)
+    start_mark_reader(outputs, heartbeat)
     start_sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds)
     if meter is not None:
         start_gpu_reporter(name, meter, brief_store)

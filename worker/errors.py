@@ -131,16 +131,24 @@ class RequestNotFoundError(JobError):
         super().__init__(f"Request {request_id} not found")
 
 
-class OtherStoreError(JobError):
-    """A live worker writes its videos where gateways do not read them."""
+class StoreUnverifiedError(JobError):
+    """A gateway cannot tell whether it reads the store that workers write videos to."""
 
-    def __init__(self, worker: str) -> None:
+    def __init__(
+        self, text: str = "The store of videos does not answer. The gateway's log says why."
+    ) -> None:
+        super().__init__(text)
+
+
+class OtherStoreError(StoreUnverifiedError):
+    """A live worker writes its videos where gateways do not read them. The log names it."""
+
+    def __init__(self) -> None:
         super().__init__(
-            f"Worker {worker} writes its videos to a store that the gateway does not read. Give "
-            "all gateways and workers the same MOCHI_OUTPUTS, or a MOCHI_DATA_DIR on a shared "
-            "folder, and restart them."
+            "A worker writes its videos to a store that the gateway does not read. Give all "
+            "gateways and workers the same MOCHI_OUTPUTS, or a MOCHI_DATA_DIR on a shared folder, "
+            "and restart them."
         )
-        self.worker = worker
 
 
 class IdempotencyConflictError(JobError):

@@ -133,7 +133,6 @@ class Submission:
             MochiError: any that `GatewayStore.submit` raises.
         """
         self._refuse_dry_run()
-        self.call.services.store_check.check()
         owner, key = self.call.key.key_id, self.idempotency_key
         accepted = await self.call.services.store.submit(
             self.params.with_seed(_seeds),
@@ -142,6 +141,7 @@ class Submission:
             needs_worker=needs_worker,
             idempotency=None if key is None else Idempotency.of(owner, key, self.body),
             further=self.record_fields,
+            unless=self.call.services.store_check.refusal,
         )
         structlog.contextvars.bind_contextvars(request_id=accepted.request_id)
         _log.info(

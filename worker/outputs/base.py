@@ -24,6 +24,8 @@ _DRAFT = re.compile(rf"{_OURS.pattern}(\.[0-9a-f]{{12}})?\.part")
 DRAFT_SUFFIX = ".part"
 MARKER = "store-id"
 """File with a random id, by which gateways and workers check that they share a store."""
+MARK_SECONDS = 30.0
+"""After which they read it again: a share may be unmounted, or a rule of a bucket delete it."""
 
 
 def video_name(request_id: str, run: str) -> str:

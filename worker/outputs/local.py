@@ -63,8 +63,10 @@ class LocalOutputs:
                     file.write(uuid4().hex)
         try:
             return (self._folder / MARKER).read_text("ascii")
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return ""
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{self._folder / MARKER} cannot be read: {error}") from error
 
     def draft(self, name: str) -> Path:
         draft = self._folder / (checked_video(name) + DRAFT_SUFFIX)

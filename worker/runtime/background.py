@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from uuid import uuid4
 
 import structlog
 
 from models.engine import Meter
 from worker.errors import BrokerUnavailableError, StorageError
-from worker.outputs.base import Outputs
+from worker.outputs.base import MARK_SECONDS, Outputs
+from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
 from worker.store.keyspace import RECONCILE_SECONDS
 from worker.store.worker_side import WorkerStore
@@ -74,6 +76,27 @@ def start_sweeper(
 def sweep(store: WorkerStore, outputs: Outputs, *, retention_seconds: float) -> None:
     # A record lives for the retention, or longer, after the last change of its file.
     outputs.sweep(store.exists, older_than=retention_seconds)
+
+
+def start_mark_reader(outputs: Outputs, heartbeat: Heartbeat) -> None:
+    """Start a thread that keeps the announced mark of the store up to date."""
+
+    def repeat() -> None:
+        while True:
+            time.sleep(MARK_SECONDS)
+            read_mark(outputs, heartbeat)
+
+    threading.Thread(target=repeat, name="mark-reader", daemon=True).start()
+
+
+def read_mark(outputs: Outputs, heartbeat: Heartbeat) -> None:
+    """Announce the mark that the store has now; the one before, if it does not answer."""
+    try:
+        mark = outputs.mark()
+    except StorageError as error:
+        _log.warning("outputs.away", reason=str(error))
+    else:
+        heartbeat.worker = replace(heartbeat.worker, store=mark)
 
 
 def start_gpu_reporter(worker: str, meter: Meter, store: WorkerStore) -> threading.Thread:

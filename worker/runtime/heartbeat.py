@@ -30,6 +30,7 @@ class Heartbeat(threading.Thread):
     """Beats for `worker` until stopped.
 
     Attributes:
+        worker: the record that it announces; replace it to announce a change.
         current_run: what the worker runs at present; the runner sets it.
     """
 
@@ -45,7 +46,7 @@ class Heartbeat(threading.Thread):
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.current_run: Run | None = None
-        self._worker = worker
+        self.worker = self._announced = worker
         self._store = store
         self._reconciler = reconciler
         self._broker_log = broker_log
@@ -77,22 +78,24 @@ class Heartbeat(threading.Thread):
         self._stopped.set()
         self.join()
         try:
-            self._store.sign_off(self._worker)
+            self._store.sign_off(self._announced)
         except BrokerUnavailableError:
             _log.warning("worker.not_signed_off", hint="it counts as alive until its lease ends")
 
     def _beat(self) -> None:
         run = self.current_run
         takes_more = not self._shutdown.draining
+        worker = self.worker
+        if worker != self._announced:
+            self._store.withdraw(self._announced)
+            self._announced = worker
         if run is None:
-            orders = self._store.beat(self._worker, takes_more=takes_more)
+            orders = self._store.beat(worker, takes_more=takes_more)
         elif self._shutdown.urgent and run.is_watched:
             self._requeue(run)
-            orders = self._store.beat(self._worker, takes_more=False)
+            orders = self._store.beat(worker, takes_more=False)
         else:
-            orders = self._store.beat(
-                self._worker, run.lease, run.step, run.stage, takes_more=takes_more
-            )
+            orders = self._store.beat(worker, run.lease, run.step, run.stage, takes_more=takes_more)
             if Order.LOST in orders:
                 run.lost.set()
             if Order.CANCEL in orders:

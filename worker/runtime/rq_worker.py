@@ -29,6 +29,7 @@ from models.errors import EngineBrokenError
 from worker.broker.connection import Client
 from worker.errors import DiskFullError, OtherStoreError
 from worker.process.shutdown import DRAIN, Stop, on_signals
+from worker.runtime.background import read_mark
 from worker.runtime.runner import Runner
 from worker.store import keyspace, scripts
 from worker.store.rq_queue import POP_SECONDS, SERIALIZER, TASK, FairQueue
@@ -106,7 +107,11 @@ class EngineWorker(SimpleWorker):
         return None
 
     def _wait_for_store(self, error: OtherStoreError) -> None:
-        """Leave the request to other workers for a moment; log the first time."""
+        """Read the mark again; if it is the same, leave the request to other workers a moment."""
+        heartbeat, before = self._runner.heartbeat, self._runner.heartbeat.worker
+        read_mark(self._runner.outputs, heartbeat)
+        if heartbeat.worker != before:
+            return
         if not self._is_elsewhere:
             _log.error("outputs.other_store", reason=str(error))
         self._is_elsewhere = True

@@ -44,7 +44,6 @@ class Runner:
 
     Attributes:
         worker: its name.
-        store_mark: of `outputs`.
         run_seconds: time limit of a run.
         checkpoint_steps: from one checkpoint to the next; 0 saves none.
         preview_steps: from one preview to the next; 0 makes none.
@@ -59,7 +58,6 @@ class Runner:
     moderation: Moderation
     stop: Stop
     run_seconds: float
-    store_mark: str = ""
     checkpoint_steps: int = 0
     preview_steps: int = 0
     speed: MockSpeed = AT_ONCE
@@ -74,7 +72,7 @@ class Runner:
             OtherStoreError: no gateway could serve the video; the request waits on.
         """
         lease = Lease(request_id, uuid4().hex[:12])
-        job = self.store.start(lease, self.worker, self.store_mark)
+        job = self.store.start(lease, self.worker, self.heartbeat.worker.store)
         if job is None:
             return
         run = Run(lease, self.run_seconds, self.stop, job.attempt)

@@ -23,6 +23,7 @@ from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
 from worker.errors import (
     IdempotencyConflictError,
+    JobError,
     KeyEndedError,
     NoWorkerError,
     QueueFullError,
@@ -98,6 +99,7 @@ class GatewayStore:
         needs_worker: bool = False,
         idempotency: Idempotency | None = None,
         further: Mapping[str, str] = NOTHING,
+        unless: JobError | None = None,
     ) -> Accepted:
         """Accept a request. When this returns, the broker has it and a worker will run it.
 
@@ -108,6 +110,7 @@ class GatewayStore:
             needs_worker: refuse if no worker is alive.
             idempotency: a second submit with it gets the first request.
             further: more fields of the record; see `Job`.
+            unless: raised in place of making a new request.
 
         Raises:
             IdempotencyConflictError: the idempotency key came with another body.
@@ -120,7 +123,7 @@ class GatewayStore:
         fields = {"work": str(Work.of(params)), **trace_fields(), **further}
         answer = await self._ask_to_submit(
             request_id,
-            "needs_worker" if needs_worker else "",
+            "replay" if unless else "needs_worker" if needs_worker else "",
             owner,
             idempotency.key if idempotency else "",
             idempotency.fingerprint if idempotency else "",
@@ -139,6 +142,8 @@ class GatewayStore:
                 return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
             case ["replayed", first_id]:
                 return Accepted(first_id, is_replay=True)
+            case ["not_replayed"] if unless:
+                raise unless
         raise UnknownAnswerError("submit", answer)
 
     async def try_out(self, owner: str, *, price: Price) -> int:
@@ -279,11 +284,17 @@ class GatewayStore:
         with broker_errors():
             await self._probe()
 
-    async def announce_store(self, mark: str | None) -> None:
+    async def announce_store(self, mark: str) -> None:
         """Tell workers which store gateways read; others leave requests in the queue."""
-        with broker_errors():
-            if mark and await self._redis.get(keyspace.STORE) != mark:
+        if mark and await self.announced_store() != mark:
+            with broker_errors():
                 await self._redis.set(keyspace.STORE, mark)
+
+    async def announced_store(self) -> str | None:
+        """The mark that a gateway announced last."""
+        with broker_errors():
+            mark = await self._redis.get(keyspace.STORE)
+        return None if mark is None else str(mark)
 
     async def link_secret(self) -> str:
         """The key that signs links to videos; the first gateway draws it for all."""

@@ -25,7 +25,7 @@ class LiveWorker:
     name: str
     engine: Traits
     store: str = ""
-    """The mark of the store that it writes videos to; see `Outputs.marker`."""
+    """The mark of the store that it writes videos to; see `Outputs.mark`."""
 
     def __str__(self) -> str:
         return _JSON.dump_json(self).decode()

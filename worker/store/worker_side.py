@@ -101,7 +101,7 @@ class WorkerStore:
         """
         record = self._run("start", lease.request_id, lease.run, worker, self._lease_ms, store_mark)
         if record == "other_store":
-            raise OtherStoreError(worker)
+            raise OtherStoreError
         return None if record is None else Job.from_record(lease.request_id, dict(pairs(record)))
 
     def beat(
@@ -116,7 +116,7 @@ class WorkerStore:
         """Renew the worker's presence and, with a lease, the run's lease and progress.
 
         Args:
-            worker: the same in every heartbeat.
+            worker: withdraw it before another record of the same worker.
             lease: of the present run.
             step: denoising steps done.
             stage: of the run.
@@ -134,9 +134,14 @@ class WorkerStore:
         with broker_errors():
             self._redis.set(keyspace.device(worker), report, px=self._lease_ms)
 
-    def sign_off(self, worker: LiveWorker) -> None:
+    def withdraw(self, worker: LiveWorker) -> None:
+        """Remove a record that the next heartbeat replaces."""
         with broker_errors():
             self._redis.zrem(keyspace.WORKERS, str(worker))
+
+    def sign_off(self, worker: LiveWorker) -> None:
+        self.withdraw(worker)
+        with broker_errors():
             self._redis.delete(keyspace.drain_order(worker.name))
 
     def complete(self, lease: Lease, result: Result) -> bool:

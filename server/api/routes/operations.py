@@ -16,7 +16,7 @@ from server.api.openapi import METRICS_TEXT, errors
 from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody
 from server.keys.lookup import Scope
 from server.transport.responses import answer
-from worker.errors import BrokerUnavailableError, BrokerUnfitError, DiskFullError, OtherStoreError
+from worker.errors import BrokerUnavailableError, BrokerUnfitError, DiskFullError
 from worker.store.presence import LiveWorker
 
 router = APIRouter(tags=["Operations"])
@@ -45,10 +45,11 @@ async def get_readiness(request: Request) -> Response:
     try:
         workers = await services.store.live_workers()
         await services.store.check_memory()
-        await services.store_check.look(workers)
+        if services.store_check.problem:
+            missing.append(str(services.store_check.problem))
         if not workers:
             missing.append("No live worker: start one with `mochi-server worker`.")
-    except (BrokerUnfitError, OtherStoreError) as error:
+    except BrokerUnfitError as error:
         missing.append(str(error))
     except BrokerUnavailableError:
         missing.append("The broker does not answer: check MOCHI_REDIS_URL.")

@@ -13,6 +13,7 @@ from worker.outputs.local import LocalOutputs
 from worker.settings import WorkerSettings
 
 POND = {"prompt": "a pond", "frames": 1, "steps": 10}
+KEY = {"Idempotency-Key": "a pond"}
 
 
 @pytest.fixture
@@ -28,7 +29,9 @@ def test_a_gateway_that_does_not_read_the_videos_of_a_worker_takes_no_request(
     LocalOutputs(WorkerSettings(data_dir=elsewhere).outputs_dir).check()  # marked by another worker
     url = stack.start_gateway(data_dir=str(elsewhere))
     client = stack.http()
+    accepted = client.post("/v2/mochi-1", json=POND, headers=KEY)
     worker = stack.start_worker()
+    eventually(lambda: stack.logs().count("outputs.other_store") == 2)  # of the gateway, the worker
     ready = client.get("/readyz")
     assert (ready.status_code, ready.json()["live_workers"]) == (503, 1)
     [missing] = ready.json()["missing"]
@@ -36,9 +39,11 @@ def test_a_gateway_that_does_not_read_the_videos_of_a_worker_takes_no_request(
     for path in ("/v1/mochi-1", "/v2/mochi-1"):
         refused = client.post(path, json=POND)
         assert (refused.status_code, refused.json()["error"]) == (502, missing)
+    replayed = client.post("/v2/mochi-1", json=POND, headers=KEY)
+    assert replayed.json()["request_id"] == accepted.json()["request_id"]
     dry = client.post("/v2/mochi-1?dry_run=true", json=POND).json()
     assert dry["refusal"]["error"] == missing
-    assert stack.logs().count("outputs.other_store") == 1
+    assert stack.logs().count("outputs.other_store") == 2
     worker.terminate()
     worker.wait(20)
     stack.start_worker(data_dir=str(elsewhere))

@@ -1,5 +1,5 @@
 -- Accepts a request: writes all of record, place in the queue, reserved credits and RQ's job, or nothing.
--- ARGV: id, most waiting, 'needs_worker' or 'dry_run' or '', owner, idempotency key of the broker or '',
+-- ARGV: id, most waiting, 'needs_worker' or 'replay' or 'dry_run' or '', owner, idempotency key of the broker or '',
 -- fingerprint, price and price of a GPU second in millionths, most GPU seconds charged, params, number of
 -- names and values that follow, further fields of the record …, RQ's fields …
 -- Returns the outcome; when replayed, with the first request's id; when the owner has a rate limit, with
@@ -24,6 +24,9 @@ if key ~= '' then
   if first[1] then
     return answer(first[2] == fingerprint and 'replayed' or 'conflict', first[1])
   end
+end
+if ARGV[3] == 'replay' then
+  return { 'not_replayed' }
 end
 if ARGV[3] == 'needs_worker' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
   return answer('no_worker')

@@ -17,6 +17,7 @@ from tests.support.services.s3 import SECRET, Fault, ObjectStore
 from worker.errors import OutputsUnusableError, StorageError
 from worker.outputs.base import Outputs, video_name
 from worker.outputs.factory import open_outputs
+from worker.outputs.s3 import S3Outputs
 from worker.settings import WorkerSettings
 
 PATIENCE_SECONDS = 0.5
@@ -79,6 +80,18 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(
     desk.store.heal()
     assert desk.read() == VIDEO
     assert desk.drafts() == []
+
+
+def test_two_workers_that_mark_a_new_bucket_together_read_one_mark(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(_outputs: S3Outputs) -> str:
+        monkeypatch.undo()
+        raise FileNotFoundError
+
+    mark = desk.outputs.mark()
+    monkeypatch.setattr(S3Outputs, "_read_mark", absent)
+    assert desk.open(patience=LONG_PATIENCE_SECONDS).mark() == mark
 
 
 @pytest.mark.parametrize("fault", [400, 403, 404, 503, "cut", "hang"])

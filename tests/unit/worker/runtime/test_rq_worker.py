@@ -28,6 +28,7 @@ from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
 from tests.support.wire import call as call_app
 from worker.__main__ import work
 from worker.broker.connection import WORKER_TIMEOUT_SECONDS, connect_gateway, connect_worker
+from worker.errors import StorageError
 from worker.job import Status
 from worker.outputs.local import LocalOutputs
 from worker.process.parent_watch import WITH_PARENT
@@ -124,13 +125,14 @@ def test_a_record_that_makes_no_sense_is_left_and_the_worker_goes_on(stack: Stac
     assert worker.poll() is None
 
 
+class Broken(FakeEngine):
+    def generate(self, *_: object) -> NoReturn:
+        raise EngineBrokenError("The GPU failed.")
+
+
 def test_a_broken_engine_ends_the_worker_as_a_failure(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(FakeEngine):
-        def generate(self, *_: object) -> NoReturn:
-            raise EngineBrokenError("The GPU failed.")
-
     monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
     first, second = (submit(redis_url) for _ in range(2))
     settings = WorkerSettings(data_dir=tmp_path, redis_url=redis_url)
@@ -138,6 +140,20 @@ def test_a_broken_engine_ends_the_worker_as_a_failure(
     assert not work("ann", Broken(0), Moderation(), outputs, settings)
     assert find(redis_url, first).status is Status.PROCESSING
     assert find(redis_url, second).attempt == 0
+
+
+def test_a_store_that_falls_silent_while_the_model_loads_does_not_end_the_worker(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(LocalOutputs):
+        def mark(self) -> str:
+            raise StorageError("The store does not answer")
+
+    monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
+    request_id = submit(redis_url)
+    settings = WorkerSettings(data_dir=tmp_path, redis_url=redis_url)
+    assert not work("ann", Broken(0), Moderation(), Silent(settings.outputs_dir), settings)
+    assert find(redis_url, request_id).status is Status.PROCESSING
 
 
 def test_rq_does_not_make_the_worker_wait_longer_for_a_broker_that_hangs(redis_url: str) -> None:
@@ -212,10 +228,6 @@ def test_a_worker_whose_parent_dies_gives_its_run_back_at_once(stack: Stack) -> 
 def test_requests_wait_while_the_disk_is_almost_full(
     redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(FakeEngine):
-        def generate(self, *_: object) -> NoReturn:
-            raise EngineBrokenError("The GPU failed.")
-
     request_id = submit(redis_url)
     app = create_app(
         ServerSettings(data_dir=tmp_path, redis_url=redis_url, min_free_mib=1 << 40),
