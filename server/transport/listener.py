@@ -10,6 +10,9 @@ BACKLOG = 2048
 PROBE_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """A client whose link is cut sends no FIN. After 60 s without a sign of life, the kernel ends its
 connection, and its blocking call is cancelled."""
+RECEIVE_BYTES = 16 << 10
+"""The kernel's buffer for each connection, which it doubles. A body waits there, and in the client,
+until its key is known, and only the first read of it in our memory."""
 INHERITED = "--listen-fd"
 """The argument that gives a gateway the number of a socket that listens already."""
 
@@ -33,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}. "
             "Choose another with --host and --port, or MOCHI_HOST and MOCHI_PORT."
         ) from None
-    _probe_silent_clients(listener)
+    _set_options(listener)
     return listener
 
 
@@ -48,8 +51,9 @@ def inherited(arguments: list[str]) -> socket.socket | None:
     return socket.socket(fileno=int(arguments[arguments.index(INHERITED) + 1]))
 
 
-def _probe_silent_clients(listener: socket.socket) -> None:
+def _set_options(listener: socket.socket) -> None:
     """Accepted sockets inherit these options."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in PROBE_OPTIONS.items():
         if hasattr(socket, name):  # macOS lacks one

@@ -155,6 +155,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._hang_up.set()
         self._close_head()
         super().connection_lost(exc)
+        if self.cycle is not None:
+            self.cycle.body = bytearray()  # now: the garbage collector comes late to this cycle
 
     @override
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's closes always

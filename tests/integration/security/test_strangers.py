@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 
 from server.transport.protocol import HEAD_SECONDS, MOST_HEAD_BYTES
 from tests.support.services.certificates import Certificate
-from tests.support.stack import Stack
+from tests.support.stack import Stack, eventually
 from tests.support.wire import another_gateway, connect, read_answer, refusal, stranger
 
 MEGABYTE = 1 << 20
@@ -48,6 +48,34 @@ def test_a_header_without_end_is_cut_off_and_takes_no_memory(server: Stack) -> N
         with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
             connection.sendall(b"x" * (64 * MEGABYTE))
     assert gateway.memory_info().rss - before < 16 * MEGABYTE
+
+
+def test_bodies_that_wait_for_a_hanging_broker_hold_little_and_go_with_their_connections(
+    tmp_path: Path,
+) -> None:
+    head = (
+        b"POST /v2/mochi-1 HTTP/1.1\r\nhost: here\r\nx-api-key: bad\r\n"
+        b"content-length: 1000000\r\n\r\n"
+    )
+    more = []
+    with Stack(tmp_path, engine="fake") as stack:
+        url = stack.start_gateway()
+        gateway = psutil.Process(stack.processes[0].pid)
+        broker = psutil.Process(int(stack.redis.info("server")["process_id"]))
+        for _ in range(3):
+            before = gateway.memory_info().rss
+            broker.suspend()
+            with ExitStack() as strangers:
+                for _ in range(STRANGERS):
+                    connection = strangers.enter_context(connect(url))
+                    connection.setblocking(False)
+                    connection.send(head + b"x" * 300_000)
+                time.sleep(1)  # less than the gateway waits for its broker
+            broker.resume()
+            eventually(lambda: len(gateway.net_connections()) < STRANGERS)
+            more.append((gateway.memory_info().rss - before) / MEGABYTE)
+    assert more[0] < STRANGERS / 16  # 64 kB each
+    assert sum(more[1:]) < 5
 
 
 def test_trailers_without_end_are_cut_off_and_take_no_memory(server: Stack) -> None:
