@@ -92,7 +92,7 @@ class Client:
         # As the SDK's base URL, or as a person would type it.
         url = url if "://" in url else f"http://{url}"
         self._url = url.rstrip("/").removesuffix("/v1")
-        self._http = _http_client(url, {"x-api-key": api_key})
+        self._http = http_client(url, {"x-api-key": api_key})
 
     def generate(self, params: dict[str, Any], output: Path) -> None:
         """Generate a video and write it to `output`, with a progress bar on standard error.
@@ -161,7 +161,7 @@ class Client:
         try:
             # Without the key: the link is signed, and may lead to an object store.
             with (
-                _http_client(url) as http,
+                http_client(url) as http,
                 http.stream("GET", url) as response,
                 draft.open("wb") as file,
             ):
@@ -206,7 +206,7 @@ def where(body: dict[str, Any]) -> str:
     return visible(place if left is None else f"{place}, about {left:.0f} s left")
 
 
-def _http_client(url: str, headers: dict[str, str] | None = None) -> httpx.Client:
+def http_client(url: str, headers: dict[str, str] | None = None) -> httpx.Client:
     return httpx.Client(
         headers=headers,
         timeout=TIMEOUT_SECONDS,

@@ -39,6 +39,11 @@ COMMANDS = {
     ),
     "top": Entry("top", "Measure", "Show queue, workers and requests live."),
     "usage": Entry("usage", "Measure", "Show each API key's usage by day."),
+    "compare": Entry(
+        "hosted.compare",
+        "Measure",
+        "Ask the hosted API and a local server, and compare the answers.",
+    ),
     "bench": Entry("processes", "Measure", "Benchmark the engine on this machine."),
 }
 

@@ -1,0 +1,103 @@
+"""`mochi-server compare`: the same payload to the hosted API and to a local server."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from server.cli.client import KEY_HELP, URL_HELP
+from server.cli.hosted.differences import Row, Verdict, rows
+from server.cli.hosted.recording import record
+from server.cli.options import AsJson, exit_on_error, read_settings, settings_options
+from server.cli.output import console, errors, print_json, print_table
+from server.errors import visible
+from server.keys.first import read_first_key
+
+HOSTED_URL = "https://api.segmind.com"
+COLUMNS = ("call", "what", "hosted", "local", "")
+
+
+@settings_options("data_dir")
+def compare(
+    parameters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=VALUE]...", help="Parameters, valid or not, like frames=49."),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="What the video shows.")] = "A red panda drinks tea",
+    hosted: Annotated[
+        str, typer.Option(help="The hosted API; its key: [env: SEGMIND_API_KEY] or a question.")
+    ] = HOSTED_URL,
+    local: Annotated[
+        str, typer.Option(envvar="MOCHI_URL", show_envvar=False, help=URL_HELP)
+    ] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(envvar="MOCHI_API_KEY", show_envvar=False, help=KEY_HELP)
+    ] = None,
+    hosted_key: Annotated[
+        str | None, typer.Option(envvar="SEGMIND_API_KEY", show_envvar=False, hidden=True)
+    ] = None,
+    blocking: Annotated[
+        bool, typer.Option("--blocking", help="Make the blocking call, too: a second video.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before credits are spent.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the hosted API and a local server, and compare the answers.
+
+    Status codes, headers, fields, types, times and the video's facts, side by side. The exit status
+    is 0 if every difference is known, 1 otherwise.
+
+    Example: `mochi-server compare --prompt "A pond" frames=49 seed=7`
+
+    How a wrong parameter is answered: `mochi-server compare steps=5`
+    """
+    payload = {"prompt": prompt, **dict(map(_parameter, parameters or ()))}
+    with exit_on_error():
+        own_key = api_key or read_first_key(read_settings().data_dir)
+        hosted_key = hosted_key or typer.prompt(
+            "API key of the hosted API", hide_input=True, err=True
+        )
+        if not yes:
+            videos = "two videos" if blocking else "one video"
+            typer.confirm(f"Ask {hosted} for {videos}, for your credits?", abort=True, err=True)
+        # First, as it costs nothing: credits are not spent where there is nothing to compare with.
+        here = record(local, own_key, payload, blocking=blocking)
+        there = record(hosted, hosted_key, payload, blocking=blocking)
+    table = [*rows(there, here)]
+    if as_json:
+        print_json({"payload": payload, "rows": [row._asdict() for row in table]})
+    else:
+        _print(table)
+    if not any(answer.video for answer in (*here.values(), *there.values())):
+        errors.print("No video was looked at: there is none, or ffmpeg is missing.")
+    raise typer.Exit(any(row.verdict is Verdict.DIFFERS for row in table))
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    """A field of the payload: the value is JSON, or text."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{text}: expected NAME=VALUE, like frames=49.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _print(table: list[Row]) -> None:
+    """Print all rows but additions, which the reasons below the table name."""
+    reasons = [*dict.fromkeys(row.reason for row in table if row.reason)]
+    print_table(COLUMNS, ((*row[:4], _mark(row, reasons)) for row in table if not row.is_addition))
+    for number, reason in enumerate(reasons, 1):
+        names = {row.what: None for row in table if row.is_addition and row.reason == reason}
+        console.print(f"known {number}: {reason} {visible(', '.join(names))}".rstrip())
+    differences = sum(row.verdict is Verdict.DIFFERS for row in table)
+    console.print(f"{differences} unknown difference{'s' * (differences != 1)}")
+
+
+def _mark(row: Row, reasons: list[str]) -> str:
+    return f"{row.verdict} {reasons.index(row.reason) + 1}" if row.reason else row.verdict

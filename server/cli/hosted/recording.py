@@ -1,0 +1,158 @@
+"""Makes one request to a server in every way that its clients do, and records the answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from models.params import MODEL
+from server.cli.client import http_client
+from server.errors import ClientError
+
+POLL_SECONDS = 1.0
+"""As the SDK's."""
+PATIENCE_SECONDS = 1800.0
+"""For the end of a request."""
+BLOCKING_SECONDS = 620.0
+RUNNING = frozenset({"QUEUED", "PROCESSING"})
+SERVER_ERROR = 500
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came for one call.
+
+    Attributes:
+        body: JSON, or None.
+        video: facts of the file, if it is one and can be looked at.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    seconds: float
+    size: int
+    body: Any
+    video: Mapping[str, str]
+
+    @classmethod
+    def of(cls, response: httpx.Response, seconds: float) -> Answer:
+        body, video = None, {}
+        if response.headers.get("content-type", "").startswith("video/"):
+            video = facts(response.content)
+        else:
+            with suppress(ValueError):
+                body = response.json()
+        headers = dict(response.headers)
+        return cls(response.status_code, headers, seconds, len(response.content), body, video)
+
+    def field(self, name: str) -> Any:  # noqa: ANN401 (JSON)
+        return self.body.get(name) if isinstance(self.body, dict) else None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the request may still end; a server that fails now may answer again."""
+        return self.status >= SERVER_ERROR or self.field("status") in RUNNING
+
+
+def record(url: str, api_key: str, params: Mapping[str, Any], *, blocking: bool) -> _Answers:
+    """The answers of a server by the names of the calls.
+
+    Args:
+        url: of the server, with or without `/v1`.
+        api_key: sent to this server alone.
+        params: the body, valid or not.
+        blocking: make the blocking call, too.
+
+    Raises:
+        ClientError: the server does not answer.
+    """
+    with http_client(url, {"x-api-key": api_key}) as http:
+        recorder = _Recorder(http, url.rstrip("/").removesuffix("/v1"))
+        recorder.submit(params)
+        if blocking:
+            recorder.ask("blocking", "POST", f"/v1/{MODEL}", json=params, timeout=BLOCKING_SECONDS)
+        return recorder.answers
+
+
+_Answers = dict[str, Answer]
+
+
+class _Recorder:
+    def __init__(self, http: httpx.Client, url: str) -> None:
+        self._http = http
+        self._url = url
+        self.answers: _Answers = {}
+
+    def submit(self, params: Mapping[str, Any]) -> None:
+        self.ask("credits", "GET", "/v1/get-user-credits")
+        began = time.monotonic()
+        submitted = self.ask("submit", "POST", f"/v2/{MODEL}", json=params)
+        if request_id := submitted.field("request_id"):
+            self._follow(quote(str(request_id), safe=""), began + PATIENCE_SECONDS)
+
+    def _follow(self, request_id: str, deadline: float) -> None:
+        """Not by the links in the response: behind a proxy they can lead to another host."""
+        request = f"/v2/requests/{request_id}"
+        status = self.ask("last status", "GET", f"{request}/status")
+        if status.is_running:
+            self.answers["status"] = status
+            result = self.ask("result", "GET", request)
+            if result.is_running:
+                self.answers["early result"] = result
+        while status.is_running and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            status = self.ask("last status", "GET", f"{request}/status")
+        result = self.ask("result", "GET", request)
+        self.ask("v1 result", "GET", f"/v1/requests/{request_id}")
+        link = result.field("output")
+        if isinstance(link, str) and link.startswith(("http://", "https://")):
+            with http_client(link) as stranger:  # without the key
+                self.answers["video"] = _call(stranger, "GET", link)
+
+    def ask(self, name: str, verb: str, path: str, **options: Any) -> Answer:  # noqa: ANN401
+        self.answers[name] = answer = _call(self._http, verb, self._url + path, **options)
+        return answer
+
+
+def _call(http: httpx.Client, verb: str, url: str, **options: Any) -> Answer:  # noqa: ANN401
+    began = time.monotonic()
+    try:
+        response = http.request(verb, url, **options)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        host = httpx.URL(url).host if isinstance(error, httpx.HTTPError) else "the server"
+        raise ClientError(f"No answer from {host}: {error}") from None
+    return Answer.of(response, time.monotonic() - began)
+
+
+def facts(content: bytes) -> dict[str, str]:
+    """What ffmpeg finds in an MP4; nothing where it is not installed."""
+    try:
+        import imageio_ffmpeg  # noqa: PLC0415 (an extra)
+    except ModuleNotFoundError:
+        return {}
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "video.mp4")
+        file.write_bytes(content)
+        try:
+            frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(file))
+            reader = imageio_ffmpeg.read_frames(str(file))
+            found = next(reader)
+            reader.close()
+        except (OSError, RuntimeError):
+            return {"file": "cannot be decoded"}
+    return {
+        "frames": str(frames),
+        "frames a second": f"{found['fps']:g}",
+        "duration": f"{seconds:.2f} s",
+        "size": "{}×{}".format(*found["size"]),  # noqa: RUF001 (as in the documents)
+        "codec": f"{found['codec']}, {found['pix_fmt']}",
+        "index": "first" if content.find(b"moov") < content.find(b"mdat") else "last",
+    }
