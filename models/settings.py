@@ -32,6 +32,16 @@ def default_data_dir() -> Path:
     return base / "mochi-server"
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for its user alone.
+
+    `mkdir(parents=True)` would leave the mode of those above to the umask. Raises OSError.
+    """
+    if not folder.parent.exists():
+        make_private_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 _Path = TypeVar("_Path", str, Path)
 
 

@@ -22,6 +22,7 @@ from pydantic import HttpUrl, ValidationError
 from rich.filesize import decimal
 
 from models.errors import WeightsError, not_installed
+from models.settings import make_private_folder
 from models.weights.folder import (
     COMMIT,
     MANIFEST,
@@ -265,10 +266,9 @@ def _sync(path: Path) -> None:
 @contextmanager
 def exclusive_lock(root: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One pull at a time in a data folder. The lock ends with its process, even a killed one."""
-    # The data folder: `parents` would leave its mode to the umask.
-    with suppress(FileExistsError):
-        root.parent.mkdir(mode=0o700, parents=True)
-    root.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # not a folder: the next line says so
+        make_private_folder(root.parent)
+    root.mkdir(exist_ok=True)
     with (root / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

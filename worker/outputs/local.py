@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from models.settings import make_private_folder
 from worker.errors import DiskFullError, OutputsUnusableError, StorageError, VideoGoneError
 from worker.outputs.base import (
     CHUNK_BYTES,
@@ -153,10 +154,7 @@ class LocalOutputs:
     def make_folder(self) -> None:
         """Raises StorageError when it does not exist and cannot be made."""
         try:
-            # The data folder itself too: `parents` would leave its mode to the umask.
-            with suppress(FileExistsError):
-                self._folder.parent.mkdir(mode=0o700, parents=True)
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+            make_private_folder(self._folder)
         except OSError as error:
             raise StorageError(f"The folder for videos cannot be made: {error.strerror}") from error
 

@@ -22,6 +22,7 @@ from models.mochi.parts import Parts
 from models.mochi.synthetic.values import random_values
 from models.mock.caption import CANVAS, caption_lines, draw
 from models.params import GenerateParams
+from models.settings import make_private_folder
 
 FORMAT = 2
 """Increase this when the checkpoint changes, so that an older one on disk is not reused."""
@@ -67,7 +68,7 @@ def write_mock_checkpoint(cache_dir: Path) -> Path:
     checkpoint = cache_dir / f"mock-mochi-{FORMAT}"
     if checkpoint.is_dir():
         return checkpoint
-    cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(cache_dir)
     with tempfile.TemporaryDirectory(dir=cache_dir) as draft:
         _parts().pipeline().save_pretrained(draft)
         try:

@@ -383,7 +383,7 @@ def test_a_draft_of_a_checkpoint_that_a_kill_left_is_swept(
 
 
 def test_a_data_folder_that_is_made_is_private_whatever_the_umask(tmp_path: Path) -> None:
-    folders = tmp_path / "outputs first", tmp_path / "broker first"
+    folders = tmp_path / "above" / "outputs first", tmp_path / "broker first"
     broker = EmbeddedBroker(folders[1])
     before = os.umask(0)
     try:
@@ -392,4 +392,5 @@ def test_a_data_folder_that_is_made_is_private_whatever_the_umask(tmp_path: Path
     finally:
         os.umask(before)
     broker.stop()
-    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700, 0o700]
+    made = *folders, tmp_path / "above"
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in made] == [0o700] * 3
