@@ -8,7 +8,7 @@ class MochiError(Exception):
 
 
 class InvalidParametersError(MochiError):
-    """A parameter is invalid; the text names the field, the rule and the value."""
+    """Parameters are invalid; the text names each field, its rule and the value."""
 
 
 class EngineError(MochiError):

@@ -97,12 +97,13 @@ def parse_params(body: Mapping[str, Any]) -> tuple[GenerateParams, list[str]]:
         The parameters, and the unknown names in `body`.
 
     Raises:
-        InvalidParametersError: the text names the first invalid field, its rule and the value.
+        InvalidParametersError: the text names each invalid field, its rule and the value.
     """
     try:
         params = GenerateParams.model_validate(dict(body))
     except ValidationError as error:
-        raise InvalidParametersError(_explain(error.errors(include_url=False)[0])) from None
+        explained = map(_explain, error.errors(include_url=False))
+        raise InvalidParametersError(" ".join(explained)) from None
     return params, [name for name in body if name not in GenerateParams.model_fields]
 
 

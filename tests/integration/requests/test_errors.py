@@ -63,6 +63,7 @@ JSON_HEADER = {"content-type": "application/json"}
         ({"fps": 31}, ["`fps` must be", "a number from 7 to 30", "got 31"]),
         ({"guidance_scale": None}, ["`guidance_scale` must be", "from 2 to 10", "got null"]),
         ({"seed": True}, ["`seed` must be", "a whole number from -1", "got true"]),
+        ({"fps": 31, "steps": 9}, ["`fps` must be", "got 31.", "`steps` must be", "got 9."]),
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_rule_and_what_came(
