@@ -23,7 +23,7 @@ COLUMNS = (
     *("day", "key", "requests", "completed", *NO_FAILURES, "failed"),
     *("failed_by_code", "gpu_seconds", "credits"),
 )
-"""Of the table. CSV and JSON also have `key_id`, as a name can pass to another key."""
+"""Of the table. CSV also has `key_id`, as a name can pass to another key."""
 NUMBERS = frozenset(COLUMNS) - {"day", "key", "failed_by_code"}
 
 
@@ -58,15 +58,16 @@ def usage(
         period = _period(days, first and first.date(), last and last.date(), today)
         usages = read_usages(redis, period)
         names = {each.key_id: each.name for each, _ in all_keys(redis)}
-    rows = [_row(each, names.get(each.owner, each.owner)) for each in usages]
-    rows = [row for row in rows if key in {"", row["key"], row["key_id"]}]
+    named = [(each, names.get(each.owner, each.owner)) for each in usages]
+    named = [(each, name) for each, name in named if key in {"", name, each.owner}]
+    rows = [_row(*each) for each in named]
     match form:
         case "csv":
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow((*COLUMNS, "key_id"))
             writer.writerows((*_cells(row), row["key_id"]) for row in rows)
         case "json":
-            print_json(rows)
+            print_json([_json(*each) for each in named])
         case "table" if rows:
             columns = (column.replace("_", " ") for column in COLUMNS)
             right = {column.replace("_", " ") for column in NUMBERS}
@@ -100,6 +101,20 @@ def _row(usage: Usage, name: str) -> dict[str, object]:
         **{column: usage.failed.get(code, 0) for column, code in NO_FAILURES.items()},
         "failed": sum(failed.values()),
         "failed_by_code": failed,
+        "gpu_seconds": usage.gpu_seconds,
+        "credits": usage.credits,
+    }
+
+
+def _json(usage: Usage, name: str) -> dict[str, object]:
+    """As `/v1/usage` has it, and the name."""
+    return {
+        "day": usage.day.isoformat(),
+        "key": name,
+        "key_id": usage.owner,
+        "requests": usage.requests,
+        "completed": usage.completed,
+        "failed": usage.failed,
         "gpu_seconds": usage.gpu_seconds,
         "credits": usage.credits,
     }
