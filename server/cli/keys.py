@@ -91,7 +91,7 @@ def create(
         jobs_at_once=jobs_at_once or None,
         priority=priority,
     )
-    with any_broker() as redis:
+    with any_broker(makes_folder=True) as redis:
         if expires is not None:
             terms["expires_at"] = _end_of(redis, expires)
         secret = create_key(redis, NewKey.of(name=name, **terms))
@@ -295,7 +295,7 @@ def apply(
 
     Example: `mochi-server keys apply keys.toml --dry-run`
     """
-    with any_broker() as redis:
+    with any_broker(makes_folder=not dry_run) as redis:
         lines, revoked = apply_key_file(redis, file, prune=prune, dry_run=dry_run)
         typer.echo("\n".join(lines) or "No key in the file.")
         if not dry_run:

@@ -70,6 +70,7 @@ def load(name: str) -> Any:  # noqa: ANN401 (of a class that typer keeps to itse
 app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},  # of all commands
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )

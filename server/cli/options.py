@@ -113,7 +113,7 @@ def read_settings() -> ServerSettings:
 
 
 class NoServerError(CommandError):
-    """No server runs on the data folder."""
+    """No server runs, or has run, on the data folder."""
 
 
 @contextmanager
@@ -135,15 +135,31 @@ def running_broker() -> Iterator[Client]:
 
 
 @contextmanager
-def any_broker() -> Iterator[Client]:
-    """Connect to the broker; start the embedded one for the duration if it does not run."""
+def any_broker(*, makes_folder: bool = False) -> Iterator[Client]:
+    """Connect to the broker; start the embedded one for the duration if it does not run.
+
+    `makes_folder`: a data folder without a broker gets one; otherwise it is refused, as a name with
+    a typing error is more likely.
+    """
     settings = read_settings()
+    is_new = not settings.redis_url and not EmbeddedBroker(settings.data_dir).has_folder
+    if is_new:
+        _say_new(settings.data_dir, is_made=makes_folder)
     with (
         exit_on_error(),
         broker_of(settings.redis_url, settings.data_dir) as url,
         connect_briefly(url) as redis,
     ):
         yield redis
+
+
+def _say_new(data_dir: Path, *, is_made: bool) -> None:
+    """Name the folder on which no server has run yet; exit unless it is made."""
+    said = f"No server has run on the data folder {data_dir} yet."
+    remedy = "If you meant another, choose it with --data-dir or MOCHI_DATA_DIR."
+    if not is_made:
+        fail(f"{said} {remedy}", 1)
+    typer.secho(visible(f"{said} It is made now. {remedy}"), err=True, fg="yellow")
 
 
 @contextmanager

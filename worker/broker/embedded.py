@@ -58,6 +58,11 @@ class EmbeddedBroker:
     def url(self) -> str:
         return f"unix://{self._socket}"
 
+    @property
+    def has_folder(self) -> bool:
+        """Whether a server has run on the data folder."""
+        return self._folder.is_dir()
+
     def start(self) -> None:
         """Attach to the running server, or start one. May be repeated, to start a dead one.
 

@@ -147,7 +147,22 @@ def test_a_key_is_printed_alone(tmp_path: Path) -> None:
     assert made.returncode == 0
     assert made.stdout.startswith("mochi_")
     assert len(made.stdout.split()) == 1
-    assert made.stderr == f"A key for the server with the data folder {tmp_path / 'data'}:\n"
+    new, place = made.stderr.splitlines()
+    assert new.startswith(f"No server has run on the data folder {tmp_path / 'data'} yet. It is")
+    assert place == f"A key for the server with the data folder {tmp_path / 'data'}:"
+    again = run("keys", "create", "desk", "--data-dir", str(tmp_path / "data"))
+    assert again.stderr == f"{place}\n"
+
+
+def test_a_folder_without_a_server_is_refused_and_not_made_by_commands_that_need_its_keys(
+    tmp_path: Path,
+) -> None:
+    place = ("--data-dir", str(tmp_path / "typo"))
+    for command in (("keys", "list"), ("keys", "revoke", "laptop"), ("audit",)):
+        refused = run(*command, *place)
+        assert refused.returncode == 1
+        assert f"No server has run on the data folder {place[1]} yet. If you" in refused.stderr
+    assert not (tmp_path / "typo").exists()
 
 
 def test_the_broker_that_got_a_key_is_named_without_its_password(up: Up) -> None:
@@ -217,6 +232,11 @@ def test_the_help_of_a_command_has_an_example(command: str) -> None:
     assert helped.returncode == 0
     assert f"mochi-server {command}" in helped.stdout.partition("Options")[0].split("Usage", 1)[1]
     assert "Example" in helped.stdout or "--mock" in helped.stdout
+
+
+def test_h_is_help_everywhere() -> None:
+    for command in ((), ("up",), ("keys",), ("keys", "create")):
+        assert run(*command, "-h").stdout == run(*command, "--help").stdout
 
 
 def test_version_is_that_of_the_distribution() -> None:
