@@ -127,12 +127,13 @@ class Scrape:
 
 def _state(survey: Survey) -> Iterator[Metric]:
     oldest, due = survey.oldest_seconds, survey.due_webhooks
+    takers = sum(not worker.pause for worker in survey.workers)
     for name, text, value in (
         ("mochi_waiting_requests", "Waiting requests.", survey.waiting),
         ("mochi_oldest_waiting_seconds", "How long the oldest waiting request has waited.", oldest),
         ("mochi_running_requests", "Running requests.", survey.running),
         ("mochi_due_webhooks", "Webhook deliveries that are due or will be retried.", due),
-        ("mochi_live_workers", "Live workers that take requests.", len(survey.workers)),
+        ("mochi_live_workers", "Live workers that take requests.", takers),
     ):
         yield GaugeMetricFamily(name, text, value)
     engines = InfoMetricFamily("mochi_worker", "Each live worker and its engine.")

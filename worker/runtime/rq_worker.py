@@ -15,6 +15,7 @@ process dies or is told to stop are replaced (found by experiment with RQ 3.0):
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from time import sleep
 from types import FrameType
 
@@ -54,7 +55,6 @@ class EngineWorker(SimpleWorker):
         scripts.source("pop")  # read now: an upgrade may replace the file later
         self._runner = runner
         self._stop = stop
-        self._has_had_space = True
         self._is_elsewhere = False
 
     @override
@@ -119,15 +119,16 @@ class EngineWorker(SimpleWorker):
 
     def _has_space(self) -> bool:
         """Whether the disk takes a video. If not, requests wait; a run would fail at its end."""
+        heartbeat, pause = self._runner.heartbeat, ""
         try:
             self._runner.outputs.check_space()
         except DiskFullError as error:
-            if self._has_had_space:
-                _log.error("disk.full", reason=str(error), folder=str(error.folder))
-            self._has_had_space = False
-        else:
-            self._has_had_space = True
-        return self._has_had_space
+            pause = str(error)
+            if not heartbeat.worker.pause:
+                _log.error("disk.full", reason=pause, folder=str(error.folder))
+        if bool(pause) != bool(heartbeat.worker.pause):  # its figures may change all the time
+            heartbeat.worker = replace(heartbeat.worker, pause=pause)
+        return not pause
 
     @override
     def request_stop(self, signum: int, frame: FrameType | None) -> None:

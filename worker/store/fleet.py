@@ -24,17 +24,21 @@ class Worker:
         name: `HOST-PID-RANDOM`.
         engine: None while it drains.
         job: the request that it runs.
+        pause: why it takes none; empty if it takes some.
     """
 
     name: str
     engine: Traits | None
     job: Job | None = None
+    pause: str = ""
 
     @property
     def state(self) -> str:
         if self.engine is None:
             return "draining"
-        return "running" if self.job else "idle"
+        if self.job:
+            return "running"
+        return "paused" if self.pause else "idle"
 
 
 def fleet(redis: Redis) -> list[Worker]:
@@ -47,8 +51,12 @@ def fleet(redis: Redis) -> list[Worker]:
         for request_id, record in records
         if record.get("status") == Status.PROCESSING
     }
-    engines = {worker.name: worker.engine for worker in read_all(alive)}
-    return [Worker(name, engines.get(name), jobs.get(name)) for name in sorted(engines | jobs)]
+    workers = {
+        live.name: Worker(live.name, live.engine, jobs.get(live.name), live.pause)
+        for live in read_all(alive)
+    }
+    draining = {name: Worker(name, None, job) for name, job in jobs.items()}
+    return [worker for _, worker in sorted((draining | workers).items())]
 
 
 def first_waiting(redis: Redis, most: int) -> list[Job]:

@@ -112,7 +112,7 @@ class Forecaster:
 
 def _forecast(answer: list[Any], made_at: float) -> Forecast:
     found = dict(pairs(answer))
-    workers = read_all(found["workers"])
+    workers = [worker for worker in read_all(found["workers"]) if not worker.pause]
     paces = _paces(found["paces"], {str(worker.engine) for worker in workers})
     busy = {
         run["worker"]: _left(run, paces, found["now_ms"])

@@ -173,7 +173,9 @@ class GatewayStore:
                     f"The queue is full: {self._most_waiting} requests wait already."
                 )
             case ["no_worker"]:
-                raise NoWorkerError("No worker is alive to run this; start one, or submit to /v2.")
+                raise NoWorkerError(
+                    "No live worker takes requests. Start one, see /readyz, or submit to /v2."
+                )
             case ["key_ended"]:
                 raise KeyEndedError
             case ["too_many_jobs", most]:

@@ -26,6 +26,8 @@ class LiveWorker:
     engine: Traits
     store: str = ""
     """The mark of the store that it writes videos to; see `Outputs.mark`."""
+    pause: str = ""
+    """Why it takes no request for a while, for clients; empty if it takes them."""
 
     def __str__(self) -> str:
         return _JSON.dump_json(self).decode()

@@ -38,17 +38,21 @@ async def get_readiness(request: Request) -> Response:
     services = Call.of(request).services
     missing: list[str] = []
     workers: list[LiveWorker] = []
+    if not services.settings.outputs:  # else workers alone write to their disks
+        try:
+            await run_in_threadpool(services.outputs.check_space)
+        except DiskFullError as error:
+            missing.append(str(error))  # first: an embedded broker dies of it
     try:
-        await run_in_threadpool(services.outputs.check_space)
-    except DiskFullError as error:
-        missing.append(str(error))  # first: an embedded broker dies of it
-    try:
-        workers = await services.store.live_workers()
+        live_workers = await services.store.live_workers()
+        workers = [worker for worker in live_workers if not worker.pause]
         await services.store.check_memory()
         if services.store_check.problem:
             missing.append(str(services.store_check.problem))
-        if not workers:
+        if not live_workers:
             missing.append("No live worker: start one with `mochi-server worker`.")
+        elif not workers:
+            missing.append(f"All workers wait. {live_workers[0].pause}")
     except BrokerUnfitError as error:
         missing.append(str(error))
     except BrokerUnavailableError:

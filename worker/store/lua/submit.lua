@@ -16,6 +16,16 @@ local function answer(outcome, ...)
   return { outcome, ... }
 end
 
+-- Whether a live worker does.
+local function takes_requests()
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', keys.workers, text(now_ms()), '+inf')) do
+    if not string.find(worker, '"pause":"[^"]') then -- see `LiveWorker`
+      return true
+    end
+  end
+  return false
+end
+
 if redis.call('EXISTS', keys.record) == 1 then
   return { 'accepted' } -- the client library's retry after a lost reply
 end
@@ -28,7 +38,7 @@ end
 if ARGV[3] == 'replay' then
   return { 'not_replayed' }
 end
-if ARGV[3] == 'needs_worker' and redis.call('ZCOUNT', keys.workers, now_ms(), '+inf') == 0 then
+if ARGV[3] == 'needs_worker' and not takes_requests() then
   return answer('no_worker')
 end
 

@@ -23,12 +23,12 @@ from models.mock.fake_engine import FakeEngine
 from models.moderation.stages import Moderation
 from server.app import create_app
 from server.settings import ServerSettings
-from tests.support.jobs import find, live, submit
+from tests.support.jobs import OWNER, ask_gateway, find, params, submit
 from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
 from tests.support.wire import call as call_app
 from worker.__main__ import work
 from worker.broker.connection import WORKER_TIMEOUT_SECONDS, connect_gateway, connect_worker
-from worker.errors import StorageError
+from worker.errors import NoWorkerError, StorageError
 from worker.job import Status
 from worker.outputs.local import LocalOutputs
 from worker.process.parent_watch import WITH_PARENT
@@ -37,6 +37,7 @@ from worker.runtime import rq_worker
 from worker.runtime.rq_worker import EngineWorker
 from worker.settings import WorkerSettings
 from worker.store import keyspace
+from worker.store.fleet import fleet
 from worker.store.rq_queue import TASK, rq_fields
 
 SLOW = 20
@@ -230,15 +231,19 @@ def test_requests_wait_while_the_disk_is_almost_full(
 ) -> None:
     request_id = submit(redis_url)
     app = create_app(
-        ServerSettings(data_dir=tmp_path, redis_url=redis_url, min_free_mib=1 << 40),
+        ServerSettings(data_dir=tmp_path, redis_url=redis_url, min_free_mib=0),
         connect_gateway(redis_url),
     )
     bodies: list[dict[str, Any]] = []
+    states: list[str] = []
 
     def nap(_seconds: float) -> None:
-        redis.zadd(keyspace.WORKERS, {str(live()): (redis.time()[0] + 60) * 1000})
+        eventually(lambda: redis.zcard(keyspace.WORKERS) == 1)
+        with pytest.raises(NoWorkerError):
+            ask_gateway(redis_url, lambda it: it.submit(params(), OWNER, needs_worker=True))
         [ready] = call_app(app, httpx.Request("GET", "http://test/readyz"))
         bodies.append(ready.json())
+        states.extend(worker.state for worker in fleet(redis))
         assert find(redis_url, request_id).status is Status.QUEUED
         monkeypatch.setattr(outputs, "_min_free_mib", 1)
 
@@ -250,5 +255,7 @@ def test_requests_wait_while_the_disk_is_almost_full(
     assert not work("ann", Broken(0), Moderation(), outputs, settings)
     assert find(redis_url, request_id).status is Status.PROCESSING
     [body] = bodies
-    assert body["status"] == "not ready"
-    assert "MiB free" in body["missing"][0]
+    assert (body["status"], body["live_workers"], states) == ("not ready", 0, ["paused"])
+    [missing] = body["missing"]
+    assert "MiB free" in missing
+    assert "make room" in missing
