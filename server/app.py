@@ -187,6 +187,7 @@ async def check_broker(services: Services, broker_log: BrokerLog) -> None:
         try:
             if broker_log.is_new:
                 broker_log.warn(await store.dangers())
+            await store.live_workers()  # a replica or a cluster refuses it, and not the next
             await store.check_memory()
             broker_log.connected()
         except BrokerUnavailableError as error:
