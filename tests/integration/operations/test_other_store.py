@@ -11,6 +11,7 @@ from tests.support.stack import Stack, eventually
 from tests.support.wire import refusal
 from worker.outputs.local import LocalOutputs
 from worker.settings import WorkerSettings
+from worker.store.presence import worker_name_prefix
 
 POND = {"prompt": "a pond", "frames": 1, "steps": 10}
 KEY = {"Idempotency-Key": "a pond"}
@@ -36,6 +37,7 @@ def test_a_gateway_that_does_not_read_the_videos_of_a_worker_takes_no_request(
     assert (ready.status_code, ready.json()["live_workers"]) == (503, 1)
     [missing] = ready.json()["missing"]
     assert "the same MOCHI_OUTPUTS, or a MOCHI_DATA_DIR on a shared folder" in missing
+    assert worker_name_prefix() not in missing  # /readyz needs no key
     for path in ("/v1/mochi-1", "/v2/mochi-1"):
         refused = client.post(path, json=POND)
         assert (refused.status_code, refused.json()["error"]) == (502, missing)
