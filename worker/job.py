@@ -75,6 +75,8 @@ FAILURES = (
     *("worker_lost", "timeout", "storage", "internal"),
 )
 """Every `error_code`."""
+NOT_FAILURES = frozenset({"cancelled", "content_blocked"})
+"""Ends that the client or the operator wanted; reports count them apart from failures."""
 CANCELLED = "The request was cancelled."
 """The client's `error` of a cancelled request."""
 

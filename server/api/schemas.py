@@ -148,7 +148,9 @@ class UsageRow(BaseModel):
     key_id: str = Field(validation_alias="owner")
     requests: int = Field(description="Accepted requests.")
     completed: int = Field(description="Requests that ended with a video.")
-    failed: dict[str, int] = Field(description="Requests that ended without one, by `error_code`.")
+    cancelled: int = Field(description="Requests that were cancelled.")
+    blocked: int = Field(description="Requests that moderation blocked.")
+    failed: dict[str, int] = Field(description="Requests that ended otherwise, by `error_code`.")
     gpu_seconds: float = Field(description="GPU time of all runs, including those without a video.")
     credits: float = Field(description="Credits charged.")
 

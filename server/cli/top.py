@@ -25,7 +25,7 @@ from server.cli.workers import worker_row
 from server.keys.times import broker_time, to_ms
 from worker.broker.connection import Client, broker_errors
 from worker.errors import BrokerUnavailableError
-from worker.job import Job
+from worker.job import NOT_FAILURES, Job
 from worker.store.fleet import Worker, first_waiting, fleet, survey
 from worker.store.statistics import Survey
 
@@ -107,7 +107,7 @@ def _print(picture: Picture, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(picture.as_json()) + "\n")
         sys.stdout.flush()
     else:
-        console.print(_drawn(picture), soft_wrap=True)
+        console.print(drawn(picture), soft_wrap=True)
 
 
 def _watch(redis: Client, *, as_json: bool) -> None:
@@ -142,23 +142,23 @@ def _typed_quit() -> bool:
 
 def _drawn_now(redis: Client) -> RenderableType:
     try:
-        return _drawn(Picture.taken(redis))
+        return drawn(Picture.taken(redis))
     except BrokerUnavailableError as error:
         return Text(error.advice, style="red")
 
 
-def _drawn(picture: Picture) -> RenderableType:
+def drawn(picture: Picture) -> RenderableType:
     figures = picture.figures
     ended = figures.counts.get("ended", {})
-    completed = ended.get("completed", 0)
-    cancelled = ended.get("cancelled", 0)
-    failed = sum(ended.values()) - completed - cancelled
+    wanted = {name: ended.get(name, 0) for name in ("completed", *sorted(NOT_FAILURES))}
+    failed = sum(ended.values()) - sum(wanted.values())
     oldest = f" (the oldest for {figures.oldest_seconds:.0f} s)" if figures.waiting else ""
     head = Text.assemble(
         (f"{figures.waiting} waiting", "bold"),
         f"{oldest}, ",
         (f"{figures.running} running", "bold"),
-        f"; ended: {completed} completed, {failed} failed, {cancelled} cancelled",
+        f"; ended: {wanted['completed']} completed, {failed} failed, "
+        f"{wanted['cancelled']} cancelled, {wanted['content_blocked']} blocked",
     )
     workers = [_worker_row(picture, worker) for worker in picture.workers]
     waiting = [_waiting_row(picture, job) for job in picture.next]

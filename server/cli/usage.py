@@ -17,10 +17,8 @@ from server.keys.store import all_keys
 from server.keys.times import broker_time
 from worker.store.usage import KEPT_DAYS, Period, Usage, read_usages
 
-NO_FAILURES = {"cancelled": "cancelled", "blocked": "content_blocked"}
-"""Columns of requests that ended as the client or the operator wanted, and their error codes."""
 COLUMNS = (
-    *("day", "key", "requests", "completed", *NO_FAILURES, "failed"),
+    *("day", "key", "requests", "completed", "cancelled", "blocked", "failed"),
     *("failed_by_code", "gpu_seconds", "credits"),
 )
 """Of the table. CSV also has `key_id`, as a name can pass to another key."""
@@ -89,21 +87,8 @@ def _period(days: int, first: date | None, last: date | None, today: date) -> Pe
 
 
 def _row(usage: Usage, name: str) -> dict[str, object]:
-    failed = {
-        code: count for code, count in usage.failed.items() if code not in NO_FAILURES.values()
-    }
-    return {
-        "day": usage.day.isoformat(),
-        "key": name,
-        "key_id": usage.owner,
-        "requests": usage.requests,
-        "completed": usage.completed,
-        **{column: usage.failed.get(code, 0) for column, code in NO_FAILURES.items()},
-        "failed": sum(failed.values()),
-        "failed_by_code": failed,
-        "gpu_seconds": usage.gpu_seconds,
-        "credits": usage.credits,
-    }
+    failed = {"failed": sum(usage.failed.values()), "failed_by_code": usage.failed}
+    return _json(usage, name) | failed
 
 
 def _json(usage: Usage, name: str) -> dict[str, object]:
@@ -114,6 +99,8 @@ def _json(usage: Usage, name: str) -> dict[str, object]:
         "key_id": usage.owner,
         "requests": usage.requests,
         "completed": usage.completed,
+        "cancelled": usage.cancelled,
+        "blocked": usage.blocked,
         "failed": usage.failed,
         "gpu_seconds": usage.gpu_seconds,
         "credits": usage.credits,

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from worker.billing import from_millionths
 from worker.broker.connection import Client, broker_errors
-from worker.job import FAILURES
+from worker.job import FAILURES, NOT_FAILURES
 from worker.store import keyspace
 
 KEPT_DAYS = 400
@@ -31,7 +31,9 @@ class Usage:
         owner: id of the key.
         requests: accepted.
         completed: ended with a video.
-        failed: ended without one, by error code.
+        cancelled: ended so.
+        blocked: ended by moderation.
+        failed: ended otherwise, by error code.
         gpu_seconds: of all runs, including lost and cancelled ones.
         credits: charged.
     """
@@ -40,6 +42,8 @@ class Usage:
     owner: str
     requests: int
     completed: int
+    cancelled: int
+    blocked: int
     failed: dict[str, int]
     gpu_seconds: float
     credits: Decimal
@@ -51,7 +55,9 @@ class Usage:
             owner=owner,
             requests=sums.get("requests", 0),
             completed=sums.get("completed", 0),
-            failed={code: sums[code] for code in FAILURES if code in sums},
+            cancelled=sums.get("cancelled", 0),
+            blocked=sums.get("content_blocked", 0),
+            failed={c: sums[c] for c in FAILURES if c in sums and c not in NOT_FAILURES},
             gpu_seconds=sums.get("gpu_ms", 0) / 1000,
             credits=from_millionths(sums.get("charged", 0)),
         )

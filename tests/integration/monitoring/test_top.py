@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from redis import Redis
+from rich.console import Console
 
+from server.cli.top import Picture, drawn
 from tests.support.stack import COMMAND, PATIENCE_SECONDS, Stack, eventually
+from worker.store import keyspace
 
 POND = {"prompt": "a pond", "frames": 1, "steps": 75}
 
@@ -74,7 +78,17 @@ def test_without_a_terminal_one_picture_is_printed(stack: Stack, running: str) -
     text = said(stack, "top")
     assert running in text
     assert "2 waiting" in text
+    assert "0 completed, 0 failed, 0 cancelled, 0 blocked" in text
     assert "\x1b" not in text
+
+
+def test_requests_that_were_cancelled_or_blocked_have_not_failed(redis: Redis) -> None:
+    counts = {"completed": 8, "cancelled": 4, "content_blocked": 2, "timeout": 1}
+    redis.hset(keyspace.METRICS, mapping={f"ended {end}": each for end, each in counts.items()})
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(drawn(Picture.taken(redis)))
+    assert "8 completed, 1 failed, 4 cancelled, 2 blocked" in capture.get()
 
 
 class Terminal:
