@@ -134,6 +134,17 @@ class VideoNotReadyError(HttpError):
         super().__init__(f"Request {request_id} has no video: {why}")
 
 
+class OutOfFilesError(HttpError):
+    """The process, or its machine, has as many open files as its limit allows."""
+
+    remedy = "Too many open files: raise their limit (ulimit -n, LimitNOFILE)."
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This gateway can open no more files; try again in a moment. Its log has the remedy."
+        )
+
+
 class WaitTimeoutError(HttpError):
     """A blocking call reached its time limit, or the gateway stops. The request runs on."""
 
@@ -195,6 +206,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.NoWorkerError: 502,
     jobs.OtherStoreError: 502,
     jobs.StoreUnverifiedError: 502,
+    OutOfFilesError: 502,
     WaitTimeoutError: 504,
 }
 """Every error that an HTTP client can get. 422 is not an error: it is the response for FAILED."""
@@ -231,7 +243,8 @@ MEANING: dict[int, str] = {
     "many bad keys came from the client's address",
     500: "A bug of the server; its log has the trace",
     502: "The broker is unreachable, or (v1) no live worker serves the model; "
-    "or a worker stores videos where the gateway does not read them",
+    "or a worker stores videos where the gateway does not read them; or the gateway can open no "
+    "more files",
     504: "v1 passed its time limit, or the gateway stops; the job runs on and can be polled on v2",
 }
 """One line per status, for the OpenAPI document and `docs/api.md`."""

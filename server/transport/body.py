@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 from typing import Any, NoReturn
 
@@ -45,9 +46,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
         MalformedBodyError: the text says what is wrong, and where.
     """
     try:
-        value = json.loads(
-            body.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_unique
-        )
+        # Not "utf-8-sig": its codec would be imported from the disk by the first request.
+        text = body.removeprefix(codecs.BOM_UTF8).decode()
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise MalformedBodyError(
             f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."

@@ -7,6 +7,7 @@ checked.
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from http import HTTPStatus
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import BadHostError, InvalidKeyError, MissingKeyError
+from server.errors import BadHostError, InvalidKeyError, MissingKeyError, OutOfFilesError
 from server.keys.lookup import ApiKey, KeyLookup, digest
 from server.keys.throttle import Throttle
 from server.paths import (
@@ -28,7 +29,7 @@ from server.paths import (
 from server.transport.responses import answer_for_bug, answer_for_exception
 from server.transport.security_headers import Headers, security_headers
 from server.transport.traffic import Traffic
-from worker.errors import BrokerUnavailableError
+from worker.errors import BrokerUnavailableError, StorageError
 from worker.process.logs import LineLimit
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
@@ -102,9 +103,9 @@ class Middleware:
                 await _answer_head(self._app, scope, receive, send)
             else:
                 await self._app(scope, receive, send)
-        except Exception as error:
-            if isinstance(error, BrokerUnavailableError) and error.is_refusal:
-                scope["state"]["reason"] = error.reason
+        except Exception as raised:
+            error = OutOfFilesError() if _is_out_of_files(raised) else raised
+            scope["state"]["reason"] = _reason(error)
             response = None if has_begun() else answer_for_exception(error, scope)
             if response is None:
                 _log.exception("http.bug", **_fields(scope))
@@ -175,11 +176,26 @@ async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
         scope["method"], scope["headers"] = "HEAD", headers
 
 
+def _is_out_of_files(error: Exception) -> bool:
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE}
+
+
+def _reason(error: Exception) -> str | None:
+    """For the operator alone."""
+    if isinstance(error, OutOfFilesError):
+        return error.remedy
+    if isinstance(error, BrokerUnavailableError) and error.is_refusal:
+        return error.reason
+    return None
+
+
 def _fields(scope: Scope) -> dict[str, str | None]:
     """For a line of the log."""
     request_id = _request_id(scope)
     reason = scope["state"].get("reason")
-    return ({"reason": reason} if reason else {}) | {
+    return {
+        **({"reason": reason} if reason else {}),
         "method": scope["method"],
         "path": scope["path"][:MOST_LOGGED_TEXT],
         "request_id": request_id and request_id[:MOST_LOGGED_TEXT],

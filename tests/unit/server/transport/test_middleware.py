@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from redis import Redis
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from structlog.testing import capture_logs
 
@@ -25,6 +28,7 @@ from server.settings import ServerSettings
 from server.transport import middleware as gate
 from tests.support.wire import call, refusal
 from worker.broker.connection import connect_gateway
+from worker.errors import StorageError
 from worker.store import keyspace
 
 SIGNED_VIDEO = "/v2/videos/{request_id}.mp4"
@@ -231,3 +235,27 @@ def test_the_log_says_why_the_broker_refuses(app: FastAPI, redis: Redis, secret:
     assert "refuses this call" in refusal(answer, 502)
     (line,) = (log for log in logs if log["event"] == "http.refused")
     assert line["reason"].startswith("WRONGTYPE")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_gateway_without_files_to_open_names_the_remedy_in_its_log(
+    app: FastAPI, secret: str, number: int
+) -> None:
+    async def fail(_request: Request) -> Response:
+        raise OSError(number, "Too many open files")
+
+    async def fail_at_the_video(request: Request) -> Response:
+        try:
+            return await fail(request)
+        except OSError as error:
+            raise StorageError("The video cannot be read.") from error
+
+    app.router.add_route("/v2/one", fail)
+    app.router.add_route("/v2/two", fail_at_the_video)
+    with capture_logs() as logs:
+        asked = (ask("GET", path, **{"x-api-key": secret}) for path in ("/v2/one", "/v2/two"))
+        answers = call(app, *asked)
+    for answer in answers:
+        assert "can open no more files" in refusal(answer, 502)
+    lines = [log["reason"] for log in logs if log["event"] == "http.refused"]
+    assert ["raise their limit" in line for line in lines] == [True, True]
