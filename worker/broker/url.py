@@ -18,7 +18,7 @@ _SENTINEL = re.compile(
     r"sentinel(?P<tls>s?)://(?:(?P<credentials>[^/?\s]*)@)?(?P<hosts>[^/?@\s]+)"
     r"/(?P<name>[^/?\s]+)(?:/(?P<db>\d*))?(?:\?(?P<options>\S*))?"
 )
-_RAW_PASSWORD = re.compile(r"[^?]*[#/[\]][^?]*@")
+_RAW_PASSWORD = re.compile(r"[^?]*[#/[\]][^?]*@|[^/@?]*:[^/@?]*\?[^@&=]*@")
 _BAD_OPTION = "An option in it has an invalid value"
 _FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 

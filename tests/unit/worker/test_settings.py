@@ -78,6 +78,8 @@ def test_checkpoints_and_the_step_cache_are_refused_together(tmp_path: Path) -> 
         ("redis://ann:pa/ss@broker:6379/0", "/ is %2F"),
         ("valkeys://:pa[ss@broker", "[ is %5B"),
         ("sentinel://:pa/ss@one/mochi", "Percent-encode"),
+        ("redis://:pa?ss@broker:6379/0", "? is %3F"),
+        ("sentinel://ann:pa?ss@one/mochi", "? is %3F"),
         ("redis://broker?no_such_option=1", "There is no option no_such_option"),
         ("redis://broker?ssl_ca_certs=ca.pem", "rediss:// or sentinels://"),
         ("rediss://broker?ssl_ca_certs=/no/file", "ssl_ca_certs: /no/file cannot be read"),
