@@ -32,7 +32,7 @@ from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import DRAIN, Stop, on_signals
 from worker.process.telemetry import Tracing, start_tracing
-from worker.runtime.background import start_stand_in
+from worker.runtime.background import start_fallback_reconciler
 from worker.store.worker_side import WorkerStore
 
 WAIT_SECONDS = 1.0
@@ -67,7 +67,7 @@ def main() -> int:
         return os.EX_CONFIG
     host, port = listener.getsockname()[:2]
     _log.info("gateway.listening", url=url_of(settings.scheme, host, port))
-    _start_stand_in(settings, gateway.services)
+    _start_fallback_reconciler(settings, gateway.services)
     # Garbage collection skips what lives until the exit; scanning it costs a third of a poll's CPU.
     gc.collect()
     gc.freeze()
@@ -101,14 +101,14 @@ def _apply_keys(settings: ServerSettings) -> None:
             return
 
 
-def _start_stand_in(settings: ServerSettings, services: Services) -> None:
+def _start_fallback_reconciler(settings: ServerSettings, services: Services) -> None:
     lease_seconds, retention_seconds = settings.lease_seconds, settings.retention_seconds
     store = WorkerStore(
         connect_briefly(settings.redis_url),
         lease_seconds=lease_seconds,
         retention_seconds=retention_seconds,
     )
-    start_stand_in(
+    start_fallback_reconciler(
         store, services.outputs, lease_seconds=lease_seconds, retention_seconds=retention_seconds
     )
 

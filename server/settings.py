@@ -51,7 +51,7 @@ class ServerSettings(WorkerSettings):
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Address to listen on; `::` is every one, of IPv6 and of IPv4.",
+        description="Address to listen on; `::` is all IPv6 and IPv4 addresses.",
     )
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one."

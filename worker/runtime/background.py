@@ -24,7 +24,7 @@ REPORT_SECONDS = 2.0
 _log = structlog.get_logger()
 
 
-def start_stand_in(
+def start_fallback_reconciler(
     store: WorkerStore, outputs: Outputs, *, lease_seconds: float, retention_seconds: float
 ) -> None:
     """In a gateway, reconcile and sweep while no worker is alive to do it."""

@@ -241,7 +241,9 @@ def test_who_comes_after_the_end_hears_the_end_and_nothing_else(stack: Stack) ->
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("scenario", ["slow:0.1", "fail"])
-def test_who_has_got_the_last_event_need_not_connect_again(stack: Stack, scenario: str) -> None:
+def test_a_client_that_has_the_last_event_is_told_not_to_reconnect(
+    stack: Stack, scenario: str
+) -> None:
     client = stack.http()
     request_id = submit(client, 10, "a pond", **{SCENARIO: scenario})
     path = f"/v2/requests/{request_id}/events"

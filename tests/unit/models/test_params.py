@@ -172,7 +172,7 @@ def test_unknown_names_are_reported_and_do_nothing() -> None:
         ("negativePrompt", "negative_prompt"),
     ],
 )
-def test_of_an_unknown_name_it_is_said_which_one_is_meant(name: str, meant: str) -> None:
+def test_a_warning_names_the_parameter_that_an_unknown_name_means(name: str, meant: str) -> None:
     assert hint(name) == f"`{name}` is unknown and was ignored; did you mean `{meant}`?"
     assert hint("base64") == "`base64` is unknown and was ignored"
 
