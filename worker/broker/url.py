@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from redis import ConnectionPool
 from redis.connection import SSLConnection, parse_url
@@ -21,6 +22,7 @@ _SENTINEL = re.compile(
 _RAW_PASSWORD = re.compile(r"[^?]*[#/[\]][^?]*@|[^/@?]*:[^/@?]*\?[^@&=]*@")
 _BAD_OPTION = "An option in it has an invalid value"
 _FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_HOME_FILE = re.compile(rf"(?<=[?&])((?:{'|'.join(_FILES)})=)~(?=/)")
 
 
 class AddressError(ValueError):
@@ -64,7 +66,9 @@ def parse(url: str) -> Address:
 
 
 def standard(url: str) -> str:
-    """The URL with Redis' name of its scheme, the only one that redis-py knows."""
+    """The URL as redis-py knows it: with Redis' name of its scheme, and no `~` before a file."""
+    home = quote(os.path.expanduser("~"))  # noqa: PTH111 (`Path.home` may raise)
+    url = _HOME_FILE.sub(lambda match: match[1] + home, url)
     return "redis" + url.removeprefix("valkey") if url.startswith("valkey") else url
 
 

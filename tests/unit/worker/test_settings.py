@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from worker.broker.url import parse, shown
+from worker.broker.url import parse, shown, standard
 from worker.settings import WorkerSettings
 
 
@@ -89,6 +89,16 @@ def test_a_refusal_says_what_is_wrong(url: str, why: str, tmp_path: Path) -> Non
     with pytest.raises(ValidationError) as error:
         WorkerSettings(data_dir=tmp_path, redis_url=url)
     assert why in str(error.value)
+
+
+def test_a_file_of_tls_may_be_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ca.pem").touch()
+    url = "rediss://broker/0?ssl_check_hostname=false&ssl_ca_certs=~/ca.pem"
+    assert parse(url).options["ssl_ca_certs"] == str(tmp_path / "ca.pem")
+    assert str(tmp_path) in standard(url)  # what clients are made from
 
 
 def test_sentinels_and_their_master_have_credentials_of_their_own() -> None:
