@@ -18,7 +18,11 @@ def main() -> None:
     _refuse_hidden_packages()
     from server.cli.main import app  # noqa: PLC0415 (now it is ours)
 
-    app()
+    try:
+        app()
+    except ImportError as error:
+        _refuse_hidden_library(error)
+        raise
 
 
 def _open_standard_files() -> None:
@@ -44,6 +48,17 @@ def _refuse_hidden_packages() -> None:
                 "folder out of PYTHONPATH.\n"
             )
             sys.exit(os.EX_CONFIG)
+
+
+def _refuse_hidden_library(error: ImportError) -> None:
+    """Exit with status 78 if the module that lacks a name is a file on PYTHONPATH."""
+    folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if error.path and any(Path(error.path).is_relative_to(Path(each)) for each in folders):
+        sys.stderr.write(
+            f"{error.path} is imported in place of a library of mochi-server ({error}). Take its "
+            "folder out of PYTHONPATH.\n"
+        )
+        sys.exit(os.EX_CONFIG)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,9 @@ def test_completion_can_be_installed(tmp_path: Path) -> None:
     assert "mochi-server" in (tmp_path / ".bashrc").read_text()
 
 
-@pytest.mark.parametrize("module", ["models.py", "models/__init__.py", "server.py", "worker.py"])
+@pytest.mark.parametrize(
+    "module", ["models.py", "models/__init__.py", "server.py", "worker.py", "redis.py"]
+)
 def test_a_module_in_the_place_of_one_of_our_packages_is_named(module: str, tmp_path: Path) -> None:
     (tmp_path / module).parent.mkdir(exist_ok=True)
     (tmp_path / module).touch()
