@@ -7,7 +7,6 @@ from pathlib import Path
 
 from models.engine import Engine, Meter
 from models.errors import EngineUnavailableError, not_installed
-from models.mock.fake_engine import FakeEngine
 from models.settings import EngineSettings
 
 
@@ -22,6 +21,10 @@ def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
         EngineUnavailableError: the engine cannot run on this machine; the text has the remedy.
     """
     if settings.is_light_mock:
+        try:
+            from models.mock.fake_engine import FakeEngine  # noqa: PLC0415 (of an extra)
+        except ImportError as error:
+            raise not_installed(error, "'.[mock]'") from error
         return FakeEngine(settings.fake_step_seconds)
     if sys.flags.optimize > 1:
         raise EngineUnavailableError(

@@ -26,12 +26,14 @@ class Clip:
         frames: yields the requested number of frames, each `width * height * 3` bytes: RGB, 8 bits
             per channel, rows from the top, no padding.
         warnings: messages for the client about the video, such as a truncated prompt.
+        comment: text for the file's metadata, on one line; empty for none.
     """
 
     width: int
     height: int
     frames: Iterator[bytes]
     warnings: tuple[str, ...] = ()
+    comment: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Traits:
     """Description of an engine for logs, `/version` and results.
 
     Attributes:
-        model: the weights, such as `Mochi 1` or `mock weights`.
+        model: the weights, such as `Mochi 1` or `mock weights`, or `light mock`.
         device: name of the card, or `CPU`.
         precision: `reference` or `bf16`; `float32` for mock weights; `none` without a model.
         profile: the memory profile; empty on a CPU.

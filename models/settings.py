@@ -153,7 +153,7 @@ class EngineSettings(BaseSettings):
         description="Lossy: skip blocks when a step changes less than this fraction; 0 is off.",
     )
     fake_step_seconds: float = Field(
-        default=0.05, ge=0, le=60, description="How long a step of the light mock takes."
+        default=0.02, ge=0, le=60, description="How long a step of the light mock takes."
     )
 
     mock_speed: str = Field(

@@ -51,8 +51,9 @@ def encode(clip: Clip, fps: float, path: Path) -> None:
         BaseException: what `clip.frames` raised.
     """
     try:
-        with _log() as log:
-            _run(_command(clip, fps, path), clip, path.parent, log)
+        with _scratch() as log, _scratch() as metadata:
+            _write_comment(metadata, clip.comment)
+            _run(_command(clip, fps, path, metadata), clip, path.parent, log, metadata)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -74,7 +75,7 @@ def encoder() -> str:
         raise EngineUnavailableError(f"There is no ffmpeg: {error}") from error
 
 
-def _command(clip: Clip, fps: float, path: Path) -> list[str]:
+def _command(clip: Clip, fps: float, path: Path, metadata: IO[bytes]) -> list[str]:
     rate = Fraction(str(fps)).limit_denominator(MAX_DENOMINATOR)
     # Ticks that hit the end of every frame; the usual milliseconds would round the duration.
     clock = rate.numerator * math.ceil(1000 / rate.numerator)
@@ -83,6 +84,7 @@ def _command(clip: Clip, fps: float, path: Path) -> list[str]:
         *("-hide_banner", "-nostdin", "-nostats", "-loglevel", "error", "-y"),
         *("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{clip.width}x{clip.height}"),
         *("-framerate", str(rate), "-i", "pipe:0"),
+        *("-f", "ffmetadata", "-i", f"pipe:{metadata.fileno()}", "-map_metadata", "1"),
         *("-vf", FILTERS, "-fps_mode", "passthrough", "-flags:v", "+bitexact"),
         *("-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-threads", str(THREADS)),
         *("-f", "mp4", "-movflags", "+faststart", "-movie_timescale", str(clock)),
@@ -90,7 +92,14 @@ def _command(clip: Clip, fps: float, path: Path) -> list[str]:
     ]
 
 
-def _log() -> IO[bytes]:
+def _write_comment(metadata: IO[bytes], comment: str) -> None:
+    """In ffmpeg's form. As an argument it would show in the list of processes."""
+    escaped = re.sub(r"([=;#\\])", r"\\\1", comment)
+    metadata.write(f";FFMETADATA1\ncomment={escaped}\n".encode())
+    metadata.seek(0)
+
+
+def _scratch() -> IO[bytes]:
     """A file, as a pipe that fills up while the frames are written would stop ffmpeg."""
     try:
         return tempfile.TemporaryFile()
@@ -98,9 +107,9 @@ def _log() -> IO[bytes]:
         raise DiskError(f"There is no room for temporary files: {error.strerror}.") from error
 
 
-def _run(command: list[str], clip: Clip, folder: Path, log: IO[bytes]) -> None:
+def _run(command: list[str], clip: Clip, folder: Path, log: IO[bytes], metadata: IO[bytes]) -> None:
     """Feed the frames to ffmpeg, and wait for its end. It does not outlive this call."""
-    process = _start(command, folder, log)
+    process = _start(command, folder, log, metadata)
     pipe = cast("IO[bytes]", process.stdin)
     try:
         complete = _feed(pipe, clip)
@@ -114,7 +123,9 @@ def _run(command: list[str], clip: Clip, folder: Path, log: IO[bytes]) -> None:
         raise kind(f"The video could not be encoded: {_first_line(log)}")
 
 
-def _start(command: list[str], folder: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(
+    command: list[str], folder: Path, log: IO[bytes], metadata: IO[bytes]
+) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             command,
@@ -123,6 +134,7 @@ def _start(command: list[str], folder: Path, log: IO[bytes]) -> subprocess.Popen
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
+            pass_fds=(metadata.fileno(),),
             umask=0o077,
             # Ctrl-C in the terminal is for the worker alone, which may finish this video.
             process_group=0,

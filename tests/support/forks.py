@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).parents[2]
 PRELOADED = (
     "server.__main__",
     "worker.__main__",
+    "models.mock.fake_engine",
     *(f"server.cli.{entry.module}" for entry in COMMANDS.values()),
 )
 ENGINE = "models.mochi.loading.load"

@@ -62,6 +62,7 @@ class Stack:
         self.variables: dict[str, str] = {}
         """Of every process, beside our settings."""
         self.broker = EmbeddedBroker(folder)
+        settings = {"fake_step_seconds": "0.05"} | settings
         self._settings = {f"MOCHI_{name.upper()}": value for name, value in settings.items()}
         self.processes: list[subprocess.Popen[bytes]] = []
         self._clients: list[httpx.Client] = []

@@ -1,26 +1,23 @@
 """The mock checkpoint: a tiny Mochi of the real classes, with fixed random weights.
 
 It runs through the same code as the real one, from `from_pretrained` to the last frame. Its
-pictures are noise, so each has a caption with the parameters of the request.
+pictures are noise, which the videos show in a corner.
 """
 
 from __future__ import annotations
 
 import string
 import tempfile
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
-from PIL import Image
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from models.engine import Checkpoints, Clip, Engine, OnStep, Previews, Traits
 from models.mochi.parts import Parts
 from models.mochi.synthetic.values import random_values
-from models.mock.caption import CANVAS, caption_lines, draw
+from models.mock.scene import Scene
 from models.params import GenerateParams
 from models.settings import make_private_folder
 
@@ -38,7 +35,7 @@ TEXT_WIDTH = 32
 
 
 class MockEngine:
-    """An `Engine` with the mock checkpoint, whose small frames are enlarged and captioned."""
+    """An `Engine` with the mock checkpoint, whose small frames are the corner of a `Scene`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -54,7 +51,8 @@ class MockEngine:
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
     ) -> Clip:
-        return _captioned(self._engine.generate(params, on_step, checkpoints, previews), params)
+        clip = self._engine.generate(params, on_step, checkpoints, previews)
+        return Scene(params, self.traits.model, "tiny random weights").clip(clip)
 
 
 def write_mock_checkpoint(cache_dir: Path) -> Path:
@@ -77,16 +75,6 @@ def write_mock_checkpoint(cache_dir: Path) -> Path:
             if not checkpoint.is_dir():
                 raise
     return checkpoint
-
-
-def _captioned(clip: Clip, params: GenerateParams) -> Clip:
-    def frames() -> Iterator[bytes]:
-        for number, frame in enumerate(clip.frames, start=1):
-            picture = Image.frombytes("RGB", (clip.width, clip.height), frame).resize(CANVAS)
-            draw(picture, caption_lines(params, number))
-            yield picture.tobytes()
-
-    return replace(clip, width=CANVAS[0], height=CANVAS[1], frames=frames())
 
 
 def _parts() -> Parts:

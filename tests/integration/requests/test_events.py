@@ -201,8 +201,8 @@ def test_a_video_is_seen_on_its_way_and_no_trace_of_that_is_left(stack: Stack) -
     assert len(pictures) >= 2  # one may come twice: it is fetched a moment after it was told of
     for picture in pictures:
         kind, _, data = picture.partition(",")
-        assert kind == "data:image/png;base64"
-        assert Image.open(io.BytesIO(b64decode(data))).size == (106, 60)
+        assert kind == "data:image/jpeg;base64"
+        assert Image.open(io.BytesIO(b64decode(data))).size == (212, 120)
     assert all("preview" in body for name, body in heard if name == "preview")
     assert not any("preview" in body for name, body in heard if name in {"progress", "output"})
     assert {"stage", "step"} <= set(previews[-1])
@@ -221,7 +221,7 @@ def test_who_polls_or_comes_late_sees_it_too(stack: Stack) -> None:
     with client.stream("GET", f"/v2/requests/{request_id}/events") as response:
         name, body = next(events(response))
     assert name == "status"
-    assert body["preview"].startswith("data:image/png;base64,")
+    assert body["preview"].startswith("data:image/jpeg;base64,")
     assert refusal(client.get(path, params={"preview": "yes"}), 400).startswith("`preview` must be")
     assert client.delete(f"/v2/requests/{request_id}").status_code == 202
 

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def bare(checkpoint: Path, width: int = 32, height: int = 32) -> MochiEngine:
-    """The mock's engine, without captions."""
+    """The mock's engine, without words around its frames."""
     options = Options(PROFILES["80gb"], "flash")
     traits = Traits("mock weights", "CPU", "float32")
     parts = Parts.read(checkpoint, Dtypes())

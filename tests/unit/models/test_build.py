@@ -58,32 +58,26 @@ def test_the_mock_is_the_light_one_where_a_library_of_the_real_engine_is_missing
     assert not EngineSettings(mock=True, mock_weights=True).is_light_mock
 
 
-def test_the_fake_engine_needs_none_of_the_workers_libraries() -> None:
-    code = """
-import models.engine, models.errors, models.params, models.settings, models.mock.fake_engine
-from pathlib import Path
-from models.build import build_engine
-engine = build_engine(models.settings.EngineSettings(engine="fake", fake_step_seconds=0), Path())
-params, _ = models.params.parse_params({"prompt": "a cat", "frames": 3})
-print(len(list(engine.generate(params, lambda *step: None).frames)))
-"""
-    assert run_blocked(code) == "3\n"
-
-
-def test_mock_weights_without_their_libraries_say_what_to_install() -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("setting", "extra", "missing"),
+    [("mock_weights=True", "worker", "diffusers"), ("engine='fake'", "mock", "numpy")],
+)
+def test_an_engine_without_its_libraries_says_what_to_install(
+    setting: str, extra: str, missing: str
+) -> None:
+    code = f"""
 from pathlib import Path
 from models.build import build_engine
 from models.errors import EngineUnavailableError
 from models.settings import EngineSettings
 try:
-    build_engine(EngineSettings(mock_weights=True), Path())
+    build_engine(EngineSettings({setting}), Path())
 except EngineUnavailableError as error:
     print(error)
 """
     printed = run_blocked(code)
-    assert "pip install '.[worker]'" in printed
-    assert "No module named 'diffusers'" in printed
+    assert f"pip install '.[{extra}]'" in printed
+    assert f"No module named '{missing}'" in printed
 
 
 def test_python_without_docstrings_is_refused_with_the_remedy() -> None:

@@ -125,7 +125,7 @@ def test_an_undisturbed_run_keeps_every_so_many_steps_but_never_the_last(
     assert (kept.saved, kept.resumed_at) == (saved, [])
 
 
-def test_the_mock_with_captions_goes_on_as_well(folder: Path) -> None:
+def test_the_mock_goes_on_as_well(folder: Path) -> None:
     engine = MockEngine(assemble_mock(Parts.read(folder, Dtypes()), step_cache=0))
     frames, _ = run(engine, params(), None)
     kept = Kept(4)

@@ -16,7 +16,8 @@ from models.mochi.network.vae import Decoder
 from models.mochi.parts import Dtypes
 from models.mochi.preview import fit_colours
 from models.mochi.synthetic.mock import write_mock_checkpoint
-from models.mock.fake_engine import FRAME_HEIGHT, FRAME_WIDTH, FakeEngine
+from models.mock.fake_engine import FakeEngine
+from models.mock.scene import PREVIEW
 from models.params import GenerateParams
 
 STEPS = 10
@@ -35,7 +36,7 @@ class Shown:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> MochiEngine:
-    """With mock weights, and without captions."""
+    """With mock weights, and without words around its frames."""
     checkpoint = write_mock_checkpoint(tmp_path_factory.mktemp("mock"))
     return assemble_mock(read_weights(checkpoint, Dtypes()), step_cache=0)
 
@@ -88,7 +89,7 @@ def test_the_fake_engine_shows_png() -> None:
     generate(FakeEngine(0), shown)
     assert [picture.step for picture in shown.pictures] == [4, 8]
     for picture in shown.pictures:
-        assert picture.media_type == "image/png"
+        assert picture.media_type == "image/jpeg"
         with Image.open(io.BytesIO(picture.data)) as image:
             image.load()
-            assert image.size == (FRAME_WIDTH, FRAME_HEIGHT)
+            assert image.size == PREVIEW

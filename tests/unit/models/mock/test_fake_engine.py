@@ -27,23 +27,10 @@ def test_it_is_an_engine() -> None:
     assert str(engine.traits) == "light mock, CPU, none"
 
 
-@pytest.mark.parametrize("frames", [1, 2, 52, 160])
-def test_there_are_exactly_as_many_frames_as_asked_for(frames: int) -> None:
-    clip = FakeEngine(0).generate(params(frames=frames), ignore)
-    pictures = list(clip.frames)
-    assert len(pictures) == frames
-    assert {len(picture) for picture in pictures} == {clip.width * clip.height * 3}
-
-
-def test_every_frame_of_the_longest_clip_is_different() -> None:
-    assert len(set(frames_of(params(frames=160)))) == 160
-
-
-def test_frames_depend_on_the_seed_and_the_prompt_only() -> None:
+def test_the_same_parameters_give_the_same_frames() -> None:
     first = frames_of(params(seed=1))
     assert frames_of(params(seed=1)) == first
     assert frames_of(params(seed=2)) != first
-    assert frames_of(params("a dog", seed=1)) != first
 
 
 @pytest.mark.parametrize("prompt", ["fake:fail no", "fake:oom", "fake:crash", "fail", "crash"])
