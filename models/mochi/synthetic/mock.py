@@ -9,6 +9,7 @@ from __future__ import annotations
 import string
 import tempfile
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
@@ -32,6 +33,9 @@ CONTRAST = 0.1
 """Factor of the last layer, which keeps its output mostly between black and white."""
 
 TEXT_WIDTH = 32
+TOKEN = 4
+"""Characters."""
+LETTERS = string.printable.strip()
 
 
 class MockEngine:
@@ -51,8 +55,22 @@ class MockEngine:
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
     ) -> Clip:
-        clip = self._engine.generate(params, on_step, checkpoints, previews)
+        clip = self._engine.generate(condensed(params), on_step, checkpoints, previews)
         return Scene(params, self.traits.model, "tiny random weights").clip(clip)
+
+
+def condensed(params: GenerateParams) -> GenerateParams:
+    """The parameters with a character for every four of the texts, as a token of T5 has about four.
+
+    The tokenizer, whose tokens are characters, would cut prompts that T5 reads to the end.
+    """
+    texts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
+    return params.model_copy(update={name: _condensed(text) for name, text in texts.items()})
+
+
+def _condensed(text: str) -> str:
+    parts = (text[start : start + TOKEN] for start in range(0, len(text), TOKEN))
+    return "".join(LETTERS[crc32(part.encode()) % len(LETTERS)] for part in parts)
 
 
 def write_mock_checkpoint(cache_dir: Path) -> Path:
@@ -132,5 +150,5 @@ def _text_encoder(vocabulary: int) -> T5EncoderModel:
 def character_tokenizer() -> T5Tokenizer:
     """A T5 tokenizer whose tokens are single ASCII characters; other characters are unknown."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    characters = [(character, -1.0) for character in "▁" + string.printable.strip()]
+    characters = [(character, -1.0) for character in "▁" + LETTERS]
     return T5Tokenizer(vocab=special + characters, extra_ids=0, model_max_length=256)

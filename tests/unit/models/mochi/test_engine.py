@@ -13,11 +13,12 @@ from diffusers import MochiPipeline
 from models.cuda import translate_gpu_errors
 from models.engine import Engine
 from models.errors import EngineBrokenError, OutOfMemoryError
+from models.example import EXAMPLE_REQUEST
 from models.mochi.engine import MochiEngine
 from models.mochi.loading.load import load
 from models.mochi.synthetic import mock
 from models.mock.scene import Scene
-from models.params import HEIGHT, WIDTH
+from models.params import HEIGHT, WIDTH, GenerateParams
 from models.settings import EngineSettings
 from tests.support.models.mock_mochi import bare, frames_of, ignore, params
 
@@ -45,7 +46,7 @@ def test_a_mock_video_shows_its_engines_frames_and_says_what_was_asked_for(
     asked = params(3, seed=2**63 - 1, fps=23.976)
     clip = engine.generate(asked, ignore)
     assert json.loads(clip.comment) == {"mock": "mock weights"} | asked.model_dump()
-    own = bare(checkpoint, mock.WIDTH, mock.HEIGHT).generate(asked, ignore)
+    own = bare(checkpoint, mock.WIDTH, mock.HEIGHT).generate(mock.condensed(asked), ignore)
     expected = Scene(asked, "mock weights", "tiny random weights").clip(own)
     assert list(clip.frames) == list(expected.frames)
 
@@ -209,13 +210,24 @@ def test_whether_a_gpu_is_broken_is_found_by_asking_it(
 
 
 def test_a_prompt_that_is_cut_is_reported(engine: Engine) -> None:
-    clip = engine.generate(params(prompt="x" * 255, negative_prompt="y" * 300), ignore)
-    # Of the mock, each character is a token, and there are a start and an end mark.
+    clip = engine.generate(params(prompt="x" * 1017, negative_prompt="y" * 1200), ignore)
+    # Of the mock, four characters are a token, and there are a start and an end mark.
     assert clip.warnings == (
         "`negative_prompt` has 302 tokens, and the text encoder reads 256: its end was left out.",
         "`prompt` has 257 tokens, and the text encoder reads 256: its end was left out.",
     )
-    assert engine.generate(params(prompt="x" * 254), ignore).warnings == ()
+    assert engine.generate(params(prompt="x" * 1016), ignore).warnings == ()
+
+
+def test_the_example_of_the_hosted_api_is_read_to_its_end(engine: Engine) -> None:
+    asked = GenerateParams.model_validate(EXAMPLE_REQUEST | {"frames": 1, "steps": 10})
+    assert engine.generate(asked, ignore).warnings == ()
+
+
+def test_every_character_of_a_text_matters_to_the_mock() -> None:
+    text = "A red panda drinks tea"
+    others = {text[:index] + "!" + text[index + 1 :] for index in range(len(text))}
+    assert len({mock.condensed(params(prompt=prompt)).prompt for prompt in others}) == len(text)
 
 
 def test_the_step_cache_is_named_as_lossy_and_changes_the_picture(cache_dir: Path) -> None:
