@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 
 import structlog
 from fastapi import FastAPI
@@ -46,6 +47,7 @@ from worker.broker.health import BrokerLog
 from worker.errors import BrokerUnavailableError
 from worker.outputs.factory import open_outputs
 from worker.outputs.store_check import StoreCheck
+from worker.process.shutdown import end_tasks
 from worker.store.deliveries import Deliveries
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
@@ -94,9 +96,9 @@ def create_app(
             asyncio.create_task(check_store(services)),
         ]
         sender.start()
-        yield
-        for check in checks:
-            check.cancel()
+        async with run_tools():
+            yield
+        await end_tasks(checks)
         await sender.stop()
         await broker.aclose()
 
@@ -122,6 +124,7 @@ def create_app(
         also_public=frozenset({METRICS} if settings.metrics_public else ()),
     )
     _add_routes(app, with_pages=settings.docs)
+    run_tools = _add_tools(app, settings)
     app.openapi = document(app, settings.public_url)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -168,6 +171,19 @@ def _add_routes(app: FastAPI, *, with_pages: bool) -> None:
         app.mount("/page", StaticFiles(packages=[("server.page", "assets")]))
         app.state.page = Page.render()
     app.webhooks.include_router(webhook_event.router)
+
+
+def _add_tools(
+    app: FastAPI, settings: ServerSettings
+) -> Callable[[], AbstractAsyncContextManager[None]]:
+    """Serve `/mcp` where its extra is installed. Returns what runs while the gateway does."""
+    if find_spec("mcp") is None:
+        return nullcontext
+    from server.api.routes.mcp_tool import McpEndpoint  # noqa: PLC0415 (an extra, of a second)
+
+    endpoint = McpEndpoint(settings.body_bytes)
+    app.router.routes.append(endpoint.route)
+    return endpoint.run
 
 
 def _without_dependencies(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:

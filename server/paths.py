@@ -13,6 +13,7 @@ VIDEO_PATH = VIDEO_FOLDER + "{request_id}.mp4"
 HOSTED_NAMES = ".segmind.com"
 """End of the names of the hosted API, which its clients call over HTTPS only."""
 PROBES = frozenset({"/healthz", "/readyz"})
+MCP = "/mcp"
 METRICS = "/metrics"
 """Public only with MOCHI_METRICS_PUBLIC."""
 PUBLIC = PROBES | {FRONT_PAGE, DOCS_PAGE, "/openapi.json", "/version"}

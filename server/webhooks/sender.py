@@ -18,6 +18,7 @@ from standardwebhooks import Webhook
 from server import VERSION
 from server.webhooks.caller import Caller, NoCallError
 from worker.errors import BrokerUnavailableError, StorageError
+from worker.process.shutdown import end_tasks
 from worker.store.deliveries import Deliveries, Delivery, State
 
 LOOK_SECONDS = 0.5
@@ -52,7 +53,7 @@ class Sender:
     async def stop(self) -> None:
         """Take no more deliveries, and let running attempts finish for a moment."""
         if self._loop is not None:
-            self._loop.cancel()
+            await end_tasks([self._loop])
         if self._sending:
             await asyncio.wait(self._sending, timeout=STOP_SECONDS)
         for task in self._sending:

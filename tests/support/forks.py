@@ -30,6 +30,7 @@ from server.cli.main import COMMANDS
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = (
     "server.__main__",
+    "server.api.routes.mcp_tool",
     "worker.__main__",
     "models.mock.fake_engine",
     *(f"server.cli.{entry.module}" for entry in COMMANDS.values()),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FrameType
 
@@ -14,6 +15,9 @@ TOGETHER_SECONDS = 1.0
 DRAIN = signal.SIGUSR1
 """From `up` to its children. It never counts as a second signal: systemd and pm2 send SIGTERM to
 every process of `up`, which may tell its children much later."""
+
+CANCEL_SECONDS = 0.1
+"""Until a task that has not ended is cancelled again."""
 
 
 def on_signals(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> None:
@@ -52,3 +56,15 @@ class Stop:
         is_first = now < self._asked_at + TOGETHER_SECONDS
         self._urgent_from = self._asked_at + self.grace_seconds if is_first else now
         self.draining = True
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended, and given their connections to the broker back.
+
+    A cancel can get lost within a call to the broker.
+    """
+    left = {*tasks}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
