@@ -42,7 +42,7 @@ from server.transport.traffic import Traffic
 from server.webhooks.address_rules import Guard
 from server.webhooks.caller import Caller
 from server.webhooks.sender import Sender
-from worker.broker.connection import AsyncClient
+from worker.broker.connection import AsyncClient, pause
 from worker.broker.health import BrokerLog
 from worker.errors import BrokerUnavailableError
 from worker.outputs.factory import open_outputs
@@ -210,7 +210,7 @@ async def check_broker(services: Services, broker_log: BrokerLog) -> None:
             broker_log.disconnected(error)
         except Exception:  # noqa: BLE001 (without this loop the log would not tell of an outage)
             _log.exception("broker.bug")
-        await asyncio.sleep(CHECK_SECONDS)
+        await pause(CHECK_SECONDS)
 
 
 async def check_store(services: Services) -> None:
@@ -222,4 +222,4 @@ async def check_store(services: Services) -> None:
             pass  # `check_broker` logs it
         except Exception:  # noqa: BLE001 (the next look may succeed)
             _log.exception("outputs.bug")
-        await asyncio.sleep(CHECK_SECONDS)
+        await pause(CHECK_SECONDS)

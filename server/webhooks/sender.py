@@ -17,6 +17,7 @@ from standardwebhooks import Webhook
 
 from server import VERSION
 from server.webhooks.caller import Caller, NoCallError
+from worker.broker.connection import pause
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.process.shutdown import end_tasks
 from worker.store.deliveries import Deliveries, Delivery, State
@@ -68,7 +69,7 @@ class Sender:
                 pass  # logged by the health check of the broker
             except Exception:  # noqa: BLE001 (other deliveries may still succeed)
                 _log.exception("webhooks.bug")
-            await asyncio.sleep(LOOK_SECONDS)
+            await pause(LOOK_SECONDS)
 
     async def _take(self) -> bool:
         """Start attempts for due deliveries, up to the limit. False when there were none."""
@@ -95,11 +96,12 @@ class Sender:
         except Exception:
             log.exception("webhook.bug")
             outcome, state = "internal error", State.DUE
-        pause = delivery.pause(self._random) if state is State.DUE else 0.0
-        if pause is None:
+        again_in = delivery.pause(self._random) if state is State.DUE else 0.0
+        if again_in is None:
             state = State.GIVEN_UP
-        log.info("webhook.tried", state=state, outcome=outcome, again_in=round(pause or 0) or None)
-        await self._note(delivery, state, outcome, pause or 0.0)
+        again_in = again_in or 0.0
+        log.info("webhook.tried", state=state, outcome=outcome, again_in=round(again_in) or None)
+        await self._note(delivery, state, outcome, again_in)
 
     async def _send(self, delivery: Delivery) -> int:
         body = await self._body_of(delivery)
