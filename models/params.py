@@ -28,8 +28,16 @@ ALIASES = {"num_frames": "frames", "num_inference_steps": "steps", "guidance": "
 TEMPORAL_FACTOR = 6
 """Mochi's VAE turns k+1 latent frames into 6k+1 frames."""
 
+_NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 """ASCII control characters except tab and line ends. Text pasted from old encodings has others."""
+
+
+def _number(value: object) -> object:
+    """The number in a text: forms have nothing else, and clients put them into JSON, too."""
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
+        return value
+    return float(value) if "." in value else int(value)
 
 
 def _whole(value: object) -> object:
@@ -49,7 +57,8 @@ def _not_blank(value: str) -> str:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(_number)]
 Text = Annotated[str, AfterValidator(_plain_text)]
 
 
@@ -65,10 +74,10 @@ class GenerateParams(BaseModel):
     negative_prompt: Text = Field(
         default="", max_length=MAX_TEXT, description="What the video should not show."
     )
-    guidance_scale: float = Field(
+    guidance_scale: Number = Field(
         default=4.5, ge=2, le=10, description="How closely the video follows the prompt."
     )
-    fps: float = Field(default=16, ge=7, le=30, description="Frames a second; may be fractional.")
+    fps: Number = Field(default=16, ge=7, le=30, description="Frames a second; may be fractional.")
     frames: Whole = Field(default=52, ge=1, le=160, description="Frames in the video.")
     steps: Whole = Field(default=30, ge=10, le=75, description="Denoising steps.")
     seed: Whole = Field(
@@ -91,7 +100,9 @@ class GenerateParams(BaseModel):
 
 
 def parse_params(body: Mapping[str, Any]) -> tuple[GenerateParams, list[str]]:
-    """Validate a decoded JSON object.
+    """Validate a decoded JSON object, or the texts of a form.
+
+    A number may come as text.
 
     Returns:
         The parameters, and the unknown names in `body`.

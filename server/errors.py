@@ -90,6 +90,16 @@ class UnknownRouteError(HttpError):
         super().__init__(f"There is no such path or model here. The model is `{MODEL}`{where}.")
 
 
+class NoVersionError(HttpError):
+    """The path is that of a model, without the version of the API before it."""
+
+    def __init__(self, base_url: str) -> None:
+        super().__init__(
+            f"There is no such path here: the base URL of a client ends with the version of the "
+            f"API, like {base_url}/v1"
+        )
+
+
 class WrongVerbError(HttpError):
     """The path is right, the verb is not."""
 
@@ -97,9 +107,11 @@ class WrongVerbError(HttpError):
 class WrongContentTypeError(HttpError):
     """The declared content type is not one that the route takes."""
 
-    def __init__(self, other: str = "") -> None:
-        also = f", or a form as `{other}`" if other else ""
-        super().__init__(f"Invalid content type: send JSON as `application/json`{also}")
+    def __init__(self) -> None:
+        super().__init__(
+            "Invalid content type: send JSON as `application/json`, or a form as "
+            "`multipart/form-data` or `application/x-www-form-urlencoded`"
+        )
 
 
 class BadHeaderError(HttpError):
@@ -184,6 +196,7 @@ STATUS: dict[type[MochiError], int] = {
     ExpiredKeyError: 401,
     RevokedKeyError: 401,
     ForbiddenError: 403,
+    NoVersionError: 404,
     UnknownRouteError: 404,
     jobs.RequestNotFoundError: 404,
     VideoNotReadyError: 404,

@@ -37,6 +37,9 @@ _SERVICE_LINK = re.compile(
 
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 """
+_ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-f:]+\])(:(\d{1,5}|\*))?")
+"""As browsers send it; `*` in place of the port is every one."""
+LOCAL_ORIGINS = ("http://localhost:*", "http://127.0.0.1:*")
 SECRET = frozenset({"redis_url"})
 """Settings that may hold a password: error messages leave their values out."""
 
@@ -82,6 +85,14 @@ class ServerSettings(WorkerSettings):
         description=(
             "Proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted: addresses or "
             "networks, comma-separated, like 10.0.0.7,fd00::/8."
+        ),
+    )
+    cors_origins: str = Field(
+        default="",
+        description=(
+            "Origins whose pages may call this server from a browser, comma-separated, like "
+            "https://app.example; * is every one, and http://localhost:* every port. Empty: none; "
+            "with mock weights, those of this machine."
         ),
     )
     webhook_allow: str = Field(
@@ -142,6 +153,12 @@ class ServerSettings(WorkerSettings):
         )
 
     @property
+    def origins(self) -> tuple[str, ...]:
+        """Whose pages may call; see `cors_origins`."""
+        given = tuple(origin.strip() for origin in self.cors_origins.split(",") if origin.strip())
+        return given or (LOCAL_ORIGINS if self.mock or self.engine == "fake" else ())
+
+    @property
     def scheme(self) -> str:
         """The scheme that the gateway itself serves."""
         return "https" if self.tls_cert else "http"
@@ -192,6 +209,19 @@ class ServerSettings(WorkerSettings):
                     "A network of all addresses would let any client forge these headers",
                 )
         return proxies
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: str) -> str:
+        for origin in filter(None, map(str.strip, origins.split(","))):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise PydanticCustomError(
+                    "origin",
+                    "{origin} is no origin, which is a scheme and a host, and the port if it is "
+                    "not the scheme's own, without a path",
+                    {"origin": origin},
+                )
+        return origins
 
     @field_validator("webhook_allow")
     @classmethod

@@ -11,6 +11,7 @@ from server.api.links import Links
 from server.api.schemas import ResultBody, StatusBody, result_body, status_body
 from server.api.services import Services
 from server.keys.lookup import ApiKey, Scope
+from worker.errors import RequestNotFoundError
 from worker.job import Job
 
 
@@ -33,6 +34,11 @@ class Call:
         """The caller's key. Only on a path that needs one."""
         key: ApiKey = self.request.state.api_key
         return key
+
+    @property
+    def has_key(self) -> bool:
+        """Whether it was authenticated by a key; otherwise a signature has to stand for it."""
+        return hasattr(self.request.state, "api_key")
 
     @property
     def request_id(self) -> str:
@@ -64,13 +70,27 @@ class Call:
         self.key.require(Scope.READ)
         return await self.services.store.find(self.request_id, self.key.key_id)
 
+    async def find_signed_job(self, purpose: str, signature: str) -> Job:
+        """The request in the path, for a caller with a signed link instead of its key.
+
+        Raises:
+            RequestNotFoundError: never made, expired, or the signature is wrong.
+        """
+        signer = await self.services.video_links.signer()
+        if not signer.is_signed(purpose, self.request_id, signature):
+            raise RequestNotFoundError(self.request_id)
+        return await self.services.store.find_signed(self.request_id)
+
     async def status_body(self, job: Job, *, with_preview: bool = False) -> StatusBody:
         """The status with a forecast and, on demand, the latest preview."""
         eta_seconds = await self.services.forecaster.seconds_left(job)
         preview = None
         if with_preview and job.preview_step is not None:
             preview = await self.services.store.preview(job.request_id)
-        return status_body(job, self.links(job.request_id), eta_seconds, preview)
+        links, events_url = self.links(job.request_id), None
+        if not job.status.is_final:
+            events_url = links.events(await self.services.video_links.signer())
+        return status_body(job, links, events_url, eta_seconds, preview)
 
     async def result_body(self, job: Job) -> ResultBody:
         """The result with a link to the video.

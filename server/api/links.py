@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from hmac import compare_digest
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -10,13 +13,19 @@ import structlog
 from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 
-from server.paths import VIDEO_PATH
+from server.paths import SIGNATURE, VIDEO_PATH
+from server.transport.parameters import Text
 from worker.errors import StorageError
 from worker.job import Job
 from worker.outputs.base import Outputs, video_name
 from worker.store.gateway_side import GatewayStore
 
 SHORTEST_LINK_SECONDS = 5.0
+VIDEO, EVENTS = "video", "events"
+"""What a signature opens."""
+SIGNATURE_IN_QUERY = Text(
+    name=SIGNATURE, description="As in the `events_url` of the status: it stands for the key."
+)
 _ANY_VIDEO = video_name(str(UUID(int=0)), "0" * 12)
 """The name of a video that never exists."""
 
@@ -33,22 +42,48 @@ class Links:
         self.response = f"{base}/v2/requests/{request_id}"
         self.status = f"{self.response}/status"
         self.cancel = f"{self.response}/cancel"
-        self.events = f"{self.response}/events"
 
-    def video(self, signer: Signer) -> str:
+    def video(self, signer: LinkSigner) -> str:
         """The video, for anyone with the link, as long as the record lives."""
-        signature = signer.get_signature(self.request_id).decode()
-        path = VIDEO_PATH.format(request_id=self.request_id)
-        return f"{self.base}{path}?signature={signature}"
+        signature = signer.sign(VIDEO, self.request_id)
+        return self.base + VIDEO_PATH.format(signature=signature, request_id=self.request_id)
+
+    def events(self, signer: LinkSigner) -> str:
+        """The events, for anyone with the link: a browser's `EventSource` sends no header."""
+        return f"{self.response}/events?{SIGNATURE}={signer.sign(EVENTS, self.request_id)}"
 
 
-async def load_signer(store: GatewayStore) -> Signer:
+@dataclass(frozen=True)
+class LinkSigner:
+    """Signs links that work without a key, each for one purpose and one request."""
+
+    secret: str
+
+    def sign(self, purpose: str, request_id: str) -> str:
+        return _signature(self.secret, purpose, request_id)
+
+    def is_signed(self, purpose: str, request_id: str, signature: str) -> bool:
+        """Whether `signature` is the one: itsdangerous takes several spellings of it.
+
+        Any text of a client may come here, so nothing is cached.
+        """
+        right = _signature.__wrapped__(self.secret, purpose, request_id)
+        return compare_digest(right.encode(), signature.encode("utf-8", "surrogatepass"))
+
+
+@lru_cache(maxsize=4096)  # a request is polled many times
+def _signature(secret: str, purpose: str, request_id: str) -> str:
+    signer = Signer(secret, salt=purpose, digest_method=hashlib.sha256)
+    return signer.get_signature(request_id).decode()
+
+
+async def load_signer(store: GatewayStore) -> LinkSigner:
     """Read the secret that all gateways share.
 
     Raises:
         BrokerUnavailableError: it cannot be read.
     """
-    return Signer(await store.link_secret(), salt="video", digest_method=hashlib.sha256)
+    return LinkSigner(await store.link_secret())
 
 
 class VideoLinks:
@@ -69,10 +104,10 @@ class VideoLinks:
         self._store = store
         self._retention_seconds = retention_seconds
         self._public_url = public_url
-        self._signer: Signer | None = None
+        self._signer: LinkSigner | None = None
         self._store_origin: str | None = None
 
-    async def signer(self) -> Signer:
+    async def signer(self) -> LinkSigner:
         if self._signer is None:
             self._signer = await load_signer(self._store)
         return self._signer

@@ -15,11 +15,13 @@ from models.example import EXAMPLE_REQUEST
 from models.params import MODEL, GenerateParams
 from server.api.schemas import VIDEO_TYPE, FailedBody
 from server.api.submission import WEBHOOK_URL
-from server.api.video_object import FORM, SIZE
+from server.api.video_object import SIZE
 from server.errors import MEANING
 from server.paths import PUBLIC
+from server.transport.body import JSON, MULTIPART, URLENCODED
 from server.transport.error_body import ErrorBody
 from server.transport.parameters import Text
+from server.transport.responses import RESET_AT
 
 
 def _header(description: str, kind: str = "string") -> dict[str, Any]:
@@ -36,10 +38,10 @@ RATE_HEADERS = {
     ),
     "x-ratelimit-remaining": _header("Requests left of these.", "integer"),
     "x-ratelimit-reset": _header("Seconds until one more is allowed.", "integer"),
+    RESET_AT: _header("The same, as a time."),
 }
 RETRY_HEADERS = RATE_HEADERS | {
     "retry-after": _header("Seconds to wait.", "integer"),
-    "x-rate-limit-reset-at-utc": _header("The same, as a time."),
 }
 SUBMIT_HEADERS = {
     "x-ignored-parameters": _header("Unknown names in the body."),
@@ -64,7 +66,7 @@ METRICS_TEXT: dict[str, Any] = {
     "content": {"text/plain": {"schema": {"type": "string"}}},
 }
 FAILED: dict[str, Any] = {"model": FailedBody, "description": MEANING[422]}
-EVENTS: dict[str, Any] = {
+EVENT_STREAM: dict[str, Any] = {
     "description": (
         "`status` first and at each change of state; `progress` or `preview` in between, with the "
         "status as JSON; finally `output` with the result, or `status` with the failure."
@@ -77,25 +79,23 @@ REQUEST_ID = Text(
     is_required=True,
     description="As in the response to the submit.",
 )
-GENERATE_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": _reference("GenerateRequest"),
-            "example": EXAMPLE_REQUEST,
-        }
-    },
-}
-VIDEO_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": _reference("VideoRequest"),
-            "example": {"prompt": "a pond"},
+
+
+def _body(component: str, example: dict[str, Any]) -> dict[str, Any]:
+    """A request body as JSON or as a form."""
+    schema = {"schema": _reference(component)}
+    return {
+        "required": True,
+        "content": {
+            JSON: {**schema, "example": example},
+            MULTIPART: schema,
+            URLENCODED: schema,
         },
-        FORM: {"schema": _reference("VideoRequest")},
-    },
-}
+    }
+
+
+GENERATE_BODY = _body("GenerateRequest", EXAMPLE_REQUEST)
+VIDEO_BODY = _body("VideoRequest", {"prompt": "a pond"})
 
 
 def _generate_request() -> dict[str, Any]:

@@ -207,7 +207,11 @@ def submitted_body(links: Links) -> SubmittedBody:
 
 
 def status_body(
-    job: Job, links: Links, eta_seconds: float | None = None, preview: str | None = None
+    job: Job,
+    links: Links,
+    events_url: str | None = None,
+    eta_seconds: float | None = None,
+    preview: str | None = None,
 ) -> StatusBody:
     """The status of a request that has not failed."""
     is_final = job.status.is_final
@@ -225,7 +229,7 @@ def status_body(
         eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
         attempt=job.attempt,
         cancel_url=None if is_final else links.cancel,
-        events_url=None if is_final else links.events,
+        events_url=events_url,
         expires_at=expires_at(job),
         preview=preview,
         warnings=job.warnings if is_final else None,

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
-from python_multipart.exceptions import MultipartParseError
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
 
 from models.errors import InvalidParametersError
 from models.params import ALIASES, HEIGHT, MODEL, WIDTH, GenerateParams, parse_params
-from server.errors import MalformedBodyError, UnknownRouteError, WrongContentTypeError
-from server.transport.body import media_type, read_bytes, read_object
+from server.errors import UnknownRouteError
+from server.transport.body import NO_FILE
 from worker.job import Job, Status
 from worker.store.gateway_side import Page
 
 SIZE = f"{WIDTH}x{HEIGHT}"
 """Of every video."""
-FORM = "multipart/form-data"
-MOST_FIELDS = 100
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _FAR = 10**9
 _FRAMES: dict[str, Any] = GenerateParams.model_json_schema()["properties"]["frames"]
-_NO_FILE = "`input_reference` is not supported: Mochi 1 makes videos from text. Send no files."
 
 
 VideoStatus = Literal["queued", "in_progress", "completed", "failed"]
@@ -109,24 +102,6 @@ def video_page(page: Page) -> VideoPage:
     )
 
 
-async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
-    """Read JSON or a form; the text of a form's field becomes a number where one is expected.
-
-    Raises:
-        WrongContentTypeError: the body is declared to be neither JSON nor a form.
-        EncodedBodyError: it is compressed.
-        BodyTooLargeError: it is longer than `most_bytes`.
-        MalformedBodyError: it is not what it is declared to be.
-        InvalidParametersError: the form holds a file.
-    """
-    match media_type(request):
-        case "application/json":
-            return await read_object(request, most_bytes)
-        case "multipart/form-data":
-            return await _read_form(request, most_bytes)
-    raise WrongContentTypeError(FORM)
-
-
 def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
     """Translate to the parameters of the model: `seconds` become `frames`, `model` and `size` go.
 
@@ -141,7 +116,7 @@ def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
     if fields.get("size", SIZE) != SIZE:
         raise InvalidParametersError(f"`size` must be {SIZE}: Mochi 1 makes no other size.")
     if "input_reference" in fields:
-        raise InvalidParametersError(_NO_FILE)
+        raise InvalidParametersError(NO_FILE)
     for alias, name in ALIASES.items():
         if fields.keys() >= {alias, name}:
             raise InvalidParametersError(f"Give `{alias}` or `{name}`, not both.")
@@ -161,38 +136,6 @@ def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
 
 def seconds_of(params: GenerateParams) -> str:
     return f"{params.frames / params.fps:.6g}"
-
-
-async def _read_form(request: Request, most_bytes: int) -> dict[str, Any]:
-    body = await read_bytes(request, most_bytes)
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = MultiPartParser(
-        request.headers, stream(), max_fields=MOST_FIELDS, max_files=1, max_part_size=most_bytes
-    )
-    try:
-        form = await parser.parse()
-    except (MultiPartException, MultipartParseError) as error:
-        raise MalformedBodyError(f"The body is not a form: {error}") from None
-    except (KeyError, ValueError, LookupError, UnicodeError):
-        raise MalformedBodyError("The body is not a form.") from None
-    items = form.multi_items()
-    await form.close()
-    if len({name for name, _ in items}) != len(items):
-        raise MalformedBodyError("The body names a field twice.")
-    return {name: _typed(name, value) for name, value in items}
-
-
-def _typed(name: str, value: object) -> object:
-    """The value of a form's field, which is text or a file."""
-    if not isinstance(value, str):
-        raise InvalidParametersError(_NO_FILE)
-    field = GenerateParams.model_fields.get(ALIASES.get(name, name))
-    if field is None or field.annotation is str or not _NUMBER.fullmatch(value):
-        return value
-    return float(value) if "." in value else int(value)
 
 
 def _as_number(value: object) -> float:

@@ -1,14 +1,19 @@
-"""Reads request bodies: size and time limits, and strict JSON."""
+"""Reads request bodies: size and time limits, strict JSON, and forms."""
 
 from __future__ import annotations
 
 import asyncio
 import codecs
 import json
+from collections.abc import AsyncGenerator
 from typing import Any, NoReturn
+from urllib.parse import parse_qsl
 
+from python_multipart.exceptions import MultipartParseError
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from models.errors import InvalidParametersError
 from server.errors import (
     BodyTooLargeError,
     EncodedBodyError,
@@ -16,20 +21,37 @@ from server.errors import (
     WrongContentTypeError,
 )
 
+NO_FILE = "`input_reference` is not supported: Mochi 1 makes videos from text. Send no files."
 BODY_SECONDS = 10.0
+JSON = "application/json"
+MULTIPART = "multipart/form-data"
+URLENCODED = "application/x-www-form-urlencoded"
+MOST_FIELDS = 100
+"""Of a form."""
 
 
-async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
-    """The body as a dict.
+async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
+    """The fields of a body, from JSON or a form.
+
+    Those of a form are text. One that is null is as if it were not there.
 
     Raises:
-        WrongContentTypeError: it is not declared to be JSON.
+        WrongContentTypeError: it is declared to be neither.
         EncodedBodyError, BodyTooLargeError, MalformedBodyError: see `read_bytes` and
             `parse_object`.
+        InvalidParametersError: the form holds a file.
     """
-    if media_type(request) != "application/json":
-        raise WrongContentTypeError
-    return parse_object(await read_bytes(request, most_bytes))
+    match media_type(request):
+        case "application/json":
+            fields = parse_object(await read_bytes(request, most_bytes))
+            return {name: value for name, value in fields.items() if value is not None}
+        case "multipart/form-data":
+            items = await _parse_multipart(request, await read_bytes(request, most_bytes))
+        case "application/x-www-form-urlencoded":
+            items = _parse_urlencoded(await read_bytes(request, most_bytes))
+        case _:
+            raise WrongContentTypeError
+    return _unique(items)
 
 
 def media_type(request: Request) -> str:
@@ -93,6 +115,39 @@ async def read_bytes(request: Request, most_bytes: int) -> bytes:
     except ClientDisconnect:
         raise MalformedBodyError("The body ends early.") from None
     return bytes(body)
+
+
+async def _parse_multipart(request: Request, body: bytes) -> list[tuple[str, Any]]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(
+        request.headers, stream(), max_fields=MOST_FIELDS, max_files=1, max_part_size=len(body)
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, MultipartParseError) as error:
+        raise MalformedBodyError(f"The body is not a form: {error}") from None
+    except (KeyError, ValueError, LookupError, UnicodeError):
+        raise MalformedBodyError("The body is not a form.") from None
+    items = form.multi_items()
+    await form.close()
+    if not all(isinstance(value, str) for _, value in items):
+        raise InvalidParametersError(NO_FILE)
+    return items
+
+
+def _parse_urlencoded(body: bytes) -> list[tuple[str, Any]]:
+    try:
+        return parse_qsl(
+            body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS
+        )
+    except UnicodeDecodeError:
+        raise MalformedBodyError("The body is not a form: it is not UTF-8.") from None
+    except ValueError:
+        raise MalformedBodyError(
+            f"The body is not a form: it has more than {MOST_FIELDS} fields."
+        ) from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,6 +1,6 @@
 """ASGI middleware, the only one: Host, API key, HEAD, errors, security headers, log and metrics.
 
-It validates the Host header, authenticates the API key unless the path is in PUBLIC, and turns
+It validates the Host header, authenticates the API key where one is needed, and turns
 every exception into a response. It is pure ASGI, so no byte of a body is read before the key is
 checked.
 """
@@ -20,12 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import BadHostError, InvalidKeyError, MissingKeyError, OutOfFilesError
 from server.keys.lookup import ApiKey, KeyLookup, digest
 from server.keys.throttle import Throttle
-from server.paths import (
-    HOSTED_NAMES,
-    PROBES,
-    PUBLIC,
-    PUBLIC_FOLDERS,
-)
+from server.paths import FRONT_PAGE, HOSTED_NAMES, PROBES, needs_no_key
 from server.transport.responses import answer_for_bug, answer_for_exception
 from server.transport.security_headers import Headers, security_headers
 from server.transport.traffic import Traffic
@@ -69,6 +64,7 @@ class Middleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _drop_last_slash(scope)
         began = time.perf_counter()
         status = 0
 
@@ -120,8 +116,7 @@ class Middleware:
         path = scope["path"]
         if path not in PROBES:  # a probe may be HTTP/1.0, without Host
             state["base_url"] = self._public_url or self._asked_url(scope, headers)
-        is_public = path in PUBLIC or path in self._also_public or path.startswith(PUBLIC_FOLDERS)
-        if not is_public:
+        if path not in self._also_public and not needs_no_key(path, scope["query_string"]):
             state["api_key"] = await self._find(_secret(headers), scope)
 
     def _asked_url(self, scope: Scope, headers: _Values) -> str:
@@ -188,6 +183,13 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, BrokerUnavailableError) and error.is_refusal:
         return error.reason
     return None
+
+
+def _drop_last_slash(scope: Scope) -> None:
+    """Some clients end each path with one, and a redirect would lose their body."""
+    path = scope["path"]
+    if path.endswith("/") and path != FRONT_PAGE:
+        scope["path"] = path[:-1]
 
 
 def _fields(scope: Scope) -> dict[str, str | None]:

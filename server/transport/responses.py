@@ -19,8 +19,10 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from models.errors import MochiError
+from models.params import MODEL
 from server.errors import (
     STATUS,
+    NoVersionError,
     RangeError,
     TooManyBadKeysError,
     UnknownRouteError,
@@ -32,6 +34,7 @@ from worker.errors import LimitError, Rate, TooFastError
 
 MOST_IGNORED_NAMES = 20
 MOST_NAME_LENGTH = 40
+RESET_AT = "x-rate-limit-reset-at-utc"
 REPLAYED = {"Idempotency-Replayed": "true"}
 
 
@@ -47,6 +50,7 @@ def rate_limit(rate: Rate | None) -> dict[str, str]:
         "x-ratelimit-limit": str(rate.limit),
         "x-ratelimit-remaining": str(rate.remaining),
         "x-ratelimit-reset": str(math.ceil(rate.reset_seconds)),
+        RESET_AT: _utc_in(rate.reset_seconds),
     }
 
 
@@ -112,7 +116,11 @@ def _answer_for_routing(error: HTTPException, scope: Scope) -> Response:
         refusal = answer_for_error(wrong, scope["path"])
         refusal.headers["Allow"] = allowed
         return refusal
-    return answer_for_error(UnknownRouteError(has_docs=app.openapi_url is not None), scope["path"])
+    path, has_docs = scope["path"], app.openapi_url is not None
+    if path == f"/{MODEL}":
+        base_url = scope["state"]["base_url"]
+        return answer_for_error(NoVersionError(base_url), path)
+    return answer_for_error(UnknownRouteError(has_docs=has_docs), path)
 
 
 def _error_body(text: str, status: int, path: str, request_id: str | None) -> BaseModel:
@@ -133,9 +141,9 @@ def _verbs(routes: Iterable[Route], scope: Scope) -> str:
 
 
 def _retry_headers(seconds: float) -> dict[str, str]:
-    whole = math.ceil(seconds)
-    reset = datetime.now(UTC) + timedelta(seconds=whole)
-    return {
-        "retry-after": str(whole),
-        "x-rate-limit-reset-at-utc": reset.strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
+    return {"retry-after": str(math.ceil(seconds)), RESET_AT: _utc_in(seconds)}
+
+
+def _utc_in(seconds: float) -> str:
+    time = datetime.now(UTC) + timedelta(seconds=math.ceil(seconds))
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -15,8 +15,10 @@ from typing_extensions import override
 
 from models.errors import MochiError
 from server.api.call import Call
-from server.api.openapi import EVENTS, REQUEST_ID, errors
+from server.api.links import EVENTS, SIGNATURE_IN_QUERY
+from server.api.openapi import EVENT_STREAM, REQUEST_ID, errors
 from server.api.schemas import failed_body
+from server.paths import EVENTS_PATH
 from server.transport.parameters import Text, documented
 from worker.job import Job, Status
 
@@ -35,19 +37,22 @@ _log = structlog.get_logger()
 
 
 @router.get(
-    "/v2/requests/{request_id}/events",
+    EVENTS_PATH,
     response_class=StreamingResponse,
     responses={
-        200: EVENTS,
+        200: EVENT_STREAM,
         204: {"description": "The client has got the last event: it need not connect again."},
         **errors(401, 403, 404, 500, 502),
     },
-    openapi_extra={"parameters": documented(REQUEST_ID, LAST_EVENT_ID)},
+    openapi_extra={"parameters": documented(REQUEST_ID, SIGNATURE_IN_QUERY, LAST_EVENT_ID)},
 )
 async def stream_events(request: Request) -> Response:
     """The status whenever it changes, as server-sent events, until the request has ended."""
     call = Call.of(request)
-    job = await call.find_job()
+    if call.has_key:
+        job = await call.find_job()
+    else:
+        job = await call.find_signed_job(EVENTS, SIGNATURE_IN_QUERY.read(request))
     if job.status.is_final and LAST_EVENT_ID.read(request) == FINAL_ID:
         return Response(status_code=204)
     # Not as FastAPI streams: its response would have begun before an unknown request is a 404.

@@ -26,7 +26,7 @@ from server.api.submission import (
     Submission,
 )
 from server.api.video_file import video_response
-from server.transport.body import read_object
+from server.transport.body import read_fields
 from server.transport.disconnect import ends_before_hang_up
 from server.transport.parameters import documented
 from server.transport.responses import answer
@@ -93,7 +93,7 @@ async def generate_video(request: Request) -> Response:
 
 async def _read(call: Call) -> Submission:
     call.require_submit()
-    body = await read_object(call.request, call.services.settings.body_bytes)
+    body = await read_fields(call.request, call.services.settings.body_bytes)
     return await Submission.read(call, body)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hmac import compare_digest
 from typing import Any
 
 import structlog
@@ -11,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.call import Call
+from server.api.links import SIGNATURE_IN_QUERY, VIDEO
 from server.api.openapi import FAILED, REQUEST_ID, VIDEO_BYTES, VIDEO_RANGE, errors
 from server.api.schemas import CancelBody, ResultBody, StatusBody, failed_body
 from server.api.video_file import video_response
 from server.keys.lookup import Scope
-from server.paths import VIDEO_PATH
+from server.paths import OLD_VIDEO_PATH, SIGNATURE, VIDEO_PATH
 from server.transport.parameters import Flag, Text, documented
 from server.transport.responses import answer
 from worker.errors import RequestNotFoundError
@@ -25,8 +25,8 @@ PREVIEW = Flag(
     name="preview",
     description="`true` or `1`: include the latest preview picture, if there is one.",
 )
-SIGNATURE = Text(
-    name="signature", is_required=True, description="As in the `output` of the result."
+SIGNATURE_IN_PATH = Text(
+    name=SIGNATURE, place="path", is_required=True, description="As in the `output` of the result."
 )
 _CANCEL: dict[str, Any] = {
     "status_code": 202,
@@ -40,6 +40,10 @@ _RESULT: dict[str, Any] = {
     "response_model": ResultBody | StatusBody,
     "responses": {422: FAILED, **errors(401, 403, 404, 500, 502)},
     "openapi_extra": {"parameters": documented(REQUEST_ID)},
+}
+_VIDEO: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
 }
 
 router = APIRouter(tags=["Requests"])
@@ -99,22 +103,17 @@ async def cancel_request(request: Request) -> Response:
 
 @router.get(
     VIDEO_PATH,
-    response_class=Response,
-    responses={200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
-    openapi_extra={"security": [], "parameters": documented(REQUEST_ID, SIGNATURE)},
+    openapi_extra={"security": [], "parameters": documented(SIGNATURE_IN_PATH, REQUEST_ID)},
+    **_VIDEO,
 )
+@router.get(OLD_VIDEO_PATH, name="download_video_by_old_link", include_in_schema=False, **_VIDEO)
 async def download_video(request: Request) -> Response:
     """The video itself, whole or in ranges. Needs no key: the link is signed."""
     call = Call.of(request)
-    request_id = call.request_id
-    signer = await call.services.video_links.signer()
-    signature = SIGNATURE.read(request)
-    # Not `verify_signature`: it takes several spellings of one signature.
-    if not compare_digest(signer.get_signature(request_id), signature.encode()):
-        raise RequestNotFoundError(request_id)
-    job = await call.services.store.find_signed(request_id)
+    signature = request.path_params.get(SIGNATURE) or SIGNATURE_IN_QUERY.read(request)
+    job = await call.find_signed_job(VIDEO, signature)
     if job.status is not Status.COMPLETED:
-        raise RequestNotFoundError(request_id)
+        raise RequestNotFoundError(job.request_id)
     # A player may cache the video, but not for longer than it is kept here.
     kept = {"cache-control": f"private, max-age={call.services.video_links.seconds_left(job):.0f}"}
     return await video_response(call.services.outputs, job, kept, request)

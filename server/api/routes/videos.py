@@ -25,7 +25,6 @@ from server.api.video_object import (
     DeletedVideo,
     VideoObject,
     VideoPage,
-    read_fields,
     to_parameters,
     video_object,
     video_page,
@@ -33,6 +32,7 @@ from server.api.video_object import (
 from server.errors import VideoNotReadyError
 from server.keys.lookup import Scope
 from server.paths import VIDEOS_PATH
+from server.transport.body import read_fields
 from server.transport.error_body import VideosErrorBody
 from server.transport.parameters import Choice, Text, WholeNumber, documented
 from server.transport.responses import answer

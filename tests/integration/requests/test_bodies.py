@@ -70,3 +70,85 @@ def test_the_videos_route_takes_the_names_of_other_servers(server: Stack) -> Non
     both = client.post("/v1/videos", json={**POND, "num_frames": 9})
     assert both.json()["error"]["message"] == "Give `num_frames` or `frames`, not both."
     assert refusal(client.post("/v2/mochi-1", json={"prompt": 1, "num_frames": 9}), 400)
+
+
+@pytest.mark.parametrize("path", [*SUBMITS, "/v1/videos"])
+def test_a_form_of_either_kind_is_taken_as_json_is(server: Stack, path: str) -> None:
+    client = server.http()
+    fields = {"prompt": "café & pond", "frames": "1", "steps": "10", "fps": "7.5", "seed": "-1"}
+    multipart = {name: (None, value) for name, value in fields.items()}
+    for answer in (client.post(path, data=fields), client.post(path, files=multipart)):
+        assert answer.status_code == 200, answer.text
+        is_video = answer.headers["content-type"] == "video/mp4"
+        body = {"id": answer.headers["x-request-id"]} if is_video else answer.json()
+        params = json.loads(server.record(body.get("id") or body["request_id"])["params"])
+        assert params["prompt"] == "café & pond"
+        assert (params["frames"], params["steps"], params["fps"]) == (1, 10, 7.5)
+        assert params["seed"] >= 0
+
+
+def test_null_is_the_default_of_an_optional_field_and_text_may_be_a_number(server: Stack) -> None:
+    optional = ["negative_prompt", "guidance_scale", "fps", "frames", "steps", "seed"]
+    nulls = dict.fromkeys([*optional, "webhook_url", "x-mock-scenario"])
+    answer = server.http().post(
+        "/v2/mochi-1", json={"prompt": "a pond", **nulls, "steps": "10", "guidance_scale": "3"}
+    )
+    assert answer.status_code == 200, answer.text
+    assert "x-ignored-parameters" not in answer.headers
+    params = json.loads(server.record(answer.json()["request_id"])["params"])
+    assert (params["frames"], params["steps"], params["guidance_scale"]) == (52, 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"prompt": None}, "`prompt` is required"),
+        ({"prompt": "a", "steps": "9"}, "`steps` must be a whole number from 10 to 75; got 9."),
+        ({"prompt": "a", "steps": "10.5"}, "`steps` must be a whole number"),
+        ({"prompt": "a", "steps": ""}, "`steps` must be a whole number"),
+        ({"prompt": "a", "steps": " 10"}, "`steps` must be a whole number"),
+        ({"prompt": "a", "steps": "1e1"}, "`steps` must be a whole number"),
+        ({"prompt": "a", "steps": "\u0661\u0660"}, "`steps` must be a whole number"),
+        ({"prompt": "a", "fps": "nan"}, "`fps` must be a number from 7 to 30"),
+        ({"prompt": "a", "seed": "9" * 20}, "`seed` must be a whole number"),
+        ({"prompt": "a", "frames": True}, "`frames` must be a whole number"),
+    ],
+)
+def test_nothing_else_loosens(server: Stack, body: dict[str, Any], says: str) -> None:
+    assert says in refusal(server.http().post("/v2/mochi-1", json=body), 400)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "says"),
+    [
+        ("application/x-www-form-urlencoded", b"prompt=a&prompt=b", "a field twice"),
+        ("application/x-www-form-urlencoded", b"prompt=%ff", "not UTF-8"),
+        ("application/x-www-form-urlencoded", b"prompt=\xff", "not UTF-8"),
+        ("application/x-www-form-urlencoded", b"a=1&" * 101, "more than 100 fields"),
+        ("application/x-www-form-urlencoded", b"", "`prompt` is required"),
+        ("application/x-www-form-urlencoded", b"&&==&", "`prompt` is required"),
+        ("application/x-www-form-urlencoded", b'{"prompt": "a"}', "`prompt` is required"),
+        ("multipart/form-data; boundary=x", b"nonsense", "not a form"),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\nc\r\n--x--\r\n',
+            "Send no files",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", SUBMITS)
+def test_a_form_that_is_wrong_says_what_is(
+    server: Stack, path: str, content_type: str, body: bytes, says: str
+) -> None:
+    answer = server.http().post(path, content=body, headers={"content-type": content_type})
+    assert says in refusal(answer, 400)
+
+
+@pytest.mark.parametrize("path", SUBMITS)
+def test_a_slash_at_the_end_of_a_path_changes_nothing(server: Stack, path: str) -> None:
+    client = server.http()
+    answer = client.post(f"{path}/", json=POND)
+    assert answer.status_code == 200, answer.text
+    assert client.get("/v1/videos/").status_code == 200
+    assert refusal(client.get("/v1/nothing/"), 404)
+    assert refusal(client.post(f"{path}//", json=POND), 404)

@@ -81,6 +81,23 @@ def test_whose_request_it_is_not_hears_nothing(stack: Stack) -> None:
     assert client.delete(f"/v2/requests/{request_id}").status_code == 202
 
 
+def test_the_link_of_a_status_needs_no_key_and_opens_the_events_of_one_request(
+    stack: Stack,
+) -> None:
+    client = stack.http()
+    one, other = (
+        client.get(f"/v2/requests/{submit(client)}/status").json()["events_url"] for _ in range(2)
+    )
+    with httpx.stream("GET", one) as response:
+        assert response.status_code == 200
+        assert next(events(response))[0] == "status"
+    for url in (one, other):
+        client.delete(url.rpartition("/")[0])
+    path, _, signature = one.partition("?")
+    assert refusal(httpx.get(f"{other.partition('?')[0]}?{signature}"), 404)
+    assert refusal(httpx.get(path), 401)
+
+
 def test_an_answer_of_events_is_neither_kept_nor_held_back_on_its_way(stack: Stack) -> None:
     client = stack.http()
     request_id = submit(client)

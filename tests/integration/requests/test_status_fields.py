@@ -58,7 +58,8 @@ def test_a_request_tells_where_it_stands_until_it_has_ended(stack: Stack) -> Non
     assert (body["status"], body["stage"]) == ("PROCESSING", "denoising")
     assert (body["total_steps"], body["attempt"]) == (60, 1)
     assert body["progress"] == 100 * body["step"] // 60
-    assert body["events_url"] == f"{stack.url}/v2/requests/{running}/events"
+    events_url, _, signature = body["events_url"].partition("?signature=")
+    assert (events_url, len(signature)) == (f"{stack.url}/v2/requests/{running}/events", 43)
     behind = status(client, waiting)
     assert (behind["status"], behind["stage"]) == ("QUEUED", "queued")
     assert (behind["step"], behind["attempt"], behind["queue_position"]) == (0, 0, 1)

@@ -46,7 +46,7 @@ def test_seconds_become_frames(server: Stack, seconds: object) -> None:
     assert '"frames":15' in server.record(answer.json()["id"])["params"]
 
 
-@pytest.mark.parametrize("seconds", [True, None, [], "", "1e3", "nan", "-1", 0, 10**400, 1e300])
+@pytest.mark.parametrize("seconds", [True, [], "", "1e3", "nan", "-1", 0, 10**400, 1e300])
 def test_what_is_no_length_is_400(server: Stack, seconds: object) -> None:
     body = {"prompt": "a pond", "seconds": seconds}
     assert "`seconds` must be" in refusal(server.http().post("/v1/videos", json=body), 400)
@@ -118,7 +118,7 @@ def test_an_empty_list_is_a_list(server: Stack) -> None:
         ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; name=a", 400),
         ("multipart/form-data; boundary=x; charset=odd", b"--x\r\n", 400),
         ("multipart/form-data; boundary=\xff", b"--x\r\n", 400),
-        ("application/x-www-form-urlencoded", b"prompt=a", 406),
+        ("application/x-www-form-urlencoded", b"prompt=%ff", 400),
         ("", b"{}", 406),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_link_needs_no_key_and_says_what_it_is(made: dict[str, Any], content: 
 
 
 def test_an_altered_signature_opens_nothing(made: dict[str, Any]) -> None:
-    path, _, signature = made["output"].partition("?signature=")
+    folder, signature, name = made["output"].rsplit("/", 2)
     flipped = "B" if signature[9] != "B" else "C"
     altered = [
         signature[:9] + flipped + signature[10:],
@@ -77,14 +77,25 @@ def test_an_altered_signature_opens_nothing(made: dict[str, Any]) -> None:
         "x" * 10_000,
     ]
     for text in altered:
-        answer = httpx.get(path, params={"signature": text})
-        assert refusal(answer, 404) == f"Request {made['request_id']} not found"
+        for link in (f"{folder}/{text}/{name}", f"{folder}/{name}?signature={text}"):
+            assert refusal(httpx.get(link), 404)
+
+
+def test_a_link_as_older_gateways_made_it_works_until_the_request_expires(
+    made: dict[str, Any], content: bytes
+) -> None:
+    folder, signature, name = made["output"].rsplit("/", 2)
+    assert httpx.get(f"{folder}/{name}?signature={signature}").content == content
+
+
+def test_a_download_is_named_after_the_end_of_its_link(made: dict[str, Any]) -> None:
+    assert made["output"].split("/").pop() == f"{made['request_id']}.mp4"
 
 
 def test_a_missing_signature_opens_nothing_not_even_with_the_key(
     server: Stack, made: dict[str, Any]
 ) -> None:
-    path = urlsplit(made["output"]).path
+    path = f"/v2/videos/{made['request_id']}.mp4"
     assert refusal(server.http().get(path), 404)
     assert refusal(httpx.get(f"{server.url}{path}"), 404)
 
@@ -93,16 +104,18 @@ def test_the_signature_of_another_request_opens_nothing(
     server: Stack, made: dict[str, Any]
 ) -> None:
     other = finished(server, server.http())
-    path = made["output"].partition("?")[0]
-    assert refusal(httpx.get(f"{path}?{urlsplit(other['output']).query}"), 404)
+    _, signature, _ = other["output"].rsplit("/", 2)
+    folder, _, name = made["output"].rsplit("/", 2)
+    assert refusal(httpx.get(f"{folder}/{signature}/{name}"), 404)
 
 
 @pytest.mark.parametrize(
     "name", ["..%2f..%2fkey", "%2e%2e%2fkey", "%2fetc%2fpasswd", "..", "%00", "x" * 5_000, "%ff"]
 )
 def test_no_name_leads_out_of_the_folder(server: Stack, made: dict[str, Any], name: str) -> None:
-    query = urlsplit(made["output"]).query
-    assert refusal(httpx.get(f"{server.url}/v2/videos/{name}.mp4?{query}"), 404)
+    folder, signature, _ = made["output"].rsplit("/", 2)
+    assert refusal(httpx.get(f"{folder}/{signature}/{name}.mp4"), 404)
+    assert refusal(httpx.get(f"{folder}/{name}.mp4?signature={signature}"), 404)
 
 
 # Ranges

@@ -78,7 +78,7 @@ def test_a_fraction_just_outside_its_range_is_refused(name: str, value: float) -
         (None, "null"),
         (True, "true"),
         (False, "false"),
-        ("12", "a string of 2 characters"),
+        ("1e", "a string of 2 characters"),
         ([12], "a list"),
         ({"a": 12}, "an object"),
         (math.nan, "nan"),
@@ -90,6 +90,12 @@ def test_a_fraction_just_outside_its_range_is_refused(name: str, value: float) -
 )
 def test_what_is_no_finite_number_is_refused(name: str, value: object, came: str) -> None:
     assert refusal(**{name: value}) == f"`{name}` must be {NUMBERS[name][0]}; got {came}."
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("text", ["10", "10.0"])
+def test_a_number_may_come_as_text(name: str, text: str) -> None:
+    assert getattr(parsed(**{name: text}), name) == 10
 
 
 @pytest.mark.parametrize("name", WHOLE)

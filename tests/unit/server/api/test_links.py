@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from itsdangerous import Signer
+import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from server.api.links import Links, VideoLinks, load_signer
+from server.api.links import EVENTS, VIDEO, Links, LinkSigner, VideoLinks, load_signer
 from tests.support.jobs import ask_gateway
 from worker.job import Job, Status
 from worker.outputs.local import LocalOutputs
@@ -16,7 +16,7 @@ REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 LINKS = Links("https://videos.example", REQUEST_ID)
 
 
-def signer_of_a_new_gateway(url: str) -> Signer:
+def signer_of_a_new_gateway(url: str) -> LinkSigner:
     return ask_gateway(url, load_signer)
 
 
@@ -39,8 +39,9 @@ def test_gateways_of_other_brokers_sign_otherwise(redis: Redis, redis_url: str) 
 
 def test_a_signature_is_for_one_request(redis_url: str) -> None:
     signer = signer_of_a_new_gateway(redis_url)
-    path, _, signature = LINKS.video(signer).partition("?signature=")
-    assert path == f"https://videos.example/v2/videos/{REQUEST_ID}.mp4"
+    base, signature, name = LINKS.video(signer).rsplit("/", 2)
+    assert base == "https://videos.example/v2/videos"
+    assert name == f"{REQUEST_ID}.mp4"
     assert len(signature) >= 43
     assert signature not in Links(LINKS.base, REQUEST_ID.replace("8", "9")).video(signer)
 
@@ -53,3 +54,13 @@ def test_a_link_lives_as_long_as_the_record_by_the_clock_of_the_broker(tmp_path:
     store = GatewayStore(AsyncRedis(), most_waiting=1, retention_seconds=60)
     links = VideoLinks(LocalOutputs(tmp_path), store, retention_seconds=60)
     assert [seconds_left(ms) for ms in (31_000, 2_000, 1_001_000)] == [30, 5, 60]
+
+
+@pytest.mark.parametrize("text", ["", "a", "é", "\ud800", "x" * 100_000])
+def test_only_the_signature_itself_opens_and_for_one_purpose(text: str) -> None:
+    signer = LinkSigner("secret")
+    signature = signer.sign(VIDEO, REQUEST_ID)
+    assert signer.is_signed(VIDEO, REQUEST_ID, signature)
+    assert not signer.is_signed(EVENTS, REQUEST_ID, signature)
+    assert not signer.is_signed(VIDEO, REQUEST_ID, text)
+    assert not signer.is_signed(VIDEO, REQUEST_ID, signature + text) or not text

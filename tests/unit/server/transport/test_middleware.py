@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from structlog.testing import capture_logs
 
+from server import paths as gate
 from server.app import create_app
 from server.keys.lookup import digest
 from server.keys.record import NewKey
@@ -25,13 +26,12 @@ from server.keys.store import create_key
 from server.keys.throttle import MOST_BAD_KEYS
 from server.paths import PUBLIC, PUBLIC_FOLDERS
 from server.settings import ServerSettings
-from server.transport import middleware as gate
 from tests.support.wire import call, refusal
 from worker.broker.connection import connect_gateway
 from worker.errors import StorageError
 from worker.store import keyspace
 
-SIGNED_VIDEO = "/v2/videos/{request_id}.mp4"
+SIGNED_VIDEOS = {"/v2/videos/{request_id}.mp4", "/v2/videos/{signature}/{request_id}.mp4"}
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "ODD")
 OPEN = {
     "/",
@@ -42,7 +42,7 @@ OPEN = {
     "/page/anything",
     "/readyz",
     "/version",
-    SIGNED_VIDEO,
+    *SIGNED_VIDEOS,
 }
 """Written out, and not taken from the gate: what is added there has to be added here as well."""
 
@@ -88,10 +88,25 @@ def test_nothing_but_this_list_is_reached_without_a_key(app: FastAPI) -> None:
     assert {"/v1/mochi-1", "/v2/mochi-1", "/v2/requests/{request_id}"} <= {*walk(app.routes)} - OPEN
 
 
+def test_a_signature_opens_events_alone(app: FastAPI) -> None:
+    paths = sorted({*walk(app.routes)} - OPEN)
+    answers = call(app, *(ask("GET", f"{path}?signature=guess") for path in paths))
+    opened = {
+        path for path, answer in zip(paths, answers, strict=True) if answer.status_code != 401
+    }
+    assert opened == {"/v2/requests/{request_id}/events"}
+
+
+@pytest.mark.parametrize("query", ["signature=", "signature=guess", "no_signature=guess"])
+def test_a_wrong_signature_of_events_is_404(app: FastAPI, query: str) -> None:
+    (answer,) = call(app, ask("GET", f"/v2/requests/any/events?{query}"))
+    assert refusal(answer, 404) == "Request any not found"
+
+
 def test_without_docs_the_list_is_shorter(redis_url: str, tmp_path: Path) -> None:
     settings = ServerSettings(data_dir=tmp_path, redis_url=redis_url, docs=False)
     app = create_app(settings, connect_gateway(redis_url))
-    assert open_without_a_key(app) == {"/healthz", "/readyz", "/version", SIGNED_VIDEO}
+    assert open_without_a_key(app) == {"/healthz", "/readyz", "/version", *SIGNED_VIDEOS}
 
 
 def test_a_new_route_needs_a_key_wherever_it_is_mounted(app: FastAPI) -> None:

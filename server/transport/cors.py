@@ -1,0 +1,52 @@
+"""Lets pages of other origins call the gateway from a browser (CORS, Fetch Standard)."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+from typing_extensions import override
+
+from server.transport.error_body import ErrorBody
+from server.transport.responses import answer
+
+ANY = "*"
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
+
+
+class Cors(CORSMiddleware):
+    """Answers preflights, which have no key, and marks the other responses for `origins`.
+
+    All response headers may be read. No cookies are used, so none are allowed.
+    """
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=[ANY] if ANY in origins else [],
+            allow_origin_regex="|".join(map(_pattern, origins)),
+            allow_methods=METHODS,
+            allow_headers=[ANY],
+            allow_private_network=True,
+            expose_headers=[ANY],
+        )
+
+    @override
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Refuse as everywhere: in JSON, with the remedy."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == HTTPStatus.OK:
+            return response
+        refusal = ErrorBody(
+            error=f"Pages of {request_headers['origin']} may not call this server so. Its operator "
+            "can allow their origin in MOCHI_CORS_ORIGINS."
+        )
+        return answer(refusal, response.status_code, {"vary": "Origin"})
+
+
+def _pattern(origin: str) -> str:
+    return re.escape(origin).replace(r":\*", r"(:\d+)?")
