@@ -157,6 +157,13 @@ class OutOfFilesError(HttpError):
         )
 
 
+class MockPaymentError(HttpError):
+    """What the hosted API answers without credits; here only as a mock scenario."""
+
+    def __init__(self) -> None:
+        super().__init__("Insufficient credits, as requested by the mock scenario.")
+
+
 class WaitTimeoutError(HttpError):
     """A blocking call reached its time limit, or the gateway stops. The request runs on."""
 
@@ -195,6 +202,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.KeyEndedError: 401,
     ExpiredKeyError: 401,
     RevokedKeyError: 401,
+    MockPaymentError: 402,
     ForbiddenError: 403,
     NoVersionError: 404,
     UnknownRouteError: 404,
@@ -242,6 +250,7 @@ the command line only."""
 MEANING: dict[int, str] = {
     400: "The body is not JSON; or a parameter or header is missing, wrong or out of range",
     401: "No API key, or one that is unknown, expired or revoked",
+    402: "Only as a mock scenario: the hosted API answers so without credits",
     403: "The API key may not do this",
     404: "Unknown model or route; unknown or expired request, or one made with another key; or a "
     "video that is not ready, or whose file is gone",

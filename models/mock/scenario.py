@@ -13,10 +13,13 @@ SCENARIO = "x-mock-scenario"
 MOST_SLOW_SECONDS = 3600
 LEAST_EXPIRE_SECONDS = 1
 FORM = (
-    r"^(fail|blocked|out_of_memory|crash|(slow|expire):[0-9]{1,6}(\.[0-9]{1,3})?)$"  # ASCII digits
+    r"^(fail|blocked|out_of_memory|crash|late_validation|payment_required|"
+    r"(slow|expire):[0-9]{1,6}(\.[0-9]{1,3})?)$"  # ASCII digits
 )
+LATE_VALIDATION = "late_validation"
+PAYMENT_REQUIRED = "payment_required"
 _FORM = re.compile(FORM)
-_FORM_OF_TESTS = re.compile(r"^(bug|hang|freeze|signal:[A-Z]+|(fail|warn):.+)$")
+_FORM_OF_TESTS = re.compile(r"^(bug|hang|freeze|signal:[A-Z]+|(fail|warn|late_validation):.+)$")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Scenario:
     | `crash`          | the worker's process dies, at each attempt: `worker_lost`       |
     | `slow:SECONDS`   | its run takes so much longer, spread over the steps             |
     | `expire:SECONDS` | nothing; but record and video are gone so long after the end    |
+
+    Two are of the hosted API, and the gateway's part in them is greater:
+
+    | `late_validation`  | wrong parameters are accepted; it ends FAILED, `internal`, at once |
+    | `payment_required` | the submit is refused with 402                                     |
 
     The tests of this project have further ones. A gateway accepts them with the fake engine only:
 
@@ -53,6 +61,10 @@ class Scenario:
     seconds: float = 0.0
     text: str = ""
 
+    def first_step(self, total: int) -> int:
+        """The step at which it happens, of so many."""
+        return 0 if self.name == LATE_VALIDATION else max(1, total // 2)
+
     @classmethod
     def parse(
         cls, text: object, *, retention_seconds: float = float("inf"), of_tests: bool = False
@@ -72,6 +84,7 @@ class Scenario:
             return scenario
         raise InvalidParametersError(
             f"`{SCENARIO}` must be one of `fail`, `blocked`, `out_of_memory`, `crash`, "
+            f"`{LATE_VALIDATION}`, `{PAYMENT_REQUIRED}`, "
             f"`slow:SECONDS` (0 to {MOST_SLOW_SECONDS}) and `expire:SECONDS` "
             f"({LEAST_EXPIRE_SECONDS} to {retention_seconds:g})."
         )

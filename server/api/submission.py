@@ -11,11 +11,12 @@ from typing import Any, Self
 import structlog
 from starlette.requests import Request
 
+from models.errors import InvalidParametersError
 from models.mock.scenario import FORM as SCENARIO_FORM
-from models.mock.scenario import SCENARIO, Scenario
+from models.mock.scenario import LATE_VALIDATION, PAYMENT_REQUIRED, SCENARIO, Scenario
 from models.params import MODEL, GenerateParams, hint, parse_params
 from server.api.call import Call
-from server.errors import BadHeaderError, BadQueryError
+from server.errors import BadHeaderError, BadQueryError, MockPaymentError
 from server.transport.parameters import Flag, SingleText, Text
 from server.transport.responses import REPLAYED, ignored_parameters, rate_limit, shown_names
 from server.webhooks.url import FIELD, MOST_LENGTH, webhook_url
@@ -57,6 +58,8 @@ MOCK_SCENARIO = Text(
     limits={"pattern": SCENARIO_FORM},
 )
 
+_REFUSED_LATER = GenerateParams(prompt="(refused)")
+"""Of a request whose own parameters are wrong, in the scenario `late_validation`."""
 _seeds = random.SystemRandom()
 _log = structlog.get_logger()
 
@@ -92,6 +95,7 @@ class Submission:
             InvalidParametersError: a field is wrong.
             BadHeaderError, BadQueryError: a header or a query parameter is wrong.
             BrokerUnavailableError: there is a mock scenario, and the workers are not known.
+            MockPaymentError: it is the scenario.
         """
         request = call.request
         is_dry_run = DRY_RUN.read(request)
@@ -102,8 +106,14 @@ class Submission:
         url = webhook_url(
             [*WEBHOOK_URL.values(request), body.get(FIELD)], call.services.webhook_guard
         )
-        params, unknown = parse_params({**parameters, **scenario_header})
         scenario_fields = await _scenario_fields(call, body)
+        try:
+            params, unknown = parse_params({**parameters, **scenario_header})
+        except InvalidParametersError as error:
+            if scenario_fields.get("scenario") != LATE_VALIDATION:
+                raise
+            scenario_fields["scenario"] += f":{error}"
+            params, unknown = _REFUSED_LATER, []
         known = {FIELD, SCENARIO} if scenario_fields else {FIELD}
         webhook_fields = {} if url is None else {"webhook_base": call.base_url, FIELD: url}
         ignored = [name for name in unknown if name not in known]
@@ -188,6 +198,8 @@ async def _scenario_fields(call: Call, body: Mapping[str, Any]) -> dict[str, str
         retention_seconds=settings.retention_seconds,
         of_tests=settings.engine == "fake",
     )
+    if scenario.name == PAYMENT_REQUIRED:
+        raise MockPaymentError
     fields = {"scenario": str(body[SCENARIO])}
     if scenario.name == "expire":
         fields["retention_ms"] = f"{scenario.seconds * 1000:.0f}"

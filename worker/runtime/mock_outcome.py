@@ -44,7 +44,7 @@ class MockOutcome:
             self._wait_until(time.monotonic() + self._slow_seconds)
         self._last_step = time.monotonic()
         self._run.on_step(step, total)
-        if self._scenario and step >= max(1, total // 2):
+        if self._scenario and step >= self._scenario.first_step(total):
             scenario, self._scenario = self._scenario, None
             _carry_out(scenario)
 
@@ -72,7 +72,7 @@ def _scenario_of(job: Job) -> Scenario | None:
 
 def _carry_out(scenario: Scenario) -> None:
     match scenario.name:
-        case "fail":
+        case "fail" | "late_validation":
             raise EngineError(scenario.text or "Failed as requested by the mock scenario.")
         case "blocked":
             raise ContentBlockedError("mock scenario", "frames")

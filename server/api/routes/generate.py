@@ -45,7 +45,7 @@ router = APIRouter(tags=["Generate"])
     response_model=SubmittedBody | DryRunBody,
     responses={
         200: {"headers": SUBMIT_HEADERS},
-        **errors(400, 401, 403, 406, 409, 413, 415, 429, 500, 502),
+        **errors(400, 401, 402, 403, 406, 409, 413, 415, 429, 500, 502),
     },
     openapi_extra={"parameters": documented(*_PARAMETERS, DRY_RUN), "requestBody": GENERATE_BODY},
 )
@@ -65,7 +65,7 @@ async def submit_video(request: Request) -> Response:
     responses={
         200: {**VIDEO_BYTES, "headers": RESULT_HEADERS},
         422: FAILED,
-        **errors(400, 401, 403, 406, 409, 413, 415, 429, 500, 502, 504),
+        **errors(400, 401, 402, 403, 406, 409, 413, 415, 429, 500, 502, 504),
     },
     openapi_extra={"parameters": documented(*_PARAMETERS), "requestBody": GENERATE_BODY},
 )

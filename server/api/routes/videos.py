@@ -61,7 +61,7 @@ _log = structlog.get_logger()
     response_model=VideoObject,
     responses={
         200: {"headers": SUBMIT_HEADERS},
-        **_errors(400, 401, 403, 404, 406, 409, 413, 415, 429, 500, 502),
+        **_errors(400, 401, 402, 403, 404, 406, 409, 413, 415, 429, 500, 502),
     },
     openapi_extra={
         "parameters": documented(IDEMPOTENCY_KEY, WEBHOOK_URL, MOCK_SCENARIO),

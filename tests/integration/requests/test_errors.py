@@ -369,3 +369,8 @@ def test_v1_past_its_limit_is_504_and_its_job_runs_on(server: Stack) -> None:
     status_url = f"/v2/requests/{request_id}/status"
     assert eventually(lambda: client.get(status_url).json()["status"] == "COMPLETED")
     assert client.get(f"/v2/requests/{request_id}").json()["video"]["file_size"] > 0
+
+
+def test_a_base_url_without_the_version_of_the_api_is_told_so(server: Stack) -> None:
+    says = refusal(server.http().post("/mochi-1", json=POND), 404)
+    assert says.endswith(f"like {server.url}/v1")

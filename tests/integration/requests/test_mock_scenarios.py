@@ -67,6 +67,34 @@ def test_a_request_fails_as_it_was_wished(
     assert (blocking.status_code, blocking.json()["error_code"]) == (422, code)
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"prompt": "a pond", "steps": 5}, "`steps` must be a whole number from 10 to 75; got 5."),
+        ({"steps": 10}, "`prompt` is required"),
+        (POND, "mock scenario"),
+    ],
+)
+def test_wrong_parameters_fail_late_as_the_hosted_api_lets_them(
+    stack: Stack, body: dict[str, Any], reason: str
+) -> None:
+    client, wish = stack.http(), {SCENARIO: "late_validation"}
+    submitted = client.post("/v2/mochi-1", json=body, headers=wish)
+    assert submitted.status_code == 200
+    failed = ended(client, submitted)
+    assert (failed["status"], failed["error_code"]) == ("FAILED", "internal")
+    assert reason in failed["error"]
+    blocking = client.post("/v1/mochi-1", json=body, headers=wish)
+    assert blocking.status_code == 422
+    assert reason in blocking.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/v1/mochi-1", "/v2/mochi-1"])
+def test_a_submit_without_credits_is_refused_as_by_the_hosted_api(stack: Stack, path: str) -> None:
+    answer = stack.http().post(path, json=POND, headers={SCENARIO: "payment_required"})
+    assert "Insufficient credits" in refusal(answer, 402)
+
+
 def test_a_field_of_the_body_does_the_same(stack: Stack) -> None:
     client = stack.http()
     submitted = client.post("/v2/mochi-1", json={**POND, SCENARIO: "fail", "other": 1})
