@@ -55,6 +55,8 @@ from worker.store.gateway_side import GatewayStore
 from worker.store.statistics import Statistics
 from worker.store.usage import UsageStore
 
+CHECK_END_SECONDS = 1.0
+"""For a check to end: a store that hangs must not hold up the end of the gateway."""
 CHECK_SECONDS = 2.0
 """Between two health checks of the broker, and of the store of videos."""
 OUTPUTS_PATIENCE_SECONDS = 10.0
@@ -101,6 +103,7 @@ def create_app(
             yield
         await end_tasks(checks)
         await sender.stop()
+        await asyncio.wait(checks, timeout=CHECK_END_SECONDS)  # they use the broker
         await broker.aclose()
 
     app = FastAPI(
