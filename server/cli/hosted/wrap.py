@@ -125,7 +125,10 @@ def _is_in_foreground() -> bool:
 def _report(proxy: Proxy, program: str) -> None:
     if proxy.refused:
         hosts = ", ".join(f"{host} ({number})" for host, number in proxy.refused.most_common())
-        _say(visible(f"mochi-server wrap: refused {proxy.refused.total()} connections: {hosts}."))
+        total = proxy.refused.total()
+        _say(
+            visible(f"mochi-server wrap: {total} refused connection{'s' * (total != 1)}: {hosts}.")
+        )
     if not proxy.led:
         _say(
             f"mochi-server wrap: {program} called no *{HOSTED_NAMES} through it. A program that "

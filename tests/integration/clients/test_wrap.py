@@ -84,7 +84,7 @@ assert client.run_sync("mochi-1", **body).content[4:8] == b"ftyp"
     assert all(link.startswith("https://api.segmind.com/v") for link in links)
 
 
-def test_so_do_requests_and_httpx_with_the_hosted_address_in_them(
+def test_requests_and_httpx_reach_it_with_the_hosted_address_in_them(
     server: Stack, folder: Path
 ) -> None:
     code = """
@@ -109,7 +109,23 @@ with httpx.Client(headers=headers, timeout=60) as client, ThreadPoolExecutor(20)
     assert python(server, folder, code) == "413 {200} HTTP/1.1\n"
 
 
-def test_so_does_curl(server: Stack, folder: Path) -> None:
+def test_a_blocking_call_that_is_given_up_is_cancelled(server: Stack, folder: Path) -> None:
+    code = """
+import httpx
+try:
+    httpx.post(url, json=body | {"x-mock-scenario": "slow:30"}, headers=headers, timeout=2)
+except httpx.ReadTimeout:
+    print("gave up")
+while True:
+    (video,) = httpx.get("https://api.segmind.com/v1/videos", headers=headers).json()["data"]
+    if video["error"]:
+        print(video["error"]["code"])
+        break
+"""
+    assert python(server, folder, code) == "gave up\ncancelled\n"
+
+
+def test_curl_reaches_the_local_server(server: Stack, folder: Path) -> None:
     video = folder / "pond.mp4"
     call = ["curl", "-sS", "-H", "content-type: application/json", "-d", json.dumps(BODY)]
     script = f'{shutil.which("curl")} "$@" -H "x-api-key: $SEGMIND_API_KEY" -o {video}'
@@ -131,7 +147,7 @@ def node_version() -> tuple[int, int]:
     node_version() < (22, 21) or (23, 0) <= node_version() < (24, 0),
     reason="an older Node.js takes no proxy from its variables",
 )
-def test_so_does_fetch_of_node(server: Stack, folder: Path) -> None:
+def test_fetch_of_node_reaches_the_local_server(server: Stack, folder: Path) -> None:
     code = f"""
 const response = await fetch("https://api.segmind.com/v1/mochi-1", {{
   method: "POST", body: JSON.stringify({json.dumps(BODY)}),
@@ -175,7 +191,7 @@ except requests.exceptions.ProxyError as error:
     assert done.output.count(f"403 {refusal.format('notsegmind.com')}\n") == 2
     assert done.output.count("403\n") == 3
     assert done.errors.splitlines()[:4] == [refusal.format(name) for name in names]
-    assert "refused 10 connections: segmind.com.example.com (3), " in done.errors
+    assert "10 refused connections: segmind.com.example.com (3), " in done.errors
     assert "called no *.segmind.com" in done.errors.splitlines()[-1]
 
 
