@@ -103,6 +103,7 @@ class Job:
         created_at, started_at, ended_at: milliseconds since 1970 by the broker's clock.
         traceparent: span of the submit, as W3C's header; empty without tracing.
         step: denoising steps done in the present run.
+        run_progress: of the present run, 0 to 99; see `Run.progress`.
         stage: present stage; of an ended request the last one.
         preview_step: step of the latest preview picture; None without one.
         position: place in the queue, 1 is next; only when QUEUED.
@@ -130,6 +131,7 @@ class Job:
     ended_at: int | None = None
     traceparent: str = ""
     step: int = 0
+    run_progress: int = 0
     stage: Stage = Stage.QUEUED
     preview_step: int | None = None
     position: int | None = None
@@ -166,6 +168,7 @@ class Job:
             status=Status(record["status"]),
             params_json=record["params"],
             stage=Stage.QUEUED if is_queued else Stage(record.get("stage", Stage.ENCODING_PROMPT)),
+            run_progress=int(record.get("progress", 0)),
             preview_step=int(record["preview"]) if record.get("preview") else None,
             position=position,
             warnings_json=record.get("warnings", "[]"),
@@ -207,12 +210,8 @@ class Job:
 
     @property
     def progress(self) -> int:
-        """Per cent of the denoising steps done, 0 to 100; 100 only when COMPLETED."""
-        if self.status is Status.COMPLETED:
-            return 100
-        if not self.step:
-            return 0
-        return min(99, 100 * self.step // self.params.steps)
+        """Per cent of the run's time, 0 to 100; 100 only when COMPLETED."""
+        return 100 if self.status is Status.COMPLETED else self.run_progress
 
 
 def _seconds_between(start: int | None, end: int | None) -> float | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import astuple, dataclass
+from statistics import fmean
 from typing import Self
 
 from models.params import TEMPORAL_FACTOR, GenerateParams
@@ -58,6 +60,36 @@ class Pace:
             case Stage.DENOISING:
                 return (steps - step) * self.step_seconds + self.video_seconds
         return max(0.0, self.seconds(steps) - elapsed)
+
+    def progress(self, steps: int, step: int, drawn: float) -> int:
+        """Per cent of a run's time, 0 to 99, once its prompt is encoded.
+
+        Args:
+            steps: of the whole run.
+            step: steps done.
+            drawn: share of the video's frames that are done, 0 to 1.
+        """
+        done = self.prompt_seconds + step * self.step_seconds + drawn * self.video_seconds
+        return min(99, int(100 * done / (self.seconds(steps) or 1)))
+
+
+USUAL = Pace(prompt_seconds=1, step_seconds=1, video_seconds=6)
+"""Before the first measurement, for `progress` alone: about the shares of a GPU."""
+
+
+def read_paces(kept: Iterable[tuple[str, str]], engines: Set[str]) -> dict[int, Pace]:
+    """The paces that the broker keeps, by latent frames: means of all these engines.
+
+    Args:
+        kept: latent frames and engine of runs, with the milliseconds of a `Pace`.
+        engines: others may be of another card, or of mock weights. Empty: all count.
+    """
+    found = defaultdict(list)
+    for runs, means in kept:
+        frames, _, engine = runs.partition(" ")
+        if not engines or engine in engines:
+            found[int(frames)].append([float(ms) / 1000 for ms in means.split()])
+    return {frames: Pace(*map(fmean, zip(*each, strict=True))) for frames, each in found.items()}
 
 
 def pace_for(latent_frames: int, measured: Mapping[int, Pace]) -> Pace | None:

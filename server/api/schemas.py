@@ -51,7 +51,7 @@ class StatusBody(BaseModel):
     status_url: str
     response_url: str
     metrics: Metrics
-    progress: int = Field(ge=0, le=100, description="Percentage of the denoising steps done.")
+    progress: int = Field(ge=0, le=100, description="Percentage of the run's time.")
     queue_position: int | None = absent_when_none("While QUEUED; 1 is next.")
     stage: Stage | None = absent_when_none("Stage of the run; until the end.")
     step: int = Field(description="Denoising steps done in the present run.")

@@ -44,7 +44,7 @@ class VideoObject(BaseModel):
     object: Literal["video"] = "video"
     model: Literal["mochi-1"] = MODEL  # type: ignore[assignment]  # it is that text
     status: VideoStatus
-    progress: int = Field(ge=0, le=100, description="Percentage of the denoising steps done.")
+    progress: int = Field(ge=0, le=100, description="Percentage of the run's time.")
     created_at: int
     completed_at: int | None = Field(default=None, description="When the video was ready.")
     expires_at: int | None = Field(

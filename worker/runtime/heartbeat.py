@@ -95,7 +95,8 @@ class Heartbeat(threading.Thread):
             self._requeue(run)
             orders = self._store.beat(worker, takes_more=False)
         else:
-            orders = self._store.beat(worker, run.lease, run.step, run.stage, takes_more=takes_more)
+            now = (run.step, run.stage, run.progress)
+            orders = self._store.beat(worker, run.lease, *now, takes_more=takes_more)
             if Order.LOST in orders:
                 run.lost.set()
             if Order.CANCEL in orders:

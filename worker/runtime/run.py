@@ -11,7 +11,7 @@ from threading import Event
 
 from models.engine import Picture
 from worker.job import CANCELLED, Stage
-from worker.pace import Pace
+from worker.pace import USUAL, Pace
 from worker.process.shutdown import Stop
 from worker.store.worker_side import Lease
 
@@ -46,9 +46,12 @@ class Run:
         seconds: time limit.
         stop: the process's state of shutdown.
         attempt: of the request, from 1.
+        pace: that the run is expected to have.
         lost: set by the heartbeat when another worker has the request, or it has ended.
         cancelled: set by the heartbeat when the client has cancelled.
         step: denoising steps done.
+        steps: all of them; 0 before the first call of `on_step`.
+        drawn: share of the frames that are encoded.
         entered: the stages so far, each with its start in nanoseconds since 1970.
         preview: step and picture that the heartbeat has not sent yet.
         is_watched: whether silence means that the engine hangs.
@@ -59,9 +62,12 @@ class Run:
     seconds: float
     stop: Stop
     attempt: int = 1
+    pace: Pace = USUAL
     lost: Event = field(default_factory=Event)
     cancelled: Event = field(default_factory=Event)
     step: int = 0
+    steps: int = 0
+    drawn: float = 0.0
     entered: list[tuple[Stage, int]] = field(
         default_factory=lambda: [(Stage.ENCODING_PROMPT, time.time_ns())]
     )
@@ -85,19 +91,25 @@ class Run:
         if stage is not self.stage:
             self.entered.append((stage, time.time_ns()))
 
-    def on_step(self, step: int, _total: int) -> None:
+    @property
+    def progress(self) -> int:
+        """Per cent of the run's time, 0 to 99. It never decreases."""
+        return self.pace.progress(self.steps, self.step, self.drawn) if self.steps else 0
+
+    def on_step(self, step: int, total: int) -> None:
         """The engine's step callback. Raises as `check`."""
         self.enter(Stage.DENOISING)
-        self.step = step
+        self.step, self.steps = step, total
         self.check()
         self._steps_at.append(self._last_sign)
 
-    def checked(self, frames: Iterator[bytes]) -> Iterator[bytes]:
-        """The same frames, with a check before each, as decoding takes long too."""
+    def checked(self, frames: Iterator[bytes], count: int) -> Iterator[bytes]:
+        """The same `count` frames, with a check before each, as decoding takes long too."""
         self.enter(Stage.DECODING)
-        for frame in frames:
+        for number, frame in enumerate(frames, start=1):
             self.check()
             yield frame
+            self.drawn = number / count
         self.enter(Stage.ENCODING_VIDEO)
 
     def check(self) -> None:
@@ -121,8 +133,8 @@ class Run:
         """Mean of one denoising step; the prompt's encoding is left out."""
         return (self._steps_at[-1] - self._steps_at[0]) / (len(self._steps_at) - 1)
 
-    def pace(self) -> Pace:
-        """Call it when the video is published."""
+    def measured(self) -> Pace:
+        """The pace that it had. Call it when the video is published."""
         return Pace(
             prompt_seconds=self._steps_at[0] - self._started,
             step_seconds=self.step_seconds,

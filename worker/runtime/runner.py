@@ -19,7 +19,7 @@ from models.video import encode
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.job import Job, Stage
 from worker.outputs.base import Outputs, video_name
-from worker.pace import Work
+from worker.pace import USUAL, Pace, Work, pace_for
 from worker.process.shutdown import Stop
 from worker.runtime.checkpoints import RunCheckpoints
 from worker.runtime.heartbeat import Heartbeat
@@ -75,7 +75,7 @@ class Runner:
         job = self.store.start(lease, self.worker, self.heartbeat.worker.store)
         if job is None:
             return
-        run = Run(lease, self.run_seconds, self.stop, job.attempt)
+        run = Run(lease, self.run_seconds, self.stop, job.attempt, self._pace(job))
         device = self.engine.traits.device
         with (
             structlog.contextvars.bound_contextvars(**run.log_fields),
@@ -137,7 +137,7 @@ class Runner:
         seconds["step"] = run.step_seconds
         with timed("video", seconds):
             clip = self.moderation.moderated(clip, job.params.frames)
-            clip = replace(clip, frames=run.checked(clip.frames))
+            clip = replace(clip, frames=run.checked(clip.frames, job.params.frames))
             self._encode(clip, job.params.fps, draft)
         _log.info(
             "run.encoded",
@@ -157,6 +157,11 @@ class Runner:
                 raise Requeued from None  # a signal to all processes has ended ffmpeg, too
             raise
 
+    def _pace(self, job: Job) -> Pace:
+        """The pace that earlier runs let expect."""
+        measured = self.store.paces(self.engine.traits)
+        return pace_for(Work.of(job.params).latent_frames, measured) or USUAL
+
     def _checkpoints(self, run: Run) -> RunCheckpoints | None:
         if not self.checkpoint_steps:
             return None
@@ -174,7 +179,7 @@ class Runner:
         return (*clip.warnings, *warnings_of(job, is_mock=traits.is_mock), *lossy)
 
     def _complete(self, job: Job, run: Run, result: Result) -> None:
-        pace = run.pace()  # before any wait for the broker
+        pace = run.measured()  # before any wait for the broker
         if self._write_completed(run.lease, result):
             _log.info("run.completed", bytes=result.file_size)
             self._remove_checkpoint(run.lease)

@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from statistics import fmean
 from typing import Any
 
 from redis.asyncio import Redis
 
 from worker.broker.connection import broker_errors
 from worker.job import Job, Stage, Status
-from worker.pace import Pace, Work, pace_for
+from worker.pace import Pace, Work, pace_for, read_paces
 from worker.store import keyspace, scripts
 from worker.store.presence import read_all
 from worker.store.scripts import pairs
@@ -113,7 +111,8 @@ class Forecaster:
 def _forecast(answer: list[Any], made_at: float) -> Forecast:
     found = dict(pairs(answer))
     workers = [worker for worker in read_all(found["workers"]) if not worker.pause]
-    paces = _paces(found["paces"], {str(worker.engine) for worker in workers})
+    # Of all engines when none is alive: the last worker may be finishing its last run.
+    paces = read_paces(pairs(found["paces"]), {str(worker.engine) for worker in workers})
     busy = {
         run["worker"]: _left(run, paces, found["now_ms"])
         for run in map(dict, map(pairs, found["runs"]))
@@ -122,19 +121,6 @@ def _forecast(answer: list[Any], made_at: float) -> Forecast:
     free_in = [busy.get(worker.name, 0.0) for worker in workers]
     starts, last = _starts(free_in, map(_work, found["works"]), paces)
     return Forecast(made_at, paces, dict(zip(found["waiting"], starts, strict=False)), last)
-
-
-def _paces(kept: list[str], engines: Set[str]) -> Mapping[int, Pace]:
-    """Paces of live engines: others may be of another card, or of mock weights.
-
-    Of all engines when none is alive: the last worker may be finishing its last run.
-    """
-    found = defaultdict(list)
-    for runs, means in pairs(kept):
-        frames, _, engine = runs.partition(" ")
-        if not engines or engine in engines:
-            found[int(frames)].append([float(ms) / 1000 for ms in means.split()])
-    return {frames: Pace(*map(fmean, zip(*each, strict=True))) for frames, each in found.items()}
 
 
 def _starts(

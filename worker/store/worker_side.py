@@ -15,7 +15,7 @@ from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
 from worker.errors import OtherStoreError
 from worker.job import Job, Stage, Status
-from worker.pace import Pace, Work
+from worker.pace import Pace, Work, read_paces
 from worker.store import keyspace, scripts
 from worker.store.presence import LiveWorker
 from worker.store.scripts import outcome, pairs, was_done
@@ -110,6 +110,7 @@ class WorkerStore:
         lease: Lease | None = None,
         step: int = 0,
         stage: Stage = Stage.ENCODING_PROMPT,
+        progress: int = 0,
         *,
         takes_more: bool = True,
     ) -> frozenset[Order]:
@@ -120,12 +121,13 @@ class WorkerStore:
             lease: of the present run.
             step: denoising steps done.
             stage: of the run.
+            progress: per cent of the run.
             takes_more: whether the worker will take further requests.
         """
         request_id, run = (lease.request_id, lease.run) if lease else ("", "")
         arguments = (str(worker), self._lease_ms, run, step, int(takes_more))
         order = keyspace.drain_order(worker.name)
-        orders = self._run("beat", request_id, *arguments, order, stage)
+        orders = self._run("beat", request_id, *arguments, order, stage, progress)
         return frozenset(outcome(Order, "beat", each) for each in orders)
 
     def report_device(self, worker: str, use: DeviceUse) -> None:
@@ -174,6 +176,12 @@ class WorkerStore:
         milliseconds = (1000 * seconds for seconds in astuple(pace))
         runs_like_it = f"{work.latent_frames} {engine}"
         self._run("note_pace", "", runs_like_it, *map(str, milliseconds))
+
+    def paces(self, engine: Traits) -> dict[int, Pace]:
+        """The speeds of an engine's runs, by latent frames."""
+        with broker_errors():
+            kept: Any = self._redis.hgetall(keyspace.PACES)
+        return read_paces(kept.items(), {str(engine)})
 
     def requeue(self, lease: Lease) -> bool:
         """PROCESSING -> QUEUED, first in the queue; the attempt does not count."""

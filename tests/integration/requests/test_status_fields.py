@@ -58,7 +58,7 @@ def test_a_request_tells_where_it_stands_until_it_has_ended(stack: Stack) -> Non
     body = status_when(client, running, lambda body: body["step"] >= 10 and "eta_seconds" in body)
     assert (body["status"], body["stage"]) == ("PROCESSING", "denoising")
     assert (body["total_steps"], body["attempt"]) == (60, 1)
-    assert body["progress"] == 100 * body["step"] // 60
+    assert 0 < body["progress"] < 99
     events_url, _, signature = body["events_url"].partition("?signature=")
     assert (events_url, len(signature)) == (f"{stack.url}/v2/requests/{running}/events", 43)
     behind = status(client, waiting)

@@ -90,22 +90,19 @@ def test_retries_are_the_runs_after_the_first(attempt: int, retries: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("status", "step", "progress"),
+    ("status", "record", "progress"),
     [
-        ("QUEUED", 0, 0),
-        ("PROCESSING", 0, 0),
-        ("PROCESSING", 1, 3),
-        ("PROCESSING", 15, 50),
-        ("PROCESSING", 30, 99),
-        ("PROCESSING", 31, 99),
-        ("FAILED", 15, 50),
-        ("COMPLETED", 29, 100),
+        ("QUEUED", {}, 0),
+        ("PROCESSING", {}, 0),
+        ("PROCESSING", {"progress": 99}, 99),
+        ("FAILED", {"progress": 50}, 50),
+        ("COMPLETED", {"progress": 97}, 100),
     ],
 )
-def test_progress_is_of_the_steps_and_100_only_when_completed(
-    status: str, step: int, progress: int
+def test_progress_is_that_of_the_run_and_100_only_when_completed(
+    status: str, record: dict[str, int], progress: int
 ) -> None:
-    assert job(status=status, step=step).progress == progress
+    assert job(status=status, **record).progress == progress
 
 
 @pytest.mark.parametrize(

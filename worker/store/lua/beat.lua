@@ -1,6 +1,6 @@
 -- Heartbeat: renews the worker's presence and, with an id, its run's lease.
 -- ARGV: id or '', worker with its engine, lease in ms, run, step, whether it takes more (0 or 1),
--- key of the drain order, stage.
+-- key of the drain order, stage, progress.
 -- Returns orders: any of 'drain', 'lost' (the run lost its lease) and 'cancel'.
 local id, lease_ms = ARGV[1], ARGV[3]
 local now = now_ms()
@@ -26,5 +26,5 @@ if record[3] then
   orders[#orders + 1] = 'cancel'
 end
 redis.call('ZADD', keys.leases, text(now + lease_ms), id)
-redis.call('HSET', keys.record, 'step', ARGV[5], 'stage', ARGV[8])
+redis.call('HSET', keys.record, 'step', ARGV[5], 'stage', ARGV[8], 'progress', ARGV[9])
 return orders

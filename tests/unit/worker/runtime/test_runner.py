@@ -18,6 +18,7 @@ from tests.support.stack import eventually
 from tests.unit.worker.support.desk import Desk, Hooked
 from worker.job import Job, Stage, Status
 from worker.outputs.local import LocalOutputs
+from worker.pace import USUAL, Pace, Work
 from worker.runtime.run import Run
 from worker.store import keyspace
 from worker.store.fleet import fleet
@@ -65,18 +66,23 @@ def test_a_run_goes_through_its_stages_in_order(desk: Desk) -> None:
 
 def test_all_frames_are_decoded_before_the_encoder_finishes_alone(desk: Desk) -> None:
     run = Run(Lease("an-id", "a-run"), 60, desk.stop)
-    frames = run.checked(iter([b"one", b"two"]))
+    frames = run.checked(iter([b"one", b"two"]), 2)
     stages = [run.stage for _ in frames]
     assert [*stages, run.stage] == [Stage.DECODING, Stage.DECODING, Stage.ENCODING_VIDEO]
+
+
+def beat(desk: Desk) -> Job:
+    """The request that runs, as a poll shows it after a heartbeat."""
+    desk.heartbeat._beat()
+    (request_id,) = map(str, desk.redis.zrange(keyspace.LEASES, 0, -1))
+    return find(desk.url, request_id)
 
 
 def test_a_beat_shows_step_and_stage_and_another_attempt_begins_without(desk: Desk) -> None:
     shown: list[Job] = []
 
     def look(step: int) -> None:
-        desk.heartbeat._beat()
-        (request_id,) = map(str, desk.redis.zrange(keyspace.LEASES, 0, -1))
-        shown.append(find(desk.url, request_id))
+        shown.append(beat(desk))
         if step == 3:
             desk.take_away()
             desk.heartbeat._beat()
@@ -86,6 +92,34 @@ def test_a_beat_shows_step_and_stage_and_another_attempt_begins_without(desk: De
         (step, Stage.DENOISING) for step in range(3)
     ]
     assert (again.status, again.step, again.stage) == (Status.QUEUED, 0, Stage.QUEUED)
+    assert again.progress == 0
+
+
+def test_progress_weighs_the_parts_of_a_run_by_the_times_of_earlier_runs(desk: Desk) -> None:
+    shown: list[int] = []
+
+    def note(*_: object) -> None:
+        shown.append(beat(desk).progress)
+
+    engine = Hooked(note, note)
+    desk.store.note_pace(engine.traits, Work(2, 10), Pace(1, 0.5, 4))
+    desk.store.note_pace(replace(engine.traits, device="another"), Work(2, 10), Pace(1, 1, 1))
+    assert desk.run(engine).progress == 100
+    # Of 10 seconds, 1 for the prompt, 0.5 for each of 10 steps.
+    assert shown == [*range(10, 60, 5), 99]
+
+
+def test_progress_grows_with_every_frame_and_is_99_at_most(desk: Desk) -> None:
+    run = Run(Lease("an-id", "a-run"), 60, desk.stop, pace=Pace(0, 1, 10))
+    assert run.progress == 0
+    run.on_step(10, 10)
+    shown = [run.progress for _ in run.checked(iter([b""] * 5), 5)]
+    assert [*shown, run.progress] == [50, 60, 70, 80, 90, 99]
+
+
+def test_without_measurements_and_without_times_there_is_progress_too() -> None:
+    assert [USUAL.progress(30, step, 0) for step in (0, 15, 30)] == [2, 43, 83]
+    assert Pace(0, 0, 0).progress(30, 30, 1) == 0
 
 
 def test_how_fast_a_run_was_is_noted_for_its_length_and_engine(desk: Desk) -> None:
