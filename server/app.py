@@ -125,6 +125,7 @@ def create_app(
         key_lookup=KeyLookup(broker),
         public_url=settings.public_url,
         traffic=services.traffic,
+        trusts_proxies=bool(settings.trusted_proxies),
         also_public=frozenset({METRICS} if settings.metrics_public else ()),
     )
     app.middleware_stack = Cors(stack, settings.origins) if settings.origins else stack

@@ -35,6 +35,8 @@ _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 MOST_LOGGED_TEXT = 200
 """Characters of a client's text in a line of the log."""
+MOST_WARNED_PEERS = 10
+"""Addresses whose forwarded headers are warned of; any client can send them."""
 
 _log = structlog.get_logger()
 
@@ -45,9 +47,11 @@ class Middleware:
     def __init__(
         self,
         app: ASGIApp,
+        *,
         key_lookup: KeyLookup,
         public_url: str,
         traffic: Traffic,
+        trusts_proxies: bool,
         also_public: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
@@ -57,7 +61,8 @@ class Middleware:
         self._throttle = Throttle()
         self._limit = LineLimit("http.refused_more")
         self._public_url = public_url
-        self._has_warned = False
+        self._trusts_proxies = trusts_proxies
+        self._warned_peers: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authenticate, route and count a request."""
@@ -124,19 +129,28 @@ class Middleware:
         scheme, host = scope["scheme"], _host(headers)
         if host.endswith(HOSTED_NAMES):
             scheme = "https"  # which `mochi-server wrap` ends before it gets here
-        forwarded = headers[b"x-forwarded-proto"] + headers[b"x-forwarded-host"]
-        if not {scheme, host}.issuperset(forwarded) and not self._has_warned:
-            self._has_warned = True
-            _log.warning(
-                "proxy.not_trusted",
-                peer=(scope.get("client") or ("",))[0],
-                links=f"{scheme}://{host}",
-                remedy="Set MOCHI_PUBLIC_URL, or MOCHI_TRUSTED_PROXIES and pass on Host",
-            )
-        return f"{scheme}://{host}"
+        forwarded = headers[b"x-forwarded-proto"]
+        if not self._trusts_proxies:  # else one may send a host, which is not used
+            forwarded = forwarded + headers[b"x-forwarded-host"]
+        url = f"{scheme}://{host}"
+        is_new = forwarded and _peer(scope) not in self._warned_peers
+        if is_new and not {scheme, host}.issuperset(forwarded):
+            self._warn_of_proxy(_peer(scope), url)
+        return url
+
+    def _warn_of_proxy(self, peer: str, links: str) -> None:
+        if len(self._warned_peers) == MOST_WARNED_PEERS:
+            return
+        self._warned_peers.add(peer)
+        _log.warning(
+            "proxy.not_trusted",
+            peer=peer,
+            links=links,
+            remedy="Set MOCHI_PUBLIC_URL, or MOCHI_TRUSTED_PROXIES and pass on Host",
+        )
 
     async def _find(self, secret: str, scope: Scope) -> ApiKey:
-        address = (scope.get("client") or ("",))[0]  # a Unix socket has none
+        address = _peer(scope)
         sha256 = digest(secret)
         self._throttle.admit(address, sha256)
         try:
@@ -169,6 +183,12 @@ async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
             await app(scope, receive, send_head)
     finally:
         scope["method"], scope["headers"] = "HEAD", headers
+
+
+def _peer(scope: Scope) -> str:
+    """Its address, or that of a trusted proxy's client."""
+    client: tuple[str, int] | None = scope.get("client")
+    return client[0] if client else ""  # a Unix socket has none
 
 
 def _is_out_of_files(error: Exception) -> bool:

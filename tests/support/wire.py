@@ -41,11 +41,11 @@ def another_gateway(stack: Stack, **settings: str) -> str:
         stack.url = own
 
 
-def call(app: FastAPI, *requests: httpx.Request) -> list[httpx.Response]:
+def call(app: FastAPI, *requests: httpx.Request, peer: str = "127.0.0.1") -> list[httpx.Response]:
     """Send requests, one after the other, to an application within this process."""
 
     async def send() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(app, client=(peer, 1))
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport) as client,

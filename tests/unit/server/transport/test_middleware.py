@@ -26,6 +26,7 @@ from server.keys.store import create_key
 from server.keys.throttle import MOST_BAD_KEYS
 from server.paths import PUBLIC, PUBLIC_FOLDERS
 from server.settings import ServerSettings
+from server.transport.middleware import MOST_WARNED_PEERS
 from tests.support.wire import call, refusal
 from worker.broker.connection import connect_gateway
 from worker.errors import StorageError
@@ -231,6 +232,35 @@ def test_two_hosts_are_refused(app: FastAPI, secret: str) -> None:
     )
     (answer,) = call(app, request)
     assert "Host" in refusal(answer, 400)
+
+
+def warned_peers(app: FastAPI, *peers: str, **headers: str) -> list[str]:
+    """Of the log's warnings, after a request with these headers from each peer."""
+    request = httpx.Request("GET", "http://gateway/version", headers=headers)
+    with capture_logs() as logs:
+        for peer in peers:
+            call(app, request, peer=peer)
+    return [log["peer"] for log in logs if log["event"] == "proxy.not_trusted"]
+
+
+@pytest.mark.parametrize(
+    "header", [("x-forwarded-proto", "https"), ("x-forwarded-host", "videos.example")]
+)
+def test_each_proxy_that_is_not_trusted_is_warned_of_once(
+    app: FastAPI, header: tuple[str, str]
+) -> None:
+    assert warned_peers(app, "a", **{"x-forwarded-proto": "http", "host": "gateway"}) == []
+    assert warned_peers(app, "a", "b", "a", **dict([header])) == ["a", "b"]
+    many = map(str, range(2 * MOST_WARNED_PEERS))
+    assert len(warned_peers(app, *many, **dict([header]))) == MOST_WARNED_PEERS - 2
+
+
+def test_a_trusted_proxy_may_send_a_host_that_is_not_used(redis_url: str, tmp_path: Path) -> None:
+    settings = ServerSettings(data_dir=tmp_path, redis_url=redis_url, trusted_proxies="10.0.0.7")
+    app = create_app(settings, connect_gateway(redis_url))
+    assert warned_peers(app, "a", **{"x-forwarded-host": "videos.example"}) == []
+    # uvicorn has taken a trusted proxy's scheme over.
+    assert warned_peers(app, "a", **{"x-forwarded-proto": "https"}) == ["a"]
 
 
 def test_no_secret_is_kept(app: FastAPI, secret: str) -> None:
