@@ -24,6 +24,7 @@ from tests.support.leaks import leaks
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
 from worker.outputs.base import MARKER
+from worker.process.shutdown import TOGETHER_SECONDS
 from worker.settings import WorkerSettings
 from worker.store import keyspace
 from worker.store.worker_side import WorkerStore
@@ -34,6 +35,8 @@ PATIENCE_SECONDS = 120.0
 LONGEST_PAUSE_SECONDS = 0.05
 """Between two looks at something that is to happen."""
 STOP_SECONDS = 30.0
+APART_SECONDS = TOGETHER_SECONDS + 0.3
+"""Between two signals that count twice, though a busy machine delivers the first one late."""
 USERS = (Scope.GENERATE, Scope.READ)
 """What a key may do that is made without saying so."""
 

@@ -11,9 +11,8 @@ import pytest
 
 from tests.faults.support.client import Client
 from tests.faults.support.proxy import LossyProxy
-from tests.support.stack import Stack, eventually
+from tests.support.stack import APART_SECONDS, Stack, eventually
 from worker.broker.embedded import EmbeddedBroker
-from worker.process.shutdown import TOGETHER_SECONDS
 from worker.store import keyspace
 
 Times = Callable[[int, int], int]
@@ -143,7 +142,7 @@ def test_f14_a_cancellation_whose_reply_is_lost_ends_the_request_once(
 def one_of_two(client: Client) -> tuple[subprocess.Popen[bytes], str, str]:
     """A new worker, the request that it runs, and the one that the other worker runs."""
     worker = client.stack.start_worker()
-    ids = [client.submit(steps=40) for _ in range(2)]
+    ids = [client.submit(steps=60) for _ in range(2)]
     names = [client.running(request_id) for request_id in ids]
     mine = 0 if f"-{worker.pid}-" in names[0] else 1
     return worker, ids[mine], ids[1 - mine]
@@ -155,7 +154,7 @@ def test_f14_a_run_that_is_requeued_when_the_reply_is_lost_is_queued_once(
     worker, requeued, other = one_of_two(client)
     proxy.lose("requeue")
     worker.terminate()
-    time.sleep(TOGETHER_SECONDS)
+    time.sleep(APART_SECONDS)
     worker.terminate()
     assert worker.wait(20) == 0
     assert proxy.lost["requeue"] == 1

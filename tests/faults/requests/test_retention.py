@@ -27,9 +27,9 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def keys(stack: Stack) -> set[str]:
-    """All but sums of a day, how fast runs were and when a reconciler looked: of no request."""
+    """All that requests leave: no sums of a day, speeds, times of a reconciler, or store's mark."""
     found = map(str, stack.redis.keys("*"))
-    kept = (keyspace.USAGE, keyspace.PACES, keyspace.LOOKS)
+    kept = (keyspace.USAGE, keyspace.PACES, keyspace.LOOKS, keyspace.STORE)
     return {key for key in found if not key.startswith(kept)}
 
 

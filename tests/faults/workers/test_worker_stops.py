@@ -14,8 +14,7 @@ import pytest
 from tests.faults.support.client import Client
 from tests.faults.support.workers import assert_made, clear, start_workers, tally
 from tests.support.jobs import waiting
-from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
-from worker.process.shutdown import TOGETHER_SECONDS
+from tests.support.stack import APART_SECONDS, PATIENCE_SECONDS, Stack, eventually
 
 LONG_STEP_SECONDS = 2.5
 REQUEUED_SECONDS = 2.0
@@ -39,7 +38,7 @@ def test_f03_no_sigterm_at_any_time_under_load_is_swallowed_and_none_loses_a_req
         worker = workers.pop(0)
         workers.append(stack.start("worker"))
         seconds.append(
-            seconds_to_stop(worker, again_after=dice.choice([None, None, 0.1, TOGETHER_SECONDS]))
+            seconds_to_stop(worker, again_after=dice.choice([None, None, 0.1, APART_SECONDS]))
         )
         told.append(worker)
     for worker in told:
@@ -91,7 +90,7 @@ def test_f04_a_run_is_requeued_first_while_its_step_still_lasts(
     first, second = client.submit(), client.submit()
     eventually(lambda: "run.started" in stack.log_of(worker))
     worker.terminate()
-    time.sleep(TOGETHER_SECONDS)
+    time.sleep(APART_SECONDS)
     if by_signal:
         assert stack.record(first)["status"] == "PROCESSING"
         worker.terminate()

@@ -14,9 +14,8 @@ import psutil
 import pytest
 from typing_extensions import override
 
-from tests.support.stack import COMMAND, STOP_SECONDS, Stack, eventually
+from tests.support.stack import APART_SECONDS, COMMAND, STOP_SECONDS, Stack, eventually
 from tests.support.up import Up, environ
-from worker.process.shutdown import TOGETHER_SECONDS
 from worker.store import keyspace
 
 A_WHILE_SECONDS = 0.5
@@ -75,7 +74,7 @@ def test_up_may_be_late_to_tell_processes_that_had_the_signal_themselves(tmp_pat
         for process in up.family():
             if "valkey" not in process.name():
                 process.terminate()
-        time.sleep(TOGETHER_SECONDS + 0.2)
+        time.sleep(APART_SECONDS)
         up.process.terminate()
         call.join()
         assert up.process.wait(60) == 0
@@ -88,7 +87,7 @@ def test_a_blocking_call_learns_its_id_from_a_gateway_that_must_stop_at_once(sta
     eventually(lambda: "run.started" in stack.logs())
     gateway = stack.processes[-1]
     gateway.terminate()
-    time.sleep(TOGETHER_SECONDS)
+    time.sleep(APART_SECONDS)
     gateway.terminate()
     call.join()
     assert call.answer.status_code == 504

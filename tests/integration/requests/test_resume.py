@@ -11,8 +11,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.stack import Stack, eventually
-from worker.process.shutdown import TOGETHER_SECONDS
+from tests.support.stack import APART_SECONDS, Stack, eventually
 
 EVERY = 5
 
@@ -85,7 +84,7 @@ def test_a_request_that_was_requeued_goes_on_with_its_attempt_unused(tmp_path: P
         request_id = submit(stack, key, steps=75, frames=3)
         assert worker_of(stack, request_id) is told
         told.send_signal(signal.SIGTERM)
-        time.sleep(TOGETHER_SECONDS)
+        time.sleep(APART_SECONDS)
         told.send_signal(signal.SIGTERM)
         assert told.wait(30) == 0
         assert stack.record(request_id)["status"] == "QUEUED"
