@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from types import TracebackType
 from typing import TextIO, cast
 
@@ -116,7 +116,7 @@ def drain_logs() -> None:
 
 
 class LineLimit:
-    """Admits `MOST_LINES` lines in each second; then logs how many were left out.
+    """Admits `MOST_LINES` lines in a second, and logs a second later how many it left out.
 
     Args:
         event: of the line with their count.
@@ -124,18 +124,30 @@ class LineLimit:
 
     def __init__(self, event: str) -> None:
         self._event = event
-        self._second = 0
+        self._until = 0.0
         self._count = 0
+        self._left_out = 0
+        self._reported = 0
 
     def admits(self) -> bool:
-        second = int(time.monotonic())
-        if second != self._second:
-            left_out = self._count - MOST_LINES
-            self._second, self._count = second, 0
-            if left_out > 0:
-                _log.warning(self._event, count=left_out)
+        now = time.monotonic()
+        if now >= self._until:
+            self._until, self._count = now + 1, 0
         self._count += 1
-        return self._count <= MOST_LINES
+        if self._count <= MOST_LINES:
+            return True
+        self._left_out += 1
+        if self._count == MOST_LINES + 1:
+            timer = Timer(1.0, self._report)  # not the next line: none may come
+            timer.daemon = True
+            timer.start()
+        return False
+
+    def _report(self) -> None:
+        count = self._left_out - self._reported
+        self._reported += count
+        if count:
+            _log.warning(self._event, count=count)
 
 
 def configure_logs(**always: str) -> None:
@@ -223,9 +235,11 @@ def _configure_others(chain: list[Processor], renderers: list[Processor]) -> Non
     # They log each of their state changes; our events cover those that matter.
     for name in ("rq.worker", "uvicorn", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It warns of each request that is no HTTP.
+    # It warns of each request that is no HTTP; its errors are not the clients' doing.
     limit = LineLimit("http.invalid_more")
-    logging.getLogger("uvicorn.error").addFilter(lambda _line: limit.admits())
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda line: line.levelno != logging.WARNING or limit.admits()
+    )
     # It warns of malformed forms, which the client gets as an error.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 

@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from typing import Any
+
+from worker.process.logs import MOST_LINES
 
 SCRIPT = """
 import logging, threading, warnings
@@ -71,6 +74,30 @@ def test_an_exception_that_nobody_catches_is_a_line_of_the_log() -> None:
     assert "OSError: in a thread" in in_thread["exception"]
     assert last["event"] == "exception.uncaught"
     assert "KeyError: 'in the end'" in last["exception"]
+
+
+FLOOD = f"""
+import logging, time
+from worker.process.logs import configure_logs
+
+configure_logs()
+log = logging.getLogger("uvicorn.error")
+for _ in range({MOST_LINES + 7}):
+    log.warning("Invalid HTTP request received.")
+log.error("ours")
+time.sleep(1.5)
+"""
+
+
+def test_lines_that_clients_cause_are_limited_and_those_left_out_are_counted_soon() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FLOOD], capture_output=True, text=True, check=True, timeout=60
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    events = Counter(line["event"] for line in lines)
+    assert events.pop("ours") == 1
+    assert events == {"Invalid HTTP request received.": MOST_LINES, "http.invalid_more": 1}
+    assert lines[-1]["count"] == 7
 
 
 UNREAD = """
