@@ -12,15 +12,15 @@ import pytest
 
 from models.weights.folder import MANIFEST
 from tests.support.services.brokers import free_port
-from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, StandIn, stand_in
+from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, FakeHub, fake_hub
 from tests.support.stack import COMMAND, eventually, run_command
 
 FOLDER = f"weights/genmo--mochi-1-preview/{FIRST}"
 
 
 @pytest.fixture
-def hub() -> Iterator[StandIn]:
-    with stand_in() as hub:
+def hub() -> Iterator[FakeHub]:
+    with fake_hub() as hub:
         yield hub
 
 
@@ -52,7 +52,7 @@ def closed_endpoint() -> str:
     return f"http://127.0.0.1:{free_port()}"
 
 
-def test_weights_are_pulled_found_and_verified(hub: StandIn, tmp_path: Path) -> None:
+def test_weights_are_pulled_found_and_verified(hub: FakeHub, tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     folder = data_dir / FOLDER
 
@@ -85,7 +85,7 @@ def test_weights_are_pulled_found_and_verified(hub: StandIn, tmp_path: Path) -> 
     assert "Copy these files again" in elsewhere.stderr
 
 
-def test_a_revision_can_be_asked_for(hub: StandIn, tmp_path: Path) -> None:
+def test_a_revision_can_be_asked_for(hub: FakeHub, tmp_path: Path) -> None:
     pulled = run(hub.url, tmp_path, "weights", "pull", "--revision", SECOND)
     assert pulled.returncode == 0, pulled.stderr
     path = run(hub.url, tmp_path, "weights", "path", MOCHI_REVISION=SECOND)
@@ -97,7 +97,7 @@ def test_a_revision_can_be_asked_for(hub: StandIn, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_pull_that_was_ended_continues_with_the_files_that_are_missing(
-    hub: StandIn, tmp_path: Path, number: signal.Signals
+    hub: FakeHub, tmp_path: Path, number: signal.Signals
 ) -> None:
     hub.halts.add(BIG)
     folder = tmp_path / FOLDER
@@ -134,7 +134,7 @@ def test_a_pull_that_was_ended_continues_with_the_files_that_are_missing(
     assert run(hub.url, tmp_path, "weights", "verify").returncode == 0
 
 
-def test_a_pull_asks_for_lists_and_files_alone(hub: StandIn, tmp_path: Path) -> None:
+def test_a_pull_asks_for_lists_and_files_alone(hub: FakeHub, tmp_path: Path) -> None:
     pulled = run(hub.url, tmp_path, "weights", "pull")
     assert pulled.returncode == 0, pulled.stderr
     assert hub.sent() == set(LOADED)

@@ -11,7 +11,7 @@ import pytest
 from models.errors import WeightsError
 from models.weights.folder import MANIFEST
 from models.weights.pull import pull
-from tests.support.services.hub import HUB_ID, StandIn
+from tests.support.services.hub import HUB_ID, FakeHub
 
 SMALL = "vae/config.json"
 
@@ -35,7 +35,7 @@ class Reports:
 
 
 def fetch(
-    hub: StandIn,
+    hub: FakeHub,
     data_dir: Path,
     revision: str = "",
     reports: Reports | None = None,
@@ -45,7 +45,7 @@ def fetch(
     return pull(name, revision, data_dir, progress=reports.progress, say=reports.lines.append)
 
 
-def refusal(hub: StandIn, data_dir: Path, revision: str = "", name: str = HUB_ID) -> str:
+def refusal(hub: FakeHub, data_dir: Path, revision: str = "", name: str = HUB_ID) -> str:
     with pytest.raises(WeightsError) as error:
         fetch(hub, data_dir, revision, name=name)
     return str(error.value)

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub, over real HTTP on loopback.
+"""A fake Hugging Face hub, over real HTTP on loopback.
 
 It answers what `huggingface_hub` asks: the two lists of a commit's files, what a file is (HEAD),
 and the files, the large ones from another host, whole or in ranges. It counts, and it misbehaves
@@ -64,7 +64,7 @@ BIG = "transformer/diffusion_pytorch_model.safetensors"
 
 @dataclass
 class Request:
-    """A request that the stand-in received."""
+    """A request to the hub."""
 
     path: str
     range: str
@@ -73,7 +73,7 @@ class Request:
 
 
 @dataclass
-class StandIn:
+class FakeHub:
     """Its model, its faults, and the requests that it received."""
 
     port: int = 0
@@ -91,7 +91,7 @@ class StandIn:
     busy: dict[str, int] = field(default_factory=dict)
     """For each file: how many of the next answers are 503."""
     halts: set[str] = field(default_factory=set)
-    """Files of which half is sent, and nothing more until the stand-in ends."""
+    """Files of which half is sent, and nothing more until the hub ends."""
     ignores_ranges: bool = False
     halted: threading.Event = field(default_factory=threading.Event)
     """Set when that has happened."""
@@ -158,7 +158,7 @@ def blob_id(content: bytes) -> str:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    hub: StandIn
+    hub: FakeHub
 
     def do_HEAD(self) -> None:
         path = urlsplit(self.path).path
@@ -280,9 +280,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def stand_in() -> Iterator[StandIn]:
+def fake_hub() -> Iterator[FakeHub]:
     """A hub for one test."""
-    hub = StandIn()
+    hub = FakeHub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     with _Server(("127.0.0.1", 0), handler) as server:
         hub.port = server.server_port
@@ -297,7 +297,7 @@ def stand_in() -> Iterator[StandIn]:
 
 
 @contextmanager
-def stand_in_here(monkeypatch: pytest.MonkeyPatch, port: int = 0) -> Iterator[StandIn]:
+def fake_hub_here(monkeypatch: pytest.MonkeyPatch, port: int = 0) -> Iterator[FakeHub]:
     """A hub for code in this process, as if HF_ENDPOINT had named it before the imports.
 
     With a port, one that nothing listens at.
@@ -305,7 +305,7 @@ def stand_in_here(monkeypatch: pytest.MonkeyPatch, port: int = 0) -> Iterator[St
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     for name in ("HF_TOKEN", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
-    with nullcontext(StandIn(port=port)) if port else stand_in() as hub:
+    with nullcontext(FakeHub(port=port)) if port else fake_hub() as hub:
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         constants = {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
         flags = {

@@ -1,4 +1,4 @@
-"""A stand-in for the hub."""
+"""A fake hub."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.services.hub import StandIn, stand_in_here
+from tests.support.services.hub import FakeHub, fake_hub_here
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    with stand_in_here(monkeypatch) as hub:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub_here(monkeypatch) as hub:
         yield hub

@@ -12,10 +12,10 @@ from models.settings import default_data_dir
 from models.weights.folder import MANIFEST, absent, find, is_hub_id, locate, pull_command
 from models.weights.pull import verify
 from tests.support.models.pulls import SMALL, contents, fetch, ignore
-from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, StandIn
+from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, FakeHub
 
 
-def test_a_revision_is_what_is_pulled_and_found(hub: StandIn, tmp_path: Path) -> None:
+def test_a_revision_is_what_is_pulled_and_found(hub: FakeHub, tmp_path: Path) -> None:
     second = fetch(hub, tmp_path, SECOND)
     assert second.name == SECOND
     assert find(HUB_ID, FIRST, tmp_path) is None
@@ -25,7 +25,7 @@ def test_a_revision_is_what_is_pulled_and_found(hub: StandIn, tmp_path: Path) ->
 
 
 def test_without_a_revision_the_commit_completed_last_is_found(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     first = fetch(hub, tmp_path, FIRST)
     second = fetch(hub, tmp_path, SECOND)
@@ -45,7 +45,7 @@ def test_a_folder_is_found_as_it_is_and_anything_else_is_not(tmp_path: Path) -> 
 
 
 def test_verify_names_each_changed_missing_and_short_file_and_pull_repairs_them(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     folder = fetch(hub, tmp_path)
     flipped = bytearray(LOADED[BIG])
@@ -78,7 +78,7 @@ def test_a_folder_without_a_manifest_cannot_be_verified_and_says_so(tmp_path: Pa
 
 
 def test_a_damaged_manifest_counts_as_none_and_is_written_again(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     folder = fetch(hub, tmp_path)
     (folder / MANIFEST).write_text("{")

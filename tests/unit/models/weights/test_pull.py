@@ -11,12 +11,12 @@ import pytest
 from models.weights.folder import MANIFEST, find, read_manifest
 from models.weights.pull import verify
 from tests.support.models.pulls import SMALL, Reports, contents, fetch, ignore, refusal
-from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, StandIn
+from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, FakeHub
 from tests.support.stack import eventually
 
 
 def test_a_pull_brings_what_mochi_is_loaded_from_and_nothing_else(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     folder = fetch(hub, tmp_path / "data")
     assert folder == tmp_path / "data" / "weights" / "genmo--mochi-1-preview" / FIRST
@@ -25,13 +25,13 @@ def test_a_pull_brings_what_mochi_is_loaded_from_and_nothing_else(
     assert hub.sent() == set(LOADED)
 
 
-def test_a_data_folder_that_a_pull_makes_is_private(hub: StandIn, tmp_path: Path) -> None:
+def test_a_data_folder_that_a_pull_makes_is_private(hub: FakeHub, tmp_path: Path) -> None:
     fetch(hub, tmp_path / "data")
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
 def test_the_manifest_names_the_commit_and_each_file_with_size_and_checksum(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     manifest = read_manifest(fetch(hub, tmp_path))
     assert (manifest.hub_id, manifest.commit) == (HUB_ID, FIRST)
@@ -42,7 +42,7 @@ def test_the_manifest_names_the_commit_and_each_file_with_size_and_checksum(
     assert manifest.files[SMALL].checksum == "git:9e26dfeeb6e641a33dae4961196235bdb965b21b"
 
 
-def test_progress_is_counted_in_bytes_up_to_all_of_them(hub: StandIn, tmp_path: Path) -> None:
+def test_progress_is_counted_in_bytes_up_to_all_of_them(hub: FakeHub, tmp_path: Path) -> None:
     reports = Reports()
     fetch(hub, tmp_path, reports=reports)
     total = sum(map(len, LOADED.values()))
@@ -55,7 +55,7 @@ def test_progress_is_counted_in_bytes_up_to_all_of_them(hub: StandIn, tmp_path: 
 
 
 def test_the_token_is_sent_to_the_hub_and_not_to_other_hosts(
-    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     fetch(hub, tmp_path)
@@ -64,7 +64,7 @@ def test_the_token_is_sent_to_the_hub_and_not_to_other_hosts(
         assert request.authorization == ("Bearer hf_secret" if is_hub else "")
 
 
-def test_without_a_revision_main_is_taken_once_and_kept(hub: StandIn, tmp_path: Path) -> None:
+def test_without_a_revision_main_is_taken_once_and_kept(hub: FakeHub, tmp_path: Path) -> None:
     first = fetch(hub, tmp_path)
     hub.main = SECOND
     assert fetch(hub, tmp_path) == first
@@ -72,7 +72,7 @@ def test_without_a_revision_main_is_taken_once_and_kept(hub: StandIn, tmp_path: 
 
 
 def test_an_interrupted_pull_stays_with_its_commit_when_main_moves(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     hub.refused_files.add(BIG)
     refusal(hub, tmp_path)
@@ -81,7 +81,7 @@ def test_an_interrupted_pull_stays_with_its_commit_when_main_moves(
     assert fetch(hub, tmp_path).name == FIRST
 
 
-def test_what_is_complete_needs_no_hub(hub: StandIn, tmp_path: Path) -> None:
+def test_what_is_complete_needs_no_hub(hub: FakeHub, tmp_path: Path) -> None:
     folder = fetch(hub, tmp_path)
     hub.requests.clear()
     reports = Reports()
@@ -94,7 +94,7 @@ def test_what_is_complete_needs_no_hub(hub: StandIn, tmp_path: Path) -> None:
 
 
 def test_a_broken_connection_is_made_anew_where_it_broke(
-    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.weights.hub.CHUNK_BYTES", 10_000)
     hub.breaks_after[BIG] = [50_000, 70_000]
@@ -103,7 +103,7 @@ def test_a_broken_connection_is_made_anew_where_it_broke(
 
 
 def test_a_pull_that_broke_off_has_no_manifest_and_the_next_fetches_the_other_files(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     hub.refused_files.add(BIG)
     assert "(403)" in refusal(hub, tmp_path)
@@ -121,7 +121,7 @@ def test_a_pull_that_broke_off_has_no_manifest_and_the_next_fetches_the_other_fi
     assert reports.bytes["Downloading"][-1] == (rest, rest)
 
 
-def test_parts_that_a_killed_pull_has_left_are_removed(hub: StandIn, tmp_path: Path) -> None:
+def test_parts_that_a_killed_pull_has_left_are_removed(hub: FakeHub, tmp_path: Path) -> None:
     hub.refused_files.add(BIG)
     refusal(hub, tmp_path)
     hub.refused_files.clear()
@@ -132,7 +132,7 @@ def test_parts_that_a_killed_pull_has_left_are_removed(hub: StandIn, tmp_path: P
     assert contents(fetch(hub, tmp_path)) == LOADED
 
 
-def test_a_busy_hub_is_named(hub: StandIn, tmp_path: Path) -> None:
+def test_a_busy_hub_is_named(hub: FakeHub, tmp_path: Path) -> None:
     hub.busy[BIG] = 1
     message = f"{hub.url} answers 503 when asked for {HUB_ID}. Try again later."
     assert refusal(hub, tmp_path) == message
@@ -140,7 +140,7 @@ def test_a_busy_hub_is_named(hub: StandIn, tmp_path: Path) -> None:
 
 
 def test_a_hub_that_sends_no_ranges_sends_all_again(
-    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.weights.hub.CHUNK_BYTES", 10_000)
     hub.breaks_after[BIG] = [50_000]
@@ -151,7 +151,7 @@ def test_a_hub_that_sends_no_ranges_sends_all_again(
     assert reports.bytes["Downloading"][-1] == (total, total)
 
 
-def test_two_pulls_at_once_fetch_every_file_once(hub: StandIn, tmp_path: Path) -> None:
+def test_two_pulls_at_once_fetch_every_file_once(hub: FakeHub, tmp_path: Path) -> None:
     hub.halts.add(BIG)
     first, second = Reports(), Reports()
     with ThreadPoolExecutor(2) as pool:
@@ -182,7 +182,7 @@ CLASSIFIER = {
 }
 
 
-def test_a_classifier_is_pulled_in_its_own_layout(hub: StandIn, tmp_path: Path) -> None:
+def test_a_classifier_is_pulled_in_its_own_layout(hub: FakeHub, tmp_path: Path) -> None:
     others = {
         MANIFEST: b"{}",
         "modeling_own.py": b"code",

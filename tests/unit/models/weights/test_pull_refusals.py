@@ -15,12 +15,12 @@ from models.weights.folder import find
 from models.weights.pull import pull
 from tests.support.models.pulls import SMALL, contents, fetch, ignore, refusal
 from tests.support.services.brokers import free_port
-from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, OTHERS, StandIn, stand_in_here
+from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, OTHERS, FakeHub, fake_hub_here
 
 
 @pytest.mark.parametrize("name", [BIG, SMALL])
 def test_a_file_that_came_damaged_is_named_and_removed(
-    hub: StandIn, tmp_path: Path, name: str
+    hub: FakeHub, tmp_path: Path, name: str
 ) -> None:
     hub.spoiled.add(name)
     message = refusal(hub, tmp_path)
@@ -35,7 +35,7 @@ def test_a_file_that_came_damaged_is_named_and_removed(
     assert contents(fetch(hub, tmp_path)) == LOADED
 
 
-def test_a_file_of_another_size_than_listed_is_refused(hub: StandIn, tmp_path: Path) -> None:
+def test_a_file_of_another_size_than_listed_is_refused(hub: FakeHub, tmp_path: Path) -> None:
     hub.claimed_sizes[BIG] = 200_001
     message = refusal(hub, tmp_path)
     assert f"{hub.url} sent a file of {HUB_ID} with another size than it lists" in message
@@ -43,7 +43,7 @@ def test_a_file_of_another_size_than_listed_is_refused(hub: StandIn, tmp_path: P
 
 
 def test_too_little_room_is_reported_with_both_numbers_before_the_download(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     hub.claimed_sizes[BIG] = 10**18
     message = refusal(hub, tmp_path)
@@ -54,7 +54,7 @@ def test_too_little_room_is_reported_with_both_numbers_before_the_download(
 
 
 def test_a_full_disk_is_named(
-    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -67,7 +67,7 @@ def test_a_full_disk_is_named(
     assert contents(fetch(hub, tmp_path)) == LOADED
 
 
-def test_a_folder_that_cannot_be_used_is_named(hub: StandIn, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_named(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     message = refusal(hub, tmp_path / "file")
     assert f"{tmp_path}/file/weights cannot be used: Not a directory" in message
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_used_is_named(hub: StandIn, tmp_path: Path) -> 
     ],
 )
 def test_a_refusal_of_the_hub_comes_with_a_remedy(
-    hub: StandIn, tmp_path: Path, status: int, headers: dict[str, str], words: list[str]
+    hub: FakeHub, tmp_path: Path, status: int, headers: dict[str, str], words: list[str]
 ) -> None:
     hub.refusal = status, headers
     message = refusal(hub, tmp_path)
@@ -94,7 +94,7 @@ def test_a_refusal_of_the_hub_comes_with_a_remedy(
         assert word in message
 
 
-def test_an_unknown_commit_is_named(hub: StandIn, tmp_path: Path) -> None:
+def test_an_unknown_commit_is_named(hub: FakeHub, tmp_path: Path) -> None:
     message = refusal(hub, tmp_path, "f" * 40)
     assert f"genmo/mochi-1-preview has no commit {'f' * 40}" in message
     assert f"MOCHI_REVISION to one of {hub.url}/genmo/mochi-1-preview/commits/main" in message
@@ -104,7 +104,7 @@ def test_an_unknown_commit_is_named(hub: StandIn, tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with stand_in_here(monkeypatch, port=free_port()) as silent:
+    with fake_hub_here(monkeypatch, port=free_port()) as silent:
         message = refusal(silent, tmp_path)
     assert f"{silent.url} cannot be reached ([Errno {errno.ECONNREFUSED}] " in message
     for remedy in ("HTTPS_PROXY", "HF_ENDPOINT", "MOCHI_WEIGHTS=/path/to/folder"):
@@ -114,10 +114,10 @@ def test_a_hub_that_cannot_be_reached_is_named(
 def test_a_hub_that_goes_away_before_a_repair_is_named_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with stand_in_here(monkeypatch) as hub:
+    with fake_hub_here(monkeypatch) as hub:
         folder = fetch(hub, tmp_path)
     (folder / SMALL).unlink()
-    with stand_in_here(monkeypatch, port=free_port()) as silent:
+    with fake_hub_here(monkeypatch, port=free_port()) as silent:
         message = refusal(silent, tmp_path)
     assert f"{silent.url} cannot be reached (" in message
 
@@ -132,7 +132,7 @@ def test_an_endpoint_that_is_no_address_is_named(
 
 
 def test_a_token_that_cannot_be_one_is_named_and_not_shown(
-    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_é")
     message = refusal(hub, tmp_path)
@@ -141,7 +141,7 @@ def test_a_token_that_cannot_be_one_is_named_and_not_shown(
 
 
 def test_offline_mode_is_named(
-    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in refusal(hub, tmp_path)
@@ -149,26 +149,26 @@ def test_offline_mode_is_named(
 
 
 @pytest.mark.parametrize("name", ["dummy", "/no/such/folder", "a/b--c"])
-def test_what_is_no_hub_id_is_not_asked_for(hub: StandIn, tmp_path: Path, name: str) -> None:
+def test_what_is_no_hub_id_is_not_asked_for(hub: FakeHub, tmp_path: Path, name: str) -> None:
     message = refusal(hub, tmp_path, name=name)
     assert f"MOCHI_WEIGHTS={name} is not a hub id" in message
     assert hub.requests == []
 
 
-def test_a_model_in_another_layout_is_refused(hub: StandIn, tmp_path: Path) -> None:
+def test_a_model_in_another_layout_is_refused(hub: FakeHub, tmp_path: Path) -> None:
     hub.files = OTHERS | {name: LOADED[name] for name in LOADED if not name.startswith("vae/")}
     assert f"{HUB_ID} at commit {FIRST} lacks vae/*.safetensors" in refusal(hub, tmp_path)
 
 
 def test_a_classifier_that_is_only_there_as_a_pickle_is_refused(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     hub.files = {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}
     message = refusal(hub, tmp_path)
     assert "lacks model*.safetensors: it is not a classifier in transformers' layout" in message
 
 
-def test_a_commit_that_is_none_is_not_taken_for_a_folder(hub: StandIn, tmp_path: Path) -> None:
+def test_a_commit_that_is_none_is_not_taken_for_a_folder(hub: FakeHub, tmp_path: Path) -> None:
     hub.main = "../../elsewhere"
     hub.commits.append(hub.main)
     assert "answers with commit '../../elsewhere'" in refusal(hub, tmp_path)

@@ -10,13 +10,13 @@ import pytest
 from models.errors import WeightsError
 from models.weights.folder import find
 from server.cli.weights import fetch_missing, has_nvidia_gpu
-from tests.support.services.hub import FIRST, HUB_ID, StandIn, stand_in_here
+from tests.support.services.hub import FIRST, HUB_ID, FakeHub, fake_hub_here
 from worker.settings import WorkerSettings
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    with stand_in_here(monkeypatch) as hub:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub_here(monkeypatch) as hub:
         yield hub
 
 
@@ -29,7 +29,7 @@ def never() -> bool:
     raise AssertionError("nothing is to be fetched, so no GPU is looked for")
 
 
-def test_missing_weights_are_pulled_once(hub: StandIn, tmp_path: Path) -> None:
+def test_missing_weights_are_pulled_once(hub: FakeHub, tmp_path: Path) -> None:
     fetch_missing(settings(tmp_path), lambda: True)
     folder = find(HUB_ID, "", tmp_path / "data")
     assert folder is not None
@@ -40,7 +40,7 @@ def test_missing_weights_are_pulled_once(hub: StandIn, tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_nothing_is_fetched_and_the_mock_is_offered(
-    hub: StandIn, tmp_path: Path
+    hub: FakeHub, tmp_path: Path
 ) -> None:
     with pytest.raises(WeightsError, match=r"no NVIDIA GPU.* mochi-server up --mock"):
         fetch_missing(settings(tmp_path), lambda: False)
@@ -55,7 +55,7 @@ def test_without_a_gpu_nothing_is_fetched_and_the_mock_is_offered(
     ],
 )
 def test_what_needs_no_weights_of_the_hub_fetches_none(
-    hub: StandIn, tmp_path: Path, values: dict[str, object]
+    hub: FakeHub, tmp_path: Path, values: dict[str, object]
 ) -> None:
     fetch_missing(settings(tmp_path, **values), never)
     fetch_missing(settings(tmp_path, weights=str(tmp_path)), never)
