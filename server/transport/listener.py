@@ -13,6 +13,9 @@ connection, and its blocking call is cancelled."""
 RECEIVE_BYTES = 16 << 10
 """The kernel's buffer for each connection, which it doubles. A body waits there, and in the client,
 until its key is known, and only the first read of it in our memory."""
+HEAD_SECONDS = 10.0
+"""From the opening of a connection, or the first byte after a response, to the last header. TLS has
+as long for its handshake."""
 INHERITED = "--listen-fd"
 """The argument that gives a gateway the number of a socket that listens already."""
 

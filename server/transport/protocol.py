@@ -16,12 +16,11 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.transport.error_body import ErrorBody
+from server.transport.listener import HEAD_SECONDS
 from server.transport.security_headers import security_headers
 
 MOST_HEAD_BYTES = 32_768
 """Request line and headers together."""
-HEAD_SECONDS = 10.0
-"""From the opening of a connection, or the first byte after a response, to the last header."""
 LINGER_BYTES = 8_388_608
 """Most of a refused body that is discarded. A close with unread bytes resets the connection, and
 the client may lose the response that it has not read yet."""
