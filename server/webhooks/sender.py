@@ -17,7 +17,6 @@ from standardwebhooks import Webhook
 
 from server import VERSION
 from server.webhooks.caller import Caller, NoCallError
-from worker.broker.connection import pause
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.process.shutdown import end_tasks
 from worker.store.deliveries import Deliveries, Delivery, State
@@ -69,7 +68,7 @@ class Sender:
                 pass  # logged by the health check of the broker
             except Exception:  # noqa: BLE001 (other deliveries may still succeed)
                 _log.exception("webhooks.bug")
-            await pause(LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _take(self) -> bool:
         """Start attempts for due deliveries, up to the limit. False when there were none."""

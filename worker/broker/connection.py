@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -182,19 +181,3 @@ def _remedy(error: RedisError) -> str:
     by_kind = (remedy for kinds, remedy in _UNFIT if isinstance(error, kinds))
     by_text = (remedy for part, remedy in _UNFIT_BY_TEXT.items() if part in text)
     return next(chain(by_kind, by_text), "")
-
-
-async def pause(seconds: float) -> None:
-    """Sleep between two rounds of a loop that asks the broker, unless the loop was cancelled.
-
-    redis-py writes with `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that
-    comes as the write ends (https://github.com/python/cpython/issues/86296). The loop would then
-    go on for ever, and so would the process that waits for its end.
-
-    Raises:
-        asyncio.CancelledError: it was.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-    await asyncio.sleep(seconds)

@@ -61,7 +61,8 @@ class Stop:
 async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
     """Cancel tasks until they have ended, and given their connections to the broker back.
 
-    A cancel can get lost within a call to the broker.
+    redis-py writes with `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that
+    comes as the write ends (https://github.com/python/cpython/issues/86296).
     """
     left = {*tasks}
     while left:
