@@ -17,6 +17,8 @@ ANSWER_SECONDS = 30.0
 BODY_LIMIT: int = ServerSettings.model_fields["body_bytes"].default
 NO_KEY = "Missing Authorization or x-api-key in header"
 SUBMITS = ["/v1/mochi-1", "/v2/mochi-1"]
+LAST_CHUNK = b"0\r\n"
+"""What comes after it are trailers."""
 SOON_SECONDS = 10.0
 """No measure of speed: what tells an answer from a call that hangs."""
 
@@ -97,3 +99,28 @@ def read_answer(connection: socket.socket, method: str = "POST") -> httpx.Respon
     answer = httpx.Response(status, headers=headers)
     body = b"" if method == "HEAD" else file.read(int(answer.headers.get("content-length", 0)))
     return httpx.Response(status, headers=headers, content=body)
+
+
+def chunked(line: str, key: str = "") -> bytes:
+    """The head of a request whose body comes in chunks."""
+    return (
+        f"{line} HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n"
+        f"x-api-key: {key}\r\ntransfer-encoding: chunked\r\n\r\n"
+    ).encode()
+
+
+def assert_trailers_are_dropped(url: str, key: str) -> None:
+    """Neither a key nor an idempotency key counts in a trailer."""
+    trailer = b"x-api-key: %b\r\n\r\n" % key.encode()
+    with connect(url) as connection:
+        connection.sendall(chunked("GET /v1/get-user-credits") + LAST_CHUNK + trailer)
+        refusal(read_answer(connection), 401)
+    body = b'{"prompt": "a pond"}'
+    chunk = b"%x\r\n%b\r\n" % (len(body), body)
+    trailer = b"idempotency-key: one\r\n\r\n"
+    ids = set()
+    with connect(url) as connection:
+        for _ in range(2):
+            connection.sendall(chunked("POST /v2/mochi-1", key) + chunk + LAST_CHUNK + trailer)
+            ids.add(read_answer(connection).json()["request_id"])
+    assert len(ids) == 2

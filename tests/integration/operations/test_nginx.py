@@ -14,7 +14,7 @@ from segmind import SegmindClient
 
 from tests.support.services.brokers import free_port
 from tests.support.stack import Stack, eventually, run_command
-from tests.support.wire import another_gateway
+from tests.support.wire import another_gateway, assert_trailers_are_dropped
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 EXAMPLE = Path(__file__).parents[3] / "docker" / "nginx.conf"
@@ -93,6 +93,10 @@ def test_events_come_one_by_one(server: Stack, proxied: str) -> None:
         first = next(response.iter_text())
     assert first.startswith("event: status")
     assert "COMPLETED" not in first
+
+
+def test_trailers_sent_through_the_proxy_are_no_headers(server: Stack, proxied: str) -> None:
+    assert_trailers_are_dropped(proxied, server.key())
 
 
 def test_the_pages_below_a_path_find_their_files(proxied: str) -> None:

@@ -20,7 +20,16 @@ from server.transport.listener import HEAD_SECONDS
 from server.transport.protocol import MOST_HEAD_BYTES
 from tests.support.services.certificates import Certificate
 from tests.support.stack import Stack, eventually
-from tests.support.wire import another_gateway, connect, read_answer, refusal, stranger
+from tests.support.wire import (
+    LAST_CHUNK,
+    another_gateway,
+    assert_trailers_are_dropped,
+    chunked,
+    connect,
+    read_answer,
+    refusal,
+    stranger,
+)
 
 MEGABYTE = 1 << 20
 HELD = 500
@@ -28,8 +37,6 @@ CALM_SECONDS, BUSY_SECONDS = 1.0, 4.0
 ANSWERED = b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n"
 CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01"
 """The beginning of one."""
-LAST_CHUNK = b"0\r\n"
-"""What comes after it are trailers."""
 STRANGERS = 150
 """More than the broker's client has connections."""
 
@@ -84,27 +91,14 @@ def test_trailers_without_end_are_cut_off_and_take_no_memory(server: Stack) -> N
     before = gateway.memory_info().rss
     for trailers in (b"x: y\r\n", b"x"):  # many, and one
         with connect(server.url) as connection:
-            connection.sendall(_chunked("POST /v2/mochi-1", server.key()) + LAST_CHUNK)
+            connection.sendall(chunked("POST /v2/mochi-1", server.key()) + LAST_CHUNK)
             with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
                 connection.sendall(trailers * (16 * MEGABYTE // len(trailers)))
     assert gateway.memory_info().rss - before < 5 * MEGABYTE
 
 
 def test_a_trailer_is_no_header(server: Stack) -> None:
-    trailer = b"x-api-key: %b\r\n\r\n" % server.key().encode()
-    with connect(server.url) as connection:
-        connection.sendall(_chunked("GET /v1/get-user-credits") + LAST_CHUNK + trailer)
-        refusal(read_answer(connection), 401)
-    body = b'{"prompt": "a pond"}'
-    chunk = b"%x\r\n%b\r\n" % (len(body), body)
-    trailer = b"idempotency-key: one\r\n\r\n"
-    submit = _chunked("POST /v2/mochi-1", server.key()) + chunk + LAST_CHUNK + trailer
-    ids = set()
-    with connect(server.url) as connection:
-        for _ in range(2):
-            connection.sendall(submit)
-            ids.add(read_answer(connection).json()["request_id"])
-    assert len(ids) == 2
+    assert_trailers_are_dropped(server.url, server.key())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +137,7 @@ def test_five_hundred_partial_requests_are_closed_and_delay_no_other_client(
         Held(server.url, body, b"HTTP/1.1 400 Bad Request", drips=True),
         Held(tls, b"", b""),
         Held(tls, CLIENT_HELLO, b""),
-        Held(server.url, _chunked("GET /healthz") + LAST_CHUNK + b"x: ", b"HTTP/1.1 200 OK"),
+        Held(server.url, chunked("GET /healthz") + LAST_CHUNK + b"x: ", b"HTTP/1.1 200 OK"),
         Held(server.url, ANSWERED, b"HTTP/1.1 200 OK", after_answer=b"\r\n"),
     ]
     held = {_open(kind): kind for kind in islice(cycle(kinds), HELD)}
@@ -197,14 +191,6 @@ def test_many_strangers_take_no_answer_from_those_with_a_key(server: Stack) -> N
         thread.join()
     assert answers == {200}
     assert {401, 200} <= statuses <= {401, 429, 200}
-
-
-def _chunked(line: str, key: str = "") -> bytes:
-    """The head of a request whose body comes in chunks."""
-    return (
-        f"{line} HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n"
-        f"x-api-key: {key}\r\ntransfer-encoding: chunked\r\n\r\n"
-    ).encode()
 
 
 @dataclass(frozen=True)
