@@ -53,10 +53,10 @@ async def get_readiness(request: Request) -> Response:
             missing.append("No live worker: start one with `mochi-server worker`.")
         elif not workers:
             missing.append(f"All workers wait. {live_workers[0].pause}")
-    except BrokerUnfitError as error:
-        missing.append(str(error))
-    except BrokerUnavailableError:
-        missing.append("The broker does not answer: check MOCHI_REDIS_URL.")
+    except BrokerUnavailableError as error:
+        has_answered = error.is_refusal or isinstance(error, BrokerUnfitError)
+        silent = "The broker does not answer: check MOCHI_REDIS_URL."
+        missing.append(str(error) if has_answered else silent)
     body = ReadyBody(
         status="not ready" if missing else "ready", live_workers=len(workers), missing=missing
     )

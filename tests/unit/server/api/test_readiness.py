@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+from redis import Redis
 
 from server.app import create_app
 from server.settings import ServerSettings
 from tests.support.wire import call
 from worker.broker.connection import connect_gateway
+from worker.store import keyspace
 
 
 def test_a_full_disk_is_named_before_the_broker_that_has_died_of_it(
@@ -25,3 +27,17 @@ def test_a_full_disk_is_named_before_the_broker_that_has_died_of_it(
     assert "MiB free, and MOCHI_MIN_FREE_MIB asks for 1099511627776: make room" in disk
     assert str(tmp_path) not in ready.text
     assert "The broker does not answer" in broker
+
+
+def test_a_broker_that_refuses_a_call_is_not_called_silent(
+    redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    redis.set(keyspace.WORKERS, "no sorted set")
+    app = create_app(
+        ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
+    )
+    [ready] = call(app, httpx.Request("GET", "http://test/readyz"))
+    assert ready.status_code == 503
+    assert ready.json()["missing"] == [
+        "The job broker refuses this call; the server's log has its reason."
+    ]
