@@ -1,11 +1,14 @@
-"""The example request of the hosted endpoint's API page (segmind.com/models/mochi-1/api), verbatim.
-
-The OpenAPI document, the demo and the tests use it.
-"""
+"""Example requests for the page, the OpenAPI document, the demo and the tests."""
 
 from __future__ import annotations
 
 from typing import Final
+
+SHORT_PROMPTS: Final = {
+    "Paper boat": "A paper boat drifts down a rainy street at night, neon lights in the puddles",
+    "Fox in snow": "A fox trots through fresh snow at dawn, slow motion, soft golden light",
+}
+"""Prompts of our own, by a short name."""
 
 EXAMPLE_REQUEST: Final[dict[str, str | int | float]] = {
     "prompt": (
@@ -26,3 +29,4 @@ EXAMPLE_REQUEST: Final[dict[str, str | int | float]] = {
     "seed": 985521,
     "frames": 52,
 }
+"""Of the hosted endpoint's API page (segmind.com/models/mochi-1/api), verbatim."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from functools import partial
 
 import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
@@ -17,7 +16,7 @@ from models.mock.card_speed import MockSpeed
 from models.moderation.build import build_moderation
 from models.moderation.stages import Moderation
 from models.video import encoder
-from worker.broker.connection import connect_briefly, connect_worker
+from worker.broker.connection import Client, connect_briefly, connect_worker
 from worker.broker.health import BrokerLog
 from worker.errors import OutputsUnusableError, StorageError, TracingUnusableError
 from worker.outputs.base import Outputs
@@ -27,6 +26,7 @@ from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
 from worker.process.telemetry import start_tracing
 from worker.runtime.background import (
+    loading,
     read_mark,
     start_gpu_reporter,
     start_mark_reader,
@@ -60,8 +60,9 @@ def main() -> int:
         tracing = start_tracing(os.environ, "mochi-server-worker", name)
         outputs = usable_outputs(settings)
         encoder()  # without ffmpeg every request would fail at its end
-        moderation = build_moderation(settings, settings.data_dir)
-        engine = build_engine(settings, settings.data_dir)
+        with loading(_store(settings, connect_briefly(settings.redis_url))):
+            moderation = build_moderation(settings, settings.data_dir)
+            engine = build_engine(settings, settings.data_dir)
     except (EngineUnavailableError, OutputsUnusableError, TracingUnusableError) as error:
         say(str(error))
         return os.EX_CONFIG  # the supervisor does not start it again
@@ -114,13 +115,8 @@ def work(
     Returns:
         Whether it was told to stop; otherwise a bug ended it, which the log shows.
     """
-    store = partial(
-        WorkerStore,
-        lease_seconds=settings.lease_seconds,
-        retention_seconds=settings.retention_seconds,
-    )
     stop = Stop(settings.drain_seconds)
-    brief_store = store(connect_briefly(settings.redis_url))
+    brief_store = _store(settings, connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
     heartbeat = Heartbeat(
         LiveWorker(name, engine.traits),
@@ -133,7 +129,7 @@ def work(
     runner = Runner(
         worker=name,
         engine=engine,
-        store=store(connect_worker(settings.redis_url, is_over=lambda: stop.urgent)),
+        store=_store(settings, connect_worker(settings.redis_url, is_over=lambda: stop.urgent)),
         outputs=outputs,
         heartbeat=heartbeat,
         moderation=moderation,
@@ -159,6 +155,14 @@ def work(
         return stop.draining
     finally:
         heartbeat.stop()
+
+
+def _store(settings: WorkerSettings, redis: Client) -> WorkerStore:
+    return WorkerStore(
+        redis,
+        lease_seconds=settings.lease_seconds,
+        retention_seconds=settings.retention_seconds,
+    )
 
 
 if __name__ == "__main__":

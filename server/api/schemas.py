@@ -167,10 +167,17 @@ class HealthBody(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+WorkersState = Literal["ready", "paused", "loading", "none", "unknown"]
+
+
 class ReadyBody(BaseModel):
     """Whether a request would be run now, and what is missing if not."""
 
     status: Literal["ready", "not ready"]
+    workers: WorkersState = Field(
+        description="`ready`: one takes requests. `loading`: one is loading the model. `unknown`: "
+        "the broker does not answer, or cannot be used."
+    )
     live_workers: int
     missing: list[str]
 
@@ -185,6 +192,7 @@ class EngineBody(BaseModel):
     precision: str = Field(description="As in a result; `none` without a model.")
     profile: str = Field(description="Memory profile; empty on a CPU.")
     lossy: list[str] = Field(description="Lossy speed modes that are on.")
+    is_mock: bool = Field(description="Without real weights; then `x-mock-scenario` works.")
 
 
 class VersionBody(BaseModel):

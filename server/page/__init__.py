@@ -7,19 +7,33 @@ scripts in `assets` call the API as any client does.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from models.example import EXAMPLE_REQUEST
+from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
+from models.mock.scenario import SCENARIO
 from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
 
-_LABELS = {"fps": "Frame rate"}
-"""Labels for parameters whose names are not clear enough."""
+_LABELS = {"fps": "Frame rate", "guidance_scale": "Guidance"}
+"""Labels for parameters whose names are unclear or long."""
 _WIDEST_SLIDER = 1000
-"""Parameters with a wider range have no slider."""
+"""Parameters with a wider range have a button that draws a value, and no slider."""
+SCENARIOS = {
+    "": "A video",
+    "slow:10": "A video, 10 seconds later",
+    "expire:30": "A video that expires after 30 seconds",
+    "blocked": "Blocked by moderation",
+    "fail": "Failure of the engine",
+    "out_of_memory": "Out of memory",
+    "crash": "Crash of the worker",
+    "late_validation": "Late validation of parameters",
+    "payment_required": "Too few credits (402)",
+}
+"""Mock scenarios of the page's picker, each with its outcome."""
 
 _TEXT = Template("""\
 <div class="field">
@@ -27,7 +41,8 @@ _TEXT = Template("""\
   <textarea id="$name" name="$name" rows="$rows" data-most="$most"
     aria-describedby="$name-hint $name-error"$required>
 $value</textarea>
-  <p class="hint" id="$name-hint">$hint <span class="count" id="$name-count"></span></p>
+$examples  <p class="hint" id="$name-hint"><span>$hint</span>
+    <span class="count" id="$name-count"></span></p>
   <p class="error" id="$name-error"></p>
 </div>
 """)
@@ -36,7 +51,7 @@ _NUMBER = Template("""\
   <label for="$name">$label</label>
   <input type="number" id="$name" name="$name" value="$value" min="$least" max="$most" step="$step"
     placeholder="$default" aria-describedby="$name-hint $name-error" autocomplete="off">
-  $slider<p class="hint" id="$name-hint">$hint <span class="range">$range.</span></p>
+  $control<p class="hint" id="$name-hint">$hint <span class="range">$range.</span></p>
   <p class="error" id="$name-error"></p>
 </div>
 """)
@@ -45,6 +60,17 @@ _SLIDER = Template("""\
 <input type="range" data-for="$name" value="$value" min="$least" max="$most" step="$pull"
     tabindex="-1" aria-hidden="true" autocomplete="off">
   """)
+_DIE = Template("""\
+<button type="button" class="die" data-draw="$name" title="Draw a value">
+    <svg viewBox="0 0 24 24" width="20" height="20" aria-hidden="true"><path d="M8 8h0
+      M16 8h0M12 12h0M8 16h0M16 16h0
+      M7 3h10a4 4 0 0 1 4 4v10a4 4 0 0 1-4 4H7a4 4 0 0 1-4-4V7a4 4 0 0 1 4-4z"/></svg>
+    <span class="unseen">Draw a $name</span>
+  </button>
+  """)
+_EXAMPLE = Template("""\
+<button type="button" class="chip" data-fill="$values">$name</button>
+""")
 
 
 @dataclass(frozen=True)
@@ -64,7 +90,13 @@ class Page:
                 numbers += _number(name, field)
         template = Template((Path(__file__).parent / "index.html").read_text("utf-8"))
         names = {"model": MODEL, "width": WIDTH, "height": HEIGHT}
-        html = template.substitute(names, texts=texts, numbers=numbers).encode()
+        parts = {
+            "texts": texts,
+            "numbers": numbers,
+            "scenario": SCENARIO,
+            "scenarios": _scenarios(),
+        }
+        html = template.substitute(names, **parts).encode()
         return cls(html, f'"{hashlib.sha256(html).hexdigest()[:32]}"')
 
 
@@ -73,8 +105,28 @@ def _text(name: str, field: dict[str, Any]) -> str:
     return _TEXT.substitute(
         **_common(name, field),
         most=field["maxLength"],
-        rows=8 if is_required else 2,
+        rows=4 if is_required else 1,
         required=" required" if is_required else "",
+        examples=_examples() if is_required else "",
+    )
+
+
+def _examples() -> str:
+    """Buttons that fill the form."""
+    requests = {
+        name: {"prompt": text, "negative_prompt": ""} for name, text in SHORT_PROMPTS.items()
+    }
+    buttons = "".join(
+        _EXAMPLE.substitute(name=name, values=escape(json.dumps(request)))
+        for name, request in (requests | {"Hosted example": EXAMPLE_REQUEST}).items()
+    )
+    return f'  <div class="examples" role="group" aria-label="Examples">\n{buttons}  </div>\n'
+
+
+def _scenarios() -> str:
+    return "".join(
+        f'      <option value="{value}">{escape(outcome)}</option>\n'
+        for value, outcome in SCENARIOS.items()
     )
 
 
@@ -89,8 +141,8 @@ def _number(name: str, field: dict[str, Any]) -> str:
         "step": "1" if is_whole else "any",
         "pull": "1" if is_whole else "0.1",
     }
-    slider = _SLIDER.substitute(values) if most - least <= _WIDEST_SLIDER else ""
-    return _NUMBER.substitute(values, slider=slider)
+    control = _SLIDER if most - least <= _WIDEST_SLIDER else _DIE
+    return _NUMBER.substitute(values, control=control.substitute(values))
 
 
 def _short(number: float) -> str:
@@ -103,5 +155,5 @@ def _common(name: str, field: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "label": _LABELS.get(name) or name.replace("_", " ").capitalize(),
         "hint": escape(field["description"]),
-        "value": escape(str(EXAMPLE_REQUEST.get(name, field.get("default", "")))),
+        "value": escape(str(field.get("default", next(iter(SHORT_PROMPTS.values()))))),
     }

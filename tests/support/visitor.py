@@ -84,14 +84,21 @@ class Visitor:
     def come(self, url: str = "") -> None:
         """Open the page, or another one."""
         self.page.goto(url or self.stack.url)
-        expect(self.snippet).to_contain_text("curl")  # all scripts have run
+        expect(self.snippet).to_contain_text("segmind")  # all scripts have run
 
     def ask_for(self, prompt: str = "a pond at night", **numbers: int | str) -> None:
         """Fill the form, as far as is said."""
-        self.key_box.fill(self.key)
+        self.give_key()
         self.field("Prompt").fill(prompt)
         for label, number in ({"Steps": 10, "Frames": 7} | numbers).items():
             self.field(label).fill(str(number))
+
+    def give_key(self) -> None:
+        """Type it, if it is not there: a page that has one folds its field."""
+        if self.key_box.input_value() != self.key:
+            if not self.key_box.is_visible():
+                self.page.locator("#key-part summary").click()
+            self.key_box.fill(self.key)
 
     def generate(self, prompt: str = "a pond at night", **numbers: int | str) -> None:
         """The same, and press the button."""
@@ -131,6 +138,11 @@ class Visitor:
     def snippet(self) -> Locator:
         """The code to copy."""
         return self.page.locator("#snippet")
+
+    @property
+    def balance(self) -> Locator:
+        """The credits that are left."""
+        return self.page.locator("#balance")
 
     @property
     def requests(self) -> Locator:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ from worker.errors import BrokerUnavailableError, StorageError
 from worker.outputs.base import MARK_SECONDS, Outputs
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
-from worker.store.keyspace import RECONCILE_SECONDS
+from worker.store.keyspace import LOADING_SECONDS, RECONCILE_SECONDS
 from worker.store.worker_side import WorkerStore
 
 SWEEP_SECONDS = 30.0
@@ -76,6 +77,25 @@ def start_sweeper(
 def sweep(store: WorkerStore, outputs: Outputs, *, retention_seconds: float) -> None:
     # A record lives for the retention, or longer, after the last change of its file.
     outputs.sweep(store.exists, older_than=retention_seconds)
+
+
+@contextmanager
+def loading(store: WorkerStore) -> Iterator[None]:
+    """Announce, until the block ends, that this worker is loading the model."""
+    is_loaded = threading.Event()
+
+    def repeat() -> None:
+        while True:
+            with suppress(BrokerUnavailableError):
+                store.announce_loading()
+            if is_loaded.wait(LOADING_SECONDS / 3):
+                return
+
+    threading.Thread(target=repeat, name="loading", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_loaded.set()
 
 
 def start_mark_reader(outputs: Outputs, heartbeat: Heartbeat) -> None:

@@ -281,6 +281,11 @@ class GatewayStore:
         """The workers that are alive and have the model loaded."""
         return await self._presence.ask(None)
 
+    async def is_loading(self) -> bool:
+        """Whether a worker is loading the model."""
+        with broker_errors():
+            return bool(await self._redis.exists(keyspace.LOADING))
+
     async def check_memory(self) -> None:
         """Raise BrokerUnfitError while a full memory refuses submits."""
         with broker_errors():

@@ -28,6 +28,8 @@ PREVIEWS = "mochi:preview:"
 """With a request's id, a string: its latest preview picture, as a data URL."""
 WORKERS = "mochi:workers"
 """Sorted set: `presence.LiveWorker`, by the time in ms until which it counts as alive."""
+LOADING = "mochi:loading"
+"""String that expires: a worker is loading the model."""
 SECRETS = "mochi:secrets"
 """Hash: SHA-256 of an API key's secret to the key's id and, after a space, the secret's expiry in
 ms, if it has one."""
@@ -75,6 +77,8 @@ HEARTBEAT_SECONDS = 0.5
 """Between two heartbeats of a worker; each also carries the progress."""
 RECONCILE_SECONDS = 1.0
 """Between two passes of a worker's reconciler."""
+LOADING_SECONDS = 5
+"""Expiry of the announcement that a worker is loading the model."""
 DRAIN_ORDER_SECONDS = 3600
 """Expiry of a drain order."""
 PREVIEW_SECONDS = 600

@@ -136,6 +136,11 @@ class WorkerStore:
         with broker_errors():
             self._redis.set(keyspace.device(worker), report, px=self._lease_ms)
 
+    def announce_loading(self) -> None:
+        """Publish that a worker is loading the model; repeat it until it is loaded."""
+        with broker_errors():
+            self._redis.set(keyspace.LOADING, "", ex=keyspace.LOADING_SECONDS)
+
     def withdraw(self, worker: LiveWorker) -> None:
         """Remove a record that the next heartbeat replaces."""
         with broker_errors():

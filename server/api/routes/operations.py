@@ -13,7 +13,7 @@ from server import VERSION
 from server.api.call import Call
 from server.api.metrics import Scrape
 from server.api.openapi import METRICS_TEXT, errors
-from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody
+from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody, WorkersState
 from server.keys.lookup import Scope
 from server.transport.responses import answer
 from worker.errors import BrokerUnavailableError, BrokerUnfitError, DiskFullError
@@ -38,6 +38,7 @@ async def get_readiness(request: Request) -> Response:
     services = Call.of(request).services
     missing: list[str] = []
     workers: list[LiveWorker] = []
+    state: WorkersState = "unknown"
     if not services.settings.outputs:  # else workers alone write to their disks
         try:
             await run_in_threadpool(services.outputs.check_space)
@@ -49,16 +50,26 @@ async def get_readiness(request: Request) -> Response:
         await services.store.check_memory()
         if services.store_check.problem:
             missing.append(str(services.store_check.problem))
-        if not live_workers:
-            missing.append("No live worker: start one with `mochi-server worker`.")
-        elif not workers:
+        if workers:
+            state = "ready"
+        elif live_workers:
+            state = "paused"
             missing.append(f"All workers wait. {live_workers[0].pause}")
+        elif await services.store.is_loading():
+            state = "loading"
+            missing.append("No live worker yet: one is loading the model.")
+        else:
+            state = "none"
+            missing.append("No live worker: start one with `mochi-server worker`.")
     except BrokerUnavailableError as error:
         has_answered = error.is_refusal or isinstance(error, BrokerUnfitError)
         silent = "The broker does not answer: check MOCHI_REDIS_URL."
         missing.append(str(error) if has_answered else silent)
     body = ReadyBody(
-        status="not ready" if missing else "ready", live_workers=len(workers), missing=missing
+        status="not ready" if missing else "ready",
+        workers=state,
+        live_workers=len(workers),
+        missing=missing,
     )
     return answer(body, 503 if missing else 200)
 

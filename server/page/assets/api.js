@@ -43,6 +43,22 @@ export async function ask(requestId, key, signal) {
   return read(await send(pathOf(requestId), key, { signal }));
 }
 
+/** The balance of a key. */
+export async function credits(key) {
+  return read(await send("v1/get-user-credits", key, {}));
+}
+
+/** What /readyz and /version say, or null where the server does not answer. */
+export async function server() {
+  try {
+    const answers = ["readyz", "version"].map((path) => fetch(address(path), { cache: "no-store" }));
+    const [ready, version] = await Promise.all(answers);
+    return { ...(await ready.json()), ...(await version.json()) };
+  } catch {
+    return null;
+  }
+}
+
 export async function cancel(requestId, key) {
   return read(await send(`${pathOf(requestId)}/cancel`, key, { method: "PUT" }));
 }

@@ -1,5 +1,7 @@
 /** The form. The server renders its fields from the model's parameters. */
 
+import { write } from "./dom.js";
+
 const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 
 export const form = document.getElementById("form");
@@ -8,6 +10,8 @@ export const model = form.dataset.model;
 const secret = form.querySelector("#key");
 const problem = form.querySelector("#problem");
 const countdown = form.querySelector("#countdown");
+const keyPart = form.querySelector("#key-part");
+const scenario = form.querySelector("#scenario");
 const fields = [...form.querySelectorAll("[name]")].filter((field) => !field.matches("fieldset"));
 
 let retryAt = 0;
@@ -28,7 +32,7 @@ export function fill(texts) {
 /** Name and JSON literal of every field with a value. Numbers keep all their digits. */
 export function literals() {
   return fields
-    .filter((field) => field.value !== "" || field.required)
+    .filter((field) => !field.disabled && (field.value !== "" || field.required))
     .map((field) => [field.name, literal(field)]);
 }
 
@@ -39,6 +43,28 @@ export function json() {
 
 export function apiKey() {
   return secret.value.trim();
+}
+
+/** Seconds of video that the form asks for; NaN without numbers. */
+export function seconds() {
+  return form.elements.frames.valueAsNumber / form.elements.fps.valueAsNumber;
+}
+
+export function hasProblem() {
+  return problem.textContent !== "";
+}
+
+/** Fold the field of the key where it has one. */
+export function foldKey() {
+  keyPart.open = apiKey() === "";
+}
+
+/** Offer the outcomes of a mock, or do not. */
+export function offerScenarios(isMock) {
+  if (scenario.disabled !== isMock) return;
+  scenario.disabled = !isMock;
+  form.querySelector("#scenario-part").hidden = !isMock;
+  changed();
 }
 
 /** Whether the form can be sent. The server checks the ranges. */
@@ -77,17 +103,23 @@ export function clear() {
 export function tick() {
   const left = Math.ceil((retryAt - Date.now()) / 1000);
   countdown.textContent = left > 0 ? `Try again in ${left} s.` : "";
+  if (retryAt > 0 && left <= 0) {
+    retryAt = 0;
+    problem.textContent = "";
+    changed();
+  }
 }
 
 function say(error) {
-  problem.textContent = error.message;
-  retryAt = Date.now() + error.retrySeconds * 1000;
+  write(problem, error.message);
+  retryAt = error.retrySeconds > 0 ? Date.now() + error.retrySeconds * 1000 : 0;
   tick();
 }
 
 function reject(field, message) {
   field.setAttribute("aria-invalid", "true");
-  errorOf(field).textContent = message;
+  write(errorOf(field), message);
+  if (field === secret) keyPart.open = true;
   field.focus();
 }
 
@@ -109,20 +141,21 @@ function changed() {
   for (const field of form.querySelectorAll("[data-most]")) {
     const [count, most] = [[...field.value].length, Number(field.dataset.most)];
     const counter = document.getElementById(`${field.id}-count`);
-    counter.textContent = `${count.toLocaleString()} of ${most.toLocaleString()} characters.`;
+    counter.textContent = `${count.toLocaleString()} / ${most.toLocaleString()}`;
     counter.classList.toggle("over", count > most);
   }
-  const [frames, fps] = ["frames", "fps"].map((name) => form.elements[name].valueAsNumber);
-  const seconds = frames / fps;
-  form.querySelector("#length").textContent = Number.isFinite(seconds)
-    ? `${seconds.toLocaleString([], { maximumFractionDigits: 2 })} seconds of video`
-    : "";
+  form.querySelector("#key-state").textContent = apiKey() ? "Set for this tab" : "";
   form.dispatchEvent(new Event("changed"));
 }
 
 form.addEventListener("input", ({ target }) => {
   if (target.dataset.for) form.elements[target.dataset.for].value = target.value;
   changed();
+});
+form.addEventListener("click", ({ target }) => {
+  const { fill: example, draw } = target.closest("button")?.dataset ?? {};
+  if (example) fill(JSON.parse(example));
+  if (draw) fill({ [draw]: crypto.getRandomValues(new Uint32Array(1))[0] });
 });
 form.addEventListener("reset", () => {
   const kept = secret.value;

@@ -11,6 +11,8 @@ const KEY = "mochi-server key";
 const DRAFT = "mochi-server draft";
 const PRESS = "mochi-server press";
 const MOST = 30;
+/** Characters of a poster: all of them take a tenth of what a browser keeps for a site. */
+const MOST_POSTER = 16_000;
 
 /** In memory, for browsers that refuse storage. */
 const spare = new Map();
@@ -52,6 +54,12 @@ export function add(requestId, secret, values) {
 export function note(requestId, body) {
   const heard = { status: body.status, code: body.error_code, expires: body.expires_at };
   store(all().map((entry) => (entry.id === requestId ? { ...entry, ...heard } : entry)));
+}
+
+/** Store a small picture of its video, as a data URL. */
+export function illustrate(requestId, poster) {
+  if (poster.length > MOST_POSTER) return;
+  store(all().map((entry) => (entry.id === requestId ? { ...entry, poster } : entry)));
 }
 
 /** Delete a request that its own key no longer finds. */

@@ -1,9 +1,11 @@
 /** The page: event handlers, and the request that is shown. */
 
 import * as api from "./api.js";
+import * as code from "./code.js";
+import { at, element, say, write } from "./dom.js";
 import * as form from "./form.js";
 import * as history from "./history.js";
-import * as snippets from "./snippets.js";
+import * as server from "./server.js";
 import * as view from "./view.js";
 import * as words from "./words.js";
 
@@ -12,7 +14,9 @@ const OFFER_MS = 600;
 /** Characters of a prompt in the list; CSS cuts the rest. */
 const MOST_LISTED = 120;
 
-const at = (id) => document.getElementById(id);
+/** A link to this page may have a key in its fragment, which reaches no server. */
+const KEY_LINK = /^#key=(.+)$/;
+
 const keyBox = at("key");
 const generate = at("generate");
 
@@ -52,17 +56,17 @@ async function submit() {
 /** Show the dry run's price and forecast once the form rests. */
 function offerSoon() {
   clearTimeout(offering.timer);
-  at("offer").textContent = "";
+  at("offer").textContent = words.offer(form.seconds());
   offering.asked.abort();
   offering = { asked: new AbortController() };
   offering.timer = setTimeout(offer, OFFER_MS, offering.asked.signal);
 }
 
 async function offer(signal) {
-  if (!givenKey || form.apiKey() !== givenKey) return;
+  if (!givenKey || form.apiKey() !== givenKey || form.hasProblem()) return;
   try {
     const trial = await api.tryOut(form.model, givenKey, form.json(), signal);
-    if (!signal.aborted) at("offer").textContent = words.offer(trial);
+    if (!signal.aborted) write(at("offer"), words.offer(form.seconds(), trial, view.isBusy()));
   } catch {
     // A submit shows the error
   }
@@ -71,7 +75,7 @@ async function offer(signal) {
 function sending(isSent) {
   isSending = isSent;
   generate.setAttribute("aria-disabled", String(isSent));
-  generate.textContent = isSent ? "Sending …" : "Generate";
+  at("generate-text").textContent = isSent ? "Sending …" : "Generate";
 }
 
 /** `crypto.randomUUID` exists only with TLS. */
@@ -100,6 +104,7 @@ async function show(requestId) {
   result = null;
   view.cancelling(false);
   view.begin(requestId, history.find(requestId) ?? null);
+  code.note(null);
   list();
   try {
     for await (const body of api.follow(requestId, secret, signal)) {
@@ -118,8 +123,11 @@ async function show(requestId) {
 function hear(requestId, body) {
   if (body.status === "COMPLETED") result = body;
   history.note(requestId, body);
+  code.note(body);
   list();
-  if (api.isEnded(body)) offerSoon(); // the queue is shorter now
+  if (!api.isEnded(body)) return;
+  offerSoon(); // the queue is shorter now
+  server.showBalance(form.apiKey());
 }
 
 function forget(requestId, secret) {
@@ -152,20 +160,22 @@ function list() {
 }
 
 function item(entry) {
-  const link = Object.assign(document.createElement("a"), { href: `#${entry.id}` });
+  const link = element("a", "", { href: `#${entry.id}` });
   if (entry.id === requestOfAddress()) link.setAttribute("aria-current", "true");
-  const state = entry.status ? words.outcome(entry) : "";
-  for (const [name, text] of [
+  link.append(
+    entry.poster
+      ? element("img", "", { className: "poster", src: entry.poster, alt: "" })
+      : element("span", "", { className: "poster" }),
+  );
+  for (const [className, text] of [
     ["prompt", entry.values.prompt.slice(0, MOST_LISTED)],
-    ["state", state],
+    ["state", entry.status ? words.outcome(entry) : ""],
     ["time", words.clock(entry.at)],
   ]) {
-    const span = Object.assign(document.createElement("span"), { className: name });
-    span.textContent = text;
-    link.append(span, " ");
+    link.append(element("span", text, { className }), " ");
   }
   link.dataset.state = entry.status ?? "";
-  const row = document.createElement("li");
+  const row = element("li");
   row.append(link);
   return row;
 }
@@ -190,36 +200,11 @@ async function refresh(isForAll = false) {
 function changeKey() {
   history.key.set(form.apiKey());
   givenKey = form.apiKey();
+  server.showBalance(givenKey);
   offerSoon();
   list();
   if (requestOfAddress()) show(requestOfAddress());
   refresh(true);
-}
-
-// Code
-
-function writeSnippet() {
-  const language = document.querySelector("[name=language]:checked").value;
-  at("snippet").textContent = snippets[language](api.address("v1"), form.model, form.literals());
-  at("snippet-hint").textContent =
-    language === "curl"
-      ? "Waits for the video and writes it to mochi.mp4. The key is taken from MOCHI_API_KEY."
-      : "Needs pip install segmind. Writes the video to mochi.mp4. The key is taken from MOCHI_API_KEY.";
-}
-
-async function copy() {
-  const range = document.createRange();
-  range.selectNodeContents(at("snippet"));
-  getSelection().removeAllRanges();
-  getSelection().addRange(range);
-  try {
-    await navigator.clipboard.writeText(at("snippet").textContent);
-  } catch {
-    document.execCommand("copy"); // navigator.clipboard exists only with TLS
-  }
-  view.say("Copied");
-  at("copy").textContent = "Copied";
-  setTimeout(() => (at("copy").textContent = "Copy"), 2000);
 }
 
 // Events
@@ -230,7 +215,7 @@ form.form.addEventListener("submit", (event) => {
 });
 form.form.addEventListener("changed", () => {
   history.draft.set(form.values());
-  writeSnippet();
+  code.draw();
   offerSoon();
 });
 keyBox.addEventListener("input", () => history.key.set(form.apiKey()));
@@ -244,19 +229,22 @@ at("cancel").addEventListener("click", cancel);
 at("use-seed").addEventListener("click", () => {
   form.fill({ seed: result.seed });
   at("seed").focus();
-  view.say(`The seed is ${result.seed}`);
+  say(`The seed is ${result.seed}`);
 });
 at("use-all").addEventListener("click", () => {
   const { values } = history.find(at("request").dataset.id);
   form.fill({ ...values, ...(result && { seed: result.seed }) });
   at("prompt").focus();
-  view.say("The form has this request's settings");
+  say("The form has this request's settings");
 });
-at("copy").addEventListener("click", copy);
-for (const choice of document.querySelectorAll("[name=language]")) {
-  choice.addEventListener("change", writeSnippet);
-}
-addEventListener("hashchange", () => requestOfAddress() && show(requestOfAddress()));
+at("request").addEventListener("poster", ({ detail }) => {
+  history.illustrate(at("request").dataset.id, detail);
+  list();
+});
+addEventListener("hashchange", () => {
+  if (takeKey()) changeKey();
+  else if (requestOfAddress()) show(requestOfAddress());
+});
 history.onChange(list);
 setInterval(() => {
   form.tick();
@@ -266,9 +254,24 @@ setInterval(() => refresh(), REFRESH_MS);
 
 // Start and reload
 
-keyBox.value = givenKey = history.key.get();
+/** Move the key of a link to the form, and clear the address. Whether there was one. */
+function takeKey() {
+  const secret = KEY_LINK.exec(location.hash)?.[1];
+  if (secret === undefined) return false;
+  window.history.replaceState(null, "", location.pathname + location.search);
+  keyBox.value = secret;
+  history.key.set(secret);
+  return true;
+}
+
+keyBox.value = history.key.get();
+takeKey();
+givenKey = form.apiKey();
+form.foldKey();
 form.fill(history.draft.get());
 list();
+server.watch(form.offerScenarios);
+server.showBalance(givenKey);
 if (form.apiKey()) {
   const going = history.requests(form.apiKey()).find((entry) => !api.isEnded(entry));
   if (requestOfAddress()) show(requestOfAddress());

@@ -1,13 +1,15 @@
-/** The form's request as code to copy, without the key. */
+/** The form's request as code to copy, without the key; and an answer as JSON. */
+
+const IS_NAME = /^[A-Za-z_]\w*$/;
+const IS_WHOLE = /^-?\d+$/;
 
 /** The blocking call. An error is printed and does not become a video file. */
 export function curl(origin, model, literals) {
-  const body = literals.map(([name, literal]) => `    "${name}": ${literal}`).join(",\n");
   return [
     `curl --fail-with-body ${quoted(`${origin}/${model}`)} \\`,
     `  -H "x-api-key: $MOCHI_API_KEY" \\`,
     `  -H 'content-type: application/json' \\`,
-    `  -d ${quoted(`{\n${body}\n  }`)} \\`,
+    `  -d ${quoted(`{\n${fields(literals, "    ")}\n  }`)} \\`,
     `  -o mochi.part && mv mochi.part mochi.mp4 ||`,
     `  { cat mochi.part; rm -f mochi.part; false; }`,
   ].join("\n");
@@ -15,7 +17,9 @@ export function curl(origin, model, literals) {
 
 /** The official SDK. JSON numbers and strings are valid Python. */
 export function python(origin, model, literals) {
-  const params = literals.map(([name, literal]) => `    ${name}=${literal},`).join("\n");
+  const params = literals.map(([name, literal]) =>
+    IS_NAME.test(name) ? `    ${name}=${literal},` : `    **{"${name}": ${literal}},`,
+  );
   return [
     "import os",
     "from urllib.request import urlretrieve",
@@ -28,10 +32,70 @@ export function python(origin, model, literals) {
     ")",
     "result = client.run(",
     `    ${JSON.stringify(model)},`,
-    params,
+    ...params,
     ")",
     'urlretrieve(result["output"], "mochi.mp4")',
   ].join("\n");
+}
+
+/** The blocking call with requests. */
+export function requests(origin, model, literals) {
+  return [
+    "import os",
+    "",
+    "import requests",
+    "",
+    "response = requests.post(",
+    `    ${JSON.stringify(`${origin}/${model}`)},`,
+    '    headers={"x-api-key": os.environ["MOCHI_API_KEY"]},',
+    "    json={",
+    `${fields(literals, "        ")},`,
+    "    },",
+    ")",
+    "if not response.ok:",
+    "    raise SystemExit(response.text)",
+    'with open("mochi.mp4", "wb") as file:',
+    "    file.write(response.content)",
+  ].join("\n");
+}
+
+/** The blocking call with fetch. Larger integers than JavaScript's are sent as text. */
+export function javascript(origin, model, literals) {
+  const exact = literals.map(([name, literal]) => {
+    const isLarge = IS_WHOLE.test(literal) && !Number.isSafeInteger(Number(literal));
+    return [name, isLarge ? `"${literal}"` : literal];
+  });
+  return [
+    'import { writeFile } from "node:fs/promises";',
+    "",
+    `const response = await fetch(${JSON.stringify(`${origin}/${model}`)}, {`,
+    '  method: "POST",',
+    "  headers: {",
+    '    "x-api-key": process.env.MOCHI_API_KEY,',
+    '    "content-type": "application/json",',
+    "  },",
+    "  body: JSON.stringify({",
+    `${fields(exact, "    ")},`,
+    "  }),",
+    "});",
+    "if (!response.ok) throw new Error(await response.text());",
+    'await writeFile("mochi.mp4", response.body);',
+  ].join("\n");
+}
+
+/** The answer, without the data of its preview. */
+export function answer(body) {
+  if (body === null) return "Generate a video to see the answer here.";
+  const text = JSON.stringify(
+    body,
+    (name, value) => (name === "preview" ? "data:image/…" : value),
+    2,
+  );
+  return text.replace(/^ {2}"seed": "(-?\d+)"/m, '  "seed": $1'); // see `parse` of api.js
+}
+
+function fields(literals, indent) {
+  return literals.map(([name, literal]) => `${indent}"${name}": ${literal}`).join(",\n");
 }
 
 function quoted(text) {

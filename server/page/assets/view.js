@@ -1,9 +1,12 @@
 /** The section for one request: state, preview, result or failure. */
 
 import { isEnded } from "./api.js";
+import { at, element, hide, say, write } from "./dom.js";
 import * as words from "./words.js";
 
-const at = (id) => document.getElementById(id);
+/** Pixels of a poster, half as wide as a row of the history shows at most. */
+const POSTER = { width: 288, height: 163 };
+
 const section = at("request");
 const [headline, detail, video, preview] = ["state", "detail", "video", "preview"].map(at);
 const [progress, trouble, failure, facts] = ["progress", "trouble", "failure", "facts"].map(at);
@@ -14,11 +17,6 @@ const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** The request shown: as this browser stored it, and its latest status. */
 let shown = { entry: null, body: null, endsAt: null, endedAt: null };
-
-/** Announce it to screen readers. */
-export function say(text) {
-  at("said").textContent = text;
-}
 
 /** Switch to a request whose status is not known yet. */
 export function begin(requestId, entry) {
@@ -34,9 +32,8 @@ export function begin(requestId, entry) {
   hide(cancelButton, download, useSeed, useAll);
   preview.removeAttribute("src");
   facts.replaceChildren();
-  const prompt = entry?.values.prompt;
-  at("asked").hidden = !prompt;
-  at("asked-prompt").textContent = prompt ?? "";
+  at("asked").hidden = !entry?.values.prompt;
+  at("asked").textContent = entry?.values.prompt ?? "";
   title("");
 }
 
@@ -44,7 +41,7 @@ export function begin(requestId, entry) {
 export function update(body) {
   trouble.hidden = !body.trouble;
   if (body.trouble) {
-    trouble.textContent = `${body.trouble} Retrying.`;
+    write(trouble, `${body.trouble} Retrying.`);
     return;
   }
   const isNews = phase(body) !== phase(shown.body);
@@ -63,10 +60,10 @@ export function update(body) {
 export function lose(error) {
   section.dataset.state = "lost";
   headline.textContent = error.status === 404 ? "Not found" : "Unavailable";
-  detail.textContent =
-    error.status === 404
-      ? "It has expired, or belongs to another key."
-      : error.message;
+  write(
+    detail,
+    error.status === 404 ? "It has expired, or belongs to another key." : error.message,
+  );
   hide(progress, cancelButton, trouble);
   shown.endsAt = null;
   title("");
@@ -76,6 +73,11 @@ export function lose(error) {
 export function cancelling(isAsked) {
   cancelButton.disabled = isAsked;
   cancelButton.textContent = isAsked ? "Cancelling …" : "Cancel";
+}
+
+/** Whether the request that is shown has not ended. */
+export function isBusy() {
+  return shown.body !== null && !isEnded(shown.body);
 }
 
 /** Called every second: update elapsed and remaining time. */
@@ -96,8 +98,8 @@ export function tick() {
 
 function run(body) {
   section.dataset.state = body.status === "QUEUED" ? "queued" : "running";
-  detail.textContent =
-    body.stage === "denoising" ? `Step ${body.step} of ${body.total_steps}` : "";
+  const step = body.stage === "denoising" ? `Step ${body.step} of ${body.total_steps} · ` : "";
+  detail.textContent = body.status === "QUEUED" ? "" : `${step}${body.progress} %`;
   hide(failure);
   progress.hidden = false;
   progress.value = body.progress;
@@ -125,9 +127,9 @@ function complete(body) {
   download.setAttribute("download", body.video.file_name);
   download.hidden = false;
   at("asked").hidden = false;
-  at("asked-prompt").textContent = body.prompt;
+  at("asked").textContent = body.prompt;
   const list = at("warnings");
-  list.replaceChildren(...body.warnings.map((text) => element("li", text)));
+  list.replaceChildren(...body.warnings.map(warning));
   list.hidden = body.warnings.length === 0;
   title("ready");
 }
@@ -138,7 +140,7 @@ function fail(body) {
   detail.textContent = isCancelled ? "Nothing was charged." : "";
   hide(progress, cancelButton, preview);
   failure.hidden = isCancelled;
-  at("error").textContent = body.error;
+  write(at("error"), body.error);
   at("advice").textContent = `${words.advice(body.error_code)} Nothing was charged.`;
   title(isCancelled ? "cancelled" : "failed");
 }
@@ -175,22 +177,34 @@ function title(state) {
   document.title = state ? `${state} – mochi-server` : "mochi-server";
 }
 
+/** A frame of the video, small; none where the video is of another origin. */
+function poster() {
+  const canvas = Object.assign(document.createElement("canvas"), POSTER);
+  try {
+    canvas.getContext("2d").drawImage(video, 0, 0, POSTER.width, POSTER.height);
+    return canvas.toDataURL("image/webp", 0.6);
+  } catch {
+    return "";
+  }
+}
+
+function warning(text) {
+  const row = element("li");
+  write(row, text);
+  return row;
+}
+
 function fact([name, text]) {
-  const row = element("div", "");
+  const row = element("div");
   row.append(element("dt", name), element("dd", text));
   return row;
 }
 
-function element(name, text) {
-  return Object.assign(document.createElement(name), { textContent: text });
-}
-
-function hide(...elements) {
-  for (const one of elements) one.hidden = true;
-}
-
 video.addEventListener("playing", () => hide(preview));
-video.addEventListener("loadeddata", () => hide(preview));
+video.addEventListener("loadeddata", () => {
+  hide(preview);
+  section.dispatchEvent(new CustomEvent("poster", { detail: poster() }));
+});
 video.addEventListener("error", () => {
   if (section.dataset.state !== "done" || !video.hasAttribute("src")) return;
   detail.textContent = "The video cannot be loaded. It may have expired.";

@@ -19,6 +19,8 @@ const ADVICE = {
   internal: "Generate again. If it fails again, send the operator the id of the request.",
 };
 
+const UNLIMITED = 1e9;
+
 /** Headline for a status. */
 export function headline(body) {
   if (body.status === "COMPLETED") return "Your video is ready";
@@ -60,16 +62,47 @@ export function estimate(seconds) {
   return hours === 1 ? "about an hour" : `about ${hours} hours`;
 }
 
-/** Price and forecast of a dry run, where known. */
-export function offer(trial) {
-  if (trial.refusal) return trial.refusal.error;
-  const { most, gpu_second: byTime } = trial.price;
+/**
+ * What the form asks for: the video's length and, where a dry run knows them, price and time.
+ * Without the time while another request runs: its own time is shown then.
+ */
+export function offer(seconds, trial, isBusy) {
+  if (trial?.refusal) return trial.refusal.error;
   const parts = [];
-  if (most > 0) parts.push(`Costs ${byTime > 0 ? "up to " : ""}${most} credits.`);
-  if (trial.estimated_seconds !== null && trial.estimated_wait_seconds !== null) {
-    parts.push(`Ready in ${estimate(trial.estimated_wait_seconds + trial.estimated_seconds)}.`);
+  if (Number.isFinite(seconds)) {
+    parts.push(`${seconds.toLocaleString([], { maximumFractionDigits: 2 })} s of video`);
   }
-  return parts.join(" ");
+  const { most = 0, gpu_second: byTime = 0 } = trial?.price ?? {};
+  if (most > 0) parts.push(`${byTime > 0 ? "up to " : ""}${number(most)} credits`);
+  const wait = trial?.estimated_wait_seconds ?? null;
+  const run = trial?.estimated_seconds ?? null;
+  if (wait !== null && run !== null && !isBusy) parts.push(`ready in ${estimate(wait + run)}`);
+  return parts.join(" · ");
+}
+
+/** State of the server from /readyz and /version; null if it did not answer. */
+export function server(answer) {
+  if (answer === null) return { name: "away", text: "No connection", remedy: "", isMock: false };
+  const { status, workers, missing, engines } = answer;
+  const isMock = engines.length > 0 && engines.every((engine) => engine.is_mock);
+  if (status === "ready") {
+    const text = `Ready · ${isMock ? "mock" : engines[0]?.device ?? "GPU"}`;
+    return { name: "ready", text, remedy: "", isMock };
+  }
+  if (workers === "loading") {
+    return { name: "loading", text: "Model is loading", remedy: "", isMock };
+  }
+  const text = workers === "none" ? "No worker" : "Not ready";
+  return { name: "waiting", text, remedy: missing.join(" "), isMock };
+}
+
+/** `12.5 credits`; the API has no word for unlimited, and answers a billion. */
+export function balance({ credits }) {
+  return credits >= UNLIMITED ? "unlimited credits" : `${number(credits)} credits`;
+}
+
+function number(amount) {
+  return amount.toLocaleString([], { maximumFractionDigits: 2 });
 }
 
 /** `14:05`, with the weekday if it is not today. */

@@ -24,6 +24,7 @@ FAKE = {
     "precision": "none",
     "profile": "",
     "lossy": [],
+    "is_mock": True,
 }
 """What /version says of a worker with the fake engine."""
 

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import Browser, expect
 
-from models.example import EXAMPLE_REQUEST
-from models.params import WIDTH
+from models.params import WIDTH, GenerateParams
 from tests.support.stack import Stack
 from tests.support.visitor import Visitor, visit
 
@@ -71,7 +70,7 @@ def test_a_video_is_waited_for_seen_on_its_way_and_played(visitor: Visitor) -> N
     expect(visitor.page.locator("#preview")).to_be_hidden()
     visitor.page.evaluate("scrollTo(0, 0)")
     assert screen.bounding_box() == place
-    expect(visitor.fact("Seed")).to_have_text(str(EXAMPLE_REQUEST["seed"]))
+    expect(visitor.fact("Seed")).to_have_text(str(GenerateParams(prompt="a pond").seed))
     expect(visitor.fact("Kept until")).to_have_text(re.compile(r"\d\d:\d\d"))
     expect(visitor.page).to_have_title(re.compile("^ready"))
     with visitor.page.expect_download() as download:
@@ -126,10 +125,12 @@ def test_after_a_reload_the_running_request_is_followed_and_the_ended_are_listed
     expect(visitor.state).to_have_text("Denoising")
     expect(visitor.field("Prompt")).to_have_value("a second pond")
     expect(visitor.requests.locator(".prompt")).to_have_text(["a second pond", "a first pond"])
+    poster = visitor.requests.nth(1).get_by_role("presentation")
+    expect(poster).to_have_attribute("src", re.compile("^data:image/webp;base64,.{100,16000}$"))
     visitor.button("Cancel").click()
     expect(visitor.requests.locator(".state")).to_have_text(["Cancelled", "Ready"])
     visitor.page.get_by_role("link", name="a first pond").click()
-    expect(visitor.page.locator("#asked-prompt")).to_have_text("a first pond")
+    expect(visitor.page.locator("#asked")).to_have_text("a first pond")
     expect(visitor.state).to_have_text("Your video is ready")
     assert visitor.request_id() == first
     visitor.page.go_back()
@@ -140,11 +141,13 @@ def test_requests_are_listed_for_their_key_while_they_live(visitor: Visitor) -> 
     gone = visitor.makes("a first pond")
     visitor.makes("a second pond")
     first_key = visitor.key
-    visitor.key_box.fill(visitor.stack.key())
+    visitor.key = visitor.stack.key()
+    visitor.give_key()
     visitor.key_box.blur()
     expect(visitor.requests).to_have_count(0)
     expect(visitor.state).to_have_text("Not found")
-    visitor.key_box.fill(first_key)
+    visitor.key = first_key
+    visitor.give_key()
     visitor.key_box.blur()
     expect(visitor.requests).to_have_count(2)
     visitor.stack.redis.delete(f"mochi:request:{gone}")
@@ -173,7 +176,7 @@ def test_all_can_be_done_with_the_keyboard(visitor: Visitor) -> None:
         keyboard.press("Tab")
         order.append(
             visitor.page.evaluate(
-                "(({ id, innerText }) => id || innerText)(document.activeElement)"
+                "(({ id, innerText }) => id || innerText.trim())(document.activeElement)"
             )
         )
         if order[-1] == "key":
@@ -182,8 +185,9 @@ def test_all_can_be_done_with_the_keyboard(visitor: Visitor) -> None:
             keyboard.type("75")
         assert len(order) < 20
     assert order == [
-        *("API documents", "reset", "key", "show-key", "prompt", "negative_prompt"),
-        *("guidance_scale", "fps", "frames", "steps", "seed", "generate"),
+        *("API documents", "reset", "API key", "key", "show-key", "prompt"),
+        *("Paper boat", "Fox in snow", "Hosted example", "negative_prompt", "guidance_scale"),
+        *("fps", "frames", "steps", "seed", "Draw a seed", "scenario", "generate"),
     ]
     visitor.field("Prompt").focus()
     keyboard.press("Control+Enter")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Route, expect
 
 from models.example import EXAMPLE_REQUEST
-from models.params import HEIGHT, MAX_SEED
+from models.params import HEIGHT, MAX_SEED, GenerateParams
 from tests.support.stack import Stack
 from tests.support.visitor import Visitor, visit
 from tests.support.wire import another_gateway
@@ -56,13 +57,19 @@ def test_price_and_time_are_said_before_the_button_is_pressed(visitor: Visitor) 
     visitor.come(another_gateway(visitor.stack, price_base="2.5"))
     visitor.makes()  # now it is known how long one takes
     offer = visitor.page.locator("#offer")
-    expect(offer).to_have_text(re.compile(r"^Costs 2\.5 credits\. Ready in a.+\.$"))
-    visitor.key_box.fill(visitor.stack.key(credits="1"))
+    expect(offer).to_have_text(re.compile(r"^0\.44 s of video · 2\.5 credits · ready in a.+$"))
+    expect(visitor.balance).to_have_text("unlimited credits")
+    visitor.key = visitor.stack.key(credits="1")
+    visitor.give_key()
     visitor.field("Prompt").fill("a pond by day")
     expect(offer).to_contain_text("costs up to 2.5, and the balance is 1")
+    expect(visitor.balance).to_have_text("1 credits")
+    visitor.button("Generate").click()
+    expect(visitor.page.locator("#problem")).to_contain_text("the balance is 1")
+    expect(offer).to_have_text("0.44 s of video")  # the reason is said once
     visitor.key_box.fill("")
     visitor.field("Prompt").fill("a pond by night")
-    expect(offer).to_have_text("")
+    expect(offer).to_have_text("0.44 s of video")
 
 
 def test_the_key_stays_with_the_tab_and_stands_in_no_address(visitor: Visitor) -> None:
@@ -74,17 +81,25 @@ def test_the_key_stays_with_the_tab_and_stands_in_no_address(visitor: Visitor) -
     assert visitor.key not in visitor.page.evaluate("JSON.stringify(localStorage)")
     visitor.page.reload()
     expect(visitor.key_box).to_have_value(visitor.key)
+    expect(visitor.key_box).to_be_hidden()
     tab = visitor.page.context.new_page()
     tab.goto(visitor.stack.url)
-    expect(tab.locator("#snippet")).to_contain_text("curl")
+    expect(tab.locator("#snippet")).to_contain_text("segmind")
     expect(tab.get_by_label("API key")).to_have_value("")
+    # A link may bring it; an open page takes it too.
+    for key in (visitor.key, visitor.stack.key()):
+        tab.goto(f"{visitor.stack.url}/#key={key}")
+        expect(tab.get_by_label("API key")).to_have_value(key)
+        expect(tab.locator("#balance")).to_have_text("unlimited credits")
+        assert tab.url == f"{visitor.stack.url}/"
+    assert "key=" not in "".join(asked)
 
 
 def test_what_the_server_refuses_is_shown_at_the_field_and_the_form_stays(visitor: Visitor) -> None:
     visitor.generate(Frames=161)
     frames = visitor.field("Frames")
     expect(frames).to_have_accessible_description(
-        re.compile("`frames` must be a whole number from 1 to 160; got 161.")
+        re.compile("frames must be a whole number from 1 to 160; got 161.")
     )
     expect(frames).to_have_attribute("aria-invalid", "true")
     expect(frames).to_be_focused()
@@ -151,25 +166,46 @@ def test_a_double_click_and_a_lost_answer_make_one_video(visitor: Visitor) -> No
 def test_the_same_seed_again_and_a_warning_is_shown(visitor: Visitor) -> None:
     visitor.makes(Seed=-1)
     drawn = visitor.fact("Seed").inner_text()
+    visitor.button("Draw a seed").click()
+    expect(visitor.field("Seed")).not_to_have_value(re.compile(f"^({drawn}|-1)$"))
     visitor.button("Reuse seed").click()
     expect(visitor.field("Seed")).to_have_value(drawn)
     visitor.wish("warn:Frogs were left out.")
     visitor.makes(Seed=MAX_SEED)
     expect(visitor.page.locator("#warnings")).to_have_text("Frogs were left out.")
     expect(visitor.fact("Seed")).to_have_text(str(MAX_SEED))  # more digits than a double has
+    visitor.page.get_by_label("Answer").check()
+    answer = json.loads(visitor.snippet.inner_text())
+    assert (
+        answer == visitor.stack.http(visitor.key).get(f"/v2/requests/{visitor.request_id()}").json()
+    )
 
 
-def test_the_command_makes_the_video_of_the_form(visitor: Visitor, tmp_path: Path) -> None:
-    visitor.ask_for(ODD_PROMPT, Seed=MAX_SEED, Frames=3)
-    run(visitor, tmp_path, "/bin/bash", "-euc", visitor.snippet.inner_text())
-    check_video(visitor, tmp_path / "mochi.mp4", frames=3)
+def test_an_example_and_a_mock_outcome_are_chosen(visitor: Visitor) -> None:
+    expect(visitor.page.locator("#server")).to_have_text("Ready · mock")
+    visitor.button("Hosted example").click()
+    for label, name in {"Prompt": "prompt", "Negative prompt": "negative_prompt"}.items():
+        expect(visitor.field(label)).to_have_value(str(EXAMPLE_REQUEST[name]))
+    visitor.button("Fox in snow").click()
+    expect(visitor.field("Negative prompt")).to_have_value("")
+    visitor.field("Mock outcome").select_option("out_of_memory")
+    expect(visitor.snippet).to_contain_text('**{"x-mock-scenario": "out_of_memory"}')
+    visitor.generate()
+    expect(visitor.state).to_have_text("Failed")
+    expect(visitor.fact("Code")).to_have_text("out_of_memory")
 
 
-def test_the_python_code_makes_the_video_of_the_form(visitor: Visitor, tmp_path: Path) -> None:
-    visitor.ask_for(ODD_PROMPT, Seed=MAX_SEED, Frames=4)
-    visitor.page.get_by_label("Python").check()
-    run(visitor, tmp_path, sys.executable, "-P", "-c", visitor.snippet.inner_text())
-    check_video(visitor, tmp_path / "mochi.mp4", frames=4)
+def test_the_code_makes_the_video_of_the_form(visitor: Visitor, tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    python, node = (sys.executable, "-P", "-c"), ("node", "--input-type=module", "-e")
+    commands = {"curl": ("/bin/bash", "-euc"), "Python": python, "requests": python}
+    if shutil.which("node"):
+        commands["JavaScript"] = node
+    for frames, (tab, command) in enumerate(commands.items(), 3):
+        visitor.ask_for(ODD_PROMPT, Seed=MAX_SEED, Frames=frames)
+        visitor.page.get_by_label(tab, exact=True).check()
+        run(visitor, tmp_path, *command, visitor.snippet.inner_text())
+        check_video(visitor, tmp_path / "mochi.mp4", frames=frames)
 
 
 def run(visitor: Visitor, folder: Path, *command: str) -> None:
@@ -192,7 +228,7 @@ def check_video(visitor: Visitor, path: Path, frames: int) -> None:
         if redis.hget(name, "owner") == owner
     ]
     form = {"prompt": ODD_PROMPT, "seed": MAX_SEED, "frames": frames, "steps": 10}
-    assert asked == [EXAMPLE_REQUEST | form]
+    assert GenerateParams.model_validate(form).model_dump() in asked
 
 
 def test_code_is_copied(server: Stack, browser: Browser) -> None:
@@ -236,7 +272,7 @@ def test_it_works_below_a_path_of_a_proxy(visitor: Visitor) -> None:
 
     visitor.page.route(f"{folder}**", pass_on)
     visitor.come(folder)
-    expect(visitor.snippet).to_contain_text(f"{folder}v1/mochi-1")
+    expect(visitor.snippet).to_contain_text(f'{folder}v1"')
     visitor.makes()
 
 

@@ -69,4 +69,5 @@ def test_an_engine_is_shown_with_every_trait() -> None:
         "precision": "bf16",
         "profile": "24gb",
         "lossy": ["fp8"],
+        "is_mock": False,
     }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import server.page
-from models.example import EXAMPLE_REQUEST
-from models.params import GenerateParams
-from server.page import Page
+from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
+from models.mock.scenario import FORM, SCENARIO, Scenario
+from models.params import GenerateParams, parse_params
+from server.page import SCENARIOS, Page
 
 FOLDER = Path(server.page.__file__).parent
 PARAMETERS: dict[str, dict[str, Any]] = GenerateParams.model_json_schema()["properties"]
@@ -44,7 +46,7 @@ READER = Reader(Page.render().html.decode())
 
 
 def test_the_form_has_every_parameter_and_no_other() -> None:
-    named = READER.all("name").keys() - {"viewport", "color-scheme", "language"}
+    named = READER.all("name").keys() - {"viewport", "color-scheme", "tab", SCENARIO}
     assert named == GenerateParams.model_fields.keys()
 
 
@@ -58,18 +60,35 @@ def test_a_number_has_the_range_and_the_default_of_the_model() -> None:
         for field in fields:
             assert field["min"] == str(parameter["minimum"])
             assert field["max"] == str(parameter["maximum"])
-            assert field["value"] == str(EXAMPLE_REQUEST[name])
+            assert field["value"] == str(parameter["default"])
         assert fields[0]["placeholder"] == str(parameter["default"])
         assert fields[0]["step"] == ("1" if parameter["type"] == "integer" else "any")
 
 
-def test_the_texts_are_those_of_the_api_pages_example() -> None:
-    texts = {name for name, parameter in PARAMETERS.items() if parameter["type"] == "string"}
-    assert READER.texts == {name: EXAMPLE_REQUEST[name] for name in texts}
-    for name in texts:
+def test_a_short_prompt_is_there_and_examples_are_a_button_away() -> None:
+    assert READER.texts["prompt"] in SHORT_PROMPTS.values()
+    examples = [json.loads(values) for values in READER.all("data-fill")]
+    assert examples[-1] == EXAMPLE_REQUEST
+    assert [example["prompt"] for example in examples[:-1]] == [*SHORT_PROMPTS.values()]
+    for example in examples:
+        parse_params(example)
+
+
+def test_a_text_has_the_limit_of_the_model() -> None:
+    for name, parameter in PARAMETERS.items():
+        if parameter["type"] != "string":
+            continue
         field = READER.all("name")[name]
-        assert field["data-most"] == str(PARAMETERS[name]["maxLength"])
-        assert ("required" in field) == ("default" not in PARAMETERS[name])
+        assert field["data-most"] == str(parameter["maxLength"])
+        assert ("required" in field) == ("default" not in parameter)
+
+
+def test_every_mock_scenario_can_be_chosen() -> None:
+    values = {value for value in SCENARIOS if value}
+    for value in values:
+        Scenario.parse(value)
+    named = {value.partition(":")[0] for value in values}
+    assert named == {*re.findall(r"[a-z_]{3,}", FORM)}
 
 
 def test_every_id_that_the_page_or_a_script_speaks_of_is_there_once() -> None:

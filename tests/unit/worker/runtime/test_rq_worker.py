@@ -256,6 +256,7 @@ def test_requests_wait_while_the_disk_is_almost_full(
     assert find(redis_url, request_id).status is Status.PROCESSING
     [body] = bodies
     assert (body["status"], body["live_workers"], states) == ("not ready", 0, ["paused"])
+    assert body["workers"] == "paused"
     [missing] = body["missing"]
     assert "MiB free" in missing
     assert "make room" in missing
