@@ -22,6 +22,7 @@ import structlog
 from server.keys.file import SETTING as KEYS_FILE
 from server.keys.file import apply_at_start
 from server.keys.first import first_key_file, read_first_key
+from server.page.browser import open_page
 from server.settings import ServerSettings
 from server.transport.listener import INHERITED, listen, url_of
 from server.transport.tls import tls_context
@@ -201,6 +202,7 @@ class Supervisor:
     listener: socket.socket
     broker: EmbeddedBroker | None
     stop: Stop
+    opens_page: bool = False
     key_file: Path | None = None
 
     def run(self) -> int:
@@ -277,9 +279,18 @@ class Supervisor:
         say(f"Ready on {url}/v1 ({_engine(self.settings)})")
         say(f"API key: {self._shown_key()}")
         if self.settings.docs:
-            say(f"Page: {url}/")
+            link = self._page_link(url)
+            say(f"Page: {link if sys.stderr.isatty() else f'{url}/'}")
+            if self.opens_page:
+                open_page(link)
             say(f"Documents: {url}/docs")
         say("Stop with Ctrl-C.")
+
+    def _page_link(self, url: str) -> str:
+        """With the key, if there is one: browsers send no fragment, so no log has it."""
+        if self.key_file is None:
+            return f"{url}/"
+        return f"{url}/#key={read_first_key(self.settings.data_dir)}"
 
     def _shown_key(self) -> str:
         """The key on a terminal; elsewhere, where output may be logged, only its file.
@@ -318,8 +329,12 @@ def _engine(settings: ServerSettings) -> str:
     return "light mock" if settings.is_light_mock else "mock weights"
 
 
-def supervise(settings: ServerSettings) -> int:
+def supervise(settings: ServerSettings, *, opens_page: bool = False) -> int:
     """Run everything on this machine until a signal arrives. Returns the exit status.
+
+    Args:
+        settings: of all parts.
+        opens_page: open the page in a browser when the server is ready.
 
     Raises:
         MochiError: a setting cannot be used, or the broker cannot be started.
@@ -333,7 +348,7 @@ def supervise(settings: ServerSettings) -> int:
         with listen(settings.host, settings.port) as listener:
             if broker is not None:
                 broker.start()
-            status = Supervisor(settings, listener, broker, stop).run()
+            status = Supervisor(settings, listener, broker, stop, opens_page).run()
     finally:
         if broker is not None:
             broker.stop()

@@ -33,7 +33,11 @@ bench = typer.Typer(help="Benchmark the engine on this machine.", no_args_is_hel
 
 
 @settings_options(*ENGINE, *HTTP, *BROKER, "workers")
-def up() -> None:
+def up(
+    opens_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in a browser, with the key.")
+    ] = False,
+) -> None:
     """Run everything on this machine: broker, gateway and workers.
 
     Without a GPU: `mochi-server up --mock`
@@ -48,7 +52,7 @@ def up() -> None:
     _warn_of_ignored(settings)
     with exit_on_error(os.EX_CONFIG):
         fetch_missing(settings)
-        status = supervise(settings)
+        status = supervise(settings, opens_page=opens_page)
     raise typer.Exit(status)
 
 

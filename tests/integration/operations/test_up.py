@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -47,22 +48,33 @@ def test_up_makes_a_private_key_serves_and_leaves_no_process(up: Up, tmp_path: P
 
 
 def test_on_a_terminal_the_first_key_itself_is_printed(tmp_path: Path) -> None:
-    command = [COMMAND, "up", "--port", "0", "--data-dir", str(tmp_path)]
+    command = [COMMAND, "up", "--open", "--port", "0", "--data-dir", str(tmp_path)]
+    browser = tmp_path / "browser"
+    browser.write_text('#!/bin/sh\nprintf "%s" "$*" > "$0.url.new" && mv "$0.url.new" "$0.url"\n')
+    browser.chmod(0o700)
+    settings = environ(MOCHI_ENGINE="fake", BROWSER=str(browser))
     ours, terminal = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as screen:
-        process = subprocess.Popen(
-            command, env=environ(MOCHI_ENGINE="fake"), stdin=subprocess.DEVNULL, stderr=terminal
-        )
+        process = subprocess.Popen(command, env=settings, stdin=subprocess.DEVNULL, stderr=terminal)
         os.close(terminal)
         shown = b""
         while b"Stop with Ctrl-C" not in shown:
             shown += screen.read(4096)
+        eventually(browser.with_suffix(".url").exists)
+        opened = browser.with_suffix(".url").read_text()
+        redirect = httpx.get(opened)
+        with suppress(httpx.ConnectError):  # it may have ended
+            assert httpx.get(opened).status_code == 404
         process.terminate()
         assert process.wait(60) == 0
     key = (tmp_path / "key").read_text().strip()
     assert f"API key: {key}\r\nKey file: {tmp_path / 'key'}\r\n" in shown.decode()
-    page = re.search(r"^Page: (http://127\.0\.0\.1:\d+/)\r$", shown.decode(), re.MULTILINE)
+    page = re.search(r"^Page: (http://127\.0\.0\.1:\d+/#key=.+)\r$", shown.decode(), re.MULTILINE)
     assert page, shown
+    assert page[1].endswith(f"/#key={key}")
+    # Other users can see how a browser is started: without the key.
+    assert key not in opened
+    assert (redirect.status_code, redirect.headers["location"]) == (303, page[1])
 
 
 def test_a_worker_that_dies_is_started_again(up: Up) -> None:

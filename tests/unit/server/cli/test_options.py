@@ -12,7 +12,7 @@ from server.cli import main as cli
 from server.cli.options import apply_options
 from server.settings import ServerSettings, load_settings
 
-NO_SETTINGS = {"check", "help"}
+NO_SETTINGS = {"check", "help", "opens_page"}
 FOR_TESTS = {"engine", "fake_step_seconds"}
 
 
