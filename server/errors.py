@@ -107,10 +107,21 @@ class WrongVerbError(HttpError):
 class WrongContentTypeError(HttpError):
     """The declared content type is not one that the route takes."""
 
+    def __init__(self, text: str = "") -> None:
+        super().__init__(
+            text
+            or "Invalid content type: send JSON as `application/json`, or a form as "
+            "`multipart/form-data` or `application/x-www-form-urlencoded`"
+        )
+
+
+class JsonAsFormError(WrongContentTypeError):
+    """A body of JSON is declared to be a form, which is what curl does by itself."""
+
     def __init__(self) -> None:
         super().__init__(
-            "Invalid content type: send JSON as `application/json`, or a form as "
-            "`multipart/form-data` or `application/x-www-form-urlencoded`"
+            "Invalid content type: the body is JSON, and was sent as a form. Add the header "
+            "`content-type: application/json`"
         )
 
 
@@ -210,6 +221,7 @@ STATUS: dict[type[MochiError], int] = {
     VideoNotReadyError: 404,
     WrongVerbError: 405,
     WrongContentTypeError: 406,
+    JsonAsFormError: 406,
     jobs.TooFewCreditsError: 406,
     jobs.IdempotencyConflictError: 409,
     BodyTooLargeError: 413,

@@ -17,6 +17,7 @@ from models.errors import InvalidParametersError
 from server.errors import (
     BodyTooLargeError,
     EncodedBodyError,
+    JsonAsFormError,
     MalformedBodyError,
     WrongContentTypeError,
 )
@@ -36,7 +37,7 @@ async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
     Those of a form are text. One that is null is as if it were not there.
 
     Raises:
-        WrongContentTypeError: it is declared to be neither.
+        WrongContentTypeError: it is declared to be neither, or is JSON declared to be a form.
         EncodedBodyError, BodyTooLargeError, MalformedBodyError: see `read_bytes` and
             `parse_object`.
         InvalidParametersError: the form holds a file.
@@ -138,6 +139,8 @@ async def _parse_multipart(request: Request, body: bytes) -> list[tuple[str, Any
 
 
 def _parse_urlencoded(body: bytes) -> list[tuple[str, Any]]:
+    if body.lstrip().startswith(b"{"):
+        raise JsonAsFormError
     try:
         return parse_qsl(
             body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS
