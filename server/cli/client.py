@@ -35,6 +35,7 @@ PATIENT_POLLS = 20
 PASSING = frozenset({502, 503, 504})
 """Temporary: from a server without its broker, or a proxy without its server."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+START_IT = "Is it running? `mochi-server up`"
 DEFAULT_OUTPUT = Path("mochi.mp4")
 URL_HELP = "The server. [env: MOCHI_URL]"
 KEY_HELP = "The API key. [default: the one in the data folder] [env: MOCHI_API_KEY]"
@@ -171,7 +172,7 @@ class Client:
             size = draft.stat().st_size
             draft.replace(output)
         except httpx.HTTPError as error:
-            raise ClientError(f"{_why(url, error)} {remedy}") from None
+            raise ClientError(f"{failure_text(url, error)} {remedy}") from None
         except OSError as error:
             raise ClientError(f"{output} cannot be written: {error.strerror}. {remedy}") from None
         finally:
@@ -185,7 +186,7 @@ class Client:
                 raise UnreachableError(_error_text(response))
             body = response.json()
         except httpx.HTTPError as error:
-            raise UnreachableError(_why(url, error)) from None
+            raise UnreachableError(failure_text(url, error)) from None
         except ValueError:
             raise ClientError(
                 f"{self._url} is no mochi-server: its response is not JSON."
@@ -215,7 +216,9 @@ def http_client(url: str, headers: dict[str, str] | None = None) -> httpx.Client
     )
 
 
-def _why(url: str, error: httpx.HTTPError) -> str:
+def failure_text(
+    url: str, error: httpx.HTTPError | httpx.InvalidURL, remedy: str = START_IT
+) -> str:
     """Name the server that failed, and what may help."""
     parts = urlsplit(url)
     server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without a password
@@ -226,7 +229,7 @@ def _why(url: str, error: httpx.HTTPError) -> str:
         )
     if isinstance(error, httpx.HTTPStatusError):
         return f"{server} does not give the video: {error.response.status_code}."
-    return f"No answer from {server}: {error}. Is it running? `mochi-server up`"
+    return f"No answer from {server}: {error}. {remedy}"
 
 
 def _error_text(response: httpx.Response) -> str:

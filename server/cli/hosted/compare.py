@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
 
-from server.cli.client import KEY_HELP, URL_HELP
+from server.cli.client import KEY_HELP, START_IT, URL_HELP
 from server.cli.hosted.differences import Row, Verdict, rows
-from server.cli.hosted.recording import record
+from server.cli.hosted.recording import Side, record
 from server.cli.options import AsJson, exit_on_error, read_settings, settings_options
 from server.cli.output import console, errors, print_json, print_table
-from server.errors import visible
+from server.errors import ClientError, visible
 from server.keys.first import read_first_key
 
 HOSTED_URL = "https://api.segmind.com"
@@ -44,12 +45,15 @@ def compare(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask before credits are spent.")
     ] = False,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show what is equal, and the times, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask the hosted API and a local server, and compare the answers.
 
-    Status codes, headers, fields, types, times and the video's facts, side by side. The exit status
-    is 0 if every difference is known, 1 otherwise.
+    Shows what differs in status codes, headers, fields, types and the video's facts, side by side.
+    JSON has every row. The exit status is 0 if every difference is known, 1 otherwise.
 
     Example: `mochi-server compare --prompt "A pond" frames=49 seed=7`
 
@@ -58,23 +62,34 @@ def compare(
     payload = {"prompt": prompt, **dict(map(_parameter, parameters or ()))}
     with exit_on_error():
         own_key = api_key or read_first_key(read_settings().data_dir)
-        hosted_key = hosted_key or typer.prompt(
-            "API key of the hosted API", hide_input=True, err=True
-        )
+        hosted_key = hosted_key or _ask_key()
         if not yes:
-            videos = "two videos" if blocking else "one video"
-            typer.confirm(f"Ask {hosted} for {videos}, for your credits?", abort=True, err=True)
+            _confirm(f"Ask {hosted} for {'two videos' if blocking else 'one video'}")
         # First, as it costs nothing: credits are not spent where there is nothing to compare with.
-        here = record(local, own_key, payload, blocking=blocking)
-        there = record(hosted, hosted_key, payload, blocking=blocking)
+        ours = Side("local server", local, own_key, "its key", START_IT)
+        here = record(ours, payload, blocking=blocking)
+        theirs = Side("hosted API", hosted, hosted_key, "SEGMIND_API_KEY", "Check --hosted.")
+        there = record(theirs, payload, blocking=blocking)
     table = [*rows(there, here)]
     if as_json:
         print_json({"payload": payload, "rows": [row._asdict() for row in table]})
     else:
-        _print(table)
+        _print(table, show_all=show_all)
     if not any(answer.video for answer in (*here.values(), *there.values())):
         errors.print("No video was looked at: there is none, or ffmpeg is missing.")
     raise typer.Exit(any(row.verdict is Verdict.DIFFERS for row in table))
+
+
+def _ask_key() -> str:
+    if not sys.stdin.isatty():
+        raise ClientError("There is no key for the hosted API. Set SEGMIND_API_KEY.")
+    return str(typer.prompt("API key of the hosted API", hide_input=True, err=True))
+
+
+def _confirm(what: str) -> None:
+    if not sys.stdin.isatty():
+        raise ClientError(f"{what}, for your credits? Without a terminal, say so with --yes.")
+    typer.confirm(f"{what}, for your credits?", abort=True, err=True)
 
 
 def _parameter(text: str) -> tuple[str, Any]:
@@ -88,10 +103,12 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _print(table: list[Row]) -> None:
-    """Print all rows but additions, which the reasons below the table name."""
+def _print(table: list[Row], *, show_all: bool) -> None:
+    """Print the rows but additions, which the reasons below the table name."""
     reasons = [*dict.fromkeys(row.reason for row in table if row.reason)]
-    print_table(COLUMNS, ((*row[:4], _mark(row, reasons)) for row in table if not row.is_addition))
+    shown = [row for row in table if not row.is_addition and (show_all or not row.is_equal)]
+    if shown:
+        print_table(COLUMNS, ((*row[:4], _mark(row, reasons)) for row in shown))
     for number, reason in enumerate(reasons, 1):
         names = {row.what: None for row in table if row.is_addition and row.reason == reason}
         console.print(f"known {number}: {reason} {visible(', '.join(names))}".rstrip())

@@ -107,6 +107,10 @@ class Row(NamedTuple):
     def is_addition(self) -> bool:
         return self.verdict is Verdict.KNOWN and self.hosted == ABSENT
 
+    @property
+    def is_equal(self) -> bool:
+        return self.hosted == self.local or self.what in MEASURED
+
 
 def rows(hosted: Mapping[str, Answer], local: Mapping[str, Answer]) -> Iterator[Row]:
     """Compare two recordings. A call that only one server let happen is shown, not judged."""

@@ -6,15 +6,16 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import httpx
 
 from models.params import MODEL
-from server.cli.client import http_client
+from server.cli.client import failure_text, http_client
 from server.errors import ClientError
 
 POLL_SECONDS = 1.0
@@ -24,6 +25,16 @@ PATIENCE_SECONDS = 1800.0
 BLOCKING_SECONDS = 620.0
 RUNNING = frozenset({"QUEUED", "PROCESSING"})
 SERVER_ERROR = 500
+
+
+class Side(NamedTuple):
+    """One of the servers. `key_name`, `remedy`: for the message when it does not do its part."""
+
+    name: str
+    url: str
+    api_key: str
+    key_name: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -62,20 +73,19 @@ class Answer:
         return self.status >= SERVER_ERROR or self.field("status") in RUNNING
 
 
-def record(url: str, api_key: str, params: Mapping[str, Any], *, blocking: bool) -> _Answers:
+def record(side: Side, params: Mapping[str, Any], *, blocking: bool) -> _Answers:
     """The answers of a server by the names of the calls.
 
     Args:
-        url: of the server, with or without `/v1`.
-        api_key: sent to this server alone.
+        side: its URL may end with `/v1`; its key is sent to it alone.
         params: the body, valid or not.
         blocking: make the blocking call, too.
 
     Raises:
-        ClientError: the server does not answer.
+        ClientError: the server does not answer, or refuses the key.
     """
-    with http_client(url, {"x-api-key": api_key}) as http:
-        recorder = _Recorder(http, url.rstrip("/").removesuffix("/v1"))
+    with http_client(side.url, {"x-api-key": side.api_key}) as http:
+        recorder = _Recorder(http, side)
         recorder.submit(params)
         if blocking:
             recorder.ask("blocking", "POST", f"/v1/{MODEL}", json=params, timeout=BLOCKING_SECONDS)
@@ -86,13 +96,19 @@ _Answers = dict[str, Answer]
 
 
 class _Recorder:
-    def __init__(self, http: httpx.Client, url: str) -> None:
+    def __init__(self, http: httpx.Client, side: Side) -> None:
         self._http = http
-        self._url = url
+        self._side = side
+        self._url = side.url.rstrip("/").removesuffix("/v1")
         self.answers: _Answers = {}
 
     def submit(self, params: Mapping[str, Any]) -> None:
-        self.ask("credits", "GET", "/v1/get-user-credits")
+        credit = self.ask("credits", "GET", "/v1/get-user-credits")
+        if credit.status == HTTPStatus.UNAUTHORIZED:
+            raise ClientError(
+                f"The {self._side.name} refused {self._side.key_name} (401): "
+                f"{credit.field('error') or 'without a message.'}"
+            )
         began = time.monotonic()
         submitted = self.ask("submit", "POST", f"/v2/{MODEL}", json=params)
         if request_id := submitted.field("request_id"):
@@ -115,21 +131,20 @@ class _Recorder:
         link = result.field("output")
         if isinstance(link, str) and link.startswith(("http://", "https://")):
             with http_client(link) as stranger:  # without the key
-                self.answers["video"] = _call(stranger, "GET", link)
+                self.answers["video"] = self._call(stranger, "GET", link)
 
     def ask(self, name: str, verb: str, path: str, **options: Any) -> Answer:  # noqa: ANN401
-        self.answers[name] = answer = _call(self._http, verb, self._url + path, **options)
+        self.answers[name] = answer = self._call(self._http, verb, self._url + path, **options)
         return answer
 
-
-def _call(http: httpx.Client, verb: str, url: str, **options: Any) -> Answer:  # noqa: ANN401
-    began = time.monotonic()
-    try:
-        response = http.request(verb, url, **options)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        host = httpx.URL(url).host if isinstance(error, httpx.HTTPError) else "the server"
-        raise ClientError(f"No answer from {host}: {error}") from None
-    return Answer.of(response, time.monotonic() - began)
+    def _call(self, http: httpx.Client, verb: str, url: str, **options: Any) -> Answer:  # noqa: ANN401
+        began = time.monotonic()
+        try:
+            response = http.request(verb, url, **options)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            why = failure_text(url, error, self._side.remedy)
+            raise ClientError(f"The {self._side.name} does not answer. {why}") from None
+        return Answer.of(response, time.monotonic() - began)
 
 
 def facts(content: bytes) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -192,9 +193,37 @@ def test_credits_are_not_spent_unasked_nor_while_there_is_nothing_to_compare_wit
         keyless = compare(server, hosted, "--yes", SEGMIND_API_KEY="")
     assert f"Ask {hosted} for one video, for your credits?" in unasked.stderr
     assert unasked.returncode == alone.returncode == keyless.returncode == 1
-    assert "No answer from 127.0.0.1: " in alone.stderr
-    assert "API key of the hosted API" in keyless.stderr
+    assert "Without a terminal, say so with --yes." in unasked.stderr
+    assert re.search(
+        r"The local server .* http://127\.0\.0\.1:\d+: .*mochi-server up", alone.stderr
+    )
+    assert "Set SEGMIND_API_KEY." in keyless.stderr
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "refusal"),
+    [
+        ("SEGMIND_API_KEY", "The hosted API refused SEGMIND_API_KEY (401): Invalid API key"),
+        ("MOCHI_API_KEY", "The local server refused its key (401): Invalid API key"),
+    ],
+)
+def test_a_refused_key_ends_the_comparison_and_is_named(
+    server: Stack, variable: str, refusal: str
+) -> None:
+    ended = compare(server, server.url, *SHORT, "--yes", **{variable: "mochi_wrong"})
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(refusal)
+    assert not ended.stdout
+
+
+def test_equal_rows_are_shown_when_asked_for(server: Stack) -> None:
+    ended = compare(server, server.url, "steps=5", "--yes")
+    assert ended.stdout == "0 unknown differences\n"
+    ended = compare(server, server.url, "steps=5", "--yes", "--all")
+    assert ["submit", "status code", "400", "400"] in [
+        re.split(r"\s{2,}", line.strip()) for line in ended.stdout.splitlines()
+    ]
 
 
 def test_what_is_no_parameter_is_refused(server: Stack) -> None:
