@@ -12,6 +12,12 @@ from models.errors import (
 from models.params import MODEL
 from worker import errors as jobs
 
+NO_WORKER = (
+    "No live worker. `mochi-server up` restarts its own; if this lasts, its output says why. "
+    "Elsewhere, start one with `mochi-server worker`."
+)
+"""For operators."""
+
 
 class SettingsError(MochiError):
     """A setting is invalid or unknown; the text names the variable."""

@@ -11,7 +11,7 @@ import typer
 
 from server.cli.options import BROKER, AsJson, fail, running_broker, settings_options
 from server.cli.output import errors, print_json, print_table
-from server.errors import CommandError
+from server.errors import NO_WORKER, CommandError
 from server.keys.audit import Entry, Transaction, transaction
 from worker.broker.connection import Client
 from worker.store.fleet import Worker, drain_order, fleet
@@ -42,7 +42,7 @@ def list_workers(as_json: AsJson = False) -> None:
             ((each.name, each.state, *_run(each), each.engine or "") for each in found),
         )
     else:
-        errors.print("No live worker: start one with `mochi-server worker`.")
+        errors.print(NO_WORKER)
 
 
 @workers.command("drain")

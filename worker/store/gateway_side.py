@@ -174,7 +174,7 @@ class GatewayStore:
                 )
             case ["no_worker"]:
                 raise NoWorkerError(
-                    "No live worker takes requests. Start one, see /readyz, or submit to /v2."
+                    "No live worker takes requests: /readyz says why. Requests to /v2 wait for one."
                 )
             case ["key_ended"]:
                 raise KeyEndedError

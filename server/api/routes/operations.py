@@ -14,6 +14,7 @@ from server.api.call import Call
 from server.api.metrics import Scrape
 from server.api.openapi import METRICS_TEXT, errors
 from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody, WorkersState
+from server.errors import NO_WORKER
 from server.keys.lookup import Scope
 from server.transport.responses import answer
 from worker.errors import BrokerUnavailableError, BrokerUnfitError, DiskFullError
@@ -60,7 +61,7 @@ async def get_readiness(request: Request) -> Response:
             missing.append("No live worker yet: one is loading the model.")
         else:
             state = "none"
-            missing.append("No live worker: start one with `mochi-server worker`.")
+            missing.append(NO_WORKER)
     except BrokerUnavailableError as error:
         has_answered = error.is_refusal or isinstance(error, BrokerUnfitError)
         silent = "The broker does not answer: check MOCHI_REDIS_URL."

@@ -311,7 +311,7 @@ def alone(tmp_path: Path) -> Iterator[Stack]:
 
 def test_without_a_live_worker_v1_is_502_and_v2_waits(alone: Stack) -> None:
     client = alone.http()
-    refusal(client.post("/v1/mochi-1", json=POND), 502)
+    assert "/readyz says why" in refusal(client.post("/v1/mochi-1", json=POND), 502)
     assert client.post("/v2/mochi-1", json=POND).json()["status"] == "QUEUED"
     ready = client.get("/readyz")
     assert ready.status_code == 503

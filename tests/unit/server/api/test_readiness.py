@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 from redis import Redis
@@ -54,11 +55,18 @@ def test_a_worker_that_loads_the_model_is_told_from_none(
         ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
     )
 
+    def ready() -> Any:
+        [answer] = call(app, httpx.Request("GET", "http://test/readyz"))
+        return answer.json()
+
     def state() -> str:
-        [ready] = call(app, httpx.Request("GET", "http://test/readyz"))
-        return str(ready.json()["workers"])
+        return str(ready()["workers"])
 
     assert state() == "none"
+    assert ready()["missing"] == [
+        "No live worker. `mochi-server up` restarts its own; if this lasts, its output says why. "
+        "Elsewhere, start one with `mochi-server worker`."
+    ]
     with loading(WorkerStore(redis, lease_seconds=10, retention_seconds=60)):
         eventually(lambda: redis.exists(keyspace.LOADING))
         assert state() == "loading"
