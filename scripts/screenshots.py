@@ -1,29 +1,41 @@
-"""Records the moving picture of the page for the documents: what `scripts/screenshots` runs."""
+"""Makes the pictures of the page for the documents: what `scripts/screenshots` runs."""
 
 from __future__ import annotations
 
 import io
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageChops
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.support.stack import Stack
 from tests.support.visitor import Visitor, chromium, visit
 
-PICTURE = Path(__file__).parents[1] / "docs" / "page.webp"
-SIZE = {"width": 1120, "height": 720}
-SHOWN_WIDTH = 900
-QUALITY = 60
+FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
+SCREEN = {"width": 1280, "height": 860}
+PHONE = {"width": 390, "height": 844}
+SHOWN_WIDTH = 1000
+QUALITY = 65
+STILL_QUALITY = 80
 LONGEST_MS = 300
 """Of one frame, whatever the recording took: a quick pace."""
 LAST_MS = 3000
+SETTLE_SECONDS = 1.0
+"""Until the first frames of a video are drawn."""
+EARLIER = (
+    "A hummingbird hovers over a red flower",
+    "Lanterns rise above a lake at dusk",
+    "A lighthouse in a storm, waves on the rocks",
+)
 PROMPT = "A red panda drinks tea on a mossy stone, with steam rising in the morning light"
-TYPED_LETTERS = 9
+TYPED_LETTERS = 6
 """Letters of the prompt between two frames."""
 
 
@@ -35,8 +47,7 @@ class Recording:
     frames: list[tuple[float, Image.Image]] = field(default_factory=list)
 
     def take(self) -> None:
-        png = self.page.screenshot(animations="allow")
-        self.frames.append((time.monotonic(), Image.open(io.BytesIO(png)).convert("RGB")))
+        self.frames.append((time.monotonic(), picture_of(self.page)))
 
     def follow(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -53,7 +64,7 @@ class Recording:
         durations = [
             min(LONGEST_MS, round(1000 * (after - before))) for before, after in pairwise(moments)
         ]
-        height = round(SHOWN_WIDTH * SIZE["height"] / SIZE["width"])
+        height = round(SHOWN_WIDTH * SCREEN["height"] / SCREEN["width"])
         pictures = [frame.resize((SHOWN_WIDTH, height)) for _, frame in different]
         pictures[0].save(
             path,
@@ -63,40 +74,76 @@ class Recording:
             loop=0,
             quality=QUALITY,
             method=6,
-            minimize_size=True,
+            kmin=0,
+            kmax=1,  # whole frames: changes alone leave blocks in slow gradients
         )
         print(f"{path}: {len(pictures)} frames, {path.stat().st_size:,} bytes")
 
 
 def main() -> None:
-    """Make a video on the page, and record it."""
+    """Record the page while it makes a video, then take it in the dark and on a phone."""
+    settings = {"engine": "fake", "fake_step_seconds": "0.12", "preview_steps": "2"}
     with (
         tempfile.TemporaryDirectory() as folder,
-        Stack(Path(folder), mock="true", mock_speed="h100/16", preview_steps="3") as stack,
+        Stack(Path(folder), **settings) as stack,
         chromium() as browser,
     ):
         stack.start_gateway()
         stack.start_worker()
-        with visit(stack, browser, viewport=SIZE) as visitor:
-            visitor.makes("A lighthouse in a storm", Steps=10)  # the first run measures the speed
-            visitor.page.goto(stack.url)
-            record(visitor).save(PICTURE)
+        with visitor_with_videos(stack, browser, {"viewport": SCREEN}) as visitor:
+            record(visitor).save(FOLDER / "page.webp")
+            visitor.page.emulate_media(color_scheme="dark", reduced_motion="reduce")
+            save(visitor, "dark.webp")
+        phone = {"viewport": PHONE, "device_scale_factor": 2, "has_touch": True}
+        with visitor_with_videos(stack, browser, phone) as visitor:
+            visitor.requests.first.click()
+            visitor.page.mouse.move(0, 0)
+            expect(visitor.state).to_have_text("Your video is ready")
+            visitor.page.evaluate("document.getElementById('request').scrollIntoView()")
+            time.sleep(SETTLE_SECONDS)
+            save(visitor, "phone.webp")
+
+
+@contextmanager
+def visitor_with_videos(
+    stack: Stack, browser: Browser, context: dict[str, Any]
+) -> Iterator[Visitor]:
+    """A visitor whose browser has made some videos before, with their pictures in its list."""
+    with visit(stack, browser, **context) as visitor:
+        for count, prompt in enumerate(EARLIER, 1):
+            visitor.makes(prompt, Frames=52)
+            expect(visitor.page.locator("#history img")).to_have_count(count)
+        visitor.page.goto(stack.url)  # without the last request
+        visitor.button("Reset").click()
+        visitor.page.mouse.move(0, 0)
+        visitor.page.evaluate("scrollTo(0, 0)")
+        yield visitor
 
 
 def record(visitor: Visitor) -> Recording:
     recording = Recording(visitor.page)
-    visitor.ask_for("", Steps=30, Frames=52)
+    visitor.field("Prompt").focus()
+    recording.follow(0.6)
     for end in range(0, len(PROMPT) + TYPED_LETTERS, TYPED_LETTERS):
         visitor.field("Prompt").fill(PROMPT[:end])
         recording.take()
-    visitor.button("Generate").hover()
-    recording.follow(0.7)  # until the offer is there
-    visitor.button("Generate").click()
+    recording.follow(0.9)  # until price and time are there
+    visitor.page.keyboard.press("Control+Enter")  # a click would scroll
     while visitor.state.text_content() != "Your video is ready":
         recording.take()
     expect(visitor.page.locator("#video")).to_have_attribute("aria-label", f"Video: {PROMPT}")
-    recording.follow(2.5)
+    recording.follow(3.2)
     return recording
+
+
+def save(visitor: Visitor, name: str) -> None:
+    path = FOLDER / name
+    picture_of(visitor.page).save(path, quality=STILL_QUALITY, method=6)
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def picture_of(page: Page) -> Image.Image:
+    return Image.open(io.BytesIO(page.screenshot(animations="allow"))).convert("RGB")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ function fail(body) {
   hide(progress, cancelButton, preview);
   failure.hidden = isCancelled;
   write(at("error"), body.error);
-  at("advice").textContent = `${words.advice(body.error_code)} Nothing was charged.`;
+  at("advice").textContent = `${words.advice(body.error_code)} Nothing was charged.`.trim();
   title(isCancelled ? "cancelled" : "failed");
 }
 

@@ -12,7 +12,7 @@ const STAGES = {
 const ADVICE = {
   content_blocked: "Change the prompt, then generate again.",
   cancelled: "",
-  out_of_memory: "Ask for fewer frames, then generate again.",
+  out_of_memory: "", // the error says it
   worker_lost: "Generate again. If it fails again, contact the operator.",
   timeout: "Ask for fewer frames or steps, then generate again.",
   storage: "The operator must check the video storage. Then generate again.",

@@ -93,7 +93,7 @@ def test_a_cancelled_request_is_shown_as_such(visitor: Visitor) -> None:
     ("wish", "error", "advice", "code"),
     [
         ("fail:<b>Out of paint.</b>", "<b>Out of paint.</b>", "the id of", "internal"),
-        ("out_of_memory", "out of memory", "Ask for fewer frames", "out_of_memory"),
+        ("out_of_memory", "Ask for fewer frames", "Nothing was charged", "out_of_memory"),
         ("", "Moderation has blocked", "Change the prompt", "content_blocked"),
     ],
 )
