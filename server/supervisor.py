@@ -211,6 +211,8 @@ class Supervisor:
         Raises:
             MochiError: the broker cannot be started, or does not answer.
         """
+        if self.broker:
+            self.broker.note_owner(self._local_url)
         url = self.broker.url if self.broker else self.settings.redis_url
         apply_at_start(self.settings, url, lambda line: say(f"Key {line}"))
         self.key_file = first_key_file(connect_briefly(url), self.settings.data_dir)
@@ -345,6 +347,8 @@ def supervise(settings: ServerSettings, *, opens_page: bool = False) -> int:
     broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir)
     try:
         tls_context(settings)  # reports an unusable file before anything starts
+        if broker is not None:
+            broker.claim()  # before the port: of both, a first `up` is the better explanation
         with listen(settings.host, settings.port) as listener:
             if broker is not None:
                 broker.start()

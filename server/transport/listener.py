@@ -35,8 +35,9 @@ def listen(host: str, port: int) -> socket.socket:
             (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual
         )
     except (OSError, UnicodeError) as error:
+        why, _, _ = str(getattr(error, "strerror", None) or error).partition(" (while attempting")
         raise SettingsError(
-            f"Cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}. "
+            f"Cannot listen on {host} port {port}: {why}. "
             "Choose another with --host and --port, or MOCHI_HOST and MOCHI_PORT."
         ) from None
     _set_options(listener)

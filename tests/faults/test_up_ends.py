@@ -122,8 +122,11 @@ def test_f27_after_kill_9_the_next_up_takes_the_broker_over_with_every_request(
 
 def test_f27_a_second_up_on_the_same_folder_is_refused_and_names_the_first(up: Up) -> None:
     family = up.family()
-    second = run("up", "--data-dir", str(up.folder), "--port", "0", MOCHI_ENGINE="fake")
+    # Its port is taken, too: the folder is looked at first.
+    port = str(up.port)
+    second = run("up", "--data-dir", str(up.folder), "--port", port, MOCHI_ENGINE="fake")
     assert second.returncode == 78
-    assert f"in use by another mochi-server (pid {up.process.pid})" in second.stderr
+    assert f"in use by another mochi-server (pid {up.process.pid}, {up.url})" in second.stderr
+    assert "--port 8001 --data-dir FOLDER" in second.stderr
     assert up.is_ready()
     assert up.family() == family

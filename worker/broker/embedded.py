@@ -63,6 +63,22 @@ class EmbeddedBroker:
         """Whether a server has run on the data folder."""
         return self._folder.is_dir()
 
+    def claim(self) -> None:
+        """Become the owner of the folder, without a server yet. `start` does so, too.
+
+        Raises:
+            BrokerStartError: another process owns the folder, or it cannot be used.
+        """
+        with self._explained():
+            if self._lock is None:
+                self._lock = self._lock_folder()
+
+    def note_owner(self, url: str) -> None:
+        """Tell others who find the folder claimed where this process serves."""
+        if self._lock is not None:
+            with suppress(OSError):  # a full disk
+                os.write(self._lock.fileno(), f", {url}".encode())
+
     def start(self) -> None:
         """Attach to the running server, or start one. May be repeated, to start a dead one.
 
@@ -70,28 +86,32 @@ class EmbeddedBroker:
             BrokerStartError: another process owns the folder, it cannot be used (its disk is full),
                 or the server does not start.
         """
-        try:
+        self.claim()
+        with self._explained():
             is_new = self._start()
-        except OSError as error:
-            raise BrokerStartError(
-                f"The folder {self._folder} cannot be used: {error.strerror}.{self._room()} "
-                "Choose another with --data-dir."
-            ) from None
         if is_new:
             self._wait_until_ready()
             self._attached_pid = self._query_pid()
 
     def _start(self) -> bool:
         """Whether there is a server to wait for: one just started, or just attached to."""
-        is_new = self._lock is None
-        if self._lock is None:
-            self._lock = self._lock_folder()
+        is_new = self._attached_pid is None
         guard = self._take_guard()
         if guard is not None:
             with guard:
                 self._process = self._spawn(guard)
             is_new = True
         return is_new
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise BrokerStartError(
+                f"The folder {self._folder} cannot be used: {error.strerror}.{self._room()} "
+                "Choose another with --data-dir."
+            ) from None
 
     def is_running(self) -> bool:
         """Whether there is a server's process, which may hang or still load its data."""
@@ -147,7 +167,7 @@ class EmbeddedBroker:
         lock.close()
         raise BrokerStartError(
             f"{self._folder.parent} is in use by another mochi-server (pid {owner}). Stop "
-            "it, or choose another folder with --data-dir."
+            "it, or start a second one with --port 8001 --data-dir FOLDER."
         )
 
     def _take_guard(self) -> IO[str] | None:

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from server.errors import SettingsError
 from server.transport.listener import listen
 
 
@@ -17,6 +18,14 @@ def test_a_client_that_has_vanished_is_noticed_within_a_minute() -> None:
                 for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
             )
     assert idle + interval * count <= 60
+
+
+def test_a_taken_port_is_named_without_the_terms_of_a_library() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        said = f"Cannot listen on 127.0.0.1 port {port}: Address already in use. Choose another"
+        with pytest.raises(SettingsError, match=said):
+            listen("127.0.0.1", port)
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="a machine without IPv6")
