@@ -54,7 +54,7 @@ class InvalidKeyError(HttpError):
     def __init__(
         self,
         text: str = "Invalid API key; ask the operator of this server for one, or create one with "
-        "`mochi-server keys create NAME`",
+        "`mochi-server keys create NAME`. `mochi-server up` names the file of the first key",
     ) -> None:
         super().__init__(text)
 

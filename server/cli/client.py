@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from server.cli.options import (
 )
 from server.cli.output import check_file, draft_of, errors, new_file
 from server.errors import ClientError, UnreachableError, visible
-from server.keys.first import read_first_key
+from server.keys.first import key_path, read_first_key
 from worker.job import Stage
 
 POLL_SECONDS = 0.5
@@ -81,19 +82,27 @@ def generate(
     """
     asked = {name: value for name, value in params.items() if value is not None}
     with exit_on_error():
-        client = Client(url, api_key or read_first_key(read_settings().data_dir))
+        client = _client(url, api_key)
         with nullcontext(output) if output else new_file(DEFAULT_OUTPUT) as file:
             client.generate({"prompt": prompt, **asked}, file)
 
 
-class Client:
-    """Talks to one server with one key."""
+def _client(url: str, api_key: str | None) -> Client:
+    if api_key:
+        return Client(url, api_key)
+    data_dir = read_settings().data_dir
+    return Client(url, read_first_key(data_dir), key_path(data_dir))
 
-    def __init__(self, url: str, api_key: str) -> None:
+
+class Client:
+    """Talks to one server with one key, which may have come from a file."""
+
+    def __init__(self, url: str, api_key: str, key_file: Path | None = None) -> None:
         # As the SDK's base URL, or as a person would type it.
         url = url if "://" in url else f"http://{url}"
         self._url = url.rstrip("/").removesuffix("/v1")
         self._http = http_client(url, {"x-api-key": api_key})
+        self._key_file = key_file
 
     def generate(self, params: dict[str, Any], output: Path) -> None:
         """Generate a video and write it to `output`, with a progress bar on standard error.
@@ -193,7 +202,13 @@ class Client:
             ) from None
         if response.is_success:
             return body
-        raise ClientError(_error_text(response))
+        raise ClientError(_error_text(response) + self._key_hint(response))
+
+    def _key_hint(self, response: httpx.Response) -> str:
+        """Where a refused key came from: perhaps from the folder of another server."""
+        if response.status_code != HTTPStatus.UNAUTHORIZED or self._key_file is None:
+            return ""
+        return f". The key is from {self._key_file}: set MOCHI_API_KEY or give --api-key."
 
 
 def where(body: dict[str, Any]) -> str:

@@ -38,8 +38,8 @@ def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
         draft = _write(secret, data_dir)
     except OSError as error:
         raise SettingsError(
-            f"The API key cannot be written to {_path(data_dir)}: {error.strerror}. Choose another "
-            "folder with --data-dir."
+            f"The API key cannot be written to {key_path(data_dir)}: {error.strerror}. Choose "
+            "another folder with --data-dir."
         ) from None
     try:
         create_key(redis, NewKey(name="first", scopes=tuple(Scope)), secret)
@@ -59,7 +59,7 @@ def _write(secret: str, data_dir: Path) -> Path:
 
 def _kept_file(redis: Redis, data_dir: Path) -> Path | None:
     """Rename the file with a registered key, by whichever process, to its final name."""
-    path = _path(data_dir)
+    path = key_path(data_dir)
     for file in [*data_dir.glob(DRAFT + "*"), path]:
         with suppress(OSError):  # another process may be renaming it
             if is_registered(redis, file.read_text().strip()):
@@ -74,7 +74,7 @@ def read_first_key(data_dir: Path) -> str:
         MissingKeyError: there is none.
     """
     try:
-        return _path(data_dir).read_text().strip()
+        return key_path(data_dir).read_text().strip()
     except OSError:
         raise MissingKeyError(
             f"No API key: set MOCHI_API_KEY or give --api-key. None is in {data_dir}; "
@@ -82,5 +82,6 @@ def read_first_key(data_dir: Path) -> str:
         ) from None
 
 
-def _path(data_dir: Path) -> Path:
+def key_path(data_dir: Path) -> Path:
+    """Where the first key is kept."""
     return data_dir / "key"

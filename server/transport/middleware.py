@@ -258,10 +258,17 @@ def _secret(headers: _Values) -> str:
         scheme, _, secret = value.partition(" ")
         given |= {*_stripped([secret if scheme.lower() == "bearer" else ""])}
     if not given:
-        raise MissingKeyError
+        raise _missing(headers[b"authorization"])
     if len(given) > 1:
         raise InvalidKeyError
     return given.pop()
+
+
+def _missing(values: Iterable[str]) -> MissingKeyError:
+    """The error without a key, by the Authorization headers that came."""
+    if all(value.split()[0].lower() == "bearer" for value in _stripped(values)):
+        return MissingKeyError()
+    return MissingKeyError("Authorization must be `Bearer KEY`; or send x-api-key: KEY")
 
 
 def _stripped(values: Iterable[str]) -> list[str]:

@@ -217,6 +217,17 @@ def test_a_video_that_could_not_be_written_is_not_lost(up: Up, tmp_path: Path) -
     assert list(tmp_path.glob("pond*")) == []
 
 
+def test_generate_says_where_a_refused_key_came_from(up: Up, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("mochi_other")
+    target = ("-o", str(tmp_path / "pond.mp4"))
+    refused = run("generate", "a pond", *target, MOCHI_URL=up.url, MOCHI_DATA_DIR=str(tmp_path))
+    assert refused.returncode == 1
+    assert f"(401). The key is from {tmp_path / 'key'}: set MOCHI_API_KEY" in refused.stderr
+    chosen = run("generate", "a pond", *target, "--api-key", "mochi_wrong", MOCHI_URL=up.url)
+    assert "(401)" in chosen.stderr
+    assert "The key is from" not in chosen.stderr
+
+
 def test_generate_says_what_to_do_when_there_is_no_server(tmp_path: Path) -> None:
     missing = tmp_path / "missing.mp4"
     refused = run("generate", "a pond", "-o", str(missing), "--api-key", "k",

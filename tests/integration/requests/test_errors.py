@@ -91,12 +91,17 @@ def test_what_is_not_json_is_told_where_it_stops_to_be(server: Stack, path: str)
         [("x-api-key", "")],
         [("authorization", "")],
         [("authorization", "Bearer")],
-        [("authorization", "Basic bW9jaGk6bW9jaGk=")],
     ],
 )
 def test_a_request_without_a_key_is_401(server: Stack, headers: list[tuple[str, str]]) -> None:
     answer = httpx.get(f"{server.url}/v1/get-user-credits", headers=headers)
     assert refusal(answer, 401) == NO_KEY
+
+
+@pytest.mark.parametrize("value", ["mochi_key", "Basic bW9jaGk6bW9jaGk=", "Token mochi_key"])
+def test_an_authorization_that_is_no_bearer_token_is_told_so(server: Stack, value: str) -> None:
+    answer = httpx.get(f"{server.url}/v1/get-user-credits", headers={"authorization": value})
+    assert refusal(answer, 401) == "Authorization must be `Bearer KEY`; or send x-api-key: KEY"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ def test_a_bad_key_is_401_with_another_message(
     with stranger(server) as client:
         answer = client.get("/v1/get-user-credits", headers=[(name, scheme + key)])
     text = refusal(answer, 401)
-    assert text != NO_KEY
+    assert "`mochi-server up` names the file of the first key" in text
     assert key.decode("latin-1") not in text
 
 
