@@ -91,11 +91,15 @@ def loading(store: WorkerStore) -> Iterator[None]:
             if is_loaded.wait(LOADING_SECONDS / 3):
                 return
 
-    threading.Thread(target=repeat, name="loading", daemon=True).start()
+    thread = threading.Thread(target=repeat, name="loading", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         is_loaded.set()
+        thread.join()
+        with suppress(BrokerUnavailableError):
+            store.end_loading()
 
 
 def start_mark_reader(outputs: Outputs, heartbeat: Heartbeat) -> None:

@@ -141,6 +141,11 @@ class WorkerStore:
         with broker_errors():
             self._redis.set(keyspace.LOADING, "", ex=keyspace.LOADING_SECONDS)
 
+    def end_loading(self) -> None:
+        """Withdraw it; other workers that are loading the model repeat theirs."""
+        with broker_errors():
+            self._redis.delete(keyspace.LOADING)
+
     def withdraw(self, worker: LiveWorker) -> None:
         """Remove a record that the next heartbeat replaces."""
         with broker_errors():

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -193,6 +195,36 @@ def test_an_example_and_a_mock_outcome_are_chosen(visitor: Visitor) -> None:
     visitor.generate()
     expect(visitor.state).to_have_text("Failed")
     expect(visitor.fact("Code")).to_have_text("out_of_memory")
+
+
+def test_the_state_of_the_server_is_shown(visitor: Visitor) -> None:
+    card = {"model": "Mochi 1", "device": "NVIDIA H200", "is_mock": False}
+    ready = {"status": "ready", "workers": "ready", "missing": []}
+    remedy = "No live worker: start one with `mochi-server worker`."
+    shown = {
+        "Ready · NVIDIA H200": ready,
+        "Model is loading": {"status": "not ready", "workers": "loading", "missing": ["Wait."]},
+        "No worker": {"status": "not ready", "workers": "none", "missing": [remedy]},
+        "No connection": None,
+    }
+    visitor.page.route("**/version", lambda route: route.fulfill(json={"engines": [card]}))
+    for text, state in shown.items():
+        answer = partial(answer_readyz, state=state)
+        visitor.page.route("**/readyz", answer)
+        visitor.page.reload()
+        expect(visitor.page.locator("#server")).to_have_text(text)
+        expect(visitor.field("Mock outcome")).to_be_hidden()
+        said = remedy.replace("`", "") if text == "No worker" else ""
+        expect(visitor.page.locator("#notice")).to_have_text(said)
+        visitor.page.unroute("**/readyz", answer)
+    visitor.forgive("Failed to load")
+
+
+def answer_readyz(route: Route, state: dict[str, Any] | None) -> None:
+    if state is None:
+        route.abort()
+    else:
+        route.fulfill(status=200 if state["status"] == "ready" else 503, json=state)
 
 
 def test_the_code_makes_the_video_of_the_form(visitor: Visitor, tmp_path: Path) -> None:

@@ -71,3 +71,4 @@ def test_a_worker_that_loads_the_model_is_told_from_none(
         eventually(lambda: redis.exists(keyspace.LOADING))
         assert state() == "loading"
         assert 0 < redis.ttl(keyspace.LOADING) <= keyspace.LOADING_SECONDS
+    assert state() == "none"
