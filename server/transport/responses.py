@@ -34,6 +34,7 @@ from worker.errors import LimitError, Rate, TooFastError
 
 MOST_IGNORED_NAMES = 20
 MOST_NAME_LENGTH = 40
+BUG = "Internal error. The server's log has the details."
 RESET_AT = "x-rate-limit-reset-at-utc"
 REPLAYED = {"Idempotency-Replayed": "true"}
 
@@ -94,8 +95,7 @@ def answer_for_error(error: MochiError, path: str, request_id: str | None = None
 
 def answer_for_bug(path: str, request_id: str | None) -> Response:
     """A 500 without details: they are in the log."""
-    error = "Internal error. The server's log has the details."
-    return answer(_error_body(error, 500, path, request_id), 500)
+    return answer(_error_body(BUG, 500, path, request_id), 500)
 
 
 def answer_for_exception(error: Exception, scope: Scope) -> Response | None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import anyio
 import mcp_types as mcp
+import structlog
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.session import ServerSession
@@ -25,6 +26,7 @@ from server.api.call import Call
 from server.api.schemas import ResultBody
 from server.api.submission import Submission
 from server.paths import MCP
+from server.transport.responses import BUG
 from worker.job import Job, Stage, Status
 
 TOOL = "generate_video"
@@ -35,6 +37,7 @@ _DESCRIPTION = (
 
 _Context = ServerRequestContext[Any, Request]
 
+_log = structlog.get_logger()
 logging.getLogger("mcp").setLevel(logging.WARNING)  # it logs each session
 
 
@@ -102,6 +105,10 @@ async def _call_tool(context: _Context, params: mcp.CallToolRequestParams) -> mc
         return await _generate(context.session, call, params.arguments or {})
     except MochiError as error:
         return _refusal(str(error))
+    except Exception:  # noqa: BLE001 (the package would send its text to the client)
+        request_id = getattr(call.request.state, "request_id", None)
+        _log.exception("http.bug", method="POST", path=MCP, request_id=request_id)
+        return _refusal(BUG)
 
 
 def _refusal(text: str) -> mcp.CallToolResult:

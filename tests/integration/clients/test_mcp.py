@@ -5,21 +5,41 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import httpx2
 import pytest
+from fastapi import FastAPI
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
+from redis import Redis
+from starlette.types import Receive, Scope, Send
+from structlog.testing import capture_logs
 
 from models.mock.scenario import SCENARIO
 from models.params import GenerateParams
-from server.keys.lookup import Scope
+from server.api.poller import Poller
+from server.api.submission import Submission
+from server.app import create_app
+from server.keys import lookup
+from server.keys.record import NewKey
+from server.keys.store import create_key
+from server.settings import ServerSettings
 from tests.support.stack import Stack, eventually
-from tests.support.wire import refusal
+from tests.support.wire import call, refusal
+from worker.broker.connection import connect_gateway
+from worker.store.gateway_side import Accepted
 
 POND = {"prompt": "a pond", "frames": 7, "steps": 10}
+CALL = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "tools/call",
+    "params": {"name": "generate_video", "arguments": POND},
+}
+ACCEPT = {"accept": "application/json, text/event-stream"}
 MODES = ["auto", "legacy"]
 """The protocol of 2026, and the one before it."""
 
@@ -143,8 +163,45 @@ def test_what_is_wrong_is_said_to_the_model(server: Stack) -> None:
     assert refused(server, POND | {SCENARIO: "fail:the lens cap was on"}) == "the lens cap was on"
 
 
+@pytest.fixture
+def app(redis_url: str, tmp_path: Path) -> FastAPI:
+    """A gateway within the test. Its clients hang up never."""
+    app = create_app(
+        ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
+    )
+    stack = app.middleware_stack
+    assert stack is not None
+
+    async def with_hang_up(scope: Scope, receive: Receive, send: Send) -> None:
+        await stack({**scope, "state": {"hang_up": asyncio.Event()}}, receive, send)
+
+    app.middleware_stack = with_hang_up
+    return app
+
+
+def test_a_bug_is_logged_under_the_request_id_and_its_text_is_not_sent(
+    redis: Redis, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def accept(*_: object, **__: object) -> Accepted:
+        return Accepted("an-id")
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("cannot open /srv/mochi")
+
+    monkeypatch.setattr(Submission, "accept", accept)
+    monkeypatch.setattr(Poller, "wait_for_end", fail)
+    headers = {**ACCEPT, "x-api-key": create_key(redis, NewKey(name="test"))}
+    asked = httpx.Request("POST", "http://gateway/mcp", headers=headers, json=CALL)
+    with capture_logs() as log:
+        (answer,) = call(app, asked)
+    assert "Internal error. The server's log has the details." in answer.text
+    assert "/srv" not in answer.text
+    (line,) = [line for line in log if line["event"] == "http.bug"]
+    assert (line["path"], line["request_id"]) == ("/mcp", "an-id")
+
+
 def test_keys_limits_prices_and_retries_are_those_of_the_routes(slow: Stack) -> None:
-    assert "may not" in refused(slow, POND, slow.key(scopes=[Scope.READ]))
+    assert "may not" in refused(slow, POND, slow.key(scopes=[lookup.Scope.READ]))
     poor = slow.key(credits="3")
     metrics = generate(slow, POND, poor).structured_content["metrics"]
     assert (metrics["cost"], metrics["remaining_credits"]) == (2, 1)
