@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import override
 
 from server import VERSION
 from server.api.links import VideoLinks
@@ -34,7 +35,7 @@ from server.api.routes import (
 from server.api.services import Canceller, Services
 from server.keys.lookup import KeyLookup
 from server.page import Page
-from server.paths import METRICS
+from server.paths import METRICS, normalise
 from server.settings import ServerSettings
 from server.transport.cors import Cors
 from server.transport.middleware import Middleware
@@ -71,6 +72,16 @@ _ROUTERS = [
 _log = structlog.get_logger()
 
 
+class Gateway(FastAPI):
+    """Knows each path by one spelling only; FastAPI traces a request before all middleware."""
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            normalise(scope)
+        await super().__call__(scope, receive, send)
+
+
 def create_app(
     settings: ServerSettings,
     broker: AsyncClient,
@@ -103,7 +114,7 @@ def create_app(
         await sender.stop()
         await broker.aclose()
 
-    app = FastAPI(
+    app = Gateway(
         title="mochi-server",
         version=VERSION,
         description=DESCRIPTION,

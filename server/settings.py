@@ -37,7 +37,9 @@ _SERVICE_LINK = re.compile(
 
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 """
-_ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-f:]+\])(:(\d{1,5}|\*))?")
+_ORIGIN = re.compile(
+    r"(http(?!.*:80$)|https(?!.*:443$))://([a-z0-9_.-]+|\[[0-9a-f:]+\])(:(\d{1,5}|\*))?"
+)
 """As browsers send it; `*` in place of the port is every one."""
 LOCAL_ORIGINS = ("http://localhost:*", "http://127.0.0.1:*")
 SECRET = frozenset({"redis_url"})
@@ -156,7 +158,7 @@ class ServerSettings(WorkerSettings):
     def origins(self) -> tuple[str, ...]:
         """Whose pages may call; see `cors_origins`."""
         given = tuple(origin.strip() for origin in self.cors_origins.split(",") if origin.strip())
-        return given or (LOCAL_ORIGINS if self.mock or self.engine == "fake" else ())
+        return given or (LOCAL_ORIGINS if self.is_mock else ())
 
     @property
     def scheme(self) -> str:
@@ -217,8 +219,8 @@ class ServerSettings(WorkerSettings):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise PydanticCustomError(
                     "origin",
-                    "{origin} is no origin, which is a scheme and a host, and the port if it is "
-                    "not the scheme's own, without a path",
+                    "{origin} is no origin as browsers send it: scheme and host in small letters, "
+                    "and the port if it is not the scheme's own; no path",
                     {"origin": origin},
                 )
         return origins

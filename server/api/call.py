@@ -10,6 +10,7 @@ from models.params import MODEL
 from server.api.links import Links
 from server.api.schemas import ResultBody, StatusBody, result_body, status_body
 from server.api.services import Services
+from server.errors import MissingKeyError
 from server.keys.lookup import ApiKey, Scope
 from worker.errors import RequestNotFoundError
 from worker.job import Job
@@ -31,7 +32,13 @@ class Call:
 
     @property
     def key(self) -> ApiKey:
-        """The caller's key. Only on a path that needs one."""
+        """The caller's key.
+
+        Raises:
+            MissingKeyError: it has none, as the path needs none.
+        """
+        if not self.has_key:
+            raise MissingKeyError
         key: ApiKey = self.request.state.api_key
         return key
 

@@ -13,7 +13,7 @@ import structlog
 from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 
-from server.paths import SIGNATURE, VIDEO_PATH
+from server.paths import SIGNATURE, VIDEO_LINK
 from server.transport.parameters import Text
 from worker.errors import StorageError
 from worker.job import Job
@@ -23,8 +23,9 @@ from worker.store.gateway_side import GatewayStore
 SHORTEST_LINK_SECONDS = 5.0
 VIDEO, EVENTS = "video", "events"
 """What a signature opens."""
-SIGNATURE_IN_QUERY = Text(
-    name=SIGNATURE, description="As in the `events_url` of the status: it stands for the key."
+SIGNED = Text(
+    name=SIGNATURE,
+    description="As in the `output` of a result and the `events_url` of a status; it is the key.",
 )
 _ANY_VIDEO = video_name(str(UUID(int=0)), "0" * 12)
 """The name of a video that never exists."""
@@ -46,7 +47,7 @@ class Links:
     def video(self, signer: LinkSigner) -> str:
         """The video, for anyone with the link, as long as the record lives."""
         signature = signer.sign(VIDEO, self.request_id)
-        return self.base + VIDEO_PATH.format(signature=signature, request_id=self.request_id)
+        return self.base + VIDEO_LINK.format(signature=signature, request_id=self.request_id)
 
     def events(self, signer: LinkSigner) -> str:
         """The events, for anyone with the link: a browser's `EventSource` sends no header."""

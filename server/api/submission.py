@@ -58,6 +58,8 @@ MOCK_SCENARIO = Text(
     limits={"pattern": SCENARIO_FORM},
 )
 
+OPTIONAL = frozenset(GenerateParams.model_fields) - {"prompt"} | {FIELD, SCENARIO}
+"""Fields of a body that may be null."""
 _REFUSED_LATER = GenerateParams(prompt="(refused)")
 """Of a request whose own parameters are wrong, in the scenario `late_validation`."""
 _seeds = random.SystemRandom()
@@ -114,6 +116,9 @@ class Submission:
                 raise
             scenario_fields["scenario"] += f":{error}"
             params, unknown = _REFUSED_LATER, []
+        else:
+            if scenario_fields.get("scenario") == LATE_VALIDATION:
+                del scenario_fields["scenario"]  # the hosted API makes the video, too
         known = {FIELD, SCENARIO} if scenario_fields else {FIELD}
         webhook_fields = {} if url is None else {"webhook_base": call.base_url, FIELD: url}
         ignored = [name for name in unknown if name not in known]

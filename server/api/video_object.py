@@ -16,6 +16,8 @@ from worker.store.gateway_side import Page
 
 SIZE = f"{WIDTH}x{HEIGHT}"
 """Of every video."""
+OTHERS = frozenset(ALIASES) | {"model", "size", "seconds"}
+"""Fields that other servers have."""
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _FAR = 10**9
 _FRAMES: dict[str, Any] = GenerateParams.model_json_schema()["properties"]["frames"]

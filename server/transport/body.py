@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Container
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -22,19 +25,24 @@ from server.errors import (
     WrongContentTypeError,
 )
 
-NO_FILE = "`input_reference` is not supported: Mochi 1 makes videos from text. Send no files."
+NO_FILE = "Mochi 1 makes videos from text. Send no files, and no `input_reference`."
+_NOT_UTF8 = "The body is not a form: it is not UTF-8."
 BODY_SECONDS = 10.0
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
 URLENCODED = "application/x-www-form-urlencoded"
+_BOUNDARY = re.compile(rb"[\w'()+,./:=? -]{1,70}")
+"""As RFC 2046 has it."""
 MOST_FIELDS = 100
 """Of a form."""
 
 
-async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
-    """The fields of a body, from JSON or a form.
+async def read_fields(
+    request: Request, most_bytes: int, optional: Container[str]
+) -> dict[str, Any]:
+    """The fields of a body, from JSON or a form. Those of a form are text.
 
-    Those of a form are text. One that is null is as if it were not there.
+    One of `optional` that is null, or empty in a form, is as if it were not there.
 
     Raises:
         WrongContentTypeError: it is declared to be neither, or is JSON declared to be a form.
@@ -44,15 +52,18 @@ async def read_fields(request: Request, most_bytes: int) -> dict[str, Any]:
     """
     match media_type(request):
         case "application/json":
-            fields = parse_object(await read_bytes(request, most_bytes))
-            return {name: value for name, value in fields.items() if value is not None}
+            fields, nothing = parse_object(await read_bytes(request, most_bytes)), None
         case "multipart/form-data":
-            items = await _parse_multipart(request, await read_bytes(request, most_bytes))
+            form = await _parse_multipart(request, await read_bytes(request, most_bytes))
+            fields, nothing = _unique(form), ""
         case "application/x-www-form-urlencoded":
-            items = _parse_urlencoded(await read_bytes(request, most_bytes))
+            form = _parse_urlencoded(await read_bytes(request, most_bytes))
+            fields, nothing = _unique(form), ""
         case _:
             raise WrongContentTypeError
-    return _unique(items)
+    return {
+        name: value for name, value in fields.items() if value != nothing or name not in optional
+    }
 
 
 def media_type(request: Request) -> str:
@@ -122,31 +133,42 @@ async def _parse_multipart(request: Request, body: bytes) -> list[tuple[str, Any
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise MalformedBodyError("The body is not a form: its content type has no valid boundary.")
+    # Without the client's charset: it names a codec of Python, and some take minutes.
+    content_type = b'%b; boundary="%b"' % (MULTIPART.encode(), boundary)
+    headers = Headers(raw=[(b"content-type", content_type)])
     parser = MultiPartParser(
-        request.headers, stream(), max_fields=MOST_FIELDS, max_files=1, max_part_size=len(body)
+        headers, stream(), max_fields=MOST_FIELDS, max_files=1, max_part_size=len(body)
     )
     try:
         form = await parser.parse()
     except (MultiPartException, MultipartParseError) as error:
         raise MalformedBodyError(f"The body is not a form: {error}") from None
-    except (KeyError, ValueError, LookupError, UnicodeError):
-        raise MalformedBodyError("The body is not a form.") from None
     items = form.multi_items()
     await form.close()
     if not all(isinstance(value, str) for _, value in items):
         raise InvalidParametersError(NO_FILE)
+    _decode_form(body)
     return items
+
+
+def _decode_form(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise MalformedBodyError(_NOT_UTF8) from None
 
 
 def _parse_urlencoded(body: bytes) -> list[tuple[str, Any]]:
     if body.lstrip().startswith(b"{"):
         raise JsonAsFormError
+    text = _decode_form(body)
     try:
-        return parse_qsl(
-            body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS
-        )
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except UnicodeDecodeError:
-        raise MalformedBodyError("The body is not a form: it is not UTF-8.") from None
+        raise MalformedBodyError(_NOT_UTF8) from None
     except ValueError:
         raise MalformedBodyError(
             f"The body is not a form: it has more than {MOST_FIELDS} fields."

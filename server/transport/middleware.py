@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import BadHostError, InvalidKeyError, MissingKeyError, OutOfFilesError
 from server.keys.lookup import ApiKey, KeyLookup, digest
 from server.keys.throttle import Throttle
-from server.paths import FRONT_PAGE, HOSTED_NAMES, PROBES, needs_no_key
+from server.paths import HOSTED_NAMES, PROBES, is_public, is_signed
 from server.transport.responses import answer_for_bug, answer_for_exception
 from server.transport.security_headers import Headers, security_headers
 from server.transport.traffic import Traffic
@@ -69,7 +69,6 @@ class Middleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        _drop_last_slash(scope)
         began = time.perf_counter()
         status = 0
 
@@ -121,7 +120,10 @@ class Middleware:
         path = scope["path"]
         if path not in PROBES:  # a probe may be HTTP/1.0, without Host
             state["base_url"] = self._public_url or self._asked_url(scope, headers)
-        if path not in self._also_public and not needs_no_key(path, scope["query_string"]):
+        if path in self._also_public or is_public(path):
+            return
+        has_key = headers[b"x-api-key"] or headers[b"authorization"]
+        if has_key or not is_signed(scope):
             state["api_key"] = await self._find(_secret(headers), scope)
 
     def _asked_url(self, scope: Scope, headers: _Values) -> str:
@@ -203,13 +205,6 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, BrokerUnavailableError) and error.is_refusal:
         return error.reason
     return None
-
-
-def _drop_last_slash(scope: Scope) -> None:
-    """Some clients end each path with one, and a redirect would lose their body."""
-    path = scope["path"]
-    if path.endswith("/") and path != FRONT_PAGE:
-        scope["path"] = path[:-1]
 
 
 def _fields(scope: Scope) -> dict[str, str | None]:

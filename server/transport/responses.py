@@ -19,7 +19,6 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from models.errors import MochiError
-from models.params import MODEL
 from server.errors import (
     STATUS,
     NoVersionError,
@@ -117,7 +116,8 @@ def _answer_for_routing(error: HTTPException, scope: Scope) -> Response:
         refusal.headers["Allow"] = allowed
         return refusal
     path, has_docs = scope["path"], app.openapi_url is not None
-    if path == f"/{MODEL}":
+    with_version = {**scope, "path": f"/v1{path}"}
+    if any(route.matches(with_version)[0] is not Match.NONE for route in app.state.routes):
         base_url = scope["state"]["base_url"]
         return answer_for_error(NoVersionError(base_url), path)
     return answer_for_error(UnknownRouteError(has_docs=has_docs), path)

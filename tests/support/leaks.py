@@ -16,7 +16,9 @@ from server.keys.lookup import PREFIX
 MOST_RECORDS = 1000
 SHORTEST_PROMPT = 5
 """Anything shorter stands in a log by chance."""
-_SECRET = re.compile(rf"{PREFIX}[\w-]{{43}}|whsec_[\w+/]+|signature=[\w-]+", re.IGNORECASE)
+_SECRET = re.compile(
+    rf"{PREFIX}[\w-]{{43}}|whsec_[\w+/]+|signature=[\w-]+|/v2/videos/[\w-]{{43}}/", re.IGNORECASE
+)
 
 
 def leaks(folder: Path, redis: Redis | None = None) -> set[str]:

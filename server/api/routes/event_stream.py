@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from models.errors import MochiError
 from server.api.call import Call
-from server.api.links import EVENTS, SIGNATURE_IN_QUERY
+from server.api.links import EVENTS, SIGNED
 from server.api.openapi import EVENT_STREAM, REQUEST_ID, errors
 from server.api.schemas import failed_body
 from server.paths import EVENTS_PATH
@@ -44,7 +44,7 @@ _log = structlog.get_logger()
         204: {"description": "The client has got the last event: it need not connect again."},
         **errors(401, 403, 404, 500, 502),
     },
-    openapi_extra={"parameters": documented(REQUEST_ID, SIGNATURE_IN_QUERY, LAST_EVENT_ID)},
+    openapi_extra={"parameters": documented(REQUEST_ID, SIGNED, LAST_EVENT_ID)},
 )
 async def stream_events(request: Request) -> Response:
     """The status whenever it changes, as server-sent events, until the request has ended."""
@@ -52,7 +52,7 @@ async def stream_events(request: Request) -> Response:
     if call.has_key:
         job = await call.find_job()
     else:
-        job = await call.find_signed_job(EVENTS, SIGNATURE_IN_QUERY.read(request))
+        job = await call.find_signed_job(EVENTS, SIGNED.read(request))
     if job.status.is_final and LAST_EVENT_ID.read(request) == FINAL_ID:
         return Response(status_code=204)
     # Not as FastAPI streams: its response would have begun before an unknown request is a 404.

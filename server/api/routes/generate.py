@@ -22,6 +22,7 @@ from server.api.submission import (
     DRY_RUN,
     IDEMPOTENCY_KEY,
     MOCK_SCENARIO,
+    OPTIONAL,
     WEBHOOK_URL,
     Submission,
 )
@@ -93,7 +94,7 @@ async def generate_video(request: Request) -> Response:
 
 async def _read(call: Call) -> Submission:
     call.require_submit()
-    body = await read_fields(call.request, call.services.settings.body_bytes)
+    body = await read_fields(call.request, call.services.settings.body_bytes, OPTIONAL)
     return await Submission.read(call, body)
 
 

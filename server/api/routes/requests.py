@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.call import Call
-from server.api.links import SIGNATURE_IN_QUERY, VIDEO
+from server.api.links import SIGNED, VIDEO
 from server.api.openapi import FAILED, REQUEST_ID, VIDEO_BYTES, VIDEO_RANGE, errors
 from server.api.schemas import CancelBody, ResultBody, StatusBody, failed_body
 from server.api.video_file import video_response
 from server.keys.lookup import Scope
-from server.paths import OLD_VIDEO_PATH, SIGNATURE, VIDEO_PATH
-from server.transport.parameters import Flag, Text, documented
+from server.paths import VIDEO_PATH
+from server.transport.parameters import Flag, documented
 from server.transport.responses import answer
 from worker.errors import RequestNotFoundError
 from worker.job import Cancellation, Status
@@ -24,9 +24,6 @@ from worker.job import Cancellation, Status
 PREVIEW = Flag(
     name="preview",
     description="`true` or `1`: include the latest preview picture, if there is one.",
-)
-SIGNATURE_IN_PATH = Text(
-    name=SIGNATURE, place="path", is_required=True, description="As in the `output` of the result."
 )
 _CANCEL: dict[str, Any] = {
     "status_code": 202,
@@ -40,10 +37,6 @@ _RESULT: dict[str, Any] = {
     "response_model": ResultBody | StatusBody,
     "responses": {422: FAILED, **errors(401, 403, 404, 500, 502)},
     "openapi_extra": {"parameters": documented(REQUEST_ID)},
-}
-_VIDEO: dict[str, Any] = {
-    "response_class": Response,
-    "responses": {200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
 }
 
 router = APIRouter(tags=["Requests"])
@@ -103,15 +96,17 @@ async def cancel_request(request: Request) -> Response:
 
 @router.get(
     VIDEO_PATH,
-    openapi_extra={"security": [], "parameters": documented(SIGNATURE_IN_PATH, REQUEST_ID)},
-    **_VIDEO,
+    response_class=Response,
+    responses={200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
+    openapi_extra={"security": [], "parameters": documented(REQUEST_ID, SIGNED)},
 )
-@router.get(OLD_VIDEO_PATH, name="download_video_by_old_link", include_in_schema=False, **_VIDEO)
 async def download_video(request: Request) -> Response:
-    """The video itself, whole or in ranges. Needs no key: the link is signed."""
+    """The video itself, whole or in ranges. Needs no key: the link is signed.
+
+    Links have the signature before the name, `/v2/videos/SIGNATURE/ID.mp4`, which is the same.
+    """
     call = Call.of(request)
-    signature = request.path_params.get(SIGNATURE) or SIGNATURE_IN_QUERY.read(request)
-    job = await call.find_signed_job(VIDEO, signature)
+    job = await call.find_signed_job(VIDEO, SIGNED.read(request))
     if job.status is not Status.COMPLETED:
         raise RequestNotFoundError(job.request_id)
     # A player may cache the video, but not for longer than it is kept here.

@@ -19,9 +19,10 @@ from server.api.openapi import (
     VIDEO_RANGE,
     errors,
 )
-from server.api.submission import IDEMPOTENCY_KEY, MOCK_SCENARIO, WEBHOOK_URL, Submission
+from server.api.submission import IDEMPOTENCY_KEY, MOCK_SCENARIO, OPTIONAL, WEBHOOK_URL, Submission
 from server.api.video_file import video_response
 from server.api.video_object import (
+    OTHERS,
     DeletedVideo,
     VideoObject,
     VideoPage,
@@ -72,7 +73,7 @@ async def create_video(request: Request) -> Response:
     """Queue a video, and answer with an object to poll. Takes JSON or a form."""
     call = Call.of(request)
     call.require_submit()
-    fields = await read_fields(request, call.services.settings.body_bytes)
+    fields = await read_fields(request, call.services.settings.body_bytes, OPTIONAL | OTHERS)
     submission = await Submission.read(call, fields, to_parameters(fields))
     accepted = await submission.accept()
     request.state.request_id = accepted.request_id  # later errors name it

@@ -185,7 +185,7 @@ def test_operation_ids_are_short_and_stable(document: dict[str, Any]) -> None:
         "GET /v2/requests/{request_id}/events": "stream_events",
         "PUT /v2/requests/{request_id}/cancel": "cancel_request",
         "DELETE /v2/requests/{request_id}": "delete_request",
-        "GET /v2/videos/{signature}/{request_id}.mp4": "download_video",
+        "GET /v2/videos/{request_id}.mp4": "download_video",
         "POST /v1/videos": "create_video",
         "GET /v1/videos": "list_videos",
         "GET /v1/videos/{request_id}": "get_video",

@@ -154,8 +154,8 @@ def test_nothing_secret_is_in_a_span(stack: Stack, traces: Collector) -> None:
     request_id = submit(client, prompt="the secret garden", negative_prompt="nettles")
     run_of(traces, request_id)
     result = client.get(f"/v2/requests/{request_id}").json()
-    _, _, signature = result["output"].partition("signature=")
-    assert signature
+    signature = result["output"].split("/")[-2]
+    assert len(signature) == 43
     assert httpx.get(result["output"]).is_success
     client.get("/v1/get-user-credits", params={"prompt": "the secret garden", "key": key})
     eventually(lambda: traces.named("GET /v1/get-user-credits"))

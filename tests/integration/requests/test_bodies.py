@@ -97,12 +97,33 @@ def test_null_is_the_default_of_an_optional_field_and_text_may_be_a_number(serve
     assert "x-ignored-parameters" not in answer.headers
     params = json.loads(server.record(answer.json()["request_id"])["params"])
     assert (params["frames"], params["steps"], params["guidance_scale"]) == (52, 10, 3)
+    unknown = server.http().post("/v2/mochi-1", json=POND | {"odd": None})
+    assert unknown.headers["x-ignored-parameters"] == "odd"
+
+
+def test_an_empty_field_of_a_form_is_its_default(server: Stack) -> None:
+    fields = {"prompt": "a pond", "seed": "", "fps": "", "negative_prompt": "", "steps": "10"}
+    answer = server.http().post("/v2/mochi-1", data=fields)
+    assert answer.status_code == 200, answer.text
+    params = json.loads(server.record(answer.json()["request_id"])["params"])
+    assert (params["seed"], params["fps"], params["steps"]) == (985521, 16, 10)
+
+
+@pytest.mark.parametrize("charset", ["punycode", "hex", "utf-7", "unicode_escape"])
+def test_the_charset_of_a_form_chooses_no_codec(server: Stack, charset: str) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n%b\r\n--x--\r\n'
+    kind = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    answer = server.http().post("/v2/mochi-1", content=part % b"+AOk- 6f \\n", headers=kind)
+    params = json.loads(server.record(answer.json()["request_id"])["params"])
+    assert params["prompt"] == "+AOk- 6f \\n"
+    refused = server.http().post("/v2/mochi-1", content=part % b"\xff", headers=kind)
+    assert "not UTF-8" in refusal(refused, 400)
 
 
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({"prompt": None}, "`prompt` is required"),
+        ({"prompt": None}, "`prompt` must be"),
         ({"prompt": "a", "steps": "9"}, "`steps` must be a whole number from 10 to 75; got 9."),
         ({"prompt": "a", "steps": "10.5"}, "`steps` must be a whole number"),
         ({"prompt": "a", "steps": ""}, "`steps` must be a whole number"),

@@ -33,7 +33,13 @@ def test_every_test_that_is_named_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{secret}", "GET /v2/videos/1.mp4?signature=abc", "prompt='a pond at night'"]
+    "line",
+    [
+        "{secret}",
+        "GET /v2/videos/1.mp4?signature=abc",
+        f"path=/v2/videos/{'a' * 43}/1.mp4",
+        "prompt='a pond at night'",
+    ],
 )
 def test_a_log_that_tells_a_secret_is_found_out(
     redis: Redis, redis_url: str, tmp_path: Path, line: str

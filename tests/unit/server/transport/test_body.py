@@ -33,7 +33,7 @@ def read(chunks: Iterable[bytes], **headers: str) -> dict[str, Any]:
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": chunk, "more_body": not chunk.endswith(b"}")}
 
-    return asyncio.run(read_fields(Request(scope, receive), MOST))
+    return asyncio.run(read_fields(Request(scope, receive), MOST, ()))
 
 
 def test_an_object_arrives_however_it_is_cut() -> None:

@@ -72,6 +72,13 @@ def test_a_preflight_of_any_other_page_is_refused_with_the_remedy(
     assert "access-control-allow-origin" not in answer.headers
 
 
+def test_a_verb_that_no_route_takes_is_refused_as_such(redis_url: str, tmp_path: Path) -> None:
+    request = from_page("https://app.example", "OPTIONS", **PREFLIGHT)
+    request.headers["access-control-request-method"] = "PATCH"
+    answer = ask(redis_url, tmp_path, request, "https://app.example")
+    assert "takes no PATCH" in refusal(answer, 400)
+
+
 def test_a_refusal_can_be_read_by_the_page_and_so_can_all_headers(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -87,6 +94,7 @@ def test_with_mock_weights_pages_of_this_machine_may_call(
     redis_url: str, tmp_path: Path, origin: str
 ) -> None:
     assert ServerSettings(engine="fake").origins == LOCAL_ORIGINS
+    assert ServerSettings(mock_weights=True).origins == LOCAL_ORIGINS
     allowed = ask(redis_url, tmp_path, from_page(origin), "", mock=True)
     assert allowed.headers["access-control-allow-origin"] == origin
     away = ask(redis_url, tmp_path, from_page("https://app.example"), "", mock=True)
@@ -99,7 +107,16 @@ def test_otherwise_no_page_of_another_origin_may(redis_url: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "origins", ["app.example", "https://app.example/", "ftp://a.example", "https://*.a.example"]
+    "origins",
+    [
+        "app.example",
+        "https://app.example/",
+        "ftp://a.example",
+        "https://*.a.example",
+        "https://A.example",
+        "https://a.example:443",
+        "http://a.example:80",
+    ],
 )
 def test_what_is_no_origin_is_refused_at_the_start(origins: str) -> None:
     with pytest.raises(ValidationError, match="is no origin"):
