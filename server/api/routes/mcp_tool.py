@@ -26,6 +26,7 @@ from server.api.call import Call
 from server.api.schemas import ResultBody
 from server.api.submission import Submission
 from server.paths import MCP
+from server.transport.body import read_bytes
 from server.transport.responses import BUG
 from worker.job import Job, Stage, Status
 
@@ -64,19 +65,17 @@ class McpEndpoint:
             yield
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._manager.handle_request(scope, _until_hang_up(scope, receive), send)
+        body = await read_bytes(Request(scope, receive), self._body_bytes)
+        await self._manager.handle_request(scope, _until_hang_up(scope, body), send)
 
 
-def _until_hang_up(scope: Scope, receive: Receive) -> Receive:
-    """Tell of a client's end at once: a close shows otherwise when it is written to."""
-    has_body = True
+def _until_hang_up(scope: Scope, body: bytes) -> Receive:
+    """The body, and then the client's end at once: a write would show a close much later."""
+    messages: list[Message] = [{"type": "http.request", "body": body}]
 
     async def next_message() -> Message:
-        nonlocal has_body
-        if has_body:
-            message = await receive()
-            has_body = bool(message.get("more_body"))
-            return message
+        if messages:
+            return messages.pop()
         await scope["state"]["hang_up"].wait()
         return {"type": "http.disconnect"}
 

@@ -27,6 +27,7 @@ from server.keys import lookup
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from server.settings import ServerSettings
+from server.transport import body
 from tests.support.stack import Stack, eventually
 from tests.support.wire import call, refusal
 from worker.broker.connection import connect_gateway
@@ -200,6 +201,21 @@ def test_a_bug_is_logged_under_the_request_id_and_its_text_is_not_sent(
     assert (line["path"], line["request_id"]) == ("/mcp", "an-id")
 
 
+def test_a_body_that_does_not_arrive_is_refused_as_on_the_routes(
+    redis: Redis, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def part() -> AsyncIterator[bytes]:
+        yield b'{"jsonrpc": '
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(body, "BODY_SECONDS", 0.05)
+    headers = {**ACCEPT, "x-api-key": create_key(redis, NewKey(name="test"))}
+    (answer,) = call(
+        app, httpx.Request("POST", "http://gateway/mcp", headers=headers, content=part())
+    )
+    assert "did not arrive within 0.05 seconds" in refusal(answer, 400)
+
+
 def test_keys_limits_prices_and_retries_are_those_of_the_routes(slow: Stack) -> None:
     assert "may not" in refused(slow, POND, slow.key(scopes=[lookup.Scope.READ]))
     poor = slow.key(credits="3")
@@ -255,4 +271,4 @@ def test_without_a_key_nothing_is_read(server: Stack) -> None:
 def test_a_body_over_the_limit_is_refused(server: Stack) -> None:
     headers = {"x-api-key": server.key(), "accept": "application/json, text/event-stream"}
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x" * 200_000}}
-    assert httpx.post(f"{server.url}/mcp", json=call, headers=headers).status_code == 413
+    refusal(httpx.post(f"{server.url}/mcp", json=call, headers=headers), 413)
