@@ -101,13 +101,19 @@ async def _call_tool(context: _Context, params: mcp.CallToolRequestParams) -> mc
         return _refusal(f"There is no tool {params.name!r}. The tool is `{TOOL}`.")
     call = Call.of(cast("Request", context.request))  # the transport is HTTP
     try:
-        return await _generate(context.session, call, params.arguments or {})
+        return await _generate(context.session, call, _given(params))
     except MochiError as error:
         return _refusal(str(error))
     except Exception:  # noqa: BLE001 (the package would send its text to the client)
         request_id = getattr(call.request.state, "request_id", None)
         _log.exception("http.bug", method="POST", path=MCP, request_id=request_id)
         return _refusal(BUG)
+
+
+def _given(params: mcp.CallToolRequestParams) -> dict[str, Any]:
+    """The arguments without those that are null, which some models send for a default."""
+    arguments = params.arguments or {}
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _refusal(text: str) -> mcp.CallToolResult:

@@ -156,6 +156,12 @@ def test_a_client_that_gives_up_cancels(slow: Stack, mode: str) -> None:
     assert eventually(lambda: error_codes(slow, key) == ["cancelled"], seconds=5)
 
 
+def test_null_for_an_optional_parameter_is_its_default(server: Stack) -> None:
+    nothing = dict.fromkeys(["seed", "negative_prompt", "webhook_url", SCENARIO])
+    assert generate(server, POND | nothing).structured_content["seed"] == 985521
+    assert "`prompt` is required" in refused(server, {"prompt": None})
+
+
 def test_what_is_wrong_is_said_to_the_model(server: Stack) -> None:
     assert refused(server, {"prompt": ""}) == "`prompt` must not be empty."
     assert "`steps` must be a whole number from 10 to 75; got 5" in refused(
