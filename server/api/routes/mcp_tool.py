@@ -33,7 +33,7 @@ from worker.job import Job, Stage, Status
 TOOL = "generate_video"
 _DESCRIPTION = (
     "Make a video of a few seconds from a text, with Mochi 1, and return the link to it. Takes "
-    "minutes. Cancelling the call cancels the video."
+    "minutes. Closing the call's connection cancels the video."
 )
 
 _Context = ServerRequestContext[Any, Request]
