@@ -22,6 +22,8 @@ const ADVICE = {
 const UNLIMITED = 1e9;
 
 /** Headline for a status. */
+export const OTHER_KEY = "This link has another API key than yours. Use it instead?";
+
 export function headline(body) {
   if (body.status === "COMPLETED") return "Your video is ready";
   if (body.status === "FAILED") return body.error_code === "cancelled" ? "Cancelled" : "Failed";

@@ -76,7 +76,7 @@ def test_price_and_time_are_said_before_the_button_is_pressed(visitor: Visitor) 
 
 def test_the_key_stays_with_the_tab_and_stands_in_no_address(visitor: Visitor) -> None:
     asked: list[str] = []
-    visitor.page.on("request", lambda request: asked.append(request.url))
+    visitor.page.context.on("request", lambda request: asked.append(request.url))
     visitor.makes()
     assert len(asked) >= 3
     assert visitor.key not in "".join([*asked, visitor.page.url, visitor.snippet.inner_text()])
@@ -88,10 +88,13 @@ def test_the_key_stays_with_the_tab_and_stands_in_no_address(visitor: Visitor) -
     tab.goto(visitor.stack.url)
     expect(tab.locator("#snippet")).to_contain_text("segmind")
     expect(tab.get_by_label("API key")).to_have_value("")
-    # A link may bring it; an open page takes it too.
-    for key in (visitor.key, visitor.stack.key()):
+    # A link may bring it; an open page takes another one only when its user agrees.
+    other = visitor.stack.key()
+    agrees = iter([False, True])
+    tab.on("dialog", lambda dialog: dialog.accept() if next(agrees) else dialog.dismiss())
+    for key, taken in ((visitor.key, visitor.key), (other, visitor.key), (other, other)):
         tab.goto(f"{visitor.stack.url}/#key={key}")
-        expect(tab.get_by_label("API key")).to_have_value(key)
+        expect(tab.get_by_label("API key")).to_have_value(taken)
         expect(tab.locator("#balance")).to_have_text("unlimited credits")
         assert tab.url == f"{visitor.stack.url}/"
     assert "key=" not in "".join(asked)
