@@ -100,10 +100,13 @@ class Call:
         return status_body(job, links, events_url, eta_seconds, preview)
 
     async def result_body(self, job: Job) -> ResultBody:
-        """The result with a link to the video.
+        """The result with a link to the video; without the key's balance where it has no key.
 
         Raises:
             StorageError: the link to the video cannot be signed.
         """
         links = self.links(job.request_id)
-        return result_body(job, await self.services.video_links.url(job, links))
+        body = result_body(job, await self.services.video_links.url(job, links))
+        if not self.has_key:
+            body.metrics.remaining_credits = None
+        return body

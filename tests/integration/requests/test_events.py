@@ -68,7 +68,7 @@ def listen(client: httpx.Client, request_id: str) -> list[Event]:
 # No worker runs yet
 
 
-def test_whose_request_it_is_not_hears_nothing(stack: Stack) -> None:
+def test_another_key_gets_no_events_of_a_request(stack: Stack) -> None:
     client, other = stack.http(), stack.http()
     writer = stack.http(stack.key(scopes=frozenset({Scope.GENERATE})))
     request_id = submit(client)
@@ -241,6 +241,18 @@ def test_who_polls_or_comes_late_sees_it_too(stack: Stack) -> None:
     assert body["preview"].startswith("data:image/jpeg;base64,")
     assert refusal(client.get(path, params={"preview": "yes"}), 400).startswith("`preview` must be")
     assert client.delete(f"/v2/requests/{request_id}").status_code == 202
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_events_of_a_link_do_not_show_the_balance_of_the_key(stack: Stack) -> None:
+    client = stack.http()
+    request_id = submit(client, steps=40)
+    link = client.get(f"/v2/requests/{request_id}/status").json()["events_url"]
+    with httpx.stream("GET", link, timeout=60) as response:
+        metrics = list(events(response))[-1][1]["metrics"]
+    own = listen(client, request_id)[-1][1]["metrics"]
+    assert own.pop("remaining_credits") > 0
+    assert metrics == own
 
 
 @pytest.mark.usefixtures("worker")
