@@ -26,6 +26,7 @@ from server.api.routes import (
     account,
     event_stream,
     generate,
+    generations,
     operations,
     pages,
     requests,
@@ -53,6 +54,7 @@ from worker.process.shutdown import end_tasks
 from worker.store.deliveries import Deliveries
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
+from worker.store.history import History
 from worker.store.statistics import Statistics
 from worker.store.usage import UsageStore
 
@@ -66,7 +68,8 @@ DESCRIPTION = (
     "signed."
 )
 _ROUTERS = [
-    module.router for module in (generate, requests, event_stream, videos, account, operations)
+    module.router
+    for module in (generate, requests, event_stream, videos, generations, account, operations)
 ]
 
 _log = structlog.get_logger()
@@ -156,6 +159,9 @@ def _services(settings: ServerSettings, broker: AsyncClient) -> Services:
         forecaster=Forecaster(broker),
         statistics=Statistics(broker),
         usage=UsageStore(broker),
+        history=History(
+            broker, store, days=settings.history_days, with_prompts=settings.history_prompts
+        ),
         poller=Poller(store),
         canceller=Canceller(store),
         outputs=outputs,

@@ -127,6 +127,18 @@ class ServerSettings(WorkerSettings):
         ge=1,
         description="Longest queue; a full one returns 429, except to a key that has none waiting.",
     )
+    history_days: int = Field(
+        default=90,
+        ge=0,
+        le=3650,
+        description=(
+            "How long the history of a key lists a request after its end, without the video; "
+            "at most 10,000 of each key; 0 is off."
+        ),
+    )
+    history_prompts: bool = Field(
+        default=False, description="Keep prompts in the history, too; otherwise for the hour only."
+    )
     price_base: Decimal = _credits("Credits for each request.")
     price_frame_step: Decimal = _credits("Credits for each denoising step of each frame.")
     price_gpu_second: Decimal = _credits("Credits for each GPU second of the successful run.")

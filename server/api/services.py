@@ -17,6 +17,7 @@ from worker.outputs.base import Outputs
 from worker.outputs.store_check import StoreCheck
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
+from worker.store.history import History
 from worker.store.statistics import Statistics
 from worker.store.usage import UsageStore
 
@@ -60,6 +61,7 @@ class Services:
     forecaster: Forecaster
     statistics: Statistics
     usage: UsageStore
+    history: History
     poller: Poller
     canceller: Canceller
     outputs: Outputs

@@ -149,13 +149,17 @@ class Submission:
         """
         self._refuse_dry_run()
         owner, key = self.call.key.key_id, self.idempotency_key
+        params = self.params.with_seed(_seeds)
         accepted = await self.call.services.store.submit(
-            self.params.with_seed(_seeds),
+            params,
             owner,
             price=self.price,
             needs_worker=needs_worker,
             idempotency=None if key is None else Idempotency.of(owner, key, self.body),
-            further=self.record_fields,
+            further={
+                **self.record_fields,
+                **self.call.services.history.record_fields(params),
+            },
             unless=self.call.services.store_check.refusal,
         )
         structlog.contextvars.bind_contextvars(request_id=accepted.request_id)

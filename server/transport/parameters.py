@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Literal
 
 from starlette.requests import Request
 
 from server.errors import BadHeaderError, BadQueryError
 
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,3}")
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,5}")
+_DAY = re.compile(r"[12][0-9]{3}-[0-9]{2}-[0-9]{2}")  # `fromisoformat` takes other forms, too
 _FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -68,7 +71,7 @@ class Flag(Parameter):
 
 @dataclass(frozen=True, kw_only=True)
 class WholeNumber(Parameter):
-    """A number from `least` to `most`, of at most three digits."""
+    """A number from `least` to `most`, of at most five digits."""
 
     least: int
     most: int
@@ -98,22 +101,42 @@ class WholeNumber(Parameter):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice(Parameter):
-    """One of several words."""
+    """One of several words. Without a default, empty text stands for none."""
 
     choices: Sequence[str]
-    default: str
+    default: str = ""
 
     @property
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", "enum": list(self.choices), "default": self.default}
+        default = {"default": self.default} if self.default else {}
+        return {"type": "string", "enum": list(self.choices), **default}
 
     def read(self, request: Request) -> str:
         """The last value, or the default."""
-        chosen = [self.default, *self.values(request)][-1]
-        if chosen not in self.choices:
+        values = self.values(request)
+        if values and values[-1] not in self.choices:
             allowed = " or ".join(f"`{choice}`" for choice in self.choices)
             raise BadQueryError(f"`{self.name}` must be {allowed}.")
-        return chosen
+        return [self.default, *values][-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Day(Parameter):
+    """A day in UTC."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "format": "date"}
+
+    def read(self, request: Request) -> date | None:
+        """The last value, if there is one."""
+        values = self.values(request)
+        if not values:
+            return None
+        with suppress(ValueError):
+            if _DAY.fullmatch(values[-1]):
+                return date.fromisoformat(values[-1])
+        raise BadQueryError(f"`{self.name}` must be a day, like 2026-01-31.")
 
 
 @dataclass(frozen=True, kw_only=True)

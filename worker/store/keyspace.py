@@ -59,6 +59,9 @@ HISTORY = "mochi:history:"
 colon and the id of a deleted request, a string: its place in that set."""
 EXPIRIES = "mochi:expiries:"
 """With an owner's id, a sorted set: ids of its ended requests, by their expiry in ms."""
+PAST = "mochi:past:"
+"""With an owner's id, a stream: its ended requests, for longer than their records; see
+`history.py`."""
 AUDIT = "mochi:audit"
 """Stream: acts of administrators."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
@@ -132,6 +135,6 @@ _FIXED_KEYS = (
     *(WAITING, SEQUENCE, LEASES, WORKERS),
     *(RQ_QUEUE, RQ_INTERMEDIATE, RQ_QUEUES, TURNS, LOOKS),
     *(API_KEY, LIVE, RATE, USAGE, METRICS, PACES, PREVIEWS),
-    *(WEBHOOKS, WEBHOOK, HISTORY, EXPIRIES, STORE),
+    *(WEBHOOKS, WEBHOOK, HISTORY, EXPIRIES, STORE, PAST),
 )
 SCRIPT_KEYS = len(for_scripts())

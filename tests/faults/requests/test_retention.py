@@ -20,7 +20,7 @@ SECONDS = 5.0
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
     settings = {"engine": "fake", "fake_step_seconds": "0.05", "lease_seconds": "2"}
-    settings["webhook_allow"] = ALLOWED
+    settings |= {"webhook_allow": ALLOWED, "history_days": "0"}
     with Stack(tmp_path, retention_seconds=str(SECONDS), **settings) as stack:
         stack.start_gateway()
         yield stack

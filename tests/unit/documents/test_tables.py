@@ -14,7 +14,14 @@ from models.moderation.settings import ModerationSettings
 from models.params import GenerateParams
 from models.settings import EngineSettings
 from server.api.dry_run import DryRunBody
-from server.api.routes import account, event_stream, generate, operations, requests
+from server.api.routes import (
+    account,
+    event_stream,
+    generate,
+    generations,
+    operations,
+    requests,
+)
 from server.api.routes import videos as videos_api
 from server.api.schemas import FailedBody, Metrics, ResultBody, StatusBody, Video
 from server.errors import MEANING
@@ -30,6 +37,7 @@ ROUTERS = (
     requests.router,
     event_stream.router,
     videos_api.router,
+    generations.router,
     account.router,
     operations.router,
 )

@@ -7,7 +7,7 @@ local keys = {
   api_key = KEYS[12], live = KEYS[13], rate = KEYS[14], usage = KEYS[15],
   metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
   webhooks = KEYS[19], webhook = KEYS[20], -- `webhook` is completed with a request's id.
-  history = KEYS[21], expiries = KEYS[22], store = KEYS[23],
+  history = KEYS[21], expiries = KEYS[22], store = KEYS[23], past = KEYS[24],
 }
 
 -- The broker's clock, so that hosts' clocks do not matter.
@@ -231,6 +231,27 @@ local function leave_list(id, owner, retention_ms)
   end
 end
 
+-- Entries in an owner's history at most. Above it the oldest is dropped.
+local MOST_PAST = 10000
+
+-- Adds an ended request to its owner's history, which has no video and outlives the record. The submit
+-- said for how many days, and which parameters may be kept.
+local function note_past(id, owner, status)
+  local names = { 'history_days', 'deleted', 'created_at', 'cost', 'error', 'history_params', 'params' }
+  local days, deleted, created, cost, error, kept, params =
+    unpack(redis.call('HMGET', keys.record, unpack(names)))
+  if not days or deleted then
+    return
+  end
+  local now, past = now_ms(), keys.past .. owner
+  local entry = redis.call('XADD', past, 'MAXLEN', MOST_PAST, '*', 'id', id, 'status', status,
+                           'created_at', created, 'latency_ms', text(math.max(0, now - created)),
+                           'cost', cost or '0', 'error', error or '', 'params', kept or params)
+  redis.call('HSET', keys.record, 'history_entry', entry)
+  redis.call('XTRIM', past, 'MINID', text(now - days * DAY_MS))
+  redis.call('PEXPIRE', past, text(days * DAY_MS))
+end
+
 -- The only way into a final state. The record, its place in the owner's list and its idempotency key
 -- expire after `usual_ms`, or after the record's own `retention_ms`; RQ's keys are deleted at once.
 local function finish(id, status, usual_ms, fields)
@@ -243,6 +264,7 @@ local function finish(id, status, usual_ms, fields)
   add_usage(owner, outcome, 1)
   count('ended ' .. outcome)
   observe_end(status, gpu_ms, fields)
+  note_past(id, owner, status)
   redis.call('SREM', keys.live .. owner, id)
   list_expiry(id, owner, retention_ms)
   redis.call('PEXPIRE', keys.record, retention_ms)

@@ -2,8 +2,8 @@
 -- record stays, hidden from the owner, until the run has ended.
 -- ARGV: id, owner, retention in ms, error. Returns the name of the video or '', or nil: no such request.
 local id = ARGV[1]
-local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name' }
-local status, owner, deleted, key, file_name = unpack(read(keys.record, unpack(names)))
+local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name', 'history_entry' }
+local status, owner, deleted, key, file_name, entry = unpack(read(keys.record, unpack(names)))
 if owner ~= ARGV[2] or deleted then
   return nil
 end
@@ -21,6 +21,9 @@ if status == 'QUEUED' or status == 'PROCESSING' then
   return ''
 end
 redis.call('DEL', keys.record, keys.webhook .. id)
+if entry then
+  redis.call('XDEL', keys.past .. owner, entry)
+end
 leave_list(id, owner, ARGV[3])
 end_delivery(id, owner, ARGV[3])
 return file_name or ''

@@ -1,0 +1,150 @@
+"""The history of a key: its requests, for long after their records and videos have expired.
+
+The script that ends a request also adds it here (`note_past` in lua/common.lua), to a stream of its
+owner: small, cut to length and age by the broker, and in the order of the ends. What is still kept
+is read from its record, which knows more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from redis.asyncio import Redis
+
+from models.params import GenerateParams
+from worker.broker.connection import broker_errors
+from worker.errors import RequestNotFoundError
+from worker.job import Job, Status
+from worker.store import keyspace
+from worker.store.gateway_side import GatewayStore
+
+READ_AT_ONCE = 500
+_DAY_MS = 24 * 60 * 60 * 1000
+_PROMPTS = {"prompt", "negative_prompt"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A request in the history.
+
+    Attributes:
+        request_id: UUID v4, as text.
+        status: see `Status`.
+        created_at: its submit, in ms since 1970 by the broker's clock.
+        latency_ms: from the submit to the end; None before.
+        cost: charge in millionths of a credit.
+        error: text for the client; only when FAILED.
+        params_json: the parameters that are kept.
+        job: the request itself, as long as it is kept.
+    """
+
+    request_id: str
+    status: Status
+    created_at: int
+    latency_ms: int | None
+    cost: int
+    error: str
+    params_json: str
+    job: Job | None = None
+
+    @classmethod
+    def of_job(cls, job: Job) -> Entry:
+        seconds = job.total_seconds
+        return cls(
+            request_id=job.request_id,
+            status=job.status,
+            created_at=job.created_at,
+            latency_ms=None if seconds is None else round(seconds * 1000),
+            cost=job.cost,
+            error=job.error,
+            params_json=job.params_json,
+            job=job,
+        )
+
+    @classmethod
+    def read(cls, fields: Mapping[str, str]) -> Entry:
+        return cls(
+            request_id=fields["id"],
+            status=Status(fields["status"]),
+            created_at=int(fields["created_at"]),
+            latency_ms=int(fields["latency_ms"]),
+            cost=int(fields["cost"]),
+            error=fields["error"],
+            params_json=fields["params"],
+        )
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        params: dict[str, Any] = json.loads(self.params_json)
+        return params
+
+
+class History:
+    """Every method raises BrokerUnavailableError when the broker does not answer."""
+
+    def __init__(
+        self, redis: Redis, store: GatewayStore, *, days: int, with_prompts: bool = False
+    ) -> None:
+        """`days` after the end a request is dropped; 0: only what is kept anyway is listed."""
+        self._redis = redis
+        self._store = store
+        self._days = days
+        self._with_prompts = with_prompts
+
+    def record_fields(self, params: GenerateParams) -> dict[str, str]:
+        """Fields of the record that say what of the request is kept after its end."""
+        if not self._days:
+            return {}
+        fields = {"history_days": str(self._days)}
+        if not self._with_prompts:
+            fields["history_params"] = params.model_dump_json(exclude=_PROMPTS)
+        return fields
+
+    async def entries(self, owner: str, *, since_ms: int = 0) -> list[Entry]:
+        """The owner's requests, the newest first. Of those before `since_ms`, some are left out."""
+        found = {entry.request_id: entry async for entry in self._past(owner, since_ms)}
+        found |= {job.request_id: Entry.of_job(job) async for job in self._kept(owner)}
+        return sorted(found.values(), key=lambda entry: entry.created_at, reverse=True)
+
+    async def find(self, request_id: str, owner: str) -> Entry:
+        """One request. Raises RequestNotFoundError."""
+        try:
+            return Entry.of_job(await self._store.find(request_id, owner))
+        except RequestNotFoundError:
+            async for entry in self._past(owner):
+                if entry.request_id == request_id:
+                    return entry
+            raise
+
+    async def _kept(self, owner: str) -> AsyncIterator[Job]:
+        after = ""
+        while True:
+            try:
+                page = await self._store.page_of(owner, most=READ_AT_ONCE, after=after)
+            except RequestNotFoundError:
+                return  # the last one has expired meanwhile
+            for job in page.jobs:
+                yield job
+            if not page.has_more:
+                return
+            after = page.jobs[-1].request_id
+
+    async def _past(self, owner: str, since_ms: int = 0) -> AsyncIterator[Entry]:
+        """The oldest first. An entry's id begins with the time at which it was added, in ms."""
+        if not self._days:
+            return
+        with broker_errors():
+            seconds, _ = await self._redis.time()
+        begin = str(max(since_ms, seconds * 1000 - self._days * _DAY_MS, 0))
+        while begin:
+            with broker_errors():
+                found: Any = await self._redis.xrange(
+                    keyspace.PAST + owner, min=begin, count=READ_AT_ONCE
+                )
+            for _, fields in found:
+                yield Entry.read(fields)
+            begin = f"({found[-1][0]}" if len(found) == READ_AT_ONCE else ""
