@@ -68,6 +68,7 @@ class Proxy:
     Attributes:
         led: connections to the hosted API.
         refused: connections to other hosts.
+        untrusted: connections to the hosted API whose TLS handshake failed.
     """
 
     def __init__(self, target: Target, authority: trustme.CA, say: Callable[[str], None]) -> None:
@@ -76,6 +77,7 @@ class Proxy:
         self._tls_of = cache(lambda host: _context(authority, host))
         self.led = 0
         self.refused: Counter[str] = Counter()
+        self.untrusted = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection, to its end."""
@@ -107,12 +109,19 @@ class Proxy:
             if verb == TUNNEL:
                 writer.write(ESTABLISHED)
                 if port != PLAIN_PORT:
-                    await writer.start_tls(self._tls_of(host))
+                    await self._start_tls(writer, host)
             else:  # only one request: the next on this connection may be for another host
                 upstream.write(f"{line}\r\nConnection: close\r\n{headers}".encode("latin-1"))
             await asyncio.gather(_copy(reader, upstream), _copy(answer, writer))
         finally:
             upstream.close()
+
+    async def _start_tls(self, writer: asyncio.StreamWriter, host: str) -> None:
+        try:
+            await writer.start_tls(self._tls_of(host))
+        except OSError:  # an ssl.SSLError, or the client has closed the connection
+            self.untrusted += 1
+            raise
 
     async def _refuse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: int, reason: str

@@ -129,6 +129,12 @@ def _report(proxy: Proxy, program: str) -> None:
         _say(
             visible(f"mochi-server wrap: {total} refused connection{'s' * (total != 1)}: {hosts}.")
         )
+    if proxy.untrusted:
+        s = "s" * (proxy.untrusted != 1)
+        _say(
+            f"mochi-server wrap: {proxy.untrusted} TLS handshake{s} failed. {program} must trust "
+            "the certificates in the file that SSL_CERT_FILE names."
+        )
     if not proxy.led:
         _say(
             f"mochi-server wrap: {program} called no *{HOSTED_NAMES} through it. A program that "

@@ -198,6 +198,23 @@ except requests.exceptions.ProxyError as error:
     assert "called no *.segmind.com" in done.errors.splitlines()[-1]
 
 
+def test_a_program_that_does_not_trust_the_certificate_is_told_of(
+    server: Stack, folder: Path
+) -> None:
+    code = """
+import httpx, certifi, ssl
+for _ in range(2):
+    try:
+        httpx.get(url, verify=ssl.create_default_context(cafile=certifi.where()))
+    except httpx.ConnectError as error:
+        print("CERTIFICATE_VERIFY_FAILED" in str(error))
+"""
+    done = Wrapped(server, folder, sys.executable, "-c", LOCAL_CALLS_ONLY + CALL + code)
+    assert (done.status, done.output) == (0, "True\nTrue\n")
+    assert done.errors.startswith("mochi-server wrap: 2 TLS handshakes failed. ")
+    assert "SSL_CERT_FILE" in done.errors
+
+
 def test_a_server_that_is_not_there_is_named(server: Stack, folder: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     call = ["curl", "-sS", "https://api.segmind.com/version"]
