@@ -83,7 +83,8 @@ class Proxy:
         """Answer one connection, to its end."""
         # A client that speaks no HTTP, hangs up, or does not trust the certificate.
         unfit = (OSError, EOFError, ValueError, asyncio.LimitOverrunError)
-        with suppress(*unfit):
+        # The command has ended: asyncio would log a connection's task that ends as cancelled.
+        with suppress(*unfit, asyncio.CancelledError):
             await self._serve(reader, writer)
         writer.close()
 

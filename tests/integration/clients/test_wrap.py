@@ -215,6 +215,22 @@ for _ in range(2):
     assert "SSL_CERT_FILE" in done.errors
 
 
+def test_a_connection_that_outlives_the_command_is_closed_silently(
+    server: Stack, folder: Path
+) -> None:
+    code = """
+import socket, subprocess
+proxy = os.environ["HTTPS_PROXY"].rpartition("/")[2].split(":")
+connection = socket.create_connection(proxy)
+connection.sendall(b"CONNECT api.segmind.com:443 HTTP/1.1\\r\\n\\r\\n")
+assert connection.recv(100)
+subprocess.Popen(
+    ["cat"], stdin=connection, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+)
+"""
+    assert not python(server, folder, code)
+
+
 def test_a_server_that_is_not_there_is_named(server: Stack, folder: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     call = ["curl", "-sS", "https://api.segmind.com/version"]
