@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -27,6 +28,7 @@ from server.cli.output import check_file, draft_of, errors, new_file
 from server.errors import ClientError, UnreachableError, visible
 from server.keys.first import key_path, read_first_key
 from worker.job import Stage
+from worker.process.shutdown import on_signals
 
 POLL_SECONDS = 0.5
 TIMEOUT_SECONDS = 30.0
@@ -80,6 +82,7 @@ def generate(
 
     Shorter, to a chosen file: `mochi-server generate "A pond" -o pond.mp4 --frames 31`
     """
+    on_signals(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C
     asked = {name: value for name, value in params.items() if value is not None}
     with exit_on_error():
         client = _client(url, api_key)
