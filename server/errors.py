@@ -185,10 +185,13 @@ class WaitTimeoutError(HttpError):
     """A blocking call reached its time limit, or the gateway stops. The request runs on."""
 
     def __init__(self, request_id: str, seconds: float, *, is_stopping: bool = False) -> None:
-        why = "This gateway stops, and the" if is_stopping else "The"
+        status_path = f"/v2/requests/{request_id}"
         super().__init__(
-            f"{why} video is not ready after {seconds:.0f} seconds. It is still being made: poll "
-            f"/v2/requests/{request_id}"
+            "This gateway stops before the video is ready. The request is kept: poll "
+            f"{status_path} at another gateway, or after the next start."
+            if is_stopping
+            else f"The video is not ready after {seconds:.0f} seconds. It is still being made: "
+            f"poll {status_path}"
         )
 
 

@@ -246,8 +246,8 @@ class Supervisor:
                 ready = True
                 self._announce()
         say(
-            "Stopping: running requests finish; press Ctrl-C again, after a second, to stop now "
-            "and requeue them …"
+            f"Stopping: running requests have {self.settings.drain_seconds:g} s to finish; press "
+            "Ctrl-C again, after a second, to stop now and requeue them …"
         )
         return 0
 

@@ -89,7 +89,7 @@ def test_no_connection_is_accepted_while_it_stops(up: Up) -> None:
     with up.client() as client:
         client.submit_async("mochi-1", prompt="a pond", frames=1, steps=75)
         up.process.send_signal(signal.SIGTERM)
-        eventually(lambda: "Stopping" in up.log.read_text())
+        eventually(lambda: "running requests have 30 s to finish" in up.log.read_text())
         eventually(lambda: refused(up.port))
     assert up.process.wait(60) == 0
 

@@ -170,7 +170,7 @@ def test_a_gateway_that_stops_tells_blocking_calls_where_to_poll(stack: Stack) -
     assert answer.startswith(b"HTTP/1.1 504 ")
     assert f'"request_id":"{request_id}"'.encode() in answer
     assert f"poll /v2/requests/{request_id}".encode() in answer
-    assert b"This gateway stops" in answer
+    assert b"This gateway stops before the video is ready. The request is kept: " in answer
     assert f"x-request-id: {request_id}".encode() in answer
     assert gateway.wait(10) == 0
     stack.start_gateway(drain_seconds="2")
@@ -178,22 +178,26 @@ def test_a_gateway_that_stops_tells_blocking_calls_where_to_poll(stack: Stack) -
     assert ended(stack.http(key), request_id)["status"] == "COMPLETED"
 
 
-def test_ctrl_c_on_the_command_line_frees_the_worker(stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_command_line_frees_the_worker_and_leaves_no_file(
+    stack: Stack, tmp_path: Path, number: signal.Signals
+) -> None:
     key = stack.key()
-    command = [COMMAND, "generate", "a pond", "-o", str(tmp_path / "a.mp4"), "--steps", "75"]
+    command = [COMMAND, "generate", "a pond", "--steps", "75"]
     before = set(stack.redis.keys("mochi:request:*"))
     with subprocess.Popen(
         [*command, "--url", stack.url, "--api-key", key],
         env=stack.environ,
+        cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
         (name,) = eventually(lambda: set(stack.redis.keys("mochi:request:*")) - before)
         request_id = str(name).rpartition(":")[2]
         wait_until_runs(stack, request_id)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "The request is cancelled." in said
     assert ended(stack.http(key), request_id)["error_code"] == "cancelled"
-    assert not (tmp_path / "a.mp4").exists()
+    assert not (tmp_path / "mochi.mp4").exists()
