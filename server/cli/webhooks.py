@@ -13,7 +13,6 @@ import typer
 from server.cli.options import (
     BROKER,
     AsJson,
-    KeyName,
     any_broker,
     duration,
     settings_options,
@@ -22,8 +21,9 @@ from server.cli.output import errors, print_json, print_table
 from server.errors import CommandError
 from server.keys.audit import Entry, transaction
 from server.keys.signing import rotate_signing_secret, signing_secret
-from server.keys.store import GRACE, all_keys
+from server.keys.store import GRACE, NoSuchKeyError, all_keys
 from server.keys.times import from_ms, written
+from worker.broker.connection import Client
 from worker.store.deliveries import Delivery, Replay, State, all_deliveries, replay
 
 webhooks = typer.Typer(help="List, replay and sign webhook deliveries.", no_args_is_help=True)
@@ -86,7 +86,10 @@ def replay_delivery(
 @webhooks.command()
 @settings_options(*BROKER)
 def secret(
-    name: KeyName,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="The key's name or id. [default: the only key]"),
+    ] = None,
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Make a new secret; the old one signs too for a while.")
     ] = False,
@@ -112,10 +115,22 @@ def secret(
     if grace is not None and not rotate:
         raise typer.BadParameter("--grace needs --rotate.")
     with any_broker() as redis:
+        name = name or _only_key(redis)
         if rotate:
             rotate_signing_secret(redis, name, GRACE if grace is None else grace)
         found = signing_secret(redis, name)
     typer.echo(found)
+
+
+def _only_key(redis: Client) -> str:
+    live = [key.key_id for key, _ in all_keys(redis) if key.revoked_at is None]
+    if len(live) == 1:
+        return live[0]
+    if not live:
+        raise NoSuchKeyError("There is no key: `mochi-server keys create NAME` makes one.")
+    raise NoSuchKeyError(
+        f"There are {len(live)} keys: give the NAME of one; `mochi-server keys list` shows them."
+    )
 
 
 def _print(deliveries: Iterable[Delivery], names: dict[str, str]) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 import httpx
 
 from models.errors import InvalidParametersError
-from server.webhooks.address_rules import Guard, is_host
+from server.webhooks.address_rules import Guard, is_host, literal_address
 
 FIELD = "webhook_url"
 MOST_LENGTH = 2048
 MOST_PORT = 65535
+_THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
 _RULE = (
     f"`{FIELD}` must be an http or https URL of at most {MOST_LENGTH:,} characters, with a host "
     "and without user, password or `#`"
@@ -31,12 +32,21 @@ def webhook_url(values: Iterable[object], guard: Guard) -> str | None:
         raise InvalidParametersError(
             f"`{FIELD}` came more than once with different values: send one."
         )
-    if guard.refuses(_host(given[0])):
+    host = _host(given[0])
+    if guard.refuses(host):
         raise InvalidParametersError(
             f"`{FIELD}` must not lead to an address that is private, local or special. Use a "
-            "public address, or ask the operator to allow this one in `MOCHI_WEBHOOK_ALLOW`."
+            f"public address, or ask the operator to {_permission(host)}."
         )
     return str(given[0])
+
+
+def _permission(host: str) -> str:
+    """What admits a host. This machine is named: it is where receivers are tried out."""
+    name = literal_address(host) or host.lower().rstrip(".")
+    if name in _THIS_MACHINE:
+        return f"start the server with MOCHI_WEBHOOK_ALLOW={name}"
+    return "allow this one in `MOCHI_WEBHOOK_ALLOW`"
 
 
 def _host(given: object) -> str:

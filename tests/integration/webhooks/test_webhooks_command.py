@@ -6,12 +6,15 @@ import json
 from datetime import datetime
 
 import pytest
+from redis import Redis
 from standardwebhooks import WebhookVerificationError
 from typer.testing import CliRunner, Result
 
 from server.cli import main as cli
 from server.keys.audit import entries
-from server.keys.store import one_key, revoke_key
+from server.keys.record import NewKey
+from server.keys.signing import signing_secret
+from server.keys.store import create_key, one_key, revoke_key
 from tests.support.services.customer import Customer
 from tests.support.services.receiver import Receiver
 from tests.support.stack import Stack, eventually
@@ -85,6 +88,21 @@ def test_a_rotated_secret_signs_beside_the_new_one_for_the_grace(customer: Custo
     acts = [entry for entry in entries(customer.stack.redis, 100) if entry.subject == name]
     assert [act.act for act in acts] == ["create", *["rotate webhook secret"] * 2]
     assert not any(secret in str(acts) for secret in (first, second, third))
+
+
+def test_the_only_key_needs_no_name(redis: Redis, redis_url: str) -> None:
+    def secret() -> Result:
+        return CliRunner().invoke(
+            cli.app, ["webhooks", "secret"], env={"MOCHI_REDIS_URL": redis_url}
+        )
+
+    assert "There is no key" in secret().stderr
+    create_key(redis, NewKey(name="one"))
+    assert secret().stdout.strip() == signing_secret(redis, "one")
+    create_key(redis, NewKey(name="two"))
+    refused = secret()
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "There are 2 keys: give the NAME of one" in refused.stderr
 
 
 def test_a_grace_without_a_rotation_is_refused(customer: Customer) -> None:
