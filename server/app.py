@@ -64,8 +64,8 @@ OUTPUTS_PATIENCE_SECONDS = 10.0
 """For a call to the output store: a client waits, and any proxy between waits longer."""
 DESCRIPTION = (
     "Text to video with Mochi 1, on your own machines. Routes need an API key, in `x-api-key` or "
-    "as a bearer token. Exceptions: the health probes, `/version`, and links to videos, which are "
-    "signed."
+    "as a bearer token. Exceptions: the health probes, `/version`, and links to videos and events, "
+    "which are signed."
 )
 _ROUTERS = [
     module.router
