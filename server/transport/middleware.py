@@ -17,7 +17,8 @@ from http import HTTPStatus
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import BadHostError, InvalidKeyError, MissingKeyError, OutOfFilesError
+from models.errors import MochiError
+from server.errors import STATUS, BadHostError, InvalidKeyError, MissingKeyError, OutOfFilesError
 from server.keys.lookup import ApiKey, KeyLookup, digest
 from server.keys.throttle import Throttle
 from server.paths import HOSTED_NAMES, PROBES, is_public, is_signed
@@ -35,6 +36,8 @@ _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 MOST_LOGGED_TEXT = 200
 """Characters of a client's text in a line of the log."""
+MOST_REASON = 500
+"""Characters of an error of ours there."""
 MOST_WARNED_PEERS = 10
 """Addresses whose forwarded headers are warned of; any client can send them."""
 
@@ -199,24 +202,25 @@ def _is_out_of_files(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str | None:
-    """For the operator alone."""
+    """For the log. A 400 repeats no text of its client, but numbers and types."""
     if isinstance(error, OutOfFilesError):
         return error.remedy
     if isinstance(error, BrokerUnavailableError) and error.is_refusal:
         return error.reason
+    if isinstance(error, MochiError) and STATUS[type(error)] == HTTPStatus.BAD_REQUEST:
+        return str(error)[:MOST_REASON]
     return None
 
 
-def _fields(scope: Scope) -> dict[str, str | None]:
+def _fields(scope: Scope) -> dict[str, str]:
     """For a line of the log."""
-    request_id = _request_id(scope)
-    reason = scope["state"].get("reason")
-    return {
-        **({"reason": reason} if reason else {}),
+    fields = {
+        "reason": scope["state"].get("reason"),
         "method": scope["method"],
         "path": scope["path"][:MOST_LOGGED_TEXT],
-        "request_id": request_id and request_id[:MOST_LOGGED_TEXT],
+        "request_id": (_request_id(scope) or "")[:MOST_LOGGED_TEXT],
     }
+    return {name: text for name, text in fields.items() if text}
 
 
 def _request_id(scope: Scope) -> str | None:

@@ -290,6 +290,22 @@ def test_the_log_says_why_the_broker_refuses(app: FastAPI, redis: Redis, secret:
     assert line["reason"].startswith("WRONGTYPE")
 
 
+def test_the_log_says_why_a_call_is_400_without_the_clients_text(app: FastAPI, secret: str) -> None:
+    request = httpx.Request(
+        "POST",
+        "http://test/v2/mochi-1",
+        headers={"x-api-key": secret},
+        json={"prompt": "nettles", "steps": "nettles", "frames": 0},
+    )
+    with capture_logs() as logs:
+        (answer,) = call(app, request)
+    (line,) = (log for log in logs if log["event"] == "http.refused")
+    assert line["reason"] == refusal(answer, 400)
+    assert "`steps` must be" in line["reason"]
+    assert "nettles" not in str(line)
+    assert "request_id" not in line
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 def test_a_gateway_without_files_to_open_names_the_remedy_in_its_log(
     app: FastAPI, secret: str, number: int
