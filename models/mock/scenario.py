@@ -35,7 +35,7 @@ class Scenario:
     | `slow:SECONDS`   | its run takes so much longer, spread over the steps             |
     | `expire:SECONDS` | nothing; but record and video are gone so long after the end    |
 
-    Two are of the hosted API, and the gateway's part in them is greater:
+    Two imitate the hosted API, and begin in the gateway:
 
     | `late_validation`  | wrong parameters are accepted; it ends FAILED, `internal`, at once |
     | `payment_required` | the submit is refused with 402                                     |

@@ -70,7 +70,7 @@ class McpEndpoint:
 
 
 def _until_hang_up(scope: Scope, body: bytes) -> Receive:
-    """The body, and then the client's end at once: a write would show a close much later."""
+    """Receives the body, then a disconnect when it happens, and not at the next write."""
     messages: list[Message] = [{"type": "http.request", "body": body}]
 
     async def next_message() -> Message:

@@ -28,7 +28,7 @@ CALLS = (
 EARLY = ("status", "early result")
 """Calls before the end: which state they meet is a matter of time."""
 ABSENT = "–"  # noqa: RUF001 (as in the documents)
-LITERAL = ("status", "seed", "prompt", "content_type")
+COMPARED_BY_VALUE = ("status", "seed", "prompt", "content_type")
 """Fields that the same payload gives the same values, or that clients compare with constants."""
 MOST_SHOWN = 60
 MEASURED = ("seconds", "bytes")
@@ -173,7 +173,7 @@ def _fields(value: object, path: str = "") -> dict[str, str]:
 
 def _shape(name: str, value: object) -> str:
     kind = _kind(value)
-    if name in LITERAL and not isinstance(value, dict | list):
+    if name in COMPARED_BY_VALUE and not isinstance(value, dict | list):
         return f"{kind} {_cut(json.dumps(value, ensure_ascii=False))}"
     return f"{kind} {_form(value)}".rstrip() if isinstance(value, str) else kind
 
@@ -193,7 +193,7 @@ def _kind(value: object) -> str:
 
 
 def _form(text: str) -> str:
-    """The form of a string, without what differs from request to request."""
+    """The form of a string. Ids, hosts and times, which each request has anew, are left out."""
     parts = urlsplit(text) if text.startswith(("http://", "https://")) else None
     if parts is not None and parts.path.endswith(".mp4"):
         return "(URL of an .mp4)"

@@ -142,7 +142,7 @@ def test_a_failed_run_has_its_code_and_no_text(stack: Stack, traces: Collector) 
     assert stages == {"encoding_prompt", "denoising"}
 
 
-def test_a_bug_is_not_told_either(stack: Stack, traces: Collector) -> None:
+def test_a_bug_has_its_code_and_no_text_either(stack: Stack, traces: Collector) -> None:
     run = run_of(traces, submit(stack.http(), {SCENARIO: "bug"}))
     assert (run.is_error, run.status, run.events) == (True, "internal", 0)
     assert b"hf_do_not_show" not in b"".join(traces.bodies)
