@@ -57,7 +57,8 @@ class Traits:
     is_mock: bool = False
 
     def __str__(self) -> str:
-        named = (self.model, self.device, self.precision, self.profile)
+        precision = self.precision.removeprefix("none")  # as without a model
+        named = (self.model, self.device, precision, self.profile)
         lossy = (f"lossy: {name}" for name in self.lossy)
         return ", ".join(filter(None, (*named, *lossy)))
 

@@ -235,7 +235,7 @@ class Supervisor:
         return status
 
     def _watch(self, children: list[Child], keeper: BrokerKeeper | None) -> int:
-        say("Starting: loading the model …")
+        say("Starting …" if self.settings.is_light_mock else "Starting: loading the model …")
         ready = False
         while not self._stops_within(WATCH_SECONDS):
             if not all(child.watch() for child in children):

@@ -57,7 +57,10 @@ _PARAMS = {
 @settings_options("data_dir")
 @partial(add_options, options=_PARAMS)
 def generate(
-    prompt: Annotated[str, typer.Argument(help=GenerateParams.model_fields["prompt"].description)],
+    prompt: Annotated[
+        list[str],
+        typer.Argument(metavar="PROMPT", help=GenerateParams.model_fields["prompt"].description),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -82,12 +85,14 @@ def generate(
 
     Shorter, to a chosen file: `mochi-server generate "A pond" -o pond.mp4 --frames 31`
     """
+    if len(prompt) > 1:
+        raise typer.BadParameter('Put the prompt into quotes: generate "A red panda".')
     on_signals(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C
     asked = {name: value for name, value in params.items() if value is not None}
     with exit_on_error():
         client = _client(url, api_key)
         with nullcontext(output) if output else new_file(DEFAULT_OUTPUT) as file:
-            client.generate({"prompt": prompt, **asked}, file)
+            client.generate({"prompt": prompt[0], **asked}, file)
 
 
 def _client(url: str, api_key: str | None) -> Client:
@@ -130,6 +135,8 @@ class Client:
             raise
         seconds = result["metrics"]["total_time"]
         errors.print(f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds")
+        if output.suffix.lower() not in {"", ".mp4"}:
+            errors.print(f"It is an MP4, whatever {output.name} ends with.", style="yellow")
         for warning in result.get("warnings", ()):
             errors.print(visible(warning), style="yellow")
 
@@ -244,6 +251,10 @@ def failure_text(
         return (
             f"The certificate of {server} is not trusted: {error}. If it is one of your own, set "
             "SSL_CERT_FILE to the file of its CA, or to the certificate itself."
+        )
+    if "[SSL" in str(error):
+        return (
+            f"{server} does not speak HTTPS: {error}. If it speaks HTTP, use http://{parts.netloc}"
         )
     if isinstance(error, httpx.HTTPStatusError):
         return f"{server} does not give the video: {error.response.status_code}."

@@ -79,6 +79,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     Raises:
         MalformedBodyError: the text says what is wrong, and where.
     """
+    if not body.strip():
+        raise MalformedBodyError('The body is empty: send a JSON object, like {"prompt": "…"}.')
     try:
         # Not "utf-8-sig": its codec would be imported from the disk by the first request.
         text = body.removeprefix(codecs.BOM_UTF8).decode()

@@ -46,7 +46,7 @@ def run_blocked(code: str) -> str:
 def test_the_fake_engine_can_be_asked_for(tmp_path: Path) -> None:
     engine = build_engine(EngineSettings(engine="fake", fake_step_seconds=0.5), tmp_path)
     assert isinstance(engine, FakeEngine)
-    assert str(engine.traits) == "light mock, CPU, none"
+    assert str(engine.traits) == "light mock, CPU"
 
 
 def test_the_mock_is_the_light_one_where_a_library_of_the_real_engine_is_missing(

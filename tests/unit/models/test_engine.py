@@ -8,7 +8,7 @@ from models.engine import Traits
 @pytest.mark.parametrize(
     ("traits", "text"),
     [
-        (Traits("light mock", "CPU", "none"), "light mock, CPU, none"),
+        (Traits("light mock", "CPU", "none"), "light mock, CPU"),
         (Traits("Mochi 1", "a card", "reference", "80gb"), "Mochi 1, a card, reference, 80gb"),
         (
             Traits("Mochi 1", "a card", "bf16", "24gb", ("fp8", "step_cache")),

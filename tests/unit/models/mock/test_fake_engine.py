@@ -24,7 +24,7 @@ def frames_of(asked: GenerateParams) -> list[bytes]:
 
 def test_it_is_an_engine() -> None:
     engine: Engine = FakeEngine(0.25)
-    assert str(engine.traits) == "light mock, CPU, none"
+    assert str(engine.traits) == "light mock, CPU"
 
 
 def test_the_same_parameters_give_the_same_frames() -> None:

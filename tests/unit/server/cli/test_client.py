@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+from typer import BadParameter
 
 from models.params import GenerateParams
 from server.cli import client
-from server.cli.client import where
+from server.cli.client import Client, where
 from server.cli.main import app, load
+from server.errors import ClientError
+from server.transport.listener import listen
 
 RUNS = {"status": "PROCESSING", "step": 12, "total_steps": 30}
 
@@ -40,6 +45,28 @@ def test_the_place_the_step_and_the_time_left_are_told_where_they_are_known(
 def test_every_parameter_of_a_video_is_an_option() -> None:
     offered = {param.name for param in load("generate").params}
     assert set(GenerateParams.model_fields) <= offered
+
+
+def test_a_prompt_without_quotes_is_told_so() -> None:
+    with pytest.raises(BadParameter, match="Put the prompt into quotes"):
+        app(["generate", "A", "red", "panda", "--api-key", "k"], standalone_mode=False)
+
+
+def test_https_to_a_server_of_http_is_told_so(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        thread = Thread(target=answer_in_http, args=(listener,))
+        thread.start()
+        with pytest.raises(ClientError, match=f"If it speaks HTTP, use http://{address}"):
+            Client(f"https://{address}", "k").generate({}, tmp_path / "a.mp4")
+        thread.join()
+
+
+def answer_in_http(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
 @pytest.mark.parametrize(("options", "file"), [((), "mochi-2.mp4"), (("-o", "a.mp4"), "a.mp4")])
