@@ -24,7 +24,7 @@ from models.params import MODEL, GenerateParams
 from server import VERSION
 from server.api.call import Call
 from server.api.schemas import ResultBody
-from server.api.submission import Submission
+from server.api.submission import OPTIONAL, Submission
 from server.paths import MCP
 from server.transport.body import read_bytes
 from server.transport.responses import BUG
@@ -111,9 +111,13 @@ async def _call_tool(context: _Context, params: mcp.CallToolRequestParams) -> mc
 
 
 def _given(params: mcp.CallToolRequestParams) -> dict[str, Any]:
-    """The arguments without those that are null, which some models send for a default."""
+    """The arguments without optional ones that are null, which some models send for a default."""
     arguments = params.arguments or {}
-    return {name: value for name, value in arguments.items() if value is not None}
+    return {
+        name: value
+        for name, value in arguments.items()
+        if value is not None or name not in OPTIONAL
+    }
 
 
 def _refusal(text: str) -> mcp.CallToolResult:

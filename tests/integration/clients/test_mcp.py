@@ -159,7 +159,8 @@ def test_a_client_that_gives_up_cancels(slow: Stack, mode: str) -> None:
 def test_null_for_an_optional_parameter_is_its_default(server: Stack) -> None:
     nothing = dict.fromkeys(["seed", "negative_prompt", "webhook_url", SCENARIO])
     assert generate(server, POND | nothing).structured_content["seed"] == 985521
-    assert "`prompt` is required" in refused(server, {"prompt": None})
+    assert "got null" in refused(server, {"prompt": None})
+    assert "`lens` is unknown" in str(generate(server, POND | {"lens": None}).structured_content)
 
 
 def test_what_is_wrong_is_said_to_the_model(server: Stack) -> None:
