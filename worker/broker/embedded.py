@@ -115,6 +115,8 @@ class EmbeddedBroker:
 
     def is_running(self) -> bool:
         """Whether there is a server's process, which may hang or still load its data."""
+        if self._process is not None and self._process.poll() is None:
+            return True  # whatever has become of its folder
         with suppress(OSError):  # `start` reports it better
             guard = self._take_guard()
             if guard is not None:

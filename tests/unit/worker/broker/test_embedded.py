@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -188,6 +191,20 @@ def test_a_server_that_does_not_answer_is_stopped_all_the_same(
     server.suspend()
     broker.stop()
     assert not server.is_running()
+
+
+def test_a_server_whose_folder_was_deleted_is_stopped_too(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path)
+    broker.start()
+    (server,) = psutil.Process().children()
+    shutil.rmtree(tmp_path / "broker")
+    stopping = threading.Thread(target=broker.stop, daemon=True)
+    stopping.start()
+    stopping.join(timeout=20)
+    is_over = not stopping.is_alive()
+    with suppress(psutil.NoSuchProcess):
+        server.kill()
+    assert is_over
 
 
 def test_a_server_of_a_dead_owner_that_does_not_answer_is_stopped_too(
