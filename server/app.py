@@ -27,6 +27,7 @@ from server.api.routes import (
     event_stream,
     generate,
     generations,
+    models,
     operations,
     pages,
     requests,
@@ -69,7 +70,10 @@ DESCRIPTION = (
 )
 _ROUTERS = [
     module.router
-    for module in (generate, requests, event_stream, videos, generations, account, operations)
+    for module in (
+        *(generate, requests, event_stream, videos),
+        *(models, generations, account, operations),
+    )
 ]
 
 _log = structlog.get_logger()

@@ -106,6 +106,16 @@ class NoVersionError(HttpError):
         )
 
 
+class NotHereError(HttpError):
+    """A service of the hosted API that this server does not have."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(
+            f"This server has no {service}, which the hosted API has: it makes videos from text, "
+            f"with `{MODEL}`."
+        )
+
+
 class WrongVerbError(HttpError):
     """The path is right, the verb is not."""
 
@@ -226,6 +236,7 @@ STATUS: dict[type[MochiError], int] = {
     ForbiddenError: 403,
     NoVersionError: 404,
     UnknownRouteError: 404,
+    NotHereError: 404,
     jobs.RequestNotFoundError: 404,
     VideoNotReadyError: 404,
     WrongVerbError: 405,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,9 +41,6 @@ class SubmittedBody(BaseModel):
 
 
 _EXPIRES = "When request and video expire; after the end."
-_PROMPT = (
-    "Prompts are left out after the hour, unless the server keeps them (MOCHI_HISTORY_PROMPTS)."
-)
 
 
 class StatusBody(BaseModel):
@@ -131,59 +128,6 @@ class WebhookBody(BaseModel):
     data: ResultBody | FailedBody = Field(
         description="The body of `GET /v2/requests/{request_id}`."
     )
-
-
-class GenerationRow(BaseModel):
-    """A request that has made a video, in the shape of the hosted API."""
-
-    request_id: str
-    model_name: str
-    status: Literal["COMPLETED"] = "COMPLETED"
-    generation_url: str | None = Field(description="The video; null when it has expired.")
-    credits_deduction: float = Field(description="Credits charged.")
-    latency_ms: int | None = Field(description="From the submit to the end.")
-    prompt: str | None = Field(description=_PROMPT)
-    parameters: dict[str, Any] = Field(description="As used.")
-    created_at: datetime = Field(description="The submit.")
-
-
-class HistoryRow(BaseModel):
-    """A request of any state, in the shape of the hosted API."""
-
-    request_id: str
-    model_name: str
-    model_status: Literal["COMPLETED", "FAILED", "PENDING"]
-    credits_deduction: float = Field(description="Credits charged.")
-    request_body: dict[str, Any] = Field(description=f"The parameters. {_PROMPT}")
-    generation_url: str | None = Field(description="The video; null when there is none any more.")
-    latency_ms: int | None = Field(description="From the submit to the end.")
-    model_created: datetime = Field(description="The submit.")
-    error: str | None = Field(description="When FAILED.")
-
-
-class RecentBody(BaseModel):
-    """The latest videos."""
-
-    generations: list[GenerationRow]
-
-
-class _PagedBody(BaseModel):
-    page: int
-    per_page: int
-    total: int = Field(description="Rows on all pages.")
-    total_pages: int
-
-
-class GenerationsBody(_PagedBody):
-    """One page of the requests that have made a video."""
-
-    generations: list[GenerationRow]
-
-
-class HistoryBody(_PagedBody):
-    """One page of the history."""
-
-    generations: list[HistoryRow]
 
 
 class CreditsBody(BaseModel):

@@ -1,4 +1,4 @@
-"""The credits and the usage of a key."""
+"""A key as an account: its name, its credits and its usage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.call import Call
+from server.api.listings import AccountBody, AccountCredits
 from server.api.openapi import errors
 from server.api.schemas import UNLIMITED, CreditsBody, UsageBody
 from server.keys.lookup import Scope
@@ -30,6 +31,19 @@ async def get_credits(request: Request) -> Response:
     call.key.require(Scope.READ)
     balance = UNLIMITED if call.key.balance is None else call.key.balance
     return answer(CreditsBody(credits=float(balance), free_credits=0.0))
+
+
+@router.get(
+    "/api/auth/authenticate", response_model=AccountBody, responses=errors(401, 403, 500, 502)
+)
+async def get_account(request: Request) -> Response:
+    """Id, name and balance of the key, in the shape of the hosted API."""
+    key = Call.of(request).key
+    key.require(Scope.READ)
+    balance = float(UNLIMITED if key.balance is None else key.balance)
+    return answer(
+        AccountBody(user_id=key.key_id, username=key.name, credits=AccountCredits(balance=balance))
+    )
 
 
 @router.get(

@@ -13,14 +13,14 @@ from starlette.responses import Response
 
 from models.params import MODEL
 from server.api.call import Call
-from server.api.openapi import REQUEST_ID, errors
-from server.api.schemas import (
+from server.api.listings import (
     GenerationRow,
     GenerationsBody,
     HistoryBody,
     HistoryRow,
     RecentBody,
 )
+from server.api.openapi import REQUEST_ID, errors
 from server.errors import BadQueryError, ForbiddenError
 from server.keys.lookup import Scope
 from server.keys.times import from_ms, to_ms

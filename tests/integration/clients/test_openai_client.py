@@ -52,6 +52,14 @@ def test_a_video_is_made_followed_and_downloaded(client: OpenAI) -> None:
     assert content[4:8] == b"ftyp"
 
 
+def test_the_model_is_listed(client: OpenAI) -> None:
+    (model,) = client.models.list()
+    assert (model.id, model.object, model.owned_by) == ("mochi-1", "model", "genmo")
+    assert client.models.retrieve("mochi-1") == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("sora-2")
+
+
 def test_our_parameters_go_beside_theirs(server: Stack, client: OpenAI) -> None:
     video = client.videos.create(
         prompt="a pond", seconds="2", extra_body={"fps": 10, "steps": 11, "seed": 7}  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from server.api.routes import (
     event_stream,
     generate,
     generations,
+    models,
     operations,
     requests,
 )
@@ -37,6 +38,7 @@ ROUTERS = (
     requests.router,
     event_stream.router,
     videos_api.router,
+    models.router,
     generations.router,
     account.router,
     operations.router,

@@ -1,0 +1,117 @@
+"""Response bodies of what clients list: models, the account and the history of a key."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.params import MODEL
+
+_PROMPT = (
+    "Prompts are left out after the hour, unless the server keeps them (MOCHI_HISTORY_PROMPTS)."
+)
+
+
+class GenerationRow(BaseModel):
+    """A request that has made a video, in the shape of the hosted API."""
+
+    request_id: str
+    model_name: str
+    status: Literal["COMPLETED"] = "COMPLETED"
+    generation_url: str | None = Field(description="The video; null when it has expired.")
+    credits_deduction: float = Field(description="Credits charged.")
+    latency_ms: int | None = Field(description="From the submit to the end.")
+    prompt: str | None = Field(description=_PROMPT)
+    parameters: dict[str, Any] = Field(description="As used.")
+    created_at: datetime = Field(description="The submit.")
+
+
+class HistoryRow(BaseModel):
+    """A request of any state, in the shape of the hosted API."""
+
+    request_id: str
+    model_name: str
+    model_status: Literal["COMPLETED", "FAILED", "PENDING"]
+    credits_deduction: float = Field(description="Credits charged.")
+    request_body: dict[str, Any] = Field(description=f"The parameters. {_PROMPT}")
+    generation_url: str | None = Field(description="The video; null when there is none any more.")
+    latency_ms: int | None = Field(description="From the submit to the end.")
+    model_created: datetime = Field(description="The submit.")
+    error: str | None = Field(description="When FAILED.")
+
+
+class RecentBody(BaseModel):
+    """The latest videos."""
+
+    generations: list[GenerationRow]
+
+
+class _PagedBody(BaseModel):
+    page: int
+    per_page: int
+    total: int = Field(description="Rows on all pages.")
+    total_pages: int
+
+
+class GenerationsBody(_PagedBody):
+    """One page of the requests that have made a video."""
+
+    generations: list[GenerationRow]
+
+
+class HistoryBody(_PagedBody):
+    """One page of the history."""
+
+    generations: list[HistoryRow]
+
+
+class AccountCredits(BaseModel):
+    """The credits of an account."""
+
+    balance: float
+
+
+class AccountBody(BaseModel):
+    """The key, as the account of a user."""
+
+    user_id: str = Field(description="The id of the key.")
+    username: str = Field(description="The name of the key.")
+    credits: AccountCredits
+
+
+class ModelBody(BaseModel):
+    """The model, as the OpenAI API describes one."""
+
+    id: str = MODEL
+    object: Literal["model"] = "model"
+    created: int = Field(
+        default=1_729_555_200, description="When Mochi 1 was published, in seconds since 1970."
+    )
+    owned_by: Literal["genmo"] = "genmo"
+
+
+class ModelsBody(BaseModel):
+    """All models: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelBody]
+
+
+class HostedModel(BaseModel):
+    """The model, as the hosted API describes one."""
+
+    title: Literal["Mochi 1"] = "Mochi 1"
+    type: Literal["textToVideo"] = "textToVideo"
+    description: str = "Makes a video from a text."
+    slug: str = MODEL
+    parameters: dict[str, Any] = Field(description="The JSON schema of each, by name.")
+
+
+class HostedModelsBody(BaseModel):
+    """All models: one."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    models: list[HostedModel] = Field(alias="Inference Segmind Model Information List With Details")
