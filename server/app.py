@@ -33,6 +33,7 @@ from server.api.routes import (
     requests,
     videos,
     webhook_event,
+    webhooks,
 )
 from server.api.services import Canceller, Services
 from server.keys.lookup import KeyLookup
@@ -56,6 +57,7 @@ from worker.store.deliveries import Deliveries
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
 from worker.store.history import History
+from worker.store.standing import StandingWebhooks
 from worker.store.statistics import Statistics
 from worker.store.usage import UsageStore
 
@@ -72,7 +74,7 @@ _ROUTERS = [
     module.router
     for module in (
         *(generate, requests, event_stream, videos),
-        *(models, generations, account, operations),
+        *(models, generations, webhooks, account, operations),
     )
 ]
 
@@ -166,6 +168,7 @@ def _services(settings: ServerSettings, broker: AsyncClient) -> Services:
         history=History(
             broker, store, days=settings.history_days, with_prompts=settings.history_prompts
         ),
+        standing=StandingWebhooks(broker),
         poller=Poller(store),
         canceller=Canceller(store),
         outputs=outputs,

@@ -116,6 +116,13 @@ class NotHereError(HttpError):
         )
 
 
+class WebhookNotFoundError(HttpError):
+    """The key has no such standing webhook."""
+
+    def __init__(self) -> None:
+        super().__init__("This API key has no webhook with this `webhook_id`; list its webhooks.")
+
+
 class WrongVerbError(HttpError):
     """The path is right, the verb is not."""
 
@@ -237,6 +244,7 @@ STATUS: dict[type[MochiError], int] = {
     NoVersionError: 404,
     UnknownRouteError: 404,
     NotHereError: 404,
+    WebhookNotFoundError: 404,
     jobs.RequestNotFoundError: 404,
     VideoNotReadyError: 404,
     WrongVerbError: 405,

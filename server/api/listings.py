@@ -1,4 +1,4 @@
-"""Response bodies of what clients list: models, the account and the history of a key."""
+"""Response bodies of what clients list: models, and account, history and webhooks of a key."""
 
 from __future__ import annotations
 
@@ -115,3 +115,45 @@ class HostedModelsBody(BaseModel):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     models: list[HostedModel] = Field(alias="Inference Segmind Model Information List With Details")
+
+
+class WebhookRow(BaseModel):
+    """A standing webhook."""
+
+    webhook_id: str
+    webhook_url: str
+    event_types: list[str]
+    status: Literal["active"] = "active"
+    created_at: datetime = Field(description="When it was added, or changed.")
+
+
+class WebhooksBody(BaseModel):
+    """The standing webhooks of the key."""
+
+    webhooks: list[WebhookRow]
+
+
+class WebhookDone(BaseModel):
+    """A standing webhook was added, changed or deleted."""
+
+    status: Literal["success"] = "success"
+    webhook_id: str
+    message: str
+
+
+class WebhookAttempt(BaseModel):
+    """An attempt to deliver the end of a request."""
+
+    timestamp: datetime
+    request_id: str
+    event_type: Literal["INFERENCE"] = "INFERENCE"
+    status: Literal["delivered", "failed"]
+    response_code: int | None = Field(description="Null without an answer.")
+    error: str | None = Field(description="Why it failed.")
+
+
+class WebhookLogs(BaseModel):
+    """The attempts of a standing webhook; each as long as its delivery is kept."""
+
+    webhook_id: str
+    logs: list[WebhookAttempt]

@@ -96,6 +96,9 @@ def _body(component: str, example: dict[str, Any]) -> dict[str, Any]:
 
 GENERATE_BODY = _body("GenerateRequest", EXAMPLE_REQUEST)
 VIDEO_BODY = _body("VideoRequest", {"prompt": "a pond"})
+WEBHOOK_BODY = {"required": True, "content": {JSON: {"schema": _reference("WebhookRequest")}}}
+MOST_TYPES = 20
+"""Of events, of a standing webhook."""
 
 
 def _generate_request() -> dict[str, Any]:
@@ -123,9 +126,23 @@ def _video_request() -> dict[str, Any]:
     return schema
 
 
+def _webhook_request() -> dict[str, Any]:
+    types = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_TYPES}
+    return {
+        "type": "object",
+        "required": [WEBHOOK_URL.name, "event"],
+        "properties": {
+            "webhook_id": {"type": "string", "description": "Of the one to be changed."},
+            WEBHOOK_URL.name: {**WEBHOOK_URL.schema, "description": "The receiver."},
+            "event": {"type": "object", "required": ["types"], "properties": {"types": types}},
+        },
+    }
+
+
 _COMPONENTS: dict[str, Any] = {
     "GenerateRequest": _generate_request(),
     "VideoRequest": _video_request(),
+    "WebhookRequest": _webhook_request(),
     "RequestEvent": {
         "type": "object",
         "required": ["event", "data"],

@@ -18,6 +18,7 @@ from worker.outputs.store_check import StoreCheck
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
 from worker.store.history import History
+from worker.store.standing import StandingWebhooks
 from worker.store.statistics import Statistics
 from worker.store.usage import UsageStore
 
@@ -62,6 +63,7 @@ class Services:
     statistics: Statistics
     usage: UsageStore
     history: History
+    standing: StandingWebhooks
     poller: Poller
     canceller: Canceller
     outputs: Outputs

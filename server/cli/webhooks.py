@@ -60,17 +60,17 @@ def list_deliveries(
 @webhooks.command("replay")
 @settings_options(*BROKER)
 def replay_delivery(
-    request_id: Annotated[str, typer.Argument(help="The request id that `webhooks list` shows.")],
+    delivery_id: Annotated[str, typer.Argument(help="The id that `webhooks list` shows first.")],
 ) -> None:
     """Deliver again, now, with the same `webhook-id` and a fresh set of retries.
 
     Example: `mochi-server webhooks replay 0b9f6a7e-8f0a-4f0e-9a55-5d4c0d7c7f11`
     """
     with any_broker() as redis:
-        match replay(redis, request_id):
+        match replay(redis, delivery_id):
             case Replay.UNKNOWN:
                 raise NoDeliveryError(
-                    f"No webhook delivery for request {request_id}: none was requested, or it has "
+                    f"No webhook delivery {delivery_id}: none was requested, or it has "
                     "expired. `mochi-server webhooks list` shows the others."
                 )
             case Replay.REVOKED:
@@ -78,9 +78,9 @@ def replay_delivery(
                     "The API key of this request was revoked, so its webhooks are not delivered."
                 )
             case Replay.DUE:
-                entry = Entry("replay webhook", f"request {request_id}")
+                entry = Entry("replay webhook", f"request {delivery_id}")
                 transaction(redis, lambda step: step.note(entry))
-    typer.echo(f"Due: {request_id}.")
+    typer.echo(f"Due: {delivery_id}.")
 
 
 @webhooks.command()
@@ -136,7 +136,7 @@ def _only_key(redis: Client) -> str:
 def _print(deliveries: Iterable[Delivery], names: dict[str, str]) -> None:
     rows = (
         (
-            each.request_id,
+            each.delivery_id,
             names.get(each.owner, each.owner),
             written(from_ms(each.created_at)),
             each.state,
@@ -147,7 +147,7 @@ def _print(deliveries: Iterable[Delivery], names: dict[str, str]) -> None:
         )
         for each in deliveries
     )
-    columns = ("request", "key", "ended", "state", "attempts", "last", "next", "url")
+    columns = ("delivery", "key", "ended", "state", "attempts", "last", "next", "url")
     print_table(columns, rows)
 
 
@@ -155,6 +155,7 @@ def _json(delivery: Delivery, names: dict[str, str]) -> dict[str, Any]:
     fields = asdict(delivery)
     del fields["record"], fields["before"]
     return fields | {
+        "request_id": delivery.request_id,
         "key": names.get(delivery.owner),
         "url": _origin(delivery.url),
         "created_at": from_ms(delivery.created_at).isoformat(),

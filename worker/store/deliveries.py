@@ -56,7 +56,7 @@ class Delivery:
     """One delivery, as read from the broker. Times are ms by the broker's clock.
 
     Attributes:
-        request_id: also the delivery's own id.
+        delivery_id: the request's id; to a standing webhook, with a colon and that webhook's id.
         owner: id of the API key.
         state: see `State`.
         url: of the receiver; may hold a secret.
@@ -69,7 +69,7 @@ class Delivery:
         due_at: next attempt; None without one.
     """
 
-    request_id: str
+    delivery_id: str
     owner: str
     state: State
     url: str
@@ -83,12 +83,12 @@ class Delivery:
 
     @classmethod
     def read(
-        cls, request_id: str, fields: Mapping[str, str], due_at: float | None = None
+        cls, delivery_id: str, fields: Mapping[str, str], due_at: float | None = None
     ) -> Delivery:
         lines = (line.partition(" ") for line in fields.get("log", "").split("\n") if line)
         numbers = ("attempts", "before", "created_at", "expires_at")
         return cls(
-            request_id=request_id,
+            delivery_id=delivery_id,
             owner=fields["owner"],
             state=State(fields["state"]),
             url=fields["url"],
@@ -97,6 +97,10 @@ class Delivery:
             record={name[1:]: value for name, value in fields.items() if name.startswith(":")},
             due_at=None if due_at is None else int(due_at),
         )
+
+    @property
+    def request_id(self) -> str:
+        return self.delivery_id.partition(":")[0]
 
     @property
     def job(self) -> Job:
@@ -142,7 +146,7 @@ class Deliveries:
                 keyspace.for_scripts(), ["", *limits, MOST_OF_OWNER, *of_owners]
             )
         return [
-            Delivery.read(request_id, dict(pairs(fields))) for request_id, fields in pairs(found)
+            Delivery.read(delivery_id, dict(pairs(fields))) for delivery_id, fields in pairs(found)
         ]
 
     async def note(
@@ -150,7 +154,7 @@ class Deliveries:
     ) -> bool:
         """Record the present attempt's outcome, one line. False if the lease was lost."""
         line, pause_ms = " ".join(outcome.split()), round(pause * 1000)
-        arguments = (delivery.request_id, delivery.attempts, state, line, pause_ms)
+        arguments = (delivery.delivery_id, delivery.attempts, state, line, pause_ms)
         with broker_errors():
             noted = await self._note(keyspace.for_scripts(), [*arguments, self._retention_ms])
         return was_done("note_webhook", noted)
@@ -173,16 +177,16 @@ def all_deliveries(redis: Redis) -> list[Delivery]:
         names = redis.scan_iter(f"{keyspace.WEBHOOK}*", 1000)
         ids = sorted({str(name).removeprefix(keyspace.WEBHOOK) for name in names})
         pipeline = redis.pipeline(transaction=False)
-        for request_id in ids:
-            pipeline.hgetall(keyspace.WEBHOOK + request_id)
+        for delivery_id in ids:
+            pipeline.hgetall(keyspace.WEBHOOK + delivery_id)
         found = dict(zip(ids, pipeline.execute(), strict=True))
-        found = {request_id: fields for request_id, fields in found.items() if fields}
-        for request_id, fields in found.items():  # some may have expired meanwhile
-            pipeline.zscore(f"{keyspace.WEBHOOKS}:{fields['owner']}", request_id)
+        found = {delivery_id: fields for delivery_id, fields in found.items() if fields}
+        for delivery_id, fields in found.items():  # some may have expired meanwhile
+            pipeline.zscore(f"{keyspace.WEBHOOKS}:{fields['owner']}", delivery_id)
         dues = pipeline.execute()
     deliveries = (
-        Delivery.read(request_id, fields, due_at)
-        for (request_id, fields), due_at in zip(found.items(), dues, strict=True)
+        Delivery.read(delivery_id, fields, due_at)
+        for (delivery_id, fields), due_at in zip(found.items(), dues, strict=True)
     )
     return sorted(deliveries, key=lambda delivery: delivery.created_at)
 
@@ -196,7 +200,7 @@ class Replay(StrEnum):
     UNKNOWN = "unknown"
 
 
-def replay(redis: Redis, request_id: str) -> Replay:
+def replay(redis: Redis, delivery_id: str) -> Replay:
     """Make a delivery due again, whatever its state.
 
     Raises:
@@ -204,7 +208,7 @@ def replay(redis: Redis, request_id: str) -> Replay:
     """
     script = redis.register_script(scripts.source("replay_webhook"))
     with broker_errors():
-        answer = script(keyspace.for_scripts(), [request_id])
+        answer = script(keyspace.for_scripts(), [delivery_id])
     return Replay.UNKNOWN if answer is None else outcome(Replay, "replay_webhook", answer)
 
 

@@ -54,6 +54,9 @@ a colon and an owner's id: its pending deliveries, by the time in ms at which th
 an attempt: by the end of its lease)."""
 WEBHOOK = "mochi:webhook:"
 """With a request's id, a hash: the delivery; see `deliveries.py`."""
+STANDING = "mochi:standing:"
+"""With an owner's id, a hash: id to standing webhook, as JSON. With such an id, a list: its latest
+deliveries, the newest first; it expires with the last one's log."""
 HISTORY = "mochi:history:"
 """With an owner's id, a sorted set: ids of its requests, by the time of their submit in us. With a
 colon and the id of a deleted request, a string: its place in that set."""
@@ -135,6 +138,6 @@ _FIXED_KEYS = (
     *(WAITING, SEQUENCE, LEASES, WORKERS),
     *(RQ_QUEUE, RQ_INTERMEDIATE, RQ_QUEUES, TURNS, LOOKS),
     *(API_KEY, LIVE, RATE, USAGE, METRICS, PACES, PREVIEWS),
-    *(WEBHOOKS, WEBHOOK, HISTORY, EXPIRIES, STORE, PAST),
+    *(WEBHOOKS, WEBHOOK, HISTORY, EXPIRIES, STORE, PAST, STANDING),
 )
 SCRIPT_KEYS = len(for_scripts())

@@ -84,6 +84,27 @@ assert client.run_sync("mochi-1", **body).content[4:8] == b"ftyp"
     assert all(link.startswith("https://api.segmind.com/v") for link in links)
 
 
+def test_so_do_all_its_other_calls_whatever_their_host(server: Stack, folder: Path) -> None:
+    code = """
+from segmind import SegmindClient
+from segmind.exceptions import SegmindError
+client = SegmindClient()
+request_id = client.run("mochi-1", **body)["request_id"]
+assert client.accounts.current()["user_id"]
+assert client.models.list()
+assert client.generations.get(request_id)["model_status"] == "COMPLETED"
+assert client.generations.history()["total"] == client.generations.list()["total"] == 1
+assert client.generations.recent("mochi-1")["generations"][0]["request_id"] == request_id
+assert client.webhooks.get() == {"webhooks": []}
+for call in (client.finetune.list, lambda: client.pixelflows.run("a-flow")):
+    try:
+        call()
+    except SegmindError as error:
+        print(error.status, "which the hosted API has" in error.detail)
+"""
+    assert python(server, folder, code) == "404 True\n404 True\n"
+
+
 def test_requests_and_httpx_reach_it_with_the_hosted_address_in_them(
     server: Stack, folder: Path
 ) -> None:

@@ -22,6 +22,7 @@ from server.api.routes import (
     models,
     operations,
     requests,
+    webhooks,
 )
 from server.api.routes import videos as videos_api
 from server.api.schemas import FailedBody, Metrics, ResultBody, StatusBody, Video
@@ -40,6 +41,7 @@ ROUTERS = (
     videos_api.router,
     models.router,
     generations.router,
+    webhooks.router,
     account.router,
     operations.router,
 )

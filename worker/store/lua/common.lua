@@ -8,6 +8,7 @@ local keys = {
   metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
   webhooks = KEYS[19], webhook = KEYS[20], -- `webhook` is completed with a request's id.
   history = KEYS[21], expiries = KEYS[22], store = KEYS[23], past = KEYS[24],
+  standing = KEYS[25],
 }
 
 -- The broker's clock, so that hosts' clocks do not matter.
@@ -168,13 +169,9 @@ local function end_delivery(id, owner, retention_ms)
   redis.call('PEXPIRE', keys.webhook .. id, retention_ms)
 end
 
--- Queues a delivery if the submit named a webhook URL. The record may expire before the last attempt, so
--- the delivery holds a copy of its fields, each prefixed with a colon.
-local function enqueue_delivery(id, owner, retention_ms)
-  local url = redis.call('HGET', keys.record, 'webhook_url')
-  if not url or redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
-    return
-  end
+-- Queues a delivery. The record may expire before the last attempt, so the delivery holds a copy of its
+-- fields, each prefixed with a colon.
+local function enqueue_delivery(id, owner, url, retention_ms)
   local delivery = { 'state', 'due', 'owner', owner, 'url', url, 'attempts', 0, 'before', 0,
                      'created_at', text(now_ms()),
                      'expires_at', text(redis.call('PEXPIRETIME', keys.record)) }
@@ -193,6 +190,50 @@ local function enqueue_delivery(id, owner, retention_ms)
     log_attempt(id, 'too many deliveries of this key are due')
     end_delivery(id, owner, retention_ms)
   end
+end
+
+-- Ids of the deliveries of a request: to its webhook URL, and to each standing webhook of the owner. A key
+-- of another type has none.
+local function delivery_ids(id, owner)
+  local ids = { id }
+  local webhooks = redis.pcall('HKEYS', keys.standing .. owner)
+  for _, webhook_id in ipairs(webhooks) do
+    ids[#ids + 1] = id .. ':' .. webhook_id
+  end
+  return ids
+end
+
+-- Latest deliveries of a standing webhook that its log names, and for how long.
+local MOST_LOGGED, LOGGED_SECONDS = 100, 2 * 24 * 60 * 60
+
+-- Queues a delivery to each standing webhook of the owner that wants the ends of requests.
+local function enqueue_standing(id, owner, retention_ms)
+  local webhooks = redis.pcall('HGETALL', keys.standing .. owner)
+  for index = 1, #webhooks, 2 do
+    local webhook_id = webhooks[index]
+    local is_read, webhook = pcall(cjson.decode, webhooks[index + 1]) -- the end must not fail
+    if is_read and webhook.is_heard then
+      local delivery_id, log = id .. ':' .. webhook_id, keys.standing .. webhook_id
+      enqueue_delivery(delivery_id, owner, webhook.url, retention_ms)
+      redis.call('HSET', keys.webhook .. delivery_id, 'webhook_id', webhook_id,
+                 ':webhook_base', webhook.base)
+      redis.call('LPUSH', log, delivery_id)
+      redis.call('LTRIM', log, 0, MOST_LOGGED - 1)
+      redis.call('EXPIRE', log, LOGGED_SECONDS)
+    end
+  end
+end
+
+-- Queues all deliveries of an ended request.
+local function enqueue_deliveries(id, owner, retention_ms)
+  if redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
+    return
+  end
+  local url = redis.call('HGET', keys.record, 'webhook_url')
+  if url then
+    enqueue_delivery(id, owner, url, retention_ms)
+  end
+  enqueue_standing(id, owner, retention_ms)
 end
 
 -- Removes requests whose records have expired from the list of an owner's requests.
@@ -278,7 +319,7 @@ local function finish(id, status, usual_ms, fields)
   redis.call('LREM', keys.intermediate, 0, id)
   redis.call('DEL', keys.rq_job)
   if redis.call('HEXISTS', keys.record, 'deleted') == 0 then
-    enqueue_delivery(id, owner, usual_ms)
+    enqueue_deliveries(id, owner, usual_ms)
   end
 end
 

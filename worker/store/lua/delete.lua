@@ -20,10 +20,13 @@ if status == 'QUEUED' or status == 'PROCESSING' then
   end
   return ''
 end
-redis.call('DEL', keys.record, keys.webhook .. id)
+redis.call('DEL', keys.record)
 if entry then
   redis.call('XDEL', keys.past .. owner, entry)
 end
 leave_list(id, owner, ARGV[3])
-end_delivery(id, owner, ARGV[3])
+for _, delivery_id in ipairs(delivery_ids(id, owner)) do
+  redis.call('DEL', keys.webhook .. delivery_id)
+  end_delivery(delivery_id, owner, ARGV[3])
+end
 return file_name or ''

@@ -22,11 +22,14 @@ end
 
 local function take(id, owner)
   local delivery = keys.webhook .. id
-  local attempts, before = unpack(redis.call('HMGET', delivery, 'attempts', 'before'))
+  local attempts, before, webhook_id =
+    unpack(redis.call('HMGET', delivery, 'attempts', 'before', 'webhook_id'))
   if not attempts then
     redis.call('ZREM', keys.webhooks .. ':' .. owner, id)
   elseif redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
     end_unsent(id, owner, 'the API key was revoked')
+  elseif webhook_id and redis.call('HEXISTS', keys.standing .. owner, webhook_id) == 0 then
+    end_unsent(id, owner, 'the webhook was deleted')
   elseif attempts - before >= most_attempts then
     end_unsent(id, owner, 'the sender ended during the last attempt')
   else

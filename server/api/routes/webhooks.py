@@ -1,0 +1,173 @@
+"""Standing webhooks of a key, in the shape in which the `segmind` SDK asks for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from models.errors import InvalidParametersError
+from server.api.call import Call
+from server.api.listings import WebhookAttempt, WebhookDone, WebhookLogs, WebhookRow, WebhooksBody
+from server.api.openapi import MOST_TYPES, WEBHOOK_BODY, errors
+from server.errors import ForbiddenError, WebhookNotFoundError
+from server.keys.lookup import Scope
+from server.keys.times import from_ms
+from server.transport.body import read_fields
+from server.transport.parameters import Text, documented
+from server.transport.responses import answer
+from server.webhooks.url import FIELD, webhook_url
+from worker.store.deliveries import Delivery
+from worker.store.standing import MOST_WEBHOOKS, Webhook
+
+HEARD = ("INFERENCE", "GENERATION", "MODEL_INFERENCE")
+"""Types of events that stand for the end of a request. Others are kept, and never sent."""
+_TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
+_ID = re.compile(r"[0-9a-f-]{36}")
+_HTTP = re.compile(r"HTTP ([0-9]{3})")
+_TYPES_RULE = (
+    f"`event` must be an object with `types`, a list of 1 to {MOST_TYPES} names in capitals, like "
+    '{"types": ["INFERENCE"]}.'
+)
+WEBHOOK_ID = Text(name="webhook_id", is_required=True, description="As in `webhooks`.")
+_CHANGED: dict[str, Any] = {
+    "response_model": WebhookDone,
+    "responses": errors(400, 401, 403, 404, 406, 413, 415, 500, 502),
+}
+
+router = APIRouter(prefix="/webhook", tags=["Standing webhooks"])
+_log = structlog.get_logger()
+
+
+@router.get("/get", response_model=WebhooksBody, responses=errors(401, 403, 500, 502))
+async def list_webhooks(request: Request) -> Response:
+    """The key's standing webhooks."""
+    call = Call.of(request)
+    call.key.require(Scope.READ)
+    found = await call.services.standing.of_owner(call.key.key_id)
+    return answer(WebhooksBody(webhooks=[_row(*item) for item in found.items()]))
+
+
+@router.post("/add", **_CHANGED, openapi_extra={"requestBody": WEBHOOK_BODY})
+async def add_webhook(request: Request) -> Response:
+    """Send the end of each of the key's requests to a URL, from now on."""
+    call = Call.of(request)
+    call.key.require(Scope.GENERATE)
+    webhook = await _read(call, await _fields(call))
+    webhook_id = await call.services.standing.add(call.key.key_id, webhook)
+    if webhook_id is None:
+        raise ForbiddenError(
+            f"This API key has {MOST_WEBHOOKS} webhooks, the most; delete one of them first."
+        )
+    return _done(call, webhook_id, "added", _sent(webhook))
+
+
+@router.post("/update", **_CHANGED, openapi_extra={"requestBody": WEBHOOK_BODY})
+async def update_webhook(request: Request) -> Response:
+    """Change the URL and the events of a standing webhook."""
+    call = Call.of(request)
+    call.key.require(Scope.GENERATE)
+    fields = await _fields(call)
+    webhook = await _read(call, fields)
+    webhook_id = fields.get(WEBHOOK_ID.name)
+    if not isinstance(webhook_id, str) or not _ID.fullmatch(webhook_id):
+        raise WebhookNotFoundError
+    if not await call.services.standing.change(call.key.key_id, webhook_id, webhook):
+        raise WebhookNotFoundError
+    return _done(call, webhook_id, "updated", _sent(webhook))
+
+
+@router.get("/inactive", **_CHANGED, openapi_extra={"parameters": documented(WEBHOOK_ID)})
+async def delete_webhook(request: Request) -> Response:
+    """Delete a standing webhook; its waiting deliveries are given up."""
+    call = Call.of(request)
+    call.key.require(Scope.GENERATE)
+    webhook_id = WEBHOOK_ID.read(request)
+    if not await call.services.standing.delete(call.key.key_id, webhook_id):
+        raise WebhookNotFoundError
+    return _done(call, webhook_id, "deleted", "Waiting deliveries are given up.")
+
+
+@router.get(
+    "/dispatch-logs",
+    response_model=WebhookLogs,
+    responses=errors(401, 403, 404, 500, 502),
+    openapi_extra={"parameters": documented(WEBHOOK_ID)},
+)
+async def get_webhook_logs(request: Request) -> Response:
+    """The attempts of a standing webhook's latest 100 deliveries, the newest delivery first."""
+    call = Call.of(request)
+    call.key.require(Scope.READ)
+    webhook_id = WEBHOOK_ID.read(request)
+    if webhook_id not in await call.services.standing.of_owner(call.key.key_id):
+        raise WebhookNotFoundError
+    found = await call.services.standing.deliveries(webhook_id)
+    attempts = [attempt for delivery in found for attempt in _attempts(delivery)]
+    return answer(WebhookLogs(webhook_id=webhook_id, logs=attempts))
+
+
+async def _fields(call: Call) -> dict[str, Any]:
+    return await read_fields(call.request, call.services.settings.body_bytes, ())
+
+
+async def _read(call: Call, fields: Mapping[str, Any]) -> Webhook:
+    """The webhook in a body. Raises InvalidParametersError."""
+    url = webhook_url([fields.get(FIELD)], call.services.webhook_guard)
+    if url is None:
+        raise InvalidParametersError(f"`{FIELD}` is missing: the URL of your receiver.")
+    event = fields.get("event")
+    types = event.get("types") if isinstance(event, dict) else None
+    if not isinstance(types, list) or not 0 < len(types) <= MOST_TYPES:
+        raise InvalidParametersError(_TYPES_RULE)
+    if not all(isinstance(name, str) and _TYPE.fullmatch(name) for name in types):
+        raise InvalidParametersError(_TYPES_RULE)
+    return Webhook(
+        url=url,
+        base=call.base_url,
+        types=types,
+        is_heard=not {*types}.isdisjoint(HEARD),
+        created_at=await call.services.standing.now_ms(),
+    )
+
+
+def _sent(webhook: Webhook) -> str:
+    if webhook.is_heard:
+        return "It receives the end of each request."
+    heard = ", ".join(f"`{name}`" for name in HEARD)
+    return f"It receives nothing: this server sends the ends of requests only, as {heard}."
+
+
+def _done(call: Call, webhook_id: str, what: str, effect: str) -> Response:
+    _log.info("webhook.changed", key_id=call.key.key_id, webhook_id=webhook_id, change=what)
+    return answer(WebhookDone(webhook_id=webhook_id, message=f"Webhook {what}. {effect}"))
+
+
+def _row(webhook_id: str, webhook: Webhook) -> WebhookRow:
+    return WebhookRow(
+        webhook_id=webhook_id,
+        webhook_url=webhook.url,
+        event_types=webhook.types,
+        created_at=from_ms(webhook.created_at),
+    )
+
+
+def _attempts(delivery: Delivery) -> list[WebhookAttempt]:
+    """The newest first."""
+    return [_attempt(delivery.request_id, *line) for line in reversed(delivery.log)]
+
+
+def _attempt(request_id: str, at: int, outcome: str) -> WebhookAttempt:
+    code = _HTTP.fullmatch(outcome)
+    is_delivered = outcome.startswith("HTTP 2")
+    return WebhookAttempt(
+        timestamp=from_ms(at),
+        request_id=request_id,
+        status="delivered" if is_delivered else "failed",
+        response_code=int(code[1]) if code else None,
+        error=None if is_delivered else outcome,
+    )

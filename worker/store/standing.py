@@ -1,0 +1,97 @@
+"""Standing webhooks: URLs of a key that receive the end of each of its requests.
+
+The script that ends a request queues their deliveries, as that to the request's own webhook URL.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import uuid4
+
+from redis.asyncio import Redis
+
+from worker.broker.connection import broker_errors
+from worker.store import keyspace, scripts
+from worker.store.deliveries import Delivery
+from worker.store.scripts import was_done
+
+MOST_WEBHOOKS = 10
+"""Of one key."""
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A standing webhook.
+
+    Attributes:
+        url: of the receiver; may hold a secret.
+        base: scheme and host of the links in what is sent.
+        types: names of events, as the client gave them.
+        is_heard: one of them stands for the end of a request.
+        created_at: ms since 1970 by the broker's clock.
+    """
+
+    url: str
+    base: str
+    types: list[str]
+    is_heard: bool
+    created_at: int
+
+
+class StandingWebhooks:
+    """Every method raises BrokerUnavailableError when the broker does not answer."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._put = redis.register_script(scripts.source("put_webhook"))
+
+    async def of_owner(self, owner: str) -> dict[str, Webhook]:
+        """By id, the oldest first."""
+        with broker_errors():
+            found: Any = await self._redis.hgetall(keyspace.STANDING + owner)
+        webhooks = {webhook_id: Webhook(**json.loads(text)) for webhook_id, text in found.items()}
+        return dict(sorted(webhooks.items(), key=lambda item: item[1].created_at))
+
+    async def add(self, owner: str, webhook: Webhook) -> str | None:
+        """The id of the new webhook; None when the key has `MOST_WEBHOOKS`."""
+        webhook_id = str(uuid4())
+        is_added = await self._write(owner, webhook_id, webhook, MOST_WEBHOOKS)
+        return webhook_id if is_added else None
+
+    async def change(self, owner: str, webhook_id: str, webhook: Webhook) -> bool:
+        """False if there is no such webhook."""
+        return await self._write(owner, webhook_id, webhook, 0)
+
+    async def delete(self, owner: str, webhook_id: str) -> bool:
+        """False if there is no such webhook. Its waiting deliveries are given up."""
+        with broker_errors():
+            deleted: Any = await self._redis.hdel(keyspace.STANDING + owner, webhook_id)
+            await self._redis.delete(keyspace.STANDING + webhook_id)
+        return bool(deleted)
+
+    async def deliveries(self, webhook_id: str) -> list[Delivery]:
+        """The latest 100, the newest first, as long as each is kept."""
+        pipeline = self._redis.pipeline(transaction=False)
+        with broker_errors():
+            ids: Any = await self._redis.lrange(keyspace.STANDING + webhook_id, 0, -1)
+            for delivery_id in ids:
+                pipeline.hgetall(keyspace.WEBHOOK + delivery_id)
+            found = await pipeline.execute()
+        return [
+            Delivery.read(delivery_id, fields)
+            for delivery_id, fields in zip(ids, found, strict=True)
+            if fields
+        ]
+
+    async def now_ms(self) -> int:
+        with broker_errors():
+            seconds, microseconds = await self._redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def _write(self, owner: str, webhook_id: str, webhook: Webhook, most: int) -> bool:
+        arguments: list[str | int] = ["", owner, webhook_id, json.dumps(asdict(webhook)), most]
+        with broker_errors():
+            written = await self._put(keyspace.for_scripts(), arguments)
+        return was_done("put_webhook", written)
