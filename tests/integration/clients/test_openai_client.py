@@ -176,7 +176,7 @@ def test_a_bad_key_and_a_foreign_video_are_told_in_our_words(server: Stack, clie
         (
             {"input_reference": ("a.png", b"picture")},
             400,
-            "Mochi 1 makes videos from text. Send no files.",
+            "Mochi 1 makes videos from text. Send no files",
         ),
         ({"extra_body": {"seconds": "1", "frames": 7}}, 400, "not both"),
         ({"extra_body": {"steps": "some"}}, 400, "`steps` must be a whole number"),

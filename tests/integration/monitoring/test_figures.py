@@ -145,7 +145,7 @@ def test_figures_need_a_key_with_the_scope_unless_they_are_public(stack: Stack) 
     public = another_gateway(stack, metrics_public="true")
     answer = httpx.get(f"{public}/metrics")
     assert Scrape(answer.text).value("mochi_live_workers") == 2
-    for path in ("/metrics/", "/metrics2", "/v1/usage"):
+    for path in ("/metrics2", "/metrics/more", "/v1/usage"):
         assert httpx.get(public + path).status_code == 401
 
 

@@ -196,7 +196,7 @@ def test_a_server_that_does_not_answer_is_stopped_all_the_same(
 def test_a_server_whose_folder_was_deleted_is_stopped_too(tmp_path: Path) -> None:
     broker = EmbeddedBroker(tmp_path)
     broker.start()
-    (server,) = psutil.Process().children()
+    server = server_of(broker)
     shutil.rmtree(tmp_path / "broker")
     stopping = threading.Thread(target=broker.stop, daemon=True)
     stopping.start()
