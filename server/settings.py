@@ -137,7 +137,11 @@ class ServerSettings(WorkerSettings):
         ),
     )
     history_prompts: bool = Field(
-        default=False, description="Keep prompts in the history, too; otherwise for the hour only."
+        default=False,
+        description=(
+            "Keep the first 500 characters of prompts in the history, too; otherwise prompts live "
+            "for the hour only. A row has 155 bytes, and with prompts up to 4 kB."
+        ),
     )
     price_base: Decimal = _credits("Credits for each request.")
     price_frame_step: Decimal = _credits("Credits for each denoising step of each frame.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,10 @@ from worker.job import Job, Status
 from worker.store import keyspace
 from worker.store.gateway_side import GatewayStore
 
-READ_AT_ONCE = 500
+READ_AT_ONCE = 100
+"""Rows of one call: the broker serves nobody else meanwhile."""
+MOST_PROMPT = 500
+"""Characters of a prompt that outlive its record: a history has thousands of them."""
 _DAY_MS = 24 * 60 * 60 * 1000
 _PROMPTS = {"prompt", "negative_prompt"}
 
@@ -99,15 +102,18 @@ class History:
         """Fields of the record that say what of the request is kept after its end."""
         if not self._days:
             return {}
-        fields = {"history_days": str(self._days)}
-        if not self._with_prompts:
-            fields["history_params"] = params.model_dump_json(exclude=_PROMPTS)
-        return fields
+        kept = params.model_dump()
+        for name in _PROMPTS:
+            kept[name] = kept[name][:MOST_PROMPT]
+        return {
+            "history_days": str(self._days),
+            "history_params": json.dumps(kept if self._with_prompts else _without_prompts(kept)),
+        }
 
     async def entries(self, owner: str, *, since_ms: int = 0) -> list[Entry]:
         """The owner's requests, the newest first. Of those before `since_ms`, some are left out."""
         found = {entry.request_id: entry async for entry in self._past(owner, since_ms)}
-        found |= {job.request_id: Entry.of_job(job) async for job in self._kept(owner)}
+        found |= {job.request_id: Entry.of_job(job) async for job in self._kept(owner, since_ms)}
         return sorted(found.values(), key=lambda entry: entry.created_at, reverse=True)
 
     async def find(self, request_id: str, owner: str) -> Entry:
@@ -120,7 +126,8 @@ class History:
                     return entry
             raise
 
-    async def _kept(self, owner: str) -> AsyncIterator[Job]:
+    async def _kept(self, owner: str, since_ms: int) -> AsyncIterator[Job]:
+        """Those submitted since then, the newest first."""
         after = ""
         while True:
             try:
@@ -128,6 +135,8 @@ class History:
             except RequestNotFoundError:
                 return  # the last one has expired meanwhile
             for job in page.jobs:
+                if job.created_at < since_ms:
+                    return
                 yield job
             if not page.has_more:
                 return
@@ -146,5 +155,20 @@ class History:
                     keyspace.PAST + owner, min=begin, count=READ_AT_ONCE
                 )
             for _, fields in found:
-                yield Entry.read(fields)
+                if entry := self._read(fields):
+                    yield entry
             begin = f"({found[-1][0]}" if len(found) == READ_AT_ONCE else ""
+
+    def _read(self, fields: Mapping[str, str]) -> Entry | None:
+        """None for a row of another version that cannot be read: rows outlive releases."""
+        try:
+            entry = Entry.read(fields)
+            if self._with_prompts:
+                return entry
+            return replace(entry, params_json=json.dumps(_without_prompts(entry.params)))
+        except (KeyError, ValueError):
+            return None
+
+
+def _without_prompts(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if name not in _PROMPTS}

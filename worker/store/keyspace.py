@@ -55,8 +55,10 @@ an attempt: by the end of its lease)."""
 WEBHOOK = "mochi:webhook:"
 """With a request's id, a hash: the delivery; see `deliveries.py`."""
 STANDING = "mochi:standing:"
-"""With an owner's id, a hash: id to standing webhook, as JSON. With such an id, a list: its latest
-deliveries, the newest first; it expires with the last one's log."""
+"""With an owner's id, a hash: id to standing webhook, as JSON."""
+STANDING_LOG = STANDING + "log:"
+"""With the id of a standing webhook, a list: its latest deliveries, the newest first; it expires
+with the last one's log."""
 HISTORY = "mochi:history:"
 """With an owner's id, a sorted set: ids of its requests, by the time of their submit in us. With a
 colon and the id of a deleted request, a string: its place in that set."""

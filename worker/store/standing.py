@@ -67,15 +67,16 @@ class StandingWebhooks:
     async def delete(self, owner: str, webhook_id: str) -> bool:
         """False if there is no such webhook. Its waiting deliveries are given up."""
         with broker_errors():
-            deleted: Any = await self._redis.hdel(keyspace.STANDING + owner, webhook_id)
-            await self._redis.delete(keyspace.STANDING + webhook_id)
-        return bool(deleted)
+            if not await self._redis.hdel(keyspace.STANDING + owner, webhook_id):
+                return False
+            await self._redis.delete(keyspace.STANDING_LOG + webhook_id)
+        return True
 
     async def deliveries(self, webhook_id: str) -> list[Delivery]:
         """The latest 100, the newest first, as long as each is kept."""
         pipeline = self._redis.pipeline(transaction=False)
         with broker_errors():
-            ids: Any = await self._redis.lrange(keyspace.STANDING + webhook_id, 0, -1)
+            ids: Any = await self._redis.lrange(keyspace.STANDING_LOG + webhook_id, 0, -1)
             for delivery_id in ids:
                 pipeline.hgetall(keyspace.WEBHOOK + delivery_id)
             found = await pipeline.execute()

@@ -207,6 +207,20 @@ def test_another_key_sees_and_changes_nothing(
     assert len(sdk.webhooks.get()["webhooks"]) == 1
 
 
+def test_no_id_of_another_key_deletes_its_webhooks_or_their_log(
+    stack: Stack, sdk: SegmindClient, there: Receiver
+) -> None:
+    webhook_id = sdk.webhooks.add(there.url, ["INFERENCE"])["webhook_id"]
+    owner = stack.owner(str(sdk.api_key))
+    stack.redis.lpush(keyspace.STANDING_LOG + webhook_id, "a delivery")
+    other = stack.http()
+    for guess in (webhook_id, owner, f"log:{webhook_id}"):
+        answer = other.get("/webhook/inactive", params={"webhook_id": guess})
+        assert answer.status_code == 404
+    assert stack.redis.hexists(keyspace.STANDING + owner, webhook_id)
+    assert stack.redis.exists(keyspace.STANDING_LOG + webhook_id)
+
+
 def test_a_key_has_ten_at_most(sdk: SegmindClient, there: Receiver) -> None:
     for _ in range(10):
         webhook_id = sdk.webhooks.add(there.url, ["PIXELFLOW"])["webhook_id"]

@@ -142,6 +142,7 @@ local function drop_preview(id)
 end
 
 -- Due deliveries of one owner at most. Above it the newest is given up: older ones were promised.
+-- Standing webhooks leave half of it to the URLs of requests: one that is dead must not take it all.
 local MOST_DUE = 1000
 
 -- A delivery is due at `at`. Each owner has a queue of its own, so that owners do not delay each other.
@@ -171,7 +172,7 @@ end
 
 -- Queues a delivery. The record may expire before the last attempt, so the delivery holds a copy of its
 -- fields, each prefixed with a colon.
-local function enqueue_delivery(id, owner, url, retention_ms)
+local function enqueue_delivery(id, owner, url, retention_ms, most)
   local delivery = { 'state', 'due', 'owner', owner, 'url', url, 'attempts', 0, 'before', 0,
                      'created_at', text(now_ms()),
                      'expires_at', text(redis.call('PEXPIRETIME', keys.record)) }
@@ -183,7 +184,7 @@ local function enqueue_delivery(id, owner, url, retention_ms)
     end
   end
   redis.call('HSET', keys.webhook .. id, unpack(delivery))
-  if redis.call('ZCARD', keys.webhooks .. ':' .. owner) < MOST_DUE then
+  if redis.call('ZCARD', keys.webhooks .. ':' .. owner) < most then
     schedule_delivery(id, owner, now_ms())
   else
     redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
@@ -212,9 +213,9 @@ local function enqueue_standing(id, owner, retention_ms)
   for index = 1, #webhooks, 2 do
     local webhook_id = webhooks[index]
     local is_read, webhook = pcall(cjson.decode, webhooks[index + 1]) -- the end must not fail
-    if is_read and webhook.is_heard then
-      local delivery_id, log = id .. ':' .. webhook_id, keys.standing .. webhook_id
-      enqueue_delivery(delivery_id, owner, webhook.url, retention_ms)
+    if is_read and type(webhook) == 'table' and webhook.is_heard and webhook.url and webhook.base then
+      local delivery_id, log = id .. ':' .. webhook_id, keys.standing .. 'log:' .. webhook_id
+      enqueue_delivery(delivery_id, owner, webhook.url, retention_ms, MOST_DUE / 2)
       redis.call('HSET', keys.webhook .. delivery_id, 'webhook_id', webhook_id,
                  ':webhook_base', webhook.base)
       redis.call('LPUSH', log, delivery_id)
@@ -231,7 +232,7 @@ local function enqueue_deliveries(id, owner, retention_ms)
   end
   local url = redis.call('HGET', keys.record, 'webhook_url')
   if url then
-    enqueue_delivery(id, owner, url, retention_ms)
+    enqueue_delivery(id, owner, url, retention_ms, MOST_DUE)
   end
   enqueue_standing(id, owner, retention_ms)
 end
@@ -285,9 +286,12 @@ local function note_past(id, owner, status)
     return
   end
   local now, past = now_ms(), keys.past .. owner
-  local entry = redis.call('XADD', past, 'MAXLEN', MOST_PAST, '*', 'id', id, 'status', status,
+  local entry = redis.pcall('XADD', past, 'MAXLEN', MOST_PAST, '*', 'id', id, 'status', status,
                            'created_at', created, 'latency_ms', text(math.max(0, now - created)),
                            'cost', cost or '0', 'error', error or '', 'params', kept or params)
+  if type(entry) == 'table' then -- the key has another type; the end must not fail
+    return
+  end
   redis.call('HSET', keys.record, 'history_entry', entry)
   redis.call('XTRIM', past, 'MINID', text(now - days * DAY_MS))
   redis.call('PEXPIRE', past, text(days * DAY_MS))

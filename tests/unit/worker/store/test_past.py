@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from redis import Redis
 
+from models.params import GenerateParams
 from tests.support.jobs import OWNER, end_lease, params, pop
 from worker.broker.connection import connect_gateway
 from worker.errors import RequestNotFoundError
 from worker.job import Status
 from worker.store import keyspace
 from worker.store.gateway_side import GatewayStore
-from worker.store.history import Entry, History
+from worker.store.history import MOST_PROMPT, Entry, History
 from worker.store.worker_side import Lease, Result, WorkerStore
 
 PAST = keyspace.PAST + OWNER
@@ -145,3 +147,38 @@ def test_without_days_nothing_is_written(redis: Redis, redis_url: str, store: Wo
     store.complete(lease, Result("a.mp4", 17))
     assert not redis.exists(PAST)
     assert [entry.request_id for entry in entries(redis_url, days=0)] == [request_id]
+
+
+def test_prompts_are_cut_and_gone_when_the_setting_is_off_again(
+    redis: Redis, redis_url: str
+) -> None:
+    long = params(prompt="x" * 4000)
+    kept = fields_of(redis_url, long, with_prompts=True)
+    assert json.loads(kept)["prompt"] == "x" * MOST_PROMPT
+    assert not {"prompt", "negative_prompt"} & {*json.loads(fields_of(redis_url, long))}
+    row: dict[Any, Any] = dict.fromkeys(("created_at", "latency_ms", "cost"), 1)
+    redis.xadd(PAST, {"id": "1", **row, "status": "FAILED", "error": "no", "params": kept})
+    redis.xadd(PAST, {"id": "2", "of": "another version"})
+    (entry,) = entries(redis_url)
+    assert entry.request_id == "1"
+    assert not {"prompt", "negative_prompt"} & {*entry.params}
+    assert entry.params["steps"] == long.steps
+
+
+def fields_of(url: str, of: GenerateParams, *, with_prompts: bool = False) -> str:
+    async def run() -> str:
+        async with connect_gateway(url) as redis:
+            gateway = GatewayStore(redis, most_waiting=10, retention_seconds=60)
+            history = History(redis, gateway, days=90, with_prompts=with_prompts)
+            return history.record_fields(of)["history_params"]
+
+    return asyncio.run(run())
+
+
+def test_a_history_of_another_type_does_not_keep_a_request_from_its_end(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    redis.set(PAST, "odd")
+    lease = start(store, redis, redis_url)
+    assert store.complete(lease, Result("a.mp4", 17))
+    assert 0 < int(redis.pttl(keyspace.record(lease.request_id))) <= 60_000
