@@ -86,9 +86,6 @@ class Heartbeat(threading.Thread):
         run = self.current_run
         takes_more = not self._shutdown.draining
         worker = self.worker
-        if worker != self._announced:
-            self._store.withdraw(self._announced)
-            self._announced = worker
         if run is None:
             orders = self._store.beat(worker, takes_more=takes_more)
         elif self._shutdown.urgent and run.is_watched:
@@ -104,6 +101,9 @@ class Heartbeat(threading.Thread):
             if run.preview is not None:
                 (step, picture), run.preview = run.preview, None
                 self._store.preview(run.lease, step, picture)
+        if worker != self._announced:  # after the new one, or there is a moment without any
+            self._store.withdraw(self._announced)
+            self._announced = worker
         if Order.DRAIN in orders and not self._shutdown.draining:
             self._shutdown.draining = True
             _log.info("worker.draining")

@@ -171,14 +171,15 @@ def test_requests_sent_in_one_go_are_all_answered(server: Stack) -> None:
 
 def test_many_strangers_take_no_answer_from_those_with_a_key(server: Stack) -> None:
     done = threading.Event()
-    statuses: set[int] = set()
+    statuses: set[tuple[str, int]] = set()
 
     def pester() -> None:
         # Each from an address of its own, or they would soon be told to wait.
         with stranger(server) as client:
             while not done.is_set():
                 for path in ("/v1/get-user-credits", "/readyz"):
-                    statuses.add(client.get(path, headers={"x-api-key": "bad"}).status_code)
+                    status = client.get(path, headers={"x-api-key": "bad"}).status_code
+                    statuses.add((path, status))
 
     strangers = [threading.Thread(target=pester) for _ in range(STRANGERS)]
     for thread in strangers:
@@ -190,7 +191,11 @@ def test_many_strangers_take_no_answer_from_those_with_a_key(server: Stack) -> N
     for thread in strangers:
         thread.join()
     assert answers == {200}
-    assert {401, 200} <= statuses <= {401, 429, 200}
+    refusals = {status for path, status in statuses if path != "/readyz"}
+    assert 401 in refusals
+    assert refusals <= {401, 429}
+    # On a busy machine a worker may be late with its sign of life: it is not ready then.
+    assert {status for path, status in statuses if path == "/readyz"} <= {200, 503}
 
 
 @dataclass(frozen=True)
