@@ -33,8 +33,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 """ASCII control characters except tab and line ends. Text pasted from old encodings has others."""
 
 
-def _number(value: object) -> object:
-    """The number in a text: forms have nothing else, and clients put them into JSON, too."""
+def number_of_text(value: object) -> object:
+    """The number in a text: forms have nothing else, and clients put them into JSON, too.
+
+    Anything else is returned as it is.
+    """
     if not isinstance(value, str) or not _NUMBER.fullmatch(value):
         return value
     return float(value) if "." in value else int(value)
@@ -57,8 +60,8 @@ def _not_blank(value: str) -> str:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(number_of_text)]
+Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(number_of_text)]
 Text = Annotated[str, AfterValidator(_plain_text)]
 
 

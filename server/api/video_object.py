@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from models.errors import InvalidParametersError
-from models.params import ALIASES, HEIGHT, MODEL, WIDTH, GenerateParams, parse_params
+from models.params import (
+    ALIASES,
+    HEIGHT,
+    MODEL,
+    WIDTH,
+    GenerateParams,
+    number_of_text,
+    parse_params,
+)
 from server.errors import UnknownRouteError
 from server.transport.body import NO_FILE
 from worker.job import Job, Status
@@ -18,7 +25,6 @@ SIZE = f"{WIDTH}x{HEIGHT}"
 """Of every video."""
 OTHERS = frozenset(ALIASES) | {"model", "size", "seconds"}
 """Fields that other servers have."""
-_NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _FAR = 10**9
 _FRAMES: dict[str, Any] = GenerateParams.model_json_schema()["properties"]["frames"]
 
@@ -140,9 +146,8 @@ def seconds_of(params: GenerateParams) -> str:
     return f"{params.frames / params.fps:.6g}"
 
 
-def _as_number(value: object) -> float:
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        return float(value)
+def _as_number(given: object) -> float:
+    value = number_of_text(given)
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FAR:
         return value
     raise InvalidParametersError("`seconds` must be a number of seconds, or one as a string.")

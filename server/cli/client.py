@@ -40,8 +40,19 @@ PASSING = frozenset({502, 503, 504})
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 START_IT = "Is it running? `mochi-server up`"
 DEFAULT_OUTPUT = Path("mochi.mp4")
-URL_HELP = "The server. [env: MOCHI_URL]"
-KEY_HELP = "The API key. [default: the one in the data folder] [env: MOCHI_API_KEY]"
+LOCAL_URL = "http://127.0.0.1:8000"
+ServerUrl = Annotated[
+    str,
+    typer.Option(envvar="MOCHI_URL", show_envvar=False, help="The server. [env: MOCHI_URL]"),
+]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MOCHI_API_KEY",
+        show_envvar=False,
+        help="The API key. [default: the one in the data folder] [env: MOCHI_API_KEY]",
+    ),
+]
 
 _PARAMS = {
     name: option(
@@ -71,12 +82,8 @@ def generate(
             "… if that exists]",
         ),
     ] = None,
-    url: Annotated[
-        str, typer.Option(envvar="MOCHI_URL", show_envvar=False, help=URL_HELP)
-    ] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str | None, typer.Option(envvar="MOCHI_API_KEY", show_envvar=False, help=KEY_HELP)
-    ] = None,
+    url: ServerUrl = LOCAL_URL,
+    api_key: ApiKeyOption = None,
     **params: Any,  # noqa: ANN401 (of the fields of GenerateParams)
 ) -> None:
     """Ask a running server for a video and write it to a file.

@@ -139,7 +139,7 @@ class GatewayStore:
             case ["accepted"]:
                 return Accepted(request_id)
             case ["accepted", limit, remaining, reset_ms]:
-                return Accepted(request_id, rate=_rate(limit, remaining, reset_ms))
+                return Accepted(request_id, rate=Rate(limit, remaining, reset_ms / 1000))
             case ["replayed", first_id]:
                 return Accepted(first_id, is_replay=True)
             case ["not_replayed"] if unless:
@@ -180,8 +180,8 @@ class GatewayStore:
                 raise KeyEndedError
             case ["too_many_jobs", most]:
                 raise TooManyJobsError(most)
-            case ["too_fast", *rate]:
-                raise TooFastError(_rate(*rate))
+            case ["too_fast", limit, remaining, reset_ms]:
+                raise TooFastError(Rate(limit, remaining, reset_ms / 1000))
             case ["too_few_credits", *amounts]:
                 raise TooFewCreditsError(*(from_millionths(int(amount)) for amount in amounts))
         return list(answer)
@@ -375,10 +375,6 @@ def _has_ended(answer: str | Exception | None) -> bool:
             return True
         raise answer
     return answer is None or Status(answer).is_final
-
-
-def _rate(limit: int, remaining: int, reset_ms: int) -> Rate:
-    return Rate(limit, remaining, reset_ms / 1000)
 
 
 @dataclass(frozen=True)

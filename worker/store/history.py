@@ -23,7 +23,7 @@ from worker.store import keyspace
 from worker.store.gateway_side import GatewayStore
 
 READ_AT_ONCE = 100
-"""Rows of one call: the broker serves nobody else meanwhile."""
+"""Rows of one call to the broker, which serves no other client meanwhile."""
 MOST_PROMPT = 500
 """Characters of a prompt that outlive its record: a history has thousands of them."""
 _DAY_MS = 24 * 60 * 60 * 1000

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.client import KEY_HELP, START_IT, URL_HELP
+from server.cli.client import LOCAL_URL, START_IT, ApiKeyOption, ServerUrl
 from server.cli.hosted.differences import Row, Verdict, rows
 from server.cli.hosted.recording import Side, record
 from server.cli.options import AsJson, exit_on_error, read_settings, settings_options
@@ -30,12 +30,8 @@ def compare(
     hosted: Annotated[
         str, typer.Option(help="The hosted API; its key: [env: SEGMIND_API_KEY] or a question.")
     ] = HOSTED_URL,
-    local: Annotated[
-        str, typer.Option(envvar="MOCHI_URL", show_envvar=False, help=URL_HELP)
-    ] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str | None, typer.Option(envvar="MOCHI_API_KEY", show_envvar=False, help=KEY_HELP)
-    ] = None,
+    local: ServerUrl = LOCAL_URL,
+    api_key: ApiKeyOption = None,
     hosted_key: Annotated[
         str | None, typer.Option(envvar="SEGMIND_API_KEY", show_envvar=False, hidden=True)
     ] = None,

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.client import KEY_HELP, URL_HELP
+from server.cli.client import LOCAL_URL, ApiKeyOption, ServerUrl
 from server.cli.hosted.proxy import Proxy, Target
 from server.cli.options import exit_on_error, fail, read_settings, settings_options
 from server.errors import visible
@@ -43,12 +43,8 @@ def wrap(
     command: Annotated[
         list[str], typer.Argument(metavar="-- COMMAND...", help="The program and its arguments.")
     ],
-    url: Annotated[
-        str, typer.Option(envvar="MOCHI_URL", show_envvar=False, help=URL_HELP)
-    ] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str | None, typer.Option(envvar="MOCHI_API_KEY", show_envvar=False, help=KEY_HELP)
-    ] = None,
+    url: ServerUrl = LOCAL_URL,
+    api_key: ApiKeyOption = None,
 ) -> None:
     """Run a program whose calls to the hosted API reach a local server.
 

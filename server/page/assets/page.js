@@ -257,7 +257,7 @@ setInterval(() => refresh(), REFRESH_MS);
 /**
  * Move the key of a link to the form, and clear the address. Whether there was one.
  *
- * A link of somebody else must not move the user's requests to another account unseen.
+ * A link by another person must not move the user's requests to another account without a question.
  */
 function takeKey() {
   const secret = KEY_LINK.exec(location.hash)?.[1];
