@@ -137,6 +137,7 @@ class MochiEngine:
 
     def _out_of_memory(self, params: GenerateParams) -> OutOfMemoryError:
         # Called outside of `except`, where the exception still holds the tensors of the run.
+        self.core.rope.of.cache_clear()  # the tables of this length
         torch.cuda.empty_cache()
         return OutOfMemoryError(
             f"The GPU has too little memory for {params.frames} frames. Ask for fewer frames"

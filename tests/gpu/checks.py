@@ -132,14 +132,14 @@ def check_that_a_run_goes_on_where_another_was_abandoned(engine: MochiEngine) ->
 def check_that_it_survives_too_large_a_request(
     engine: MochiEngine,
     starved: AbstractContextManager[object],
-    allocated: Callable[[], int] = lambda: 0,
+    allocated: Callable[[], int],
 ) -> None:
     """160 frames do not fit while `starved` lasts; nothing of them stays allocated."""
     expected = frames_of(engine, params())
     before = allocated()
     with starved, pytest.raises(OutOfMemoryError, match="160 frames"):
         frames_of(engine, params(160))
-    assert allocated() == before
+    assert allocated() <= before
     assert frames_of(engine, params()) == expected
 
 
