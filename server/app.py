@@ -40,7 +40,6 @@ from server.keys.lookup import KeyLookup
 from server.page import Page
 from server.paths import METRICS, normalise
 from server.settings import ServerSettings
-from server.transport.cors import Cors
 from server.transport.middleware import Middleware
 from server.transport.tracing import telemetry
 from server.transport.traffic import Traffic
@@ -137,15 +136,15 @@ def create_app(
     )
     app.state.services = services
     # Instead of FastAPI's own stack, which costs CPU time: `Middleware` does its work.
-    stack: ASGIApp = Middleware(
+    app.middleware_stack = Middleware(
         app.router,
         key_lookup=KeyLookup(broker),
         public_url=settings.public_url,
         traffic=services.traffic,
         trusts_proxies=bool(settings.trusted_proxies),
+        origins=settings.origins,
         also_public=frozenset({METRICS} if settings.metrics_public else ()),
     )
-    app.middleware_stack = Cors(stack, settings.origins) if settings.origins else stack
     _add_routes(app, with_pages=settings.docs)
     run_tools = _add_tools(app, settings)
     app.openapi = document(app, settings.public_url)  # type: ignore[method-assign]  # FastAPI's documented way

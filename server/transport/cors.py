@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
-import structlog
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -13,12 +12,9 @@ from starlette.types import ASGIApp
 from typing_extensions import override
 
 from server.transport.error_body import ErrorBody
-from server.transport.middleware import MOST_LOGGED_TEXT
 from server.transport.responses import answer
-from worker.process.logs import LineLimit
 
 ANY = "*"
-_log = structlog.get_logger()
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 
@@ -29,7 +25,6 @@ class Cors(CORSMiddleware):
     """
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
-        self._limit = LineLimit("cors.refused_more")
         super().__init__(
             app,
             allow_origins=[ANY] if ANY in origins else [],
@@ -42,7 +37,7 @@ class Cors(CORSMiddleware):
 
     @override
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Refuse as everywhere: in JSON, with the remedy, and a line in the log."""
+        """Refuse as everywhere: in JSON, with the remedy."""
         response = super().preflight_response(request_headers)
         if response.status_code == HTTPStatus.OK:
             return response
@@ -53,8 +48,6 @@ class Cors(CORSMiddleware):
             else f"Pages of {origin} may not call this server. Its operator can allow them in "
             "MOCHI_CORS_ORIGINS."
         )
-        if self._limit.admits():
-            _log.info("cors.refused", origin=origin[:MOST_LOGGED_TEXT])
         return answer(ErrorBody(error=error), response.status_code, {"vary": "Origin"})
 
 

@@ -1,4 +1,4 @@
-"""ASGI middleware, the only one: Host, API key, HEAD, errors, security headers, log and metrics.
+"""ASGI middleware: CORS, Host, API key, HEAD, errors, security headers, log and metrics.
 
 It validates the Host header, authenticates the API key where one is needed, and turns
 every exception into a response. It is pure ASGI, so no byte of a body is read before the key is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from http import HTTPStatus
 
@@ -22,6 +22,7 @@ from server.errors import STATUS, BadHostError, InvalidKeyError, MissingKeyError
 from server.keys.lookup import ApiKey, KeyLookup, digest
 from server.keys.throttle import Throttle
 from server.paths import HOSTED_NAMES, PROBES, is_public, is_signed
+from server.transport.cors import Cors
 from server.transport.responses import answer_for_bug, answer_for_exception
 from server.transport.security_headers import Headers, security_headers
 from server.transport.traffic import Traffic
@@ -55,9 +56,11 @@ class Middleware:
         public_url: str,
         traffic: Traffic,
         trusts_proxies: bool,
+        origins: tuple[str, ...] = (),
         also_public: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
+        self._respond: ASGIApp = Cors(self._answer, origins) if origins else self._answer
         self._traffic = traffic
         self._also_public = also_public
         self._key_lookup = key_lookup
@@ -73,12 +76,11 @@ class Middleware:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 0
+        state = scope.setdefault("state", {})
 
         async def send_on(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                state["status"] = status = message["status"]
                 more = security_headers(scope["path"], status, scope["scheme"])
                 if status >= HTTPStatus.BAD_REQUEST:
                     if status != HTTPStatus.UNPROCESSABLE_ENTITY:  # the answer, when it has FAILED
@@ -88,18 +90,16 @@ class Middleware:
             await send(message)
 
         try:
-            await self._answer(scope, receive, send_on, lambda: status > 0)
+            await self._respond(scope, receive, send_on)
         finally:
-            if status:
-                self._traffic.note(scope, status, time.perf_counter() - began)
+            if _has_begun(scope):
+                self._traffic.note(scope, state["status"], time.perf_counter() - began)
 
     def _log_refusal(self, scope: Scope, status: int) -> None:
         if scope["path"] not in PROBES and self._limit.admits():
             _log.info("http.refused", status=status, **_fields(scope))
 
-    async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, has_begun: Callable[[], bool]
-    ) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._admit(scope)
             if scope["method"] == "HEAD":
@@ -109,17 +109,17 @@ class Middleware:
         except Exception as raised:
             error = OutOfFilesError() if _is_out_of_files(raised) else raised
             scope["state"]["reason"] = _reason(error)
-            response = None if has_begun() else answer_for_exception(error, scope)
+            response = None if _has_begun(scope) else answer_for_exception(error, scope)
             if response is None:
                 _log.exception("http.bug", **_fields(scope))
-                if has_begun():
+                if _has_begun(scope):
                     raise  # too late for a response: the connection must break
                 response = answer_for_bug(scope["path"], _request_id(scope))
             await response(scope, receive, send)
 
     async def _admit(self, scope: Scope) -> None:
         headers = _headers(scope)
-        state = scope.setdefault("state", {})
+        state = scope["state"]
         path = scope["path"]
         if path not in PROBES:  # a probe may be HTTP/1.0, without Host
             state["base_url"] = self._public_url or self._asked_url(scope, headers)
@@ -218,9 +218,22 @@ def _fields(scope: Scope) -> dict[str, str]:
         "reason": scope["state"].get("reason"),
         "method": scope["method"],
         "path": scope["path"][:MOST_LOGGED_TEXT],
+        "origin": _origin(scope)[:MOST_LOGGED_TEXT],
         "request_id": (_request_id(scope) or "")[:MOST_LOGGED_TEXT],
     }
     return {name: text for name, text in fields.items() if text}
+
+
+def _origin(scope: Scope) -> str:
+    """Of the page that calls."""
+    return next(
+        (value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"), ""
+    )
+
+
+def _has_begun(scope: Scope) -> bool:
+    """Whether the response has."""
+    return "status" in scope["state"]
 
 
 def _request_id(scope: Scope) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from server.app import create_app
 from server.settings import LOCAL_ORIGINS, ServerSettings
@@ -17,6 +18,7 @@ PREFLIGHT = {
     "access-control-request-method": "POST",
     "access-control-request-headers": "content-type,x-api-key,idempotency-key",
 }
+ORIGIN = "https://a.example"
 SUBMIT = "http://gateway/v2/mochi-1"
 
 
@@ -70,6 +72,29 @@ def test_a_preflight_of_any_other_page_is_refused_with_the_remedy(
     answer = ask(redis_url, tmp_path, from_page(origin, "OPTIONS", **PREFLIGHT), origins)
     assert "MOCHI_CORS_ORIGINS" in refusal(answer, 400)
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(("origin", "status"), [("https://a.example", 200), ("null", 400)])
+def test_a_preflight_is_an_answer_like_any_other(
+    redis_url: str, tmp_path: Path, origin: str, status: int
+) -> None:
+    settings = ServerSettings(data_dir=tmp_path, redis_url=redis_url, cors_origins=ORIGIN)
+    app = create_app(settings, connect_gateway(redis_url))
+    with capture_logs() as logs:
+        (answer,) = call(app, from_page(origin, "OPTIONS", **PREFLIGHT))
+    assert answer.status_code == status
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert [
+        (line["event"], line["origin"], line["method"]) for line in logs if "origin" in line
+    ] == [("http.refused", origin, "OPTIONS")] * (status == 400)
+    counted = {
+        (sample.labels["verb"], sample.labels["status"])
+        for metric in app.state.services.traffic.collect()
+        for sample in metric.samples
+        if sample.name == "mochi_http_request_seconds_count"
+    }
+    assert counted == {("OPTIONS", str(status))}
 
 
 def test_a_verb_that_no_route_takes_is_refused_as_such(redis_url: str, tmp_path: Path) -> None:
