@@ -167,7 +167,7 @@ def _services(settings: ServerSettings, broker: AsyncClient) -> Services:
         history=History(
             broker, store, days=settings.history_days, with_prompts=settings.history_prompts
         ),
-        standing=StandingWebhooks(broker),
+        standing=StandingWebhooks(broker, retention_seconds=settings.retention_seconds),
         poller=Poller(store),
         canceller=Canceller(store),
         outputs=outputs,

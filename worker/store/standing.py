@@ -43,8 +43,10 @@ class Webhook:
 class StandingWebhooks:
     """Every method raises BrokerUnavailableError when the broker does not answer."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, retention_seconds: float) -> None:
         self._redis = redis
+        self._retention_ms = round(retention_seconds * 1000)
+        self._delete = redis.register_script(scripts.source("delete_webhook"))
         self._put = redis.register_script(scripts.source("put_webhook"))
 
     async def of_owner(self, owner: str) -> dict[str, Webhook]:
@@ -61,16 +63,16 @@ class StandingWebhooks:
         return webhook_id if is_added else None
 
     async def change(self, owner: str, webhook_id: str, webhook: Webhook) -> bool:
-        """False if there is no such webhook."""
+        """False if there is no such webhook. Waiting deliveries go where it leads now."""
         return await self._write(owner, webhook_id, webhook, 0)
 
     async def delete(self, owner: str, webhook_id: str) -> bool:
         """False if there is no such webhook. Its waiting deliveries are given up."""
         with broker_errors():
-            if not await self._redis.hdel(keyspace.STANDING + owner, webhook_id):
-                return False
-            await self._redis.delete(keyspace.STANDING_LOG + webhook_id)
-        return True
+            deleted = await self._delete(
+                keyspace.for_scripts(), ["", owner, webhook_id, self._retention_ms]
+            )
+        return was_done("delete_webhook", deleted)
 
     async def deliveries(self, webhook_id: str) -> list[Delivery]:
         """The latest 100, the newest first, as long as each is kept."""
@@ -92,7 +94,7 @@ class StandingWebhooks:
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def _write(self, owner: str, webhook_id: str, webhook: Webhook, most: int) -> bool:
-        arguments: list[str | int] = ["", owner, webhook_id, json.dumps(asdict(webhook)), most]
+        arguments = (owner, webhook_id, json.dumps(asdict(webhook)), most, self._retention_ms)
         with broker_errors():
-            written = await self._put(keyspace.for_scripts(), arguments)
+            written = await self._put(keyspace.for_scripts(), ["", *arguments])
         return was_done("put_webhook", written)

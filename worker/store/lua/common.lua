@@ -170,6 +170,13 @@ local function end_delivery(id, owner, retention_ms)
   redis.call('PEXPIRE', keys.webhook .. id, retention_ms)
 end
 
+-- Ends a delivery without a further attempt. The outcome of one under way is not recorded any more.
+local function give_up_delivery(id, owner, reason, retention_ms)
+  redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
+  log_attempt(id, reason)
+  end_delivery(id, owner, retention_ms)
+end
+
 -- Queues a delivery. The record may expire before the last attempt, so the delivery holds a copy of its
 -- fields, each prefixed with a colon.
 local function enqueue_delivery(id, owner, url, retention_ms, most)
@@ -187,9 +194,7 @@ local function enqueue_delivery(id, owner, url, retention_ms, most)
   if redis.call('ZCARD', keys.webhooks .. ':' .. owner) < most then
     schedule_delivery(id, owner, now_ms())
   else
-    redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
-    log_attempt(id, 'too many deliveries of this key are due')
-    end_delivery(id, owner, retention_ms)
+    give_up_delivery(id, owner, 'too many deliveries of this key are due', retention_ms)
   end
 end
 
@@ -207,13 +212,32 @@ end
 -- Latest deliveries of a standing webhook that its log names, and for how long.
 local MOST_LOGGED, LOGGED_SECONDS = 100, 2 * 24 * 60 * 60
 
+-- A standing webhook, or nil. One that cannot be read is none: the end of a request must not fail.
+local function standing_webhook(owner, webhook_id)
+  local is_read, webhook = pcall(cjson.decode, redis.pcall('HGET', keys.standing .. owner, webhook_id))
+  if is_read and type(webhook) == 'table' and webhook.url and webhook.base then
+    return webhook
+  end
+end
+
+local DELETED = 'the webhook was deleted'
+local DEAF = 'the webhook does not receive the ends of requests any more'
+
+-- Gives up the waiting deliveries to a standing webhook.
+local function give_up_standing(owner, webhook_id, reason, retention_ms)
+  local suffix = ':' .. webhook_id
+  for _, id in ipairs(redis.call('ZRANGE', keys.webhooks .. ':' .. owner, 0, -1)) do
+    if string.sub(id, -#suffix) == suffix then
+      give_up_delivery(id, owner, reason, retention_ms)
+    end
+  end
+end
+
 -- Queues a delivery to each standing webhook of the owner that wants the ends of requests.
 local function enqueue_standing(id, owner, retention_ms)
-  local webhooks = redis.pcall('HGETALL', keys.standing .. owner)
-  for index = 1, #webhooks, 2 do
-    local webhook_id = webhooks[index]
-    local is_read, webhook = pcall(cjson.decode, webhooks[index + 1]) -- the end must not fail
-    if is_read and type(webhook) == 'table' and webhook.is_heard and webhook.url and webhook.base then
+  for _, webhook_id in ipairs(redis.pcall('HKEYS', keys.standing .. owner)) do
+    local webhook = standing_webhook(owner, webhook_id)
+    if webhook and webhook.is_heard then
       local delivery_id, log = id .. ':' .. webhook_id, keys.standing .. 'log:' .. webhook_id
       enqueue_delivery(delivery_id, owner, webhook.url, retention_ms, MOST_DUE / 2)
       redis.call('HSET', keys.webhook .. delivery_id, 'webhook_id', webhook_id,

@@ -14,10 +14,15 @@ local function first_due(set)
   return redis.call('ZRANGE', set, '-inf', text(now), 'BYSCORE', 'LIMIT', 0, MOST_LOOKED_AT)
 end
 
-local function end_unsent(id, owner, reason)
-  redis.call('HSET', keys.webhook .. id, 'state', 'given_up')
-  log_attempt(id, reason)
-  end_delivery(id, owner, ARGV[5])
+-- Why a delivery has no further attempt, if so.
+local function obstacle(owner, webhook, webhook_id, number)
+  if redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
+    return 'the API key was revoked'
+  end
+  if webhook_id and not (webhook and webhook.is_heard) then
+    return webhook and DEAF or DELETED
+  end
+  return number > most_attempts and 'the sender ended during the last attempt'
 end
 
 local function take(id, owner)
@@ -26,19 +31,22 @@ local function take(id, owner)
     unpack(redis.call('HMGET', delivery, 'attempts', 'before', 'webhook_id'))
   if not attempts then
     redis.call('ZREM', keys.webhooks .. ':' .. owner, id)
-  elseif redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
-    end_unsent(id, owner, 'the API key was revoked')
-  elseif webhook_id and redis.call('HEXISTS', keys.standing .. owner, webhook_id) == 0 then
-    end_unsent(id, owner, 'the webhook was deleted')
-  elseif attempts - before >= most_attempts then
-    end_unsent(id, owner, 'the sender ended during the last attempt')
-  else
-    busy[owner] = (busy[owner] or 0) + 1
-    redis.call('HINCRBY', delivery, 'attempts', 1)
-    schedule_delivery(id, owner, now + ARGV[3])
-    taken[#taken + 1] = id
-    taken[#taken + 1] = redis.call('HGETALL', delivery)
+    return
   end
+  local webhook = webhook_id and standing_webhook(owner, webhook_id)
+  local reason = obstacle(owner, webhook, webhook_id, attempts - before + 1)
+  if reason then
+    give_up_delivery(id, owner, reason, ARGV[5])
+    return
+  end
+  if webhook then -- it may lead elsewhere since the end of the request
+    redis.call('HSET', delivery, 'url', webhook.url, ':webhook_base', webhook.base)
+  end
+  busy[owner] = (busy[owner] or 0) + 1
+  redis.call('HINCRBY', delivery, 'attempts', 1)
+  schedule_delivery(id, owner, now + ARGV[3])
+  taken[#taken + 1] = id
+  taken[#taken + 1] = redis.call('HGETALL', delivery)
 end
 
 local function is_full(owner)
