@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.engine import Engine, Meter
 from models.errors import EngineUnavailableError, not_installed
-from models.settings import EngineSettings
+from models.settings import EngineSettings, missing_libraries
 
 
 def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
@@ -31,6 +31,8 @@ def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
             "Python leaves out docstrings here, which transformers needs. Start it without -OO and "
             "PYTHONOPTIMIZE=2."
         )
+    if missing := missing_libraries():
+        raise not_installed(missing)
     try:
         from models.mochi.loading.load import load  # noqa: PLC0415 (torch takes seconds)
     except ImportError as error:

@@ -61,10 +61,13 @@ class EngineUnavailableError(MochiError):
     """The engine cannot run on this machine; the text has the cause and the remedy."""
 
 
-def not_installed(error: ImportError, extras: str = "'.[worker]'") -> EngineUnavailableError:
+def not_installed(
+    missing: ImportError | list[str], extras: str = "'.[worker]'"
+) -> EngineUnavailableError:
     """The error for a machine without the libraries of `extras`. The project is on no index."""
+    what = f"missing: {', '.join(missing)}" if isinstance(missing, list) else missing
     return EngineUnavailableError(
-        f"The worker's libraries are not installed ({error}). "
+        f"The worker's libraries are not installed ({what}). "
         f"In a clone of the project, type: pip install {extras}"
     )
 

@@ -20,8 +20,14 @@ _WITHOUT_REAL_WEIGHTS = frozenset(
     {"mock", "mock_weights", "engine", "step_cache", "fake_step_seconds", "mock_speed"}
 )
 """Settings that engines without real weights use."""
-_LIBRARIES = ("torch", "diffusers", "transformers")
-"""Of the real engine, from the extra `worker`."""
+_ENGINE = ("torch", "diffusers", "transformers")
+"""Where these are, `--mock` runs the real engine."""
+LIBRARIES = (
+    *_ENGINE,
+    *("accelerate", "google.protobuf", "httpx2", "huggingface_hub", "imageio_ffmpeg", "numpy"),
+    *("PIL", "safetensors", "sentencepiece", "tokenizers"),
+)
+"""All that pulling and loading weights imports, first or last: the extra `worker`."""
 
 
 def default_data_dir() -> Path:
@@ -30,6 +36,18 @@ def default_data_dir() -> Path:
     with suppress(RuntimeError):  # without a home folder, the setting has to be set
         base = base.expanduser()
     return base / "mochi-server"
+
+
+def missing_libraries() -> list[str]:
+    """The modules of the extra `worker` that are not installed. Imports none of them."""
+    return [name for name in LIBRARIES if not _is_installed(name)]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # of the parent package
+        return False
 
 
 def make_private_folder(folder: Path) -> None:
@@ -174,7 +192,7 @@ class EngineSettings(BaseSettings):
     def is_light_mock(self) -> bool:
         """Whether the engine draws its videos, without a model and torch."""
         is_choice = self.mock and not self.mock_weights
-        return self.engine == "fake" or (is_choice and not all(map(find_spec, _LIBRARIES)))
+        return self.engine == "fake" or (is_choice and not all(map(find_spec, _ENGINE)))
 
     @property
     def ignored(self) -> list[str]:

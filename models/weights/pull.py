@@ -22,7 +22,7 @@ from pydantic import HttpUrl, ValidationError
 from rich.filesize import decimal
 
 from models.errors import WeightsError, not_installed
-from models.settings import make_private_folder
+from models.settings import make_private_folder, missing_libraries
 from models.weights.folder import (
     COMMIT,
     MANIFEST,
@@ -120,13 +120,15 @@ def pull(
 
     Raises:
         WeightsError: the weights are not complete; the next pull keeps complete files.
-        EngineUnavailableError: huggingface_hub is not installed.
+        EngineUnavailableError: a library that pulls or loads them is not installed.
     """
     if not is_hub_id(weights):
         raise WeightsError(
             f"MOCHI_WEIGHTS={weights} is not a hub id such as genmo/mochi-1-preview: "
             "there is nothing to pull."
         )
+    if missing := missing_libraries():  # also those of the loading: it comes 60 GB later
+        raise not_installed(missing)
     root = data_dir / "weights"
     _check_hub()
     with _translate_disk_errors(root), exclusive_lock(root, say):

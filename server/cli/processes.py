@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from models.errors import not_installed
+from models.settings import missing_libraries
 from server.cli.options import (
     BROKER,
     ENGINE,
@@ -123,8 +123,8 @@ def bench_engine(
 
     Beside diffusers: `mochi-server bench engine --compare stock -o result.json`
     """
-    if find_spec("torch") is None:
-        fail(str(not_installed(ModuleNotFoundError("No module named 'torch'"))), os.EX_CONFIG)
+    if missing := missing_libraries():
+        fail(str(not_installed(missing)), os.EX_CONFIG)
     settings = read_settings()
     with exit_on_error():
         if output is not None:

@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from models.settings import LIBRARIES
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("server", "worker", "models")
@@ -133,6 +135,18 @@ def run_with(extras: tuple[str, ...], code: str, *arguments: str) -> str:
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
+
+
+def test_a_pull_looks_for_everything_that_the_extra_worker_brings() -> None:
+    owners = metadata.packages_distributions()
+    looked_for = {
+        canonicalize_name(owner)
+        for module in LIBRARIES
+        for owner in owners[module.partition(".")[0]]
+    }
+    also_below_google = {"googleapis-common-protos"}
+    brought = {one.name for one in requirements("worker")} - {one.name for one in requirements()}
+    assert looked_for - also_below_google == brought
 
 
 def test_the_real_tokenizer_is_read_with_the_extra_worker_alone(tmp_path: Path) -> None:

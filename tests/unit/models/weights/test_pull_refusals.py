@@ -174,10 +174,13 @@ def test_a_commit_that_is_none_is_not_taken_for_a_folder(hub: FakeHub, tmp_path:
     assert "answers with commit '../../elsewhere'" in refusal(hub, tmp_path)
 
 
-def test_without_the_workers_libraries_a_pull_says_what_to_install(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["huggingface_hub", "google.protobuf", "sentencepiece"])
+def test_without_all_libraries_of_pull_and_loading_nothing_is_pulled(
+    tmp_path: Path, module: str
+) -> None:
     code = f"""
 import sys
-sys.modules["huggingface_hub"] = None
+sys.modules[{module!r}] = None
 from pathlib import Path
 from models.errors import EngineUnavailableError
 from models.weights.pull import pull
@@ -189,4 +192,6 @@ except EngineUnavailableError as error:
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, text=True
     ).stdout
-    assert "pip install '.[worker]'" in printed
+    assert printed.startswith(f"The worker's libraries are not installed (missing: {module}).")
+    assert printed.endswith("pip install '.[worker]'\n")
+    assert not list(tmp_path.iterdir())
