@@ -198,17 +198,6 @@ local function enqueue_delivery(id, owner, url, retention_ms, most)
   end
 end
 
--- Ids of the deliveries of a request: to its webhook URL, and to each standing webhook of the owner. A key
--- of another type has none.
-local function delivery_ids(id, owner)
-  local ids = { id }
-  local webhooks = redis.pcall('HKEYS', keys.standing .. owner)
-  for _, webhook_id in ipairs(webhooks) do
-    ids[#ids + 1] = id .. ':' .. webhook_id
-  end
-  return ids
-end
-
 -- Latest deliveries of a standing webhook that its log names, and for how long.
 local MOST_LOGGED, LOGGED_SECONDS = 100, 2 * 24 * 60 * 60
 
@@ -233,8 +222,10 @@ local function give_up_standing(owner, webhook_id, reason, retention_ms)
   end
 end
 
--- Queues a delivery to each standing webhook of the owner that wants the ends of requests.
+-- Queues a delivery to each standing webhook of the owner that wants the ends of requests. The record lists
+-- them, as it may outlive a webhook.
 local function enqueue_standing(id, owner, retention_ms)
+  local ids = {}
   for _, webhook_id in ipairs(redis.pcall('HKEYS', keys.standing .. owner)) do
     local webhook = standing_webhook(owner, webhook_id)
     if webhook and webhook.is_heard then
@@ -245,7 +236,11 @@ local function enqueue_standing(id, owner, retention_ms)
       redis.call('LPUSH', log, delivery_id)
       redis.call('LTRIM', log, 0, MOST_LOGGED - 1)
       redis.call('EXPIRE', log, LOGGED_SECONDS)
+      ids[#ids + 1] = delivery_id
     end
+  end
+  if ids[1] then
+    redis.call('HSET', keys.record, 'deliveries', table.concat(ids, ' '))
   end
 end
 

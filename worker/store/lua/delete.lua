@@ -2,8 +2,8 @@
 -- record stays, hidden from the owner, until the run has ended.
 -- ARGV: id, owner, retention in ms, error. Returns the name of the video or '', or nil: no such request.
 local id = ARGV[1]
-local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name', 'history_entry' }
-local status, owner, deleted, key, file_name, entry = unpack(read(keys.record, unpack(names)))
+local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name', 'history_entry', 'deliveries' }
+local status, owner, deleted, key, file_name, entry, deliveries = unpack(read(keys.record, unpack(names)))
 if owner ~= ARGV[2] or deleted then
   return nil
 end
@@ -25,7 +25,7 @@ if entry then
   redis.call('XDEL', keys.past .. owner, entry)
 end
 leave_list(id, owner, ARGV[3])
-for _, delivery_id in ipairs(delivery_ids(id, owner)) do
+for delivery_id in string.gmatch(id .. ' ' .. (deliveries or ''), '%S+') do
   redis.call('DEL', keys.webhook .. delivery_id)
   end_delivery(delivery_id, owner, ARGV[3])
 end

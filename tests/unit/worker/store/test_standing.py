@@ -88,3 +88,20 @@ def test_waiting_deliveries_end_with_their_webhook_or_its_interest(
     found = {each.delivery_id: each for each in all_deliveries(redis)}
     assert found[ended.delivery_id].state is State.GIVEN_UP
     assert [outcome for _, outcome in found[ended.delivery_id].log] == [reason, reason]
+
+
+def test_a_deleted_request_takes_along_its_deliveries_to_deleted_webhooks(
+    redis: Redis, redis_url: str
+) -> None:
+    gone, stays = add(redis_url), add(redis_url, SECOND)
+    request_id, other = end_request(redis_url), end_request(redis_url)
+    assert ask(redis_url, lambda it: it.delete(OWNER, gone))
+    assert len(of_request(redis, request_id)) == len(of_request(redis, other)) == 2
+    ask_gateway(redis_url, lambda it: it.delete(request_id, OWNER))
+    assert of_request(redis, request_id) == set()
+    assert of_request(redis, other) == {f"{other}:{gone}", f"{other}:{stays}"}
+    assert [each.delivery_id for each in take(redis_url)] == [f"{other}:{stays}"]
+
+
+def of_request(redis: Redis, request_id: str) -> set[str]:
+    return {e.delivery_id for e in all_deliveries(redis) if e.request_id == request_id}
