@@ -40,5 +40,6 @@ def _prompts(redis: Redis) -> Iterator[str]:
         return
     for params in found:
         prompt = json.loads(params)["prompt"] if isinstance(params, str) else ""
-        if len(prompt) >= SHORTEST_PROMPT:
+        # A single word, as fuzzers make of the names in our code, stands in a log by itself.
+        if len(prompt) >= SHORTEST_PROMPT and not prompt.isidentifier():
             yield prompt
