@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from bisect import bisect_right
 from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
@@ -88,9 +89,10 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    fitting = bisect_right(
+        range(1, len(text)), float(width), key=lambda length: font.getlength(text[:length] + "…")
+    )
+    return text[:fitting].rstrip() + "…"
 
 
 def _plain(text: str) -> str:
