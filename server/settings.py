@@ -140,7 +140,7 @@ class ServerSettings(WorkerSettings):
         default=False,
         description=(
             "Keep the first 500 characters of prompts in the history, too; otherwise prompts live "
-            "for the hour only. A row has 155 bytes, and with prompts up to 4 kB."
+            "for the hour only. A row has 270 bytes, and with prompts up to 4 kB."
         ),
     )
     price_base: Decimal = _credits("Credits for each request.")

@@ -8,9 +8,10 @@ is read from its record, which knows more.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, repeat
 from typing import Any
 
 from redis.asyncio import Redis
@@ -23,7 +24,10 @@ from worker.store import keyspace
 from worker.store.gateway_side import GatewayStore
 
 READ_AT_ONCE = 100
-"""Rows of one call to the broker, which serves no other client meanwhile."""
+"""Records of one call to the broker, which serves no other client meanwhile."""
+READ_FIRST = 100
+READ_NEXT = 1000
+"""Rows of the first call, which is often the last one, and of the next: smaller than records."""
 MOST_PROMPT = 500
 """Characters of a prompt that outlive its record: a history has thousands of them."""
 _DAY_MS = 24 * 60 * 60 * 1000
@@ -80,6 +84,11 @@ class Entry:
             params_json=fields["params"],
         )
 
+    @property
+    def ended_at(self) -> int:
+        """In ms as `created_at`; of one that has not ended, its submit."""
+        return self.created_at + (self.latency_ms or 0)
+
     @cached_property
     def params(self) -> dict[str, Any]:
         params: dict[str, Any] = json.loads(self.params_json)
@@ -114,19 +123,35 @@ class History:
         """The owner's requests, the newest first. Of those before `since_ms`, some are left out."""
         found = {entry.request_id: entry async for entry in self._past(owner, since_ms)}
         found |= {job.request_id: Entry.of_job(job) async for job in self._kept(owner, since_ms)}
-        return sorted(found.values(), key=lambda entry: entry.created_at, reverse=True)
+        return _newest(found.values())
+
+    async def latest_videos(self, owner: str, most: int) -> list[Entry]:
+        """The owner's newest requests that have made a video, the newest first."""
+        newest: list[Entry] = []
+        async for job in self._kept(owner):
+            if job.status is Status.COMPLETED:
+                newest.append(Entry.of_job(job))
+            if len(newest) == most:
+                break
+        async for entry in self._past(owner):
+            if len(newest) == most and entry.ended_at <= newest[-1].created_at:
+                break  # further rows ended before, so they were submitted before
+            is_known = entry.request_id in {other.request_id for other in newest}
+            if entry.status is Status.COMPLETED and not is_known:
+                newest = _newest([*newest, entry])[:most]
+        return newest
 
     async def find(self, request_id: str, owner: str) -> Entry:
         """One request. Raises RequestNotFoundError."""
         try:
             return Entry.of_job(await self._store.find(request_id, owner))
         except RequestNotFoundError:
-            async for entry in self._past(owner):
+            for entry in await self._ended_with(request_id, owner):
                 if entry.request_id == request_id:
                     return entry
             raise
 
-    async def _kept(self, owner: str, since_ms: int) -> AsyncIterator[Job]:
+    async def _kept(self, owner: str, since_ms: int = 0) -> AsyncIterator[Job]:
         """Those submitted since then, the newest first."""
         after = ""
         while True:
@@ -143,21 +168,43 @@ class History:
             after = page.jobs[-1].request_id
 
     async def _past(self, owner: str, since_ms: int = 0) -> AsyncIterator[Entry]:
-        """The oldest first. An entry's id begins with the time at which it was added, in ms."""
+        """Those that ended since then, the latest end first."""
         if not self._days:
             return
+        begin = max(since_ms, await self._first_ms())
+        until = "+"
+        for count in chain([READ_FIRST], repeat(READ_NEXT)):
+            with broker_errors():
+                found: Any = await self._redis.xrevrange(
+                    keyspace.PAST + owner, max=until, min=begin, count=count
+                )
+            for entry in self._entries_of(found):
+                yield entry
+            if len(found) < count:
+                return
+            until = f"({found[-1][0]}"
+
+    async def _ended_with(self, request_id: str, owner: str) -> list[Entry]:
+        """The request's row, and those of the same millisecond."""
+        if not self._days:
+            return []
+        first_ms = await self._first_ms()
+        with broker_errors():
+            at_ms = await self._redis.zscore(keyspace.PAST_TIMES + owner, request_id)
+            if at_ms is None or at_ms < first_ms:
+                return []
+            at = int(at_ms)
+            found: Any = await self._redis.xrange(keyspace.PAST + owner, min=at, max=at)
+        return self._entries_of(found)
+
+    async def _first_ms(self) -> int:
+        """Ends before it are not served. A row's id begins with the time of the end, in ms."""
         with broker_errors():
             seconds, _ = await self._redis.time()
-        begin = str(max(since_ms, seconds * 1000 - self._days * _DAY_MS, 0))
-        while begin:
-            with broker_errors():
-                found: Any = await self._redis.xrange(
-                    keyspace.PAST + owner, min=begin, count=READ_AT_ONCE
-                )
-            for _, fields in found:
-                if entry := self._read(fields):
-                    yield entry
-            begin = f"({found[-1][0]}" if len(found) == READ_AT_ONCE else ""
+        return max(0, int(seconds) * 1000 - self._days * _DAY_MS)
+
+    def _entries_of(self, rows: Iterable[tuple[str, Mapping[str, str]]]) -> list[Entry]:
+        return [entry for _, fields in rows if (entry := self._read(fields))]
 
     def _read(self, fields: Mapping[str, str]) -> Entry | None:
         """None for a row of another version that cannot be read: rows outlive releases."""
@@ -168,6 +215,10 @@ class History:
             return replace(entry, params_json=json.dumps(_without_prompts(entry.params)))
         except (KeyError, ValueError):
             return None
+
+
+def _newest(entries: Iterable[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: entry.created_at, reverse=True)
 
 
 def _without_prompts(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,9 @@ EXPIRIES = "mochi:expiries:"
 PAST = "mochi:past:"
 """With an owner's id, a stream: its ended requests, for longer than their records; see
 `history.py`."""
+PAST_TIMES = PAST + "times:"
+"""With an owner's id, a sorted set: ids of the requests in that stream, by the time of their end in
+ms."""
 AUDIT = "mochi:audit"
 """Stream: acts of administrators."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)

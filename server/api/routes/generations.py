@@ -73,7 +73,9 @@ router = APIRouter(prefix="/inference-request", tags=["History"])
 async def get_recent_generations(request: Request) -> Response:
     """The key's latest 20 requests that have made a video."""
     call = Call.of(request)
-    shown = [e for e in await _entries(call) if e.status is Status.COMPLETED][:ROWS]
+    _require_reader(call)
+    history = call.services.history
+    shown = await history.latest_videos(call.key.key_id, ROWS) if _asks_for_model(call) else []
     return answer(RecentBody(generations=[await _generation(call, entry) for entry in shown]))
 
 
@@ -171,12 +173,11 @@ async def _entries(call: Call, first: date | None = None, last: date | None = No
     """The key's requests with the model, submitted in these days; the newest first.
 
     Raises:
-        ForbiddenError: the key may not read, or the user is another one.
+        ForbiddenError: see `_require_reader`.
     """
-    call.key.require(Scope.READ)
-    _require_own(call)
+    _require_reader(call)
     since_ms = to_ms(datetime.combine(first, time(), UTC)) if first else 0
-    if MODEL_NAME.read(call.request) not in MODEL:
+    if not _asks_for_model(call):
         return []
     entries = await call.services.history.entries(call.key.key_id, since_ms=since_ms)
     return [
@@ -186,7 +187,13 @@ async def _entries(call: Call, first: date | None = None, last: date | None = No
     ]
 
 
-def _require_own(call: Call) -> None:
+def _asks_for_model(call: Call) -> bool:
+    return MODEL_NAME.read(call.request) in MODEL
+
+
+def _require_reader(call: Call) -> None:
+    """Raise ForbiddenError if the key may not read, or the user is another one."""
+    call.key.require(Scope.READ)
     if USER_ID.read(call.request) not in {"", call.key.key_id}:
         raise ForbiddenError(
             f"`{USER_ID.name}` must be the id of your own key, or left out: each key sees only "

@@ -118,6 +118,7 @@ def test_days_are_those_of_the_submit(stack: Stack, sdk: SegmindClient, key: str
     noon = datetime(today.year, today.month, today.day, 12, tzinfo=UTC) - timedelta(days=10)
     at = int(noon.timestamp() * 1000)
     stack.redis.xadd(past, row | {"created_at": at}, id=f"{at + 1000}-0")
+    stack.redis.zadd(keyspace.PAST_TIMES + stack.owner(key), {done: at + 1000})
 
     def total(**query: str) -> int:
         return int(sdk.generations.history(**query)["total"])

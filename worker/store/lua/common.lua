@@ -304,16 +304,21 @@ local function note_past(id, owner, status)
   if not days or deleted then
     return
   end
-  local now, past = now_ms(), keys.past .. owner
+  local now, past, times = now_ms(), keys.past .. owner, keys.past .. 'times:' .. owner
+  -- The end must not fail where a key has another type.
   local entry = redis.pcall('XADD', past, 'MAXLEN', MOST_PAST, '*', 'id', id, 'status', status,
                            'created_at', created, 'latency_ms', text(math.max(0, now - created)),
                            'cost', cost or '0', 'error', error or '', 'params', kept or params)
-  if type(entry) == 'table' then -- the key has another type; the end must not fail
+  if type(entry) == 'table' then
     return
   end
   redis.call('HSET', keys.record, 'history_entry', entry)
   redis.call('XTRIM', past, 'MINID', text(now - days * DAY_MS))
+  redis.pcall('ZADD', times, string.match(entry, '%d+'), id)
+  redis.pcall('ZREMRANGEBYRANK', times, 0, -MOST_PAST - 1)
+  redis.pcall('ZREMRANGEBYSCORE', times, '-inf', '(' .. text(now - days * DAY_MS))
   redis.call('PEXPIRE', past, text(days * DAY_MS))
+  redis.call('PEXPIRE', times, text(days * DAY_MS))
 end
 
 -- The only way into a final state. The record, its place in the owner's list and its idempotency key

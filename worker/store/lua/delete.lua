@@ -23,6 +23,7 @@ end
 redis.call('DEL', keys.record)
 if entry then
   redis.call('XDEL', keys.past .. owner, entry)
+  redis.call('ZREM', keys.past .. 'times:' .. owner, id)
 end
 leave_list(id, owner, ARGV[3])
 for delivery_id in string.gmatch(id .. ' ' .. (deliveries or ''), '%S+') do

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Any, TypeVar
 
 import pytest
 from redis import Redis
@@ -20,8 +21,12 @@ from worker.store.history import MOST_PROMPT, Entry, History
 from worker.store.worker_side import Lease, Result, WorkerStore
 
 PAST = keyspace.PAST + OWNER
+TIMES = keyspace.PAST_TIMES + OWNER
+READS = ("xrange", "xrevrange")
 DAY_MS = 24 * 60 * 60 * 1000
 MOST = 10_000
+
+_Result = TypeVar("_Result")
 
 
 @pytest.fixture
@@ -39,13 +44,17 @@ def submit(url: str, *, days: int = 90) -> str:
     return asyncio.run(run())
 
 
-def entries(url: str, *, days: int = 90) -> list[Entry]:
-    async def run() -> list[Entry]:
+def ask(url: str, question: Callable[[History], Awaitable[_Result]], *, days: int = 90) -> _Result:
+    async def run() -> _Result:
         async with connect_gateway(url) as redis:
             gateway = GatewayStore(redis, most_waiting=10, retention_seconds=60)
-            return await History(redis, gateway, days=days).entries(OWNER)
+            return await question(History(redis, gateway, days=days))
 
     return asyncio.run(run())
+
+
+def entries(url: str, *, days: int = 90) -> list[Entry]:
+    return ask(url, lambda it: it.entries(OWNER), days=days)
 
 
 def start(store: WorkerStore, redis: Redis, url: str) -> Lease:
@@ -115,28 +124,89 @@ def test_so_are_old_ones(redis: Redis, redis_url: str, store: WorkerStore) -> No
     assert 89.9 * DAY_MS < left <= 90 * DAY_MS  # all of it, when the key makes no more
 
 
-def test_a_long_history_is_read_to_its_end(redis: Redis, redis_url: str) -> None:
-    row: dict[Any, Any] = {
-        **dict.fromkeys(("created_at", "latency_ms", "cost"), 1),
-        "status": "FAILED",
-        "error": "no",
-        "params": "{}",
-    }
-    pipeline = redis.pipeline()
-    for number in range(1200):
-        pipeline.xadd(PAST, {"id": number, **row})
-    pipeline.execute()
-    assert {entry.request_id for entry in entries(redis_url)} == {*map(str, range(1200))}
-
-    async def find(request_id: str, owner: str) -> Entry:
-        async with connect_gateway(redis_url) as client:
-            gateway = GatewayStore(client, most_waiting=10, retention_seconds=60)
-            return await History(client, gateway, days=90).find(request_id, owner)
-
-    assert asyncio.run(find("1199", OWNER)).error == "no"
-    for request_id, owner in (("1200", OWNER), ("1199", "another")):
+def test_a_long_history_is_read_in_few_calls(redis: Redis, redis_url: str) -> None:
+    most = 20
+    add_rows(redis, range(MOST), completed={*range(0, MOST, 2)})
+    calls(redis)
+    assert {entry.request_id for entry in entries(redis_url)} == {*map(str, range(MOST))}
+    assert calls(redis) == 11
+    newest = ask(redis_url, lambda it: it.latest_videos(OWNER, most))
+    expected = range(MOST - 2, MOST - 2 - 2 * most, -2)
+    assert [entry.request_id for entry in newest] == [*map(str, expected)]
+    assert calls(redis) == 1
+    assert ask(redis_url, lambda it: it.find("17", OWNER)).error == "no"
+    assert calls(redis) == 1
+    for request_id, owner in ((str(MOST), OWNER), ("17", "another")):
         with pytest.raises(RequestNotFoundError):
-            asyncio.run(find(request_id, owner))
+            ask(redis_url, lambda it: it.find(request_id, owner))  # noqa: B023
+    assert calls(redis) == 0
+
+
+def add_rows(redis: Redis, numbers: Iterable[int], completed: Collection[int] = ()) -> None:
+    """Ended requests, one each millisecond until now; submitted in the order of their ends."""
+    seconds: Any = redis.time()[0]
+    pipeline = redis.pipeline()
+    for number in numbers:
+        at = int(seconds) * 1000 - MOST + number
+        status = Status.COMPLETED if number in completed else Status.FAILED
+        row: dict[Any, Any] = {"id": number, "status": status, "created_at": at - 5}
+        row |= {"latency_ms": 5, "cost": 1, "error": "no", "params": "{}"}
+        pipeline.xadd(PAST, row, id=f"{at}-0")
+        pipeline.zadd(TIMES, {str(number): at})
+    pipeline.execute()
+
+
+def calls(redis: Redis) -> int:
+    """How often the history was read since the last question."""
+    stats: Any = redis.info("commandstats")
+    redis.config_resetstat()
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in READS)
+
+
+def test_the_newest_videos_are_those_submitted_last_whatever_ended_last(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    first, second, failed = (start(store, redis, redis_url) for _ in range(3))
+    for number, lease in enumerate((first, second, failed)):
+        redis.hincrby(keyspace.record(lease.request_id), "created_at", number - 5000)
+    store.complete(second, Result("b.mp4", 17))
+    store.fail(failed, "internal", "no")
+    store.complete(first, Result("a.mp4", 17))
+
+    def newest(most: int) -> list[str]:
+        found = ask(redis_url, lambda it: it.latest_videos(OWNER, most))
+        return [entry.request_id for entry in found]
+
+    assert newest(2) == [second.request_id, first.request_id]
+    redis.delete(keyspace.record(first.request_id), keyspace.record(second.request_id))
+    assert newest(1) == [second.request_id]
+    assert newest(20) == [second.request_id, first.request_id]
+    third = start(store, redis, redis_url)
+    store.complete(third, Result("c.mp4", 17))
+    assert newest(2) == [third.request_id, second.request_id]
+
+
+def test_a_row_is_found_until_it_is_dropped(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    lease = start(store, redis, redis_url)
+    store.fail(lease, "internal", "no")
+    redis.delete(keyspace.record(lease.request_id))
+    found = ask(redis_url, lambda it: it.find(lease.request_id, OWNER))
+    assert (found.status, found.job) == (Status.FAILED, None)
+    for days in (-1, 0):
+        with pytest.raises(RequestNotFoundError):
+            ask(redis_url, lambda it: it.find(lease.request_id, OWNER), days=days)
+    now: Any = redis.zscore(TIMES, lease.request_id)
+    redis.zadd(TIMES, {str(number): now for number in range(MOST)} | {lease.request_id: 1})
+    last = start(store, redis, redis_url)
+    store.fail(last, "internal", "no")
+    assert redis.zcard(TIMES) == MOST
+    redis.zadd(TIMES, {str(number): 1 for number in range(MOST)})
+    store.fail(start(store, redis, redis_url), "internal", "no")
+    assert redis.zcard(TIMES) == 2
+    assert redis.zscore(TIMES, lease.request_id) is None
+    assert 89.9 * DAY_MS < int(redis.pttl(TIMES)) <= 90 * DAY_MS
 
 
 def test_without_days_nothing_is_written(redis: Redis, redis_url: str, store: WorkerStore) -> None:
