@@ -122,9 +122,9 @@ def test_the_page_may_run_its_own_files_only_and_turn_no_text_into_markup(server
     assert not re.search(r"\sstyle=|\son\w+=|javascript:|<style|//", answer.text)
     for file, kinds in {
         "page.js": {"text/javascript", "application/javascript"},  # by the version of Python
-        "page.css": {"text/css"},
-        "form.css": {"text/css"},
-        "request.css": {"text/css"},
+        "styles/page.css": {"text/css"},
+        "styles/form.css": {"text/css"},
+        "styles/request.css": {"text/css"},
         "icon.svg": {"image/svg+xml"},
     }.items():
         asset = httpx.get(f"{server.url}/page/{file}")
