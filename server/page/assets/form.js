@@ -56,6 +56,8 @@ export function hasProblem() {
 
 /** Fold the field of the key where it has one. */
 export function foldKey() {
+  const summary = keyPart.querySelector("summary");
+  if (apiKey() && keyPart.contains(document.activeElement)) summary.focus();
   keyPart.open = apiKey() === "";
 }
 
@@ -165,10 +167,15 @@ form.addEventListener("reset", () => {
     changed();
   });
 });
-form.addEventListener("keydown", (event) => {
+document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     form.requestSubmit();
   }
 });
+if (/Mac|iP/.test(navigator.platform)) form.querySelector("kbd").textContent = "⌘";
+// The styles need it to stick the form by its end where the window is lower than the form.
+new ResizeObserver(() => {
+  form.style.setProperty("--height", `${form.offsetHeight}px`);
+}).observe(form);
 changed();

@@ -42,6 +42,7 @@ async function submit() {
     const { request_id: requestId } = await api.submit(form.model, secret, json, press.name);
     history.press.set(null);
     history.add(requestId, secret, values);
+    form.foldKey();
     go(requestId);
     at("request").scrollIntoView({ block: "nearest" });
   } catch (error) {
@@ -242,8 +243,10 @@ at("request").addEventListener("poster", ({ detail }) => {
   list();
 });
 addEventListener("hashchange", () => {
-  if (takeKey()) changeKey();
-  else if (requestOfAddress()) show(requestOfAddress());
+  if (takeKey()) {
+    changeKey();
+    form.foldKey();
+  } else if (requestOfAddress()) show(requestOfAddress());
 });
 history.onChange(list);
 setInterval(() => {

@@ -275,6 +275,22 @@ def test_code_is_copied(server: Stack, browser: Browser) -> None:
         assert copied == visitor.snippet.inner_text()
 
 
+def test_generate_stays_in_sight_and_its_shortcut_works_everywhere(visitor: Visitor) -> None:
+    visitor.page.add_init_script("Object.defineProperty(navigator, 'platform', {value: 'MacIntel'})")
+    visitor.page.set_viewport_size({"width": 1280, "height": 700})
+    visitor.page.reload()
+    expect(visitor.page.locator("kbd").first).to_have_text("⌘")
+    visitor.makes()
+    for place in ("0", "document.body.scrollHeight"):
+        visitor.page.evaluate(f"scrollTo(0, {place})")
+        expect(visitor.button("Generate")).to_be_in_viewport(ratio=1)
+    # The key works: its field makes room, and the keyboard's place is not lost.
+    expect(visitor.key_box).to_be_hidden()
+    visitor.button("Copy").focus()
+    visitor.page.keyboard.press("Meta+Enter")
+    expect(visitor.requests).to_have_count(2)
+
+
 def test_everybody_can_read_it_on_every_screen(visitor: Visitor) -> None:
     check_readable(visitor)
     visitor.makes("w" * 300)
