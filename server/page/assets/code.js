@@ -1,7 +1,7 @@
 /** The code section: the form's request in several languages, and the latest answer. */
 
 import { address } from "./api.js";
-import { at, element, say } from "./dom.js";
+import { at, copy, element } from "./dom.js";
 import * as form from "./form.js";
 import * as snippets from "./snippets.js";
 
@@ -49,22 +49,7 @@ function coloured(text) {
   return [...nodes, text.slice(end)];
 }
 
-async function copy() {
-  const range = document.createRange();
-  range.selectNodeContents(at("snippet"));
-  getSelection().removeAllRanges();
-  getSelection().addRange(range);
-  try {
-    await navigator.clipboard.writeText(at("snippet").textContent);
-  } catch {
-    document.execCommand("copy"); // navigator.clipboard exists only with TLS
-  }
-  say("Copied");
-  at("copy").textContent = "Copied";
-  setTimeout(() => (at("copy").textContent = "Copy"), 2000);
-}
-
-at("copy").addEventListener("click", copy);
+at("copy").addEventListener("click", ({ target }) => copy(target, at("snippet").textContent));
 for (const choice of document.querySelectorAll("[name=tab]")) {
   choice.addEventListener("change", draw);
 }

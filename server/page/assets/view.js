@@ -1,7 +1,7 @@
 /** The section for one request: state, preview, result or failure. */
 
 import { isEnded } from "./api.js";
-import { at, element, hide, say, write } from "./dom.js";
+import { at, copy, element, hide, say, write } from "./dom.js";
 import * as words from "./words.js";
 
 /** Pixels of a poster, half as wide as a row of the history shows at most. */
@@ -10,9 +10,8 @@ const POSTER = { width: 288, height: 163 };
 const section = at("request");
 const [headline, detail, video, preview] = ["state", "detail", "video", "preview"].map(at);
 const [progress, trouble, failure, facts] = ["progress", "trouble", "failure", "facts"].map(at);
-const [cancelButton, download, useSeed, useAll] = ["cancel", "download", "use-seed", "use-all"].map(
-  at,
-);
+const actions = ["cancel", "download", "copy-link", "use-seed", "use-all"].map(at);
+const [cancelButton, download, copyLink, useSeed, useAll] = actions;
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** The request shown: as this browser stored it, and its latest status. */
@@ -28,8 +27,7 @@ export function begin(requestId, entry) {
   video.removeAttribute("src");
   video.controls = false;
   video.load();
-  hide(preview, trouble, failure, progress, at("warnings"));
-  hide(cancelButton, download, useSeed, useAll);
+  hide(preview, trouble, failure, progress, at("warnings"), ...actions);
   preview.removeAttribute("src");
   facts.replaceChildren();
   at("asked").hidden = !entry?.values.prompt;
@@ -125,7 +123,7 @@ function complete(body) {
   if (!stillness.matches) video.play().catch(() => {}); // autoplay may be blocked
   download.href = body.output;
   download.setAttribute("download", body.video.file_name);
-  download.hidden = false;
+  download.hidden = copyLink.hidden = false;
   at("asked").hidden = false;
   at("asked").textContent = body.prompt;
   const list = at("warnings");
@@ -200,6 +198,7 @@ function fact([name, text]) {
   return row;
 }
 
+copyLink.addEventListener("click", () => copy(copyLink, download.href));
 video.addEventListener("playing", () => hide(preview));
 video.addEventListener("loadeddata", () => {
   hide(preview);

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Route, expect
@@ -266,13 +267,22 @@ def check_video(visitor: Visitor, path: Path, frames: int) -> None:
     assert GenerateParams.model_validate(form).model_dump() in asked
 
 
-def test_code_is_copied(server: Stack, browser: Browser) -> None:
+def test_code_and_the_link_of_a_video_are_copied_also_without_tls(
+    server: Stack, browser: Browser
+) -> None:
     permissions = ["clipboard-read", "clipboard-write"]
     with visit(server, browser, permissions=permissions) as visitor:
+        read = "clipboard.readText()"
+        visitor.page.evaluate("window.clipboard = navigator.clipboard")
         visitor.button("Copy").click()
         expect(visitor.page.get_by_role("status")).to_have_text("Copied")
-        copied = visitor.page.evaluate("navigator.clipboard.readText()")
-        assert copied == visitor.snippet.inner_text()
+        assert visitor.page.evaluate(read) == visitor.snippet.inner_text()
+        visitor.makes()
+        visitor.page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        visitor.button("Copy link").click()
+        expect(visitor.page.locator("#copy-link:focus")).to_have_text("Copied")
+        link = visitor.page.evaluate(read)
+    assert httpx.get(link).headers["content-type"] == "video/mp4"
 
 
 def test_generate_stays_in_sight_and_its_shortcut_works_everywhere(visitor: Visitor) -> None:
