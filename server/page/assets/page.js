@@ -153,7 +153,7 @@ async function cancel() {
 
 function list() {
   const entries = history.requests(form.apiKey());
-  at("no-history").hidden = entries.length > 0;
+  at("videos").hidden = entries.length === 0;
   const texts = JSON.stringify([entries, requestOfAddress()]);
   if (at("history").dataset.texts === texts) return;
   at("history").dataset.texts = texts;
@@ -175,7 +175,7 @@ function item(entry) {
   ]) {
     link.append(element("span", text, { className }), " ");
   }
-  link.dataset.state = entry.status ?? "";
+  link.dataset.state = entry.code === "cancelled" ? "CANCELLED" : (entry.status ?? "");
   const row = element("li");
   row.append(link);
   return row;

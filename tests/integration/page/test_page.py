@@ -52,6 +52,8 @@ def test_a_video_is_waited_for_seen_on_its_way_and_played(visitor: Visitor) -> N
         visitor.generate(Steps=40, Frames=52)
         expect(visitor.state).to_have_text(re.compile(r"In the queue, place \d+"))
         assert visitor.button("Cancel").is_visible()
+        visitor.page.evaluate("scrollTo(0, 0)")
+        below = visitor.requests.first.bounding_box()
     expect(visitor.state).to_have_text("Your video is ready")
     assert ("running", "Denoising", True) in visitor.seen()
     # Each stage was announced, and neither each place, nor each step or per cent.
@@ -70,6 +72,7 @@ def test_a_video_is_waited_for_seen_on_its_way_and_played(visitor: Visitor) -> N
     expect(visitor.page.locator("#preview")).to_be_hidden()
     visitor.page.evaluate("scrollTo(0, 0)")
     assert screen.bounding_box() == place
+    assert visitor.requests.first.bounding_box() == below
     expect(visitor.fact("Seed")).to_have_text(str(GenerateParams(prompt="a pond").seed))
     expect(visitor.fact("Kept until")).to_have_text(re.compile(r"\d\d:\d\d"))
     expect(visitor.page).to_have_title(re.compile("^ready"))
