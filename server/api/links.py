@@ -133,11 +133,21 @@ class VideoLinks:
             except StorageError as error:
                 _log.warning("outputs.no_link", reason=str(error))
                 return []  # a result has no link either
-            parts = urlsplit(link or self._public_url)
-            self._store_origin = f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
+            self._store_origin = _origin(link or self._public_url)
         return [self._store_origin] if self._store_origin else []
+
+    async def all_origins(self) -> list[str]:
+        """The same of every link in responses."""
+        found = dict.fromkeys([_origin(self._public_url), *await self.origins()])
+        return [*filter(None, found)]
 
     def seconds_left(self, job: Job) -> float:
         """Until the record expires; both times are the broker's."""
         left = ((job.expires_at or 0) - job.seen_at) / 1000
         return max(SHORTEST_LINK_SECONDS, min(left, self._retention_seconds))
+
+
+def _origin(url: str) -> str:
+    """Scheme and host."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""

@@ -203,6 +203,10 @@ class VersionBody(BaseModel):
     engines: list[EngineBody] = Field(
         description="One for each live worker; none while the broker does not answer."
     )
+    link_origins: list[str] = Field(
+        description="Scheme and host of links in responses, where they are not the caller's: "
+        "MOCHI_PUBLIC_URL, and the S3 store of videos."
+    )
 
 
 def submitted_body(links: Links) -> SubmittedBody:

@@ -77,13 +77,15 @@ async def get_readiness(request: Request) -> Response:
 
 @router.get("/version", response_model=VersionBody, responses=errors(500))
 async def get_version(request: Request) -> Response:
-    """The version, and the engines of the live workers."""
+    """The version, the engines of the live workers, and where links lead."""
+    services = Call.of(request).services
     try:
-        workers = await Call.of(request).services.store.live_workers()
+        workers = await services.store.live_workers()
     except BrokerUnavailableError:
         workers = []  # the version is known without it
     engines = [EngineBody.model_validate(worker.engine) for worker in workers]
-    return answer(VersionBody(version=VERSION, model=MODEL, engines=engines))
+    origins = await services.video_links.all_origins()
+    return answer(VersionBody(version=VERSION, model=MODEL, engines=engines, link_origins=origins))
 
 
 @router.get(

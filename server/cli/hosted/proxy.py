@@ -1,4 +1,7 @@
-"""A proxy that leads the names of the hosted API to one server, and refuses every other host."""
+"""A proxy that leads the names of the hosted API to one server.
+
+It refuses every other host, but those that the server's links lead to.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from server.cli.client import http_client
 from server.errors import CommandError, visible
 from server.paths import HOSTED_NAMES
 
@@ -58,6 +62,16 @@ class Target(NamedTuple):
             return cls(url, parts.hostname, port or 80, None)
         return cls(url, parts.hostname, port or 443, httpx.create_ssl_context())
 
+    def targets_of_links(self) -> dict[tuple[str, int], Target]:
+        """The hosts, with ports, that this server's links lead to. None while it does not say."""
+        try:
+            with http_client(self.url) as http:
+                origins = http.get(f"{self.url}/version").json().get("link_origins", [])
+        except (httpx.HTTPError, ValueError):
+            return {}
+        targets = map(type(self).of, origins)
+        return {(target.host, target.port): target for target in targets}
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self.host, self.port, ssl=self.tls)
 
@@ -78,6 +92,7 @@ class Proxy:
         self.led = 0
         self.refused: Counter[str] = Counter()
         self.untrusted = 0
+        self._linked: dict[tuple[str, int], Target] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection, to its end."""
@@ -93,29 +108,40 @@ class Proxy:
         line, _, headers = head.partition("\r\n")
         verb, asked = line.split(" ")[:2]
         parts = urlsplit(f"//{asked}" if verb == TUNNEL else asked)
-        host, port = parts.hostname or asked, parts.port
-        if not f".{host}".endswith(HOSTED_NAMES):
+        host, port = parts.hostname or asked, parts.port or PLAIN_PORT
+        target, is_secure = self._target, port != PLAIN_PORT
+        if f".{host}".endswith(HOSTED_NAMES):
+            self.led += 1
+        elif linked := await self._find_linked(host, port):
+            target, is_secure = linked, linked.tls is not None
+        else:
             self.refused[host] += 1
-            reason = f"refused {host}: only *{HOSTED_NAMES} can be reached, at {self._target.url}"
+            reason = f"refused {host}: only *{HOSTED_NAMES} can be reached, at {target.url}"
             await self._refuse(reader, writer, 403, reason)
             return
-        self.led += 1
         try:
-            answer, upstream = await self._target.connect()
+            answer, upstream = await target.connect()
         except OSError as error:
-            reason = f"no answer from {self._target.url}: {error}. Is it running? `mochi-server up`"
+            reason = f"no answer from {target.url}: {error}. Is it running? `mochi-server up`"
             await self._refuse(reader, writer, 502, reason)
             return
         try:
             if verb == TUNNEL:
                 writer.write(ESTABLISHED)
-                if port != PLAIN_PORT:
+                if is_secure:
                     await self._start_tls(writer, host)
             else:  # only one request: the next on this connection may be for another host
+                line = line.replace(f"{parts.scheme}://{parts.netloc}", "", 1)
                 upstream.write(f"{line}\r\nConnection: close\r\n{headers}".encode("latin-1"))
             await asyncio.gather(_copy(reader, upstream), _copy(answer, writer))
         finally:
             upstream.close()
+
+    async def _find_linked(self, host: str, port: int) -> Target | None:
+        """Ask late, and again after a failure: the server may start after the program."""
+        if not self._linked:
+            self._linked = await asyncio.to_thread(self._target.targets_of_links)
+        return self._linked.get((host, port))
 
     async def _start_tls(self, writer: asyncio.StreamWriter, host: str) -> None:
         try:

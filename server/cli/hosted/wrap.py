@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from contextlib import suppress
@@ -23,6 +24,7 @@ from server.paths import HOSTED_NAMES
 PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 """Of OpenSSL and httpx, requests, curl, and Node.js."""
+NODE_PROXY = Path(__file__).with_name("node_proxy.cjs")
 NOT_PROXIED = "localhost,127.0.0.1,::1"
 PASSED_ON = (
     signal.SIGHUP,
@@ -96,9 +98,15 @@ def variables(port: int, ca_file: Path, key: str) -> dict[str, str]:
         **{name: proxy for each in PROXY_VARIABLES for name in (each, each.lower())},
         **dict.fromkeys(("NO_PROXY", "no_proxy"), NOT_PROXIED),
         **dict.fromkeys(CA_VARIABLES, str(ca_file)),
-        "NODE_USE_ENV_PROXY": "1",
+        "NODE_USE_ENV_PROXY": "1",  # and for a Node.js that does not know it:
+        "NODE_OPTIONS": f"{os.environ.get('NODE_OPTIONS', '')} --require={_quoted(NODE_PROXY)}",
         "SEGMIND_API_KEY": key,
     }
+
+
+def _quoted(path: Path) -> str:
+    """As Node.js reads its options: in quotes, with backslashes before quotes and backslashes."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 async def _pass_on(signals: asyncio.Queue[int], process: asyncio.subprocess.Process) -> None:
@@ -134,7 +142,7 @@ def _report(proxy: Proxy, program: str) -> None:
     if not proxy.led:
         _say(
             f"mochi-server wrap: {program} called no *{HOSTED_NAMES} through it. A program that "
-            "ignores HTTPS_PROXY, like Node.js before 22.21, calls the hosted API itself."
+            "ignores HTTPS_PROXY, like one in Java, calls the hosted API itself."
         )
 
 

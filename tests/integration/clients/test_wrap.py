@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import re
 import select
 import shutil
 import signal
@@ -20,6 +19,7 @@ import pytest
 from server import VERSION
 from tests.support.services.brokers import free_port
 from tests.support.stack import COMMAND, Stack, eventually, start_command
+from tests.support.wire import another_gateway
 
 LOCAL_CALLS_ONLY = """
 import sys
@@ -159,29 +159,48 @@ def test_curl_reaches_the_local_server(server: Stack, folder: Path) -> None:
     assert video.read_bytes()[4:8] == b"ftyp"
 
 
-def node_version() -> tuple[int, int]:
-    node = shutil.which("node")
-    if node is None:
-        return 0, 0
-    told = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
-    major, minor = re.findall(r"\d+", told)[:2]
-    return int(major), int(minor)
+HAS_NODE = pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
 
 
-@pytest.mark.skipif(
-    node_version() < (22, 21) or (23, 0) <= node_version() < (24, 0),
-    reason="an older Node.js takes no proxy from its variables",
-)
-def test_fetch_of_node_reaches_the_local_server(server: Stack, folder: Path) -> None:
+@HAS_NODE
+def test_every_node_reaches_the_local_server_by_fetch_and_by_https(
+    server: Stack, folder: Path
+) -> None:
     code = f"""
-const response = await fetch("https://api.segmind.com/v1/mochi-1", {{
-  method: "POST", body: JSON.stringify({json.dumps(BODY)}),
-  headers: {{"x-api-key": process.env.SEGMIND_API_KEY, "content-type": "application/json"}},
-}});
-console.log(response.status, Buffer.from(await response.arrayBuffer()).subarray(4, 8).toString());
+import https from "node:https";
+import http from "node:http";
+const url = "https://api.segmind.com/v1/mochi-1", body = JSON.stringify({json.dumps(BODY)});
+const headers = {{"x-api-key": process.env.SEGMIND_API_KEY, "content-type": "application/json"}};
+const show = (status, bytes) => console.log(status, bytes.subarray(4, 8).toString());
+const response = await fetch(url, {{ method: "POST", headers, body }});
+show(response.status, Buffer.from(await response.arrayBuffer()));
+await new Promise((done) => https.request(url, {{ method: "POST", headers }}, (answer) => {{
+  const chunks = [];
+  answer.on("data", (chunk) => chunks.push(chunk));
+  answer.on("end", () => done(show(answer.statusCode, Buffer.concat(chunks))));
+}}).end(body));
+const plain = "http://api.segmind.com/version";
+console.log((await fetch(plain)).status, (await fetch(process.env.MOCHI_URL + "/version")).status);
+await new Promise((done) => http.get(plain, (answer) => done(console.log(answer.statusCode))));
+console.log(process.title);
+"""
+    call = ("node", "--input-type=module", "-e", code)
+    done = Wrapped(server, folder, *call, NODE_OPTIONS="--title=mine")
+    told = ["200 ftyp", "200 ftyp", "200 200", "200", "mine"]
+    assert (done.status, done.output.splitlines(), done.errors) == (0, told, "")
+
+
+@HAS_NODE
+def test_other_hosts_are_refused_to_node_too(server: Stack, folder: Path) -> None:
+    code = """
+import https from "node:https";
+for (const url of ["https://example.com/", "http://example.com/"])
+  await fetch(url).then(console.log, () => {});
+https.get("https://example.com/", console.log).on("error", () => {});
 """
     done = Wrapped(server, folder, "node", "--input-type=module", "-e", code)
-    assert (done.status, done.output, done.errors) == (0, "200 ftyp\n", "")
+    assert (done.status, done.output) == (0, "")
+    assert "3 refused connections: example.com (3)." in done.errors
 
 
 def test_other_names_of_the_hosted_api_lead_to_the_same_server(server: Stack, folder: Path) -> None:
@@ -218,6 +237,25 @@ except requests.exceptions.ProxyError as error:
     assert done.errors.splitlines()[:4] == [refusal.format(name) for name in names]
     assert "10 refused connections: segmind.com.example.com (3), " in done.errors
     assert "called no *.segmind.com" in done.errors.splitlines()[-1]
+
+
+def test_links_to_where_the_server_says_that_they_lead_are_led_there(
+    server: Stack, folder: Path
+) -> None:
+    here = f"http://127.0.0.2:{free_port()}"  # not among the hosts that need no proxy
+    port = here.rpartition(":")[2]
+    url = another_gateway(server, host="127.0.0.2", port=port, public_url=here)
+    code = """
+import httpx
+submitted = httpx.post(url.replace("v1", "v2"), json=body, headers=headers).json()
+while (result := httpx.get(submitted["poll_url"], headers=headers).json())["status"] != "COMPLETED":
+    assert result["status"] in {"QUEUED", "PROCESSING"}
+print(httpx.get(result["output"]).content[4:8], result["output"].rpartition("/v2/")[0])
+print(httpx.get("http://127.0.0.2:1/").status_code)
+"""
+    program = (sys.executable, "-c", LOCAL_CALLS_ONLY + CALL + code)
+    done = Wrapped(server, folder, *program, MOCHI_URL=url)
+    assert (done.status, done.output) == (0, f"b'ftyp' {here}\n403\n"), done.errors
 
 
 def test_a_program_that_does_not_trust_the_certificate_is_told_of(

@@ -121,6 +121,10 @@ def test_the_page_may_show_videos_from_the_bucket(stack: Bucket) -> None:
     assert policy.endswith(f"; media-src 'self' {stack.s3.url}")
 
 
+def test_version_says_that_links_lead_to_the_bucket(stack: Bucket) -> None:
+    assert httpx.get(f"{stack.url}/version").json()["link_origins"] == [stack.s3.url]
+
+
 def test_a_blocking_call_answers_with_the_bytes(stack: Bucket) -> None:
     answer = stack.client.post("/v1/mochi-1", json=POND | {"width": 1})
     assert answer.status_code == 200
