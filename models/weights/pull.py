@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import fnmatch
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import HttpUrl, ValidationError
@@ -33,54 +30,8 @@ from models.weights.folder import (
     model_folder,
     read_manifest,
 )
-from models.weights.manifest import Manifest, Progress, WeightsFile, find_faults
-
-_VARIANT = re.compile(r"\.(bf16|fp16)[.-]")
-"""Copies in lower precision, beside the full weights: `x.bf16.safetensors` and the like."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The files of a kind of model.
-
-    A name becomes a path on this machine, so only known folders match, one level deep. Pickles do
-    not match: loading one runs code of its author.
-
-    Attributes:
-        what: for messages.
-        loaded: the names that are pulled.
-        required: patterns that must each match a file.
-    """
-
-    what: str
-    loaded: re.Pattern[str]
-    required: tuple[str, ...]
-
-
-_MOCHI = _Layout(
-    "Mochi in diffusers' layout as safetensors",
-    re.compile(
-        r"model_index\.json"
-        r"|(scheduler|text_encoder|tokenizer|transformer|vae)/[\w-][\w.-]*\.(json|safetensors)"
-        r"|tokenizer/[\w-][\w.-]*\.(model|txt)"
-    ),
-    (
-        "model_index.json",
-        "scheduler/*.json",
-        "text_encoder/*.safetensors",
-        "tokenizer/*",
-        "transformer/*.safetensors",
-        "vae/*.safetensors",
-    ),
-)
-_CLASSIFIER = _Layout(
-    "a classifier in transformers' layout as safetensors",
-    re.compile(
-        rf"(?!{re.escape(MANIFEST)})[\w-][\w.-]*\.(json|jinja|model|txt)"
-        r"|model(-\d{5}-of-\d{5})?\.safetensors"
-    ),
-    ("config.json", "model*.safetensors"),
-)
+from models.weights.layout import indexes, layout_of, unused_shards
+from models.weights.manifest import Advance, Manifest, Progress, WeightsFile, find_faults
 
 
 def verify(folder: Path, progress: Progress) -> list[str]:
@@ -134,11 +85,12 @@ def pull(
     with _translate_disk_errors(root), exclusive_lock(root, say):
         known = locate(weights, revision, data_dir)
         if known is not None:
-            manifest = read_manifest(known)
+            folder, manifest = known, read_manifest(known)
         else:
-            manifest = _list(weights, revision or _begun_commit(weights, data_dir))
-        folder = known or model_folder(weights, data_dir) / manifest.commit
-        folder.mkdir(parents=True, exist_ok=True)
+            listed = _list(weights, revision or _begun_commit(weights, data_dir))
+            folder = model_folder(weights, data_dir) / listed.commit
+            folder.mkdir(parents=True, exist_ok=True)
+            manifest = _without_unused_shards(folder, listed)
         downloaded = _complete(folder, manifest, progress, say)
         if known is None or downloaded:
             _write_manifest(folder, manifest)
@@ -167,7 +119,7 @@ def _check_hub() -> None:
 
 
 def _list(hub_id: str, revision: str) -> Manifest:
-    """The files of a commit that are loaded."""
+    """The files of a commit that are loaded, and shards that may be unused."""
     from models.weights import hub  # noqa: PLC0415 (see _check_hub)
 
     commit, files = hub.list_files(hub_id, revision or "main")
@@ -175,20 +127,34 @@ def _list(hub_id: str, revision: str) -> Manifest:
         raise WeightsError(
             f"{hub.endpoint()} answers with commit {commit!r}. Is HF_ENDPOINT right?"
         )
-    is_classifier = "config.json" in files and "model_index.json" not in files
-    layout = _CLASSIFIER if is_classifier else _MOCHI
-    loaded = {
-        name: file
-        for name, file in files.items()
-        if layout.loaded.fullmatch(name) and not _VARIANT.search(name)
-    }
-    lacking = [pattern for pattern in layout.required if not fnmatch.filter(loaded, pattern)]
-    if lacking:
+    layout = layout_of(files)
+    chosen = layout.choose(files)
+    if lacking := layout.lacking(chosen):
         raise WeightsError(
             f"{hub_id} at commit {commit} lacks {', '.join(lacking)}: it is not {layout.what}. "
             "Choose another with --weights."
         )
-    return Manifest(hub_id=hub_id, commit=commit, files=loaded)
+    return _only(chosen, Manifest(hub_id=hub_id, commit=commit, files=files))
+
+
+def _without_unused_shards(folder: Path, listed: Manifest) -> Manifest:
+    """Download the indexes of the shards, unless they are here, and leave out what none names."""
+    named_in = _only(indexes(listed.files), listed)
+    faults = find_faults(folder, named_in.files, "", _silently)
+    if faults:
+        _download(folder, _only(faults, named_in), _silently)
+    unused = unused_shards(folder, listed.files)
+    _remove(folder, unused)  # of a pull before this rule
+    return _only(listed.files.keys() - unused, listed)
+
+
+def _only(names: Container[str], manifest: Manifest) -> Manifest:
+    files = {name: file for name, file in manifest.files.items() if name in names}
+    return manifest.model_copy(update={"files": files})
+
+
+def _silently(_what: str, _total: int) -> Advance:
+    return lambda _count: None
 
 
 def _complete(
@@ -196,20 +162,20 @@ def _complete(
 ) -> bool:
     """Download the files that are missing or wrong. Whether there were any."""
     faults = find_faults(folder, manifest.files, "Checking what is here", progress)
-    wrong = {name: file for name, file in manifest.files.items() if name in faults}
-    to_do = f"{decimal(_bytes(wrong))} to download" if wrong else "complete"
+    wrong = _only(faults, manifest)
+    to_do = f"{decimal(_bytes(wrong.files))} to download" if faults else "complete"
     size = decimal(_bytes(manifest.files))
     say(f"{manifest.hub_id} at commit {manifest.commit}, {size} in {folder}: {to_do}")
-    _remove(folder, wrong)
-    if wrong:
-        _download(folder, manifest.model_copy(update={"files": wrong}), progress)
-    return bool(wrong)
+    if faults:
+        _download(folder, wrong, progress)
+    return bool(faults)
 
 
 def _download(folder: Path, manifest: Manifest, progress: Progress) -> None:
-    """Download the files of a manifest, none of which is there, and check them."""
+    """Download the files of a manifest, instead of damaged ones, and check them."""
     from models.weights import hub  # noqa: PLC0415 (see _check_hub)
 
+    _remove(folder, manifest.files)
     total, free = _bytes(manifest.files), shutil.disk_usage(folder).free
     if free < total:
         raise WeightsError(

@@ -12,7 +12,8 @@ import pytest
 
 from models.weights.folder import MANIFEST
 from tests.support.services.brokers import free_port
-from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, FakeHub, fake_hub
+from tests.support.services.hub import FIRST, HUB_ID, SECOND, FakeHub, fake_hub
+from tests.support.services.hub_files import BIG, LOADED
 from tests.support.stack import COMMAND, eventually, run_command
 
 FOLDER = f"weights/genmo--mochi-1-preview/{FIRST}"
@@ -63,7 +64,7 @@ def test_weights_are_pulled_found_and_verified(hub: FakeHub, tmp_path: Path) -> 
     pulled = run(hub.url, data_dir, "weights", "pull")
     assert (pulled.returncode, pulled.stdout) == (0, "")
     assert f"genmo/mochi-1-preview at commit {FIRST}" in pulled.stderr
-    assert "Downloading: 206.6 kB of 206.6 kB" in pulled.stderr
+    assert "Downloading: 209.6 kB of 209.6 kB" in pulled.stderr
     assert pulled.stderr.endswith(f"Complete and checked: {folder}\n")
     assert all((folder / name).read_bytes() == content for name, content in LOADED.items())
     assert [path.name for path in data_dir.iterdir()] == ["weights"]  # nothing in a hidden cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,46 +19,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.support.services.hub_files import LOADED, OTHERS
+
 HUB_ID = "genmo/mochi-1-preview"
 FIRST = "1" * 40
 SECOND = "2" * 40
 
-_random = random.Random(1)
-
-LOADED: dict[str, bytes] = {
-    "model_index.json": b'{"_class_name": "MochiPipeline"}',
-    "scheduler/scheduler_config.json": b"{}",
-    "text_encoder/config.json": b"{}",
-    "text_encoder/model-00001-of-00002.safetensors": _random.randbytes(3000),
-    "text_encoder/model-00002-of-00002.safetensors": _random.randbytes(2000),
-    "text_encoder/model.safetensors.index.json": b'{"weight_map": {}}',
-    "tokenizer/added_tokens.json": b"{}",
-    "tokenizer/special_tokens_map.json": b"{}",
-    "tokenizer/spiece.model": _random.randbytes(500),
-    "tokenizer/tokenizer.json": b'{"version": "1.0"}',
-    "transformer/config.json": b"{}",
-    "transformer/diffusion_pytorch_model.safetensors": _random.randbytes(200_000),
-    "vae/config.json": b"{}",
-    "vae/diffusion_pytorch_model.safetensors": _random.randbytes(1000),
-}
-"""The files that Mochi is loaded from, and that a pull downloads."""
-
-OTHERS: dict[str, bytes] = {
-    ".gitattributes": b"* lfs",
-    "README.md": b"# Mochi",
-    "dit.safetensors": b"another layout",
-    "assets/video.mp4": b"moving",
-    "text_encoder/pytorch_model.bin": b"a pickle",
-    "transformer/deeper/config.json": b"{}",
-    "transformer/../../../escaped.json": b"{}",
-    "transformer/diffusion_pytorch_model.bf16-00001-of-00002.safetensors": b"rounded",
-    "transformer/diffusion_pytorch_model.safetensors.index.bf16.json": b"{}",
-    "vae/diffusion_pytorch_model.bf16.safetensors": b"rounded",
-    "vae/diffusion_pytorch_model.fp16.safetensors": b"rounded",
-    "vae/model.pt": b"a pickle",
-}
-LARGE = (".safetensors", ".model", ".bin", ".pt", ".mp4")
-BIG = "transformer/diffusion_pytorch_model.safetensors"
+LARGE = (".safetensors", ".model", ".bin", ".pt", ".gif")
 
 
 @dataclass

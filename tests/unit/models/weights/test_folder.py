@@ -12,7 +12,8 @@ from models.settings import default_data_dir
 from models.weights.folder import MANIFEST, absent, find, is_hub_id, locate, pull_command
 from models.weights.pull import verify
 from tests.support.models.pulls import SMALL, contents, fetch, ignore
-from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, FakeHub
+from tests.support.services.hub import FIRST, HUB_ID, SECOND, FakeHub
+from tests.support.services.hub_files import BIG, LOADED
 
 
 def test_a_revision_is_what_is_pulled_and_found(hub: FakeHub, tmp_path: Path) -> None:

@@ -11,8 +11,13 @@ import pytest
 from models.weights.folder import MANIFEST, find, read_manifest
 from models.weights.pull import verify
 from tests.support.models.pulls import SMALL, Reports, contents, fetch, ignore, refusal
-from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, SECOND, FakeHub
+from tests.support.services.hub import FIRST, HUB_ID, SECOND, FakeHub
+from tests.support.services.hub_files import BIG, INDEXES, LOADED, index, shards
 from tests.support.stack import eventually
+
+INDEX_BYTES = sum(len(LOADED[name]) for name in INDEXES)
+"""Of the files that come before the others."""
+TOTAL = sum(map(len, LOADED.values())) - INDEX_BYTES
 
 
 def test_a_pull_brings_what_mochi_is_loaded_from_and_nothing_else(
@@ -22,7 +27,7 @@ def test_a_pull_brings_what_mochi_is_loaded_from_and_nothing_else(
     assert folder == tmp_path / "data" / "weights" / "genmo--mochi-1-preview" / FIRST
     assert contents(folder) == LOADED
     assert not list(tmp_path.rglob("escaped.json"))
-    assert hub.sent() == set(LOADED)
+    assert hub.bytes_sent == {name: len(content) for name, content in LOADED.items()}
 
 
 def test_a_data_folder_that_a_pull_makes_is_private(hub: FakeHub, tmp_path: Path) -> None:
@@ -45,11 +50,10 @@ def test_the_manifest_names_the_commit_and_each_file_with_size_and_checksum(
 def test_progress_is_counted_in_bytes_up_to_all_of_them(hub: FakeHub, tmp_path: Path) -> None:
     reports = Reports()
     fetch(hub, tmp_path, reports=reports)
-    total = sum(map(len, LOADED.values()))
-    assert reports.bytes["Downloading"][0] == (0, total)
-    assert reports.bytes.pop("Checking what is here") == [(0, 0)]
+    assert reports.bytes["Downloading"][0] == (0, TOTAL)
+    assert reports.bytes.pop("Checking what is here")[-1] == (INDEX_BYTES, INDEX_BYTES)
     for counted in reports.bytes.values():
-        assert counted[-1] == (total, total)
+        assert counted[-1] == (TOTAL, TOTAL)
         assert counted == sorted(counted)
     assert FIRST in reports.lines[0]
 
@@ -147,8 +151,7 @@ def test_a_hub_that_sends_no_ranges_sends_all_again(
     hub.ignores_ranges = True
     reports = Reports()
     assert contents(fetch(hub, tmp_path, reports=reports)) == LOADED
-    total = sum(map(len, LOADED.values()))
-    assert reports.bytes["Downloading"][-1] == (total, total)
+    assert reports.bytes["Downloading"][-1] == (TOTAL, TOTAL)
 
 
 def test_two_pulls_at_once_fetch_every_file_once(hub: FakeHub, tmp_path: Path) -> None:
@@ -169,6 +172,17 @@ def test_two_pulls_at_once_fetch_every_file_once(hub: FakeHub, tmp_path: Path) -
     assert contents(tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST) == LOADED
 
 
+def test_copies_of_shards_that_an_earlier_pull_has_left_are_removed(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.refused_files.add(BIG)
+    refusal(hub, tmp_path)
+    hub.refused_files.clear()
+    folder = tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST
+    (folder / "text_encoder/model-00001-of-00002.safetensors").write_bytes(b"of no index")
+    assert contents(fetch(hub, tmp_path)) == LOADED
+
+
 CLASSIFIER = {
     "config.json": b"{}",
     "generation_config.json": b"{}",
@@ -176,7 +190,7 @@ CLASSIFIER = {
     "merges.txt": b"a b",
     "model-00001-of-00002.safetensors": b"half",
     "model-00002-of-00002.safetensors": b"half",
-    "model.safetensors.index.json": b"{}",
+    "model.safetensors.index.json": index(shards("model", 2)),
     "preprocessor_config.json": b"{}",
     "tokenizer.json": b"{}",
 }

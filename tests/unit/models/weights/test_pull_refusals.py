@@ -15,7 +15,8 @@ from models.weights.folder import find
 from models.weights.pull import pull
 from tests.support.models.pulls import SMALL, contents, fetch, ignore, refusal
 from tests.support.services.brokers import free_port
-from tests.support.services.hub import BIG, FIRST, HUB_ID, LOADED, OTHERS, FakeHub, fake_hub_here
+from tests.support.services.hub import FIRST, HUB_ID, FakeHub, fake_hub_here
+from tests.support.services.hub_files import BIG, INDEXES, LOADED, OTHERS, index
 
 
 @pytest.mark.parametrize("name", [BIG, SMALL])
@@ -50,7 +51,7 @@ def test_too_little_room_is_reported_with_both_numbers_before_the_download(
     assert message.startswith("The download needs 1.0 EB, and ")
     assert " free. Make room" in message
     assert "MOCHI_DATA_DIR=/path" in message
-    assert hub.sent() == set()
+    assert hub.sent() == INDEXES
 
 
 def test_a_full_disk_is_named(
@@ -158,6 +159,23 @@ def test_what_is_no_hub_id_is_not_asked_for(hub: FakeHub, tmp_path: Path, name: 
 def test_a_model_in_another_layout_is_refused(hub: FakeHub, tmp_path: Path) -> None:
     hub.files = OTHERS | {name: LOADED[name] for name in LOADED if not name.startswith("vae/")}
     assert f"{HUB_ID} at commit {FIRST} lacks vae/*.safetensors" in refusal(hub, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (index(["../../escaped.safetensors"]), "The hub has no text_encoder/../../escaped"),
+        (index(["model-00001-of-00009.safetensors"]), "no text_encoder/model-00001-of-00009"),
+        (b"{}", "names no shards"),
+        (b"{", "names no shards"),
+    ],
+)
+def test_an_index_of_files_that_are_not_there_is_refused(
+    hub: FakeHub, tmp_path: Path, content: bytes, words: str
+) -> None:
+    hub.files["text_encoder/model.safetensors.index.json"] = content
+    assert words in refusal(hub, tmp_path)
+    assert hub.sent() == INDEXES
 
 
 def test_a_classifier_that_is_only_there_as_a_pickle_is_refused(
