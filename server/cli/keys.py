@@ -135,8 +135,8 @@ def revoke(
 ) -> None:
     """Revoke a key immediately and permanently, at every gateway. Its name becomes free.
 
-    Its waiting and running requests are cancelled. If the command is interrupted, run it again with
-    the id that it printed.
+    Its waiting and running requests are cancelled, and its history and standing webhooks deleted.
+    If the command is interrupted, run it again with the id that it printed.
 
     Example: `mochi-server keys revoke alice`
     """

@@ -240,11 +240,11 @@ def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
 
 
 def revoke(keys: KeyStore, key: Key) -> Key:
-    """Revoke within a transaction. Its webhooks stop, so their signing secrets are deleted."""
+    """Revoke within a transaction. What only this key could use is deleted."""
     revoked = key.model_copy(update={"revoked_at": keys.step.now()})
     keys.put(revoked, key, "revoke")
-    keys.step.write("DEL", keyspace.webhook_secret(key.key_id))
-    keys.step.write("DEL", keyspace.old_webhook_secret(key.key_id))
+    for name in keyspace.gone_with_key(key.key_id):
+        keys.step.write("DEL", name)
     return revoked
 
 

@@ -119,6 +119,12 @@ def old_webhook_secret(owner: str) -> str:
     return f"{webhook_secret(owner)}:old"
 
 
+def gone_with_key(owner: str) -> list[str]:
+    """Of a key's owner, the names that a revocation deletes: webhooks and history."""
+    prefixes = (STANDING, PAST, PAST_TIMES)
+    return [webhook_secret(owner), old_webhook_secret(owner), *(name + owner for name in prefixes)]
+
+
 def drain_order(worker: str) -> str:
     """String that expires: the worker must finish its request and end."""
     return f"mochi:drain:{worker}"

@@ -38,6 +38,10 @@ local function named(key, ...)
   return flat
 end
 
+local function is_revoked(owner)
+  return redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1
+end
+
 -- Two sorted sets hold a waiting request: that of all, and its owner's. Places below 0 are those of
 -- requests that have run before.
 local function enter_queue(id, owner, place)
@@ -246,7 +250,7 @@ end
 
 -- Queues all deliveries of an ended request.
 local function enqueue_deliveries(id, owner, retention_ms)
-  if redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
+  if is_revoked(owner) then
     return
   end
   local url = redis.call('HGET', keys.record, 'webhook_url')
@@ -301,7 +305,7 @@ local function note_past(id, owner, status)
   local names = { 'history_days', 'deleted', 'created_at', 'cost', 'error', 'history_params', 'params' }
   local days, deleted, created, cost, error, kept, params =
     unpack(redis.call('HMGET', keys.record, unpack(names)))
-  if not days or deleted then
+  if not days or deleted or is_revoked(owner) then
     return
   end
   local now, past, times = now_ms(), keys.past .. owner, keys.past .. 'times:' .. owner

@@ -6,7 +6,7 @@ local owner, attempts = unpack(redis.call('HMGET', delivery, 'owner', 'attempts'
 if not owner then
   return nil
 end
-if redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
+if is_revoked(owner) then
   return 'revoked'
 end
 redis.call('HSET', delivery, 'state', 'due', 'before', attempts, 'noted', attempts)

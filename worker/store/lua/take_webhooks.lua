@@ -16,7 +16,7 @@ end
 
 -- Why a delivery has no further attempt, if so.
 local function obstacle(owner, webhook, webhook_id, number)
-  if redis.call('HEXISTS', keys.api_key .. owner, 'revoked_at') == 1 then
+  if is_revoked(owner) then
     return 'the API key was revoked'
   end
   if webhook_id and not (webhook and webhook.is_heard) then

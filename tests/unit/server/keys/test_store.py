@@ -88,6 +88,16 @@ def test_a_key_can_be_revoked_whatever_the_broker_holds_of_it(redis: Redis) -> N
     assert key(redis, revoked.key_id).revoked_at
 
 
+def test_a_revoked_key_leaves_no_standing_webhooks_and_no_history(redis: Redis) -> None:
+    create_key(redis, ANN)
+    key_id = key(redis, "ann").key_id
+    redis.hset(keyspace.STANDING + key_id, "a webhook", "{}")
+    redis.xadd(keyspace.PAST + key_id, {"id": "a request"})
+    redis.zadd(keyspace.PAST_TIMES + key_id, {"a request": 1})
+    revoke_key(redis, "ann")
+    assert redis.keys(f"*{key_id}") == [keyspace.API_KEY + key_id]
+
+
 def test_a_revoked_key_takes_no_other_secret_and_no_other_terms(redis: Redis) -> None:
     create_key(redis, ANN)
     gone = revoke_key(redis, "ann").key_id

@@ -245,6 +245,15 @@ def fields_of(url: str, of: GenerateParams, *, with_prompts: bool = False) -> st
     return asyncio.run(run())
 
 
+def test_the_end_of_a_revoked_keys_request_is_not_added(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    lease = start(store, redis, redis_url)
+    redis.hset(keyspace.API_KEY + OWNER, "revoked_at", 1)
+    store.complete(lease, Result("a.mp4", 17))
+    assert not redis.exists(PAST, TIMES)
+
+
 def test_a_history_of_another_type_does_not_keep_a_request_from_its_end(
     redis: Redis, redis_url: str, store: WorkerStore
 ) -> None:
