@@ -104,7 +104,7 @@ export function clear() {
 /** Called every second. */
 export function tick() {
   const left = Math.ceil((retryAt - Date.now()) / 1000);
-  countdown.textContent = left > 0 ? `Try again in ${left} s.` : "";
+  countdown.textContent = left > 0 ? `You can try again in ${left} s.` : "";
   if (retryAt > 0 && left <= 0) {
     retryAt = 0;
     problem.textContent = "";
@@ -144,6 +144,7 @@ function changed() {
     const [count, most] = [[...field.value].length, Number(field.dataset.most)];
     const counter = document.getElementById(`${field.id}-count`);
     counter.textContent = `${count.toLocaleString()} / ${most.toLocaleString()}`;
+    counter.hidden = count < most / 2;
     counter.classList.toggle("over", count > most);
   }
   form.querySelector("#key-state").textContent = apiKey() ? "Set for this tab" : "";

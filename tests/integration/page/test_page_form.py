@@ -109,6 +109,7 @@ def test_what_the_server_refuses_is_shown_at_the_field_and_the_form_stays(visito
     )
     expect(frames).to_have_attribute("aria-invalid", "true")
     expect(frames).to_be_focused()
+    expect(visitor.page.locator("#frames-hint")).to_be_hidden()  # the error says the range
     frames.fill("1")
     visitor.field("Prompt").fill(" ")
     visitor.button("Generate").click()
@@ -120,8 +121,8 @@ def test_what_the_server_refuses_is_shown_at_the_field_and_the_form_stays(visito
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (406, "Insufficient credits: said the server"),
-        (429, "Try again in 7"),
+        (406, "Refused with 406."),
+        (429, "You can try again in 7"),
         (502, "The server cannot answer right now (502)."),
         (None, "The server does not answer."),
     ],
@@ -136,14 +137,14 @@ def test_whatever_else_keeps_a_request_from_being_made_is_said_and_it_can_be_tri
         if status is None:
             route.abort()
         else:
-            body = "<html>" if status == 502 else json.dumps({"error": said})
+            body = "<html>" if status == 502 else json.dumps({"error": f"Refused with {status}."})
             route.fulfill(status=status, headers={"retry-after": "77"}, body=body)
 
     visitor.page.route("**/v2/mochi-1", refuse)
     for _ in range(2):
         with visitor.page.expect_request("**/v2/mochi-1"):
             visitor.generate()
-        expect(visitor.page.locator(".submit")).to_contain_text(said)
+        expect(visitor.page.locator(".problem")).to_contain_text(said)
         expect(visitor.field("Prompt")).to_have_value("a pond at night")
     # The answer may have been lost, and not the request: it goes by the same name then.
     assert (names[0] == names[1]) == (status != 406)
@@ -286,7 +287,8 @@ def test_code_and_the_link_of_a_video_are_copied_also_without_tls(
 
 
 def test_generate_stays_in_sight_and_its_shortcut_works_everywhere(visitor: Visitor) -> None:
-    visitor.page.add_init_script("Object.defineProperty(navigator, 'platform', {value: 'MacIntel'})")
+    mac = "Object.defineProperty(navigator, 'platform', {value: 'MacIntel'})"
+    visitor.page.add_init_script(mac)
     visitor.page.set_viewport_size({"width": 1280, "height": 700})
     visitor.page.reload()
     expect(visitor.page.locator("kbd").first).to_have_text("⌘")
