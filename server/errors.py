@@ -123,6 +123,13 @@ class WebhookNotFoundError(HttpError):
         super().__init__("This API key has no webhook with this `webhook_id`; list its webhooks.")
 
 
+class WebhookUrlTakenError(HttpError):
+    """Another standing webhook of the key has the URL."""
+
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"Your webhook {webhook_id} has this URL: update that one, or delete it.")
+
+
 class WrongVerbError(HttpError):
     """The path is right, the verb is not."""
 
@@ -252,6 +259,7 @@ STATUS: dict[type[MochiError], int] = {
     JsonAsFormError: 406,
     jobs.TooFewCreditsError: 406,
     jobs.IdempotencyConflictError: 409,
+    WebhookUrlTakenError: 409,
     BodyTooLargeError: 413,
     EncodedBodyError: 415,
     RangeError: 416,
@@ -296,7 +304,8 @@ MEANING: dict[int, str] = {
     "video that is not ready, or whose file is gone",
     405: "Wrong verb",
     406: "Wrong or missing content type; or too few credits",
-    409: "The `Idempotency-Key` was used before with another body",
+    409: "The `Idempotency-Key` was used before with another body; or another standing webhook of "
+    "the key has the URL",
     413: "The body is over the limit",
     415: "The body is compressed",
     416: "The range starts beyond the end of the video",

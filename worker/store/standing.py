@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
 from redis.asyncio import Redis
 
 from worker.broker.connection import broker_errors
+from worker.errors import KeyEndedError
 from worker.store import keyspace, scripts
 from worker.store.deliveries import Delivery
-from worker.store.scripts import was_done
+from worker.store.scripts import outcome, was_done
 
 MOST_WEBHOOKS = 10
 """Of one key."""
@@ -40,6 +42,19 @@ class Webhook:
     created_at: int
 
 
+class Put(StrEnum):
+    """Outcome of adding or changing a webhook."""
+
+    ADDED = "added"
+    CHANGED = "changed"
+    TOO_MANY = "too_many"
+    """The key has `MOST_WEBHOOKS`."""
+    UNKNOWN = "unknown"
+    """The key has no such webhook."""
+    TAKEN = "taken"
+    """Another webhook of the key has the URL."""
+
+
 class StandingWebhooks:
     """Every method raises BrokerUnavailableError when the broker does not answer."""
 
@@ -56,14 +71,19 @@ class StandingWebhooks:
         webhooks = {webhook_id: Webhook(**json.loads(text)) for webhook_id, text in found.items()}
         return dict(sorted(webhooks.items(), key=lambda item: item[1].created_at))
 
-    async def add(self, owner: str, webhook: Webhook) -> str | None:
-        """The id of the new webhook; None when the key has `MOST_WEBHOOKS`."""
-        webhook_id = str(uuid4())
-        is_added = await self._write(owner, webhook_id, webhook, MOST_WEBHOOKS)
-        return webhook_id if is_added else None
+    async def add(self, owner: str, webhook: Webhook) -> tuple[Put, str]:
+        """Add a webhook, or change the one that has its URL. Returns the id, too.
 
-    async def change(self, owner: str, webhook_id: str, webhook: Webhook) -> bool:
-        """False if there is no such webhook. Waiting deliveries go where it leads now."""
+        Raises:
+            KeyEndedError: the key was revoked.
+        """
+        return await self._write(owner, str(uuid4()), webhook, MOST_WEBHOOKS)
+
+    async def change(self, owner: str, webhook_id: str, webhook: Webhook) -> tuple[Put, str]:
+        """Change a webhook. Waiting deliveries go where it leads now. Returns and raises as `add`.
+
+        The id is that of another webhook when the URL is taken.
+        """
         return await self._write(owner, webhook_id, webhook, 0)
 
     async def delete(self, owner: str, webhook_id: str) -> bool:
@@ -93,8 +113,12 @@ class StandingWebhooks:
             seconds, microseconds = await self._redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    async def _write(self, owner: str, webhook_id: str, webhook: Webhook, most: int) -> bool:
+    async def _write(
+        self, owner: str, webhook_id: str, webhook: Webhook, most: int
+    ) -> tuple[Put, str]:
         arguments = (owner, webhook_id, json.dumps(asdict(webhook)), most, self._retention_ms)
         with broker_errors():
-            written = await self._put(keyspace.for_scripts(), ["", *arguments])
-        return was_done("put_webhook", written)
+            answer, put_id = await self._put(keyspace.for_scripts(), ["", *arguments])
+        if answer == "revoked":
+            raise KeyEndedError
+        return outcome(Put, "put_webhook", answer), put_id

@@ -15,7 +15,7 @@ from models.errors import InvalidParametersError
 from server.api.call import Call
 from server.api.listings import WebhookAttempt, WebhookDone, WebhookLogs, WebhookRow, WebhooksBody
 from server.api.openapi import MOST_TYPES, WEBHOOK_BODY, errors
-from server.errors import ForbiddenError, WebhookNotFoundError
+from server.errors import ForbiddenError, WebhookNotFoundError, WebhookUrlTakenError
 from server.keys.lookup import Scope
 from server.keys.times import from_ms
 from server.transport.body import read_fields
@@ -23,7 +23,7 @@ from server.transport.parameters import Text, documented
 from server.transport.responses import answer
 from server.webhooks.url import FIELD, webhook_url
 from worker.store.deliveries import Delivery
-from worker.store.standing import MOST_WEBHOOKS, Webhook
+from worker.store.standing import MOST_WEBHOOKS, Put, Webhook
 
 HEARD = ("INFERENCE", "GENERATION", "MODEL_INFERENCE")
 """Types of events that stand for the end of a request. Others are kept, and never sent."""
@@ -37,7 +37,7 @@ _TYPES_RULE = (
 WEBHOOK_ID = Text(name="webhook_id", is_required=True, description="As in `webhooks`.")
 _CHANGED: dict[str, Any] = {
     "response_model": WebhookDone,
-    "responses": errors(400, 401, 403, 404, 406, 413, 415, 500, 502),
+    "responses": errors(400, 401, 403, 404, 406, 409, 413, 415, 500, 502),
 }
 
 router = APIRouter(prefix="/webhook", tags=["Standing webhooks"])
@@ -55,16 +55,18 @@ async def list_webhooks(request: Request) -> Response:
 
 @router.post("/add", **_CHANGED, openapi_extra={"requestBody": WEBHOOK_BODY})
 async def add_webhook(request: Request) -> Response:
-    """Send the end of each of the key's requests to a URL, from now on."""
+    """Send the end of each of the key's requests to a URL. One that the key has is updated."""
     call = Call.of(request)
     call.key.require(Scope.GENERATE)
     webhook = await _read(call, await _fields(call))
-    webhook_id = await call.services.standing.add(call.key.key_id, webhook)
-    if webhook_id is None:
-        raise ForbiddenError(
-            f"This API key has {MOST_WEBHOOKS} webhooks, the most; delete one of them first."
-        )
-    return _done(call, webhook_id, "added", _sent(webhook))
+    match await call.services.standing.add(call.key.key_id, webhook):
+        case Put.TOO_MANY, _:
+            raise ForbiddenError(
+                f"This API key has {MOST_WEBHOOKS} webhooks, the most; delete one of them first."
+            )
+        case done, webhook_id:
+            what = "added" if done is Put.ADDED else "updated"
+            return _done(call, webhook_id, what, _sent(webhook))
 
 
 @router.post("/update", **_CHANGED, openapi_extra={"requestBody": WEBHOOK_BODY})
@@ -77,8 +79,11 @@ async def update_webhook(request: Request) -> Response:
     webhook_id = fields.get(WEBHOOK_ID.name)
     if not isinstance(webhook_id, str) or not _ID.fullmatch(webhook_id):
         raise WebhookNotFoundError
-    if not await call.services.standing.change(call.key.key_id, webhook_id, webhook):
-        raise WebhookNotFoundError
+    match await call.services.standing.change(call.key.key_id, webhook_id, webhook):
+        case Put.UNKNOWN, _:
+            raise WebhookNotFoundError
+        case Put.TAKEN, other_id:
+            raise WebhookUrlTakenError(other_id)
     return _done(call, webhook_id, "updated", _sent(webhook))
 
 

@@ -182,10 +182,10 @@ def test_events_that_this_server_lacks_are_kept_and_never_sent(
         "Webhook added. It receives nothing: this server sends the ends of requests only, as "
         "`INFERENCE`, `GENERATION`, `MODEL_INFERENCE`."
     )
-    sdk.webhooks.add(there.url, ["INFERENCE"])
+    sdk.webhooks.add(f"{there.url}?ends", ["INFERENCE"])
     request_id = run(sdk)
-    assert eventually(lambda: there.of(request_id))
-    assert len(there.of(request_id)) == 1
+    (call,) = eventually(lambda: there.of(request_id))
+    assert call.path.endswith("?ends")
     assert sdk.webhooks.logs(added["webhook_id"])["logs"] == []
 
 
@@ -221,12 +221,35 @@ def test_no_id_of_another_key_deletes_its_webhooks_or_their_log(
     assert stack.redis.exists(keyspace.STANDING_LOG + webhook_id)
 
 
+def test_a_url_has_one_webhook_however_often_it_is_added(
+    stack: Stack, sdk: SegmindClient, there: Receiver
+) -> None:
+    added = sdk.webhooks.add(there.url, ["PIXELFLOW"])
+    again = sdk.webhooks.add(there.url, ENDS)
+    assert again["webhook_id"] == added["webhook_id"]
+    assert again["message"] == "Webhook updated. It receives the end of each request."
+    (row,) = sdk.webhooks.get()["webhooks"]
+    assert row["event_types"] == ENDS
+    request_id = run(sdk)
+    assert len(eventually(lambda: there.of(request_id))) == 1
+    other_id = sdk.webhooks.add(f"{there.url}?other", ENDS)["webhook_id"]
+    with pytest.raises(
+        SegmindError, match=f"webhook {added['webhook_id']} has this URL"
+    ) as refusal:
+        sdk.webhooks.update(other_id, there.url, ENDS)
+    assert refusal.value.status == 409
+    assert sdk.webhooks.update(other_id, f"{there.url}?other", ["PIXELFLOW"])
+    with hosted_sdk(stack.url, stack.key()) as other:
+        assert other.webhooks.add(there.url, ENDS)["webhook_id"] != added["webhook_id"]
+
+
 def test_a_key_has_ten_at_most(sdk: SegmindClient, there: Receiver) -> None:
-    for _ in range(10):
-        webhook_id = sdk.webhooks.add(there.url, ["PIXELFLOW"])["webhook_id"]
+    for number in range(10):
+        webhook_id = sdk.webhooks.add(f"{there.url}?{number}", ["PIXELFLOW"])["webhook_id"]
     with pytest.raises(SegmindError, match="has 10 webhooks, the most") as refusal:
         sdk.webhooks.add(there.url, ENDS)
     assert refusal.value.status == 403
+    sdk.webhooks.add(f"{there.url}?0", ENDS)  # it is there
     sdk.webhooks.update(webhook_id, there.url, ENDS)
     sdk.webhooks.delete(webhook_id)
     sdk.webhooks.add(there.url, ENDS)

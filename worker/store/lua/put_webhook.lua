@@ -1,15 +1,42 @@
--- Adds a standing webhook, or changes one. One that does not receive the ends of requests any more gives up
--- its waiting deliveries.
+-- Adds a standing webhook, or changes one. A URL has one webhook of an owner: adding it again changes that one.
+-- One that does not receive the ends of requests any more gives up its waiting deliveries.
 -- ARGV: '', owner, id, the webhook as JSON, most of an owner to add one, or 0 to change one, retention in ms.
--- Returns 1, or 0: the owner has as many, or none with this id.
-local owner, id, webhook = ARGV[2], ARGV[3], ARGV[4]
+-- Returns the outcome and an id: of the webhook, or of the one that has the URL.
+local owner, id, webhook, most = ARGV[2], ARGV[3], cjson.decode(ARGV[4]), tonumber(ARGV[5])
 local webhooks = keys.standing .. owner
-local is_new = redis.call('HEXISTS', webhooks, id) == 0
-if is_new and redis.call('HLEN', webhooks) >= tonumber(ARGV[5]) then
-  return 0
+local is_known = redis.call('HEXISTS', webhooks, id) == 1
+
+local twin
+for _, other in ipairs(redis.call('HKEYS', webhooks)) do
+  local known = standing_webhook(owner, other)
+  if other ~= id and known and known.url == webhook.url then
+    twin = other
+  end
 end
-redis.call('HSET', webhooks, id, webhook)
-if not cjson.decode(webhook).is_heard then
-  give_up_standing(owner, id, DEAF, ARGV[6])
+
+local function add()
+  if twin then
+    return 'changed', twin
+  end
+  local is_full = not is_known and redis.call('HLEN', webhooks) >= most
+  return is_full and 'too_many' or 'added', id
 end
-return 1
+
+local function change()
+  if not is_known then
+    return 'unknown', id
+  end
+  return twin and 'taken' or 'changed', twin or id
+end
+
+if is_revoked(owner) then
+  return { 'revoked', id }
+end
+local outcome, put_id = (most > 0 and add or change)()
+if outcome == 'added' or outcome == 'changed' then
+  redis.call('HSET', webhooks, put_id, ARGV[4])
+  if not webhook.is_heard then
+    give_up_standing(owner, put_id, DEAF, ARGV[6])
+  end
+end
+return { outcome, put_id }

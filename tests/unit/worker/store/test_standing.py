@@ -12,9 +12,10 @@ from redis import Redis
 
 from tests.support.jobs import OWNER, ask_gateway, make_webhook_due, params
 from worker.broker.connection import connect_gateway
+from worker.errors import KeyEndedError
 from worker.store import keyspace
 from worker.store.deliveries import Deliveries, Delivery, State, all_deliveries, replay
-from worker.store.standing import StandingWebhooks, Webhook
+from worker.store.standing import Put, StandingWebhooks, Webhook
 
 RETENTION_SECONDS = 60.0
 FIRST = Webhook("https://first.example/", "https://us.example", ["INFERENCE"], True, 1)
@@ -33,8 +34,8 @@ def ask(url: str, question: Callable[[StandingWebhooks], Awaitable[_Result]]) ->
 
 
 def add(url: str, webhook: Webhook = FIRST) -> str:
-    webhook_id = ask(url, lambda it: it.add(OWNER, webhook))
-    assert webhook_id
+    done, webhook_id = ask(url, lambda it: it.add(OWNER, webhook))
+    assert done is Put.ADDED
     return webhook_id
 
 
@@ -58,7 +59,8 @@ def test_a_waiting_delivery_goes_to_the_present_url(redis: Redis, redis_url: str
     delivery_id = f"{end_request(redis_url)}:{webhook_id}"
     (before,) = take(redis_url)
     assert (before.url, before.base_url) == (FIRST.url, FIRST.base)
-    assert ask(redis_url, lambda it: it.change(OWNER, webhook_id, SECOND))
+    changed = ask(redis_url, lambda it: it.change(OWNER, webhook_id, SECOND))
+    assert changed == (Put.CHANGED, webhook_id)
     make_webhook_due(redis, delivery_id)
     (after,) = take(redis_url)
     assert (after.delivery_id, after.attempts) == (delivery_id, 2)
@@ -76,7 +78,7 @@ def test_waiting_deliveries_end_with_their_webhook_or_its_interest(
         assert ask(redis_url, lambda it: it.delete(OWNER, webhook_id))
     else:
         reason = "the webhook does not receive the ends of requests any more"
-        assert ask(redis_url, lambda it: it.change(OWNER, webhook_id, DEAF))
+        ask(redis_url, lambda it: it.change(OWNER, webhook_id, DEAF))
     found = {each.delivery_id: each for each in all_deliveries(redis)}
     ended, waits = found[f"{request_id}:{webhook_id}"], found[f"{request_id}:{other_id}"]
     assert (ended.state, ended.due_at) == (State.GIVEN_UP, None)
@@ -101,6 +103,13 @@ def test_a_deleted_request_takes_along_its_deliveries_to_deleted_webhooks(
     assert of_request(redis, request_id) == set()
     assert of_request(redis, other) == {f"{other}:{gone}", f"{other}:{stays}"}
     assert [each.delivery_id for each in take(redis_url)] == [f"{other}:{stays}"]
+
+
+def test_a_key_that_was_revoked_meanwhile_adds_none(redis: Redis, redis_url: str) -> None:
+    redis.hset(keyspace.API_KEY + OWNER, "revoked_at", 1)
+    with pytest.raises(KeyEndedError):
+        add(redis_url)
+    assert not redis.exists(keyspace.STANDING + OWNER)
 
 
 def of_request(redis: Redis, request_id: str) -> set[str]:
