@@ -51,6 +51,20 @@ class State(StrEnum):
     """Has no further attempt."""
 
 
+def request_of(delivery_id: str) -> str:
+    return delivery_id.partition(":")[0]
+
+
+Log = tuple[tuple[int, str], ...]
+"""Time and outcome of each attempt."""
+
+
+def read_log(text: str) -> Log:
+    """The field `log` of a delivery."""
+    lines = (line.partition(" ") for line in text.split("\n") if line)
+    return tuple((int(at), outcome) for at, _, outcome in lines)
+
+
 @dataclass(frozen=True)
 class Delivery:
     """One delivery, as read from the broker. Times are ms by the broker's clock.
@@ -77,7 +91,7 @@ class Delivery:
     before: int
     created_at: int
     expires_at: int
-    log: tuple[tuple[int, str], ...]
+    log: Log
     record: Mapping[str, str]
     due_at: int | None = None
 
@@ -85,7 +99,6 @@ class Delivery:
     def read(
         cls, delivery_id: str, fields: Mapping[str, str], due_at: float | None = None
     ) -> Delivery:
-        lines = (line.partition(" ") for line in fields.get("log", "").split("\n") if line)
         numbers = ("attempts", "before", "created_at", "expires_at")
         return cls(
             delivery_id=delivery_id,
@@ -93,14 +106,14 @@ class Delivery:
             state=State(fields["state"]),
             url=fields["url"],
             **{name: int(fields[name]) for name in numbers},
-            log=tuple((int(at), outcome) for at, _, outcome in lines),
+            log=read_log(fields.get("log", "")),
             record={name[1:]: value for name, value in fields.items() if name.startswith(":")},
             due_at=None if due_at is None else int(due_at),
         )
 
     @property
     def request_id(self) -> str:
-        return self.delivery_id.partition(":")[0]
+        return request_of(self.delivery_id)
 
     @property
     def job(self) -> Job:

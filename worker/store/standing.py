@@ -6,7 +6,7 @@ The script that ends a request queues their deliveries, as that to the request's
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from worker.broker.connection import broker_errors
 from worker.errors import KeyEndedError
 from worker.store import keyspace, scripts
-from worker.store.deliveries import Delivery
+from worker.store.deliveries import Log, read_log, request_of
 from worker.store.scripts import outcome, was_done
 
 MOST_WEBHOOKS = 10
@@ -40,6 +40,12 @@ class Webhook:
     types: list[str]
     is_heard: bool
     created_at: int
+
+    @classmethod
+    def read(cls, text: str) -> Webhook:
+        """From JSON. Fields of a later version are ignored."""
+        kept = json.loads(text)
+        return cls(**{field.name: kept[field.name] for field in fields(cls)})
 
 
 class Put(StrEnum):
@@ -68,7 +74,7 @@ class StandingWebhooks:
         """By id, the oldest first."""
         with broker_errors():
             found: Any = await self._redis.hgetall(keyspace.STANDING + owner)
-        webhooks = {webhook_id: Webhook(**json.loads(text)) for webhook_id, text in found.items()}
+        webhooks = {webhook_id: Webhook.read(text) for webhook_id, text in found.items()}
         return dict(sorted(webhooks.items(), key=lambda item: item[1].created_at))
 
     async def add(self, owner: str, webhook: Webhook) -> tuple[Put, str]:
@@ -94,18 +100,17 @@ class StandingWebhooks:
             )
         return was_done("delete_webhook", deleted)
 
-    async def deliveries(self, webhook_id: str) -> list[Delivery]:
-        """The latest 100, the newest first, as long as each is kept."""
+    async def log(self, webhook_id: str) -> list[tuple[str, Log]]:
+        """Request and attempts of the latest 100 deliveries, the newest first, while kept."""
         pipeline = self._redis.pipeline(transaction=False)
         with broker_errors():
             ids: Any = await self._redis.lrange(keyspace.STANDING_LOG + webhook_id, 0, -1)
             for delivery_id in ids:
-                pipeline.hgetall(keyspace.WEBHOOK + delivery_id)
+                pipeline.hget(keyspace.WEBHOOK + delivery_id, "log")
             found = await pipeline.execute()
         return [
-            Delivery.read(delivery_id, fields)
-            for delivery_id, fields in zip(ids, found, strict=True)
-            if fields
+            (request_of(delivery_id), read_log(text or ""))
+            for delivery_id, text in zip(ids, found, strict=True)
         ]
 
     async def now_ms(self) -> int:

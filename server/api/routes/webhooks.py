@@ -22,7 +22,6 @@ from server.transport.body import read_fields
 from server.transport.parameters import Text, documented
 from server.transport.responses import answer
 from server.webhooks.url import FIELD, webhook_url
-from worker.store.deliveries import Delivery
 from worker.store.standing import MOST_WEBHOOKS, Put, Webhook
 
 HEARD = ("INFERENCE", "GENERATION", "MODEL_INFERENCE")
@@ -111,8 +110,11 @@ async def get_webhook_logs(request: Request) -> Response:
     webhook_id = WEBHOOK_ID.read(request)
     if webhook_id not in await call.services.standing.of_owner(call.key.key_id):
         raise WebhookNotFoundError
-    found = await call.services.standing.deliveries(webhook_id)
-    attempts = [attempt for delivery in found for attempt in _attempts(delivery)]
+    attempts = [
+        _attempt(request_id, at, outcome)
+        for request_id, log in await call.services.standing.log(webhook_id)
+        for at, outcome in reversed(log)
+    ]
     return answer(WebhookLogs(webhook_id=webhook_id, logs=attempts))
 
 
@@ -159,11 +161,6 @@ def _row(webhook_id: str, webhook: Webhook) -> WebhookRow:
         event_types=webhook.types,
         created_at=from_ms(webhook.created_at),
     )
-
-
-def _attempts(delivery: Delivery) -> list[WebhookAttempt]:
-    """The newest first."""
-    return [_attempt(delivery.request_id, *line) for line in reversed(delivery.log)]
 
 
 def _attempt(request_id: str, at: int, outcome: str) -> WebhookAttempt:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from redis import Redis
@@ -39,9 +40,9 @@ def add(url: str, webhook: Webhook = FIRST) -> str:
     return webhook_id
 
 
-def end_request(url: str) -> str:
+def end_request(url: str, prompt: str = "a pond") -> str:
     """The id of a request that has ended."""
-    accepted = ask_gateway(url, lambda it: it.submit(params(), OWNER))
+    accepted = ask_gateway(url, lambda it: it.submit(params(prompt), OWNER))
     ask_gateway(url, lambda it: it.cancel(accepted.request_id, OWNER))
     return accepted.request_id
 
@@ -103,6 +104,44 @@ def test_a_deleted_request_takes_along_its_deliveries_to_deleted_webhooks(
     assert of_request(redis, request_id) == set()
     assert of_request(redis, other) == {f"{other}:{gone}", f"{other}:{stays}"}
     assert [each.delivery_id for each in take(redis_url)] == [f"{other}:{stays}"]
+
+
+def test_a_log_is_read_without_the_requests(redis: Redis, redis_url: str) -> None:
+    webhook_id = add(redis_url)
+    requests = [end_request(redis_url, "x" * 4000) for _ in range(20)]
+    for delivery in take(redis_url):
+        note(redis_url, delivery, "HTTP 503")
+    sent = bytes_sent(redis)
+    log = ask(redis_url, lambda it: it.log(webhook_id))
+    assert bytes_sent(redis) - sent < 4000 * len(requests)
+    assert [request_id for request_id, _ in log] == requests[::-1]
+    outcomes = [[outcome for _, outcome in attempts] for _, attempts in log]
+    assert sorted(outcomes) == [[]] * 12 + [["HTTP 503"]] * 8
+
+
+def bytes_sent(redis: Redis) -> int:
+    stats: Any = redis.info("stats")
+    return int(stats["total_net_output_bytes"])
+
+
+def note(url: str, delivery: Delivery, outcome: str) -> None:
+    async def run() -> None:
+        async with connect_gateway(url) as redis:
+            deliveries = Deliveries(redis, retention_seconds=RETENTION_SECONDS)
+            assert await deliveries.note(delivery, State.DUE, outcome, 60)
+
+    asyncio.run(run())
+
+
+def test_a_webhook_of_a_later_version_is_read(redis: Redis, redis_url: str) -> None:
+    webhook_id = add(redis_url)
+    kept: Any = redis.hget(keyspace.STANDING + OWNER, webhook_id)
+    redis.hset(
+        keyspace.STANDING + OWNER,
+        webhook_id,
+        json.dumps(json.loads(kept) | {"secret": "of its own"}),
+    )
+    assert ask(redis_url, lambda it: it.of_owner(OWNER)) == {webhook_id: FIRST}
 
 
 def test_a_key_that_was_revoked_meanwhile_adds_none(redis: Redis, redis_url: str) -> None:
