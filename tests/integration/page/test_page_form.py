@@ -303,6 +303,28 @@ def test_generate_stays_in_sight_and_its_shortcut_works_everywhere(visitor: Visi
     expect(visitor.requests).to_have_count(2)
 
 
+def test_a_finger_hits_what_it_aims_at_and_the_page_does_not_zoom(
+    server: Stack, browser: Browser
+) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    with visit(server, browser, **phone) as visitor:
+        visitor.makes()
+        visitor.page.locator("#key-part summary").click()
+        targets = "button, a, summary, input, select, textarea, .choice label"
+        small = visitor.page.eval_on_selector_all(
+            targets,
+            """(all) => all
+              .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 44)
+              .map((one) => one.outerHTML)""",
+        )
+        assert small == []
+        zooming = visitor.page.eval_on_selector_all(
+            "input, select, textarea",
+            "(all) => all.filter((one) => parseFloat(getComputedStyle(one).fontSize) < 16)",
+        )
+        assert zooming == []
+
+
 def test_everybody_can_read_it_on_every_screen(visitor: Visitor) -> None:
     check_readable(visitor)
     visitor.makes("w" * 300)
