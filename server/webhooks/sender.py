@@ -1,7 +1,7 @@
 """Sends webhooks: signed POSTs as Standard Webhooks describe them, with retries.
 
 Every gateway has one sender. A delivery is retried until it gets a 2xx or a 410, or has used up its
-attempts. Logs name a delivery by its request.
+attempts.
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ class Sender:
         return bool(taken)
 
     async def _deliver(self, delivery: Delivery) -> None:
-        log = _log.bind(request_id=delivery.request_id, attempt=delivery.attempts)
+        log = _log.bind(
+            request_id=delivery.request_id,
+            delivery_id=delivery.delivery_id,
+            attempt=delivery.attempts,
+        )
         try:
             status = await self._send(delivery)
             outcome, state = f"HTTP {status}", _state(status)

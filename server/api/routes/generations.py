@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 
+import structlog
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +28,7 @@ from server.keys.times import from_ms, to_ms
 from server.transport.parameters import Choice, Day, Text, WholeNumber, documented
 from server.transport.responses import answer
 from worker.billing import from_millionths
+from worker.errors import StorageError
 from worker.job import Status
 from worker.store.history import Entry
 
@@ -62,6 +64,7 @@ USER_ID = Text(name="user_id", description="The id of your own key.")
 USER_EMAIL = Text(name="user_email", description="Refused: a key has none.")
 
 router = APIRouter(prefix="/inference-request", tags=["History"])
+_log = structlog.get_logger()
 
 
 @router.get(
@@ -231,10 +234,14 @@ async def _history_row(call: Call, entry: Entry) -> HistoryRow:
 
 
 async def _url(call: Call, entry: Entry) -> str | None:
-    """The link to the video, as long as there is one."""
+    """The link to the video, as long as there is one. A list comes without one that fails."""
     if entry.job is None or entry.job.status is not Status.COMPLETED:
         return None
-    return await call.services.video_links.url(entry.job, call.links(entry.request_id))
+    try:
+        return await call.services.video_links.url(entry.job, call.links(entry.request_id))
+    except StorageError as error:
+        _log.warning("history.no_link", request_id=entry.request_id, reason=str(error))
+        return None
 
 
 def _status(entry: Entry) -> Literal["COMPLETED", "FAILED", "PENDING"]:

@@ -86,6 +86,8 @@ def test_it_receives_the_end_of_each_request_signed(
     assert sdk._client.get(link).content[4:8] == b"ftyp"
     logs = eventually(lambda: _of_length(sdk.webhooks.logs(added["webhook_id"])["logs"], 2))
     assert [log.pop("timestamp") > created_at for log in logs] == [True, True]
+    tried = [line for line in stack.logs().splitlines() if "webhook.tried" in line]
+    assert [line for line in tried if f"{failed}:{added['webhook_id']}" in line]
     told = {"event_type": "INFERENCE", "status": "delivered", "response_code": 200, "error": None}
     assert logs == [told | {"request_id": request_id} for request_id in (failed, done)]
 

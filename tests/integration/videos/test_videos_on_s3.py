@@ -207,6 +207,26 @@ def test_an_outage_at_the_end_fails_the_request_and_not_the_worker(stack: Bucket
     assert stack.live_workers() == 1
 
 
+def test_a_history_comes_without_a_link_that_cannot_be_signed(stack: Bucket) -> None:
+    spoiled, made = (stack.ended().json()["request_id"] for _ in range(2))
+    stack.redis.hset(f"mochi:request:{spoiled}", "file_name", "odd")
+    for path in ("recent-generations", "generations", "request-history"):
+        rows = refused_none(stack.client.get(f"/inference-request/{path}"))["generations"]
+        urls = {row["request_id"]: row["generation_url"] for row in rows}
+        assert urls[spoiled] is None
+        assert httpx.get(urls[made]).content[4:8] == b"ftyp"
+    row = refused_none(stack.client.get(f"/inference-request/request-history/{spoiled}"))
+    assert (row["model_status"], row["generation_url"]) == ("COMPLETED", None)
+    assert [
+        line for line in stack.logs().splitlines() if "history.no_link" in line and spoiled in line
+    ]
+
+
+def refused_none(answer: httpx.Response) -> Any:
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
 def test_no_log_has_a_secret_or_a_signature(stack: Bucket) -> None:
     logs = stack.logs()
     assert "storage.failed" in logs or "worker.ready" in logs
