@@ -23,14 +23,14 @@ _LABELS = {"fps": "Frame rate", "guidance_scale": "Guidance"}
 _WIDEST_SLIDER = 1000
 """Parameters with a wider range have a button that draws a value, and no slider."""
 SCENARIOS = {
-    "": "A video",
-    "slow:10": "A video, 10 seconds later",
-    "expire:30": "A video that expires after 30 seconds",
+    "": "Success",
+    "slow:10": "Success after 10 seconds",
+    "expire:30": "Success, expires after 30 seconds",
     "blocked": "Blocked by moderation",
-    "fail": "Failure of the engine",
+    "fail": "Engine failure",
     "out_of_memory": "Out of memory",
-    "crash": "Crash of the worker",
-    "late_validation": "Late validation of parameters",
+    "crash": "Worker crash",
+    "late_validation": "Late validation error",
     "payment_required": "Too few credits (402)",
 }
 """Mock scenarios of the page's picker, each with its outcome."""

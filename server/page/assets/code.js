@@ -1,37 +1,37 @@
-/** The code section: the form's request in several languages, and the latest answer. */
+/** The code section: the form's request in several languages, and the latest response. */
 
 import { address } from "./api.js";
-import { at, copy, element } from "./dom.js";
+import { at, copy, element, write } from "./dom.js";
 import * as form from "./form.js";
 import * as snippets from "./snippets.js";
 
 const HINTS = {
-  python: "Needs pip install segmind. Writes mochi.mp4. The key comes from MOCHI_API_KEY.",
-  requests: "Needs pip install requests. Writes mochi.mp4. The key comes from MOCHI_API_KEY.",
-  javascript: "Needs Node.js 18. Writes mochi.mp4. The key comes from MOCHI_API_KEY.",
-  curl: "Writes mochi.mp4. The key comes from MOCHI_API_KEY.",
-  answer: "The latest answer about the request above.",
+  python: "Reads the key from `MOCHI_API_KEY`, writes `mochi.mp4`. Needs `pip install segmind`.",
+  requests: "Reads the key from `MOCHI_API_KEY`, writes `mochi.mp4`. Needs `pip install requests`.",
+  javascript: "Reads the key from `MOCHI_API_KEY`, writes `mochi.mp4`. Needs Node.js 18.",
+  curl: "Reads the key from `MOCHI_API_KEY`, writes `mochi.mp4`.",
+  response: "The server's latest response for the request above.",
 };
 const TOKENS =
   /(?<string>"(?:[^"\\\n]|\\.)*"|'[^'\n]*')|(?<value>\b\d+(?:\.\d+)?\b)|(?<word>\b(?:import|from|as|with|if|not|raise|new|throw|const|await|curl|true|false|null)\b)/g;
 
-let answer = null;
+let latest = null;
 
 /** Keep the latest status of the request that is shown, or null. */
 export function note(body) {
-  answer = body;
-  if (tab() === "answer") draw();
+  latest = body;
+  if (tab() === "response") draw();
 }
 
 /** Show the chosen tab. */
 export function draw() {
   const name = tab();
   const text =
-    name === "answer"
-      ? snippets.answer(answer)
+    name === "response"
+      ? snippets.response(latest)
       : snippets[name](address("v1"), form.model, form.literals());
   at("snippet").replaceChildren(...coloured(text));
-  at("snippet-hint").textContent = HINTS[name];
+  write(at("snippet-hint"), HINTS[name]);
 }
 
 function tab() {

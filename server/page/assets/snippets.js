@@ -1,4 +1,4 @@
-/** The form's request as code to copy, without the key; and an answer as JSON. */
+/** The form's request as code to copy, without the key; and a response as JSON. */
 
 const IS_NAME = /^[A-Za-z_]\w*$/;
 const IS_WHOLE = /^-?\d+$/;
@@ -83,9 +83,9 @@ export function javascript(origin, model, literals) {
   ].join("\n");
 }
 
-/** The answer, without the data of its preview. */
-export function answer(body) {
-  if (body === null) return "Generate a video to see the answer here.";
+/** The response, without the data of its preview. */
+export function response(body) {
+  if (body === null) return "Generate a video to see its status and result here.";
   const text = JSON.stringify(
     body,
     (name, value) => (name === "preview" ? "data:image/…" : value),

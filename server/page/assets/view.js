@@ -149,7 +149,7 @@ function endFacts(body) {
   if (body.seed !== undefined) rows.push(["Seed", body.seed]);
   if (metrics.total_time !== undefined) rows.push(["Took", words.duration(metrics.total_time)]);
   if (metrics.cost > 0) {
-    rows.push(["Cost", `${metrics.cost} credits, ${metrics.remaining_credits} left`]);
+    rows.push(["Cost", `${words.inCredits(metrics.cost)}, ${metrics.remaining_credits} left`]);
   }
   if (metrics.retry_count > 0) rows.push(["Attempts", String(metrics.retry_count + 1)]);
   if (body.error_code && body.error_code !== "cancelled") rows.push(["Code", body.error_code]);

@@ -21,9 +21,10 @@ const ADVICE = {
 
 const UNLIMITED = 1e9;
 
-/** Headline for a status. */
+/** Asked before a link's key replaces the tab's. */
 export const OTHER_KEY = "This link has another API key than yours. Use it instead?";
 
+/** Headline for a status. */
 export function headline(body) {
   if (body.status === "COMPLETED") return "Your video is ready";
   if (body.status === "FAILED") return body.error_code === "cancelled" ? "Cancelled" : "Failed";
@@ -75,7 +76,7 @@ export function offer(seconds, trial, isBusy) {
     parts.push(`${seconds.toLocaleString([], { maximumFractionDigits: 2 })} s of video`);
   }
   const { most = 0, gpu_second: byTime = 0 } = trial?.price ?? {};
-  if (most > 0) parts.push(`${byTime > 0 ? "up to " : ""}${number(most)} credits`);
+  if (most > 0) parts.push(`${byTime > 0 ? "up to " : ""}${inCredits(most)}`);
   const wait = trial?.estimated_wait_seconds ?? null;
   const run = trial?.estimated_seconds ?? null;
   if (wait !== null && run !== null && !isBusy) parts.push(`ready in ${estimate(wait + run)}`);
@@ -100,11 +101,13 @@ export function server(answer) {
 
 /** `12.5 credits`; the API has no word for unlimited, and answers a billion. */
 export function balance({ credits }) {
-  return credits >= UNLIMITED ? "unlimited credits" : `${number(credits)} credits`;
+  return credits >= UNLIMITED ? "unlimited credits" : inCredits(credits);
 }
 
-function number(amount) {
-  return amount.toLocaleString([], { maximumFractionDigits: 2 });
+/** `1 credit`, `12.5 credits`. */
+export function inCredits(amount) {
+  const text = amount.toLocaleString([], { maximumFractionDigits: 2 });
+  return `${text} ${amount === 1 ? "credit" : "credits"}`;
 }
 
 /** `14:05`, with the weekday if it is not today. */

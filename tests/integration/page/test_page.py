@@ -188,7 +188,7 @@ def test_all_can_be_done_with_the_keyboard(visitor: Visitor) -> None:
             keyboard.type("75")
         assert len(order) < 20
     assert order == [
-        *("API documents", "reset", "API key", "key", "show-key", "prompt"),
+        *("API docs", "reset", "API key", "key", "show-key", "prompt"),
         *("Paper boat", "Fox in snow", "Hosted example", "negative_prompt", "guidance_scale"),
         *("fps", "frames", "steps", "seed", "Draw a seed", "scenario", "generate"),
     ]

@@ -66,7 +66,7 @@ def test_price_and_time_are_said_before_the_button_is_pressed(visitor: Visitor) 
     visitor.give_key()
     visitor.field("Prompt").fill("a pond by day")
     expect(offer).to_contain_text("costs up to 2.5, and the balance is 1")
-    expect(visitor.balance).to_have_text("1 credits")
+    expect(visitor.balance).to_have_text("1 credit")
     visitor.button("Generate").click()
     expect(visitor.page.locator("#problem")).to_contain_text("the balance is 1")
     expect(offer).to_have_text("0.44 s of video")  # the reason is said once
@@ -181,7 +181,7 @@ def test_the_same_seed_again_and_a_warning_is_shown(visitor: Visitor) -> None:
     visitor.makes(Seed=MAX_SEED)
     expect(visitor.page.locator("#warnings")).to_have_text("Frogs were left out.")
     expect(visitor.fact("Seed")).to_have_text(str(MAX_SEED))  # more digits than a double has
-    visitor.page.get_by_label("Answer").check()
+    visitor.page.get_by_label("Response").check()
     answer = json.loads(visitor.snippet.inner_text())
     assert (
         answer == visitor.stack.http(visitor.key).get(f"/v2/requests/{visitor.request_id()}").json()
