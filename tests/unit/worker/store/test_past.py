@@ -219,6 +219,16 @@ def test_without_days_nothing_is_written(redis: Redis, redis_url: str, store: Wo
     assert [entry.request_id for entry in entries(redis_url, days=0)] == [request_id]
 
 
+def test_rows_are_not_served_when_the_history_is_off_again(redis: Redis, redis_url: str) -> None:
+    numbers = range(MOST, MOST + 2000)  # of this very second, too
+    add_rows(redis, numbers, completed=numbers)
+    assert len(entries(redis_url)) == len(numbers)
+    assert entries(redis_url, days=0) == []
+    assert ask(redis_url, lambda it: it.latest_videos(OWNER, 20), days=0) == []
+    with pytest.raises(RequestNotFoundError):
+        ask(redis_url, lambda it: it.find(str(MOST), OWNER), days=0)
+
+
 def test_prompts_are_cut_and_gone_when_the_setting_is_off_again(
     redis: Redis, redis_url: str
 ) -> None:
