@@ -146,7 +146,7 @@ class EngineSettings(BaseSettings):
     )
     precision: Literal["auto", "reference", "bf16"] = Field(
         default="auto",
-        description="`reference`: T5 and VAE in float32, as Genmo; `auto` picks it where it fits.",
+        description="`reference`: T5 in float32, as Genmo; `auto` picks it where it fits.",
     )
     attention: Literal["auto", "cudnn", "fa3", "fa4", "flash", "efficient", "math"] = Field(
         default="auto", description="The attention kernel; `auto` picks the fastest for the GPU."

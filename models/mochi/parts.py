@@ -15,14 +15,23 @@ from diffusers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
-KEPT_IN_FLOAT32 = ("norm_q", "norm_k", "norm_added_q", "norm_added_k", "pos_frequencies")
-"""Parameters of the transformer: small, sensitive, and float32 in Genmo's code."""
+KEPT_IN_FLOAT32 = (
+    *("norm_q", "norm_k", "norm_added_q", "norm_added_k", "pos_frequencies"),
+    "norm_layer",
+)
+"""Parameters of the transformer and of the VAE: small, sensitive, and float32 in Genmo's code."""
 
 
 class _Transformer(MochiTransformer3DModel):  # type: ignore[misc]
     """Keeps `KEPT_IN_FLOAT32` in float32, whatever the rest is loaded as."""
 
     _keep_in_fp32_modules: ClassVar = list(KEPT_IN_FLOAT32)  # a list: diffusers wants one
+
+
+class _Vae(AutoencoderKLMochi):  # type: ignore[misc]
+    """As `_Transformer`."""
+
+    _keep_in_fp32_modules: ClassVar = list(KEPT_IN_FLOAT32)
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,7 @@ class Parts:
                 folder, subfolder="transformer", torch_dtype=dtypes.transformer, **safely
             ),
             FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
-            AutoencoderKLMochi.from_pretrained(
-                folder, subfolder="vae", torch_dtype=dtypes.vae, **safely
-            ),
+            _Vae.from_pretrained(folder, subfolder="vae", torch_dtype=dtypes.vae, **safely),
         )
 
     def pipeline(self) -> MochiPipeline:

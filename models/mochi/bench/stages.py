@@ -231,7 +231,8 @@ def run_stock(
     vae = pipeline.vae
     with stages.span("decoding"):
         inputs = unnormalised(latents, vae.config).to(vae.dtype)
-        video = vae.decode(inputs, return_dict=False)[0]
+        with _autocast(pipeline.device, enabled=vae.dtype == torch.bfloat16):
+            video = vae.decode(inputs, return_dict=False)[0]
     pictures = pipeline.video_processor.postprocess_video(video, output_type="pil")[0]
     frames = (picture.tobytes() for picture in pictures[: params.frames])
     encode(Clip(*size, frames), params.fps, path)

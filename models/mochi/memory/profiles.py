@@ -23,13 +23,13 @@ STREAMED = 1.0
 """The part of the core on the GPU when blocks are streamed: two blocks, the last, small layers."""
 TEXT = {"reference": 17.7, "bf16": 8.9}
 """T5-XXL's encoder in float32 and bfloat16."""
-VAE = {"reference": 1.4, "bf16": 0.7}
-"""The decoder in float32 and bfloat16."""
+VAE = 0.7
+"""The decoder, bfloat16."""
 DENOISING = 6.0
 """Work at 163 frames."""
-CACHES = {"reference": 5.5, "bf16": 2.75}
+CACHES = 2.75
 """Two frames of each convolution of the decoder, whatever the size of its chunks."""
-DECODING = {"reference": 5.9, "bf16": 3.0}
+DECODING = 3.0
 """Work of the decoder for each latent frame that it decodes at a time."""
 RESERVE = 1.5
 """CUDA itself, the allocator's gaps, and the tables of positions, 0.5 at 163 frames."""
@@ -37,9 +37,9 @@ STEP_CACHE = 1.5
 """What the step cache keeps of a step, at 163 frames."""
 
 
-def decoding(precision: Precision, chunk: int) -> float:
+def decoding(chunk: int) -> float:
     """Work of the decoder in GiB at `chunk` latent frames at a time, for any length of video."""
-    return CACHES[precision] + DECODING[precision] * chunk
+    return CACHES + DECODING * chunk
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Profile:
     Attributes:
         name: the size of the card that the profile is made for.
         text: T5 lives on the GPU; or in main memory, and is copied to the GPU for each new prompt;
-            or works on the CPU, always in float32.
+            or works on the CPU, where `reference` takes no more of the GPU than `bf16`.
         keeps_modulation: whether the layers that compute the modulation stay on the GPU.
         streams_blocks: whether the blocks live in main memory.
         chunk: latent frames decoded at a time.
@@ -64,9 +64,9 @@ class Profile:
     def gib(self, precision: Precision) -> float:
         """Estimated peak of the GPU memory, for the longest request."""
         resident = STREAMED if self.streams_blocks else CORE
-        resident += VAE[precision] + RESERVE
+        resident += VAE + RESERVE
         resident += MODULATION if self.keeps_modulation else 0
-        work = max(DENOISING, decoding(precision, self.chunk))
+        work = max(DENOISING, decoding(self.chunk))
         if self.text == "gpu":
             return resident + TEXT[precision] + work
         if self.text == "per use":
@@ -85,17 +85,10 @@ PROFILES: dict[ProfileName, Profile] = {
 }
 """The largest first."""
 
-_PREFERRED: tuple[tuple[ProfileName, Precision], ...] = (
-    ("80gb", "reference"),
-    ("48gb", "reference"),
-    ("24gb", "reference"),
-    ("80gb", "bf16"),
-    ("48gb", "bf16"),
-    ("24gb", "bf16"),
-    ("offload", "reference"),
-    ("offload", "bf16"),
-)
-"""Best first. float32 goes before more weights on the GPU, but streaming blocks goes last."""
+_PRECISIONS: tuple[Precision, ...] = ("reference", "bf16")
+
+_PREFERRED = tuple((name, precision) for precision in _PRECISIONS for name in PROFILES)
+"""Best first: precision goes before more weights on the GPU."""
 
 
 @dataclass(frozen=True)
@@ -133,19 +126,16 @@ def plan_memory(
         if plan.peak_gib <= free_gib:
             needs = f"the longest video needs about {plan.peak_gib:.1f}"
             return replace(plan, reason=f"{free_gib:.1f} GiB are free, and {needs}")
-    smallest = candidates[-1]
+    smallest = min(candidates, key=lambda plan: plan.peak_gib)
     if profile == "auto":
-        raise EngineUnavailableError(_too_small(free_gib, smallest, precision))
+        raise EngineUnavailableError(_too_small(free_gib, smallest))
     needs = f"{free_gib:.1f} GiB are free of about {smallest.peak_gib:.1f}"
     return replace(smallest, reason=f"asked for, though {needs}")
 
 
-def _too_small(free_gib: float, smallest: MemoryPlan, precision: str) -> str:
-    remedy = "Choose"
-    if precision == "reference":
-        remedy = "Type MOCHI_PRECISION=auto, which needs less; or choose"
+def _too_small(free_gib: float, smallest: MemoryPlan) -> str:
     return (
         f"{free_gib:.1f} GiB of GPU memory are free, and the smallest profile needs about "
-        f"{smallest.peak_gib:.1f}. {remedy} another card with MOCHI_DEVICE=cuda:N, free its "
+        f"{smallest.peak_gib:.1f}. Choose another card with MOCHI_DEVICE=cuda:N, free its "
         f"memory, or type MOCHI_PROFILE={smallest.profile.name} to try it with short videos."
     )

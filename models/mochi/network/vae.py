@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLMochi
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from diffusers.models.autoencoders.autoencoder_kl_mochi import (
     MochiChunkedGroupNorm3D,
+    MochiResnetBlock3D,
     MochiUpBlock3D,
 )
 from torch import Tensor, nn
@@ -150,6 +151,8 @@ def _adapt(decoder: nn.Module) -> None:
                 setattr(parent, name, _Norm(child, of_sum=name == "norm1"))
             elif isinstance(child, MochiUpBlock3D):
                 setattr(parent, name, _UpBlock(child))
+        if isinstance(parent, MochiResnetBlock3D):
+            parent.nonlinearity = nn.Identity()  # a part of `_Norm`
     decoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
@@ -196,33 +199,46 @@ class _Conv(nn.Module):
 
 
 class _Norm(nn.Module):
-    """A group norm of each frame, without copies."""
+    """A group norm of each frame, and SiLU, in float32: rounded once, as in Genmo's code.
+
+    Genmo decodes under autocast to bfloat16, where these work in float32, and convolutions round
+    their inputs.
+    """
 
     def __init__(self, stock: MochiChunkedGroupNorm3D, *, of_sum: bool) -> None:
         super().__init__()
         self.norm: nn.GroupNorm = stock.norm_layer
+        self.dtype = torch.promote_types(self.norm.weight.dtype, torch.float32)
+        self.norm.to(self.dtype)
         self.of_sum = of_sum
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(1, channels, frames, height, width) to the same shape and format."""
+        """(1, channels, frames, height, width) to the same shape, format and dtype."""
         # Only a sum is read again later. A convolution's output is stored anyway, without its bias.
         inputs = _stored(inputs) if self.of_sum else inputs
         frames = inputs[0].transpose(0, 1)
-        frames = self._fusible(frames) if torch.compiler.is_compiling() else self.norm(frames)
+        frames = self._fusible(frames) if torch.compiler.is_compiling() else self._eager(frames)
         return frames.transpose(0, 1)[None]
 
+    def _eager(self, frames: Tensor) -> Tensor:
+        """Frame by frame, as float32 copies of all would take the memory of a larger chunk."""
+        results = torch.empty_like(frames)
+        for frame, result in zip(frames[:, None], results[:, None], strict=True):
+            result.copy_(functional.silu(self.norm(frame.to(self.dtype))))
+        return results
+
     def _fusible(self, frames: Tensor) -> Tensor:
-        """Compute `self.norm` in a form that fuses with the convolution's padding.
+        """Compute the same in a form that fuses with the convolution's padding.
 
         PyTorch's own group norm does not, as it merges dimensions when it is compiled for a GPU.
         """
-        norm, exact = self.norm, frames.float()
+        norm, exact = self.norm, frames.to(self.dtype)
         groups = exact.unflatten(1, (norm.num_groups, -1))  # type: ignore[no-untyped-call]
         variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0)
         scale = (variance + norm.eps).rsqrt()[..., None] * norm.weight.view(norm.num_groups, -1)
         shift = norm.bias.view(norm.num_groups, -1) - mean[..., None] * scale
         scale, shift = (_stored(each.flatten(1))[..., None, None] for each in (scale, shift))
-        return (exact * scale + shift).to(frames.dtype)
+        return functional.silu(exact * scale + shift).to(frames.dtype)
 
 
 def _stored(tensor: Tensor) -> Tensor:

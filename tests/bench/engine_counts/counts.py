@@ -205,18 +205,18 @@ class Memory:
     """Sizes in GiB that `models/mochi/memory/profiles.py` estimates under the same names.
 
     Attributes:
-        decoding: for each precision and each number of latent frames at a time.
-        stock_decoding: for each precision, of the stock VAE without tiles.
+        decoding: for each number of latent frames at a time.
+        stock_decoding: of the stock VAE without tiles, in float32.
     """
 
     core: float
     modulation: float
     streamed: float
     text: dict[Precision, float]
-    vae: dict[Precision, float]
+    vae: float
     denoising: float
-    decoding: dict[Precision, dict[int, float]]
-    stock_decoding: dict[Precision, float]
+    decoding: dict[int, float]
+    stock_decoding: float | None
 
 
 LARGEST = Request(frames=163, tokens=256, steps=75)
@@ -227,32 +227,13 @@ def count_memory(
     chunks: tuple[int, ...] = (1, 2), blocks: int = 48, *, with_stock: bool = True
 ) -> Memory:
     """Count the memory of the longest request, with `blocks` of the full-size model's 48."""
-    precisions: dict[Precision, torch.dtype] = {
-        "reference": torch.float32,
-        "bf16": torch.bfloat16,
-    }
-    parts = {
-        name: empty_dummy(Dtypes(dtype, torch.bfloat16, dtype), blocks)
-        for name, dtype in precisions.items()
-    }
+    single, half = (
+        empty_dummy(Dtypes(text, torch.bfloat16, torch.bfloat16), blocks)
+        for text in (torch.float32, torch.bfloat16)
+    )
     latents = torch.empty(LARGEST.latent_shape, device=META)
-    stock_decoding = {
-        name: _gib(count_stock_decoding(some, latents))
-        for name, some in parts.items()
-        if with_stock
-    }
-    decoding: dict[Precision, dict[int, float]] = {}
-    for name, dtype in precisions.items():
-        decoding[name] = {}
-        for chunk in chunks:
-            decoder = Decoder(empty_dummy(Dtypes(vae=dtype), 1).vae, chunk=chunk)
-            # From the third chunk on, the memory does not change.
-            few = latents[:, :, : 3 * chunk]
-            decoding[name][chunk] = _gib(count_decoding(decoder, few).peak)
-    text = {name: _weights(some.text_encoder) for name, some in parts.items()}
-    vae = {name: _weights(some.vae.decoder) for name, some in parts.items()}
-    conditioner = Conditioner(parts["bf16"].transformer)
-    core = core_on_meta(parts["bf16"])
+    conditioner = Conditioner(half.transformer)
+    core = core_on_meta(half)
     # On the device in every profile.
     embedding = _weights(conditioner.embed)
     core_gib = _weights(core) + embedding
@@ -260,20 +241,26 @@ def count_memory(
         core=core_gib,
         modulation=_weights(conditioner) - embedding,
         streamed=core_gib - sum(_weights(block) for block in core.blocks[2:-1]),
-        text=text,
-        vae=vae,
+        text={"reference": _weights(single.text_encoder), "bf16": _weights(half.text_encoder)},
+        vae=_weights(half.vae.decoder),
         denoising=_gib(_denoising(conditioner, core, latents)),
-        decoding=decoding,
-        stock_decoding=stock_decoding,
+        decoding={chunk: _gib(_decoding(latents, chunk)) for chunk in chunks},
+        stock_decoding=_gib(count_stock_decoding(latents)) if with_stock else None,
     )
 
 
-def count_stock_decoding(parts: Parts, latents: Tensor) -> int:
-    """Peak in bytes of the stock VAE on `meta`, the whole clip at once."""
-    latents = latents.to(parts.vae.dtype)
+def count_stock_decoding(latents: Tensor) -> int:
+    """Peak in bytes of the stock VAE on `meta` in float32, the whole clip at once."""
+    vae = empty_dummy(Dtypes(), 1).vae
     with tallied(held=[latents]) as decoding:
-        parts.vae.decode(latents)
+        vae.decode(latents)
     return decoding.peak
+
+
+def _decoding(latents: Tensor, chunk: int) -> int:
+    decoder = Decoder(empty_dummy(Dtypes(vae=torch.bfloat16), 1).vae, chunk=chunk)
+    # From the third chunk on, the memory does not change.
+    return count_decoding(decoder, latents[:, :, : 3 * chunk]).peak
 
 
 def _denoising(conditioner: Conditioner, core: Core, latents: Tensor) -> int:

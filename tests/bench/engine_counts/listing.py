@@ -218,15 +218,15 @@ def _memory(memory: Memory) -> Table:
         ("MODULATION", memory.modulation, MODULATION),
         ("STREAMED", memory.streamed, STREAMED),
         *((f"TEXT {name}", size, TEXT[name]) for name, size in memory.text.items()),
-        *((f"VAE {name}", size, VAE[name]) for name, size in memory.vae.items()),
+        ("VAE", memory.vae, VAE),
         ("DENOISING", memory.denoising, DENOISING),
         *(
-            (f"decoding {name}, chunk {chunk}", size, decoding(name, chunk))
-            for name, sizes in memory.decoding.items()
-            for chunk, size in sizes.items()
+            (f"decoding, chunk {chunk}", size, decoding(chunk))
+            for chunk, size in memory.decoding.items()
         ),
-        *((f"stock VAE {name}", size, None) for name, size in memory.stock_decoding.items()),
     ]
+    if memory.stock_decoding is not None:
+        rows.append(("stock VAE, float32", memory.stock_decoding, None))
     for name, counted, estimate in rows:
         table.add_row(name, f"{counted:.2f}", "" if estimate is None else f"{estimate:.1f}")
     return table

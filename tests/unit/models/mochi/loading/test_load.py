@@ -119,8 +119,9 @@ def test_delicate_parameters_stay_in_float32_whatever_the_rest_is_loaded_as(
         checkpoint, Dtypes(text=torch.bfloat16, transformer=torch.bfloat16, vae=torch.bfloat16)
     )
     kept = {
-        name.split(".")[-2 if name.endswith("weight") else -1]
-        for name, parameter in parts.transformer.named_parameters()
+        name.removesuffix(".weight").removesuffix(".bias").split(".")[-1]
+        for module in (parts.transformer, parts.vae)
+        for name, parameter in module.named_parameters()
         if parameter.dtype == torch.float32
     }
     assert kept == set(KEPT_IN_FLOAT32)

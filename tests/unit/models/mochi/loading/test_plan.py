@@ -11,8 +11,12 @@ import pytest
 import torch
 
 from models.build import build_engine
+from models.engine import Traits
 from models.errors import EngineUnavailableError
-from models.mochi.loading.plan import plan_loading
+from models.mochi.loading.assemble import CPU, Options
+from models.mochi.loading.plan import LoadPlan, plan_loading
+from models.mochi.memory.profiles import Precision, ProfileName, plan_memory
+from models.mochi.parts import Dtypes
 from models.settings import EngineSettings
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -116,6 +120,31 @@ def test_a_folder_that_lacks_a_part_is_refused_by_the_parts_name(
     gpus(1)
     (copy / part).rename(tmp_path / "elsewhere")
     assert f"MOCHI_WEIGHTS={copy} lacks {part}:" in refusal(tmp_path, weights=str(copy))
+
+
+@pytest.mark.parametrize(
+    ("profile", "precision", "has_bfloat16", "expected"),
+    [
+        ("80gb", "reference", True, torch.float32),
+        ("80gb", "bf16", False, torch.bfloat16),
+        ("24gb", "reference", True, torch.float32),
+        ("24gb", "bf16", True, torch.bfloat16),
+        ("24gb", "bf16", False, torch.float32),
+    ],
+)
+def test_t5_on_a_cpu_is_bfloat16_where_the_precision_allows_and_the_cpu_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch,
+    profile: ProfileName,
+    precision: Precision,
+    has_bfloat16: bool,
+    expected: torch.dtype,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    chosen = plan_memory(80, profile, precision)
+    options = Options(chosen.profile, "flash")
+    load_plan = LoadPlan(CPU, chosen, options, Traits("", "", precision), None, [])
+    assert load_plan.dtypes == Dtypes(expected, torch.bfloat16, torch.bfloat16)
 
 
 def test_a_named_card_has_an_index_and_settings_reach_the_engine(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLMochi
 from diffusers.video_processor import VideoProcessor
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.mochi.network.vae import Decoder
@@ -91,15 +91,26 @@ def test_in_float32_no_byte_is_more_than_a_step_away_and_hardly_any_is(
     assert difference.float().mean() < 1e-3
 
 
-def test_in_bfloat16_it_is_as_good_as_the_stock_vae() -> None:
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+def test_in_bfloat16_it_is_as_good_as_genmo_s_decode_and_better_than_stock_s() -> None:
     channels = {"decoder_block_out_channels": (32, 64, 64, 96)}
     reference, stock = (make_vae(dtype, **channels) for dtype in (torch.float32, torch.bfloat16))
     latents = make_latents(4, 6, 10)
     best, theirs = stock_frames(reference, latents), stock_frames(stock, latents)
     ours = joined(make_decoder(stock, 2).decode(latents))
-    assert decibels(ours, theirs) >= 50
-    # An error of at most 1.1 times theirs.
-    assert decibels(ours, best) >= decibels(theirs, best) - 0.83
+    genmo = stock_frames_under_autocast(reference, latents)
+    assert decibels(ours, genmo) >= 50
+    assert decibels(ours, best) >= decibels(genmo, best) - 0.1
+    assert decibels(ours, best) > decibels(theirs, best)
+
+
+def stock_frames_under_autocast(stock: AutoencoderKLMochi, latents: Tensor) -> Tensor:
+    """As Genmo decodes on a GPU, where autocast computes norms in float32."""
+    for module in stock.decoder.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
+    with torch.autocast("cpu", torch.bfloat16):
+        return stock_frames(stock, latents)
 
 
 @pytest.mark.parametrize(
