@@ -96,8 +96,8 @@ def test_a_norm_in_float32_holds_one_frame_of_bfloat16_at_a_time() -> None:
     inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
     with Watch() as watch:
         norm(inputs)
-    # The inputs, the result, and one frame in float32 before and after.
-    assert watch.peak < 2 * inputs.nbytes + 3 * 4 * inputs[:, :, 0].numel()
+    # The inputs, the result, and one frame in float32: before, between and after.
+    assert watch.peak < 2 * inputs.nbytes + 4 * 4 * inputs[:, :, 0].numel()
 
 
 def test_pixels_are_made_of_channels_in_one_copy(single: AutoencoderKLMochi) -> None:
