@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from models.engine import OnStep
 from models.mochi.checkpoint import LatentsKeeper
 from models.mochi.network.modulation import Condition
+from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.network.step_cache import StepCache
 from models.mochi.network.transformer import Core
 from models.mochi.preview import Previewer
@@ -23,7 +25,7 @@ THRESHOLD_NOISE = 0.025
 def denoise(
     core: Core,
     latents: Tensor,
-    conditions: tuple[Condition, Condition],
+    conditions: Sequence[Condition],
     schedule: Schedule,
     *,
     guidance_scale: float,
@@ -31,6 +33,7 @@ def denoise(
     cache: StepCache | None = None,
     keeper: LatentsKeeper | None = None,
     previewer: Previewer | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Turn noise into the latents of a video, by Euler steps along the guided velocity.
 
@@ -41,16 +44,17 @@ def denoise(
         core: the transformer.
         latents: noise, `(1, channels, T, h, w)`. Each step rounds to its dtype: float32 as in
             Genmo's code, or bfloat16 as in diffusers when the text embeddings are.
-        conditions: of the negative prompt and of the prompt.
+        conditions: of the negative prompt and of the prompt, or this card's of the two.
         schedule: with as many steps as the conditions.
         guidance_scale: 1 ignores the negative prompt, more leads away from it.
         on_step: see `OnStep`.
         cache: see `Core.forward`. Not together with a keeper, which does not save its state.
         keeper: see `LatentsKeeper`. A step that `on_step` abandons is not kept.
         previewer: see `Previewer`.
+        ranks: the cards that share the video.
     """
     steps = len(schedule.deltas)
-    first, latents = keeper.resume(latents) if keeper else (0, latents)
+    first, latents = ranks.from_first(*(keeper.resume(latents) if keeper else (0, latents)))
     for step in range(first, steps):
         away_from, towards = core(latents, conditions, step, cache)
         velocity = away_from + guidance_scale * (towards - away_from)

@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo import maybe_mark_dynamic
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from models.mochi.network.modulation import Tables
 from models.mochi.network.transformer import Block
 
 MAX_GRAPHS = 64
@@ -31,30 +31,38 @@ def keep_on_disk(folder: Path) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
-def compile_blocks(blocks: Iterable[nn.Module], backend: str = "inductor") -> None:
+def compile_blocks(
+    blocks: Iterable[nn.Module], backend: str = "inductor", *, in_halves: bool = False
+) -> None:
     """Compile blocks when they first run.
 
     There is a graph for texts of two tokens or more, one for a single token, and one for none, each
     for ordinary blocks and for the last: at most six.
 
     Args:
-        blocks: of `Core`; their `forward` is replaced.
+        blocks: of `Core`; their methods are replaced.
         backend: of `torch.compile`.
+        in_halves: compile what is before and after the attention, with twice the graphs: cards that
+            share a video exchange tokens there.
     """
     torch._dynamo.config.recompile_limit = MAX_GRAPHS  # noqa: SLF001
-    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
-        Block.forward, fullgraph=True, backend=backend
-    )
+    blocks = list(blocks)
+    for method in (Block.project, Block.update) if in_halves else (Block.forward,):
+        compiled = torch.compile(method, fullgraph=True, backend=backend)
+        for block in blocks:
+            setattr(block, method.__name__, partial(_run, compiled, block))
 
-    def run(
-        block: nn.Module, visual: Tensor, text: Tensor, tables: Tables, *step_and_rope: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        _, rope = step_and_rope
-        for tensor in (visual, text, rope):
-            maybe_mark_dynamic(tensor, 1)
-        for table in tables:
-            maybe_mark_dynamic(table, 0)
-        return compiled(block, visual, text, tables, *step_and_rope)
 
-    for block in blocks:
-        block.forward = partial(run, block)
+def _run(
+    compiled: Callable[..., Any],
+    block: nn.Module,
+    visual: Tensor,
+    text: Tensor,
+    *rest: Any,  # noqa: ANN401 (of several methods)
+) -> Any:  # noqa: ANN401
+    tables, _, *others = rest
+    for tensor in (visual, text, *others):
+        maybe_mark_dynamic(tensor, 1)
+    for table in tables:
+        maybe_mark_dynamic(table, 0)
+    return compiled(block, visual, text, *rest)

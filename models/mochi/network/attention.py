@@ -6,7 +6,7 @@ The text has no padding, so there is no mask.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Literal
@@ -137,17 +137,44 @@ def joint_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
+def attend_jointly(visual: Sequence[Tensor], text: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Joint attention of visual tokens and text.
+
+    Args:
+        visual: query, key and value, each `(1, N, heads, head_dim)`.
+        text: the same of L tokens; without a query, where the text is not read afterwards.
+
+    Returns:
+        `(1, N, heads * head_dim)`, and of the text's queries.
+    """
+    query, key, value = visual
+    *text_query, text_key, text_value = text
+    out = joint_attention(
+        torch.cat((query, *text_query), dim=1),
+        torch.cat((key, text_key), dim=1),
+        torch.cat((value, text_value), dim=1),
+    )
+    tokens = query.shape[1]
+    return out[:, :tokens], out[:, tokens:]
+
+
 class RopeTables:
     """Cosines and sines of the rotary position embedding, cached for the latest shape."""
 
     def __init__(self, stock: MochiTransformer3DModel) -> None:
         self._area: int = stock.rope.target_area
         self._frequencies: Tensor = stock.pos_frequencies.data.float()
+        self._share: Callable[[Tensor], Tensor] = lambda positions: positions
         self.of = lru_cache(maxsize=1)(self._of)  # half a GiB for the longest video
 
     def to(self, device: torch.device) -> None:
         """Move to `device`, and drop the cached tables."""
         self._frequencies = self._frequencies.to(device)
+        self.of.cache_clear()
+
+    def keep(self, share: Callable[[Tensor], Tensor]) -> None:
+        """From now on, compute the tables for this share of the positions, `(N, 3)`, only."""
+        self._share = share
         self.of.cache_clear()
 
     def _of(self, frames: int, height: int, width: int) -> Tensor:
@@ -167,7 +194,7 @@ class RopeTables:
             _centres(width, unit, device),
         )
         positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
-        angles = torch.einsum("nd,dhf->nhf", positions, self._frequencies)
+        angles = torch.einsum("nd,dhf->nhf", self._share(positions), self._frequencies)
         return torch.stack((angles.cos(), angles.sin()))
 
 

@@ -6,20 +6,24 @@ block's contribution predicts the change in the others'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
+
+from models.mochi.network.ranks import ALONE
 
 
 class StepCache:
     """The cache of one request: the last step at which all blocks ran.
 
     The other blocks are skipped while the first block's contribution changes by less than
-    `threshold`: a share, as the mean over all tokens, channels and branches.
+    `threshold`: a share, as the mean over all tokens, channels and branches, also of other cards.
     """
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float, total: Callable[[Tensor], Tensor] = ALONE.total) -> None:
         self._threshold = threshold
+        self._total = total
         self._first: list[Tensor] = []
         self._rest: list[Tensor] = []
         self._after_first: list[Tensor] = []
@@ -35,7 +39,7 @@ class StepCache:
             after_first: tokens after it.
         """
         first = [after - before for before, after in zip(entered, after_first, strict=True)]
-        if self._rest and _change(self._first, first) < self._threshold:
+        if self._rest and self._change(first) < self._threshold:
             self.skipped += 1
             return [after + rest for after, rest in zip(after_first, self._rest, strict=True)]
         self._first, self._after_first = first, list(after_first)
@@ -46,8 +50,9 @@ class StepCache:
         self._rest = [end - after for after, end in zip(self._after_first, final, strict=True)]
         self._after_first = []
 
-
-def _change(old: Sequence[Tensor], new: Sequence[Tensor]) -> float:
-    difference = sum((a - b).abs().float().mean() for a, b in zip(new, old, strict=True))
-    size = sum(a.abs().float().mean() for a in old)
-    return float(difference / size)
+    def _change(self, first: Sequence[Tensor]) -> float:
+        both = zip(first, self._first, strict=True)
+        changes = torch.stack([(new - old).abs().float().sum() for new, old in both]).sum()
+        sizes = torch.stack([old.abs().float().sum() for old in self._first]).sum()
+        difference, size = self._total(torch.stack((changes, sizes)))
+        return float(difference / size)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.mochi.memory.streaming import StreamedBlocks
-from models.mochi.network.attention import RopeTables, joint_attention, rotate
+from models.mochi.network.attention import RopeTables, attend_jointly, rotate
 from models.mochi.network.modulation import Condition, Tables
+from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.network.step_cache import StepCache
 
 
@@ -53,6 +54,7 @@ class Block(nn.Module):
         self.updates_text: bool = not stock.context_pre_only
         self.eps: float = stock.norm2.eps
         self.heads: int = attention.heads
+        self.attend = attend_jointly
         self.norm_q = HeadNorm(attention.norm_q)
         self.norm_k = HeadNorm(attention.norm_k)
         self.norm_text_k = HeadNorm(attention.norm_added_k)
@@ -82,11 +84,36 @@ class Block(nn.Module):
         Returns:
             The new visual and text, of the same shapes and dtypes.
         """
+        parts = self.project(visual, text, tables, step, rope)
+        return self.update(visual, text, tables, step, *self.attend(*parts))
+
+    def project(
+        self, visual: Tensor, text: Tensor, tables: Tables, step: Tensor, rope: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The arguments of `attend`, from those of `forward`."""
         for_visual, for_text = (table.index_select(0, step)[0] for table in tables)
-        new_visual, new_text = self._attend(
-            self._modulate(visual, for_visual[0]), self._modulate(text, for_text[0]), rope
+        q, k, v = self._heads(self.to_qkv(self._modulate(visual, for_visual[0])))
+        *text_q, text_k, text_v = self._heads(self.text_to_qkv(self._modulate(text, for_text[0])))
+        # Rounded before `cat`, so that the compiler writes each part into place at once.
+        q, k = (
+            rotate(norm(part), rope).to(v.dtype)
+            for norm, part in ((self.norm_q, q), (self.norm_k, k))
         )
-        visual = visual + self._modulate(new_visual, for_visual[1])
+        of_text = [self.norm_text_q(part).to(v.dtype) for part in text_q]
+        return [q, k, v], [*of_text, self.norm_text_k(text_k).to(v.dtype), text_v]
+
+    def update(
+        self,
+        visual: Tensor,
+        text: Tensor,
+        tables: Tables,
+        step: Tensor,
+        *attended: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, from its arguments and the results of `attend`."""
+        new_visual, new_text = attended
+        for_visual, for_text = (table.index_select(0, step)[0] for table in tables)
+        visual = visual + self._modulate(self.to_out(new_visual), for_visual[1])
         new_visual = self.ff(self._modulate(visual, for_visual[2]))
         visual = visual + self._modulate(new_visual, for_visual[3])
         if self.updates_text:
@@ -97,21 +124,6 @@ class Block(nn.Module):
 
     def _modulate(self, x: Tensor, factor: Tensor) -> Tensor:
         return (rms_norm(x, self.eps) * factor).to(x.dtype)
-
-    def _attend(self, visual: Tensor, text: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Joint attention. The text's output is not projected, and empty in the last block."""
-        q, k, v = self._heads(self.to_qkv(visual))
-        *text_q, text_k, text_v = self._heads(self.text_to_qkv(text))
-        # Rounded before `cat`, so that the compiler writes each part into place at once.
-        queries = [rotate(self.norm_q(q), rope).to(v.dtype)]
-        if self.updates_text:
-            queries.append(self.norm_text_q(text_q[0]).to(v.dtype))
-        keys = [rotate(self.norm_k(k), rope).to(v.dtype), self.norm_text_k(text_k).to(v.dtype)]
-        out = joint_attention(
-            torch.cat(queries, dim=1), torch.cat(keys, dim=1), torch.cat((v, text_v), dim=1)
-        )
-        tokens = visual.shape[1]
-        return self.to_out(out[:, :tokens]), out[:, tokens:]
 
     def _heads(self, projected: Tensor) -> tuple[Tensor, ...]:
         """`(1, N, k * heads * head_dim)` to k times `(1, N, heads, head_dim)`."""
@@ -134,6 +146,7 @@ class Core(nn.Module):
         self.eps: float = stock.norm_out.norm.eps
         self.proj_out: nn.Linear = stock.proj_out
         self._streamed: StreamedBlocks | None = None
+        self._ranks: Ranks = ALONE
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,6 +161,14 @@ class Core(nn.Module):
             self.blocks = nn.ModuleList((*self._streamed.copies, last))
         self.to(device)
 
+    def join(self, ranks: Ranks) -> None:
+        """Share each video with other cards. Call it after `place`."""
+        self._ranks = ranks
+        self.rope.keep(ranks.share)
+        for block in self.blocks.modules():
+            if isinstance(block, Block) and ranks.shares > 1:
+                block.attend = ranks.attend
+
     def forward(
         self,
         latents: Tensor,
@@ -161,20 +182,21 @@ class Core(nn.Module):
 
         Args:
             latents: `(1, channels, T, h, w)`, of any float dtype.
-            conditions: one for each branch of guidance.
+            conditions: one for each branch of guidance that is this card's; see `Ranks`.
             step: index into the tables of the conditions.
             cache: of this request; skips blocks, and is lossy.
 
         Returns:
-            float32, of the shape of `latents`, one for each condition.
+            float32, of the shape of `latents`, one for each branch of guidance.
         """
         _, _, frames, height, width = latents.shape
         grid = (frames, height // self.patch_size, width // self.patch_size)
         streams = self._through_blocks(self._tokens(latents), conditions, step, grid, cache)
-        return [
-            self._velocity(visual, condition.output[step], grid)
+        patches = [
+            self._patches(visual[0], condition.output[step])
             for visual, condition in zip(streams, conditions, strict=True)
         ]
+        return [self._velocity(branch, grid) for branch in self._ranks.gather(patches)]
 
     def _through_blocks(
         self,
@@ -209,17 +231,22 @@ class Core(nn.Module):
             yield self.blocks[-1]
 
     def _tokens(self, latents: Tensor) -> Tensor:
-        """`(1, channels, T, h, w)` to visual tokens `(1, N, width)`."""
+        """`(1, channels, T, h, w)` to this card's visual tokens, `(1, N, width)`."""
         pictures = latents.to(self.dtype).transpose(1, 2).flatten(0, 1)
         tokens: Tensor = self.patch_embed(pictures)
         # A copy: blocks would be compiled anew for a view or for other strides.
-        return tokens.flatten(0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
+        own = self._ranks.share(tokens.flatten(0, 1))
+        return own.unsqueeze(0).clone(memory_format=torch.contiguous_format)
 
-    def _velocity(self, visual: Tensor, modulation: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Visual tokens to a velocity of the latents' shape, in float32."""
+    def _patches(self, visual: Tensor, modulation: Tensor) -> Tensor:
+        """Visual tokens, `(N, width)`, to patches of the velocity, `(N, channels)`, in float32."""
         factor, shift = modulation
         normed = functional.layer_norm(visual.float(), visual.shape[-1:], eps=self.eps)
-        patches: Tensor = self.proj_out((normed * factor + shift).to(self.dtype)).float()
+        patches: Tensor = self.proj_out((normed * factor + shift).to(self.dtype))
+        return patches.float()
+
+    def _velocity(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """The patches of all tokens to a velocity of the latents' shape."""
         frames, rows, columns = grid
         patch = self.patch_size
         latents = patches.view(frames, rows, columns, patch, patch, -1).permute(5, 0, 1, 3, 2, 4)

@@ -74,7 +74,7 @@ def test_a_skipped_step_is_the_first_block_and_what_the_others_did_before() -> N
     assert cache.skipped == 1
     for branch, condition in enumerate(conditions):
         guessed = first[2 + branch] + (last[branch] - first[branch])
-        expected = core._velocity(guessed, condition.output[1], (2, 3, 4))
+        expected = core._velocity(core._patches(guessed[0], condition.output[1]), (2, 3, 4))
         assert torch.equal(velocities[branch], expected)
 
 
