@@ -62,16 +62,18 @@ class Parts:
         """
         # Only safetensors: loading a pickle runs its author's code.
         safely: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+
+        def source(part: str) -> dict[str, Any]:
+            return {"subfolder": part, "variant": _variant(folder / part), **safely}
+
         return cls(
             AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
-            T5EncoderModel.from_pretrained(
-                folder, subfolder="text_encoder", dtype=dtypes.text, **safely
-            ),
+            T5EncoderModel.from_pretrained(folder, dtype=dtypes.text, **source("text_encoder")),
             _Transformer.from_pretrained(
-                folder, subfolder="transformer", torch_dtype=dtypes.transformer, **safely
+                folder, torch_dtype=dtypes.transformer, **source("transformer")
             ),
             FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
-            _Vae.from_pretrained(folder, subfolder="vae", torch_dtype=dtypes.vae, **safely),
+            _Vae.from_pretrained(folder, torch_dtype=dtypes.vae, **source("vae")),
         )
 
     def pipeline(self) -> MochiPipeline:
@@ -84,3 +86,9 @@ class Parts:
             transformer=self.transformer,
             force_zeros_for_empty_prompt=True,
         )
+
+
+def _variant(folder: Path) -> str | None:
+    """`bf16` where a part lies in the files of this variant alone, whatever its indexes."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    return "bf16" if names and all(".bf16" in name for name in names) else None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -16,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from models.settings import LIBRARIES
+from tests.support.models.t5_tokenizer import write_t5_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -197,42 +196,3 @@ print(ended.exit_code, ended.output)
 """
     told = run_with((), code)
     assert told.startswith("78 wrap needs the package trustme. Type: pip install '.[wrap]'")
-
-
-SPECIAL = ("<pad>", "</s>", "<unk>")
-SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
-
-
-def write_t5_tokenizer(folder: Path) -> None:
-    """The files of T5's tokenizer as they lie on the hub, around a small vocabulary."""
-    code = """
-import sys
-import sentencepiece
-sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(["a panda bakes bread", "the sea at night"] * 20),
-    model_prefix=sys.argv[1], vocab_size=60, hard_vocab_limit=False,
-    pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-)
-print(sentencepiece.SentencePieceProcessor(model_file=sys.argv[1] + ".model").vocab_size())
-"""
-    folder.mkdir()
-    train = [sys.executable, "-c", code, str(folder / "spiece")]
-    size = int(subprocess.run(train, check=True, capture_output=True, text=True).stdout)
-    (folder / "spiece.vocab").unlink()
-    last = size + len(SENTINELS) - 1
-    sentinels = {text: last - number for number, text in enumerate(SENTINELS)}
-    tokens = {text: number for number, text in enumerate(SPECIAL)} | sentinels
-    named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    named_too: dict[str, Any] = {"additional_special_tokens": SENTINELS}
-    own = {"tokenizer_class": "T5Tokenizer", "legacy": True, "extra_ids": 100}
-    rule = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    decoder = {
-        str(number): rule | {"content": text, "special": True} for text, number in tokens.items()
-    }
-    files = {
-        "added_tokens": sentinels,
-        "special_tokens_map": named | named_too,
-        "tokenizer_config": named | named_too | own | {"added_tokens_decoder": decoder},
-    }
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))

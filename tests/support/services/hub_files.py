@@ -52,7 +52,7 @@ _BF16: dict[str, bytes] = {
     **some(f"transformer/{name}" for name in BF16_SHARDS),
     f"transformer/{MODEL}.safetensors.index.bf16.json": index(BF16_SHARDS),
 }
-_UNUSED: dict[str, bytes] = {
+UNUSED: dict[str, bytes] = {
     ".gitattributes": b"* lfs",
     "README.md": b"# Mochi",
     "assets/grid.gif": b"moving",
@@ -73,5 +73,5 @@ _HOSTILE: dict[str, bytes] = {
 
 LOADED = dict(sorted((_SHARED | _FLOAT32).items()))
 """The files that Mochi is loaded from, and that a pull downloads."""
-OTHERS = _BF16 | _UNUSED | _HOSTILE
+OTHERS = _BF16 | UNUSED | _HOSTILE
 INDEXES = {name for name in LOADED if ".index." in name}

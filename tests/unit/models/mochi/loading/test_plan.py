@@ -107,9 +107,10 @@ def test_a_device_that_does_not_exist_is_named(tmp_path: Path, gpus: Callable[[i
 
 @pytest.mark.parametrize("weights", ["/no/such/folder", "./weights", "../weights", "weights"])
 def test_a_folder_that_does_not_exist_is_not_taken_for_a_hub_id(
-    tmp_path: Path, gpus: Callable[[int], None], weights: str
+    tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     gpus(1)
+    monkeypatch.chdir(tmp_path)
     assert f"There is no folder MOCHI_WEIGHTS={weights}." in refusal(tmp_path, weights=weights)
 
 

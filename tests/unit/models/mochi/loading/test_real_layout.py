@@ -1,0 +1,65 @@
+"""Weights with the files of the real ones, from the hub to a video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.mochi.loading.load import assemble_mock, read_weights
+from models.mochi.parts import KEPT_IN_FLOAT32, Dtypes
+from models.weights.pull import verify
+from tests.support.models.mock_mochi import frames_of, params
+from tests.support.models.pulls import fetch, ignore
+from tests.support.models.real_layout import Files, TinyMochi
+from tests.support.services.hub import fake_hub_here
+from tests.support.services.hub_files import LOADED
+
+BF16 = Dtypes(text=torch.bfloat16, transformer=torch.bfloat16, vae=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def mochi(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyMochi:
+    return TinyMochi.of(checkpoint, tmp_path_factory.mktemp("draft"))
+
+
+def write(files: Files, folder: Path) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_pull_brings_a_video_and_no_byte_that_it_does_not_need(
+    mochi: TinyMochi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_hub_here(monkeypatch) as hub:
+        hub.files = mochi.on_the_hub()
+        folder = fetch(hub, tmp_path)
+    assert hub.bytes_sent == {name: len(hub.files[name]) for name in LOADED}
+    assert verify(folder, ignore) == []
+    parts = read_weights(folder, Dtypes())
+    for part, tensors in mochi.tensors.items():
+        loaded = getattr(parts, part).state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert len(frames_of(assemble_mock(parts, 0.0), params())) == 2
+
+
+def test_a_folder_in_bfloat16_alone_is_loaded(mochi: TinyMochi, tmp_path: Path) -> None:
+    parts = read_weights(write(mochi.in_bf16(), tmp_path), BF16)
+    for part, tensors in mochi.tensors.items():
+        loaded = getattr(parts, part).state_dict()
+        for name, tensor in tensors.items():
+            assert torch.equal(loaded[name].float(), tensor.bfloat16().float())
+            is_kept = any(kept in name for kept in KEPT_IN_FLOAT32)
+            assert loaded[name].dtype == (torch.float32 if is_kept else torch.bfloat16)
+
+
+def test_of_a_folder_with_both_the_float32_files_are_loaded(
+    mochi: TinyMochi, tmp_path: Path
+) -> None:
+    parts = read_weights(write(mochi.in_bf16() | mochi.on_the_hub(), tmp_path), Dtypes())
+    for part, tensors in mochi.tensors.items():
+        loaded = getattr(parts, part).state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
