@@ -357,7 +357,6 @@ end
 
 -- Back to QUEUED, first in the queue, as the request has waited before.
 local function requeue(id, reason)
-  count('requeues ' .. reason)
   local first = redis.call('ZRANGE', keys.waiting, 0, 0, 'WITHSCORES')[2] or '0'
   local owner = redis.call('HGET', keys.record, 'owner')
   end_gpu_time(owner)
@@ -370,6 +369,7 @@ local function requeue(id, reason)
   redis.call('LREM', keys.intermediate, 0, id)
   redis.call('LREM', keys.rq_queue, 0, id)
   redis.call('LPUSH', keys.rq_queue, id)
+  count('requeues ' .. reason)
 end
 
 -- Ends a cancelled request FAILED. Returns its error, or false: it is not cancelled.

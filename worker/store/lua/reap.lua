@@ -9,5 +9,6 @@ if read(keys.record, 'status')[1] ~= 'PROCESSING' then
   redis.call('ZREM', keys.leases, id)
   return nil
 end
-count('lost run')
-return retry(id, tonumber(ARGV[2]), ARGV[3], ARGV[4])
+local outcome = retry(id, tonumber(ARGV[2]), ARGV[3], ARGV[4])
+count('lost run') -- after the repair, which is tried again and again where it fails
+return outcome

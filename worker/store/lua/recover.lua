@@ -11,7 +11,8 @@ if redis.call('LPOS', keys.rq_queue, id) then
   redis.call('LREM', keys.intermediate, 0, id)
   return nil
 end
-count('lost pop')
 -- Counts as an attempt: a request that kills workers between pop and start must end too.
 redis.call('HINCRBY', keys.record, 'attempt', 1)
-return retry(id, tonumber(ARGV[2]), ARGV[3], ARGV[4])
+local outcome = retry(id, tonumber(ARGV[2]), ARGV[3], ARGV[4])
+count('lost pop') -- after the repair, which is tried again and again where it fails
+return outcome

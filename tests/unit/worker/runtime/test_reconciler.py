@@ -314,6 +314,9 @@ def assert_repaired_among_broken(bench: Bench, request_id: str, seconds: float) 
     with capture_logs() as logs:
         bench.look(seconds)
     assert waiting(bench.redis) == [request_id]
+    counted = bench.redis.hgetall(keyspace.METRICS)
+    counts = {str(name).partition(" ")[0]: count for name, count in counted.items()}
+    assert counts["lost"] == counts["requeues"] == "1"
     assert Counter(log["event"] for log in logs) == {
         "request.unrepaired": MOST_REPAIRS,
         "request.recovered": 1,
