@@ -10,7 +10,7 @@ import typer
 
 from server.cli.client import LOCAL_URL, START_IT, ApiKeyOption, ServerUrl
 from server.cli.hosted.differences import Row, Verdict, rows
-from server.cli.hosted.recording import Side, record
+from server.cli.hosted.recording import Side, check_key, record
 from server.cli.options import AsJson, exit_on_error, read_settings, settings_options
 from server.cli.output import console, errors, print_json, print_table
 from server.errors import ClientError, visible
@@ -61,10 +61,12 @@ def compare(
         hosted_key = hosted_key or _ask_key()
         if not yes:
             _confirm(f"Ask {hosted} for {'two videos' if blocking else 'one video'}")
-        # First, as it costs nothing: credits are not spent where there is nothing to compare with.
         ours = Side("local server", local, own_key, "its key", START_IT)
-        here = record(ours, payload, blocking=blocking)
         theirs = Side("hosted API", hosted, hosted_key, "SEGMIND_API_KEY", "Check --hosted.")
+        # First, as it costs nothing: no video is made where there is nothing to compare it with.
+        check_key(ours)
+        check_key(theirs)
+        here = record(ours, payload, blocking=blocking)
         there = record(theirs, payload, blocking=blocking)
     table = [*rows(there, here)]
     if as_json:

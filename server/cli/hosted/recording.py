@@ -73,6 +73,16 @@ class Answer:
         return self.status >= SERVER_ERROR or self.field("status") in RUNNING
 
 
+def check_key(side: Side) -> None:
+    """Make the cheapest call.
+
+    Raises:
+        ClientError: the server does not answer, or refuses the key.
+    """
+    with http_client(side.url, {"x-api-key": side.api_key}) as http:
+        _Recorder(http, side).check_key()
+
+
 def record(side: Side, params: Mapping[str, Any], *, blocking: bool) -> _Answers:
     """The answers of a server by the names of the calls.
 
@@ -102,13 +112,16 @@ class _Recorder:
         self._url = side.url.rstrip("/").removesuffix("/v1")
         self.answers: _Answers = {}
 
-    def submit(self, params: Mapping[str, Any]) -> None:
+    def check_key(self) -> None:
         credit = self.ask("credits", "GET", "/v1/get-user-credits")
         if credit.status == HTTPStatus.UNAUTHORIZED:
             raise ClientError(
                 f"The {self._side.name} refused {self._side.key_name} (401): "
                 f"{credit.field('error') or 'without a message.'}"
             )
+
+    def submit(self, params: Mapping[str, Any]) -> None:
+        self.check_key()
         began = time.monotonic()
         submitted = self.ask("submit", "POST", f"/v2/{MODEL}", json=params)
         if request_id := submitted.field("request_id"):

@@ -211,10 +211,13 @@ def test_credits_are_not_spent_unasked_nor_while_there_is_nothing_to_compare_wit
 def test_a_refused_key_ends_the_comparison_and_is_named(
     server: Stack, variable: str, refusal: str
 ) -> None:
-    ended = compare(server, server.url, *SHORT, "--yes", **{variable: "mochi_wrong"})
+    keys = {name: server.key() for name in ("SEGMIND_API_KEY", "MOCHI_API_KEY")}
+    ended = compare(server, server.url, *SHORT, "--yes", **keys | {variable: "mochi_wrong"})
     assert ended.returncode == 1
     assert ended.stderr.startswith(refusal)
     assert not ended.stdout
+    for key in keys.values():  # no video was made for nothing
+        assert server.http(key).get("/v1/videos").json()["data"] == []
 
 
 def test_equal_rows_are_shown_when_asked_for(server: Stack) -> None:
