@@ -41,6 +41,11 @@ class BrokerUnavailableError(JobError):
         self.is_refusal = is_refusal
 
     @property
+    def has_answered(self) -> bool:
+        """Whether the broker has, and the answer is a refusal."""
+        return self.is_refusal
+
+    @property
     def reason(self) -> str:
         """The client library's message, for logs and operators, not for HTTP clients."""
         cause = self.__cause__
@@ -54,6 +59,8 @@ class BrokerUnavailableError(JobError):
 
 class BrokerUnfitError(BrokerUnavailableError):
     """The broker answers, and cannot be used as it is; the message has the remedy."""
+
+    has_answered = True
 
     @property
     def reason(self) -> str:

@@ -40,7 +40,8 @@ class BrokerLog:
     def disconnected(self, error: BrokerUnavailableError) -> None:
         """Log each reason once per outage."""
         if error.reason not in self._reasons:
-            _log.warning("broker.silent", address=self._address, reason=error.reason)
+            event = "broker.refused" if error.has_answered else "broker.silent"
+            _log.warning(event, address=self._address, reason=error.reason)
         self._answers = False
         self._reasons.add(error.reason)
 

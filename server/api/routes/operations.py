@@ -17,7 +17,7 @@ from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody, W
 from server.errors import NO_WORKER
 from server.keys.lookup import Scope
 from server.transport.responses import answer
-from worker.errors import BrokerUnavailableError, BrokerUnfitError, DiskFullError
+from worker.errors import BrokerUnavailableError, DiskFullError
 from worker.store.presence import LiveWorker
 
 router = APIRouter(tags=["Operations"])
@@ -63,9 +63,8 @@ async def get_readiness(request: Request) -> Response:
             state = "none"
             missing.append(NO_WORKER)
     except BrokerUnavailableError as error:
-        has_answered = error.is_refusal or isinstance(error, BrokerUnfitError)
         silent = "The broker does not answer: check MOCHI_REDIS_URL."
-        missing.append(str(error) if has_answered else silent)
+        missing.append(str(error) if error.has_answered else silent)
     body = ReadyBody(
         status="not ready" if missing else "ready",
         workers=state,

@@ -173,7 +173,7 @@ def test_the_user_of_the_document_may_do_what_a_server_needs(
         assert client.post("/v1/mochi-1", json={"prompt": "a", "steps": 10}).is_success
         worker.terminate()
         assert worker.wait(30) == 0
-        assert events(stack, "broker.silent") == []
+        assert events(stack, "broker.silent") == events(stack, "broker.refused") == []
         assert {entry["object"] for entry in plain.redis.acl_log()} == {"config|get"}
 
 
@@ -291,7 +291,7 @@ def test_a_broker_that_refuses_to_write_is_waited_for(plain: Valkey, tmp_path: P
         client = stack.http()
 
         plain.redis.config_set("min-replicas-to-write", 1)
-        eventually(lambda: events(stack, "broker.silent"))
+        eventually(lambda: events(stack, "broker.refused"))
         answer = client.post("/v2/mochi-1", json={"prompt": "a pond"})
         assert answer.status_code == 502
         time.sleep(1.2)
@@ -299,7 +299,7 @@ def test_a_broker_that_refuses_to_write_is_waited_for(plain: Valkey, tmp_path: P
         request_id = submit(client, steps=40)
         eventually(lambda: int(stack.record(request_id).get("step", 0)) >= 5)
         plain.tell("REPLICAOF", "127.0.0.1", "1")
-        eventually(lambda: "read only replica" in str(events(stack, "broker.silent")))
+        eventually(lambda: "read only replica" in str(events(stack, "broker.refused")))
         time.sleep(1)
         plain.tell("REPLICAOF", "NO", "ONE")
         eventually(lambda: completed(client, request_id))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
@@ -12,13 +14,13 @@ from worker.errors import BrokerUnavailableError
 ADDRESS = "redis://broker:6379"
 
 
-def failure(reason: str) -> BrokerUnavailableError:
+def failure(error: Exception | str) -> BrokerUnavailableError:
     """What a call raises."""
     try:
         with broker_errors():
-            raise RedisConnectionError(reason)
-    except BrokerUnavailableError as error:
-        return error
+            raise RedisConnectionError(error) if isinstance(error, str) else error
+    except BrokerUnavailableError as raised:
+        return raised
 
 
 def test_each_reason_of_a_silence_is_said_once_and_the_end_of_it() -> None:
@@ -40,6 +42,20 @@ def test_each_reason_of_a_silence_is_said_once_and_the_end_of_it() -> None:
         ("broker.back", None),
         ("broker.silent", "refused"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (RedisConnectionError("refused"), "broker.silent"),
+        (AuthenticationError("WRONGPASS invalid username-password pair"), "broker.refused"),
+        (ResponseError("ERR unknown command"), "broker.refused"),
+    ],
+)
+def test_a_refusal_is_not_called_a_silence(error: Exception, event: str) -> None:
+    with capture_logs() as logs:
+        BrokerLog(ADDRESS).disconnected(failure(error))
+    assert [line["event"] for line in logs] == [event]
 
 
 def test_dangers_are_said_once_and_again_when_they_change() -> None:
