@@ -117,7 +117,7 @@ class WorkerStore:
         """Renew the worker's presence and, with a lease, the run's lease and progress.
 
         Args:
-            worker: withdraw it before another record of the same worker.
+            worker: withdraw an earlier record of the same worker after this one.
             lease: of the present run.
             step: denoising steps done.
             stage: of the run.
@@ -147,7 +147,7 @@ class WorkerStore:
             self._redis.delete(keyspace.LOADING)
 
     def withdraw(self, worker: LiveWorker) -> None:
-        """Remove a record that the next heartbeat replaces."""
+        """Remove a record that a heartbeat has replaced."""
         with broker_errors():
             self._redis.zrem(keyspace.WORKERS, str(worker))
 
