@@ -10,6 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 import typer
@@ -127,16 +128,16 @@ class Client:
             ClientError: there is no video; nothing was written.
         """
         check_file(output)
-        submitted = self._json("POST", f"{self._url}/v2/{MODEL}", json=params)
+        request_id = self._submit(params)
         # Not by the links in the response: behind a proxy they can lead to another host.
-        request_url = f"{self._url}/v2/requests/{submitted['request_id']}"
+        request_url = self._request_url(request_id)
         try:
             self._follow(f"{request_url}/status")
             result = self._json("GET", request_url)
             size = self._download(result["output"], output)
         except ClientError as error:
             said = str(error).removesuffix(".")
-            raise ClientError(f"{said}. The request is {submitted['request_id']}.") from None
+            raise ClientError(f"{said}. The request is {request_id}.") from None
         except KeyboardInterrupt:
             self._cancel(request_url)
             raise
@@ -146,6 +147,26 @@ class Client:
             errors.print(f"It is an MP4, whatever {output.name} ends with.", style="yellow")
         for warning in result.get("warnings", ()):
             errors.print(visible(warning), style="yellow")
+
+    def _submit(self, params: dict[str, Any]) -> str:
+        """Make a request and return its id. An interruption before it is known cancels, too."""
+        headers = {"idempotency-key": str(uuid4())}  # the id of the same request comes again
+
+        def ask() -> str:
+            url = f"{self._url}/v2/{MODEL}"
+            return str(self._json("POST", url, json=params, headers=headers)["request_id"])
+
+        try:
+            return ask()
+        except KeyboardInterrupt:
+            try:
+                self._cancel(self._request_url(ask()))
+            except ClientError as error:
+                errors.print(f"Cancelling failed: {error}", style="red")
+            raise
+
+    def _request_url(self, request_id: str) -> str:
+        return f"{self._url}/v2/requests/{request_id}"
 
     def _cancel(self, url: str) -> None:
         try:

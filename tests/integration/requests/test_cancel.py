@@ -6,7 +6,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -14,7 +17,7 @@ import psutil
 import pytest
 
 from server.keys.lookup import Scope
-from tests.support.stack import COMMAND, Stack, eventually
+from tests.support.stack import COMMAND, Stack, eventually, start_command
 from tests.support.wire import another_gateway, connect, refusal
 
 LONG = {"prompt": "a pond", "frames": 1, "steps": 75}
@@ -201,3 +204,64 @@ def test_a_signal_to_the_command_line_frees_the_worker_and_leaves_no_file(
     assert "The request is cancelled." in said
     assert ended(stack.http(key), request_id)["error_code"] == "cancelled"
     assert not (tmp_path / "mochi.mp4").exists()
+
+
+@contextmanager
+def slow_answers(url: str, submitted: Event, released: Event) -> Iterator[str]:
+    """A proxy that passes the first submit on and keeps its response back."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self._pass_on()
+
+        def do_PUT(self) -> None:
+            self._pass_on()
+
+        def _pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"] or 0))
+            answer = httpx.request(
+                self.command, url + self.path, content=body, headers=dict(self.headers.items())
+            )
+            if not submitted.is_set():
+                submitted.set()
+                released.wait(60)
+                return
+            self.send_response(answer.status_code)
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_ctrl_c_cancels_a_request_of_generate_whose_id_has_not_come_yet(
+    stack: Stack, tmp_path: Path
+) -> None:
+    key = stack.key()
+    submitted, released = Event(), Event()
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    with slow_answers(stack.url, submitted, released) as url:
+        environ = stack.environ | {"MOCHI_API_KEY": key, "MOCHI_URL": url}
+        call = ["generate", "a pond", "--steps", "75", "-o", str(tmp_path / "pond.mp4")]
+        process = start_command(call, environ, output, errors)
+        try:
+            assert submitted.wait(60)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+    (video,) = stack.http(key).get("/v1/videos").json()["data"]
+    assert ended(stack.http(key), video["id"])["error_code"] == "cancelled"
+    assert "The request is cancelled." in errors.read_text()
