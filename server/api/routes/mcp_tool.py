@@ -107,7 +107,7 @@ async def _call_tool(context: _Context, params: mcp.CallToolRequestParams) -> mc
     except Exception:  # noqa: BLE001 (the package would send its text to the client)
         request_id = getattr(call.request.state, "request_id", None)
         _log.exception("http.bug", method="POST", path=MCP, request_id=request_id)
-        return _refusal(BUG)
+        return _refusal(f"{BUG} The request {request_id} goes on." if request_id else BUG)
 
 
 def _given(params: mcp.CallToolRequestParams) -> dict[str, Any]:
@@ -137,14 +137,21 @@ async def _generate(
     call.request.state.request_id = request_id
     reporter = _Reporter(session, call, request_id)
     reporting = asyncio.create_task(reporter.run())
+    waiting = asyncio.create_task(
+        services.poller.wait_for_end(request_id, services.settings.v1_seconds)
+    )
     try:
-        await services.poller.wait_for_end(request_id, services.settings.v1_seconds)
+        await asyncio.wait({reporting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            reporting.result()  # a bug there ends the call, too
+        await waiting
     except asyncio.CancelledError:
         if submission.idempotency_key is None and services.settings.cancel_on_disconnect:
             services.canceller.cancel(request_id, owner)
         raise
     finally:
         reporting.cancel()
+        waiting.cancel()
     job = await services.store.find(request_id, owner)
     if job.status is Status.FAILED:
         return _refusal(job.error)

@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from models.mock.scenario import SCENARIO
 from models.params import GenerateParams
 from server.api.poller import Poller
+from server.api.routes import mcp_tool
 from server.api.submission import Submission
 from server.app import create_app
 from server.keys import lookup
@@ -28,10 +29,13 @@ from server.keys.record import NewKey
 from server.keys.store import create_key
 from server.settings import ServerSettings
 from server.transport import body
+from tests.support.jobs import live
 from tests.support.stack import Stack, eventually
 from tests.support.wire import call, refusal
 from worker.broker.connection import connect_gateway
+from worker.job import Job
 from worker.store.gateway_side import Accepted
+from worker.store.worker_side import WorkerStore
 
 POND = {"prompt": "a pond", "frames": 7, "steps": 10}
 CALL = {
@@ -206,6 +210,23 @@ def test_a_bug_is_logged_under_the_request_id_and_its_text_is_not_sent(
     assert "/srv" not in answer.text
     (line,) = [line for line in log if line["event"] == "http.bug"]
     assert (line["path"], line["request_id"]) == ("/mcp", "an-id")
+
+
+def test_a_bug_of_the_progress_reports_ends_the_call_which_names_the_request(
+    redis: Redis, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_job: Job) -> str:
+        raise RuntimeError("cannot open /srv/mochi")
+
+    monkeypatch.setattr(mcp_tool, "_message", fail)
+    WorkerStore(redis, lease_seconds=60, retention_seconds=60).beat(live())
+    headers = {**ACCEPT, "x-api-key": create_key(redis, NewKey(name="test"))}
+    asked = httpx.Request("POST", "http://gateway/mcp", headers=headers, json=CALL)
+    with capture_logs() as log:
+        (answer,) = call(app, asked)
+    (line,) = [line for line in log if line["event"] == "http.bug"]
+    assert f"The request {line['request_id']} goes on." in answer.text
+    assert "/srv" not in answer.text
 
 
 def test_a_body_that_does_not_arrive_is_refused_as_on_the_routes(
