@@ -43,7 +43,7 @@ ENV PATH=/opt/venv/bin:$PATH
 COPY --from=pins / .
 RUN mkdir models worker \
     && touch README.md LICENSE mochi_server.py models/__init__.py worker/__init__.py \
-    && pip install --no-cache-dir -c constraints.txt '.[otel]'
+    && pip install --no-cache-dir -c constraints.txt '.[mcp,otel]'
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 

@@ -74,6 +74,16 @@ def test_the_images_have_what_the_wheel_is_built_from() -> None:
         assert f"!{name}" in allowed
 
 
+@pytest.mark.parametrize(
+    ("image", "extras"), [("gateway", "'.[mcp,otel]'"), ("worker", '".[otel,${WORKER_EXTRA}]"')]
+)
+def test_an_image_has_what_its_process_serves(image: str, extras: str) -> None:
+    """`wrap` is for the machine of a client."""
+    stages = (ROOT / "Dockerfile").read_text().split("\nFROM ")
+    (build,) = (stage for stage in stages if f" AS {image}-build\n" in stage)
+    assert f"-c constraints.txt {extras}" in build
+
+
 def test_a_private_api_of_uvicorn_has_an_upper_bound() -> None:
     uvicorn = next(one for one in requirements() if one.name == "uvicorn")
     installed = metadata.version("uvicorn")
