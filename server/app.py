@@ -23,18 +23,16 @@ from server.api.links import VideoLinks
 from server.api.openapi import document, operation_id
 from server.api.poller import Poller
 from server.api.routes import (
-    account,
     event_stream,
     generate,
-    generations,
     models,
     operations,
     pages,
     requests,
     videos,
     webhook_event,
-    webhooks,
 )
+from server.api.routes.key import account, generations, webhooks
 from server.api.services import Canceller, Services
 from server.keys.lookup import KeyLookup
 from server.page import Page
@@ -52,13 +50,13 @@ from worker.errors import BrokerUnavailableError
 from worker.outputs.factory import open_outputs
 from worker.outputs.store_check import StoreCheck
 from worker.process.shutdown import end_tasks
-from worker.store.deliveries import Deliveries
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
-from worker.store.history import History
-from worker.store.standing import StandingWebhooks
-from worker.store.statistics import Statistics
-from worker.store.usage import UsageStore
+from worker.store.reports.history import History
+from worker.store.reports.statistics import Statistics
+from worker.store.reports.usage import UsageStore
+from worker.store.webhooks.deliveries import Deliveries
+from worker.store.webhooks.standing import StandingWebhooks
 
 CHECK_SECONDS = 2.0
 """Between two health checks of the broker, and of the store of videos."""

@@ -24,7 +24,7 @@ from server.transport.traffic import Traffic
 from worker.billing import MILLION
 from worker.job import FAILURES
 from worker.process.logs import dropped_lines
-from worker.store.statistics import Survey, Times
+from worker.store.reports.statistics import Survey, Times
 
 STEP = "step"
 """Kept among the stages, but shown as a histogram of its own."""

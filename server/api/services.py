@@ -17,10 +17,10 @@ from worker.outputs.base import Outputs
 from worker.outputs.store_check import StoreCheck
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
-from worker.store.history import History
-from worker.store.standing import StandingWebhooks
-from worker.store.statistics import Statistics
-from worker.store.usage import UsageStore
+from worker.store.reports.history import History
+from worker.store.reports.statistics import Statistics
+from worker.store.reports.usage import UsageStore
+from worker.store.webhooks.standing import StandingWebhooks
 
 CANCEL_TRIES = 60
 CANCEL_PAUSE_SECONDS = 1.0

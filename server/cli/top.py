@@ -27,7 +27,7 @@ from worker.broker.connection import Client, broker_errors
 from worker.errors import BrokerUnavailableError
 from worker.job import NOT_FAILURES, Job
 from worker.store.fleet import Worker, first_waiting, fleet, survey
-from worker.store.statistics import Survey
+from worker.store.reports.statistics import Survey
 
 EVERY_SECONDS = 1.0
 MOST_WAITING = 10

@@ -15,7 +15,7 @@ from server.cli.options import BROKER, running_broker, settings_options
 from server.cli.output import errors, print_json, print_table
 from server.keys.store import all_keys
 from server.keys.times import broker_time
-from worker.store.usage import KEPT_DAYS, Period, Usage, read_usages
+from worker.store.reports.usage import KEPT_DAYS, Period, Usage, read_usages
 
 COLUMNS = (
     *("day", "key", "requests", "completed", "cancelled", "blocked", "failed"),

@@ -24,7 +24,7 @@ from server.keys.signing import rotate_signing_secret, signing_secret
 from server.keys.store import GRACE, NoSuchKeyError, all_keys
 from server.keys.times import from_ms, written
 from worker.broker.connection import Client
-from worker.store.deliveries import Delivery, Replay, State, all_deliveries, replay
+from worker.store.webhooks.deliveries import Delivery, Replay, State, all_deliveries, replay
 
 webhooks = typer.Typer(help="List, replay and sign webhook deliveries.", no_args_is_help=True)
 

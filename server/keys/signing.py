@@ -16,7 +16,7 @@ from server.keys.record import Change
 from server.keys.store import KeyStore
 from server.keys.times import MILLISECOND
 from worker.store import keyspace
-from worker.store.deliveries import new_signing_secret, signing_secrets
+from worker.store.webhooks.deliveries import new_signing_secret, signing_secrets
 
 _CHANGE = Change("webhook secret", "", "another")
 

@@ -19,7 +19,7 @@ from server import VERSION
 from server.webhooks.caller import Caller, NoCallError
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.process.shutdown import end_tasks
-from worker.store.deliveries import Deliveries, Delivery, State
+from worker.store.webhooks.deliveries import Deliveries, Delivery, State
 
 LOOK_SECONDS = 0.5
 """Between two looks for due deliveries."""

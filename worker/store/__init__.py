@@ -1,1 +1,1 @@
-"""Every Redis key and script: job records, queue, presence, deliveries, usage."""
+"""Every Redis key and script: job records, queue, presence, webhooks, reports."""

@@ -12,8 +12,8 @@ from worker.broker.connection import broker_errors
 from worker.job import CANCELLED, Cancellation, Job, Status
 from worker.store import keyspace, scripts
 from worker.store.presence import read_all
+from worker.store.reports.statistics import Survey
 from worker.store.scripts import outcome
-from worker.store.statistics import Survey
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, TypeVar
 
 from worker.errors import UnknownAnswerError
@@ -16,7 +16,7 @@ from worker.store.keyspace import BOUNDS_MS
 
 Outcome = TypeVar("Outcome", bound=StrEnum)
 
-_FOLDER = files("worker.store") / "lua"
+_FOLDER = Path(__file__).with_name("lua")
 
 
 @cache  # an upgrade on disk must not mix with the version that runs
@@ -27,7 +27,8 @@ def source(name: str) -> str:
     administrators (`allow-oom`).
     """
     first_line = "" if name == "submit" else "#!lua flags=allow-oom\n"
-    common, script = (_FOLDER / f"{part}.lua" for part in ("common", name))
+    common = _FOLDER / "common.lua"
+    (script,) = _FOLDER.glob(f"*/{name}.lua")
     bounds = f"local BOUNDS_MS = {{ {', '.join(map(str, BOUNDS_MS))} }}\n"
     return first_line + bounds + common.read_text("utf-8") + script.read_text("utf-8")
 

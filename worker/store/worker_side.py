@@ -18,8 +18,8 @@ from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work, read_paces
 from worker.store import keyspace, scripts
 from worker.store.presence import LiveWorker
+from worker.store.reports.statistics import DEVICE_USE
 from worker.store.scripts import outcome, pairs, was_done
-from worker.store.statistics import DEVICE_USE
 
 _SCRIPTS = (
     *("start", "beat", "finish", "requeue", "reap", "recover"),

@@ -1,1 +1,1 @@
-"""HTTP routes, one module per resource."""
+"""HTTP routes, one module per resource; `key` has those of an API key."""

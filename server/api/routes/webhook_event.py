@@ -9,7 +9,7 @@ from server.api.schemas import WebhookBody, failed_body, result_body
 from server.keys.times import from_ms
 from server.transport.parameters import Text, documented
 from worker.job import Status
-from worker.store.deliveries import Delivery
+from worker.store.webhooks.deliveries import Delivery
 
 _HEADERS = (
     ("webhook-id", "The id of the request."),

@@ -19,7 +19,7 @@ from tests.faults.support.client import Client, events
 from tests.support.services.receiver import ALLOWED, receiver
 from tests.support.stack import Stack, eventually
 from worker.store import keyspace
-from worker.store.deliveries import signing_secrets
+from worker.store.webhooks.deliveries import signing_secrets
 
 HOUR = 3600
 LEASE_SECONDS = 2

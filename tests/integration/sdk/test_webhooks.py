@@ -16,7 +16,7 @@ from tests.support.services.hosted import hosted_sdk
 from tests.support.services.receiver import ALLOWED, Receiver, receiver, trap
 from tests.support.stack import Stack, eventually
 from worker.store import keyspace
-from worker.store.deliveries import State, all_deliveries, signing_secrets
+from worker.store.webhooks.deliveries import State, all_deliveries, signing_secrets
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 1, "steps": 10}
 ENDS = ["INFERENCE", "PIXELFLOW"]

@@ -29,7 +29,7 @@ from tests.support.wire import (
     refusal,
     stranger,
 )
-from worker.store.deliveries import all_deliveries
+from worker.store.webhooks.deliveries import all_deliveries
 
 POND: dict[str, Any] = {"prompt": "a pond at night", "frames": 1, "steps": 10}
 BALANCE = "/v1/get-user-credits"

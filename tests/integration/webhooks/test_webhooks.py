@@ -17,7 +17,14 @@ from tests.support.services.receiver import ALLOWED, Call, Receiver, trap
 from tests.support.stack import Stack, eventually
 from worker.broker.connection import connect_gateway
 from worker.store import keyspace
-from worker.store.deliveries import JITTER, MOST_ATTEMPTS, PAUSES, Deliveries, Delivery, State
+from worker.store.webhooks.deliveries import (
+    JITTER,
+    MOST_ATTEMPTS,
+    PAUSES,
+    Deliveries,
+    Delivery,
+    State,
+)
 
 
 def test_a_completed_request_is_told_of_with_its_result_and_a_signature(

@@ -19,7 +19,7 @@ from tests.support.services.customer import Customer
 from tests.support.services.receiver import Receiver
 from tests.support.stack import Stack, eventually
 from worker.store import keyspace
-from worker.store.deliveries import JITTER, PAUSES, State, all_deliveries
+from worker.store.webhooks.deliveries import JITTER, PAUSES, State, all_deliveries
 
 
 def run(stack: Stack, *words: str) -> Result:

@@ -7,7 +7,7 @@ from typing import Any
 from tests.support.jobs import make_webhook_due
 from tests.support.services.receiver import Call, Receiver
 from tests.support.stack import Stack, eventually
-from worker.store.deliveries import Delivery, all_deliveries, signing_secrets
+from worker.store.webhooks.deliveries import Delivery, all_deliveries, signing_secrets
 
 POND: dict[str, Any] = {"prompt": "a pond at night", "frames": 1, "steps": 10}
 

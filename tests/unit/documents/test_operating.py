@@ -11,7 +11,7 @@ from models.engine import DeviceUse, Traits
 from server.api.metrics import Scrape
 from server.transport.traffic import Traffic
 from worker.store.presence import LiveWorker
-from worker.store.statistics import Survey
+from worker.store.reports.statistics import Survey
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = ROOT / "docs" / "operating.md"

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[3]
 DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
 FAULTS = set(range(1, 31))
 SCRIPTS = {
-    path.stem: path.read_text() for path in (ROOT / "worker" / "store" / "lua").glob("*.lua")
+    path.stem: path.read_text() for path in (ROOT / "worker" / "store" / "lua").rglob("*.lua")
 }
 
 

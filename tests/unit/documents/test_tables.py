@@ -14,17 +14,9 @@ from models.moderation.settings import ModerationSettings
 from models.params import GenerateParams
 from models.settings import EngineSettings
 from server.api.dry_run import DryRunBody
-from server.api.routes import (
-    account,
-    event_stream,
-    generate,
-    generations,
-    models,
-    operations,
-    requests,
-    webhooks,
-)
+from server.api.routes import event_stream, generate, models, operations, requests
 from server.api.routes import videos as videos_api
+from server.api.routes.key import account, generations, webhooks
 from server.api.schemas import FailedBody, Metrics, ResultBody, StatusBody, Video
 from server.errors import MEANING
 from server.settings import ServerSettings

@@ -15,8 +15,8 @@ from server.keys.record import NewKey
 from server.keys.signing import rotate_signing_secret, signing_secret
 from server.keys.store import all_keys, change_key, create_key, one_key, revoke_key, rotate_key
 from tests.support.jobs import ask_gateway, live
-from worker.store.deliveries import signing_secrets
 from worker.store.gateway_side import GatewayStore
+from worker.store.webhooks.deliveries import signing_secrets
 from worker.store.worker_side import WorkerStore
 
 ANN = NewKey(name="ann")

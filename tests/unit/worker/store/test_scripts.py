@@ -17,10 +17,10 @@ from worker.errors import UnknownAnswerError
 from worker.job import Status
 from worker.pace import Pace, Work
 from worker.store import scripts
-from worker.store.deliveries import replay
 from worker.store.fleet import cancel_all, survey
 from worker.store.forecast import Forecast, Forecaster
 from worker.store.gateway_side import GatewayStore
+from worker.store.webhooks.deliveries import replay
 from worker.store.worker_side import Lease, Result, WorkerStore
 
 LEASE = Lease("an-id", "run")

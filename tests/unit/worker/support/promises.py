@@ -19,8 +19,8 @@ from tests.support.jobs import OWNER
 from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
 from worker.job import TRANSITIONS, Job, Status
 from worker.store import keyspace
-from worker.store.deliveries import State, all_deliveries
 from worker.store.gateway_side import GatewayStore, Idempotency
+from worker.store.webhooks.deliveries import State, all_deliveries
 from worker.store.worker_side import Lease, WorkerStore
 
 MOST_WAITING = 4

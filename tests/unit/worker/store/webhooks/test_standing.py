@@ -15,8 +15,8 @@ from tests.support.jobs import OWNER, ask_gateway, make_webhook_due, params
 from worker.broker.connection import connect_gateway
 from worker.errors import KeyEndedError
 from worker.store import keyspace
-from worker.store.deliveries import Deliveries, Delivery, State, all_deliveries, replay
-from worker.store.standing import Put, StandingWebhooks, Webhook
+from worker.store.webhooks.deliveries import Deliveries, Delivery, State, all_deliveries, replay
+from worker.store.webhooks.standing import Put, StandingWebhooks, Webhook
 
 RETENTION_SECONDS = 60.0
 FIRST = Webhook("https://first.example/", "https://us.example", ["INFERENCE"], True, 1)

@@ -19,9 +19,9 @@ from worker.runtime import background
 from worker.runtime.background import start_gpu_reporter
 from worker.runtime.run import Run, timed
 from worker.store import keyspace
-from worker.store.deliveries import Deliveries, State
 from worker.store.fleet import survey
-from worker.store.statistics import Survey, Times
+from worker.store.reports.statistics import Survey, Times
+from worker.store.webhooks.deliveries import Deliveries, State
 from worker.store.worker_side import Lease, Result, WorkerStore
 
 USE = DeviceUse(allocated_bytes=1, reserved_bytes=2, total_bytes=3, busy=0.5)

@@ -16,8 +16,8 @@ from redis.asyncio import Redis
 from worker.broker.connection import broker_errors
 from worker.errors import KeyEndedError
 from worker.store import keyspace, scripts
-from worker.store.deliveries import Log, read_log, request_of
 from worker.store.scripts import outcome, was_done
+from worker.store.webhooks.deliveries import Log, read_log, request_of
 
 MOST_WEBHOOKS = 10
 """Of one key."""

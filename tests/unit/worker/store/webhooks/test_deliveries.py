@@ -13,7 +13,8 @@ from redis import Redis
 from tests.support.jobs import ask_gateway, make_webhook_due, params
 from worker.broker.connection import connect_gateway
 from worker.store import keyspace
-from worker.store.deliveries import (
+from worker.store.gateway_side import GatewayStore
+from worker.store.webhooks.deliveries import (
     JITTER,
     MOST_ATTEMPTS,
     MOST_OF_OWNER,
@@ -25,7 +26,6 @@ from worker.store.deliveries import (
     all_deliveries,
     replay,
 )
-from worker.store.gateway_side import GatewayStore
 
 _Result = TypeVar("_Result")
 MOST_OWED = 1000

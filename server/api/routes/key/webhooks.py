@@ -22,7 +22,7 @@ from server.transport.body import read_fields
 from server.transport.parameters import Text, documented
 from server.transport.responses import answer
 from server.webhooks.url import FIELD, webhook_url
-from worker.store.standing import MOST_WEBHOOKS, Put, Webhook
+from worker.store.webhooks.standing import MOST_WEBHOOKS, Put, Webhook
 
 HEARD = ("INFERENCE", "GENERATION", "MODEL_INFERENCE")
 """Types of events that stand for the end of a request. Others are kept, and never sent."""

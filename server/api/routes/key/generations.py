@@ -30,7 +30,7 @@ from server.transport.responses import answer
 from worker.billing import from_millionths
 from worker.errors import StorageError
 from worker.job import Status
-from worker.store.history import Entry
+from worker.store.reports.history import Entry
 
 ROWS = 20
 """Of the latest, and of a page without `per_page`."""

@@ -17,7 +17,7 @@ from worker.errors import RequestNotFoundError
 from worker.job import Status
 from worker.store import keyspace
 from worker.store.gateway_side import GatewayStore
-from worker.store.history import MOST_PROMPT, Entry, History
+from worker.store.reports.history import MOST_PROMPT, Entry, History
 from worker.store.worker_side import Lease, Result, WorkerStore
 
 PAST = keyspace.PAST + OWNER

@@ -13,7 +13,7 @@ from server.api.schemas import UNLIMITED, CreditsBody, UsageBody
 from server.keys.lookup import Scope
 from server.transport.parameters import WholeNumber, documented
 from server.transport.responses import answer
-from worker.store.usage import KEPT_DAYS, Period
+from worker.store.reports.usage import KEPT_DAYS, Period
 
 DAYS = WholeNumber(
     name="days", description="Up to today, in UTC.", least=1, most=KEPT_DAYS, default=30

@@ -1,0 +1,1 @@
+"""What outlives the records of requests: history, usage and statistics."""

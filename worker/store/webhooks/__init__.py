@@ -1,0 +1,1 @@
+"""Webhooks in the broker: standing webhooks, and the deliveries of all."""
