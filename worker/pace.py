@@ -51,15 +51,26 @@ class Pace:
         """Length of a whole run."""
         return self.prompt_seconds + steps * self.step_seconds + self.video_seconds
 
-    def seconds_left(self, steps: int, stage: Stage, step: int, elapsed: float) -> float:
-        """Rest of a run that began `elapsed` seconds ago and has done `step` of its steps."""
+    def seconds_left(
+        self, steps: int, stage: Stage, step: int, progress: float, elapsed: float
+    ) -> float:
+        """Rest of a run, which does not grow within a stage.
+
+        Args:
+            steps: of the whole run.
+            stage: at present.
+            step: steps done.
+            progress: per cent; see `progress`.
+            elapsed: seconds since the run began.
+        """
         match stage:
             case Stage.ENCODING_PROMPT:
                 left = max(0.0, self.prompt_seconds - elapsed)
                 return left + steps * self.step_seconds + self.video_seconds
             case Stage.DENOISING:
                 return (steps - step) * self.step_seconds + self.video_seconds
-        return max(0.0, self.seconds(steps) - elapsed)
+        # By what is drawn, not by the clock: a run that was early until here is not later now.
+        return min(self.video_seconds, self.seconds(steps) * (100 - progress) / 100)
 
     def progress(self, steps: int, step: int, drawn: float) -> int:
         """Per cent of a run's time, 0 to 99, once its prompt is encoded.

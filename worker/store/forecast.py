@@ -77,7 +77,7 @@ class Forecast:
             start = self.start_seconds(job, now)
             return None if start is None else start + pace.seconds(work.steps)
         elapsed = max(0, job.seen_at - (job.started_at or job.seen_at)) / 1000
-        return pace.seconds_left(work.steps, job.stage, job.step, elapsed)
+        return pace.seconds_left(work.steps, job.stage, job.step, job.run_progress, elapsed)
 
 
 class Forecaster:
@@ -146,7 +146,8 @@ def _left(run: Mapping[str, str | None], paces: Mapping[int, Pace], now_ms: int)
         return 0.0
     elapsed = max(0, now_ms - int(run["started_at"] or now_ms)) / 1000
     stage = Stage(run["stage"] or Stage.ENCODING_PROMPT)
-    return pace.seconds_left(work.steps, stage, int(run["step"] or 0), elapsed)
+    step, progress = int(run["step"] or 0), int(run["progress"] or 0)
+    return pace.seconds_left(work.steps, stage, step, progress, elapsed)
 
 
 def _work(text: str | None) -> Work | None:

@@ -9,7 +9,7 @@ from redis import Redis
 from tests.support.jobs import find, live, params, pop, submit
 from worker.broker.connection import connect_gateway
 from worker.job import Job, Stage, Status
-from worker.pace import Pace, Work, pace_for
+from worker.pace import USUAL, Pace, Work, pace_for
 from worker.store import forecast, keyspace
 from worker.store.forecast import Forecast, Forecaster
 from worker.store.worker_side import Lease, WorkerStore
@@ -104,19 +104,41 @@ def test_nothing_is_foretold_while_nothing_was_measured(store: WorkerStore, redi
 
 
 @pytest.mark.parametrize(
-    ("stage", "step", "elapsed", "seconds"),
+    ("stage", "step", "progress", "elapsed", "seconds"),
     [
-        (Stage.ENCODING_PROMPT, 0, 1, 1 + 10 + 4),
-        (Stage.ENCODING_PROMPT, 0, 9, 10 + 4),
-        (Stage.DENOISING, 3, 99, 7 + 4),
-        (Stage.DECODING, 10, 13, 3),
-        (Stage.PUBLISHING, 10, 99, 0),
+        (Stage.ENCODING_PROMPT, 0, 0, 1, 1 + 10 + 4),
+        (Stage.ENCODING_PROMPT, 0, 0, 9, 10 + 4),
+        (Stage.DENOISING, 3, 31, 99, 7 + 4),
+        (Stage.DECODING, 10, 75, 13, 4),
+        (Stage.DECODING, 10, 75, 3, 4),
+        (Stage.ENCODING_VIDEO, 10, 87.5, 99, 2),
     ],
 )
 def test_a_run_has_left_what_it_has_not_done(
-    stage: Stage, step: int, elapsed: float, seconds: float
+    stage: Stage, step: int, progress: int, elapsed: float, seconds: float
 ) -> None:
-    assert FAST.seconds_left(10, stage, step, elapsed) == seconds
+    assert FAST.seconds_left(10, stage, step, progress, elapsed) == seconds
+
+
+@pytest.mark.parametrize("of_worker", [FAST, SLOW, USUAL])
+@pytest.mark.parametrize("seconds_between", [0.1, 1, 10])
+def test_the_time_left_of_a_run_never_grows_whatever_its_speed(
+    of_worker: Pace, seconds_between: float
+) -> None:
+    moments = [
+        *((Stage.ENCODING_PROMPT, 0, 0.0) for _ in range(3)),
+        *((Stage.DENOISING, step, 0.0) for step in range(11)),
+        *((Stage.DECODING, 10, frame / 7) for frame in range(8)),
+        *((stage, 10, 1.0) for stage in (Stage.ENCODING_VIDEO, Stage.PUBLISHING)),
+    ]
+    left = [
+        FAST.seconds_left(
+            10, stage, step, of_worker.progress(10, step, drawn), number * seconds_between
+        )
+        for number, (stage, step, drawn) in enumerate(moments)
+    ]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] < 1
 
 
 def test_who_waits_is_started_by_the_worker_that_is_free_first(

@@ -5,7 +5,8 @@
 local now = now_ms()
 local runs = {}
 for _, id in ipairs(redis.call('ZRANGE', keys.leases, 0, -1)) do
-  runs[#runs + 1] = named(keys.record .. id, 'worker', 'work', 'step', 'stage', 'started_at')
+  runs[#runs + 1] = named(keys.record .. id, 'worker', 'work', 'step', 'stage', 'progress',
+                          'started_at')
 end
 local waiting = redis.call('ZRANGE', keys.waiting, 0, ARGV[1] - 1)
 local works = {}
