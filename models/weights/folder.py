@@ -14,6 +14,7 @@ from models.weights.manifest import Manifest, size
 
 MANIFEST = "mochi-weights.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_DEFAULTS = EngineSettings.model_fields
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -70,13 +71,17 @@ def absent(weights: str, revision: str, data_dir: Path) -> str:
     )
 
 
-def pull_command(weights: str, revision: str, data_dir: Path) -> str:
+def pull_command(
+    weights: str, revision: str, data_dir: Path, variant: str = _DEFAULTS["variant"].default
+) -> str:
     """The command that downloads or repairs weights."""
     command = ["mochi-server", "weights", "pull"]
-    if weights != EngineSettings.model_fields["weights"].default:
+    if weights != _DEFAULTS["weights"].default:
         command += ["--weights", weights]
     if revision:
         command += ["--revision", revision]
+    if variant != _DEFAULTS["variant"].default:
+        command += ["--variant", variant]
     if data_dir != default_data_dir():
         command += ["--data-dir", str(data_dir)]
     return shlex.join(command)

@@ -13,8 +13,12 @@ from pydantic import BaseModel, ValidationError
 from models.errors import WeightsError
 from models.weights.folder import MANIFEST
 
+FLOAT32 = "float32"
+"""The variant without a name."""
 _VARIANT = re.compile(r"\.(bf16|fp16)[.-]")
-"""Copies in lower precision, beside the full weights: `x.bf16.safetensors` and the like."""
+"""In the names of copies in lower precision: `x.bf16.safetensors` and the like."""
+_WEIGHTS = re.compile(r"\.safetensors")
+"""In the names of weights and of their indexes."""
 _INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors")
 
@@ -42,9 +46,17 @@ class Layout:
     known: re.Pattern[str]
     required: tuple[str, ...]
 
-    def choose(self, names: Iterable[str]) -> set[str]:
-        """The files to pull, with all shards: `unused_shards` follows from the indexes."""
-        return {name for name in names if self.known.fullmatch(name) and not _VARIANT.search(name)}
+    def choose(self, names: Iterable[str], variant: str) -> set[str]:
+        """The files to pull, with all shards: `unused_shards` follows from the indexes.
+
+        A variant is taken of the transformer, whose products are in bfloat16 anyway.
+        """
+        return {
+            name
+            for name in names
+            if self.known.fullmatch(name)
+            and _variant(name) == (variant if _has_variants(name) else FLOAT32)
+        }
 
     def lacking(self, names: Collection[str]) -> list[str]:
         """The patterns that no name matches."""
@@ -55,6 +67,15 @@ def layout_of(names: Collection[str]) -> Layout:
     """The layout that a commit has, or should have."""
     is_classifier = "config.json" in names and "model_index.json" not in names
     return _CLASSIFIER if is_classifier else _MOCHI
+
+
+def _has_variants(name: str) -> bool:
+    return name.startswith("transformer/") and bool(_WEIGHTS.search(name))
+
+
+def _variant(name: str) -> str:
+    found = _VARIANT.search(name)
+    return found[1] if found else FLOAT32
 
 
 def indexes(names: Iterable[str]) -> set[str]:

@@ -30,7 +30,7 @@ from models.weights.folder import (
     model_folder,
     read_manifest,
 )
-from models.weights.layout import indexes, layout_of, unused_shards
+from models.weights.layout import FLOAT32, indexes, layout_of, unused_shards
 from models.weights.manifest import Advance, Manifest, Progress, WeightsFile, find_faults
 
 
@@ -54,6 +54,7 @@ def pull(
     revision: str,
     data_dir: Path,
     *,
+    variant: str = FLOAT32,
     progress: Progress,
     say: Callable[[str], None],
 ) -> Path:
@@ -66,6 +67,7 @@ def pull(
         weights: a hub id.
         revision: the commit, or empty.
         data_dir: where pulled weights are kept.
+        variant: of the transformer, for weights that are not here completely.
         progress: shows the progress of each step.
         say: receives a line for each step.
 
@@ -87,10 +89,10 @@ def pull(
         if known is not None:
             folder, manifest = known, read_manifest(known)
         else:
-            listed = _list(weights, revision or _begun_commit(weights, data_dir))
-            folder = model_folder(weights, data_dir) / listed.commit
+            offered = _list(weights, revision or _begun_commit(weights, data_dir))
+            folder = model_folder(weights, data_dir) / offered.commit
             folder.mkdir(parents=True, exist_ok=True)
-            manifest = _without_unused_shards(folder, listed)
+            manifest = _choose(folder, offered, variant)
         downloaded = _complete(folder, manifest, progress, say)
         if known is None or downloaded:
             _write_manifest(folder, manifest)
@@ -119,7 +121,7 @@ def _check_hub() -> None:
 
 
 def _list(hub_id: str, revision: str) -> Manifest:
-    """The files of a commit that are loaded, and shards that may be unused."""
+    """The files of a commit whose names are known."""
     from models.weights import hub  # noqa: PLC0415 (see _check_hub)
 
     commit, files = hub.list_files(hub_id, revision or "main")
@@ -127,25 +129,30 @@ def _list(hub_id: str, revision: str) -> Manifest:
         raise WeightsError(
             f"{hub.endpoint()} answers with commit {commit!r}. Is HF_ENDPOINT right?"
         )
-    layout = layout_of(files)
-    chosen = layout.choose(files)
+    known = set(filter(layout_of(files).known.fullmatch, files))
+    return _only(known, Manifest(hub_id=hub_id, commit=commit, files=files))
+
+
+def _choose(folder: Path, offered: Manifest, variant: str) -> Manifest:
+    """The files that are loaded. Downloads the indexes of shards, unless they are here.
+
+    Others of the offered files are removed: an earlier pull has left them.
+    """
+    layout = layout_of(offered.files)
+    chosen = layout.choose(offered.files, variant)
     if lacking := layout.lacking(chosen):
+        otherwise = "" if variant == FLOAT32 else f", or leave --variant {variant} out"
         raise WeightsError(
-            f"{hub_id} at commit {commit} lacks {', '.join(lacking)}: it is not {layout.what}. "
-            "Choose another with --weights."
+            f"{offered.hub_id} at commit {offered.commit} lacks {', '.join(lacking)}: "
+            f"it is not {layout.what}. Choose another with --weights{otherwise}."
         )
-    return _only(chosen, Manifest(hub_id=hub_id, commit=commit, files=files))
-
-
-def _without_unused_shards(folder: Path, listed: Manifest) -> Manifest:
-    """Download the indexes of the shards, unless they are here, and leave out what none names."""
-    named_in = _only(indexes(listed.files), listed)
+    named_in = _only(indexes(chosen), offered)
     faults = find_faults(folder, named_in.files, "", _silently)
     if faults:
         _download(folder, _only(faults, named_in), _silently)
-    unused = unused_shards(folder, listed.files)
-    _remove(folder, unused)  # of a pull before this rule
-    return _only(listed.files.keys() - unused, listed)
+    chosen -= unused_shards(folder, chosen)
+    _remove(folder, offered.files.keys() - chosen)
+    return _only(chosen, offered)
 
 
 def _only(names: Container[str], manifest: Manifest) -> Manifest:

@@ -47,7 +47,7 @@ options = settings_options("weights", "revision", "data_dir", weights=HUB_ID)
 
 
 @weights.command("pull")
-@options
+@settings_options("weights", "revision", "variant", "data_dir", weights=HUB_ID)
 def pull_command_() -> None:
     """Download the weights and verify them; a second pull keeps the files that are complete.
 
@@ -116,8 +116,9 @@ def pull_weights(settings: WorkerSettings) -> Path:
         EngineUnavailableError: the worker's libraries are not installed.
     """
     names = settings.weights, settings.revision, settings.data_dir
-    with Meter() as meter, _exit_on_ctrl_c(meter, f"`{pull_command(*names)}` continues from here."):
-        folder = pull(*names, progress=meter, say=meter.say)
+    again = pull_command(*names, settings.variant)
+    with Meter() as meter, _exit_on_ctrl_c(meter, f"`{again}` continues from here."):
+        folder = pull(*names, variant=settings.variant, progress=meter, say=meter.say)
         meter.say(f"Complete and checked: {folder}")
     return folder
 

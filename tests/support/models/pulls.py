@@ -10,6 +10,7 @@ import pytest
 
 from models.errors import WeightsError
 from models.weights.folder import MANIFEST
+from models.weights.layout import FLOAT32
 from models.weights.pull import pull
 from tests.support.services.hub import HUB_ID, FakeHub
 
@@ -38,16 +39,32 @@ def fetch(
     hub: FakeHub,
     data_dir: Path,
     revision: str = "",
+    *,
     reports: Reports | None = None,
     name: str = HUB_ID,
+    variant: str = FLOAT32,
 ) -> Path:
     reports = reports or Reports()
-    return pull(name, revision, data_dir, progress=reports.progress, say=reports.lines.append)
+    return pull(
+        name,
+        revision,
+        data_dir,
+        variant=variant,
+        progress=reports.progress,
+        say=reports.lines.append,
+    )
 
 
-def refusal(hub: FakeHub, data_dir: Path, revision: str = "", name: str = HUB_ID) -> str:
+def refusal(
+    hub: FakeHub,
+    data_dir: Path,
+    revision: str = "",
+    *,
+    name: str = HUB_ID,
+    variant: str = FLOAT32,
+) -> str:
     with pytest.raises(WeightsError) as error:
-        fetch(hub, data_dir, revision, name=name)
+        fetch(hub, data_dir, revision, name=name, variant=variant)
     return str(error.value)
 
 

@@ -73,5 +73,7 @@ _HOSTILE: dict[str, bytes] = {
 
 LOADED = dict(sorted((_SHARED | _FLOAT32).items()))
 """The files that Mochi is loaded from, and that a pull downloads."""
+LOADED_IN_BF16 = dict(sorted((_SHARED | _BF16).items()))
+"""With a transformer in bfloat16."""
 OTHERS = _BF16 | UNUSED | _HOSTILE
 INDEXES = {name for name in LOADED if ".index." in name}

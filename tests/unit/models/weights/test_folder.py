@@ -99,4 +99,5 @@ def test_a_message_about_absent_weights_names_the_command(tmp_path: Path) -> Non
     assert pull_command("me/mine", FIRST, usual) == (
         f"mochi-server weights pull --weights me/mine --revision {FIRST}"
     )
+    assert pull_command(HUB_ID, "", usual, "bf16") == "mochi-server weights pull --variant bf16"
     assert pull_command(HUB_ID, "", Path("/my disk")).endswith(" pull --data-dir '/my disk'")

@@ -12,7 +12,7 @@ from models.weights.folder import MANIFEST, find, read_manifest
 from models.weights.pull import verify
 from tests.support.models.pulls import SMALL, Reports, contents, fetch, ignore, refusal
 from tests.support.services.hub import FIRST, HUB_ID, SECOND, FakeHub
-from tests.support.services.hub_files import BIG, INDEXES, LOADED, index, shards
+from tests.support.services.hub_files import BIG, INDEXES, LOADED, LOADED_IN_BF16, index, shards
 from tests.support.stack import eventually
 
 INDEX_BYTES = sum(len(LOADED[name]) for name in INDEXES)
@@ -181,6 +181,28 @@ def test_copies_of_shards_that_an_earlier_pull_has_left_are_removed(
     folder = tmp_path / "weights" / "genmo--mochi-1-preview" / FIRST
     (folder / "text_encoder/model-00001-of-00002.safetensors").write_bytes(b"of no index")
     assert contents(fetch(hub, tmp_path)) == LOADED
+
+
+def test_a_transformer_in_bfloat16_is_pulled_instead(hub: FakeHub, tmp_path: Path) -> None:
+    folder = fetch(hub, tmp_path, variant="bf16")
+    assert contents(folder) == LOADED_IN_BF16
+    assert hub.sent() == set(LOADED_IN_BF16)
+    assert find(HUB_ID, "", tmp_path) == folder
+
+
+def test_another_variant_than_that_of_an_unfinished_pull_replaces_its_files(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.refused_files.add(BIG)
+    refusal(hub, tmp_path)
+    assert contents(fetch(hub, tmp_path, variant="bf16")) == LOADED_IN_BF16
+
+
+def test_weights_that_are_complete_stay_in_their_variant(hub: FakeHub, tmp_path: Path) -> None:
+    folder = fetch(hub, tmp_path, variant="bf16")
+    hub.requests.clear()
+    assert fetch(hub, tmp_path) == folder
+    assert hub.requests == []
 
 
 CLASSIFIER = {

@@ -161,6 +161,13 @@ def test_a_model_in_another_layout_is_refused(hub: FakeHub, tmp_path: Path) -> N
     assert f"{HUB_ID} at commit {FIRST} lacks vae/*.safetensors" in refusal(hub, tmp_path)
 
 
+def test_a_variant_that_the_hub_has_not_is_refused(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files = LOADED
+    message = refusal(hub, tmp_path, variant="bf16")
+    assert "lacks transformer/*.safetensors" in message
+    assert message.endswith("with --weights, or leave --variant bf16 out.")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
