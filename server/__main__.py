@@ -23,9 +23,9 @@ from server.api.services import Services
 from server.app import create_app
 from server.keys.file import apply_at_start
 from server.settings import ServerSettings, load_settings
-from server.transport.listener import inherited, listen, url_of
-from server.transport.protocol import GuardedProtocol
-from server.transport.tls import Loop, tls_context
+from server.transport.connection.listener import inherited, listen, url_of
+from server.transport.connection.protocol import GuardedProtocol
+from server.transport.connection.tls import Loop, tls_context
 from worker.broker.connection import connect_briefly, connect_gateway
 from worker.errors import BrokerUnavailableError
 from worker.process.logs import configure_logs, say

@@ -24,8 +24,8 @@ from server.keys.file import apply_at_start
 from server.keys.first import first_key_file, read_first_key
 from server.page.browser import open_page
 from server.settings import ServerSettings
-from server.transport.listener import INHERITED, listen, url_of
-from server.transport.tls import tls_context
+from server.transport.connection.listener import INHERITED, listen, url_of
+from server.transport.connection.tls import tls_context
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
 from worker.errors import BrokerStartError, BrokerUnavailableError

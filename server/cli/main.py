@@ -30,12 +30,18 @@ COMMANDS = {
     "wrap": Entry(
         "hosted.wrap", "Ask", "Run a program whose calls to the hosted API reach a local server."
     ),
-    "keys": Entry("keys", "Administer", "Manage API keys: scopes, limits and credits."),
-    "workers": Entry("workers", "Administer", "List and drain workers."),
-    "webhooks": Entry("webhooks", "Administer", "List, replay and sign webhook deliveries."),
-    "weights": Entry("weights", "Administer", "Pull, verify and locate the weights of the model."),
+    "keys": Entry("administer.keys", "Administer", "Manage API keys: scopes, limits and credits."),
+    "workers": Entry("administer.workers", "Administer", "List and drain workers."),
+    "webhooks": Entry(
+        "administer.webhooks", "Administer", "List, replay and sign webhook deliveries."
+    ),
+    "weights": Entry(
+        "administer.weights", "Administer", "Pull, verify and locate the weights of the model."
+    ),
     "audit": Entry(
-        "keys", "Administer", "List administrators' changes to keys, workers and webhooks."
+        "administer.keys",
+        "Administer",
+        "List administrators' changes to keys, workers and webhooks.",
     ),
     "top": Entry("top", "Measure", "Show queue, workers and requests live."),
     "usage": Entry("usage", "Measure", "Show each API key's usage by day."),

@@ -11,6 +11,7 @@ import typer
 
 from models.errors import not_installed
 from models.settings import missing_libraries
+from server.cli.administer.weights import fetch_missing
 from server.cli.options import (
     BROKER,
     ENGINE,
@@ -23,7 +24,6 @@ from server.cli.options import (
     settings_options,
 )
 from server.cli.output import check_file, check_folder
-from server.cli.weights import fetch_missing
 from server.settings import ServerSettings
 from server.supervisor import leave_deleted_folder, supervise
 from worker.store.fleet import fleet

@@ -19,9 +19,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from server.cli.administer.workers import worker_row
 from server.cli.options import BROKER, AsJson, running_broker, settings_options
 from server.cli.output import console
-from server.cli.workers import worker_row
 from server.keys.times import broker_time, to_ms
 from worker.broker.connection import Client, broker_errors
 from worker.errors import BrokerUnavailableError

@@ -28,7 +28,7 @@ from server.api.submission import (
 )
 from server.api.video_file import video_response
 from server.transport.body import read_fields
-from server.transport.disconnect import ends_before_hang_up
+from server.transport.connection.disconnect import ends_before_hang_up
 from server.transport.parameters import documented
 from server.transport.responses import answer
 from worker.job import Job, Status

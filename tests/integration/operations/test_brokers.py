@@ -21,7 +21,7 @@ import trustme
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from server.cli.workers import drain_workers
+from server.cli.administer.workers import drain_workers
 from server.keys import store as keys
 from server.keys.audit import entries
 from server.keys.file import apply_key_file, export_key_file

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.cli.weights import has_nvidia_gpu
+from server.cli.administer.weights import has_nvidia_gpu
 from tests.support.services.brokers import free_port
 from tests.support.stack import COMMAND, eventually
 from tests.support.up import Up, environ, gone, refused, run

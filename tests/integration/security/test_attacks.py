@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from server.keys.throttle import MOST_BAD_KEYS
-from server.transport.protocol import MOST_HEAD_BYTES
+from server.transport.connection.protocol import MOST_HEAD_BYTES
 from tests.support.services.receiver import INSIDE, trap
 from tests.support.stack import Stack, eventually
 from tests.support.wire import (

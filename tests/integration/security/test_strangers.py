@@ -16,8 +16,8 @@ import httpx
 import psutil
 import pytest
 
-from server.transport.listener import HEAD_SECONDS
-from server.transport.protocol import MOST_HEAD_BYTES
+from server.transport.connection.listener import HEAD_SECONDS
+from server.transport.connection.protocol import MOST_HEAD_BYTES
 from tests.support.services.certificates import Certificate
 from tests.support.stack import Stack, eventually
 from tests.support.wire import (

@@ -13,7 +13,7 @@ import pytest
 
 from server.errors import SettingsError
 from server.settings import ServerSettings
-from server.transport.tls import tls_context
+from server.transport.connection.tls import tls_context
 from tests.support.services.certificates import Certificate
 from tests.support.stack import Stack, eventually
 from tests.support.up import Up, run

@@ -15,7 +15,7 @@ from server.cli import client
 from server.cli.client import Client, where
 from server.cli.main import app, load
 from server.errors import ClientError
-from server.transport.listener import listen
+from server.transport.connection.listener import listen
 
 RUNS = {"status": "PROCESSING", "step": 12, "total_steps": 30}
 

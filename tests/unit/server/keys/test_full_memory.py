@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 from redis import Redis
 
-from server.cli.workers import drain_workers
+from server.cli.administer.workers import drain_workers
 from server.keys.audit import entries
 from server.keys.record import NewKey
 from server.keys.signing import rotate_signing_secret, signing_secret

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from server.errors import SettingsError
-from server.transport.listener import listen
+from server.transport.connection.listener import listen
 
 
 def test_a_client_that_has_vanished_is_noticed_within_a_minute() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.key_fields import (
+from server.cli.administer.key_fields import (
     CreditsLeft,
     Expires,
     Jobs,

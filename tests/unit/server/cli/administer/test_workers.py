@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from server.cli.workers import NoSuchWorkerError, drain_workers
+from server.cli.administer.workers import NoSuchWorkerError, drain_workers
 from server.keys.audit import entries
 from tests.faults.support.proxy import LossyProxy
 from tests.support.jobs import live

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from server.errors import SettingsError
 from server.settings import ServerSettings
-from server.transport.listener import HEAD_SECONDS
+from server.transport.connection.listener import HEAD_SECONDS
 
 
 class Loop(uvloop.Loop):

@@ -9,7 +9,7 @@ import pytest
 
 from models.errors import WeightsError
 from models.weights.folder import find
-from server.cli.weights import fetch_missing, has_nvidia_gpu
+from server.cli.administer.weights import fetch_missing, has_nvidia_gpu
 from tests.support.services.hub import FIRST, HUB_ID, FakeHub, fake_hub_here
 from worker.settings import WorkerSettings
 

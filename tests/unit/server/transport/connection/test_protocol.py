@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.server import ServerState
 
-from server.transport.protocol import GuardedProtocol, _JoinedWrites
+from server.transport.connection.protocol import GuardedProtocol, _JoinedWrites
 
 
 class Recorder(asyncio.Transport):

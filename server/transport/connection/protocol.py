@@ -15,8 +15,8 @@ import httptools
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.transport.connection.listener import HEAD_SECONDS
 from server.transport.error_body import ErrorBody
-from server.transport.listener import HEAD_SECONDS
 from server.transport.security_headers import security_headers
 
 MOST_HEAD_BYTES = 32_768

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from server.cli.key_fields import print_entries, print_key, print_keys
+from server.cli.administer.key_fields import print_entries, print_key, print_keys
 from server.keys.audit import Entry
 from server.keys.record import Change, Key
 

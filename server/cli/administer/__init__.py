@@ -1,0 +1,1 @@
+"""Commands that administer a server: keys, webhooks, weights, workers."""

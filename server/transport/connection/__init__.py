@@ -1,0 +1,1 @@
+"""Connections: listening sockets, limits of the parser, TLS, clients that hang up."""
