@@ -109,7 +109,7 @@ def visitor_with_videos(
     stack: Stack, browser: Browser, context: dict[str, Any]
 ) -> Iterator[Visitor]:
     """A visitor whose browser has made some videos before, with their pictures in its list."""
-    with visit(stack, browser, **context) as visitor:
+    with visit(stack, browser, reduced_motion="no-preference", **context) as visitor:
         for count, prompt in enumerate(EARLIER, 1):
             visitor.makes(prompt, Frames=52)
             expect(visitor.page.locator("#history img")).to_have_count(count)

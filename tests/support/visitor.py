@@ -170,7 +170,8 @@ class Visitor:
 @contextmanager
 def visit(stack: Stack, browser: Browser, **context: Any) -> Iterator[Visitor]:
     """A visit, at the end of which the browser has had nothing to complain about."""
-    with browser.new_context(locale="en-GB", **context) as own:
+    # Without motion: endless animations and looping videos would take most of the CPU time.
+    with browser.new_context(**{"locale": "en-GB", "reduced_motion": "reduce", **context}) as own:
         visitor = Visitor(stack, own.new_page())
         visitor.come()
         yield visitor

@@ -46,6 +46,7 @@ def busy(visitor: Visitor) -> Iterator[None]:
 
 
 def test_a_video_is_waited_for_seen_on_its_way_and_played(visitor: Visitor) -> None:
+    visitor.page.emulate_media(reduced_motion="no-preference")
     screen = visitor.page.locator("#screen")
     place = screen.bounding_box()
     with busy(visitor):
@@ -92,30 +93,29 @@ def test_a_cancelled_request_is_shown_as_such(visitor: Visitor) -> None:
     expect(visitor.requests.locator(".state")).to_have_text("Cancelled")
 
 
-@pytest.mark.parametrize(
-    ("wish", "error", "advice", "code"),
-    [
-        ("fail:<b>Out of paint.</b>", "<b>Out of paint.</b>", "the id of", "internal"),
-        ("out_of_memory", "Ask for fewer frames", "Nothing was charged", "out_of_memory"),
-        ("", "Moderation has blocked", "Change the prompt", "content_blocked"),
-    ],
+FAILURES = (
+    ("fail:<b>Out of paint.</b>", "<b>Out of paint.</b>", "the id of", "internal"),
+    ("out_of_memory", "Ask for fewer frames", "Nothing was charged", "out_of_memory"),
+    ("", "Moderation has blocked", "Change the prompt", "content_blocked"),
 )
-def test_a_failure_says_what_happened_and_what_to_do(
-    visitor: Visitor, wish: str, error: str, advice: str, code: str
-) -> None:
-    prompt = "a pond" if wish else "ann o'hara swims"
-    visitor.wish(wish)
-    visitor.generate(prompt)
-    expect(visitor.state).to_have_text("Failed")
-    expect(visitor.page.locator("#error")).to_contain_text(error)
-    expect(visitor.page.locator("#advice")).to_contain_text(advice)
-    expect(visitor.fact("Code")).to_have_text(code)
-    expect(visitor.fact("Request")).to_have_text(visitor.request_id())
-    assert error in visitor.said()[-1]
-    visitor.field("Prompt").fill("")
-    visitor.button("Reuse settings").click()
-    expect(visitor.field("Prompt")).to_have_value(prompt)
-    expect(visitor.field("Prompt")).to_be_focused()
+"""A scenario, or none for a blocked prompt; the error, the advice and the code that it leads to."""
+
+
+def test_a_failure_says_what_happened_and_what_to_do(visitor: Visitor) -> None:
+    for scenario, error, advice, code in FAILURES:
+        prompt = "a pond" if scenario else "ann o'hara swims"
+        visitor.wish(scenario)
+        visitor.generate(prompt)
+        expect(visitor.fact("Code")).to_have_text(code)
+        expect(visitor.state).to_have_text("Failed")
+        expect(visitor.page.locator("#error")).to_contain_text(error)
+        expect(visitor.page.locator("#advice")).to_contain_text(advice)
+        expect(visitor.fact("Request")).to_have_text(visitor.request_id())
+        assert error in visitor.said()[-1]
+        visitor.field("Prompt").fill("")
+        visitor.button("Reuse settings").click()
+        expect(visitor.field("Prompt")).to_have_value(prompt)
+        expect(visitor.field("Prompt")).to_be_focused()
 
 
 def test_after_a_reload_the_running_request_is_followed_and_the_ended_are_listed(
