@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ from server.settings import ServerSettings
 from server.supervisor import leave_deleted_folder, supervise
 from worker.store.fleet import fleet
 from worker.store.presence import worker_name_prefix
+
+DEFAULT_FRAMES = 49
 
 bench = typer.Typer(help="Benchmark the engine on this machine.", no_args_is_help=True)
 
@@ -94,7 +97,7 @@ def worker(
 def bench_engine(
     frames: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=160, help="Repeat for more lengths. [default: 49]"),
+        typer.Option(min=1, max=160, help=f"Repeat for more lengths. [default: {DEFAULT_FRAMES}]"),
     ] = None,
     steps: Annotated[int, typer.Option(min=10, max=75, help="Denoising steps.")] = 30,
     repeats: Annotated[
@@ -131,17 +134,17 @@ def bench_engine(
             check_file(output)
         if trace is not None:
             check_folder(trace)
-    flags = ["--steps", str(steps), "--repeats", str(repeats)]
-    flags += [flag for number in frames or () for flag in ("--frames", str(number))]
-    for name, value in (
-        ("--compare", compare),
-        ("--memory", memory),
-        ("--output", output),
-        ("--trace", trace),
-        ("--data-dir", settings.data_dir),
-    ):
-        flags += [] if value is None else [name, str(value)]
-    _exec("models.mochi.bench", *flags)
+    order = {
+        "frames": frames or [DEFAULT_FRAMES],
+        "steps": steps,
+        "repeats": repeats,
+        "compare": compare,
+        "memory": memory,
+        "output": output,
+        "trace": trace,
+        "data_dir": settings.data_dir,
+    }
+    _exec("models.mochi.bench", json.dumps(order, default=str))
 
 
 def _warn_of_ignored(settings: ServerSettings) -> None:

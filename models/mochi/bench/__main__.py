@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,37 +18,59 @@ from models.mochi.bench.subjects import console, load_subjects
 from models.mochi.synthetic.dummy import DUMMY
 from models.settings import EngineSettings
 
-DEFAULT_FRAMES = 49
+
+@dataclass(frozen=True)
+class Order:
+    """What to measure: the options of `mochi-server bench engine`, which has defaults and ranges.
+
+    Attributes:
+        data_dir: where pulled weights are.
+    """
+
+    frames: list[int]
+    steps: int
+    repeats: int
+    compare: str | None
+    memory: float | None
+    output: str | None
+    trace: str | None
+    data_dir: str
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status: 1 when a request of our engine or the whole benchmark failed."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str]) -> int:
+    """Measure what an `Order` in JSON, the only argument, says.
+
+    Returns:
+        The exit status: 1 when a request of our engine or the whole benchmark failed.
+    """
+    order = Order(**json.loads(arguments[0]))
     try:
-        return 0 if _measure(options) else 1
+        return 0 if _measure(order) else 1
     except MochiError as error:
         sys.stderr.write(f"{error}\n")
         return 1
 
 
-def _measure(options: argparse.Namespace) -> bool:
+def _measure(order: Order) -> bool:
     """Return whether all requests of our engine succeeded."""
-    lengths = options.frames or [DEFAULT_FRAMES]
     settings = _settings()
     subjects = load_subjects(
-        settings, options.data_dir, compares=options.compare == "stock", memory_gib=options.memory
+        settings,
+        Path(order.data_dir),
+        compares=order.compare == "stock",
+        memory_gib=order.memory,
     )
     if subjects.note:
         console.print(subjects.note)
-    bench = Bench(subjects, steps=options.steps, repeats=options.repeats)
-    rows = [row for frames in lengths for row in bench.measure(frames)]
+    bench = Bench(subjects, steps=order.steps, repeats=order.repeats)
+    rows = [row for frames in order.frames for row in bench.measure(frames)]
     compiled = settings.compile and subjects.ours.device.type == "cuda"
-    setup = Setup.of(subjects, compiled=compiled, cap_gib=options.memory)
+    setup = Setup.of(subjects, compiled=compiled, cap_gib=order.memory)
     result = Result.of(subjects, setup, bench.peak_tflops, rows)
-    _write(result, options.output)  # at once: the trace may fail, and the rows took long
-    if options.trace:
-        result = replace(result, kernels=bench.trace(lengths[0], options.trace))
-        _write(result, options.output)
+    _write(result, order.output)  # at once: the trace may fail, and the rows took long
+    if order.trace:
+        result = replace(result, kernels=bench.trace(order.frames[0], Path(order.trace)))
+        _write(result, order.output)
     for table in tables(result):
         Console().print(table)
     return not any(row.error for row in rows if row.engine == "ours")
@@ -63,27 +84,10 @@ def _settings() -> EngineSettings:
     return settings.model_copy(update={"weights": DUMMY})
 
 
-def _write(result: Result, path: Path | None) -> None:
+def _write(result: Result, path: str | None) -> None:
     if path:
-        path.write_text(json.dumps(asdict(result), indent=2) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m models.mochi.bench",
-        description=__doc__,
-        epilog="The environment has the engine's settings: MOCHI_PROFILE, MOCHI_PRECISION, …",
-    )
-    parser.add_argument("--frames", type=int, action="append", help="may be repeated; default: 49")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=3, help="warm requests at each length")
-    parser.add_argument("--compare", choices=["stock"])
-    parser.add_argument("--memory", type=float, metavar="GIB", help="use no more GPU memory")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE.json")
-    parser.add_argument("--trace", type=Path, metavar="FOLDER")
-    parser.add_argument("--data-dir", type=Path, default=Path(), help="where pulled weights are")
-    return parser
+        Path(path).write_text(json.dumps(asdict(result), indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

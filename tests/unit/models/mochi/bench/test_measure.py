@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from models.errors import OutOfMemoryError
 from models.mochi.bench import __main__ as command
 from models.mochi.bench import measure, stages, subjects
+from models.mochi.bench.__main__ import Order
 from models.mochi.bench.measure import Bench
 from models.mochi.bench.probes import counted_syncs, matmul_peak
 from models.mochi.bench.results import Name, Seconds
@@ -21,8 +24,10 @@ from models.mochi.synthetic.mock import write_mock_checkpoint
 from models.params import GenerateParams
 from models.settings import EngineSettings
 from models.video import encode
+from server.cli import main as cli
 
-ARGUMENTS = ("--frames", "7", "--steps", "10", "--repeats", "2", "--compare", "stock")
+ORDER = Order([7], 10, 2, compare="stock", memory=None, output=None, trace=None, data_dir=".")
+ENGINE = "bench engine --frames 7 --steps 10 --repeats 2 --compare stock"
 STAGES = ("text", "conditioning", "denoising", "decoding", "rest")
 
 
@@ -46,8 +51,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        arguments = [*ARGUMENTS, "-o", f"{folder}/out.json", "--trace", f"{folder}/trace"]
-        assert command.main(arguments) == 0
+        handed_over: list[str] = []
+        patch.setattr(os, "environ", dict(os.environ))
+        patch.setattr(os, "execv", lambda _, arguments: handed_over.extend(arguments))
+        arguments = [*ENGINE.split(), "-o", f"{folder}/out.json", "--trace", f"{folder}/trace"]
+        cli.app(arguments, standalone_mode=False)
+        assert command.main(handed_over[-1:]) == 0
     return folder
 
 
@@ -59,6 +68,10 @@ def result(written: Path) -> dict[str, Any]:
 
 def params(frames: int = 7, **others: Any) -> GenerateParams:
     return GenerateParams(**{"prompt": "a cat", "frames": frames, "steps": 10, **others})
+
+
+def run_order(**others: Any) -> int:
+    return command.main([json.dumps(asdict(replace(ORDER, **others)))])
 
 
 def times(total: float = 10.0, **others: Any) -> Times:
@@ -114,7 +127,7 @@ def test_a_trace_and_its_largest_kernels_are_kept(written: Path, result: dict[st
 def test_the_table_has_each_stage_and_says_that_it_is_not_mochi(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert command.main(["--frames", "1", "--steps", "10", "--repeats", "1"]) == 0
+    assert run_order(frames=[1], repeats=1, compare=None) == 0
     said = capsys.readouterr()
     for words in ("1 frames, 10 steps", "ours, cold", "warm, 1", "VAE, s", "TFLOP/s in a step"):
         assert words in said.out
@@ -130,7 +143,7 @@ def test_a_request_that_fails_is_told_and_the_other_engine_is_measured_all_the_s
         raise OutOfMemoryError("The GPU has too little memory for 7 frames.")
 
     monkeypatch.setattr(measure, "run_ours", fail)
-    assert command.main([*ARGUMENTS, "-o", str(tmp_path / "out.json")]) == 1
+    assert run_order(output=str(tmp_path / "out.json")) == 1
     ours, stock = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert ours["error"] == "The GPU has too little memory for 7 frames."
     assert ours["first"] is ours["warm"] is None
@@ -142,7 +155,7 @@ def test_what_this_machine_cannot_do_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MOCHI_FP8", "true")
-    assert command.main(["--frames", "1"]) == 1
+    assert run_order() == 1
     assert "MOCHI_FP8 needs a GPU" in capsys.readouterr().err
 
 
