@@ -62,14 +62,20 @@ def _measure(order: Order) -> bool:
     )
     if subjects.note:
         console.print(subjects.note)
-    bench = Bench(subjects, steps=order.steps, repeats=order.repeats)
-    rows = [row for frames in order.frames for row in bench.measure(frames)]
+    bench = Bench(subjects)
+    rows = [
+        row
+        for frames in order.frames
+        for row in bench.measure(frames, steps=order.steps, repeats=order.repeats)
+    ]
     compiled = settings.compile and subjects.ours.device.type == "cuda"
     setup = Setup.of(subjects, compiled=compiled, cap_gib=order.memory)
     result = Result.of(subjects, setup, bench.peak_tflops, rows)
     _write(result, order.output)  # at once: the trace may fail, and the rows took long
     if order.trace:
-        result = replace(result, kernels=bench.trace(order.frames[0], Path(order.trace)))
+        folder, frames = Path(order.trace), order.frames[0]
+        kernels = [each for name in bench.names for each in bench.trace_step(name, frames, folder)]
+        result = replace(result, kernels=kernels)
         _write(result, order.output)
     for table in tables(result):
         Console().print(table)

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from torch.profiler import ProfilerActivity, profile
 
 from models.cuda import GIB
 from models.engine import OnStep
 from models.mochi.bench.flops import step_flops
 from models.mochi.bench.probes import (
+    Recording,
     copy_seconds,
     counted_syncs,
     encode_seconds,
     matmul_peak,
     noise_chunks,
-    slowest_kernels,
 )
 from models.mochi.bench.results import Kernel, Name, Row, Seconds
 from models.mochi.bench.shapes import Request
-from models.mochi.bench.stages import Times, run_ours, run_stock, wait
+from models.mochi.bench.stages import Times, run_ours, run_stock
 from models.mochi.bench.subjects import Subjects, console
 from models.params import GenerateParams
+
+OnRequest = Callable[[Row, int, Times], None]
+"""Told of each request as it ends: its row so far, its number from 0, and its times."""
 
 MIN_STEPS = 10
 """The fewest steps of a request, for probes that need no whole one."""
@@ -46,17 +49,10 @@ MARGIN = 1.2
 class Bench:
     """Measures our engine and, if it is loaded, the stock pipeline in turns."""
 
-    def __init__(self, subjects: Subjects, *, steps: int, repeats: int) -> None:
-        """Measure the peak speed of the device.
-
-        Args:
-            subjects: what to measure.
-            steps: of each request.
-            repeats: warm requests of each engine at each length.
-        """
-        self._subjects = subjects
-        self._steps = steps
-        self._repeats = repeats
+    def __init__(self, subjects: Subjects, on_request: OnRequest = lambda *_: None) -> None:
+        """Measure the peak speed of the device."""
+        self.subjects = subjects
+        self._on_request = on_request
         self._device = subjects.ours.device
         self._on_gpu = self._device.type == "cuda"
         self._size = (subjects.ours.width, subjects.ours.height)
@@ -66,49 +62,74 @@ class Bench:
 
     @property
     def names(self) -> tuple[Name, ...]:
-        return ("ours",) if self._subjects.stock is None else ("ours", "stock")
+        return ("ours",) if self.subjects.stock is None else ("ours", "stock")
 
-    def measure(self, frames: int) -> list[Row]:
-        """All engines at one length, in turns, so that heat does not favour one."""
-        rows = {name: self._row(name, frames) for name in self.names}
-        warm: dict[Name, list[Times]] = {name: [] for name in self.names}
-        for number in range(self._repeats + 1):
+    def measure(
+        self, frames: int, *, steps: int = 30, repeats: int = 3, names: Sequence[Name] = ()
+    ) -> list[Row]:
+        """Engines at one length, in turns, so that heat does not favour one.
+
+        Args:
+            frames: of each request.
+            steps: of each request.
+            repeats: warm requests of each engine, after the first.
+            names: of the engines; all if empty.
+        """
+        names = names or self.names
+        rows = {name: self._row(name, frames, steps) for name in names}
+        warm: dict[Name, list[Times]] = {name: [] for name in names}
+        for number in range(repeats + 1):
             # Back and forth, so that no engine always runs second.
-            for name in self.names if number % 2 == 0 else self.names[::-1]:
+            for name in names if number % 2 == 0 else names[::-1]:
                 if rows[name].error:
                     continue
-                title = f"request {number} of {self._repeats}" if number else "the first request"
+                title = f"request {number} of {repeats}" if number else "the first request"
                 console.print(f"{name}: {frames} frames, {title} …")
                 rows[name], times = self._timed(name, rows[name])
                 if times is None:
                     continue
+                self._on_request(rows[name], number, times)
                 if number:
                     warm[name].append(times)
                     continue
                 is_cold = name not in self._warmed_up
                 rows[name] = replace(rows[name], first=Seconds.median([times]), is_cold=is_cold)
                 self._warmed_up.add(name)
-        return [self._finished(rows[name], warm[name]) for name in self.names]
+        return [self._finished(rows[name], warm[name]) for name in names]
 
-    def trace(self, frames: int, folder: Path) -> list[Kernel]:
-        """Record one step of each engine to `folder`; return its slowest kernels."""
-        folder.mkdir(parents=True, exist_ok=True)
-        kernels: list[Kernel] = []
-        for name in self.names:
-            console.print(f"{name}: a trace of one step at {frames} frames …")
-            recording = self._record(name, frames)
-            recording.export_chrome_trace(str(folder / f"{name}-{frames}.json.gz"))
-            kernels += slowest_kernels(name, recording, on_gpu=self._on_gpu)
-        return kernels
+    def trace_step(self, name: Name, frames: int, folder: Path) -> list[Kernel]:
+        """Record one step of an engine to `folder`; return its slowest kernels."""
+        console.print(f"{name}: a trace of one step at {frames} frames …")
+        recording = Recording(self._device)
 
-    def _row(self, name: Name, frames: int) -> Row:
+        def watch(done: int) -> None:
+            if done == TRACED_STEP - 1:
+                recording.start()
+            elif done == TRACED_STEP:
+                recording.stop()
+
+        self._watch(name, frames, watch, last=TRACED_STEP)
+        return recording.save(name, folder / f"{name}-{frames}.json.gz")
+
+    def trace_decoding(self, frames: int, folder: Path) -> list[Kernel]:
+        """The same of our decoder, over a clip of noise."""
+        console.print(f"ours: a trace of decoding {frames} frames …")
+        latents = torch.randn(Request(frames, size=self._size).latent_shape, device=self._device)
+        recording = Recording(self._device)
+        deque(self.subjects.ours.decoder.decode(latents), maxlen=0)
+        recording.start()
+        deque(self.subjects.ours.decoder.decode(latents), maxlen=0)
+        recording.stop()
+        return recording.save("ours", folder / f"decoding-{frames}.json.gz")
+
+    def _row(self, name: Name, frames: int, steps: int) -> Row:
         request = Request(frames, size=self._size)
-        text_tokens = len(self._subjects.tokenizer(self._prompt()).input_ids)
-        flops = step_flops(self._subjects.config, request.visual_tokens, (0, text_tokens))
+        text_tokens = len(self.subjects.tokenizer(self._prompt()).input_ids)
+        flops = step_flops(self.subjects.config, request.visual_tokens, (0, text_tokens))
         return Row(
             name,
             frames,
-            self._steps,
+            steps,
             request.visual_tokens,
             text_tokens,
             step_tflop=flops / 1e12,
@@ -117,7 +138,7 @@ class Bench:
 
     def _set_tiling(self, request: Request) -> str:
         """Let the stock VAE decode in tiles where the whole clip would not fit."""
-        stock = self._subjects.stock
+        stock = self.subjects.stock
         if stock is None or not self._on_gpu:
             return ""
         torch.cuda.empty_cache()
@@ -137,7 +158,7 @@ class Bench:
         return f"A red panda drinks tea from a small cup, take {self._prompts:04}"
 
     def _run(self, name: Name, params: GenerateParams, on_step: OnStep | None = None) -> Times:
-        subjects = self._subjects
+        subjects = self.subjects
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "video.mp4"
             if name == "ours":
@@ -203,22 +224,6 @@ class Bench:
         with counted_syncs() as count:
             self._watch(name, SHORT_CLIP, lambda _: marks.append(count()), last=MIN_STEPS)
         return (marks[-1] - marks[0]) / (len(marks) - 1)
-
-    def _record(self, name: Name, frames: int) -> profile:
-        recording = profile(
-            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])],
-            acc_events=True,  # there is one cycle only; otherwise torch 2.11 warns of several
-        )
-
-        def watch(done: int) -> None:
-            wait(self._device)
-            if done == TRACED_STEP - 1:
-                recording.start()
-            elif done == TRACED_STEP:
-                recording.stop()
-
-        self._watch(name, frames, watch, last=TRACED_STEP)
-        return recording
 
     def _watch(self, name: Name, frames: int, watch: Callable[[int], None], *, last: int) -> None:
         """Call `watch` after each step of a request, and abandon the request after step `last`."""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.profiler import profile
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from models.engine import Clip
 from models.mochi.bench.results import Kernel, Name
@@ -29,24 +30,34 @@ CHUNK = 7
 """Frames copied to main memory at a time."""
 
 
+def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+    """The mean duration of `run` on the device, after three calls that do not count."""
+    for _ in range(3):
+        run()
+    wait(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    wait(device)
+    return (time.perf_counter() - started) / repeats
+
+
 def matmul_peak(device: torch.device, repeats: int = 10) -> float:
     """TFLOP/s of the fastest of `PRODUCTS`: bfloat16 on a GPU, float32 on a CPU."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    best = 0.0
-    for rows, inner, columns in PRODUCTS[device.type]:
-        # Not zeros: those draw less power, and so run at a higher clock.
-        left = torch.randn(rows, inner, device=device, dtype=dtype)
-        right = torch.randn(inner, columns, device=device, dtype=dtype)
-        for _ in range(3):
-            left @ right
-        wait(device)
-        started = time.perf_counter()
-        for _ in range(repeats):
-            left @ right
-        wait(device)
-        seconds = (time.perf_counter() - started) / repeats
-        best = max(best, 2 * rows * inner * columns / seconds / 1e12)
-    return best
+    return max(product_tflops(shape, dtype, device, repeats) for shape in PRODUCTS[device.type])
+
+
+def product_tflops(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, repeats: int = 10
+) -> float:
+    """TFLOP/s of a linear layer; `shape` is (rows, inner, columns)."""
+    rows, inner, columns = shape
+    # Not zeros: those draw less power, and so run at a higher clock.
+    inputs = torch.randn(rows, inner, device=device, dtype=dtype)
+    weight = torch.randn(columns, inner, device=device, dtype=dtype)
+    seconds = seconds_of(lambda: functional.linear(inputs, weight), device, repeats)
+    return 2 * rows * inner * columns / seconds / 1e12
 
 
 def noise_chunks(frames: int, size: tuple[int, int], device: torch.device) -> list[Tensor]:
@@ -85,14 +96,35 @@ def counted_syncs() -> Iterator[Callable[[], int]]:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def slowest_kernels(
-    engine: Name, recording: profile, *, on_gpu: bool, count: int = 20
-) -> list[Kernel]:
-    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events = sorted(
-        recording.key_averages(), key=lambda event: getattr(event, attribute), reverse=True
-    )
-    return [
-        Kernel(engine, event.key, event.count, getattr(event, attribute) / 1000)
-        for event in events[:count]
-    ]
+class Recording:
+    """A profile of what a device does between `start` and `stop`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._on_gpu = device.type == "cuda"
+        self._profile = profile(
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])],
+            acc_events=True,  # there is one cycle only; otherwise torch 2.11 warns of several
+        )
+
+    def start(self) -> None:
+        wait(self._device)
+        self._profile.start()
+
+    def stop(self) -> None:
+        wait(self._device)
+        self._profile.stop()
+
+    def save(self, engine: Name, path: Path) -> list[Kernel]:
+        """Write the trace for a browser; return the slowest kernels."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._profile.export_chrome_trace(str(path))
+        return self.slowest(engine)
+
+    def slowest(self, engine: Name, count: int = 20) -> list[Kernel]:
+        attribute = "self_device_time_total" if self._on_gpu else "self_cpu_time_total"
+        kernels = [
+            Kernel(engine, event.key, event.count, getattr(event, attribute) / 1000)
+            for event in self._profile.key_averages()
+        ]
+        return sorted(kernels, key=lambda kernel: kernel.ms, reverse=True)[:count]

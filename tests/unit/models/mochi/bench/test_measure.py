@@ -172,7 +172,7 @@ def test_engines_take_turns_so_that_none_is_always_the_second(
         return times(total=float(len(ran)))
 
     monkeypatch.setattr(Bench, "_run", run)
-    ours, stock = Bench(both, steps=10, repeats=3).measure(7)
+    ours, stock = Bench(both).measure(7, steps=10, repeats=3)
     assert ran == ["ours", "stock", "stock", "ours", "ours", "stock", "stock", "ours"]
     assert ours.first is not None
     assert ours.first.total == 1
@@ -183,15 +183,16 @@ def test_engines_take_turns_so_that_none_is_always_the_second(
 
 def test_only_the_first_length_is_cold(both: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bench, "_run", lambda *_: times())
-    bench = Bench(both, steps=10, repeats=1)
-    assert [row.is_cold for row in (*bench.measure(1), *bench.measure(7))] == [
+    bench = Bench(both)
+    rows = (row for frames in (1, 7) for row in bench.measure(frames, steps=10, repeats=1))
+    assert [row.is_cold for row in rows] == [
         *(True, True),
         *(False, False),
     ]
 
 
 def test_no_prompt_is_asked_for_twice(both: Subjects) -> None:
-    bench = Bench(both, steps=10, repeats=1)
+    bench = Bench(both)
     prompts = [bench._params(7, 10).prompt for _ in range(5)]
     assert len(set(prompts)) == 5
     assert len({len(prompt) for prompt in prompts}) == 1
