@@ -1,4 +1,4 @@
-"""Run on a machine with a GPU, 80 GB for all of it: `scripts/bench-gpu OUT tests`.
+"""Run on a machine with a GPU, 80 GB for all of it: `scripts/bench-gpu OUT --only tests`.
 
 On a CPU the same checks run on small models: tests/unit/models/mochi/test_gpu_checks.py.
 """

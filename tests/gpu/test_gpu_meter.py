@@ -1,4 +1,4 @@
-"""Run on a machine with a GPU: `scripts/bench-gpu OUT tests`."""
+"""Run on a machine with a GPU: `scripts/bench-gpu OUT --only tests`."""
 
 from __future__ import annotations
 

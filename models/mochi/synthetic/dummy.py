@@ -17,20 +17,21 @@ from models.mochi.synthetic.values import random_values
 DUMMY = "dummy"
 """The value of MOCHI_WEIGHTS that asks for these weights."""
 SEED = 1
+CPU = torch.device("cpu")
 
 
-def make_dummy(dtypes: Dtypes, device: torch.device, blocks: int = 48) -> Parts:
-    """Make a full-size Mochi of random numbers, in main memory.
+def make_dummy(dtypes: Dtypes, device: torch.device, home: torch.device = CPU) -> Parts:
+    """Make a full-size Mochi of random numbers.
 
     Args:
         dtypes: as for `Parts.read`.
         device: where the numbers are drawn: a GPU takes seconds, a CPU minutes.
-        blocks: of the transformer; fewer for a quick look.
+        home: where they stay.
     """
-    parts = empty_dummy(dtypes, blocks)
+    parts = empty_dummy(dtypes)
     generator = torch.Generator(device).manual_seed(SEED)
     for module in (parts.transformer, parts.vae, parts.text_encoder):
-        fill(module, generator)
+        fill(module, generator, home)
     return parts
 
 
@@ -59,14 +60,14 @@ def empty_dummy(dtypes: Dtypes, blocks: int = 48) -> Parts:
     )
 
 
-def fill(module: nn.Module, generator: torch.Generator) -> None:
-    """Give an empty module random numbers, in main memory."""
-    module.to_empty(device="cpu")  # takes no memory until it is written to
+def fill(module: nn.Module, generator: torch.Generator, home: torch.device = CPU) -> None:
+    """Give an empty module random numbers; `home` is where it stays."""
+    module.to_empty(device=home)  # main memory takes none until it is written to
     if isinstance(module, T5EncoderModel):
         module.tie_weights()  # otherwise it holds its embeddings twice
     for name, parameter in module.named_parameters():
         values = random_values(name, parameter.shape, generator)
-        parameter.data = values.to(parameter.dtype).cpu()
+        parameter.data = values.to(parameter.dtype).to(home)
 
 
 def _t5_xxl() -> T5Config:
