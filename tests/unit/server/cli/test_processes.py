@@ -108,7 +108,7 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(
 
 
 def test_without_torch_a_measurement_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "find_spec", lambda _: None)
+    monkeypatch.setattr(processes, "missing_libraries", lambda: ["torch"])
     status, message = refused()
     assert status == os.EX_CONFIG
     assert "pip install '.[worker]'" in message
