@@ -84,8 +84,9 @@ class Block(nn.Module):
         Returns:
             The new visual and text, of the same shapes and dtypes.
         """
-        parts = self.project(visual, text, tables, step, rope)
-        return self.update(visual, text, tables, step, *self.attend(*parts))
+        # In one expression, as names would keep the projections in memory during the update.
+        attended = self.attend(*self.project(visual, text, tables, step, rope))
+        return self.update(visual, text, tables, step, *attended)
 
     def project(
         self, visual: Tensor, text: Tensor, tables: Tables, step: Tensor, rope: Tensor
