@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 BRANCHES = 2
 """Of guidance: away from the negative prompt, and towards the prompt."""
+
+PAST = 2
+"""Frames that a convolution of the VAE looks back: its length in time minus one."""
 
 
 class Ranks:
@@ -61,6 +64,19 @@ class Ranks:
     def attend(self, visual: Sequence[Tensor], text: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """See `attend_jointly`; `visual` has the tokens of this card."""
         return attend_jointly(visual, text)
+
+    def chunks(self, latents: Tensor, longest: int) -> Iterator[Tensor]:
+        """Of latents, `(1, channels, T, h, w)`, the chunks that this card decodes.
+
+        The remainder comes first, so that only first chunks need graphs of several lengths.
+        """
+        length = latents.shape[2]
+        for end in range((length - 1) % longest + 1, length + 1, longest):
+            yield latents[:, :, max(end - longest, 0) : end]
+
+    def collect(self, frames: Tensor) -> Tensor:
+        """Decoded frames, `(frames, height, width, 3)`, of all cards in order, on rank 0."""
+        return frames
 
 
 ALONE = Ranks()
@@ -105,6 +121,7 @@ class GroupRanks(Ranks):
         ]
         self._own_branch = branches[self._branch]
         self._counts: list[int] = []
+        self.agree: Callable[[], None] = lambda: None
 
     @override
     def branches(self, both: Sequence[T]) -> Sequence[T]:
@@ -181,3 +198,59 @@ class GroupRanks(Ranks):
 
     def _exchange(self, received: Tensor, gets: list[int], sent: Tensor, gives: list[int]) -> None:
         dist.all_to_all_single(received, sent, gets, gives, group=self._own_branch)
+
+    @override
+    def chunks(self, latents: Tensor, longest: int) -> Iterator[Tensor]:
+        """In each round, the cards decode neighbouring chunks of equal length.
+
+        The last frame is repeated to fill the last round. That changes no frame before it, as the
+        decoder only looks back, and takes no longer.
+        """
+        cards = BRANCHES * self.shares
+        *_, length, _, _ = latents.shape
+        start, chunk = 0, -(-((length - 1) % (cards * longest) + 1) // cards)
+        while start < length:
+            self.agree()
+            own = start + self.rank * chunk + torch.arange(chunk, device=latents.device)
+            yield latents[:, :, own.clamp(max=length - 1)]
+            start, chunk = start + cards * chunk, longest
+
+    def past(self, own: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The frames before the input of a convolution, and what to keep until the next round.
+
+        Each card gets them from the card before it, and rank 0 from the last one, a round ago.
+
+        Args:
+            own: the input, `(1, frames, height, width, channels)`.
+            kept: in the round before; None in the first one, where rank 0 repeats its first frame.
+        """
+        before = own[:, :1].expand(-1, PAST, -1, -1, -1) if kept is None else kept
+        if own.shape[1] >= PAST:
+            received = self._pass_on(own[:, -PAST:])
+        else:  # the other frame is of the card before that one
+            latest = self._pass_on(own)
+            other = self._pass_on((latest if self.rank else before)[:, -1:])
+            received = torch.cat((other, latest), dim=1)
+        return (received, own[:0]) if self.rank else (before, received)
+
+    def _pass_on(self, frames: Tensor) -> Tensor:
+        """Give frames to the next card, and return those of the one before."""
+        cards = BRANCHES * self.shares
+        sent = frames.contiguous()
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(
+            received,
+            sent,
+            [int(rank == (self.rank - 1) % cards) for rank in range(cards)],
+            [int(rank == (self.rank + 1) % cards) for rank in range(cards)],
+        )
+        return received
+
+    @override
+    def collect(self, frames: Tensor) -> Tensor:
+        count, cards = len(frames), BRANCHES * self.shares
+        gathered = frames.new_empty(0 if self.rank else cards * count, *frames.shape[1:])
+        gets = [0 if self.rank else count] * cards
+        gives = [count] + [0] * (cards - 1)
+        dist.all_to_all_single(gathered, frames.contiguous(), gets, gives)
+        return gathered

@@ -20,8 +20,7 @@ from diffusers.models.autoencoders.autoencoder_kl_mochi import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-PAST = 2
-"""Frames that a convolution looks back: its length in time minus one."""
+from models.mochi.network.ranks import ALONE, PAST, GroupRanks, Ranks
 
 CONV_LIMIT = 2**31
 """cuDNN needs the input of a 3-D convolution to have fewer elements; the fallback is slow.
@@ -53,11 +52,20 @@ class Decoder:
         self._time: int = vae.temporal_compression_ratio
         self._space: int = vae.spatial_compression_ratio
         self._chunk = chunk
+        self._ranks: Ranks = ALONE
 
     @property
     def channels(self) -> int:
         channels: int = self._config.latent_channels
         return channels
+
+    def join(self, ranks: GroupRanks) -> None:
+        """Share each clip with other cards. Call it before `compile`."""
+        self._ranks = ranks
+        for parent in list(self._decoder.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, _Conv):
+                    setattr(parent, name, _SharedConv(child, ranks))
 
     def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the decoder for frames of one size, when it first runs.
@@ -87,7 +95,7 @@ class Decoder:
 
         Returns:
             Yields RGB chunks, (frames, 8 h, 8 w, 3), uint8, on the same device: 6 T - 5 frames in
-            all. The caller may stop early.
+            all. The caller may stop early. Of a group, only rank 0 yields them.
 
         Raises:
             ValueError: the chunks are too large for cuDNN.
@@ -102,19 +110,16 @@ class Decoder:
     def _frames(self, latents: Tensor) -> Iterator[Tensor]:
         surplus = self._time - 1
         for video in self._videos(latents):
-            yield _to_bytes(video[:, :, surplus:])
+            yield self._ranks.collect(_to_bytes(video))[surplus:]
             surplus = 0
 
     def _videos(self, latents: Tensor) -> Iterator[Tensor]:
         """Yield (1, 3, frames, 8 h, 8 w) with the surplus frames, mostly between -1 and 1."""
         # Once, as copying its constants to the device waits for the kernels before.
         latents = unnormalised(latents, self._config)
-        length = latents.shape[2]
-        # The remainder comes first, so that only first chunks need graphs of several lengths.
-        first = (length - 1) % self._chunk + 1
         caches: _Caches | None = None
-        for end in range(first, length + 1, self._chunk):
-            video, caches = self._step(latents[:, :, max(end - self._chunk, 0) : end], caches)
+        for chunk in self._ranks.chunks(latents, self._chunk):
+            video, caches = self._step(chunk, caches)
             yield video
 
     @torch.no_grad()
@@ -179,11 +184,10 @@ class _Conv(nn.Module):
             The same shape with other channels, and the cache for the next call:
             (1, 2, height + 2, width + 2, channels).
         """
-        frames, height, width = inputs.shape[2:]
+        frames = inputs.shape[2]
         # Indices fuse with the norm before into one kernel. `pad` loses channels-last on CUDA, and
         # filling a buffer piece by piece does not fuse.
-        rows = torch.arange(-1, height + 1, device=inputs.device).clamp(0, height - 1)[:, None]
-        columns = torch.arange(-1, width + 1, device=inputs.device).clamp(0, width - 1)
+        rows, columns = _edges(inputs)
         padded = inputs.permute(0, 2, 3, 4, 1)
         if conv_cache is None:
             times = torch.arange(-PAST, frames, device=inputs.device).clamp(0)[:, None, None]
@@ -196,6 +200,31 @@ class _Conv(nn.Module):
             conv_cache.copy_(padded[:, -PAST:])
         padded = padded.permute(0, 4, 1, 2, 3)
         return functional.conv3d(padded, self.weight, self.bias), conv_cache
+
+
+class _SharedConv(nn.Module):
+    """A `_Conv` of cards that decode neighbouring chunks at once."""
+
+    def __init__(self, conv: _Conv, ranks: GroupRanks) -> None:
+        super().__init__()
+        self.weight = conv.weight
+        self.bias = conv.bias
+        self.ranks = ranks
+
+    def forward(self, inputs: Tensor, conv_cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `_Conv`; the cache is that of `GroupRanks.past`."""
+        rows, columns = _edges(inputs)
+        own = _stored(inputs.permute(0, 2, 3, 4, 1)[:, :, rows, columns])
+        past, conv_cache = self.ranks.past(own, conv_cache)
+        padded = torch.cat([past, own], dim=1).permute(0, 4, 1, 2, 3)
+        return functional.conv3d(padded, self.weight, self.bias), conv_cache
+
+
+def _edges(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a padded picture: the padding repeats the nearest element."""
+    height, width = inputs.shape[3:]
+    rows = torch.arange(-1, height + 1, device=inputs.device).clamp(0, height - 1)[:, None]
+    return rows, torch.arange(-1, width + 1, device=inputs.device).clamp(0, width - 1)
 
 
 class _Norm(nn.Module):
