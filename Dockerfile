@@ -25,7 +25,7 @@ COPY docker/nginx.conf /docker/
 COPY docker/prometheus/rules.yaml /docker/prometheus/
 COPY docker/systemd /docker/systemd
 # The version is read from here.
-COPY server/__init__.py /server/
+COPY models/__init__.py /models/
 
 FROM pins AS sources
 COPY README.md LICENSE mochi_server.py /
@@ -41,8 +41,8 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # First the dependencies, around empty packages: this layer is rebuilt only when the pins change.
 COPY --from=pins / .
-RUN mkdir models worker \
-    && touch README.md LICENSE mochi_server.py models/__init__.py worker/__init__.py \
+RUN mkdir worker server \
+    && touch README.md LICENSE mochi_server.py worker/__init__.py server/__init__.py \
     && pip install --no-cache-dir -c constraints.txt '.[mcp,otel]'
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
@@ -102,8 +102,8 @@ ARG PIP_EXTRA_INDEX_URL
 # `mock` leaves torch out: docker/compose.mock.yaml.
 ARG WORKER_EXTRA=worker
 COPY --from=pins / .
-RUN mkdir models worker \
-    && touch README.md LICENSE mochi_server.py models/__init__.py worker/__init__.py \
+RUN mkdir worker server \
+    && touch README.md LICENSE mochi_server.py worker/__init__.py server/__init__.py \
     && pip install --no-cache-dir -c constraints.txt ".[otel,${WORKER_EXTRA}]"
 COPY --from=sources / .
 RUN pip install --no-cache-dir --no-deps --force-reinstall .

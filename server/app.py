@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
-from server import VERSION
+from models import VERSION
 from server.api.links import VideoLinks
 from server.api.openapi import document, operation_id
 from server.api.poller import Poller

@@ -84,7 +84,7 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 (typer calls it)
     if value:
-        from server import VERSION  # noqa: PLC0415
+        from models import VERSION  # noqa: PLC0415
 
         typer.echo(VERSION)
         raise typer.Exit

@@ -15,7 +15,7 @@ from random import SystemRandom
 import structlog
 from standardwebhooks import Webhook
 
-from server import VERSION
+from models import VERSION
 from server.webhooks.caller import Caller, NoCallError
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.process.shutdown import end_tasks

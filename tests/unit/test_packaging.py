@@ -131,10 +131,21 @@ def modules_outside(*extras: str) -> list[str]:
     )
 
 
+NOT_INSTALLED = """
+from importlib import metadata
+found = metadata.Distribution.from_name
+def find(name):
+    if name == "mochi-server":
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.Distribution.from_name = find
+"""
+
+
 def run_with(extras: tuple[str, ...], code: str, *arguments: str) -> str:
-    """What code prints where only the distributions of some extras can be imported."""
+    """What code prints in a bare checkout, where only the distributions of some extras are."""
     hidden = dict.fromkeys(modules_outside(*extras))
-    code = f"import sys\nsys.modules.update({hidden})\n{code}"
+    code = f"import sys\nsys.modules.update({hidden})\n{NOT_INSTALLED}\n{code}"
     ended = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
@@ -163,6 +174,8 @@ def test_the_real_tokenizer_is_read_with_the_extra_worker_alone(tmp_path: Path) 
     write_t5_tokenizer(tmp_path / "tokenizer")
     code = """
 import models.mochi.loading.load  # all that an engine imports
+import worker.process.telemetry
+assert worker.process.telemetry.Tracing().tracer
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(
     sys.argv[1], subfolder="tokenizer", local_files_only=True

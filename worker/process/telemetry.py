@@ -8,13 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from opentelemetry.trace import NoOpTracerProvider, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from models import VERSION
 from worker.errors import TracingUnusableError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Tracing:
     @property
     def tracer(self) -> Tracer:
         provider = self.provider or NoOpTracerProvider()
-        return provider.get_tracer("mochi-server", version("mochi-server"))
+        return provider.get_tracer("mochi-server", VERSION)
 
     def stop(self) -> None:
         """Send the pending spans, within `STOP_SECONDS`."""

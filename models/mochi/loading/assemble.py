@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 
+import diffusers
 import torch
+import transformers
 
+from models import VERSION
 from models.engine import Traits
 from models.mochi.engine import SPATIAL_FACTOR, MochiEngine
 from models.mochi.loading.compiling import compile_blocks
@@ -22,7 +24,10 @@ from models.mochi.preview import fit_colours
 
 CPU = torch.device("cpu")
 
-_VERSIONS = [f"{name} {version(name)}" for name in ("mochi-server", "torch", "diffusers")]
+_VERSIONS = {
+    "mochi-server": VERSION,
+    **{library.__name__: library.__version__ for library in (torch, diffusers, transformers)},
+}
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from models import VERSION
 from models.errors import MochiError
 from models.params import MODEL, GenerateParams
-from server import VERSION
 from server.api.call import Call
 from server.api.schemas import ResultBody
 from server.api.submission import OPTIONAL, Submission

@@ -8,8 +8,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from models import VERSION
 from models.params import MODEL
-from server import VERSION
 from server.api.call import Call
 from server.api.metrics import Scrape
 from server.api.openapi import METRICS_TEXT, errors

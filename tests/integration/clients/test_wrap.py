@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from server import VERSION
+from models import VERSION
 from tests.support.services.brokers import free_port
 from tests.support.stack import COMMAND, Stack, eventually, start_command
 from tests.support.wire import another_gateway
