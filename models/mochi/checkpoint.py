@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.engine import Checkpoints
 
-FORMAT = 1
+FORMAT = 2
 """Increase this when the bytes, or what a step computes, change: older checkpoints are ignored."""
 
 _SEAL_BYTES = 32

@@ -204,12 +204,26 @@ def _centres(count: int, unit: float, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate each pair of neighbouring channels by the angle of its position.
+    """Rotate each pair of channels by the angle of its position.
 
     Args:
-        x: float32 `(1, N, heads, head_dim)`.
+        x: float32 `(1, N, heads, head_dim)`, in the order of `pairs_to_halves`.
         rope: from `RopeTables.of`.
     """
     cos, sin = rope
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+def pairs_to_halves(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder the channels of each head: the first of each pair, then the second of each.
+
+    Mochi's pairs are neighbours. A GPU reads halves of a head in wide pieces. Attention is the
+    same, as queries and keys have the same order.
+
+    Args:
+        weight: `(heads * head_dim, ...)`, of a layer or a norm; copied.
+        head_dim: channels of a head.
+    """
+    pairs: Tensor = weight.unflatten(0, (-1, head_dim // 2, 2))  # type: ignore[no-untyped-call]
+    return pairs.transpose(1, 2).flatten(0, 2)

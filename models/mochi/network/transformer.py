@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.mochi.memory.streaming import StreamedBlocks
-from models.mochi.network.attention import RopeTables, attend_jointly, rotate
+from models.mochi.network.attention import RopeTables, attend_jointly, pairs_to_halves, rotate
 from models.mochi.network.modulation import Condition, Tables
 from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.network.step_cache import StepCache
@@ -32,11 +32,12 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of each head's channels, with a learned scale."""
+    """RMS norm of each head's channels, with a learned scale, in the order of `pairs_to_halves`."""
 
     def __init__(self, stock: MochiRMSNorm) -> None:
         super().__init__()
-        self.weight: nn.Parameter = stock.weight
+        weight = pairs_to_halves(stock.weight.data, len(stock.weight))
+        self.weight = nn.Parameter(weight, requires_grad=False)
         self.eps: float = stock.eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -255,8 +256,13 @@ class Core(nn.Module):
 
 
 def _fuse(attention: MochiAttention, *names: str) -> nn.Linear:
-    """Replace the named layers by one whose output is theirs, concatenated."""
+    """Replace the named layers by one whose output is theirs, concatenated.
+
+    The channels of queries and keys are in the order of `pairs_to_halves`.
+    """
+    head_dim = len(attention.norm_q.weight)
     weights = [getattr(attention, name).weight.data for name in names]
+    weights[:-1] = [pairs_to_halves(weight, head_dim) for weight in weights[:-1]]
     for name in names:
         delattr(attention, name)
     layer = nn.Linear(1, 1, bias=False, device="meta")

@@ -254,7 +254,7 @@ def test_both_engines_share_their_weights_and_do_each_other_no_harm(both: Subjec
     assert ours.ff.net[2].weight.data_ptr() == theirs.ff.net[2].weight.data_ptr()
     assert ours.to_out.weight.data_ptr() == theirs.attn1.to_out[0].weight.data_ptr()
     assert torch.equal(
-        ours.to_qkv.weight[: theirs.attn1.to_q.out_features], theirs.attn1.to_q.weight
+        ours.to_qkv.weight[-theirs.attn1.to_v.out_features :], theirs.attn1.to_v.weight
     )
 
 

@@ -14,6 +14,7 @@ from models.mochi.network.attention import (
     Kernel,
     choose_kernel,
     joint_attention,
+    pairs_to_halves,
     rotate,
     use_kernel,
 )
@@ -169,8 +170,8 @@ def test_attention_does_not_depend_on_the_order_of_the_keys() -> None:
 
 
 def pairs(x: Tensor) -> Tensor:
-    """Of neighbouring channels."""
-    return x.view(*x.shape[:-1], -1, 2)
+    """Of a channel of the first half of a head and one of the second."""
+    return torch.stack(x.chunk(2, dim=-1), dim=-1)
 
 
 def rope(tokens: int) -> tuple[Tensor, Tensor]:
@@ -179,13 +180,20 @@ def rope(tokens: int) -> tuple[Tensor, Tensor]:
     return angles, torch.stack((angles.cos(), angles.sin()))
 
 
-def test_neighbouring_channels_are_turned_by_the_angle_of_their_position() -> None:
+def test_pairs_are_turned_by_the_angle_of_their_position() -> None:
     x, (angles, table) = heads(24, 0), rope(24)
     turned = torch.view_as_complex(pairs(x.double())) * torch.polar(
         torch.ones_like(angles), angles
     ).to(torch.complex128)
-    expected = torch.view_as_real(turned).flatten(-2).float()
-    torch.testing.assert_close(rotate(x, table), expected, rtol=1e-5, atol=1e-6)
+    expected = torch.view_as_real(turned).float()
+    torch.testing.assert_close(pairs(rotate(x, table)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_pairs_of_neighbours_become_pairs_of_halves() -> None:
+    weight = torch.arange(2 * 6 * 3.0).view(2 * 6, 3)  # two heads
+    order = [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+    assert torch.equal(pairs_to_halves(weight, 6), weight[order])
+    assert torch.equal(pairs_to_halves(weight[:, 0], 6), weight[order, 0])
 
 
 def test_turning_keeps_the_length_of_every_pair() -> None:
