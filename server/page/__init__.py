@@ -105,7 +105,7 @@ def _text(name: str, field: dict[str, Any]) -> str:
     return _TEXT.substitute(
         **_common(name, field),
         most=field["maxLength"],
-        rows=4 if is_required else 1,
+        rows=3 if is_required else 1,
         required=" required" if is_required else "",
         examples=_examples() if is_required else "",
     )

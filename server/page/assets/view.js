@@ -58,10 +58,7 @@ export function update(body) {
 export function lose(error) {
   section.dataset.state = "lost";
   headline.textContent = error.status === 404 ? "Not found" : "Unavailable";
-  write(
-    detail,
-    error.status === 404 ? "It has expired, or belongs to another key." : error.message,
-  );
+  write(detail, words.LOST[error.status] ?? error.message);
   hide(progress, cancelButton, trouble);
   shown.endsAt = null;
   title("");

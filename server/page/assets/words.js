@@ -21,6 +21,12 @@ const ADVICE = {
 
 const UNLIMITED = 1e9;
 
+/** Why a request cannot be shown, by status. What is wrong with a key stands at its field. */
+export const LOST = {
+  401: "Enter the API key that made it.",
+  404: "It has expired, or belongs to another key.",
+};
+
 /** Asked before a link's key replaces the tab's. */
 export const OTHER_KEY = "This link has another API key than yours. Use it instead?";
 

@@ -54,6 +54,11 @@ def test_a_bad_key_is_shown_at_its_box_and_a_good_one_goes_on(visitor: Visitor) 
     visitor.key = good
     visitor.makes()
     expect(box).not_to_have_attribute("aria-invalid", "true")
+    visitor.key = "mochi_wrong"
+    visitor.give_key()
+    box.blur()
+    expect(box).to_have_accessible_description(re.compile("Invalid API key"))
+    expect(visitor.page.locator("#detail")).to_have_text("Enter the API key that made it.")
 
 
 def test_price_and_time_are_said_before_the_button_is_pressed(visitor: Visitor) -> None:
