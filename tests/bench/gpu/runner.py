@@ -31,8 +31,9 @@ class Figures:
             seconds: since this call began.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        before = path.read_text() if path.exists() else ""
-        path.write_text(before[: before.rfind("\n") + 1])
+        with path.open("a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
         self._path = path
         self._seconds = seconds
 
