@@ -1,7 +1,10 @@
 """Saves the latents of a request between two steps, so that a later run can resume from there.
 
 A step depends on the one before through the latents alone, so a resumed run gives the same frames
-to the byte. Only safetensors with the seal of the same request are parsed.
+to the byte where its kernels are the same. Card, versions and options are in the seal; what the
+compiler has tuned on its host is not, and can change the last bits.
+
+Only safetensors with the seal of the same request are parsed.
 """
 
 from __future__ import annotations

@@ -24,11 +24,6 @@ from models.mochi.preview import fit_colours
 
 CPU = torch.device("cpu")
 
-_VERSIONS = {
-    "mochi-server": VERSION,
-    **{library.__name__: library.__version__ for library in (torch, diffusers, transformers)},
-}
-
 
 @dataclass(frozen=True)
 class Options:
@@ -107,8 +102,22 @@ def assemble(
         colours=colours,
         step_cache=options.step_cache,
         remedy=_remedy(profile),
-        origin=f"{weights_stamp} {options} {_VERSIONS}",
+        origin=f"{weights_stamp} {options} {_versions()} T5 in {parts.text_encoder.dtype}",
     )
+
+
+def _versions() -> dict[str, object]:
+    """What brings the kernels, whose results differ in the last bits.
+
+    The traits name the card. The CPU counts because T5 may work on it.
+    """
+    return {
+        "mochi-server": VERSION,
+        **{library.__name__: library.__version__ for library in (torch, diffusers, transformers)},
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "CPU": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def _core(parts: Parts, options: Options, device: torch.device) -> Core:

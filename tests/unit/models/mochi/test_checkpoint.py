@@ -48,11 +48,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mock_checkpoint(tmp_path_factory.mktemp("cache"))
 
 
-def make(folder: Path, kernel: Kernel = "flash", weights_stamp: str = "") -> MochiEngine:
+def make(
+    folder: Path,
+    kernel: Kernel = "flash",
+    weights_stamp: str = "",
+    dtypes: Dtypes = Dtypes(),  # noqa: B008 (frozen)
+) -> MochiEngine:
     """An engine with the mock's weights, as a new process would have it."""
     options = Options(PROFILES["80gb"], kernel)
     traits = Traits("mock weights", "CPU", "float32")
-    parts = Parts.read(folder, Dtypes())
+    parts = Parts.read(folder, dtypes)
     return assemble(parts, options, traits, CPU, (32, 32), weights_stamp=weights_stamp)
 
 
@@ -219,6 +224,29 @@ def test_so_does_one_with_other_weights_or_put_together_otherwise(
         assert kept.resumed_at == []
     same = make(folder)
     assert run(same, params(), abandoned) == (expected, list(range(5, STEPS + 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("torch.version.cuda", "12.8"),
+        ("torch.backends.cudnn.version", lambda: 91400),
+        ("torch.backends.cpu.get_cpu_capability", lambda: "another"),
+    ],
+)
+def test_an_engine_with_other_kernels_has_another_origin(
+    engine: MochiEngine, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setattr(name, value)
+    assert make(folder).origin != engine.origin
+
+
+def test_an_engine_whose_text_encoder_rounds_otherwise_has_another_origin(
+    engine: MochiEngine, folder: Path
+) -> None:
+    """On hosts with the same card, T5 works on their CPUs in different dtypes."""
+    assert make(folder).origin == engine.origin
+    assert make(folder, dtypes=Dtypes(text=torch.bfloat16)).origin != engine.origin
 
 
 class Trap:
