@@ -141,7 +141,7 @@ def attend_jointly(visual: Sequence[Tensor], text: Sequence[Tensor]) -> tuple[Te
     """Joint attention of visual tokens and text.
 
     Args:
-        visual: query, key and value, each `(1, N, heads, head_dim)`.
+        visual: query and key, `(1, N, heads, head_dim)`, and value, `(N, heads * head_dim)`.
         text: the same of L tokens; without a query, where the text is not read afterwards.
 
     Returns:
@@ -152,7 +152,8 @@ def attend_jointly(visual: Sequence[Tensor], text: Sequence[Tensor]) -> tuple[Te
     out = joint_attention(
         torch.cat((query, *text_query), dim=1),
         torch.cat((key, text_key), dim=1),
-        torch.cat((value, text_value), dim=1),
+        # Before any view, so that the compiler lets the products write into it.
+        torch.cat((value, text_value)).view(1, -1, *query.shape[2:]),
     )
     tokens = query.shape[1]
     return out[:, :tokens], out[:, tokens:]

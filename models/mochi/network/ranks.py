@@ -164,7 +164,8 @@ class GroupRanks(Ranks):
         _, tokens, heads, _ = visual[0].shape  # `heads` is a multiple of `shares`
         own = slice(self._number * heads // self.shares, (self._number + 1) * heads // self.shares)
         all_tokens, own_text = attend_jointly(
-            self._to_heads(visual), [part[:, :, own] for part in text]
+            _join_heads(self._to_heads(_split_heads(visual))),
+            _join_heads([part[:, :, own] for part in _split_heads(text)]),
         )
         rows = self._to_tokens(all_tokens[0], own_text[0], tokens)
         # Two copies: blocks would be compiled anew for each offset of a view.
@@ -254,3 +255,14 @@ class GroupRanks(Ranks):
         gives = [count] + [0] * (cards - 1)
         dist.all_to_all_single(gathered, frames.contiguous(), gets, gives)
         return gathered
+
+
+def _split_heads(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Give the value, the last of the arguments of `attend`, the shape of the key."""
+    *others, value = parts
+    return *others, value.view_as(others[-1])
+
+
+def _join_heads(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    *others, value = parts
+    return *others, value[0].flatten(1)

@@ -59,16 +59,18 @@ class Block(nn.Module):
         self.norm_q = HeadNorm(attention.norm_q)
         self.norm_k = HeadNorm(attention.norm_k)
         self.norm_text_k = HeadNorm(attention.norm_added_k)
-        self.to_qkv = _fuse(attention, "to_q", "to_k", "to_v")
+        self.to_qk = _fuse(attention, "to_q", "to_k")
+        self.to_v = attention.to_v
+        self.text_to_v = attention.add_v_proj
         self.to_out = attention.to_out[0]
         self.ff = stock.ff
         if self.updates_text:
             self.norm_text_q = HeadNorm(attention.norm_added_q)
-            self.text_to_qkv = _fuse(attention, "add_q_proj", "add_k_proj", "add_v_proj")
+            self.text_to_qk = _fuse(attention, "add_q_proj", "add_k_proj")
             self.text_to_out = attention.to_add_out
             self.text_ff = stock.ff_context
         else:
-            self.text_to_qkv = _fuse(attention, "add_k_proj", "add_v_proj")
+            self.text_to_qk = _fuse(attention, "add_k_proj")
 
     def forward(
         self, visual: Tensor, text: Tensor, tables: Tables, step: Tensor, rope: Tensor
@@ -94,8 +96,10 @@ class Block(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The arguments of `attend`, from those of `forward`."""
         for_visual, for_text = (table.index_select(0, step)[0] for table in tables)
-        q, k, v = self._heads(self.to_qkv(self._modulate(visual, for_visual[0])))
-        *text_q, text_k, text_v = self._heads(self.text_to_qkv(self._modulate(text, for_text[0])))
+        visual, text = self._modulate(visual, for_visual[0]), self._modulate(text, for_text[0])
+        q, k = self._heads(self.to_qk(visual))
+        *text_q, text_k = self._heads(self.text_to_qk(text))
+        v, text_v = self.to_v(visual[0]), self.text_to_v(text[0])
         # Rounded before `cat`, so that the compiler writes each part into place at once.
         q, k = (
             rotate(norm(part), rope).to(v.dtype)
@@ -256,13 +260,12 @@ class Core(nn.Module):
 
 
 def _fuse(attention: MochiAttention, *names: str) -> nn.Linear:
-    """Replace the named layers by one whose output is theirs, concatenated.
+    """Replace the named layers, for queries and keys, by one with the outputs of all.
 
-    The channels of queries and keys are in the order of `pairs_to_halves`.
+    The channels are in the order of `pairs_to_halves`.
     """
     head_dim = len(attention.norm_q.weight)
-    weights = [getattr(attention, name).weight.data for name in names]
-    weights[:-1] = [pairs_to_halves(weight, head_dim) for weight in weights[:-1]]
+    weights = [pairs_to_halves(getattr(attention, name).weight.data, head_dim) for name in names]
     for name in names:
         delattr(attention, name)
     layer = nn.Linear(1, 1, bias=False, device="meta")

@@ -68,7 +68,7 @@ def plan_block(block: nn.Module, visual_tokens: int, text_tokens: int) -> Plan:
     """One block of `Core` at one branch."""
     assert isinstance(block, Block)
     width, head_dim = block.to_out.out_features, block.norm_q.weight.shape[0]
-    text_width = block.text_to_qkv.in_features
+    text_width = block.text_to_v.in_features
     dtype = block.to_out.weight.dtype
     inputs = (
         torch.empty(1, visual_tokens, width, dtype=dtype, device="meta"),

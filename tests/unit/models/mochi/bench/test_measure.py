@@ -19,6 +19,7 @@ from models.mochi.bench.probes import counted_syncs, matmul_peak
 from models.mochi.bench.results import Name, Seconds
 from models.mochi.bench.stages import Times, run_ours, run_stock
 from models.mochi.bench.subjects import SMALL_MODEL, Subjects, stock_beside
+from models.mochi.network.attention import pairs_to_halves
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic.mock import write_mock_checkpoint
 from models.params import GenerateParams
@@ -253,8 +254,10 @@ def test_both_engines_share_their_weights_and_do_each_other_no_harm(both: Subjec
     ours: Any = both.ours.core.blocks[0]
     assert ours.ff.net[2].weight.data_ptr() == theirs.ff.net[2].weight.data_ptr()
     assert ours.to_out.weight.data_ptr() == theirs.attn1.to_out[0].weight.data_ptr()
+    assert ours.to_v.weight.data_ptr() == theirs.attn1.to_v.weight.data_ptr()
     assert torch.equal(
-        ours.to_qkv.weight[-theirs.attn1.to_v.out_features :], theirs.attn1.to_v.weight
+        ours.to_qk.weight[-theirs.attn1.to_k.out_features :],
+        pairs_to_halves(theirs.attn1.to_k.weight, len(theirs.attn1.norm_k.weight)),
     )
 
 

@@ -132,7 +132,7 @@ def test_of_a_block_of_mochi_the_visual_layers_are_taken() -> None:
         block = Block(stock.to(torch.bfloat16))
         quantize(block)
     taken = {name for name, module in block.named_modules() if isinstance(module, Float8Linear)}
-    assert taken == {"to_qkv", "to_out", "ff.net.0.proj", "ff.net.2"}
+    assert taken == {"to_qk", "to_v", "to_out", "ff.net.0.proj", "ff.net.2"}
 
 
 # Which devices
