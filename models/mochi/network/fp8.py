@@ -3,8 +3,8 @@
 For normally distributed numbers a product is 3.7 % off (root mean square, measured on a CPU), where
 bfloat16 is 0.2 % off. The weights take half the memory, and tensor cores are twice as fast.
 
-This calls torch's own `scaled_mm`, which runs on a CPU too. Torchao 0.18 calls the same product,
-but needs a GPU, and where it is installed diffusers warns at each start.
+This calls torch's own `scaled_mm`, which runs on a CPU too, except in torch 2.11. Torchao 0.18
+calls the same product, but needs a GPU, and where it is installed diffusers warns at each start.
 """
 
 from __future__ import annotations

@@ -11,6 +11,11 @@ from models.errors import EngineUnavailableError
 from models.mochi.network.fp8 import Float8Linear, check, quantize
 from models.mochi.network.transformer import Block
 
+needs_products = pytest.mark.skipif(
+    not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_scaled_mm_v2", "CPU"),
+    reason="this torch multiplies 8-bit floats on GPUs alone",
+)
+
 
 def bf16(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.bfloat16)
@@ -34,6 +39,7 @@ def error(value: Tensor, expected: Tensor) -> float:
 # The product
 
 
+@needs_products
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_product_is_four_per_cent_off(bias: bool) -> None:
     layer, x = linear(3072, 3072, bias=bias), bf16(64, 3072)
@@ -42,6 +48,7 @@ def test_a_product_is_four_per_cent_off(bias: bool) -> None:
     assert 0.02 < error(Float8Linear(layer)(x), expected) < 0.04
 
 
+@needs_products
 def test_a_bias_is_added_as_it_is() -> None:
     layer = linear(32, 48, bias=True)
     torch.testing.assert_close(
@@ -49,6 +56,7 @@ def test_a_bias_is_added_as_it_is() -> None:
     )
 
 
+@needs_products
 @pytest.mark.parametrize("shape", [(7,), (1, 5), (2, 3, 4), (0,), (1, 0)])
 def test_all_dimensions_but_the_last_stay(shape: tuple[int, ...]) -> None:
     result = Float8Linear(linear(32, 48))(bf16(*shape, 32))
@@ -56,6 +64,7 @@ def test_all_dimensions_but_the_last_stay(shape: tuple[int, ...]) -> None:
     assert result.dtype == torch.bfloat16
 
 
+@needs_products
 def test_rows_do_not_share_a_scale() -> None:
     layer, x = linear(256, 256), bf16(4, 256)
     layer.weight.data[7] *= 1e4
@@ -75,6 +84,7 @@ def test_it_takes_half_the_memory() -> None:
     assert quantised < 0.51 * layer.weight.nbytes
 
 
+@needs_products
 def test_copying_the_parameters_copies_the_layer() -> None:
     # As with blocks that visit the GPU in turn.
     layer, x = linear(256, 256), bf16(4, 256)
@@ -86,6 +96,7 @@ def test_copying_the_parameters_copies_the_layer() -> None:
     assert torch.equal(slot(x), tripled(x))
 
 
+@needs_products
 def test_it_is_compiled_in_one_piece() -> None:
     layer, x = Float8Linear(linear(64, 32)), bf16(3, 64)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -95,6 +106,7 @@ def test_it_is_compiled_in_one_piece() -> None:
 # Which layers
 
 
+@needs_products
 def test_big_layers_are_replaced_wherever_they_are() -> None:
     big = linear(2048, 2064)
     nested = nn.Sequential(nn.SiLU(), linear(2064, 2048))
