@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +14,22 @@ from models.engine import DeviceUse
 from models.errors import EngineBrokenError
 
 GIB = 2**30
+DRIVER = "libcuda.so.1"
 
 OUT_OF_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine")
 """Parts of the messages with which CUDA's libraries report full memory. The last one is that of a
 convolution without room for its workspace."""
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The CUDA version up to which the NVIDIA driver works; None without a driver."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL(DRIVER).cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    number = version.value  # 0 where there is a library and no driver
+    return None if failed or not number else (number // 1000, number % 1000 // 10)
 
 
 def choose_allocator() -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 
+from models.cuda import driver_cuda
 from models.errors import EngineUnavailableError
 from models.mochi.loading import lora
 from models.mochi.synthetic.dummy import DUMMY
 from models.settings import EngineSettings
 from models.weights import folder as weights
 
+FIRST_DRIVER = {12: 525, 13: 580}
+"""By major version of CUDA: https://docs.nvidia.com/deploy/cuda-compatibility/."""
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 """Subfolders of the weights. Without `tokenizer`, transformers would make up an empty one."""
 
@@ -36,6 +39,8 @@ def check(settings: EngineSettings, data_dir: Path) -> None:
 
 
 def _device_problems(device: str) -> list[str]:
+    if problem := _driver_problem():
+        return [problem]
     count = torch.cuda.device_count()
     if count == 0:
         return [
@@ -47,6 +52,23 @@ def _device_problems(device: str) -> list[str]:
     if index >= count:
         return [f"MOCHI_DEVICE={device} does not exist: the last one here is cuda:{count - 1}."]
     return []
+
+
+def _driver_problem() -> str:
+    """Of a driver whose major version of CUDA is older than torch's: minor ones do not matter."""
+    built_for, driver = torch.version.cuda, driver_cuda()
+    if built_for is None or driver is None:
+        return ""
+    major = int(built_for.partition(".")[0])
+    if driver[0] >= major:
+        return ""
+    first = FIRST_DRIVER.get(major)
+    needed = f"the driver {first} or later" if first else "a newer driver"
+    return (
+        f"The NVIDIA driver here works up to CUDA {driver[0]}.{driver[1]}, and torch is built for "
+        f"CUDA {built_for}, which needs {needed}. Update the driver, or install a torch that is "
+        f"built for CUDA {driver[0]}."
+    )
 
 
 def _weights_problems(settings: EngineSettings, data_dir: Path) -> list[str]:

@@ -78,6 +78,61 @@ def test_a_device_that_cuda_cannot_use_is_no_bug(
     assert "cuda cannot be used: The NVIDIA driver on your system is too old" in message
 
 
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None, tuple[int, int] | None], None]:
+    """Sets the CUDA that torch is built for, and that of the driver."""
+
+    def set_both(built_for: str | None, version: tuple[int, int] | None) -> None:
+        monkeypatch.setattr(torch.version, "cuda", built_for)
+        monkeypatch.setattr("models.mochi.loading.preflight.driver_cuda", lambda: version)
+
+    return set_both
+
+
+@pytest.mark.parametrize("count", [0, 1])  # an old driver can hide the cards
+@pytest.mark.parametrize(
+    ("built_for", "version", "needed"),
+    [
+        ("13.0", (12, 4), "the driver 580 or later"),
+        ("12.6", (11, 8), "the driver 525 or later"),
+        ("14.1", (13, 0), "a newer driver"),
+    ],
+)
+def test_a_driver_that_is_too_old_is_named_before_torch_does(
+    tmp_path: Path,
+    gpus: Callable[[int], None],
+    driver: Callable[..., None],
+    count: int,
+    *,
+    built_for: str,
+    version: tuple[int, int],
+    needed: str,
+) -> None:
+    gpus(count)
+    driver(built_for, version)
+    message = refusal(tmp_path, weights="dummy", compile=False)
+    assert f"The NVIDIA driver here works up to CUDA {version[0]}.{version[1]}" in message
+    assert f"built for CUDA {built_for}, which needs {needed}. Update the driver" in message
+    assert NO_GPU not in message
+
+
+@pytest.mark.parametrize(
+    ("built_for", "version"), [("13.2", (13, 0)), ("12.8", (13, 0)), ("13.0", None), (None, None)]
+)
+def test_a_driver_of_the_same_or_a_later_major_version_will_do(
+    tmp_path: Path,
+    gpus: Callable[[int], None],
+    driver: Callable[..., None],
+    built_for: str | None,
+    version: tuple[int, int] | None,
+) -> None:
+    gpus(0)
+    driver(built_for, version)
+    message = refusal(tmp_path, weights="dummy", compile=False)
+    assert NO_GPU in message
+    assert "driver here" not in message
+
+
 def test_a_missing_compiler_is_named_unless_nothing_is_compiled(
     tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
