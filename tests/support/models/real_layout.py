@@ -32,7 +32,8 @@ class TinyMochi:
         """Give the mock checkpoint a tokenizer like the real one. `draft` is scratch space."""
         parts = Parts.read(checkpoint, Dtypes())
         torch.manual_seed(1)
-        parts.text_encoder.resize_token_embeddings(write_t5_tokenizer(draft / "tokenizer"))
+        tokens = write_t5_tokenizer(draft / "tokenizer")
+        parts.text_encoder.resize_token_embeddings(tokens, mean_resizing=False)
         parts.text_encoder.config.save_pretrained(draft / "text_encoder")
         of_mock = ("model_index", "scheduler/scheduler_config", "transformer/config", "vae/config")
         small = {f"{name}.json": (checkpoint / f"{name}.json").read_bytes() for name in of_mock}
