@@ -47,8 +47,9 @@ _PACKAGES = {"fa3": "flash_attn_interface", "fa4": "flash_attn.cute"}
 def choose_kernel(wanted: Kernel | Literal["auto"], device: torch.device) -> Kernel:
     """Choose an attention kernel that runs on the device.
 
-    `auto` is FlashAttention 3 on Hopper and 4 on Blackwell where it works, else cuDNN's; on older
-    cards PyTorch's own flash attention, which is as fast there, and is a CPU's only fused kernel.
+    `auto` is FlashAttention 3 or else 4 on Hopper and 4 on Blackwell where it works, else cuDNN's;
+    on older cards PyTorch's own flash attention, which is as fast there, and is a CPU's only fused
+    kernel.
 
     Raises:
         EngineUnavailableError: the wanted kernel is not installed, or does not run.
@@ -76,7 +77,7 @@ def _fastest(device: torch.device) -> tuple[Kernel, ...]:
     if device.type != "cuda":
         return ("flash",)
     major = torch.cuda.get_device_capability(device)[0]
-    made_for: dict[int, tuple[Kernel, ...]] = {HOPPER: ("fa3",), BLACKWELL: ("fa4",)}
+    made_for: dict[int, tuple[Kernel, ...]] = {HOPPER: ("fa3", "fa4"), BLACKWELL: ("fa4",)}
     newer: tuple[Kernel, ...] = ("cudnn",) if major >= HOPPER else ()
     return (*made_for.get(major, ()), *newer, "flash", "efficient")
 
