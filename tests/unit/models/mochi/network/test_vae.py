@@ -231,6 +231,18 @@ def test_compiled_it_decodes_the_same(single: AutoencoderKLMochi) -> None:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_the_compiled_norm_is_the_eager_one(dtype: torch.dtype, error: float) -> None:
+    vae = make_vae(dtype, decoder_block_out_channels=(64, 32, 32, 32))
+    norm = make_decoder(vae, 1)._decoder.block_out.resnets[0].norm1
+    generator = torch.Generator().manual_seed(0)
+    # The two channels of a group differ in mean and spread.
+    spread, mean = torch.randn(2, 64, 1, 1, generator=generator).mul(5).exp2().to(dtype)
+    frames = torch.randn(3, 64, 8, 10, generator=generator, dtype=dtype) * spread + mean
+    expected = norm._eager(frames)
+    assert (norm._fusible(frames) - expected).abs().max() < error * expected.abs().max()
+
+
 def test_clips_share_their_graphs(
     single: AutoencoderKLMochi, counter: CompileCounterWithBackend
 ) -> None:
