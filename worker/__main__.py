@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
@@ -56,6 +57,8 @@ def main() -> int:
     if WITH_PARENT in sys.argv[1:]:
         watch_parent()
     settings = WorkerSettings()
+    if settings.alive_file:  # of a worker that was killed
+        Path(settings.alive_file).unlink(missing_ok=True)
     try:
         tracing = start_tracing(os.environ, "mochi-server-worker", name)
         outputs = usable_outputs(settings)
@@ -125,6 +128,7 @@ def work(
         BrokerLog(settings.redis_url),
         stall_seconds=settings.stall_seconds,
         stop=stop,
+        alive_file=settings.alive_file,
     )
     runner = Runner(
         worker=name,

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
 from models.moderation.settings import ModerationSettings
-from models.settings import Folder, default_data_dir
+from models.settings import Folder, PathOrName, default_data_dir
 
 
 class WorkerSettings(ModerationSettings):
@@ -62,6 +62,13 @@ class WorkerSettings(ModerationSettings):
     )
     stall_seconds: float = Field(
         default=600, gt=0, description="A worker without progress for this long exits."
+    )
+    alive_file: PathOrName = Field(
+        default="",
+        description=(
+            "File that a worker touches with each heartbeat, also while the broker is away: for "
+            "health checks of containers. Empty: none."
+        ),
     )
     checkpoint_steps: int = Field(
         default=0,

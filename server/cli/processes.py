@@ -21,14 +21,11 @@ from server.cli.options import (
     expand,
     fail,
     read_settings,
-    running_broker,
     settings_options,
 )
 from server.cli.output import check_file, check_folder
 from server.settings import ServerSettings
 from server.supervisor import leave_deleted_folder, supervise
-from worker.store.fleet import fleet
-from worker.store.presence import worker_name_prefix
 
 DEFAULT_FRAMES = 49
 
@@ -71,19 +68,13 @@ def gateway() -> None:
 
 
 @settings_options(*ENGINE, *BROKER)
-def worker(
-    check: Annotated[
-        bool, typer.Option("--check", help="Only report whether a worker of this host is alive.")
-    ] = False,
-) -> None:
+def worker() -> None:
     """Run a worker: one model on one GPU, fed by a shared broker.
 
     Example: `mochi-server worker --device cuda:1 --redis-url redis://broker:6379/0`
 
     With a LoRA at 80 per cent: `mochi-server worker --lora style.safetensors=0.8`
     """
-    if check:
-        _check_worker()
     _warn_of_ignored(read_settings())
     _become("worker")
 
@@ -168,12 +159,3 @@ def _exec(package: str, *flags: str) -> NoReturn:
     leave_deleted_folder()
     # -P: the working directory may have a folder named `server`.
     os.execv(sys.executable, [sys.executable, "-P", "-m", package, *flags])  # noqa: S606 (no shell)
-
-
-def _check_worker() -> NoReturn:
-    """Health check of a worker's container: exit with status 0 if it is alive."""
-    with running_broker() as redis:
-        names = [each.name for each in fleet(redis)]
-    here = [name for name in names if name.startswith(worker_name_prefix())]
-    typer.echo(", ".join(here) or "no live worker on this host")
-    raise typer.Exit(0 if here else 1)

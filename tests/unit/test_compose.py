@@ -8,7 +8,7 @@ from pathlib import Path
 from server.settings import ServerSettings
 
 COMPOSE = (Path(__file__).parents[2] / "compose.yaml").read_text()
-OF_THE_IMAGES = {"MOCHI_DATA_DIR", "MOCHI_HOST"}
+OF_THE_IMAGES = {"MOCHI_ALIVE_FILE", "MOCHI_DATA_DIR", "MOCHI_HOST"}
 WITHOUT_CONTAINERS = {"MOCHI_WORKERS"}
 """One service is one worker."""
 FOR_A_LAPTOP = {

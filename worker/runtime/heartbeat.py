@@ -6,6 +6,8 @@ import faulthandler
 import os
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import structlog
 
@@ -43,6 +45,7 @@ class Heartbeat(threading.Thread):
         *,
         stall_seconds: float,
         stop: Stop,
+        alive_file: str = "",
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.current_run: Run | None = None
@@ -52,6 +55,7 @@ class Heartbeat(threading.Thread):
         self._broker_log = broker_log
         self._stall_seconds = stall_seconds
         self._shutdown = stop  # a Thread has a `_stop` of its own
+        self._alive_file = alive_file
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -59,6 +63,7 @@ class Heartbeat(threading.Thread):
         while not self._stopped.wait(HEARTBEAT_SECONDS):
             self._end_if_frozen()
             self._end_if_hung()
+            self._touch_file()
             try:
                 if self._broker_log.is_new:
                     self._broker_log.warn(self._store.dangers())
@@ -122,6 +127,12 @@ class Heartbeat(threading.Thread):
             _log.error("worker.hung", **run.log_fields, step=run.step)
             drain_logs()
             os._exit(os.EX_TEMPFAIL)  # the supervisor starts it again
+
+    def _touch_file(self) -> None:
+        """For health checks that start no process of ours and need no broker."""
+        if self._alive_file:
+            with suppress(OSError):  # a full disk must cost no heartbeat
+                Path(self._alive_file).touch()
 
     def _end_if_frozen(self) -> None:
         """Rearm a timer outside Python: native code that holds the GIL stops this thread too.
