@@ -51,7 +51,8 @@ METRICS = "mochi:metrics"
 WEBHOOKS = "mochi:webhooks"
 """Sorted set: owners with pending deliveries, by a time in ms no later than the first due one. With
 a colon and an owner's id: its pending deliveries, by the time in ms at which they are due (during
-an attempt: by the end of its lease)."""
+an attempt: by the end of its lease). With another colon, a set: those of the requests' own URLs;
+with a standing webhook's id behind it, those of that webhook. Their size is limited."""
 WEBHOOK = "mochi:webhook:"
 """With a request's id, a hash: the delivery; see `webhooks/deliveries.py`."""
 STANDING = "mochi:standing:"

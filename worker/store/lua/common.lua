@@ -145,14 +145,33 @@ local function drop_preview(id)
   redis.call('DEL', keys.previews .. id)
 end
 
--- Due deliveries of one owner at most. Above it the newest is given up: older ones were promised.
--- Standing webhooks leave half of it to the URLs of requests: one that is dead must not take it all.
-local MOST_DUE = 1000
+-- Pending deliveries at most of a standing webhook, and of an owner to the URLs of its requests. Above it
+-- the newest is given up: older ones were promised. A dead receiver takes no room of another webhook.
+local MOST_DUE_STANDING, MOST_DUE = 500, 1000
+
+-- The part of a delivery's id that names its standing webhook, or nil.
+local function webhook_of(id)
+  return string.match(id, ':(.+)')
+end
+
+-- The set of the deliveries that count against the same limit.
+local function backlog(id, owner)
+  return keys.webhooks .. ':' .. owner .. ':' .. (webhook_of(id) or '')
+end
 
 -- A delivery is due at `at`. Each owner has a queue of its own, so that owners do not delay each other.
 local function schedule_delivery(id, owner, at)
+  redis.call('SADD', backlog(id, owner), id)
   redis.call('ZADD', keys.webhooks .. ':' .. owner, text(at), id)
   redis.call('ZADD', keys.webhooks, 'LT', text(at), owner)
+end
+
+local function unschedule_delivery(id, owner)
+  redis.call('SREM', backlog(id, owner), id)
+  redis.call('ZREM', keys.webhooks .. ':' .. owner, id)
+  if redis.call('EXISTS', keys.webhooks .. ':' .. owner) == 0 then
+    redis.call('ZREM', keys.webhooks, owner)
+  end
 end
 
 -- Adds a line to the log of a delivery.
@@ -167,10 +186,7 @@ local function end_delivery(id, owner, retention_ms)
   if state and state ~= 'due' then
     count('webhooks ' .. state)
   end
-  redis.call('ZREM', keys.webhooks .. ':' .. owner, id)
-  if redis.call('EXISTS', keys.webhooks .. ':' .. owner) == 0 then
-    redis.call('ZREM', keys.webhooks, owner)
-  end
+  unschedule_delivery(id, owner)
   redis.call('PEXPIRE', keys.webhook .. id, retention_ms)
 end
 
@@ -183,7 +199,7 @@ end
 
 -- Queues a delivery. The record may expire before the last attempt, so the delivery holds a copy of its
 -- fields, each prefixed with a colon.
-local function enqueue_delivery(id, owner, url, retention_ms, most)
+local function enqueue_delivery(id, owner, url, retention_ms)
   local delivery = { 'state', 'due', 'owner', owner, 'url', url, 'attempts', 0, 'before', 0,
                      'created_at', text(now_ms()),
                      'expires_at', text(redis.call('PEXPIRETIME', keys.record)) }
@@ -195,10 +211,12 @@ local function enqueue_delivery(id, owner, url, retention_ms, most)
     end
   end
   redis.call('HSET', keys.webhook .. id, unpack(delivery))
-  if redis.call('ZCARD', keys.webhooks .. ':' .. owner) < most then
+  local is_standing = webhook_of(id)
+  if redis.call('SCARD', backlog(id, owner)) < (is_standing and MOST_DUE_STANDING or MOST_DUE) then
     schedule_delivery(id, owner, now_ms())
   else
-    give_up_delivery(id, owner, 'too many deliveries of this key are due', retention_ms)
+    local whose = is_standing and 'webhook' or 'key'
+    give_up_delivery(id, owner, 'too many deliveries of this ' .. whose .. ' are due', retention_ms)
   end
 end
 
@@ -218,11 +236,8 @@ local DEAF = 'the webhook does not receive the ends of requests any more'
 
 -- Gives up the waiting deliveries to a standing webhook.
 local function give_up_standing(owner, webhook_id, reason, retention_ms)
-  local suffix = ':' .. webhook_id
-  for _, id in ipairs(redis.call('ZRANGE', keys.webhooks .. ':' .. owner, 0, -1)) do
-    if string.sub(id, -#suffix) == suffix then
-      give_up_delivery(id, owner, reason, retention_ms)
-    end
+  for _, id in ipairs(redis.call('SMEMBERS', backlog(':' .. webhook_id, owner))) do
+    give_up_delivery(id, owner, reason, retention_ms)
   end
 end
 
@@ -234,7 +249,7 @@ local function enqueue_standing(id, owner, retention_ms)
     local webhook = standing_webhook(owner, webhook_id)
     if webhook and webhook.is_heard then
       local delivery_id, log = id .. ':' .. webhook_id, keys.standing .. 'log:' .. webhook_id
-      enqueue_delivery(delivery_id, owner, webhook.url, retention_ms, MOST_DUE / 2)
+      enqueue_delivery(delivery_id, owner, webhook.url, retention_ms)
       redis.call('HSET', keys.webhook .. delivery_id, 'webhook_id', webhook_id,
                  ':webhook_base', webhook.base)
       redis.call('LPUSH', log, delivery_id)
@@ -255,7 +270,7 @@ local function enqueue_deliveries(id, owner, retention_ms)
   end
   local url = redis.call('HGET', keys.record, 'webhook_url')
   if url then
-    enqueue_delivery(id, owner, url, retention_ms, MOST_DUE)
+    enqueue_delivery(id, owner, url, retention_ms)
   end
   enqueue_standing(id, owner, retention_ms)
 end

@@ -30,7 +30,7 @@ local function take(id, owner)
   local attempts, before, webhook_id =
     unpack(redis.call('HMGET', delivery, 'attempts', 'before', 'webhook_id'))
   if not attempts then
-    redis.call('ZREM', keys.webhooks .. ':' .. owner, id)
+    unschedule_delivery(id, owner)
     return
   end
   local webhook = webhook_id and standing_webhook(owner, webhook_id)

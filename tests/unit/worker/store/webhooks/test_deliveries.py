@@ -103,6 +103,7 @@ def test_what_a_key_may_be_owed_has_an_end(redis: Redis, redis_url: str) -> None
     """The newest is given up, and may be made by hand; another key's are owed all the same."""
     others = {f"other {number}": 2**42 for number in range(MOST_OWED - 1)}
     redis.zadd(f"{keyspace.WEBHOOKS}:ann", others)
+    redis.sadd(f"{keyspace.WEBHOOKS}:ann:", *others)
     last, beyond = owe(redis_url, "ann"), owe(redis_url, "ann")
     bobs = owe(redis_url, "bob")
     assert sorted(ids(take(redis_url))) == sorted([last, bobs])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from worker.store.webhooks.deliveries import Deliveries, Delivery, State, all_de
 from worker.store.webhooks.standing import Put, StandingWebhooks, Webhook
 
 RETENTION_SECONDS = 60.0
+MOST_DUE = 500
 FIRST = Webhook("https://first.example/", "https://us.example", ["INFERENCE"], True, 1)
 SECOND = replace(FIRST, url="https://second.example/", base="https://eu.example")
 DEAF = replace(FIRST, types=["PIXELFLOW"], is_heard=False)
@@ -40,9 +41,9 @@ def add(url: str, webhook: Webhook = FIRST) -> str:
     return webhook_id
 
 
-def end_request(url: str, prompt: str = "a pond") -> str:
+def end_request(url: str, prompt: str = "a pond", further: Mapping[str, str] | None = None) -> str:
     """The id of a request that has ended."""
-    accepted = ask_gateway(url, lambda it: it.submit(params(prompt), OWNER))
+    accepted = ask_gateway(url, lambda it: it.submit(params(prompt), OWNER, further=further or {}))
     ask_gateway(url, lambda it: it.cancel(accepted.request_id, OWNER))
     return accepted.request_id
 
@@ -91,6 +92,25 @@ def test_waiting_deliveries_end_with_their_webhook_or_its_interest(
     found = {each.delivery_id: each for each in all_deliveries(redis)}
     assert found[ended.delivery_id].state is State.GIVEN_UP
     assert [outcome for _, outcome in found[ended.delivery_id].log] == [reason, reason]
+
+
+def test_a_dead_webhook_takes_no_room_of_other_receivers(redis: Redis, redis_url: str) -> None:
+    dead, healthy = add(redis_url), add(redis_url, SECOND)
+    queue = f"{keyspace.WEBHOOKS}:{OWNER}"
+    waits = {f"{number}:{dead}": 2**42 for number in range(MOST_DUE - 1)}
+    redis.zadd(queue, waits)
+    redis.sadd(f"{queue}:{dead}", *waits)
+    own = {"webhook_url": "https://own.example/", "webhook_base": "https://us.example"}
+    last, beyond = end_request(redis_url), end_request(redis_url, further=own)
+    found = {each.delivery_id: each for each in all_deliveries(redis)}
+    due = {beyond, f"{beyond}:{healthy}", f"{last}:{healthy}", f"{last}:{dead}"}
+    assert {name for name, each in found.items() if each.state is State.DUE} == due
+    given_up = found[f"{beyond}:{dead}"]
+    assert given_up.state is State.GIVEN_UP
+    assert [what for _, what in given_up.log] == ["too many deliveries of this webhook are due"]
+    assert ask(redis_url, lambda it: it.delete(OWNER, dead))
+    assert not redis.exists(f"{queue}:{dead}")
+    assert set(redis.zrange(queue, 0, -1)) == {*due} - {f"{last}:{dead}"}
 
 
 def test_a_deleted_request_takes_along_its_deliveries_to_deleted_webhooks(
