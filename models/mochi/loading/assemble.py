@@ -121,11 +121,11 @@ def _versions() -> dict[str, object]:
 
 
 def _core(parts: Parts, options: Options, device: torch.device) -> Core:
-    core, streamed = Core(parts.transformer), options.profile.streams_blocks
+    core, streamed = Core(parts.transformer), options.profile.streamed
     if options.fp8:
-        for block in core.blocks:
+        for number, block in enumerate(core.blocks):
             fp8.quantize(block.to(device))
-            if streamed:
+            if number < streamed:
                 block.to(CPU)
     core.place(device, streamed=streamed)
     return core

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import torch
 
 from models.cuda import GIB, choose_allocator
@@ -14,13 +15,21 @@ from models.errors import EngineUnavailableError
 from models.mochi.loading import lora, preflight
 from models.mochi.loading.assemble import Options
 from models.mochi.loading.compiling import keep_on_disk
-from models.mochi.memory.profiles import STEP_CACHE, MemoryPlan, plan_memory
+from models.mochi.memory.profiles import MemoryPlan, plan_memory
 from models.mochi.network import fp8
 from models.mochi.network.attention import FIRST_CAPABILITY, choose_kernel
 from models.mochi.parts import Dtypes
 from models.mochi.synthetic.dummy import DUMMY
 from models.settings import EngineSettings
 from models.weights import folder as weights
+
+_log = structlog.get_logger()
+
+OWN = 0.5
+"""GiB of the card that CUDA takes for this process. An estimate."""
+
+SMALL = 1.0
+"""GiB of other processes that are not worth a warning, such as a display's."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,10 @@ def plan_loading(
         ) from error
     # Compiled code contains the attention kernel, but its key on disk does not name the kernel.
     keep_on_disk(compiled / kernel)
-    free -= STEP_CACHE if settings.step_cache else 0
-    memory = plan_memory(free, settings.profile, settings.precision)
+    modes = {"fp8": settings.fp8, "step_cache": settings.step_cache > 0}
+    memory = plan_memory(free, settings.profile, settings.precision, **modes)
+    if memory_gib is None:
+        _warn_of_others(device, free, memory, settings, modes)
     options = Options(
         memory.profile,
         kernel,
@@ -126,6 +137,28 @@ def _open_card(settings: EngineSettings) -> tuple[torch.device, str]:
     if settings.fp8:
         fp8.check(device)
     return device, card
+
+
+def _warn_of_others(
+    device: torch.device,
+    free: float,
+    memory: MemoryPlan,
+    settings: EngineSettings,
+    modes: dict[str, bool],
+) -> None:
+    """Warn if other processes' share of the card has led to a worse plan, which stays."""
+    taken = torch.cuda.mem_get_info(device)[1] / GIB - OWN - free
+    best = plan_memory(free + max(taken, 0.0), settings.profile, settings.precision, **modes)
+    if taken > SMALL and (best.profile, best.precision) != (memory.profile, memory.precision):
+        _log.warning(
+            "engine.card_is_shared",
+            taken_gib=round(taken, 1),
+            profile=memory.profile.name,
+            precision=memory.precision,
+            profile_alone=best.profile.name,
+            precision_alone=best.precision,
+            remedy="End the other processes on the card (nvidia-smi), then restart this worker.",
+        )
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -7,7 +7,7 @@ the allocator's gaps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from models.errors import EngineUnavailableError
@@ -19,8 +19,13 @@ TextHome = Literal["gpu", "per use", "cpu"]
 CORE = 13.6
 """The transformer without its modulation, bfloat16."""
 MODULATION = 5.0
-STREAMED = 1.0
-"""The part of the core on the GPU when blocks are streamed: two blocks, the last, small layers."""
+BLOCKS = 48
+BLOCK = 0.28
+"""One of the core's blocks; the last is smaller."""
+FP8_SAVES = 0.105
+"""Of each block, by its big matrices in 8 bits."""
+SLOTS = 2
+"""Blocks on the GPU that streamed ones take turns in."""
 TEXT = {"reference": 17.7, "bf16": 8.9}
 """T5-XXL's encoder in float32 and bfloat16."""
 VAE = 0.7
@@ -51,20 +56,21 @@ class Profile:
         text: T5 lives on the GPU; or in main memory, and is copied to the GPU for each new prompt;
             or works on the CPU, where `reference` takes no more of the GPU than `bf16`.
         keeps_modulation: whether the layers that compute the modulation stay on the GPU.
-        streams_blocks: whether the blocks live in main memory.
         chunk: latent frames decoded at a time.
+        streamed: blocks that live in main memory; they change no frame.
     """
 
     name: ProfileName
     text: TextHome
     keeps_modulation: bool
-    streams_blocks: bool
     chunk: int
+    streamed: int = field(default=0, repr=False)
 
-    def gib(self, precision: Precision) -> float:
+    def gib(self, precision: Precision, *, fp8: bool = False, step_cache: bool = False) -> float:
         """Estimated peak of the GPU memory, for the longest request."""
-        resident = STREAMED if self.streams_blocks else CORE
-        resident += VAE + RESERVE
+        saved = FP8_SAVES if fp8 else 0.0
+        resident = CORE - BLOCKS * saved - max(self.streamed - SLOTS, 0) * (BLOCK - saved)
+        resident += VAE + RESERVE + (STEP_CACHE if step_cache else 0)
         resident += MODULATION if self.keeps_modulation else 0
         work = max(DENOISING, decoding(self.chunk))
         if self.text == "gpu":
@@ -77,50 +83,65 @@ class Profile:
 PROFILES: dict[ProfileName, Profile] = {
     profile.name: profile
     for profile in (
-        Profile("80gb", "gpu", keeps_modulation=True, streams_blocks=False, chunk=2),
-        Profile("48gb", "per use", keeps_modulation=False, streams_blocks=False, chunk=1),
-        Profile("24gb", "cpu", keeps_modulation=False, streams_blocks=False, chunk=1),
-        Profile("offload", "cpu", keeps_modulation=False, streams_blocks=True, chunk=1),
+        Profile("80gb", "gpu", keeps_modulation=True, chunk=2),
+        Profile("48gb", "per use", keeps_modulation=False, chunk=1),
+        Profile("24gb", "cpu", keeps_modulation=False, chunk=1),
+        Profile("offload", "cpu", keeps_modulation=False, chunk=1, streamed=BLOCKS - 1),
     )
 }
 """The largest first."""
 
-_PRECISIONS: tuple[Precision, ...] = ("reference", "bf16")
+_ALL = (
+    *list(PROFILES.values())[:-1],
+    *(replace(PROFILES["offload"], streamed=count) for count in range(SLOTS + 1, BLOCKS)),
+)
+"""The best first."""
 
-_PREFERRED = tuple((name, precision) for precision in _PRECISIONS for name in PROFILES)
-"""Best first: precision goes before more weights on the GPU."""
+_PRECISIONS: tuple[Precision, ...] = ("reference", "bf16")
+"""The better first; it goes before more weights on the GPU."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """A profile and a precision; `reason` is a sentence for the log."""
+    """A profile and a precision.
+
+    Attributes:
+        reason: a sentence for the log.
+        peak_gib: see `Profile.gib`.
+    """
 
     profile: Profile
     precision: Precision
     reason: str
-
-    @property
-    def peak_gib(self) -> float:
-        return self.profile.gib(self.precision)
+    peak_gib: float = 0.0
 
 
 def plan_memory(
-    free_gib: float, profile: ProfileName | Literal["auto"], precision: Precision | Literal["auto"]
+    free_gib: float,
+    profile: ProfileName | Literal["auto"],
+    precision: Precision | Literal["auto"],
+    *,
+    fp8: bool = False,
+    step_cache: bool = False,
 ) -> MemoryPlan:
     """The best plan for a card, within what the settings name.
 
     Args:
         free_gib: free memory of the card.
-        profile: one of `PROFILES`, or `auto`. A named one is used even where it seems too large.
+        profile: one of `PROFILES`, or `auto`, which streams no more blocks than it has to. A named
+            one is used even where it seems too large.
         precision: `reference`, `bf16` or `auto`.
+        fp8: whether the blocks are in 8 bits.
+        step_cache: whether the step cache is on.
 
     Raises:
         EngineUnavailableError: `profile` is `auto`, and no profile fits.
     """
     candidates = [
-        MemoryPlan(PROFILES[name], kind, "")
-        for name, kind in _PREFERRED
-        if profile in {"auto", name} and precision in {"auto", kind}
+        MemoryPlan(each, kind, "", each.gib(kind, fp8=fp8, step_cache=step_cache))
+        for kind in _PRECISIONS
+        if precision in {"auto", kind}
+        for each in (_ALL if profile == "auto" else [PROFILES[profile]])
     ]
     for plan in candidates:
         if plan.peak_gib <= free_gib:

@@ -158,13 +158,14 @@ class Core(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.proj_out.weight.dtype
 
-    def place(self, device: torch.device, *, streamed: bool = False) -> None:
-        """Move to `device`; `streamed` leaves all blocks but the last in main memory."""
+    def place(self, device: torch.device, *, streamed: int = 0) -> None:
+        """Move to `device`; so many of the first blocks, but not the last, stay in main memory."""
         self.rope.to(device)
         if streamed:
-            *blocks, last = self.blocks
-            self._streamed = StreamedBlocks(blocks, device)
-            self.blocks = nn.ModuleList((*self._streamed.copies, last))
+            # The first, as they are fetched while the last of the step before work.
+            streamed = min(streamed, len(self.blocks) - 1)
+            self._streamed = StreamedBlocks(list(self.blocks[:streamed]), device)
+            self.blocks = nn.ModuleList((*self._streamed.copies, *self.blocks[streamed:]))
         self.to(device)
 
     def join(self, ranks: Ranks) -> None:
@@ -234,7 +235,7 @@ class Core(nn.Module):
             yield from self.blocks
         else:
             yield from self._streamed
-            yield self.blocks[-1]
+            yield from self.blocks[len(self._streamed.copies) :]
 
     def _tokens(self, latents: Tensor) -> Tensor:
         """`(1, channels, T, h, w)` to this card's visual tokens, `(1, N, width)`."""

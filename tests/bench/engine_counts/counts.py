@@ -211,7 +211,7 @@ class Memory:
 
     core: float
     modulation: float
-    streamed: float
+    block: float
     text: dict[Precision, float]
     vae: float
     denoising: float
@@ -240,7 +240,7 @@ def count_memory(
     return Memory(
         core=core_gib,
         modulation=_weights(conditioner) - embedding,
-        streamed=core_gib - sum(_weights(block) for block in core.blocks[2:-1]),
+        block=_weights(core.blocks[0]),
         text={"reference": _weights(single.text_encoder), "bf16": _weights(half.text_encoder)},
         vae=_weights(half.vae.decoder),
         denoising=_gib(_denoising(conditioner, core, latents)),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.mochi.bench.shapes import Request
-from models.mochi.memory.profiles import CORE, DENOISING, MODULATION, STREAMED, TEXT, VAE, decoding
+from models.mochi.memory.profiles import BLOCK, CORE, DENOISING, MODULATION, TEXT, VAE, decoding
 from models.mochi.synthetic.dummy import empty_dummy
 from tests.bench.engine_counts.counts import (
     BF16,
@@ -216,7 +216,7 @@ def _memory(memory: Memory) -> Table:
     rows: list[tuple[str, float, float | None]] = [
         ("CORE", memory.core, CORE),
         ("MODULATION", memory.modulation, MODULATION),
-        ("STREAMED", memory.streamed, STREAMED),
+        ("BLOCK", memory.block, BLOCK),
         *((f"TEXT {name}", size, TEXT[name]) for name, size in memory.text.items()),
         ("VAE", memory.vae, VAE),
         ("DENOISING", memory.denoising, DENOISING),

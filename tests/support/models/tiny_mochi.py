@@ -64,9 +64,7 @@ def make_stock(
     return stock
 
 
-def take_over(
-    stock: MochiTransformer3DModel, *, streamed: bool = False
-) -> tuple[Conditioner, Core]:
+def take_over(stock: MochiTransformer3DModel, *, streamed: int = 0) -> tuple[Conditioner, Core]:
     """Its layers as the engine arranges them; `stock` is useless afterwards."""
     conditioner, core = Conditioner(stock), Core(stock)
     conditioner.place(CPU)

@@ -55,8 +55,8 @@ def graphs() -> Iterator[list[GraphModule]]:
 # Graphs
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-def test_six_graphs_serve_every_request(graphs: list[GraphModule], *, streamed: bool) -> None:
+@pytest.mark.parametrize("streamed", [0, 3])
+def test_six_graphs_serve_every_request(graphs: list[GraphModule], streamed: int) -> None:
     conditioner, plain = take_over(make_stock(4))
     _, core = take_over(make_stock(4), streamed=streamed)
     compile_blocks(core.blocks, backend="counting")

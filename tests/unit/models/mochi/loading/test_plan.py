@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from models.build import build_engine
 from models.engine import Traits
@@ -224,6 +225,13 @@ def test_a_named_card_has_an_index_and_settings_reach_the_engine(
             "dummy weights, a card, reference, 48gb, lossy: step cache 0.1"
         )
         assert load_plan.options.kernel == "cudnn"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (30 * 2**30, 80 * 2**30))
+    with capture_logs() as logs:
+        assert plan_loading(settings, tmp_path, tmp_path).memory.profile.name == "24gb"
+    (warning,) = logs
+    assert warning["event"] == "engine.card_is_shared"
+    names = ("taken_gib", "profile", "profile_alone")
+    assert [warning[name] for name in names] == [49.5, "24gb", "80gb"]
     assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path / "compiled" / "cudnn"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert "a card is too old" in refusal(tmp_path, weights="dummy", compile=False)

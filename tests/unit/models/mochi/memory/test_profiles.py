@@ -12,6 +12,7 @@ from torch import nn
 from models.errors import EngineUnavailableError
 from models.mochi.memory import profiles as memory
 from models.mochi.memory.profiles import PROFILES, MemoryPlan, Precision, ProfileName, plan_memory
+from models.mochi.network import fp8
 from models.mochi.network.modulation import Conditioner
 from models.mochi.network.transformer import Core
 from models.mochi.parts import Dtypes
@@ -45,7 +46,7 @@ def choose(
         ("A6000 48 GB", 47.4, "80gb"),
         ("L40S 48 GB with ECC", 44.5, "48gb"),
         ("RTX 4090 24 GB", 23.6, "24gb"),
-        ("L4 or A10G 24 GB with ECC", 22.0, "24gb"),
+        ("L4 or A10G 24 GB with ECC, without CUDA's own", 21.5, "offload"),
         ("RTX 4080 16 GB", 15.7, "offload"),
         ("RTX 4070 12 GB", 11.6, "offload"),
     ],
@@ -62,7 +63,27 @@ def test_every_card_gets_the_reference_precision(free_gib: float) -> None:
 
 
 def test_on_a_card_of_32_gb_no_block_is_fetched() -> None:
-    assert not plan_memory(31.4, "auto", "auto").profile.streams_blocks
+    assert not plan_memory(31.4, "auto", "auto").profile.streamed
+
+
+def test_no_more_blocks_are_fetched_than_the_card_makes_necessary() -> None:
+    counts = [plan_memory(free, "auto", "auto").profile.streamed for free in (21.5, 15.7, 9.3)]
+    assert counts == [4, 24, 47]
+    assert plan_memory(21.5, "offload", "auto").profile.streamed == 47
+
+
+def test_fetched_blocks_are_no_part_of_the_name_that_checkpoints_have() -> None:
+    assert repr(plan_memory(21.5, "auto", "auto").profile) == repr(PROFILES["offload"])
+
+
+def test_fp8_needs_less_and_the_step_cache_more() -> None:
+    plain, small, large = (
+        plan_memory(80, "24gb", "auto", fp8=fp8, step_cache=step_cache).peak_gib
+        for fp8, step_cache in ((False, False), (True, False), (False, True))
+    )
+    assert small == pytest.approx(plain - 5.0, abs=0.1)
+    assert large == pytest.approx(plain + 1.5)
+    assert plan_memory(20, "auto", "auto", fp8=True).profile.name == "24gb"
 
 
 def test_a_card_of_6_gb_is_too_small() -> None:
@@ -78,9 +99,9 @@ def rank(free_gib: float, precision: Precision | Literal["auto"]) -> int:
     try:
         plan = plan_memory(free_gib, "auto", precision)
     except EngineUnavailableError:
-        return -1
-    order = list(reversed(memory._PREFERRED))
-    return order.index((plan.profile.name, plan.precision))
+        return -1000
+    order = [each for kind in memory._PRECISIONS for each in ((kind, one) for one in memory._ALL)]
+    return -order.index((plan.precision, plan.profile))
 
 
 @settings(deadline=None)
@@ -129,8 +150,8 @@ def test_a_named_profile_gets_the_best_precision_that_fits(profile: ProfileName)
 
 
 def test_float32_comes_before_more_on_the_gpu() -> None:
-    kinds = [kind for _, kind in memory._PREFERRED]
-    assert kinds == sorted(kinds, reverse=True)
+    assert choose(PROFILES["80gb"].gib("reference") - 0.1) == ("48gb", "reference")
+    assert choose(PROFILES["48gb"].gib("reference") - 0.1) == ("24gb", "reference")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -192,14 +213,18 @@ def sizes_of_weights() -> dict[str, float]:
     text, vae = gib(parts.text_encoder), gib(parts.vae.decoder)
     with torch.device("meta"):
         conditioner, core = Conditioner(parts.transformer), Core(parts.transformer)
-    first, second, *_, last = core.blocks
-    small = gib(conditioner.embed) + gib(core) - gib(core.blocks)
     return {
         "text": text,
         "vae": vae,
         "core": gib(core) + gib(conditioner.embed),
         "modulation": gib(conditioner) - gib(conditioner.embed),
-        "streamed": gib(first) + gib(second) + gib(last) + small,
+        "block": gib(core.blocks[0]),
+        "fp8": sum(
+            each.weight.numel()
+            for each in core.blocks[0].modules()
+            if isinstance(each, nn.Linear) and fp8._is_big(each)
+        )
+        / GIB,
     }
 
 
@@ -212,4 +237,5 @@ def test_weights_take_what_is_counted_for_them(sizes_of_weights: dict[str, float
         ("modulation", memory.MODULATION),
     ):
         assert constant == pytest.approx(sizes_of_weights[name], abs=0.1), name
-    assert sizes_of_weights["streamed"] <= memory.STREAMED
+    assert pytest.approx(sizes_of_weights["block"], abs=0.005) == memory.BLOCK
+    assert pytest.approx(sizes_of_weights["fp8"], abs=0.01) == memory.FP8_SAVES
