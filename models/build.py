@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from models.engine import Engine, Meter
 from models.errors import EngineUnavailableError, not_installed
+from models.group import Follower, Leader
 from models.settings import EngineSettings, missing_libraries
 
 
-def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
+def build_engine(settings: EngineSettings, cache_dir: Path, leader: Leader | None = None) -> Engine:
     """Build an engine and load its weights.
 
     Args:
         settings: which engine and weights.
         cache_dir: of weights and compiled code; made if missing.
+        leader: of the group of cards that share each video; None for a single card.
 
     Raises:
         EngineUnavailableError: the engine cannot run on this machine; the text has the remedy.
@@ -37,7 +40,19 @@ def build_engine(settings: EngineSettings, cache_dir: Path) -> Engine:
         from models.mochi.loading.load import load  # noqa: PLC0415 (torch takes seconds)
     except ImportError as error:
         raise not_installed(error) from error
-    return load(settings, cache_dir)
+    return load(settings, cache_dir, leader)
+
+
+def build_and_follow(settings: EngineSettings, cache_dir: Path, follower: Follower) -> NoReturn:
+    """In another process of a group: build its engine, and work until the process ends.
+
+    Raises:
+        EngineUnavailableError: as `build_engine`.
+        MochiError: the card has failed.
+    """
+    from models.mochi.loading.load import load_and_follow  # noqa: PLC0415 (as above)
+
+    load_and_follow(settings, cache_dir, follower)
 
 
 def build_meter(settings: EngineSettings) -> Meter | None:

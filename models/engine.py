@@ -47,6 +47,7 @@ class Traits:
         profile: the memory profile; empty on a CPU.
         lossy: speed modes that change the pictures, none by default.
         is_mock: whether the engine has no real weights and serves tests.
+        gpus: cards that share each video; on a CPU, processes.
     """
 
     model: str
@@ -55,10 +56,12 @@ class Traits:
     profile: str = ""
     lossy: tuple[str, ...] = ()
     is_mock: bool = False
+    gpus: int = 1
 
     def __str__(self) -> str:
         precision = self.precision.removeprefix("none")  # as without a model
-        named = (self.model, self.device, precision, self.profile)
+        device = self.device if self.gpus == 1 else f"{self.gpus} x {self.device}"
+        named = (self.model, device, precision, self.profile)
         lossy = (f"lossy: {name}" for name in self.lossy)
         return ", ".join(filter(None, (*named, *lossy)))
 

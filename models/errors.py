@@ -16,9 +16,11 @@ class EngineError(MochiError):
 
     Attributes:
         code: machine-readable reason, kept in the job record.
+        ends_worker: whether the worker can run nothing after this request.
     """
 
     code = "internal"
+    ends_worker = False
 
 
 class OutOfMemoryError(EngineError):

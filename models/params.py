@@ -25,6 +25,7 @@ MAX_DRAWN_SEED = 2**53 - 1
 MAX_TEXT = 4000
 ALIASES = {"num_frames": "frames", "num_inference_steps": "steps", "guidance": "guidance_scale"}
 """Names that diffusers and other servers have for parameters."""
+MOST_FRAMES = 160
 TEMPORAL_FACTOR = 6
 """Mochi's VAE turns k+1 latent frames into 6k+1 frames."""
 
@@ -81,7 +82,7 @@ class GenerateParams(BaseModel):
         default=4.5, ge=2, le=10, description="How closely the video follows the prompt."
     )
     fps: Number = Field(default=16, ge=7, le=30, description="Frames a second; may be fractional.")
-    frames: Whole = Field(default=52, ge=1, le=160, description="Frames in the video.")
+    frames: Whole = Field(default=52, ge=1, le=MOST_FRAMES, description="Frames in the video.")
     steps: Whole = Field(default=30, ge=10, le=75, description="Denoising steps.")
     seed: Whole = Field(
         default=985521,

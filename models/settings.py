@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -16,8 +16,12 @@ from models.mock.card_speed import FORM as MOCK_SPEED_FORM
 from models.mock.card_speed import INSTANT, PEAK_TFLOPS
 
 ENV_PREFIX = "MOCHI_"
+GROUP_SIZES = (1, 2, 4, 6, 8)
 _WITHOUT_REAL_WEIGHTS = frozenset(
-    {"mock", "mock_weights", "engine", "step_cache", "fake_step_seconds", "mock_speed"}
+    {
+        *("mock", "mock_weights", "engine", "step_cache", "fake_step_seconds", "mock_speed"),
+        "gpus_per_video",
+    }
 )
 """Settings that engines without real weights use."""
 _ENGINE = ("torch", "diffusers", "transformers")
@@ -147,6 +151,13 @@ class EngineSettings(BaseSettings):
         pattern=r"^cuda(:\d+)?$",
         description="The CUDA device of a worker with real weights, like cuda or cuda:1.",
     )
+    gpus_per_video: int = Field(
+        default=1,
+        description=(
+            "GPUs that share each video: 1, 2, 4, 6 or 8 of one kind, from MOCHI_DEVICE on. With "
+            "mock weights, processes, at most 4."
+        ),
+    )
     profile: Literal["auto", "80gb", "48gb", "24gb", "offload"] = Field(
         default="auto",
         description="What stays in GPU memory; `auto` picks the first that fits. All are lossless.",
@@ -189,6 +200,19 @@ class EngineSettings(BaseSettings):
             f"({', '.join(f'`{card}`' for card in PEAK_TFLOPS)}); `h100/60` is sixty times faster."
         ),
     )
+
+    @field_validator("gpus_per_video")
+    @classmethod
+    def _divides_the_model(cls, count: int) -> int:
+        """Two branches of guidance, and 24 heads in each, which are shared evenly."""
+        if count not in GROUP_SIZES:
+            raise PydanticCustomError("gpus_per_video", "It must be 1, 2, 4, 6 or 8")
+        return count
+
+    @property
+    def is_group(self) -> bool:
+        """Whether several processes share each video. The light mock needs none."""
+        return self.gpus_per_video > 1 and not self.is_light_mock
 
     @property
     def is_mock(self) -> bool:

@@ -183,11 +183,12 @@ def leave_deleted_folder() -> None:
 
 
 def devices(settings: ServerSettings) -> list[str]:
-    """The device of each worker: one GPU each, as none has room for two engines."""
+    """The first device of each worker, as no GPU has room for two engines."""
     if settings.workers == 1:
         return [settings.device]
     first = int(settings.device.partition(":")[2] or 0)
-    return [f"cuda:{first + index}" for index in range(settings.workers)]
+    gpus = settings.gpus_per_video
+    return [f"cuda:{first + index * gpus}" for index in range(settings.workers)]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from models.build import build_engine, build_meter
 from models.engine import Engine, Meter
 from models.errors import EngineUnavailableError
+from models.group import Leader
 from models.mock.card_speed import MockSpeed
 from models.moderation.build import build_moderation
 from models.moderation.stages import Moderation
@@ -33,6 +34,7 @@ from worker.runtime.background import (
     start_mark_reader,
     start_sweeper,
 )
+from worker.runtime.followers import leading
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.rq_worker import EngineWorker
@@ -59,13 +61,19 @@ def main() -> int:
     settings = WorkerSettings()
     if settings.alive_file:  # of a worker that was killed
         Path(settings.alive_file).unlink(missing_ok=True)
+    with leading(settings) as leader:
+        return run(name, settings, leader)
+
+
+def run(name: str, settings: WorkerSettings, leader: Leader | None) -> int:
+    """Load the model, and work until told to stop. Returns the exit status."""
     try:
         tracing = start_tracing(os.environ, "mochi-server-worker", name)
         outputs = usable_outputs(settings)
         encoder()  # without ffmpeg every request would fail at its end
         with loading(_store(settings, connect_briefly(settings.redis_url))):
             moderation = build_moderation(settings, settings.data_dir)
-            engine = build_engine(settings, settings.data_dir)
+            engine = build_engine(settings, settings.data_dir, leader)
     except (EngineUnavailableError, OutputsUnusableError, TracingUnusableError) as error:
         say(str(error))
         return os.EX_CONFIG  # the supervisor does not start it again

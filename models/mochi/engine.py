@@ -18,6 +18,7 @@ from models.mochi.denoise import Schedule, denoise
 from models.mochi.memory.host_copy import to_host
 from models.mochi.network.attention import Kernel, use_kernel
 from models.mochi.network.modulation import Conditioner
+from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.network.step_cache import StepCache
 from models.mochi.network.text_encoder import MAX_TOKENS, Prompt, TextEncoder
 from models.mochi.network.transformer import Core
@@ -45,6 +46,7 @@ class MochiEngine:
         remedy: what helps besides fewer frames when the GPU's memory is too small.
         origin: weights, options and versions, on which the latents depend besides the request and
             `traits`.
+        ranks: the cards that share each video.
     """
 
     text_encoder: TextEncoder
@@ -61,6 +63,7 @@ class MochiEngine:
     step_cache: float = 0.0
     remedy: str = ""
     origin: str = ""
+    ranks: Ranks = ALONE
 
     def generate(
         self,
@@ -76,17 +79,33 @@ class MochiEngine:
             EngineBrokenError: CUDA has failed, and refuses further work of this process.
         """
         with contextlib.suppress(torch.OutOfMemoryError), translate_gpu_errors(self.device):
-            prompts = {
-                name: self.text_encoder.encode(text)
-                for name, text in (
-                    ("negative_prompt", params.negative_prompt),
-                    ("prompt", params.prompt),
-                )
-            }
+            prompts = self._prompts(params)
             latents = self._denoise(params, list(prompts.values()), on_step, checkpoints, previews)
             frames = self._frames(latents, params)
             return Clip(self.width, self.height, frames, tuple(_warnings(prompts)))
         raise self._out_of_memory(params)
+
+    def follow(self, params: GenerateParams, on_step: OnStep) -> None:
+        """Do the part of this card in a video that rank 0 of its group generates.
+
+        Raises:
+            torch.OutOfMemoryError: the device has too little memory.
+            EngineBrokenError: CUDA has failed.
+        """
+        with translate_gpu_errors(self.device):
+            prompts = self._prompts(params)
+            latents = self._denoise(params, list(prompts.values()), on_step, None, None)
+            for _ in self.decoder.decode(latents):
+                pass
+
+    def _prompts(self, params: GenerateParams) -> dict[str, Prompt]:
+        return {
+            name: self.ranks.prompt(text, self.text_encoder.encode)
+            for name, text in (
+                ("negative_prompt", params.negative_prompt),
+                ("prompt", params.prompt),
+            )
+        }
 
     def _denoise(
         self,
@@ -97,21 +116,21 @@ class MochiEngine:
         previews: Previews | None,
     ) -> Tensor:
         schedule = Schedule.of(self.scheduler, params.steps)
-        away_from, towards = self.conditioner(
-            [prompt.embedding for prompt in prompts], schedule.timesteps
-        )
+        own = self.ranks.branches([prompt.embedding for prompt in prompts])
+        conditions = self.conditioner(own, schedule.timesteps)
         on_step(0, params.steps)
         with use_kernel(self.kernel):
             return denoise(
                 self.core,
                 self._noise(params),
-                (away_from, towards),
+                conditions,
                 schedule,
                 guidance_scale=params.guidance_scale,
                 on_step=on_step,
-                cache=StepCache(self.step_cache) if self.step_cache else None,
+                cache=StepCache(self.step_cache, self.ranks.total) if self.step_cache else None,
                 keeper=self._keeper(params, checkpoints) if checkpoints else None,
                 previewer=Previewer(previews, self.colours, params.steps) if previews else None,
+                ranks=self.ranks,
             )
 
     def _keeper(self, params: GenerateParams, checkpoints: Checkpoints) -> LatentsKeeper:

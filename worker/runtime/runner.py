@@ -104,9 +104,7 @@ class Runner:
             _log.exception("engine.broken", step=run.step)
             raise
         except EngineError as error:
-            if isinstance(error, ContentBlockedError):
-                _log.warning("run.blocked", stage=error.stage, category=error.category)
-            self._fail(lease, error.code, str(error))
+            self._fail_in_engine(lease, error)
         except Exception:  # noqa: BLE001 (the next request may succeed)
             _log.exception("run.bug")
             self._fail(lease, "internal", "The worker failed on this request; its log says why.")
@@ -219,6 +217,13 @@ class Runner:
             _log.info("run.requeued", step=run.step)
         note_failure("requeued")
         self.store.requeue(run.lease)
+
+    def _fail_in_engine(self, lease: Lease, error: EngineError) -> None:
+        if isinstance(error, ContentBlockedError):
+            _log.warning("run.blocked", stage=error.stage, category=error.category)
+        self._fail(lease, error.code, str(error))
+        if error.ends_worker:
+            raise EngineBrokenError("This worker must end after its request.") from error
 
     def _fail(self, lease: Lease, code: str, error: str) -> None:
         note_failure(code)

@@ -16,6 +16,7 @@ from models.mochi.memory.profiles import PROFILES, Profile
 from models.mochi.network import fp8
 from models.mochi.network.attention import Kernel
 from models.mochi.network.modulation import Conditioner
+from models.mochi.network.ranks import ALONE, GroupRanks, Ranks
 from models.mochi.network.text_encoder import TextEncoder
 from models.mochi.network.transformer import Core
 from models.mochi.network.vae import Decoder
@@ -23,6 +24,8 @@ from models.mochi.parts import Parts
 from models.mochi.preview import fit_colours
 
 CPU = torch.device("cpu")
+META = torch.device("meta")
+"""Of the text encoder where rank 0 of a group has it: there, tensors take no memory."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def assemble(
     size: tuple[int, int],
     *,
     weights_stamp: str = "",
+    ranks: Ranks = ALONE,
 ) -> MochiEngine:
     """Build an engine.
 
@@ -67,6 +71,7 @@ def assemble(
         device: where it works.
         size: width and height of the frames in pixels, multiples of 16.
         weights_stamp: see `LoadPlan`; empty where the traits identify the weights.
+        ranks: the cards that share each video.
 
     Raises:
         torch.OutOfMemoryError: the weights alone are too large for the device.
@@ -80,16 +85,14 @@ def assemble(
     decoder = Decoder(parts.vae, chunk=profile.chunk)
     parts.vae.to(device)  # after the decoder has dropped the encoder
     colours = fit_colours(decoder, device, size[0] // SPATIAL_FACTOR, size[1] // SPATIAL_FACTOR)
+    if isinstance(ranks, GroupRanks):
+        core.join(ranks)
+        decoder.join(ranks)
     if options.compiles:
-        compile_blocks(core.blocks)
+        compile_blocks(core.blocks, in_halves=ranks.shares > 1)
         decoder.compile()
     return MochiEngine(
-        text_encoder=TextEncoder(
-            parts.tokenizer,
-            parts.text_encoder,
-            lives_on=device if profile.text == "gpu" else CPU,
-            works_on=CPU if profile.text == "cpu" else device,
-        ),
+        text_encoder=_text_encoder(parts, profile, META if ranks.rank else device),
         conditioner=conditioner,
         core=core,
         scheduler=parts.scheduler,
@@ -103,6 +106,18 @@ def assemble(
         step_cache=options.step_cache,
         remedy=_remedy(profile),
         origin=f"{weights_stamp} {options} {_versions()} T5 in {parts.text_encoder.dtype}",
+        ranks=ranks,
+    )
+
+
+def _text_encoder(parts: Parts, profile: Profile, device: torch.device) -> TextEncoder:
+    """Where `device` is `META`, without weights."""
+    is_empty = device == META
+    return TextEncoder(
+        parts.tokenizer,
+        parts.text_encoder,
+        lives_on=device if is_empty or profile.text == "gpu" else CPU,
+        works_on=CPU if profile.text == "cpu" and not is_empty else device,
     )
 
 

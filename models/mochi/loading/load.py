@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import diffusers
 import structlog
@@ -13,28 +14,32 @@ from safetensors import SafetensorError
 from models.cuda import GIB
 from models.engine import Engine, Traits
 from models.errors import EngineBrokenError, EngineUnavailableError
+from models.group import Follower, Leader, Member
 from models.mochi.engine import MochiEngine
+from models.mochi.group import GroupEngine, follow
 from models.mochi.loading import lora
-from models.mochi.loading.assemble import Options, assemble
-from models.mochi.loading.plan import LoadPlan, plan_loading
+from models.mochi.loading.assemble import CPU, Options, assemble
+from models.mochi.loading.plan import LoadPlan, plan_loading, ranks_of
 from models.mochi.memory.profiles import PROFILES
 from models.mochi.network.attention import choose_kernel
+from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic import mock
 from models.mochi.synthetic.dummy import make_dummy
-from models.params import HEIGHT, TEMPORAL_FACTOR, WIDTH, GenerateParams
+from models.params import HEIGHT, MOST_FRAMES, TEMPORAL_FACTOR, WIDTH, GenerateParams
 from models.settings import EngineSettings
 
 _log = structlog.get_logger()
 
 
-def load(settings: EngineSettings, cache_dir: Path) -> Engine:
+def load(settings: EngineSettings, cache_dir: Path, leader: Leader | None = None) -> Engine:
     """Load Mochi.
 
     Args:
         settings: which weights, and where and how real ones run. Mock weights run on the CPU, in
             float32 and not compiled.
         cache_dir: of mock and pulled weights and compiled code; made if missing.
+        leader: of the group of cards that share each video; None for a single card.
 
     Raises:
         EngineUnavailableError: the engine cannot run here, and another start does not help; the
@@ -42,8 +47,34 @@ def load(settings: EngineSettings, cache_dir: Path) -> Engine:
     """
     silence_libraries()
     if settings.is_mock:
-        return _load_mock(settings, cache_dir)
-    plan = plan_loading(settings, cache_dir, cache_dir / "compiled")
+        return mock.MockEngine(_lead(_load_mock(settings, cache_dir, leader), leader))
+    plan = _plan(settings, cache_dir, leader)
+    engine = _lead(_assemble(plan), leader)
+    _warm_up(engine, plan)
+    return engine
+
+
+def load_and_follow(settings: EngineSettings, cache_dir: Path, follower: Follower) -> NoReturn:
+    """Load Mochi in another process of a group, and work until that process ends.
+
+    Raises:
+        EngineUnavailableError: as `load`.
+        MochiError: this card has failed; the process must end.
+    """
+    silence_libraries()
+    if settings.is_mock:
+        engine = _load_mock(settings, cache_dir, follower)
+    else:
+        engine = _assemble(_plan(settings, cache_dir, follower))
+    follow(engine, follower)
+
+
+def _lead(engine: MochiEngine, leader: Leader | None) -> Engine:
+    return engine if leader is None else GroupEngine(engine, leader)
+
+
+def _plan(settings: EngineSettings, cache_dir: Path, member: Member | None) -> LoadPlan:
+    plan = plan_loading(settings, cache_dir, cache_dir / "compiled", member=member)
     memory = plan.memory
     _log.info(
         "engine.profile",
@@ -52,9 +83,7 @@ def load(settings: EngineSettings, cache_dir: Path) -> Engine:
         reason=memory.reason,
     )
     _log.info("engine.reading", folder=str(plan.folder or "none: random numbers are drawn"))
-    engine = _assemble(plan)
-    _warm_up(engine, plan)
-    return engine
+    return plan
 
 
 def silence_libraries() -> None:
@@ -69,25 +98,30 @@ def silence_libraries() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def _load_mock(settings: EngineSettings, cache_dir: Path) -> Engine:
+def _load_mock(settings: EngineSettings, cache_dir: Path, member: Member | None) -> MochiEngine:
     try:
         folder = mock.write_mock_checkpoint(cache_dir)
     except (OSError, SafetensorError) as error:
         raise EngineUnavailableError(
             f"The mock weights cannot be written to {cache_dir}: {error}"
         ) from error
-    return mock.MockEngine(assemble_mock(read_weights(folder, Dtypes()), settings.step_cache))
+    if settings.gpus_per_video > mock.MOST_CARDS:
+        raise EngineUnavailableError(
+            f"Mock weights have too few heads for MOCHI_GPUS_PER_VIDEO={settings.gpus_per_video}: "
+            f"at most {mock.MOST_CARDS} processes can share a video."
+        )
+    parts = read_weights(folder, Dtypes())
+    return assemble_mock(parts, settings.step_cache, ranks_of(member, CPU))
 
 
-def assemble_mock(parts: Parts, step_cache: float) -> MochiEngine:
+def assemble_mock(parts: Parts, step_cache: float, ranks: Ranks = ALONE) -> MochiEngine:
     """Assemble the mock checkpoint's parts on the CPU; the frames are small and have no caption."""
     # With so little work, threads cost more than they bring: up to ten times as much where other
     # processes want the same cores.
     torch.set_num_threads(1)
-    device = torch.device("cpu")
-    options = Options(PROFILES["80gb"], choose_kernel("auto", device), step_cache=step_cache)
+    options = Options(PROFILES["80gb"], choose_kernel("auto", CPU), step_cache=step_cache)
     traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy, is_mock=True)
-    return assemble(parts, options, traits, device, (mock.WIDTH, mock.HEIGHT))
+    return assemble(parts, options, traits, CPU, (mock.WIDTH, mock.HEIGHT), ranks=ranks)
 
 
 def make_parts(plan: LoadPlan) -> Parts:
@@ -126,6 +160,7 @@ def _assemble(plan: LoadPlan) -> MochiEngine:
             plan.device,
             (WIDTH, HEIGHT),
             weights_stamp=plan.weights_stamp,
+            ranks=plan.ranks,
         )
     except torch.OutOfMemoryError as error:
         free, total = (size / GIB for size in torch.cuda.mem_get_info(plan.device))
@@ -142,12 +177,12 @@ def _assemble(plan: LoadPlan) -> MochiEngine:
         ) from error
 
 
-def _warm_up(engine: MochiEngine, plan: LoadPlan) -> None:
+def _warm_up(engine: Engine, plan: LoadPlan) -> None:
     """Run everything once, so that no request waits for compilers and first launches."""
     if plan.options.compiles:
         _log.info("engine.compiling", hint="minutes the first time, less at later starts")
     try:
-        for params in warm_up_requests(plan.memory.profile.chunk):
+        for params in warm_up_requests(plan.memory.profile.chunk, plan.ranks.cards):
             for _ in engine.generate(params, lambda _step, _steps: None).frames:
                 pass
     except EngineBrokenError:
@@ -161,22 +196,23 @@ def _warm_up(engine: MochiEngine, plan: LoadPlan) -> None:
         ) from error
 
 
-def warm_up_requests(chunk: int) -> list[GenerateParams]:
+def warm_up_requests(chunk: int, cards: int = 1) -> list[GenerateParams]:
     """Requests that together compile every graph.
 
     There is a graph for each length of a clip's first chunk, and for texts of no token, of one, and
     of more.
 
     Args:
-        chunk: latent frames decoded at a time.
+        chunk: latent frames that a card decodes at a time.
+        cards: that share each video.
     """
     return [
         GenerateParams(
             prompt="A red panda drinks tea",
             negative_prompt=negative_prompt,
-            frames=TEMPORAL_FACTOR * (latent_frames - 1) + 1,
+            frames=min(TEMPORAL_FACTOR * (cards * chunks - 1) + 1, MOST_FRAMES),
             steps=10,
         )
-        for latent_frames in range(chunk + 1, 2 * chunk + 1)
+        for chunks in range(chunk + 1, 2 * chunk + 1)
         for negative_prompt in ("", " ")
     ]

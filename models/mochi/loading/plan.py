@@ -12,12 +12,14 @@ import torch
 from models.cuda import GIB, choose_allocator
 from models.engine import Traits
 from models.errors import EngineUnavailableError
+from models.group import Member
 from models.mochi.loading import lora, preflight
 from models.mochi.loading.assemble import Options
 from models.mochi.loading.compiling import keep_on_disk
 from models.mochi.memory.profiles import MemoryPlan, plan_memory
 from models.mochi.network import fp8
 from models.mochi.network.attention import FIRST_CAPABILITY, choose_kernel
+from models.mochi.network.ranks import ALONE, Ranks, join_group
 from models.mochi.parts import Dtypes
 from models.mochi.synthetic.dummy import DUMMY
 from models.settings import EngineSettings
@@ -43,6 +45,7 @@ class LoadPlan:
         traits: of the engine.
         folder: of the weights; None for dummy weights.
         loras: to be fused.
+        ranks: the cards that share each video.
     """
 
     device: torch.device
@@ -51,6 +54,7 @@ class LoadPlan:
     traits: Traits
     folder: Path | None
     loras: list[lora.Lora]
+    ranks: Ranks = ALONE
 
     @property
     def dtypes(self) -> Dtypes:
@@ -74,7 +78,12 @@ class LoadPlan:
 
 
 def plan_loading(
-    settings: EngineSettings, data_dir: Path, compiled: Path, memory_gib: float | None = None
+    settings: EngineSettings,
+    data_dir: Path,
+    compiled: Path,
+    memory_gib: float | None = None,
+    *,
+    member: Member | None = None,
 ) -> LoadPlan:
     """Check the settings and the card, and choose.
 
@@ -83,6 +92,7 @@ def plan_loading(
         data_dir: where pulled weights are.
         compiled: where compiled code is kept.
         memory_gib: limit on the GPU memory of this process.
+        member: of the group of cards that share each video. The first has the settings' device.
 
     Raises:
         EngineUnavailableError: the engine cannot work; the text names all problems with remedies.
@@ -90,9 +100,10 @@ def plan_loading(
     preflight.check(settings, data_dir)
     choose_allocator()
     try:
-        device, card = _open_card(settings)
+        device, card = _open_card(settings, member.rank if member else 0)
         kernel = choose_kernel(settings.attention, device)
-        free = _free_gib(device, memory_gib)
+        ranks = ranks_of(member, device)
+        free = ranks.least(_free_gib(device, memory_gib))
     except RuntimeError as error:
         raise EngineUnavailableError(
             f"{settings.device} cannot be used: {error}\nCheck that the driver is new enough for "
@@ -120,13 +131,21 @@ def plan_loading(
         traits=Traits(model, card, memory.precision, memory.profile.name, options.lossy),
         folder=weights.find(settings.weights, settings.revision, data_dir),
         loras=lora.parse(settings.lora),
+        ranks=ranks,
     )
 
 
-def _open_card(settings: EngineSettings) -> tuple[torch.device, str]:
+def ranks_of(member: Member | None, device: torch.device) -> Ranks:
+    """What a card of a group exchanges, or a single card. Waits for all members to come here."""
+    if member is None:
+        return ALONE
+    return join_group(member.rank, member.size, member.meeting, device)
+
+
+def _open_card(settings: EngineSettings, rank: int) -> tuple[torch.device, str]:
     """Make the card the current device; return it with its name."""
     # With an index, as streams and events are those of the current device.
-    device = torch.device("cuda", torch.device(settings.device).index or 0)
+    device = torch.device("cuda", (torch.device(settings.device).index or 0) + rank)
     torch.cuda.set_device(device)
     card = torch.cuda.get_device_name(device)
     if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:

@@ -28,7 +28,7 @@ def check(settings: EngineSettings, data_dir: Path) -> None:
         EngineUnavailableError: the text names all problems, each with its remedy.
     """
     problems = [
-        *_device_problems(settings.device),
+        *_device_problems(settings.device, settings.gpus_per_video),
         *_weights_problems(settings, data_dir),
         *_compiler_problems(settings),
         *_lora_problems(settings),
@@ -38,7 +38,7 @@ def check(settings: EngineSettings, data_dir: Path) -> None:
         raise EngineUnavailableError("\n".join([*problems, hint]))
 
 
-def _device_problems(device: str) -> list[str]:
+def _device_problems(device: str, cards: int) -> list[str]:
     if problem := _driver_problem():
         return [problem]
     count = torch.cuda.device_count()
@@ -51,6 +51,11 @@ def _device_problems(device: str) -> list[str]:
     index = int(device.partition(":")[2] or 0)
     if index >= count:
         return [f"MOCHI_DEVICE={device} does not exist: the last one here is cuda:{count - 1}."]
+    if index + cards > count:
+        return [
+            f"MOCHI_GPUS_PER_VIDEO={cards} does not fit: from {device} on there are "
+            f"{count - index} GPUs."
+        ]
     return []
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from models.mochi.network.attention import attend_jointly
+from models.mochi.network.text_encoder import Prompt
 
 T = TypeVar("T")
 
@@ -35,11 +36,23 @@ class Ranks:
 
     Attributes:
         rank: of this process, from 0.
+        cards: that share each video.
         shares: cards of each branch.
+        agree: waits until all cards begin the next round of a decoding; may raise.
     """
 
     rank = 0
+    cards = 1
     shares = 1
+    agree: Callable[[], None] = staticmethod(lambda: None)
+
+    def least(self, value: float) -> float:
+        """The least that a card has."""
+        return value
+
+    def prompt(self, text: str, encode: Callable[[str], Prompt]) -> Prompt:
+        """Encode a prompt. Only rank 0 of a group has the text encoder."""
+        return encode(text)
 
     def branches(self, both: Sequence[T]) -> Sequence[T]:
         """Of one item for each branch, those of this card."""
@@ -101,7 +114,7 @@ def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> Gro
         world_size=size,
         device_id=device if device.type == "cuda" else None,
     )
-    return GroupRanks()
+    return GroupRanks(device)
 
 
 class GroupRanks(Ranks):
@@ -111,9 +124,11 @@ class GroupRanks(Ranks):
     share of the heads. All cards of a group call the same methods in the same order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.rank = dist.get_rank()
-        self.shares = dist.get_world_size() // BRANCHES
+        self.cards = dist.get_world_size()
+        self.shares = self.cards // BRANCHES
         self._branch, self._number = divmod(self.rank, self.shares)
         branches = [
             dist.new_group([branch * self.shares + number for number in range(self.shares)])
@@ -121,7 +136,27 @@ class GroupRanks(Ranks):
         ]
         self._own_branch = branches[self._branch]
         self._counts: list[int] = []
-        self.agree: Callable[[], None] = lambda: None
+
+    @override
+    def least(self, value: float) -> float:
+        least = torch.tensor(value, device=self._device)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return float(least)
+
+    @override
+    def prompt(self, text: str, encode: Callable[[str], Prompt]) -> Prompt:
+        tokens, embedding = 0, torch.empty(0, 0, device=self._device)
+        if self.rank == 0:
+            prompt = encode(text)
+            # In float32, which holds bfloat16 exactly.
+            tokens, embedding = prompt.tokens, prompt.embedding.to(self._device).float()
+        sizes = torch.tensor([tokens, *embedding.shape], device=self._device)
+        dist.broadcast(sizes, 0)
+        tokens, *shape = sizes.tolist()
+        if self.rank:
+            embedding = torch.empty(shape, device=self._device)
+        dist.broadcast(embedding, 0)
+        return Prompt(embedding, tokens)
 
     @override
     def branches(self, both: Sequence[T]) -> Sequence[T]:
@@ -207,7 +242,7 @@ class GroupRanks(Ranks):
         The last frame is repeated to fill the last round. That changes no frame before it, as the
         decoder only looks back, and takes no longer.
         """
-        cards = BRANCHES * self.shares
+        cards = self.cards
         *_, length, _, _ = latents.shape
         start, chunk = 0, -(-((length - 1) % (cards * longest) + 1) // cards)
         while start < length:
@@ -236,7 +271,7 @@ class GroupRanks(Ranks):
 
     def _pass_on(self, frames: Tensor) -> Tensor:
         """Give frames to the next card, and return those of the one before."""
-        cards = BRANCHES * self.shares
+        cards = self.cards
         sent = frames.contiguous()
         received = torch.empty_like(sent)
         dist.all_to_all_single(
@@ -249,7 +284,7 @@ class GroupRanks(Ranks):
 
     @override
     def collect(self, frames: Tensor) -> Tensor:
-        count, cards = len(frames), BRANCHES * self.shares
+        count, cards = len(frames), self.cards
         gathered = frames.new_empty(0 if self.rank else cards * count, *frames.shape[1:])
         gets = [0 if self.rank else count] * cards
         gives = [count] + [0] * (cards - 1)

@@ -29,6 +29,10 @@ SEED = 1
 WIDTH, HEIGHT = 80, 48
 """Size of a frame: close to the shape of 848x480, and multiples of 16."""
 
+HEADS = 2
+MOST_CARDS = 2 * HEADS
+"""That share a video: each has a head of a branch of guidance."""
+
 CONTRAST = 0.1
 """Factor of the last layer, which keeps its output mostly between black and white."""
 
@@ -115,7 +119,7 @@ def _parts() -> Parts:
 def tiny_transformer(blocks: int = 2) -> MochiTransformer3DModel:
     """A narrow transformer with diffusers' initial values."""
     return MochiTransformer3DModel(
-        num_attention_heads=2,
+        num_attention_heads=HEADS,
         attention_head_dim=16,
         num_layers=blocks,
         pooled_projection_dim=16,

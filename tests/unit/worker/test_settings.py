@@ -70,6 +70,15 @@ def test_checkpoints_and_the_step_cache_are_refused_together(tmp_path: Path) -> 
         WorkerSettings(data_dir=tmp_path, **alone)
 
 
+def test_a_group_has_an_even_number_of_cards_that_divides_the_model(tmp_path: Path) -> None:
+    for count in ("1", "2", "4", "6", "8"):
+        settings = WorkerSettings(data_dir=tmp_path, gpus_per_video=count)
+        assert settings.gpus_per_video == int(count)
+    for count in ("0", "3", "5", "7", "16"):
+        with pytest.raises(ValidationError, match="It must be 1, 2, 4, 6 or 8"):
+            WorkerSettings(data_dir=tmp_path, gpus_per_video=count)
+
+
 @pytest.mark.parametrize(
     ("url", "why"),
     [

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from models.engine import Checkpoints, Clip, OnStep, Previews
-from models.errors import EngineBrokenError
+from models.errors import EngineBrokenError, OutOfMemoryError
 from models.mock.fake_engine import FakeEngine
 from models.params import GenerateParams
 from tests.support.jobs import find, pop, submit, waiting
@@ -246,3 +246,17 @@ def test_only_an_engine_at_work_can_hang() -> None:
         time.sleep(0.01)
         assert run.silent_seconds() >= 0.01
     assert run.silent_seconds() == 0
+
+
+def test_an_error_that_ends_the_worker_ends_its_request_first(desk: Desk) -> None:
+    def fail(_step: int) -> None:
+        error = OutOfMemoryError("A card of the group is full.")
+        error.ends_worker = True
+        raise error
+
+    request_id = submit(desk.url, "a pond", frames=3)
+    pop(desk.redis)
+    with pytest.raises(EngineBrokenError):
+        desk.runner(Hooked(fail)).run(request_id)
+    job = find(desk.url, request_id)
+    assert (job.status, job.error_code) == (Status.FAILED, "out_of_memory")

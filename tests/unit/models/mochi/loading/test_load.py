@@ -38,7 +38,7 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path, profile: ProfileName
     options = Options(plan.profile, "flash")
     traits = Traits("Mochi 1", "a card", "reference", profile)
     load_plan = LoadPlan(CPU, plan, options, traits, folder, loras=[])
-    monkeypatch.setattr("models.mochi.loading.load.plan_loading", lambda *_: load_plan)
+    monkeypatch.setattr("models.mochi.loading.load.plan_loading", lambda *_, **__: load_plan)
     monkeypatch.setattr("models.mochi.loading.load.WIDTH", 48)
     monkeypatch.setattr("models.mochi.loading.load.HEIGHT", 32)
     return load(EngineSettings(), folder)

@@ -1,0 +1,99 @@
+"""The engine of a group of cards: each process has all of the model, and a part of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NoReturn
+
+import torch
+
+from models.engine import Checkpoints, Clip, OnStep, Previews, Traits
+from models.errors import EngineBrokenError, OutOfMemoryError
+from models.group import LOADED, OUT_OF_MEMORY, Abandoned, Follower, Leader
+from models.mochi.engine import MochiEngine
+from models.params import GenerateParams
+
+NEWS_SECONDS = 2.0
+"""How long the news that a card is full may take, after an exchange with it has failed."""
+
+
+class GroupEngine:
+    """An `Engine` over the cards of a group, in the process of rank 0.
+
+    A rank that fails during an exchange leaves the others waiting in it. So a group works on only
+    after an end that its ranks agree on; after any other one, the process must end, and the
+    followers end with it.
+    """
+
+    def __init__(self, engine: MochiEngine, leader: Leader) -> None:
+        """Wait until all ranks have loaded the model."""
+        self._engine = engine
+        self._leader = leader
+        self._agreed: BaseException | None = None
+        engine.ranks.agree = leader.agree
+        leader.wait_until_loaded()
+
+    @property
+    def traits(self) -> Traits:
+        return replace(self._engine.traits, gpus=self._leader.size)
+
+    def generate(
+        self,
+        params: GenerateParams,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
+    ) -> Clip:
+        """See `Engine`, and `MochiEngine.generate`."""
+
+        def agree(step: int, steps: int) -> None:
+            try:
+                on_step(step, steps)
+            except BaseException as error:
+                self._agreed = error
+                raise
+            self._leader.agree()
+
+        with self._whole():
+            self._leader.ask(params)
+            clip = self._engine.generate(params, agree, checkpoints, previews)
+        return replace(clip, frames=self._drawn(clip.frames))
+
+    def _drawn(self, frames: Iterator[bytes]) -> Iterator[bytes]:
+        with self._whole():
+            yield from frames
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Let only exceptions of `on_step` leave a group that works on."""
+        try:
+            yield
+        except Exception as error:
+            if error is self._agreed:
+                raise
+            if not isinstance(error, OutOfMemoryError) and not self._leader.is_full(NEWS_SECONDS):
+                raise EngineBrokenError("A card of the group has failed.") from error
+            full = OutOfMemoryError("A card of the group has too little memory for this video.")
+            full.ends_worker = True
+            raise full from error
+
+
+def follow(engine: MochiEngine, follower: Follower) -> NoReturn:
+    """Do this rank's part of each video, until the process is ended.
+
+    Raises:
+        OutOfMemoryError, EngineBrokenError: the process must end.
+    """
+    engine.ranks.agree = follower.agree
+    follower.report(LOADED)
+    while True:
+        params = follower.next_request()
+        try:
+            engine.follow(params, lambda _step, _steps: follower.agree())
+        except Abandoned:
+            continue
+        except torch.OutOfMemoryError:
+            follower.report(OUT_OF_MEMORY)
+            raise

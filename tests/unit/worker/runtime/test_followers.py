@@ -1,0 +1,141 @@
+"""The engine of a group of two processes, as a worker starts it, beside that of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from models.build import build_engine
+from models.engine import Engine, Picture
+from models.errors import EngineError
+from models.params import GenerateParams
+from tests.support.models.checkpoints import AbandonedError, Kept, abandon, run
+from worker.runtime.followers import leading
+from worker.settings import WorkerSettings
+
+STEPS = 10
+PROMPTS = ("", "a", "b" * 236, "c" * 2000)
+"""Negative prompts of 0, 2, 60 and 256 tokens: a token is four characters, and there is an end."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Engine:
+    return build_engine(WorkerSettings(mock=True, data_dir=folder), folder)
+
+
+@pytest.fixture(scope="module")
+def group(folder: Path, alone: Engine) -> Iterator[Engine]:
+    settings = WorkerSettings(mock=True, data_dir=folder, gpus_per_video=2)
+    with pytest.MonkeyPatch.context() as environ:
+        for name in filter(lambda name: name.startswith("MOCHI_"), list(os.environ)):
+            environ.delenv(name)
+        environ.setenv("MOCHI_MOCK", "true")
+        environ.setenv("MOCHI_DATA_DIR", str(folder))
+        with leading(settings) as leader:
+            (follower,) = psutil.Process().children()
+            yield build_engine(settings, folder, leader)
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+        assert not follower.is_running()
+
+
+def params(frames: int = 13, **others: Any) -> GenerateParams:
+    return GenerateParams(**{"prompt": "a cat", "frames": frames, "steps": STEPS, **others})
+
+
+def frames_of(engine: Engine, asked: GenerateParams) -> list[bytes]:
+    return list(engine.generate(asked, lambda _step, _steps: None).frames)
+
+
+@pytest.mark.parametrize("negative_prompt", PROMPTS)
+def test_a_group_makes_the_frames_of_one_process(
+    group: Engine, alone: Engine, negative_prompt: str
+) -> None:
+    asked = params(negative_prompt=negative_prompt)
+    assert frames_of(group, asked) == frames_of(alone, asked)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 26, 49])
+def test_a_group_makes_videos_of_any_length(group: Engine, alone: Engine, frames: int) -> None:
+    assert frames_of(group, params(frames)) == frames_of(alone, params(frames))
+
+
+def test_a_group_names_its_size(group: Engine, alone: Engine) -> None:
+    assert (group.traits.gpus, alone.traits.gpus) == (2, 1)
+    assert str(group.traits) == "mock weights, 2 x CPU, float32"
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, STEPS])
+def test_a_video_that_is_abandoned_at_a_step_does_not_disturb_the_next(
+    group: Engine, alone: Engine, at: int
+) -> None:
+    def leave(step: int, _: int) -> None:
+        if step == at:
+            raise AbandonedError
+
+    with pytest.raises(AbandonedError):
+        group.generate(params(), leave)
+    assert frames_of(group, params()) == frames_of(alone, params())
+
+
+def test_an_error_that_a_step_raises_is_passed_on(group: Engine, alone: Engine) -> None:
+    def fail(*_: int) -> None:
+        raise EngineError("as a mock scenario")
+
+    with pytest.raises(EngineError, match="as a mock scenario") as caught:
+        group.generate(params(), fail)
+    assert not caught.value.ends_worker
+    assert frames_of(group, params()) == frames_of(alone, params())
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 20])
+def test_frames_that_are_not_drawn_do_not_disturb_the_next_video(
+    group: Engine, alone: Engine, drawn: int
+) -> None:
+    frames = group.generate(params(49), lambda *_: None).frames
+    for _ in range(drawn):
+        next(frames)
+    assert frames_of(group, params()) == frames_of(alone, params())
+
+
+@pytest.mark.parametrize("resumes", ["group", "alone"])
+def test_a_checkpoint_is_resumed_by_a_group_of_another_size(
+    group: Engine, alone: Engine, resumes: str
+) -> None:
+    saves, loads = (alone, group) if resumes == "group" else (group, alone)
+    kept = Kept(3)
+    abandon(saves, params(), kept, at=7)
+    frames, steps = run(loads, params(), kept)
+    assert kept.resumed_at == [6]
+    assert steps == [7, 8, 9, 10]
+    assert frames == frames_of(alone, params())
+
+
+class Shown:
+    every = 3
+
+    def __init__(self) -> None:
+        self.pictures: list[Picture] = []
+
+    def show(self, picture: Picture) -> None:
+        self.pictures.append(picture)
+
+
+def test_previews_are_those_of_one_process(group: Engine, alone: Engine) -> None:
+    shown = []
+    for engine in (group, alone):
+        shown.append(Shown())
+        engine.generate(params(), lambda *_: None, None, shown[-1])
+    assert shown[0].pictures == shown[1].pictures
+    assert [picture.step for picture in shown[0].pictures] == [3, 6, 9]
