@@ -28,7 +28,7 @@ from server.keys.times import from_ms, to_ms
 from server.transport.parameters import Choice, Day, Text, WholeNumber, documented
 from server.transport.responses import answer
 from worker.billing import from_millionths
-from worker.errors import StorageError
+from worker.errors import StorageError, VideoGoneError
 from worker.job import Status
 from worker.store.reports.history import Entry
 
@@ -79,7 +79,8 @@ async def get_recent_generations(request: Request) -> Response:
     _require_reader(call)
     history = call.services.history
     shown = await history.latest_videos(call.key.key_id, ROWS) if _asks_for_model(call) else []
-    return answer(RecentBody(generations=[await _generation(call, entry) for entry in shown]))
+    urls = _VideoUrls(call)
+    return answer(RecentBody(generations=[await _generation(urls, entry) for entry in shown]))
 
 
 @router.get(
@@ -97,7 +98,8 @@ async def list_generations(request: Request) -> Response:
         raise BadQueryError(f"`{END_DATE.name}` must not be before `{START_DATE.name}`.")
     entries = await _entries(call, first, last)
     found = [entry for entry in entries if entry.status is Status.COMPLETED]
-    rows = [await _generation(call, entry) for entry in paging.of(found)]
+    urls = _VideoUrls(call)
+    rows = [await _generation(urls, entry) for entry in paging.of(found)]
     return answer(GenerationsBody(generations=rows, **paging.fields(len(found))))
 
 
@@ -124,7 +126,8 @@ async def list_history(request: Request) -> Response:
         found.sort(key=lambda entry: entry.cost, reverse=True)
     if is_ascending:
         found.reverse()
-    rows = [await _history_row(call, entry) for entry in paging.of(found)]
+    urls = _VideoUrls(call)
+    rows = [await _history_row(urls, entry) for entry in paging.of(found)]
     return answer(HistoryBody(generations=rows, **paging.fields(len(found))))
 
 
@@ -139,7 +142,7 @@ async def get_history(request: Request) -> Response:
     call = Call.of(request)
     call.key.require(Scope.READ)
     entry = await call.services.history.find(call.request_id, call.key.key_id)
-    return answer(await _history_row(call, entry))
+    return answer(await _history_row(_VideoUrls(call), entry))
 
 
 @dataclass(frozen=True)
@@ -206,11 +209,32 @@ def _require_reader(call: Call) -> None:
         raise ForbiddenError(f"`{USER_EMAIL.name}` must be left out: a key has no address.")
 
 
-async def _generation(call: Call, entry: Entry) -> GenerationRow:
+class _VideoUrls:
+    """Links to the videos of one response."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._can_sign = True
+
+    async def of(self, entry: Entry) -> str | None:
+        """None if there is no video, or its link cannot be signed."""
+        if not self._can_sign or entry.job is None or entry.job.status is not Status.COMPLETED:
+            return None
+        links = self._call.links(entry.request_id)
+        try:
+            return await self._call.services.video_links.url(entry.job, links)
+        except StorageError as error:
+            # A store that does not answer takes seconds for each link.
+            self._can_sign = isinstance(error, VideoGoneError)
+            _log.warning("history.no_link", request_id=entry.request_id, reason=str(error))
+            return None
+
+
+async def _generation(urls: _VideoUrls, entry: Entry) -> GenerationRow:
     return GenerationRow(
         request_id=entry.request_id,
         model_name=MODEL,
-        generation_url=await _url(call, entry),
+        generation_url=await urls.of(entry),
         credits_deduction=_credits(entry),
         latency_ms=entry.latency_ms,
         prompt=entry.params.get("prompt"),
@@ -219,29 +243,18 @@ async def _generation(call: Call, entry: Entry) -> GenerationRow:
     )
 
 
-async def _history_row(call: Call, entry: Entry) -> HistoryRow:
+async def _history_row(urls: _VideoUrls, entry: Entry) -> HistoryRow:
     return HistoryRow(
         request_id=entry.request_id,
         model_name=MODEL,
         model_status=_status(entry),
         credits_deduction=_credits(entry),
         request_body=entry.params,
-        generation_url=await _url(call, entry),
+        generation_url=await urls.of(entry),
         latency_ms=entry.latency_ms,
         model_created=from_ms(entry.created_at),
         error=entry.error or None,
     )
-
-
-async def _url(call: Call, entry: Entry) -> str | None:
-    """The link to the video, as long as there is one. A list comes without one that fails."""
-    if entry.job is None or entry.job.status is not Status.COMPLETED:
-        return None
-    try:
-        return await call.services.video_links.url(entry.job, call.links(entry.request_id))
-    except StorageError as error:
-        _log.warning("history.no_link", request_id=entry.request_id, reason=str(error))
-        return None
 
 
 def _status(entry: Entry) -> Literal["COMPLETED", "FAILED", "PENDING"]:
