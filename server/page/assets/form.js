@@ -3,6 +3,8 @@
 import { write } from "./dom.js";
 
 const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
+/** Outside the form, Ctrl+Enter is left to these: on a link it opens a tab. */
+const USES_ENTER = "a, button, summary, input, select";
 
 export const form = document.getElementById("form");
 export const model = form.dataset.model;
@@ -169,10 +171,13 @@ form.addEventListener("reset", () => {
   });
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault();
-    form.requestSubmit();
-  }
+  const { key, target, repeat } = event;
+  if (key !== "Enter") return;
+  const hasOwnUse = target.closest(USES_ENTER) && !form.contains(target);
+  const isShortcut = (event.ctrlKey || event.metaKey) && !hasOwnUse;
+  // The browser submits, too, by Enter in a field: a held key would submit again and again.
+  if (isShortcut || (repeat && target.matches("#form :not(textarea)"))) event.preventDefault();
+  if (isShortcut && !repeat) form.requestSubmit();
 });
 if (/Mac|iP/.test(navigator.platform)) form.querySelector("kbd").textContent = "⌘";
 // The styles need it to stick the form by its end where the window is lower than the form.

@@ -290,7 +290,7 @@ def test_code_and_the_link_of_a_video_are_copied_also_without_tls(
     assert httpx.get(link).headers["content-type"] == "video/mp4"
 
 
-def test_generate_stays_in_sight_and_its_shortcut_works_everywhere(visitor: Visitor) -> None:
+def test_generate_stays_in_sight_and_its_shortcut_works_beside_the_form(visitor: Visitor) -> None:
     mac = "Object.defineProperty(navigator, 'platform', {value: 'MacIntel'})"
     visitor.page.add_init_script(mac)
     visitor.page.set_viewport_size({"width": 1280, "height": 700})
@@ -302,9 +302,48 @@ def test_generate_stays_in_sight_and_its_shortcut_works_everywhere(visitor: Visi
         expect(visitor.button("Generate")).to_be_in_viewport(ratio=1)
     # The key works: its field makes room, and the keyboard's place is not lost.
     expect(visitor.key_box).to_be_hidden()
-    visitor.button("Copy").focus()
+    visitor.snippet.focus()
     visitor.page.keyboard.press("Meta+Enter")
     expect(visitor.requests).to_have_count(2)
+
+
+def test_a_held_enter_makes_one_video(visitor: Visitor) -> None:
+    submits: list[str] = []
+    visitor.page.on("request", lambda request: submits.append(f"{request.method} {request.url}"))
+    submit = f"POST {visitor.stack.url}/v2/mochi-1"
+    for count, (place, keys) in enumerate(
+        [(visitor.field("Prompt"), ("Control", "Enter")), (visitor.field("Frames"), ("Enter",))], 1
+    ):
+        visitor.ask_for()
+        place.focus()
+        for key in keys:
+            visitor.page.keyboard.down(key)
+        expect(visitor.requests).to_have_count(count)
+        for _ in range(4):
+            visitor.page.keyboard.down("Enter")  # the operating system repeats it
+        for key in keys:
+            visitor.page.keyboard.up(key)
+        visitor.page.evaluate("new Promise((done) => setTimeout(done))")
+        assert submits.count(submit) == count
+
+
+def test_ctrl_enter_on_a_link_or_a_button_beside_the_form_submits_nothing(
+    visitor: Visitor,
+) -> None:
+    visitor.ask_for()
+    visitor.page.evaluate("""() => {
+      window.heard = [];
+      addEventListener("submit", () => heard.push("submit"));
+      addEventListener("click", (event) => {
+        event.preventDefault(); // the browser would open a tab
+        heard.push(`${event.target.textContent}, Ctrl: ${event.ctrlKey}`);
+      });
+    }""")
+    visitor.page.get_by_role("link", name="API docs").press("Control+Enter")
+    visitor.button("Copy").press("Control+Enter")
+    heard = visitor.page.evaluate("heard")
+    assert heard[0] == "API docs, Ctrl: true"
+    assert "submit" not in heard
 
 
 def test_a_finger_hits_what_it_aims_at_and_the_page_does_not_zoom(
