@@ -115,6 +115,13 @@ class ServerSettings(WorkerSettings):
     v1_seconds: float = Field(
         default=600, gt=0, description="How long a blocking call waits before it returns 504."
     )
+    wait_for_worker: bool = Field(
+        default=False,
+        description=(
+            "Let blocking calls wait while no worker is alive, as when workers scale to zero; "
+            "otherwise they get 502. `/readyz` then answers 200 without a worker, too."
+        ),
+    )
     cancel_on_disconnect: bool = Field(
         default=True,
         description=(

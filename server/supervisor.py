@@ -262,14 +262,16 @@ class Supervisor:
         try:
             # Without a proxy, which cannot reach this machine's loopback. Without verification, as
             # the certificate is for another name; no secret is sent to this socket of our own.
-            return httpx.get(
+            answer = httpx.get(
                 f"{self._local_url}/readyz",
                 timeout=PROBE_SECONDS,
                 trust_env=False,
                 verify=False,  # noqa: S501
-            ).is_success
+            )
         except httpx.HTTPError:
             return False
+        # 200 alone may mean without a worker: MOCHI_WAIT_FOR_WORKER.
+        return answer.is_success and answer.json()["status"] == "ready"
 
     @property
     def _local_url(self) -> str:

@@ -132,6 +132,11 @@ def _state(survey: Survey) -> Iterator[Metric]:
         ("mochi_waiting_requests", "Waiting requests.", survey.waiting),
         ("mochi_oldest_waiting_seconds", "How long the oldest waiting request has waited.", oldest),
         ("mochi_running_requests", "Running requests.", survey.running),
+        (
+            "mochi_unfinished_requests",
+            "Waiting and running requests, to scale workers by.",
+            survey.waiting + survey.running,
+        ),
         ("mochi_due_webhooks", "Webhook deliveries that are due or will be retried.", due),
         ("mochi_live_workers", "Live workers that take requests.", takers),
     ):

@@ -173,7 +173,10 @@ WorkersState = Literal["ready", "paused", "loading", "none", "unknown"]
 class ReadyBody(BaseModel):
     """Whether a request would be run now, and what is missing if not."""
 
-    status: Literal["ready", "not ready"]
+    status: Literal["ready", "no worker", "not ready"] = Field(
+        description="`no worker`: the gateway can serve, and requests wait for a worker. "
+        "`not ready`: the gateway cannot serve."
+    )
     workers: WorkersState = Field(
         description="`ready`: one takes requests. `loading`: one is loading the model. `unknown`: "
         "the broker does not answer, or cannot be used."

@@ -141,7 +141,8 @@ class Submission:
     async def accept(self, *, needs_worker: bool = False) -> Accepted:
         """Queue the request, or find the one that had the same idempotency key.
 
-        `needs_worker`: refuse when no live worker could run it soon.
+        `needs_worker`: refuse when no live worker could run it soon, unless the settings let
+        it wait for one.
 
         Raises:
             BadQueryError: it asks for a dry run.
@@ -154,7 +155,7 @@ class Submission:
             params,
             owner,
             price=self.price,
-            needs_worker=needs_worker,
+            needs_worker=needs_worker and not self.call.services.settings.wait_for_worker,
             idempotency=None if key is None else Idempotency.of(owner, key, self.body),
             further={
                 **self.record_fields,

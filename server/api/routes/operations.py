@@ -40,38 +40,43 @@ async def get_readiness(request: Request) -> Response:
     missing: list[str] = []
     workers: list[LiveWorker] = []
     state: WorkersState = "unknown"
+    lack = ""
     if not services.settings.outputs:  # else workers alone write to their disks
         try:
             await run_in_threadpool(services.outputs.check_space)
         except DiskFullError as error:
             missing.append(str(error))  # first: an embedded broker dies of it
     try:
-        live_workers = await services.store.live_workers()
-        workers = [worker for worker in live_workers if not worker.pause]
+        workers = await services.store.live_workers()
         await services.store.check_memory()
         if services.store_check.problem:
             missing.append(str(services.store_check.problem))
-        if workers:
-            state = "ready"
-        elif live_workers:
-            state = "paused"
-            missing.append(f"All workers wait. {live_workers[0].pause}")
-        elif await services.store.is_loading():
-            state = "loading"
-            missing.append("No live worker yet: one is loading the model.")
-        else:
-            state = "none"
-            missing.append(NO_WORKER)
+        is_loading = not workers and await services.store.is_loading()
+        state, lack = _presence(workers, is_loading=is_loading)
     except BrokerUnavailableError as error:
         silent = "The broker does not answer: check MOCHI_REDIS_URL."
         missing.append(str(error) if error.has_answered else silent)
     body = ReadyBody(
-        status="not ready" if missing else "ready",
+        status="not ready" if missing else "no worker" if lack else "ready",
         workers=state,
-        live_workers=len(workers),
-        missing=missing,
+        live_workers=sum(not worker.pause for worker in workers),
+        missing=[*missing, lack] if lack else missing,
     )
-    return answer(body, 503 if missing else 200)
+    accepts_all = body.status == "ready" or (
+        body.status == "no worker" and services.settings.wait_for_worker
+    )
+    return answer(body, 200 if accepts_all else 503)
+
+
+def _presence(workers: list[LiveWorker], *, is_loading: bool) -> tuple[WorkersState, str]:
+    """The state of the workers, and what requests lack with it; empty for nothing."""
+    if any(not worker.pause for worker in workers):
+        return "ready", ""
+    if workers:
+        return "paused", f"All workers wait. {workers[0].pause}"
+    if is_loading:
+        return "loading", "No live worker yet: one is loading the model."
+    return "none", NO_WORKER
 
 
 @router.get("/version", response_model=VersionBody, responses=errors(500))

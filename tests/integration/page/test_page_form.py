@@ -212,8 +212,8 @@ def test_the_state_of_the_server_is_shown(visitor: Visitor) -> None:
     remedy = "No live worker: start one with `mochi-server worker`."
     shown = {
         "Ready · NVIDIA H200": ready,
-        "Model is loading": {"status": "not ready", "workers": "loading", "missing": ["Wait."]},
-        "No worker": {"status": "not ready", "workers": "none", "missing": [remedy]},
+        "Model is loading": {"status": "no worker", "workers": "loading", "missing": ["Wait."]},
+        "No worker": {"status": "no worker", "workers": "none", "missing": [remedy]},
         "No connection": None,
     }
     visitor.page.route("**/version", lambda route: route.fulfill(json={"engines": [card]}))

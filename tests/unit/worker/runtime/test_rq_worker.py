@@ -255,7 +255,7 @@ def test_requests_wait_while_the_disk_is_almost_full(
     assert not work("ann", Broken(0), Moderation(), outputs, settings)
     assert find(redis_url, request_id).status is Status.PROCESSING
     [body] = bodies
-    assert (body["status"], body["live_workers"], states) == ("not ready", 0, ["paused"])
+    assert (body["status"], body["live_workers"], states) == ("no worker", 0, ["paused"])
     assert body["workers"] == "paused"
     [missing] = body["missing"]
     assert "MiB free" in missing
