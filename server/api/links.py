@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hmac import compare_digest
 from urllib.parse import urlsplit
-from uuid import UUID
 
-import structlog
 from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 
 from server.paths import SIGNATURE, VIDEO_LINK
 from server.transport.parameters import Text
-from worker.errors import StorageError
 from worker.job import Job
-from worker.outputs.base import Outputs, video_name
+from worker.outputs.base import Outputs
 from worker.store.gateway_side import GatewayStore
 
 SHORTEST_LINK_SECONDS = 5.0
@@ -27,10 +24,6 @@ SIGNED = Text(
     name=SIGNATURE,
     description="As in the `output` of a result and the `events_url` of a status; it is the key.",
 )
-_ANY_VIDEO = video_name(str(UUID(int=0)), "0" * 12)
-"""The name of a video that never exists."""
-
-_log = structlog.get_logger()
 
 
 class Links:
@@ -106,7 +99,6 @@ class VideoLinks:
         self._retention_seconds = retention_seconds
         self._public_url = public_url
         self._signer: LinkSigner | None = None
-        self._store_origin: str | None = None
 
     async def signer(self) -> LinkSigner:
         if self._signer is None:
@@ -124,21 +116,13 @@ class VideoLinks:
         link = await run_in_threadpool(self._outputs.link, job.file_name, self.seconds_left(job))
         return link or links.video(await self.signer())
 
-    async def origins(self) -> list[str]:
+    def origins(self) -> list[str]:
         """Scheme and host of links to videos, where they differ from the gateway's."""
-        if self._store_origin is None:
-            sign = self._outputs.link
-            try:
-                link = await run_in_threadpool(sign, _ANY_VIDEO, SHORTEST_LINK_SECONDS)
-            except StorageError as error:
-                _log.warning("outputs.no_link", reason=str(error))
-                return []  # a result has no link either
-            self._store_origin = _origin(link or self._public_url)
-        return [self._store_origin] if self._store_origin else []
+        return [*filter(None, [self._outputs.link_origin or _origin(self._public_url)])]
 
-    async def all_origins(self) -> list[str]:
-        """The same of every link in responses."""
-        found = dict.fromkeys([_origin(self._public_url), *await self.origins()])
+    def all_origins(self) -> list[str]:
+        """Scheme and host of every link in responses, where they differ from the gateway's."""
+        found = dict.fromkeys([_origin(self._public_url), self._outputs.link_origin])
         return [*filter(None, found)]
 
     def seconds_left(self, job: Job) -> float:

@@ -70,6 +70,10 @@ def prefetch_first(chunks: Iterator[bytes]) -> Iterator[bytes]:
 class Outputs(Protocol):
     """Workers write, gateways read."""
 
+    @property
+    def link_origin(self) -> str:
+        """Scheme and host of every `link`; empty if there are none. Known from the settings."""
+
     def check(self) -> None:
         """Check that videos can be stored, before minutes of work depend on it; mark the store.
 

@@ -28,6 +28,8 @@ from worker.outputs.base import (
 class LocalOutputs:
     """A folder that only its user may read."""
 
+    link_origin = ""
+
     def __init__(self, folder: Path, *, min_free_mib: int = 0) -> None:
         self._folder = folder
         self._min_free_mib = min_free_mib

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import obstore
@@ -42,6 +43,7 @@ from worker.outputs.local import LocalOutputs
 
 if TYPE_CHECKING:
     from obstore import GetOptions
+    from obstore.store import S3Config
 
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 """The first one that is set wins."""
@@ -64,12 +66,13 @@ def open_s3(url: str, *, drafts: LocalOutputs, patience_seconds: float) -> S3Out
     bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
     _unset_empty_variables()
     endpoint = _endpoint()
+    config: S3Config = {"endpoint": endpoint} if endpoint else {}
     longest_pause = min(LONGEST_PAUSE_SECONDS, patience_seconds / 10)
     try:
         store = S3Store(
             bucket,
             prefix=prefix or None,
-            config={"endpoint": endpoint} if endpoint else {},
+            config=config,
             client_options={
                 # Only if asked for: a redirect could send the credentials without TLS.
                 "allow_http": endpoint.startswith("http://"),
@@ -90,11 +93,12 @@ def open_s3(url: str, *, drafts: LocalOutputs, patience_seconds: float) -> S3Out
                 },
             },
         )
+        origin = _link_origin(bucket, config)
     except _ERRORS as error:
         raise OutputsUnusableError(
             f"MOCHI_OUTPUTS: {url} cannot be used: {_summary(error)}. Check the AWS_ variables."
         ) from None
-    return S3Outputs(store, drafts, url)
+    return S3Outputs(store, drafts, url, origin)
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class S3Outputs:
     store: S3Store
     drafts: LocalOutputs
     url: str
+    link_origin: str
 
     def check(self) -> None:
         """Try every operation once: write, read, list, delete."""
@@ -251,6 +256,14 @@ def _unset_empty_variables() -> None:
     for variable in [name for name, value in os.environ.items() if not value]:
         if variable.startswith("AWS_"):
             del os.environ[variable]
+
+
+def _link_origin(bucket: str, config: S3Config) -> str:
+    """Scheme and host of links, found without the credentials, which may have to be fetched."""
+    keys: S3Config = {"access_key_id": "any", "secret_access_key": "any"}
+    store = S3Store(bucket, config={**config, **keys})
+    parts = urlsplit(obstore.sign(store, "GET", MARKER, timedelta(seconds=1)))
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _endpoint() -> str:

@@ -88,7 +88,7 @@ async def get_version(request: Request) -> Response:
     except BrokerUnavailableError:
         workers = []  # the version is known without it
     engines = [EngineBody.model_validate(worker.engine) for worker in workers]
-    origins = await services.video_links.all_origins()
+    origins = services.video_links.all_origins()
     return answer(VersionBody(version=VERSION, model=MODEL, engines=engines, link_origins=origins))
 
 

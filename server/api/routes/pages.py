@@ -24,7 +24,7 @@ async def docs(_request: Request) -> HTMLResponse:
 async def front_page(request: Request) -> Response:
     """The page at `/`. Its policy lets it show videos from the output store."""
     page: Page = request.app.state.page
-    origins = await Call.of(request).services.video_links.origins()
+    origins = Call.of(request).services.video_links.origins()
     headers = {"etag": page.etag, "content-security-policy": front_page_policy(origins)}
     if request.headers.get("if-none-match") == page.etag:
         return Response(status_code=304, headers=headers)

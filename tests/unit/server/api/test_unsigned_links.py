@@ -57,3 +57,13 @@ def test_a_history_tries_to_sign_one_link(
     assert [row["generation_url"] for row in answer.json()["generations"]] == [None] * 3
     events = [line["event"] for line in logs]
     assert (events.count("storage.failed"), events.count("history.no_link")) == (1, 1)
+
+
+def test_version_and_page_name_the_bucket_without_a_signature(app: FastAPI) -> None:
+    with capture_logs() as logs:
+        asked = (httpx.Request("GET", f"http://gateway/{path}") for path in ("version", ""))
+        version, page = call(app, *asked)
+    bucket = "https://s3.eu-north-1.amazonaws.com"
+    assert version.json()["link_origins"] == [bucket]
+    assert page.headers["content-security-policy"].endswith(f"media-src 'self' {bucket}")
+    assert not [line for line in logs if line["log_level"] == "warning"]
