@@ -36,7 +36,7 @@ from server.api.routes.key import account, generations, webhooks
 from server.api.services import Canceller, Services
 from server.keys.lookup import KeyLookup
 from server.page import Page
-from server.paths import METRICS, normalise
+from server.paths import METRICS, VERSION_PATH, normalise
 from server.settings import ServerSettings
 from server.transport.middleware import Middleware
 from server.transport.tracing import telemetry
@@ -141,12 +141,17 @@ def create_app(
         traffic=services.traffic,
         trusts_proxies=bool(settings.trusted_proxies),
         origins=settings.origins,
-        also_public=frozenset({METRICS} if settings.metrics_public else ()),
+        also_public=_also_public(settings),
     )
     _add_routes(app, with_pages=settings.docs)
     run_tools = _add_tools(app, settings)
     app.openapi = document(app, settings.public_url)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+def _also_public(settings: ServerSettings) -> frozenset[str]:
+    are_public = {METRICS: settings.metrics_public, VERSION_PATH: settings.docs}
+    return frozenset(path for path, is_public in are_public.items() if is_public)
 
 
 def _services(settings: ServerSettings, broker: AsyncClient) -> Services:

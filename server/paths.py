@@ -25,7 +25,9 @@ PROBES = frozenset({"/healthz", "/readyz"})
 MCP = "/mcp"
 METRICS = "/metrics"
 """Public only with MOCHI_METRICS_PUBLIC."""
-PUBLIC = PROBES | {FRONT_PAGE, DOCS_PAGE, "/openapi.json", "/version"}
+VERSION_PATH = "/version"
+"""Public unless MOCHI_DOCS=false: it names the host of the store of videos."""
+PUBLIC = PROBES | {FRONT_PAGE, DOCS_PAGE, "/openapi.json"}
 """Paths that need no key."""
 PUBLIC_FOLDERS = (DOCS_FOLDER, PAGE_FOLDER, VIDEO_FOLDER)
 """Folders that need no key: the files of the pages, and videos, whose links are signed."""

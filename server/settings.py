@@ -105,7 +105,11 @@ class ServerSettings(WorkerSettings):
         ),
     )
     docs: bool = Field(
-        default=True, description="Serve /docs, /openapi.json and the page at / without a key."
+        default=True,
+        description=(
+            "Serve /docs, /openapi.json, /version and the page at / without a key. When false, "
+            "/version needs a key, and the others are not there."
+        ),
     )
     metrics_public: bool = Field(
         default=False,

@@ -17,7 +17,7 @@ from server.api.schemas import VIDEO_TYPE, FailedBody
 from server.api.submission import WEBHOOK_URL
 from server.api.video_object import SIZE
 from server.errors import MEANING
-from server.paths import PUBLIC
+from server.paths import PUBLIC, VERSION_PATH
 from server.transport.body import JSON, MULTIPART, URLENCODED
 from server.transport.error_body import ErrorBody
 from server.transport.parameters import Text
@@ -195,7 +195,7 @@ def document(app: FastAPI, public_url: str) -> Callable[[], dict[str, Any]]:
         _restore_limits(schema, app.state.routes)
         schema["components"]["securitySchemes"] = _SECURITY
         schema["security"] = [{name: []} for name in _SECURITY]
-        for path in PUBLIC & set(schema["paths"]):
+        for path in (PUBLIC | {VERSION_PATH}) & set(schema["paths"]):
             schema["paths"][path]["get"]["security"] = []
         return schema
 

@@ -62,10 +62,10 @@ class Target(NamedTuple):
             return cls(url, parts.hostname, port or 80, None)
         return cls(url, parts.hostname, port or 443, httpx.create_ssl_context())
 
-    def targets_of_links(self) -> dict[tuple[str, int], Target]:
+    def targets_of_links(self, key: str) -> dict[tuple[str, int], Target]:
         """The hosts, with ports, that this server's links lead to. None while it does not say."""
         try:
-            with http_client(self.url) as http:
+            with http_client(self.url, {"x-api-key": key}) as http:
                 origins = http.get(f"{self.url}/version").json().get("link_origins", [])
         except (httpx.HTTPError, ValueError):
             return {}
@@ -85,8 +85,12 @@ class Proxy:
         untrusted: connections to the hosted API whose TLS handshake failed.
     """
 
-    def __init__(self, target: Target, authority: trustme.CA, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, target: Target, key: str, authority: trustme.CA, say: Callable[[str], None]
+    ) -> None:
+        """`key` asks the server where its links lead; no call of the program gets it."""
         self._target = target
+        self._key = key
         self._say = cache(say)  # each message once
         self._tls_of = cache(lambda host: _context(authority, host))
         self.led = 0
@@ -140,7 +144,7 @@ class Proxy:
     async def _find_linked(self, host: str, port: int) -> Target | None:
         """Ask late, and again after a failure: the server may start after the program."""
         if not self._linked:
-            self._linked = await asyncio.to_thread(self._target.targets_of_links)
+            self._linked = await asyncio.to_thread(self._target.targets_of_links, self._key)
         return self._linked.get((host, port))
 
     async def _start_tls(self, writer: asyncio.StreamWriter, host: str) -> None:

@@ -73,7 +73,7 @@ async def _run(command: list[str], target: Target, key: str) -> int:
         if signal.getsignal(each) is not signal.SIG_IGN:  # the command ignores it, too
             asyncio.get_running_loop().add_signal_handler(each, signals.put_nowait, each)
     authority = trustme.CA(organization_name="mochi-server wrap")
-    proxy = Proxy(target, authority, _say)
+    proxy = Proxy(target, key, authority, _say)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     with TemporaryDirectory(prefix="mochi-server-wrap-") as folder:
         ca_file = Path(folder, "ca.pem")

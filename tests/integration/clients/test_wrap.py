@@ -244,7 +244,7 @@ def test_links_to_where_the_server_says_that_they_lead_are_led_there(
 ) -> None:
     here = f"http://127.0.0.2:{free_port()}"  # not among the hosts that need no proxy
     port = here.rpartition(":")[2]
-    url = another_gateway(server, host="127.0.0.2", port=port, public_url=here)
+    url = another_gateway(server, host="127.0.0.2", port=port, public_url=here, docs="false")
     code = """
 import httpx
 submitted = httpx.post(url.replace("v1", "v2"), json=body, headers=headers).json()

@@ -115,7 +115,7 @@ def test_a_wrong_signature_of_events_is_404(app: FastAPI, query: str) -> None:
 def test_without_docs_the_list_is_shorter(redis_url: str, tmp_path: Path) -> None:
     settings = ServerSettings(data_dir=tmp_path, redis_url=redis_url, docs=False)
     app = create_app(settings, connect_gateway(redis_url))
-    assert open_without_a_key(app) == {"/healthz", "/readyz", "/version", SIGNED_VIDEO}
+    assert open_without_a_key(app) == {"/healthz", "/readyz", SIGNED_VIDEO}
 
 
 def test_a_new_route_needs_a_key_wherever_it_is_mounted(app: FastAPI) -> None:
