@@ -88,7 +88,7 @@ COUNTS = (
     Count(
         "gpu_ms",
         "mochi_gpu_seconds",
-        "GPU time of all runs, including lost and cancelled ones.",
+        "GPU time of all runs, including lost and cancelled ones, times the GPUs of each.",
         unit=1000,
     ),
     Count("charged", "mochi_credits_charged", "Credits charged for videos.", unit=MILLION),

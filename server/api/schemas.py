@@ -196,6 +196,7 @@ class EngineBody(BaseModel):
     profile: str = Field(description="Memory profile; empty on a CPU.")
     lossy: list[str] = Field(description="Lossy speed modes that are on.")
     is_mock: bool = Field(description="Without real weights; then `x-mock-scenario` works.")
+    gpus: int = Field(description="Cards that share each video.")
 
 
 class VersionBody(BaseModel):

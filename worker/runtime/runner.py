@@ -71,15 +71,14 @@ class Runner:
             BrokerUnavailableError: the broker refuses to write; the lease expires.
             OtherStoreError: no gateway could serve the video; the request waits on.
         """
-        lease = Lease(request_id, uuid4().hex[:12])
-        job = self.store.start(lease, self.worker, self.heartbeat.worker.store)
+        lease, traits = Lease(request_id, uuid4().hex[:12]), self.engine.traits
+        job = self.store.start(lease, self.worker, self.heartbeat.worker.store, traits.gpus)
         if job is None:
             return
         run = Run(lease, self.run_seconds, self.stop, job.attempt, self._pace(job))
-        device = self.engine.traits.device
         with (
             structlog.contextvars.bound_contextvars(**run.log_fields),
-            traced(self.tracer, job, run, self.worker, device),
+            traced(self.tracer, job, run, self.worker, traits.device),
         ):
             self._run(job, run)
 

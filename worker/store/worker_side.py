@@ -93,13 +93,15 @@ class WorkerStore:
         self._retention_ms = round(retention_seconds * 1000)
         self._scripts = {name: redis.register_script(scripts.source(name)) for name in _SCRIPTS}
 
-    def start(self, lease: Lease, worker: str, store_mark: str = "") -> Job | None:
+    def start(self, lease: Lease, worker: str, store_mark: str = "", gpus: int = 1) -> Job | None:
         """QUEUED -> PROCESSING. None when the request is gone, has ended, or runs elsewhere.
 
         Raises:
             OtherStoreError: gateways do not read the store with this mark; the request waits on.
         """
-        record = self._run("start", lease.request_id, lease.run, worker, self._lease_ms, store_mark)
+        record = self._run(
+            "start", lease.request_id, lease.run, worker, self._lease_ms, store_mark, gpus
+        )
         if record == "other_store":
             raise OtherStoreError
         return None if record is None else Job.from_record(lease.request_id, dict(pairs(record)))

@@ -25,6 +25,7 @@ FAKE = {
     "profile": "",
     "lossy": [],
     "is_mock": True,
+    "gpus": 1,
 }
 """What /version says of a worker with the fake engine."""
 

@@ -75,16 +75,17 @@ local function add_usage(owner, metric, amount)
   redis.call('EXPIRE', today, USAGE_KEPT_SECONDS, 'NX')
 end
 
--- A run is over, however it ended. Returns for how many ms it had a GPU.
+-- A run is over, however it ended. Returns how many ms it took, and the same times its GPUs.
 local function end_gpu_time(owner)
-  local started = redis.call('HGET', keys.record, 'started_at')
+  local started, gpus = unpack(redis.call('HMGET', keys.record, 'started_at', 'gpus'))
   if not started then
-    return 0
+    return 0, 0
   end
   local ms = math.max(0, now_ms() - started)
-  add_usage(owner, 'gpu_ms', ms)
-  count('gpu_ms', ms)
-  return ms
+  local gpu_ms = ms * tonumber(gpus or 1)
+  add_usage(owner, 'gpu_ms', gpu_ms)
+  count('gpu_ms', gpu_ms)
+  return ms, gpu_ms
 end
 
 -- Charges a completed request and releases the rest of the reservation, which is the most that it can
@@ -124,13 +125,13 @@ end
 
 -- Adds an ended request to the histograms. Fields of the record that end in _ms hold the length of each
 -- stage of its run.
-local function observe_end(status, gpu_ms, fields)
+local function observe_end(status, ms, fields)
   local created, started = unpack(redis.call('HMGET', keys.record, 'created_at', 'started_at'))
   if started then
     observe('wait', math.max(0, started - created))
   end
   if status == 'COMPLETED' then
-    observe('run', gpu_ms)
+    observe('run', ms)
   end
   for index = 1, #fields, 2 do
     local stage = string.match(fields[index], '^(%l+)_ms$')
@@ -345,13 +346,13 @@ end
 local function finish(id, status, usual_ms, fields)
   local retention_ms = redis.call('HGET', keys.record, 'retention_ms') or usual_ms
   local owner = redis.call('HGET', keys.record, 'owner')
-  local gpu_ms = end_gpu_time(owner)
+  local ms, gpu_ms = end_gpu_time(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
   settle(owner, status == 'COMPLETED', gpu_ms)
   local outcome = redis.call('HGET', keys.record, 'error_code') or 'completed'
   add_usage(owner, outcome, 1)
   count('ended ' .. outcome)
-  observe_end(status, gpu_ms, fields)
+  observe_end(status, ms, fields)
   note_past(id, owner, status)
   redis.call('SREM', keys.live .. owner, id)
   list_expiry(id, owner, retention_ms)
@@ -376,7 +377,7 @@ local function requeue(id, reason)
   local owner = redis.call('HGET', keys.record, 'owner')
   end_gpu_time(owner)
   redis.call('HSET', keys.record, 'status', 'QUEUED')
-  redis.call('HDEL', keys.record, 'run', 'worker', 'step', 'stage', 'progress',
+  redis.call('HDEL', keys.record, 'run', 'worker', 'gpus', 'step', 'stage', 'progress',
              'started_at')
   drop_preview(id)
   redis.call('ZREM', keys.leases, id)

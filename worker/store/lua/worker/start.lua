@@ -1,5 +1,6 @@
 -- QUEUED -> PROCESSING under a lease. The run token fences all later writes of this attempt.
--- ARGV: id, run, worker, lease in ms, the mark of the store that the worker writes to, or ''.
+-- ARGV: id, run, worker, lease in ms, the mark of the store that the worker writes to, or '', and how
+-- many GPUs it has for the run.
 -- Returns the fields of the record that a worker needs, as names and values; or nil: nothing to do; or
 -- 'other_store': no gateway could serve the video, and the request waits on for another worker.
 local id, run = ARGV[1], ARGV[2]
@@ -16,7 +17,7 @@ if record[1] == 'QUEUED' then
   end
   redis.call('HINCRBY', keys.record, 'attempt', 1)
   redis.call('HSET', keys.record, 'status', 'PROCESSING', 'run', run, 'worker', ARGV[3],
-             'started_at', text(now))
+             'gpus', ARGV[6], 'started_at', text(now))
   local place = redis.call('ZSCORE', keys.waiting, id)
   if place and tonumber(place) >= 0 then
     redis.call('HSET', keys.turns, redis.call('HGET', keys.record, 'owner'), place)

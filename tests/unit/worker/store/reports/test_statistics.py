@@ -12,6 +12,7 @@ from redis import Redis
 
 from models.engine import DeviceUse
 from tests.support.jobs import OWNER, ask_gateway, end_lease, live, params, pop, submit
+from worker.billing import Price
 from worker.broker.connection import connect_gateway
 from worker.errors import QueueFullError
 from worker.process.shutdown import Stop
@@ -221,3 +222,23 @@ def test_the_mean_of_a_step_leaves_out_what_comes_before_the_first(
     with timed("video", seconds):
         pass
     assert seconds == {"denoising": 7.0, "video": 2.0}
+
+
+def test_the_gpu_seconds_of_a_run_count_each_card_of_its_group(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    price = Price(gpu_second=1000, most_gpu_seconds=600)
+    request_id = ask_gateway(
+        redis_url, lambda it: it.submit(params(), OWNER, price=price)
+    ).request_id
+    assert pop(redis) == request_id
+    lease = Lease(request_id, "run")
+    assert store.start(lease, "ann", gpus=4) is not None
+    record = keyspace.record(request_id)
+    redis.hincrby(record, "started_at", -10_000)
+    store.complete(lease, Result("a.mp4", 17))
+    gpu_ms = survey(redis).counts["gpu_ms"][""]
+    assert 40_000 <= gpu_ms < 80_000
+    assert int(str(redis.hget(record, "cost"))) == pytest.approx(gpu_ms, abs=1)
+    (run,) = survey(redis).times["run"].values()
+    assert run.total_ms < 20_000  # but the length of the run is the time on the clock
