@@ -32,14 +32,14 @@ class Webhook:
         base: scheme and host of the links in what is sent.
         types: names of events, as the client gave them.
         is_heard: one of them stands for the end of a request.
-        created_at: ms since 1970 by the broker's clock.
+        created_at: ms since 1970 by the broker's clock; the script that adds the webhook sets it.
     """
 
     url: str
     base: str
     types: list[str]
     is_heard: bool
-    created_at: int
+    created_at: int = 0
 
     @classmethod
     def read(cls, text: str) -> Webhook:
@@ -83,14 +83,14 @@ class StandingWebhooks:
         Raises:
             KeyEndedError: the key was revoked.
         """
-        return await self._write(owner, str(uuid4()), webhook, MOST_WEBHOOKS)
+        return await self._write(owner, "add", str(uuid4()), webhook)
 
     async def change(self, owner: str, webhook_id: str, webhook: Webhook) -> tuple[Put, str]:
         """Change a webhook. Waiting deliveries go where it leads now. Returns and raises as `add`.
 
         The id is that of another webhook when the URL is taken.
         """
-        return await self._write(owner, webhook_id, webhook, 0)
+        return await self._write(owner, "change", webhook_id, webhook)
 
     async def delete(self, owner: str, webhook_id: str) -> bool:
         """False if there is no such webhook. Its waiting deliveries are given up."""
@@ -113,17 +113,14 @@ class StandingWebhooks:
             for delivery_id, text in zip(ids, found, strict=True)
         ]
 
-    async def now_ms(self) -> int:
-        with broker_errors():
-            seconds, microseconds = await self._redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
-
     async def _write(
-        self, owner: str, webhook_id: str, webhook: Webhook, most: int
+        self, owner: str, act: str, webhook_id: str, webhook: Webhook
     ) -> tuple[Put, str]:
-        arguments = (owner, webhook_id, json.dumps(asdict(webhook)), most, self._retention_ms)
+        given = (owner, act, webhook_id, json.dumps(asdict(webhook)))
         with broker_errors():
-            answer, put_id = await self._put(keyspace.for_scripts(), ["", *arguments])
+            answer, put_id = await self._put(
+                keyspace.for_scripts(), ["", *given, MOST_WEBHOOKS, self._retention_ms]
+            )
         if answer == "revoked":
             raise KeyEndedError
         return outcome(Put, "put_webhook", answer), put_id

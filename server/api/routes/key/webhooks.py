@@ -57,7 +57,7 @@ async def add_webhook(request: Request) -> Response:
     """Send the end of each of the key's requests to a URL. One that the key has is updated."""
     call = Call.of(request)
     call.key.require(Scope.GENERATE)
-    webhook = await _read(call, await _fields(call))
+    webhook = _read(call, await _fields(call))
     match await call.services.standing.add(call.key.key_id, webhook):
         case Put.TOO_MANY, _:
             raise ForbiddenError(
@@ -74,7 +74,7 @@ async def update_webhook(request: Request) -> Response:
     call = Call.of(request)
     call.key.require(Scope.GENERATE)
     fields = await _fields(call)
-    webhook = await _read(call, fields)
+    webhook = _read(call, fields)
     webhook_id = fields.get(WEBHOOK_ID.name)
     if not isinstance(webhook_id, str) or not _ID.fullmatch(webhook_id):
         raise WebhookNotFoundError
@@ -122,7 +122,7 @@ async def _fields(call: Call) -> dict[str, Any]:
     return await read_fields(call.request, call.services.settings.body_bytes, ())
 
 
-async def _read(call: Call, fields: Mapping[str, Any]) -> Webhook:
+def _read(call: Call, fields: Mapping[str, Any]) -> Webhook:
     """The webhook in a body. Raises InvalidParametersError."""
     url = webhook_url([fields.get(FIELD)], call.services.webhook_guard)
     if url is None:
@@ -138,7 +138,6 @@ async def _read(call: Call, fields: Mapping[str, Any]) -> Webhook:
         base=call.base_url,
         types=types,
         is_heard=not {*types}.isdisjoint(HEARD),
-        created_at=await call.services.standing.now_ms(),
     )
 
 

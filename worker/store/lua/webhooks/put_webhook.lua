@@ -1,8 +1,8 @@
 -- Adds a standing webhook, or changes one. A URL has one webhook of an owner: adding it again changes that one.
--- One that does not receive the ends of requests any more gives up its waiting deliveries.
--- ARGV: '', owner, id, the webhook as JSON, most of an owner to add one, or 0 to change one, retention in ms.
+-- A webhook that no longer receives the ends of requests gives up its waiting deliveries.
+-- ARGV: '', owner, 'add' or 'change', id, the webhook as JSON, most of an owner, retention in ms.
 -- Returns the outcome and an id: of the webhook, or of the one that has the URL.
-local owner, id, webhook, most = ARGV[2], ARGV[3], cjson.decode(ARGV[4]), tonumber(ARGV[5])
+local owner, act, id, webhook, most = ARGV[2], ARGV[3], ARGV[4], cjson.decode(ARGV[5]), tonumber(ARGV[6])
 local webhooks = keys.standing .. owner
 local is_known = redis.call('HEXISTS', webhooks, id) == 1
 
@@ -32,11 +32,13 @@ end
 if is_revoked(owner) then
   return { 'revoked', id }
 end
-local outcome, put_id = (most > 0 and add or change)()
+local outcome, put_id = (act == 'add' and add or change)()
 if outcome == 'added' or outcome == 'changed' then
-  redis.call('HSET', webhooks, put_id, ARGV[4])
+  local known = standing_webhook(owner, put_id)
+  webhook.created_at = known and known.created_at or now_ms()
+  redis.call('HSET', webhooks, put_id, cjson.encode(webhook))
   if not webhook.is_heard then
-    give_up_standing(owner, put_id, DEAF, ARGV[6])
+    give_up_standing(owner, put_id, DEAF, ARGV[7])
   end
 end
 return { outcome, put_id }

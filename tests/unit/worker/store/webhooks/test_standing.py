@@ -15,13 +15,20 @@ from tests.support.jobs import OWNER, ask_gateway, make_webhook_due, params
 from worker.broker.connection import connect_gateway
 from worker.errors import KeyEndedError
 from worker.store import keyspace
-from worker.store.webhooks.deliveries import Deliveries, Delivery, State, all_deliveries, replay
+from worker.store.webhooks.deliveries import (
+    Deliveries,
+    Delivery,
+    State,
+    all_deliveries,
+    replay,
+)
 from worker.store.webhooks.standing import Put, StandingWebhooks, Webhook
 
 RETENTION_SECONDS = 60.0
 MOST_DUE = 500
-FIRST = Webhook("https://first.example/", "https://us.example", ["INFERENCE"], True, 1)
+FIRST = Webhook("https://first.example/", "https://us.example", ["INFERENCE"], True)
 SECOND = replace(FIRST, url="https://second.example/", base="https://eu.example")
+AT: Any = {"created_at": 1}
 DEAF = replace(FIRST, types=["PIXELFLOW"], is_heard=False)
 
 _Result = TypeVar("_Result")
@@ -144,13 +151,29 @@ def bytes_sent(redis: Redis) -> int:
     return int(stats["total_net_output_bytes"])
 
 
-def note(url: str, delivery: Delivery, outcome: str) -> None:
+def note(url: str, delivery: Delivery, outcome: str, state: State = State.DUE) -> None:
     async def run() -> None:
         async with connect_gateway(url) as redis:
             deliveries = Deliveries(redis, retention_seconds=RETENTION_SECONDS)
-            assert await deliveries.note(delivery, State.DUE, outcome, 60)
+            assert await deliveries.note(delivery, state, outcome, 60)
 
     asyncio.run(run())
+
+
+def test_a_webhook_keeps_the_time_at_which_it_was_added(redis: Redis, redis_url: str) -> None:
+    before = now_ms(redis)
+    webhook_id = add(redis_url)
+    kept: Any = redis.hget(keyspace.STANDING + OWNER, webhook_id)
+    assert before <= json.loads(kept)["created_at"] <= now_ms(redis)
+    redis.hset(keyspace.STANDING + OWNER, webhook_id, json.dumps(json.loads(kept) | AT))
+    ask(redis_url, lambda it: it.add(OWNER, replace(FIRST, base="https://eu.example")))
+    ask(redis_url, lambda it: it.change(OWNER, webhook_id, SECOND))
+    assert ask(redis_url, lambda it: it.of_owner(OWNER)) == {webhook_id: replace(SECOND, **AT)}
+
+
+def now_ms(redis: Redis) -> int:
+    seconds, microseconds = redis.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def test_a_webhook_of_a_later_version_is_read(redis: Redis, redis_url: str) -> None:
@@ -159,9 +182,9 @@ def test_a_webhook_of_a_later_version_is_read(redis: Redis, redis_url: str) -> N
     redis.hset(
         keyspace.STANDING + OWNER,
         webhook_id,
-        json.dumps(json.loads(kept) | {"secret": "of its own"}),
+        json.dumps(json.loads(kept) | AT | {"secret": "of its own"}),
     )
-    assert ask(redis_url, lambda it: it.of_owner(OWNER)) == {webhook_id: FIRST}
+    assert ask(redis_url, lambda it: it.of_owner(OWNER)) == {webhook_id: replace(FIRST, **AT)}
 
 
 def test_a_key_that_was_revoked_meanwhile_adds_none(redis: Redis, redis_url: str) -> None:
