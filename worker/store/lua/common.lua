@@ -221,8 +221,10 @@ local function enqueue_delivery(id, owner, url, retention_ms)
   end
 end
 
--- Latest deliveries of a standing webhook that its log names, and for how long.
-local MOST_LOGGED, LOGGED_SECONDS = 100, 2 * 24 * 60 * 60
+-- Latest deliveries of a standing webhook that its log names.
+local MOST_LOGGED = 100
+-- Longer than all retries of a delivery.
+local RETRIES_MS = 2 * DAY_MS
 
 -- A standing webhook, or nil. One that cannot be read is none: the end of a request must not fail.
 local function standing_webhook(owner, webhook_id)
@@ -235,10 +237,18 @@ end
 local DELETED = 'the webhook was deleted'
 local DEAF = 'the webhook does not receive the ends of requests any more'
 
--- Gives up the waiting deliveries to a standing webhook.
+local function is_under_way(id)
+  local attempts, noted = unpack(redis.call('HMGET', keys.webhook .. id, 'attempts', 'noted'))
+  return (attempts or '0') ~= (noted or '0')
+end
+
+-- Gives up the waiting deliveries to a standing webhook. An attempt under way may still deliver; otherwise
+-- take_webhooks gives up what is due after it.
 local function give_up_standing(owner, webhook_id, reason, retention_ms)
   for _, id in ipairs(redis.call('SMEMBERS', backlog(':' .. webhook_id, owner))) do
-    give_up_delivery(id, owner, reason, retention_ms)
+    if not is_under_way(id) then
+      give_up_delivery(id, owner, reason, retention_ms)
+    end
   end
 end
 
@@ -255,7 +265,7 @@ local function enqueue_standing(id, owner, retention_ms)
                  ':webhook_base', webhook.base)
       redis.call('LPUSH', log, delivery_id)
       redis.call('LTRIM', log, 0, MOST_LOGGED - 1)
-      redis.call('EXPIRE', log, LOGGED_SECONDS)
+      redis.call('PEXPIRE', log, text(RETRIES_MS + retention_ms))
       ids[#ids + 1] = delivery_id
     end
   end

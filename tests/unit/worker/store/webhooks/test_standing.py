@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 import pytest
 from redis import Redis
 
-from tests.support.jobs import OWNER, ask_gateway, make_webhook_due, params
+from tests.support.jobs import OWNER, ask_gateway, make_webhook_due, params, pop
 from worker.broker.connection import connect_gateway
 from worker.errors import KeyEndedError
 from worker.store import keyspace
 from worker.store.webhooks.deliveries import (
+    JITTER,
+    PAUSES,
     Deliveries,
     Delivery,
     State,
@@ -23,6 +25,7 @@ from worker.store.webhooks.deliveries import (
     replay,
 )
 from worker.store.webhooks.standing import Put, StandingWebhooks, Webhook
+from worker.store.worker_side import Lease, WorkerStore
 
 RETENTION_SECONDS = 60.0
 MOST_DUE = 500
@@ -174,6 +177,35 @@ def test_a_webhook_keeps_the_time_at_which_it_was_added(redis: Redis, redis_url:
 def now_ms(redis: Redis) -> int:
     seconds, microseconds = redis.time()
     return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def test_an_attempt_under_way_is_noted_after_its_webhook_has_ended(
+    redis: Redis, redis_url: str
+) -> None:
+    webhook_id = add(redis_url)
+    end_request(redis_url)
+    (under_way,) = take(redis_url)
+    waits = end_request(redis_url)
+    assert ask(redis_url, lambda it: it.delete(OWNER, webhook_id))
+    found = {each.request_id: each for each in all_deliveries(redis)}
+    assert found[waits].state is State.GIVEN_UP
+    assert found[under_way.request_id].state is State.DUE
+    note(redis_url, under_way, "HTTP 200", State.DELIVERED)
+    counts: Any = redis.hgetall(keyspace.METRICS)
+    assert (counts["webhooks delivered"], counts["webhooks given_up"]) == ("1", "1")
+    assert not redis.exists(keyspace.WEBHOOKS)
+
+
+def test_a_log_is_kept_as_long_as_its_deliveries(redis: Redis, redis_url: str) -> None:
+    webhook_id = add(redis_url)
+    ask_gateway(redis_url, lambda it: it.submit(params(), OWNER))
+    days_ms = 5 * 24 * 60 * 60 * 1000
+    store = WorkerStore(redis, lease_seconds=10, retention_seconds=days_ms / 1000)
+    lease = Lease(str(pop(redis)), "run")
+    assert store.start(lease, "ann")
+    assert store.fail(lease, "internal", "no")
+    retries_ms = sum(PAUSES) * (1 + JITTER) * 1000
+    assert redis.pttl(keyspace.STANDING_LOG + webhook_id) > retries_ms + days_ms
 
 
 def test_a_webhook_of_a_later_version_is_read(redis: Redis, redis_url: str) -> None:
