@@ -1,7 +1,7 @@
 """The secrets that sign the webhooks of an API key: read and rotate them.
 
-Both functions raise NoSuchKeyError or KeyStateError if there is no such key or it was revoked, and
-BrokerUnavailableError; it is then unknown whether the secret was rotated.
+Both functions raise NoSuchKeyError if there is no such key, KeyStateError or KeyEndedError if it is
+revoked, and BrokerUnavailableError; it is then unknown whether the secret was rotated.
 """
 
 from __future__ import annotations

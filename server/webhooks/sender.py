@@ -17,7 +17,7 @@ from standardwebhooks import Webhook
 
 from models import VERSION
 from server.webhooks.caller import Caller, NoCallError
-from worker.errors import BrokerUnavailableError, StorageError
+from worker.errors import BrokerUnavailableError, KeyEndedError, StorageError
 from worker.process.shutdown import end_tasks
 from worker.store.webhooks.deliveries import Deliveries, Delivery, State
 
@@ -94,6 +94,8 @@ class Sender:
             outcome, state = f"HTTP {status}", _state(status)
         except (NoCallError, StorageError) as error:
             outcome, state = str(error), State.DUE
+        except KeyEndedError:
+            outcome, state = "the API key was revoked", State.GIVEN_UP
         except BrokerUnavailableError:
             outcome, state = "the broker did not answer", State.DUE
         except Exception:

@@ -23,6 +23,7 @@ import redis.asyncio
 from redis import Redis
 
 from worker.broker.connection import broker_errors
+from worker.errors import KeyEndedError
 from worker.job import Job
 from worker.store import keyspace, scripts
 from worker.store.scripts import outcome, pairs, was_done
@@ -179,9 +180,13 @@ class Deliveries:
         return datetime.fromtimestamp(seconds, UTC)
 
     async def secrets(self, owner: str) -> list[str]:
-        """Signing secrets of `owner`; two for a while after a rotation."""
+        """Signing secrets of `owner`; two for a while after a rotation.
+
+        Raises:
+            KeyEndedError: the key was revoked.
+        """
         with broker_errors():
-            return _known(await self._draw(_secret_names(owner), [new_signing_secret()]))
+            return _known(await self._draw(*_draw_arguments(owner)))
 
 
 def all_deliveries(redis: Redis) -> list[Delivery]:
@@ -229,7 +234,7 @@ def signing_secrets(redis: Redis, owner: str) -> list[str]:
     """See `Deliveries.secrets`."""
     draw = redis.register_script(scripts.source("draw"))
     with broker_errors():
-        return _known(draw(_secret_names(owner), [new_signing_secret()]))
+        return _known(draw(*_draw_arguments(owner)))
 
 
 def new_signing_secret() -> str:
@@ -237,9 +242,12 @@ def new_signing_secret() -> str:
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
-def _secret_names(owner: str) -> list[str]:
-    return [keyspace.webhook_secret(owner), keyspace.old_webhook_secret(owner)]
+def _draw_arguments(owner: str) -> tuple[list[str], list[str]]:
+    names = [keyspace.webhook_secret(owner), keyspace.old_webhook_secret(owner)]
+    return names, [new_signing_secret(), keyspace.API_KEY + owner]
 
 
 def _known(found: list[str | None]) -> list[str]:
+    if not found:
+        raise KeyEndedError
     return [secret for secret in found if secret]
