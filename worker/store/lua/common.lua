@@ -198,6 +198,9 @@ local function give_up_delivery(id, owner, reason, retention_ms)
   end_delivery(id, owner, retention_ms)
 end
 
+-- Fields of a record that no delivery needs.
+local NOT_SENT = { webhook_url = true, history_days = true, history_params = true, history_entry = true }
+
 -- Queues a delivery. The record may expire before the last attempt, so the delivery holds a copy of its
 -- fields, each prefixed with a colon.
 local function enqueue_delivery(id, owner, url, retention_ms)
@@ -206,7 +209,7 @@ local function enqueue_delivery(id, owner, url, retention_ms)
                      'expires_at', text(redis.call('PEXPIRETIME', keys.record)) }
   local record = redis.call('HGETALL', keys.record)
   for index = 1, #record, 2 do
-    if record[index] ~= 'webhook_url' then
+    if not NOT_SENT[record[index]] then
       delivery[#delivery + 1] = ':' .. record[index]
       delivery[#delivery + 1] = record[index + 1]
     end

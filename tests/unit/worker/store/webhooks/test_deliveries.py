@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from redis import Redis
@@ -124,6 +124,21 @@ def test_a_delivery_holds_the_prompt_once_as_it_is(redis: Redis, redis_url: str)
     kept = redis.hgetall(keyspace.WEBHOOK + request_id)
     size = sum(len(str(value)) for value in kept.values())
     assert size < len(taken.job.params_json) + 1000
+
+
+def test_a_delivery_leaves_the_history_out(redis: Redis, redis_url: str) -> None:
+    history = {"history_days": "9", "history_params": '{"seed": 1}'}
+
+    async def end(it: GatewayStore) -> str:
+        accepted = await it.submit(params(), "ann", further=FURTHER | history)
+        await it.cancel(accepted.request_id, "ann")
+        return accepted.request_id
+
+    request_id = ask_gateway(redis_url, end)
+    assert redis.hget(keyspace.record(request_id), "history_entry")
+    kept: Any = redis.hkeys(keyspace.WEBHOOK + request_id)
+    assert ":params" in kept
+    assert not [name for name in kept if name.startswith(":history")]
 
 
 def test_a_delivery_that_ends_its_senders_ends_as_well(redis: Redis, redis_url: str) -> None:
