@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Self, TypeAlias
 
@@ -173,6 +174,13 @@ def broker_errors() -> Iterator[None]:
         raise BrokerUnavailableError(
             "The job broker does not answer; try again in a moment."
         ) from error
+
+
+async def broker_time(redis: AsyncClient) -> datetime:
+    """The broker's clock in whole seconds, UTC. Raises BrokerUnavailableError."""
+    with broker_errors():
+        seconds, _ = await redis.time()
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _remedy(error: RedisError) -> str:

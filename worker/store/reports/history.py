@@ -17,7 +17,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from models.params import GenerateParams
-from worker.broker.connection import broker_errors
+from worker.broker.connection import broker_errors, broker_time
 from worker.errors import RequestNotFoundError
 from worker.job import Job, Status
 from worker.store import keyspace
@@ -199,9 +199,8 @@ class History:
 
     async def _first_ms(self) -> int:
         """Ends before it are not served. A row's id begins with the time of the end, in ms."""
-        with broker_errors():
-            seconds, _ = await self._redis.time()
-        return max(0, int(seconds) * 1000 - self._days * _DAY_MS)
+        now = await broker_time(self._redis)
+        return max(0, int(now.timestamp()) * 1000 - self._days * _DAY_MS)
 
     def _entries_of(self, rows: Iterable[tuple[str, Mapping[str, str]]]) -> list[Entry]:
         return [entry for _, fields in rows if (entry := self._read(fields))]

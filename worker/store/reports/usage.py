@@ -6,14 +6,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any, Self
 
 from redis.asyncio import Redis
 
 from worker.billing import from_millionths
-from worker.broker.connection import Client, broker_errors
+from worker.broker.connection import Client, broker_errors, broker_time
 from worker.job import FAILURES, NOT_FAILURES
 from worker.store import keyspace
 
@@ -109,9 +109,7 @@ class UsageStore:
         self._redis = redis
 
     async def today(self) -> date:
-        with broker_errors():
-            seconds, _ = await self._redis.time()
-        return datetime.fromtimestamp(seconds, UTC).date()
+        return (await broker_time(self._redis)).date()
 
     async def of_owner(self, owner: str, period: Period) -> list[Usage]:
         pipeline = self._redis.pipeline(transaction=False)

@@ -14,7 +14,7 @@ import base64
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import redis.asyncio
 from redis import Redis
 
-from worker.broker.connection import broker_errors
+from worker.broker.connection import broker_errors, broker_time
 from worker.errors import KeyEndedError
 from worker.job import Job
 from worker.store import keyspace, scripts
@@ -175,9 +175,7 @@ class Deliveries:
 
     async def now(self) -> datetime:
         """By the broker's clock: a receiver refuses an attempt of a gateway whose own is wrong."""
-        with broker_errors():
-            seconds, _ = await self._redis.time()
-        return datetime.fromtimestamp(seconds, UTC)
+        return await broker_time(self._redis)
 
     async def secrets(self, owner: str) -> list[str]:
         """Signing secrets of `owner`; two for a while after a rotation.
