@@ -127,7 +127,7 @@ class Scrape:
 
 def _state(survey: Survey) -> Iterator[Metric]:
     oldest, due = survey.oldest_seconds, survey.due_webhooks
-    takers = sum(not worker.pause for worker in survey.workers)
+    takers = [worker for worker in survey.workers if not worker.pause]
     for name, text, value in (
         ("mochi_waiting_requests", "Waiting requests.", survey.waiting),
         ("mochi_oldest_waiting_seconds", "How long the oldest waiting request has waited.", oldest),
@@ -138,7 +138,8 @@ def _state(survey: Survey) -> Iterator[Metric]:
             survey.waiting + survey.running,
         ),
         ("mochi_due_webhooks", "Webhook deliveries that are due or will be retried.", due),
-        ("mochi_live_workers", "Live workers that take requests.", takers),
+        ("mochi_live_workers", "Live workers that take requests.", len(takers)),
+        ("mochi_live_gpus", "Their GPUs.", sum(worker.engine.gpus for worker in takers)),
     ):
         yield GaugeMetricFamily(name, text, value)
     engines = InfoMetricFamily("mochi_worker", "Each live worker and its engine.")

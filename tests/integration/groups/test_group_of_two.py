@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from server.keys.lookup import Scope
 from tests.support.stack import Stack, eventually
 
 SLOW = {"x-mock-scenario": "slow:6"}
@@ -89,6 +91,14 @@ def test_the_sdk_gets_its_video_from_a_group(stack: Stack) -> None:
     answer = stack.sdk().run_sync("mochi-1", prompt="a pond", frames=26, steps=10)
     assert answer.content[4:8] == b"ftyp"
     assert "2 x CPU" in stack.logs()
+
+
+@pytest.mark.usefixtures("worker")
+def test_version_and_metrics_know_the_size_of_the_group(stack: Stack) -> None:
+    (engine,) = stack.http().get("/version").json()["engines"]
+    assert engine["gpus"] == 2
+    metrics = stack.http(stack.key(scopes=[Scope.ADMIN])).get("/metrics").text
+    assert "\nmochi_live_workers 1.0\nmochi_live_gpus 2.0" in re.sub("\n#.*", "", metrics)
 
 
 @pytest.mark.usefixtures("worker")

@@ -99,7 +99,7 @@ def test_every_gateway_shows_the_same_of_the_broker_and_its_own_of_http(
             *("denoising", "video", "publishing"),
         }
         assert seen.value("mochi_broker_up") == 1
-        assert seen.value("mochi_live_workers") == 2
+        assert seen.value("mochi_live_workers") == seen.value("mochi_live_gpus") == 2
         assert seen.value("mochi_worker_info", model="light mock") == 2
         assert seen.value("mochi_waiting_requests") == 0
     calls = {"route": "/v1/mochi-1", "verb": "POST"}
