@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,12 +28,14 @@ from segmind.exceptions import SegmindError
 
 from models.errors import MochiError
 from models.example import EXAMPLE_REQUEST
+from server.cli.output import check_file, new_file
 from server.keys.first import read_first_key
 from worker.process.shutdown import on_signals
 
 MODEL = "mochi-1"
 START_SECONDS = 180  # where torch is installed, importing it is slow on a cold disk
 VIDEO_SECONDS = 1200
+DEFAULT_OUTPUT = Path("mochi.mp4")
 STOP_SECONDS = 60  # longer than the server lets a running request finish
 
 console = Console(highlight=False, soft_wrap=True)
@@ -51,11 +53,13 @@ def main() -> int:
     # No proxy for this machine.
     os.environ["no_proxy"] = "127.0.0.1"
     try:
-        with data_folder(options.data_dir) as data_dir:
-            port = options.port or free_port()
-            with running_server(data_dir, port) as server:
-                key = read_first_key(data_dir)  # the first start makes one
-                make_video(server, key, options.output)
+        with (
+            output_file(options.output) as output,
+            data_folder(options.data_dir) as data_dir,
+            running_server(data_dir, options.port) as server,
+        ):
+            key = read_first_key(data_dir)  # the first start makes one
+            make_video(server, key, output)
     except (DemoError, MochiError, SegmindError, httpx.HTTPError, OSError) as error:
         reason = error.detail if isinstance(error, SegmindError) else None
         console.print(f"The demo failed: {reason or error}", style="red", markup=False)
@@ -68,20 +72,11 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/demo",
-        description="Make a video with the real server, without a model. Needs no GPU.",
-        epilog="example: scripts/demo -o /tmp/first.mp4 --port 8000",
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("mochi.mp4"), metavar="FILE",
-        help="where the video goes (default: mochi.mp4)",
-    )  # fmt: skip
-    parser.add_argument("--port", type=int, help="the server's port (default: any free one)")
-    parser.add_argument(
-        "--data-dir", type=Path, metavar="FOLDER",
-        help="keep the server's data here (default: a folder that is removed at the end)",
-    )  # fmt: skip
+    """The options; `scripts/demo` explains them, before this file's libraries are installed."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", add_help=False)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--data-dir", type=Path, metavar="FOLDER")
     return parser.parse_args()
 
 
@@ -90,11 +85,16 @@ def interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def free_port() -> int:
-    """A free port, chosen by the kernel."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+def output_file(chosen: Path | None) -> AbstractContextManager[Path]:
+    """The chosen file, or a new one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if chosen is None:
+        return new_file(DEFAULT_OUTPUT)
+    check_file(chosen)
+    return nullcontext(chosen)
 
 
 @contextmanager
@@ -110,11 +110,18 @@ def data_folder(chosen: Path | None) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Server:
-    """`mochi-server up`, its address and the file that takes its output."""
+    """`mochi-server up`, and the file that takes its output."""
 
     process: subprocess.Popen[bytes]
-    url: str
     log: Path
+
+    @property
+    def url(self) -> str:
+        """Its address, once it is ready; empty before. Another server may have the chosen port."""
+        found = re.search(
+            r"^Ready on (\S+)/v1 ", self.log.read_text(errors="replace"), re.MULTILINE
+        )
+        return found[1] if found else ""
 
     def check_alive(self) -> None:
         """Raise DemoError with the server's last output if it has ended."""
@@ -161,7 +168,7 @@ def running_server(data_dir: Path, port: int) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches only the demo, which then stops the server
         )
-    server = Server(process, f"http://127.0.0.1:{port}", log)
+    server = Server(process, log)
     try:
         wait_until_ready(server)
         yield server
@@ -174,17 +181,13 @@ def running_server(data_dir: Path, port: int) -> Iterator[Server]:
 
 
 def wait_until_ready(server: Server) -> None:
-    """Wait until `/readyz` is 200."""
+    """Wait until the server says so."""
     started = time.monotonic()
     with console.status("") as status:
         while (waited := time.monotonic() - started) < START_SECONDS:
             status.update(f"Starting broker, gateway and worker: {waited:.0f} s")
             server.check_alive()
-            try:
-                ready = httpx.get(f"{server.url}/readyz", timeout=5).is_success
-            except httpx.TransportError:
-                ready = False  # not listening yet
-            if ready:
+            if server.url:
                 console.print(f"Ready at {server.url} after {waited:.0f} s.")
                 return
             time.sleep(0.2)
@@ -240,7 +243,6 @@ def describe(status: dict[str, Any]) -> str:
 
 def download(url: str, output: Path) -> int:
     """Write the video to `output` and return its size in bytes."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     video = httpx.get(url, timeout=60).raise_for_status().content
     output.write_bytes(video)
     return len(video)
