@@ -238,7 +238,7 @@ local function standing_webhook(owner, webhook_id)
 end
 
 local DELETED = 'the webhook was deleted'
-local DEAF = 'the webhook does not receive the ends of requests any more'
+local UNSUBSCRIBED = 'the webhook does not receive the ends of requests any more'
 
 local function is_under_way(id)
   local attempts, noted = unpack(redis.call('HMGET', keys.webhook .. id, 'attempts', 'noted'))

@@ -38,7 +38,7 @@ if outcome == 'added' or outcome == 'changed' then
   webhook.created_at = known and known.created_at or now_ms()
   redis.call('HSET', webhooks, put_id, cjson.encode(webhook))
   if not webhook.is_heard then
-    give_up_standing(owner, put_id, DEAF, ARGV[7])
+    give_up_standing(owner, put_id, UNSUBSCRIBED, ARGV[7])
   end
 end
 return { outcome, put_id }

@@ -20,7 +20,7 @@ local function obstacle(owner, webhook, webhook_id, number)
     return 'the API key was revoked'
   end
   if webhook_id and not (webhook and webhook.is_heard) then
-    return webhook and DEAF or DELETED
+    return webhook and UNSUBSCRIBED or DELETED
   end
   return number > most_attempts and 'the sender ended during the last attempt'
 end

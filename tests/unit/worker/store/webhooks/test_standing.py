@@ -32,7 +32,7 @@ MOST_DUE = 500
 FIRST = Webhook("https://first.example/", "https://us.example", ["INFERENCE"], True)
 SECOND = replace(FIRST, url="https://second.example/", base="https://eu.example")
 AT: Any = {"created_at": 1}
-DEAF = replace(FIRST, types=["PIXELFLOW"], is_heard=False)
+UNSUBSCRIBED = replace(FIRST, types=["PIXELFLOW"], is_heard=False)
 
 _Result = TypeVar("_Result")
 
@@ -90,7 +90,7 @@ def test_waiting_deliveries_end_with_their_webhook_or_its_interest(
         assert ask(redis_url, lambda it: it.delete(OWNER, webhook_id))
     else:
         reason = "the webhook does not receive the ends of requests any more"
-        ask(redis_url, lambda it: it.change(OWNER, webhook_id, DEAF))
+        ask(redis_url, lambda it: it.change(OWNER, webhook_id, UNSUBSCRIBED))
     found = {each.delivery_id: each for each in all_deliveries(redis)}
     ended, waits = found[f"{request_id}:{webhook_id}"], found[f"{request_id}:{other_id}"]
     assert (ended.state, ended.due_at) == (State.GIVEN_UP, None)
