@@ -142,7 +142,7 @@ def rq_job(request_id: str) -> str:
 
 
 def for_scripts(request_id: str = "") -> list[str]:
-    """KEYS of every script, in the order in which `lua/common.lua` names them."""
+    """KEYS of every script, in the order in which `lua/common/base.lua` names them."""
     return [record(request_id), rq_job(request_id), *_FIXED_KEYS]
 
 

@@ -17,6 +17,8 @@ from worker.store.keyspace import BOUNDS_MS
 Outcome = TypeVar("Outcome", bound=StrEnum)
 
 _FOLDER = Path(__file__).with_name("lua")
+_COMMON = ("base", "accounts", "queue", "deliveries", "lists", "ends")
+"""Files of `lua/common` in their order: each may use what those before it define."""
 
 
 @cache  # an upgrade on disk must not mix with the version that runs
@@ -27,10 +29,10 @@ def source(name: str) -> str:
     administrators (`allow-oom`).
     """
     first_line = "" if name == "submit" else "#!lua flags=allow-oom\n"
-    common = _FOLDER / "common.lua"
+    common = [_FOLDER / "common" / f"{part}.lua" for part in _COMMON]
     (script,) = _FOLDER.glob(f"*/{name}.lua")
     bounds = f"local BOUNDS_MS = {{ {', '.join(map(str, BOUNDS_MS))} }}\n"
-    return first_line + bounds + common.read_text("utf-8") + script.read_text("utf-8")
+    return first_line + bounds + "".join(path.read_text("utf-8") for path in (*common, script))
 
 
 def pairs(flat: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

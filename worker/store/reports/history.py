@@ -1,8 +1,8 @@
 """The history of a key: its requests, for long after their records and videos have expired.
 
-The script that ends a request also adds it here (`note_past` in lua/common.lua), to a stream of its
-owner: small, cut to length and age by the broker, and in the order of the ends. What is still kept
-is read from its record, which knows more.
+The script that ends a request also adds it here (`note_past` in lua/common/lists.lua), to a stream
+of its owner: small, cut to length and age by the broker, and in the order of the ends. What is
+still kept is read from its record, which knows more.
 """
 
 from __future__ import annotations

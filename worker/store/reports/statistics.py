@@ -40,7 +40,7 @@ class Times:
     total_ms: int = 0
 
     def add(self, bound: str, amount: int) -> None:
-        """Add a field of the hash; `bound` as in `observe` of common.lua."""
+        """Add a field of the hash; `bound` as in `observe` of lua/common/base.lua."""
         if bound == "sum":
             self.total_ms = amount
         elif bound.isdecimal() and int(bound) in self.counts:

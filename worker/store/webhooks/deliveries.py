@@ -1,8 +1,8 @@
 """Webhook deliveries: queue, leases and retries.
 
-The script that ends a request also queues its delivery (`enqueue_delivery` in lua/common.lua),
-which is due until it is delivered or given up. A sender leases it, and when that sender dies, it is
-due again: delivery is at least once, always with the same id.
+The script that ends a request also queues its delivery (`enqueue_delivery` in
+lua/common/deliveries.lua), which is due until it is delivered or given up. A sender leases it, and
+when that sender dies, it is due again: delivery is at least once, always with the same id.
 
 RQ does not carry deliveries: its retries depend on registries, a scheduler and a lock that our
 workers do without, and its schedule would not be atomic with the end.
