@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import BaseModel
 
 from server.cli.client import http_client
 from server.errors import CommandError, visible
@@ -26,9 +27,15 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 65_536
 LINGER_SECONDS = 1.0
 """For the rest of a refused request. A close with unread bytes loses the response."""
+VERSION_SECONDS = 3.0
+"""For the server's answer to `/version`: the program waits for its refusal as long."""
 PLAIN_PORT = 80
 TUNNEL = "CONNECT"
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+class _Version(BaseModel):
+    link_origins: list[str]
 
 
 class Target(NamedTuple):
@@ -62,14 +69,16 @@ class Target(NamedTuple):
             return cls(url, parts.hostname, port or 80, None)
         return cls(url, parts.hostname, port or 443, httpx.create_ssl_context())
 
-    def targets_of_links(self, key: str) -> dict[tuple[str, int], Target]:
-        """The hosts, with ports, that this server's links lead to. None while it does not say."""
+    def targets_of_links(self, key: str) -> dict[tuple[str, int], Target] | None:
+        """The hosts, with ports, that this server's links lead to; None if they are unknown."""
         try:
             with http_client(self.url, {"x-api-key": key}) as http:
-                origins = http.get(f"{self.url}/version").json().get("link_origins", [])
-        except (httpx.HTTPError, ValueError):
-            return {}
-        targets = map(type(self).of, origins)
+                response = http.get(f"{self.url}/version", timeout=VERSION_SECONDS)
+            origins = _Version.model_validate_json(response.content).link_origins
+            targets = [self.of(origin) for origin in origins]
+        # No answer, or that of another kind of server.
+        except (httpx.HTTPError, ValueError, CommandError):
+            return None
         return {(target.host, target.port): target for target in targets}
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -96,7 +105,7 @@ class Proxy:
         self.led = 0
         self.refused: Counter[str] = Counter()
         self.untrusted = 0
-        self._linked: dict[tuple[str, int], Target] = {}
+        self._linked: dict[tuple[str, int], Target] | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection, to its end."""
@@ -143,9 +152,9 @@ class Proxy:
 
     async def _find_linked(self, host: str, port: int) -> Target | None:
         """Ask late, and again after a failure: the server may start after the program."""
-        if not self._linked:
+        if self._linked is None:
             self._linked = await asyncio.to_thread(self._target.targets_of_links, self._key)
-        return self._linked.get((host, port))
+        return (self._linked or {}).get((host, port))
 
     async def _start_tls(self, writer: asyncio.StreamWriter, host: str) -> None:
         try:
