@@ -4,19 +4,22 @@
 
 const http = require("node:http");
 const https = require("node:https");
+const net = require("node:net");
 const tls = require("node:tls");
 
 // Where undici, which fetch is made of, keeps its dispatcher, in Node.js as in its package.
 const DISPATCHER = Symbol.for("undici.globalDispatcher.1");
 
-const isDirect = (host) => process.env.NO_PROXY.split(",").includes(host.replace(/^\[|\]$/g, ""));
+const withoutBrackets = (host) => host.replace(/^\[|\]$/g, "");
+const isDirect = (host) => (process.env.NO_PROXY ?? "").split(",").includes(withoutBrackets(host));
 
 // Calls `done(error, socket)` with a connection through the proxy. `secure`: options of TLS, or null.
 function tunnel(host, port, secure, done) {
   const { hostname, port: proxyPort } = new URL(process.env.HTTPS_PROXY);
-  const path = `${host}:${port}`;
-  const call = { host: hostname, port: proxyPort, method: "CONNECT", path, agent: false };
-  const request = http.request(call).once("error", done);
+  const path = `${host.includes(":") ? `[${withoutBrackets(host)}]` : host}:${port}`;
+  const call = { host: hostname, port: proxyPort, method: "CONNECT", path };
+  // Without an agent: that would lead the call to the proxy through the proxy.
+  const request = http.request({ ...call, createConnection: net.connect }).once("error", done);
   request.once("connect", ({ statusCode, statusMessage }, socket) => {
     if (statusCode !== 200) {
       socket.destroy();

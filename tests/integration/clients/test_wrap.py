@@ -181,7 +181,8 @@ await new Promise((done) => https.request(url, {{ method: "POST", headers }}, (a
 }}).end(body));
 const plain = "http://api.segmind.com/version";
 console.log((await fetch(plain)).status, (await fetch(process.env.MOCHI_URL + "/version")).status);
-await new Promise((done) => http.get(plain, (answer) => done(console.log(answer.statusCode))));
+const answer = await new Promise((done) => http.get(plain, done));
+console.log(answer.resume().statusCode);  // unread, it would keep the program alive
 console.log(process.title);
 """
     call = ("node", "--input-type=module", "-e", code)
