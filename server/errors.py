@@ -54,7 +54,7 @@ class InvalidKeyError(HttpError):
     def __init__(
         self,
         text: str = "Invalid API key; ask the operator of this server for one, or create one with "
-        "`mochi-server keys create NAME`. `mochi-server up` names the file of the first key",
+        "`mochi-server keys create NAME`. `mochi-server up` names the file of the first key.",
     ) -> None:
         super().__init__(text)
 
@@ -63,14 +63,14 @@ class ExpiredKeyError(InvalidKeyError):
     """The API key, or its secret from before a rotation, has expired."""
 
     def __init__(self) -> None:
-        super().__init__("This API key has expired; ask the operator of this server for another")
+        super().__init__("This API key has expired; ask the operator of this server for another.")
 
 
 class RevokedKeyError(InvalidKeyError):
     """The API key was revoked."""
 
     def __init__(self) -> None:
-        super().__init__("This API key was revoked; ask the operator of this server for another")
+        super().__init__("This API key was revoked; ask the operator of this server for another.")
 
 
 class TooManyBadKeysError(HttpError):

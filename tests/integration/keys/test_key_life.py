@@ -93,7 +93,7 @@ def test_a_revoked_key_is_refused_at_every_gateway_at_once(
     revoke_key(stack.redis, name)
     assert (
         ask(stack, other, secret)
-        == ["This API key was revoked; ask the operator of this server for another"] * 2
+        == ["This API key was revoked; ask the operator of this server for another."] * 2
     )
     assert ask(stack, other, stack.key(name)) == [200, 200]  # the name is free
 
@@ -132,7 +132,7 @@ def test_an_expired_key_is_refused_until_it_is_given_more_time(
     ends_in(-1)
     assert (
         ask(stack, other, secret)
-        == ["This API key has expired; ask the operator of this server for another"] * 2
+        == ["This API key has expired; ask the operator of this server for another."] * 2
     )
     ends_in(1)
     assert ask(stack, other, secret) == [200, 200]

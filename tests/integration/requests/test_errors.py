@@ -115,7 +115,7 @@ def test_a_bad_key_is_401_with_another_message(
     with stranger(server) as client:
         answer = client.get("/v1/get-user-credits", headers=[(name, scheme + key)])
     text = refusal(answer, 401)
-    assert "`mochi-server up` names the file of the first key" in text
+    assert text.endswith(" `mochi-server up` names the file of the first key.")
     assert key.decode("latin-1") not in text
 
 
