@@ -17,6 +17,8 @@ const scenario = form.querySelector("#scenario");
 const fields = [...form.querySelectorAll("[name]")].filter((field) => !field.matches("fieldset"));
 
 let retryAt = 0;
+/** The key that a link has brought. */
+let linkedKey = "";
 
 /** The values of all fields, as text. */
 export function values() {
@@ -45,6 +47,13 @@ export function json() {
 
 export function apiKey() {
   return secret.value.trim();
+}
+
+/** Take a link's key in place of any other. */
+export function takeKey(given) {
+  secret.value = linkedKey = given;
+  clear();
+  showKeyState();
 }
 
 /** Seconds of video that the form asks for; NaN without numbers. */
@@ -149,8 +158,13 @@ function changed() {
     counter.hidden = count < most / 2;
     counter.classList.toggle("over", count > most);
   }
-  form.querySelector("#key-state").textContent = apiKey() ? "Set for this tab" : "";
+  showKeyState();
   form.dispatchEvent(new Event("changed"));
+}
+
+function showKeyState() {
+  const source = apiKey() === linkedKey ? "Set by the link" : "Set for this tab";
+  form.querySelector("#key-state").textContent = apiKey() ? source : "";
 }
 
 form.addEventListener("input", ({ target }) => {

@@ -257,18 +257,12 @@ setInterval(() => refresh(), REFRESH_MS);
 
 // Start and reload
 
-/**
- * Move the key of a link to the form, and clear the address. Whether there was one.
- *
- * A link by another person must not move the user's requests to another account without a question.
- */
+/** Move the key of a link to the form, and clear the address. Whether there was one. */
 function takeKey() {
   const secret = KEY_LINK.exec(location.hash)?.[1];
   if (secret === undefined) return false;
   window.history.replaceState(null, "", location.pathname + location.search);
-  const own = history.key.get();
-  if (own && own !== secret && !confirm(words.OTHER_KEY)) return false;
-  keyBox.value = secret;
+  form.takeKey(secret);
   history.key.set(secret);
   return true;
 }

@@ -27,9 +27,6 @@ export const LOST = {
   404: "It has expired, or belongs to another key.",
 };
 
-/** Asked before a link's key replaces the tab's. */
-export const OTHER_KEY = "This link has another API key than yours. Use it instead?";
-
 /** Headline for a status. */
 export function headline(body) {
   if (body.status === "COMPLETED") return "Your video is ready";

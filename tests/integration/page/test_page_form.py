@@ -59,6 +59,10 @@ def test_a_bad_key_is_shown_at_its_box_and_a_good_one_goes_on(visitor: Visitor) 
     box.blur()
     expect(box).to_have_accessible_description(re.compile("Invalid API key"))
     expect(visitor.page.locator("#detail")).to_have_text("Enter the API key that made it.")
+    visitor.page.goto(f"{visitor.stack.url}/#key={good}")
+    expect(box).not_to_have_attribute("aria-invalid", "true")
+    visitor.button("Generate").click()
+    expect(visitor.requests).to_have_count(2)
 
 
 def test_price_and_time_are_said_before_the_button_is_pressed(visitor: Visitor) -> None:
@@ -94,13 +98,11 @@ def test_the_key_stays_with_the_tab_and_stands_in_no_address(visitor: Visitor) -
     tab.goto(visitor.stack.url)
     expect(tab.locator("#snippet")).to_contain_text("segmind")
     expect(tab.get_by_label("API key")).to_have_value("")
-    # A link may bring it; an open page takes another one only when its user agrees.
-    other = visitor.stack.key()
-    agrees = iter([False, True])
-    tab.on("dialog", lambda dialog: dialog.accept() if next(agrees) else dialog.dismiss())
-    for key, taken in ((visitor.key, visitor.key), (other, visitor.key), (other, other)):
+    # A link brings its key, also in place of another one, and the page says so.
+    for key in (visitor.key, visitor.stack.key()):
         tab.goto(f"{visitor.stack.url}/#key={key}")
-        expect(tab.get_by_label("API key")).to_have_value(taken)
+        expect(tab.get_by_label("API key")).to_have_value(key)
+        expect(tab.locator("#key-state")).to_have_text("Set by the link")
         expect(tab.locator("#balance")).to_have_text("unlimited credits")
         assert tab.url == f"{visitor.stack.url}/"
     assert "key=" not in "".join(asked)
