@@ -13,23 +13,25 @@ from models.settings import make_private_folder
 from server.errors import MissingKeyError, SettingsError
 from server.keys.lookup import Scope, new_secret
 from server.keys.record import NewKey
-from server.keys.store import KeyExistsError, any_key, create_key, is_registered
+from server.keys.store import KeyExistsError, all_keys, any_key, create_key, is_registered
 
+NAME = "first"
 DRAFT = "key.new-"
 """Prefix of files whose key may not be registered yet."""
 
 
 def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
-    """The file of the first key, which has all scopes and is made if there is no key at all.
+    """The file of the first key, which has all scopes and is made if there was none.
 
-    None if there are other keys, and none of them is in this folder.
+    None if it is not in this folder, or was revoked; or if a file declares the keys.
 
     Raises:
         SettingsError: the folder cannot be written to; no key was made.
         BrokerUnavailableError: no key was made.
     """
-    if any_key(redis):
-        return _kept_file(redis, data_dir)
+    kept = _kept_file(redis, data_dir)
+    if kept is not None or not _is_lacking(redis):
+        return kept
     secret = new_secret()
     # The file comes first: a registered key without a file would be lost. Its name is unique, as
     # another process may be making the first key at the same time.
@@ -42,10 +44,17 @@ def first_key_file(redis: Redis, data_dir: Path) -> Path | None:
             "another folder with --data-dir."
         ) from None
     try:
-        create_key(redis, NewKey(name="first", scopes=tuple(Scope)), secret)
+        create_key(redis, NewKey(name=NAME, scopes=tuple(Scope)), secret)
     except KeyExistsError:  # another process was faster
         draft.unlink()
     return _kept_file(redis, data_dir)
+
+
+def _is_lacking(redis: Redis) -> bool:
+    """Keys that the operator created do not count: their secrets are in no file."""
+    return not any_key(redis) or not any(
+        key.name == NAME or key.source == "file" for key, _ in all_keys(redis)
+    )
 
 
 def _write(secret: str, data_dir: Path) -> Path:

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from server.errors import ExpiredKeyError, ForbiddenError, InvalidKeyError, RevokedKeyError
+from server.keys.file import apply_key_file
 from server.keys.first import DRAFT, first_key_file
 from server.keys.lookup import PREFIX, ApiKey, KeyLookup, Scope, digest
 from server.keys.record import KeyFormError, NewKey
@@ -296,3 +297,18 @@ def test_a_first_key_is_made_again_when_all_are_revoked(redis: Redis, tmp_path: 
     revoke_key(redis, "first")
     assert first_key_file(redis, tmp_path) == lost
     assert lost.read_text() != secret
+
+
+def test_a_first_key_is_made_beside_others_unless_a_file_declares_them_or_it_was_revoked(
+    redis: Redis, tmp_path: Path
+) -> None:
+    create_key(redis, NewKey(name="laptop"))
+    path = first_key_file(redis, tmp_path)
+    assert path == tmp_path / "key"
+    revoke_key(redis, "first")
+    assert first_key_file(redis, tmp_path) is None
+    redis.flushall()
+    keys_file = tmp_path / "keys.toml"
+    keys_file.write_text(f'[keys.laptop]\nsecret_sha256 = "{"0" * 64}"\n')
+    apply_key_file(redis, keys_file)
+    assert first_key_file(redis, tmp_path) is None
