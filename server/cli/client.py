@@ -17,17 +17,16 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from models.params import MODEL, GenerateParams
+from server.cli.access import Access, ApiKeyOption, ServerUrl
 from server.cli.options import (
     add_options,
     exit_on_error,
     expand,
     option,
-    read_settings,
     settings_options,
 )
 from server.cli.output import check_file, draft_of, errors, new_file
 from server.errors import ClientError, UnreachableError, visible
-from server.keys.first import key_path, read_first_key
 from worker.job import Stage
 from worker.process.shutdown import on_signals
 
@@ -41,19 +40,6 @@ PASSING = frozenset({502, 503, 504})
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 START_IT = "Is it running? `mochi-server up`"
 DEFAULT_OUTPUT = Path("mochi.mp4")
-LOCAL_URL = "http://127.0.0.1:8000"
-ServerUrl = Annotated[
-    str,
-    typer.Option(envvar="MOCHI_URL", show_envvar=False, help="The server. [env: MOCHI_URL]"),
-]
-ApiKeyOption = Annotated[
-    str | None,
-    typer.Option(
-        envvar="MOCHI_API_KEY",
-        show_envvar=False,
-        help="The API key. [default: the one in the data folder] [env: MOCHI_API_KEY]",
-    ),
-]
 
 _PARAMS = {
     name: option(
@@ -83,7 +69,7 @@ def generate(
             "… if that exists]",
         ),
     ] = None,
-    url: ServerUrl = LOCAL_URL,
+    url: ServerUrl = None,
     api_key: ApiKeyOption = None,
     **params: Any,  # noqa: ANN401 (of the fields of GenerateParams)
 ) -> None:
@@ -98,27 +84,20 @@ def generate(
     on_signals(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C
     asked = {name: value for name, value in params.items() if value is not None}
     with exit_on_error():
-        client = _client(url, api_key)
+        client = Client(Access.of(url, api_key))
         with nullcontext(output) if output else new_file(DEFAULT_OUTPUT) as file:
             client.generate({"prompt": prompt[0], **asked}, file)
 
 
-def _client(url: str, api_key: str | None) -> Client:
-    if api_key:
-        return Client(url, api_key)
-    data_dir = read_settings().data_dir
-    return Client(url, read_first_key(data_dir), key_path(data_dir))
-
-
 class Client:
-    """Talks to one server with one key, which may have come from a file."""
+    """Talks to one server with one key."""
 
-    def __init__(self, url: str, api_key: str, key_file: Path | None = None) -> None:
+    def __init__(self, access: Access) -> None:
         # As the SDK's base URL, or as a person would type it.
-        url = url if "://" in url else f"http://{url}"
+        url = access.url if "://" in access.url else f"http://{access.url}"
         self._url = url.rstrip("/").removesuffix("/v1")
-        self._http = http_client(url, {"x-api-key": api_key})
-        self._key_file = key_file
+        self._http = http_client(url, {"x-api-key": access.api_key})
+        self._key_hint = access.key_hint
 
     def generate(self, params: dict[str, Any], output: Path) -> None:
         """Generate a video and write it to `output`, with a progress bar on standard error.
@@ -240,13 +219,8 @@ class Client:
             ) from None
         if response.is_success:
             return body
-        raise ClientError(_error_text(response) + self._key_hint(response))
-
-    def _key_hint(self, response: httpx.Response) -> str:
-        """Where a refused key came from: perhaps from the folder of another server."""
-        if response.status_code != HTTPStatus.UNAUTHORIZED or self._key_file is None:
-            return ""
-        return f". The key is from {self._key_file}: set MOCHI_API_KEY or give --api-key."
+        is_hinted = response.status_code == HTTPStatus.UNAUTHORIZED and self._key_hint
+        raise ClientError(_error_text(response) + (f". {self._key_hint}" if is_hinted else ""))
 
 
 def where(body: dict[str, Any]) -> str:

@@ -128,10 +128,14 @@ def running_broker() -> Iterator[Client]:
         except BrokerUnavailableError:
             if settings.redis_url or embedded.is_alive():
                 raise
-            raise NoServerError(
-                f"No server runs on the data folder {settings.data_dir}. Start one with "
-                "`mochi-server up`, or choose the folder with --data-dir or MOCHI_DATA_DIR."
-            ) from None
+            raise NoServerError(no_server(settings.data_dir)) from None
+
+
+def no_server(data_dir: Path) -> str:
+    return (
+        f"No server runs on the data folder {data_dir}. Start one with `mochi-server up`, or "
+        "choose the folder with --data-dir or MOCHI_DATA_DIR."
+    )
 
 
 @contextmanager

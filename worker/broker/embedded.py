@@ -79,6 +79,13 @@ class EmbeddedBroker:
             with suppress(OSError):  # a full disk
                 os.write(self._lock.fileno(), f", {url}".encode())
 
+    def owner_url(self) -> str:
+        """Where the owner serves; empty if none does."""
+        with suppress(OSError):
+            if self.is_alive():
+                return (self._folder / "lock").read_text().partition(", ")[2]
+        return ""
+
     def start(self) -> None:
         """Attach to the running server, or start one. May be repeated, to start a dead one.
 
@@ -169,7 +176,8 @@ class EmbeddedBroker:
         lock.close()
         raise BrokerStartError(
             f"{self._folder.parent} is in use by another mochi-server (pid {owner}). Stop "
-            "it, or start a second one with --port 8001 --data-dir FOLDER."
+            "it, or give the second one a folder and a port of its own, as with --data-dir FOLDER "
+            "--port 8001."
         )
 
     def _take_guard(self) -> IO[str] | None:

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.client import LOCAL_URL, START_IT, ApiKeyOption, ServerUrl
+from server.cli.access import Access, ApiKeyOption, ServerUrl
+from server.cli.client import START_IT
 from server.cli.hosted.differences import Row, Verdict, rows
 from server.cli.hosted.recording import Side, check_key, record
-from server.cli.options import AsJson, exit_on_error, read_settings, settings_options
+from server.cli.options import AsJson, exit_on_error, settings_options
 from server.cli.output import console, errors, print_json, print_table
 from server.errors import ClientError, visible
-from server.keys.first import read_first_key
 
 HOSTED_URL = "https://api.segmind.com"
 COLUMNS = ("call", "what", "hosted", "local", "")
@@ -30,7 +30,7 @@ def compare(
     hosted: Annotated[
         str, typer.Option(help="The hosted API; its key: [env: SEGMIND_API_KEY] or a question.")
     ] = HOSTED_URL,
-    local: ServerUrl = LOCAL_URL,
+    local: ServerUrl = None,
     api_key: ApiKeyOption = None,
     hosted_key: Annotated[
         str | None, typer.Option(envvar="SEGMIND_API_KEY", show_envvar=False, hidden=True)
@@ -57,12 +57,13 @@ def compare(
     """
     payload = {"prompt": prompt, **dict(map(_parameter, parameters or ()))}
     with exit_on_error():
-        own_key = api_key or read_first_key(read_settings().data_dir)
+        access = Access.of(local, api_key)
+        key_hint = "The key is from SEGMIND_API_KEY." if hosted_key else ""
         hosted_key = hosted_key or _ask_key()
         if not yes:
             _confirm(f"Ask {hosted} for {'two videos' if blocking else 'one video'}")
-        ours = Side("local server", local, own_key, "its key", START_IT)
-        theirs = Side("hosted API", hosted, hosted_key, "SEGMIND_API_KEY", "Check --hosted.")
+        ours = Side("local server", *access, START_IT)
+        theirs = Side("hosted API", hosted, hosted_key, key_hint, "Check --hosted.")
         # First, as it costs nothing: no video is made where there is nothing to compare it with.
         check_key(ours)
         check_key(theirs)

@@ -28,12 +28,12 @@ SERVER_ERROR = 500
 
 
 class Side(NamedTuple):
-    """One of the servers. `key_name`, `remedy`: for the message when it does not do its part."""
+    """One of the servers. `key_hint`: if it refuses the key; `remedy`: if it does not answer."""
 
     name: str
     url: str
     api_key: str
-    key_name: str
+    key_hint: str
     remedy: str
 
 
@@ -115,10 +115,9 @@ class _Recorder:
     def check_key(self) -> None:
         credit = self.ask("credits", "GET", "/v1/get-user-credits")
         if credit.status == HTTPStatus.UNAUTHORIZED:
-            raise ClientError(
-                f"The {self._side.name} refused {self._side.key_name} (401): "
-                f"{credit.field('error') or 'without a message.'}"
-            )
+            error = str(credit.field("error") or "no message").removesuffix(".")
+            refusal = f"The {self._side.name} refused its key (401): {error}."
+            raise ClientError(f"{refusal} {self._side.key_hint}".rstrip())
 
     def submit(self, params: Mapping[str, Any]) -> None:
         self.check_key()

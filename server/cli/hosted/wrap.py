@@ -14,11 +14,10 @@ from typing import Annotated
 
 import typer
 
-from server.cli.client import LOCAL_URL, ApiKeyOption, ServerUrl
+from server.cli.access import Access, ApiKeyOption, ServerUrl
 from server.cli.hosted.proxy import Proxy, Target
-from server.cli.options import exit_on_error, fail, read_settings, settings_options
+from server.cli.options import exit_on_error, fail, settings_options
 from server.errors import visible
-from server.keys.first import read_first_key
 from server.paths import HOSTED_NAMES
 
 PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
@@ -45,7 +44,7 @@ def wrap(
     command: Annotated[
         list[str], typer.Argument(metavar="-- COMMAND...", help="The program and its arguments.")
     ],
-    url: ServerUrl = LOCAL_URL,
+    url: ServerUrl = None,
     api_key: ApiKeyOption = None,
 ) -> None:
     """Run a program whose calls to the hosted API reach a local server.
@@ -59,9 +58,9 @@ def wrap(
     if find_spec("trustme") is None:
         fail("wrap needs the package trustme. Type: pip install '.[wrap]'", os.EX_CONFIG)
     with exit_on_error():
-        target = Target.of(url)
-        key = api_key or read_first_key(read_settings().data_dir)
-    raise typer.Exit(asyncio.run(_run(command, target, key)))
+        access = Access.of(url, api_key)
+        target = Target.of(access.url)
+    raise typer.Exit(asyncio.run(_run(command, target, access.api_key)))
 
 
 async def _run(command: list[str], target: Target, key: str) -> int:

@@ -204,7 +204,7 @@ def test_credits_are_not_spent_unasked_nor_while_there_is_nothing_to_compare_wit
 @pytest.mark.parametrize(
     ("variable", "refusal"),
     [
-        ("SEGMIND_API_KEY", "The hosted API refused SEGMIND_API_KEY (401): Invalid API key"),
+        ("SEGMIND_API_KEY", "The hosted API refused its key (401): Invalid API key"),
         ("MOCHI_API_KEY", "The local server refused its key (401): Invalid API key"),
     ],
 )
@@ -215,6 +215,7 @@ def test_a_refused_key_ends_the_comparison_and_is_named(
     ended = compare(server, server.url, *SHORT, "--yes", **keys | {variable: "mochi_wrong"})
     assert ended.returncode == 1
     assert ended.stderr.startswith(refusal)
+    assert f"The key is from {variable}" in ended.stderr
     assert not ended.stdout
     for key in keys.values():  # no video was made for nothing
         assert server.http(key).get("/v1/videos").json()["data"] == []

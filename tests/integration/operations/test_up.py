@@ -36,8 +36,8 @@ def test_up_makes_a_private_key_serves_and_leaves_no_process(up: Up, tmp_path: P
         assert client.run("mochi-1", prompt="a pond", frames=1, steps=10)["status"] == "COMPLETED"
     target = tmp_path / "pond.mp4"
     made = run("generate", "a pond", "-o", str(target), "--frames", "2", "--steps", "10",
-               MOCHI_URL=up.url, MOCHI_DATA_DIR=str(up.folder))  # fmt: skip
-    assert made.returncode == 0, made.stderr
+               MOCHI_DATA_DIR=str(up.folder))  # fmt: skip
+    assert made.returncode == 0, made.stderr  # the folder knows the port, too
     assert target.read_bytes()[4:8] == b"ftyp"
     key = run("keys", "create", "alice", "--data-dir", str(up.folder)).stdout.strip()
     assert httpx.get(f"{up.url}/v1/get-user-credits", headers={"x-api-key": key}).is_success
@@ -225,6 +225,8 @@ def test_generate_says_where_a_refused_key_came_from(up: Up, tmp_path: Path) -> 
     chosen = run("generate", "a pond", *target, "--api-key", "mochi_wrong", MOCHI_URL=up.url)
     assert "(401)" in chosen.stderr
     assert "The key is from" not in chosen.stderr
+    stale = run("generate", "a pond", *target, MOCHI_API_KEY="mochi_stale", MOCHI_URL=up.url)
+    assert "(401). The key is from MOCHI_API_KEY: unset it" in stale.stderr
 
 
 def test_generate_says_what_to_do_when_there_is_no_server(tmp_path: Path) -> None:
@@ -234,6 +236,10 @@ def test_generate_says_what_to_do_when_there_is_no_server(tmp_path: Path) -> Non
     assert refused.returncode == 1
     assert "Is it running? `mochi-server up`" in refused.stderr
     assert not missing.exists()
+    folder = str(tmp_path / "none")
+    refused = run("generate", "a pond", "-o", str(missing), "--data-dir", folder)
+    assert refused.returncode == 1
+    assert f"No server runs on the data folder {folder}. Start one with" in refused.stderr
 
 
 @pytest.mark.parametrize(

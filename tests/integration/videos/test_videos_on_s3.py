@@ -14,6 +14,7 @@ import pytest
 from typing_extensions import override
 
 from server.api.links import Links, load_signer
+from server.cli.access import Access
 from server.cli.client import Client
 from tests.support.jobs import ask_gateway
 from tests.support.services.s3 import SECRET, ObjectStore
@@ -153,7 +154,7 @@ def test_our_own_client_downloads_it_and_keeps_its_key_to_itself(
     stack: Bucket, tmp_path: Path
 ) -> None:
     stack.s3.heal()
-    client = Client(stack.url, stack.key())
+    client = Client(Access(stack.url, stack.key()))
     client.generate(POND, tmp_path / "pond.mp4")
     client._http.close()  # it cannot be closed otherwise
     assert (tmp_path / "pond.mp4").read_bytes()[4:8] == b"ftyp"

@@ -12,6 +12,7 @@ from typer import BadParameter
 
 from models.params import GenerateParams
 from server.cli import client
+from server.cli.access import Access
 from server.cli.client import Client, where
 from server.cli.main import app, load
 from server.errors import ClientError
@@ -58,7 +59,7 @@ def test_https_to_a_server_of_http_is_told_so(tmp_path: Path) -> None:
         thread = Thread(target=answer_in_http, args=(listener,))
         thread.start()
         with pytest.raises(ClientError, match=f"If it speaks HTTP, use http://{address}"):
-            Client(f"https://{address}", "k").generate({}, tmp_path / "a.mp4")
+            Client(Access(f"https://{address}", "k")).generate({}, tmp_path / "a.mp4")
         thread.join()
 
 
@@ -76,7 +77,7 @@ def test_only_what_was_given_is_asked_for_and_no_file_is_overwritten_unless_name
     asked: list[tuple[dict[str, Any], str]] = []
 
     class Recorder:
-        def __init__(self, *_: str) -> None: ...
+        def __init__(self, *_: Access) -> None: ...
 
         def generate(self, params: dict[str, Any], output: Path) -> None:
             asked.append((params, output.name))
