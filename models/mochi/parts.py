@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,10 +47,15 @@ class Dtypes:
 
 @dataclass
 class Parts:
-    """The parts, on any device. They are unusable after an engine has taken them over."""
+    """The parts, on any device. They are unusable after an engine has taken them over.
+
+    Attributes:
+        read_text_encoder: gives the same one at each call. The first may read it: T5 is as large as
+            the transformer, which can leave main memory before.
+    """
 
     tokenizer: PreTrainedTokenizerBase
-    text_encoder: T5EncoderModel
+    read_text_encoder: Callable[[], T5EncoderModel]
     transformer: MochiTransformer3DModel
     scheduler: FlowMatchEulerDiscreteScheduler
     vae: AutoencoderKLMochi
@@ -68,13 +75,24 @@ class Parts:
 
         return cls(
             AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
-            T5EncoderModel.from_pretrained(folder, dtype=dtypes.text, **source("text_encoder")),
+            cache(
+                partial(
+                    T5EncoderModel.from_pretrained,
+                    folder,
+                    dtype=dtypes.text,
+                    **source("text_encoder"),
+                )
+            ),
             _Transformer.from_pretrained(
                 folder, torch_dtype=dtypes.transformer, **source("transformer")
             ),
             FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
             _Vae.from_pretrained(folder, torch_dtype=dtypes.vae, **source("vae")),
         )
+
+    @property
+    def text_encoder(self) -> T5EncoderModel:
+        return self.read_text_encoder()
 
     def pipeline(self) -> MochiPipeline:
         """The stock pipeline over these parts; an empty prompt is zeros, as in Genmo's code."""

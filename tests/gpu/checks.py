@@ -63,7 +63,8 @@ def full_width(blocks: int, dtypes: Dtypes, device: torch.device) -> Parts:
     parts = dummy.empty_dummy(dtypes, blocks)
     with torch.device("meta"):
         small = T5Config(vocab_size=128, d_model=4096, d_kv=64, d_ff=256, num_layers=1, num_heads=8)
-        parts.text_encoder = T5EncoderModel(small).eval()  # type: ignore[no-untyped-call]
+        text_encoder = T5EncoderModel(small).eval()  # type: ignore[no-untyped-call]
+    parts.read_text_encoder = lambda: text_encoder
     for parameter in parts.text_encoder.parameters():
         parameter.data = parameter.data.to(dtypes.text)
     generator = torch.Generator(device).manual_seed(dummy.SEED)

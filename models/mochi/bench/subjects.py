@@ -140,6 +140,7 @@ def _small_model(settings: EngineSettings, started: float, *, compares: bool) ->
         fp8.check(settings.device)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts.read(write_mock_checkpoint(Path(folder)), Dtypes())
+        parts.read_text_encoder()  # before the folder is deleted
     stock, parts = stock_beside(parts) if compares else (None, parts)
     return Subjects(
         assemble_mock(parts, settings.step_cache),

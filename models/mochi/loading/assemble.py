@@ -77,7 +77,7 @@ def assemble(
         torch.OutOfMemoryError: the weights alone are too large for the device.
     """
     profile = options.profile
-    for module in (parts.text_encoder, parts.transformer, parts.vae):
+    for module in (parts.transformer, parts.vae):
         module.requires_grad_(False)  # noqa: FBT003 (torch's own signature)
     conditioner = Conditioner(parts.transformer)
     conditioner.place(device, big_layers_too=profile.keeps_modulation)

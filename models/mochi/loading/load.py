@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,6 +13,7 @@ import structlog
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers import T5EncoderModel
 
 from models.cuda import GIB
 from models.engine import Engine, Traits
@@ -20,7 +24,8 @@ from models.mochi.group import GroupEngine, follow
 from models.mochi.loading import lora
 from models.mochi.loading.assemble import CPU, Options, assemble
 from models.mochi.loading.plan import LoadPlan, plan_loading, ranks_of
-from models.mochi.memory.profiles import PROFILES
+from models.mochi.memory import main_memory
+from models.mochi.memory.profiles import PROFILES, TEXT
 from models.mochi.network.attention import choose_kernel
 from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.parts import Dtypes, Parts
@@ -49,7 +54,7 @@ def load(settings: EngineSettings, cache_dir: Path, leader: Leader | None = None
     if settings.is_mock:
         return mock.MockEngine(_lead(_load_mock(settings, cache_dir, leader), leader))
     plan = _plan(settings, cache_dir, leader)
-    engine = _lead(_assemble(plan), leader)
+    engine = _lead(_assemble_in_turn(plan, settings, cache_dir), leader)
     _warm_up(engine, plan)
     return engine
 
@@ -65,7 +70,8 @@ def load_and_follow(settings: EngineSettings, cache_dir: Path, follower: Followe
     if settings.is_mock:
         engine = _load_mock(settings, cache_dir, follower)
     else:
-        engine = _assemble(_plan(settings, cache_dir, follower))
+        plan = _plan(settings, cache_dir, follower)
+        engine = _assemble_in_turn(plan, settings, cache_dir)
     follow(engine, follower)
 
 
@@ -135,19 +141,41 @@ def make_parts(plan: LoadPlan) -> Parts:
 
 
 def read_weights(folder: Path, dtypes: Dtypes) -> Parts:
-    """Load a folder into main memory.
+    """Load a folder into main memory; T5 when it is asked for.
 
     Raises:
         EngineUnavailableError: a file is missing or damaged; the text says what to do.
     """
+    with _damage_reported(folder):
+        parts = Parts.read(folder, dtypes)
+    read = parts.read_text_encoder
+
+    def read_text_encoder() -> T5EncoderModel:
+        with _damage_reported(folder):
+            return read()
+
+    return replace(parts, read_text_encoder=read_text_encoder)
+
+
+@contextmanager
+def _damage_reported(folder: Path) -> Iterator[None]:
     try:
-        return Parts.read(folder, dtypes)
+        yield
     except (OSError, ValueError, SafetensorError) as error:
         raise EngineUnavailableError(
             f"The weights in {folder} cannot be loaded: {error}\n"
             "`mochi-server weights verify` finds damaged files, `mochi-server weights pull` "
             "fetches them again."
         ) from error
+
+
+def _assemble_in_turn(plan: LoadPlan, settings: EngineSettings, data_dir: Path) -> MochiEngine:
+    """Assemble while no other worker of this data folder does, as loading takes the most memory."""
+    text = TEXT["reference" if plan.dtypes.text == torch.float32 else "bf16"]
+    needed = main_memory.needed_gib(plan.memory.profile, text, reads_all_first=plan.folder is None)
+    with main_memory.one_at_a_time(data_dir / "loading.lock"):
+        main_memory.check(needed, insists=settings.profile != "auto")
+        return _assemble(plan)
 
 
 def _assemble(plan: LoadPlan) -> MochiEngine:

@@ -55,6 +55,7 @@ class TextEncoder:
         """
         self._tokenizer = tokenizer
         self._encoder = encoder
+        encoder.requires_grad_(False)  # noqa: FBT003 (torch's own signature)
         encoder.to(lives_on)  # type: ignore[arg-type]
         self._device = works_on
         if lives_on != works_on:

@@ -53,7 +53,7 @@ def empty_dummy(dtypes: Dtypes, blocks: int = 48) -> Parts:
             parameter.data = parameter.data.to(torch.float32 if is_kept else dtype)
     return Parts(
         character_tokenizer(),
-        text_encoder,
+        lambda: text_encoder,
         transformer,
         FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
         vae,

@@ -109,7 +109,7 @@ def _parts() -> Parts:
     vae.decoder.proj_out.weight.data *= CONTRAST
     return Parts(
         tokenizer,
-        text_encoder,
+        lambda: text_encoder,
         transformer,
         FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
         vae,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +16,20 @@ from safetensors.torch import load_file
 from models.engine import Engine, Traits
 from models.errors import EngineUnavailableError
 from models.mochi.loading.assemble import Options
-from models.mochi.loading.load import load, read_weights, warm_up_requests
+from models.mochi.loading.load import assemble_mock, load, read_weights, warm_up_requests
 from models.mochi.loading.plan import LoadPlan
+from models.mochi.memory import main_memory
 from models.mochi.memory.profiles import PROFILES, MemoryPlan, ProfileName
-from models.mochi.parts import KEPT_IN_FLOAT32, Dtypes
+from models.mochi.network.transformer import Core
+from models.mochi.parts import KEPT_IN_FLOAT32, Dtypes, Parts
 from models.settings import EngineSettings
 from tests.support.models.mock_mochi import CPU, frames_of, params
+
+
+@pytest.fixture(autouse=True)
+def _room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much main memory as a server has."""
+    monkeypatch.setattr(main_memory, "available_gib", lambda _: (200.0, "no limit"))
 
 
 def test_what_is_warmed_up_needs_every_graph() -> None:
@@ -77,7 +87,7 @@ def test_an_engine_that_fails_its_warm_up_stops_the_start_with_what_to_change(
 
 def unreadable(folder: Path) -> str:
     with pytest.raises(EngineUnavailableError) as error:
-        read_weights(folder, Dtypes())
+        read_weights(folder, Dtypes()).read_text_encoder()
     return str(error.value)
 
 
@@ -110,6 +120,36 @@ def test_damaged_weights_are_refused_with_a_way_out(copy: Path, file: str) -> No
     message = unreadable(copy)
     assert f"The weights in {copy} cannot be loaded" in message
     assert "mochi-server weights verify" in message
+
+
+def test_t5_is_read_when_the_transformer_is_in_its_place(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    parts = read_weights(checkpoint, Dtypes())
+    read, place = parts.read_text_encoder, Core.place
+
+    def note(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: object, **options: object) -> object:
+            seen.append(name)
+            return call(*args, **options)
+
+        return noted
+
+    parts.read_text_encoder = note("T5", read)
+    monkeypatch.setattr(Core, "place", note("transformer", place))
+    assemble_mock(parts, 0.0)
+    assert seen[:2] == ["transformer", "T5"]
+    assert read() is read()
+
+
+def test_too_little_main_memory_is_refused_before_anything_is_read(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main_memory, "available_gib", lambda _: (16.0, "a limit"))
+    monkeypatch.setattr(Parts, "read", None)
+    with pytest.raises(EngineUnavailableError, match=r"needs about 22\.5 GiB of main memory"):
+        on_a_cpu(monkeypatch, checkpoint, "80gb")
 
 
 def test_delicate_parameters_stay_in_float32_whatever_the_rest_is_loaded_as(
