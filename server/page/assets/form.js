@@ -101,12 +101,15 @@ export function refuse(error) {
   else say(error);
 }
 
+/** Show at the key's field why the server refuses it, or that it does not. The focus stays. */
+export function judgeKey(refusal) {
+  if (refusal) mark(secret, refusal);
+  else unmark(secret);
+}
+
 /** Remove all errors. */
 export function clear() {
-  for (const field of [secret, ...fields]) {
-    field.removeAttribute("aria-invalid");
-    errorOf(field).textContent = "";
-  }
+  [secret, ...fields].forEach(unmark);
   problem.textContent = "";
   retryAt = 0;
   tick();
@@ -130,10 +133,19 @@ function say(error) {
 }
 
 function reject(field, message) {
+  mark(field, message);
+  field.focus();
+}
+
+function mark(field, message) {
   field.setAttribute("aria-invalid", "true");
   write(errorOf(field), message);
   if (field === secret) keyPart.open = true;
-  field.focus();
+}
+
+function unmark(field) {
+  field.removeAttribute("aria-invalid");
+  errorOf(field).textContent = "";
 }
 
 function errorOf(field) {

@@ -197,11 +197,25 @@ async function refresh(isForAll = false) {
   list();
 }
 
+/** Before a submit: the server may refuse the key. */
+async function checkKey() {
+  const checked = givenKey;
+  const refusal = await server.showBalance(checked);
+  if (refusal === null || form.apiKey() !== checked) return;
+  form.judgeKey(refusal);
+  if (refusal) say(refusal);
+}
+
+function invite() {
+  write(at("invitation"), words.invitation(form.apiKey()));
+}
+
 /** Another key shows other requests. */
 function changeKey() {
   history.key.set(form.apiKey());
   givenKey = form.apiKey();
-  server.showBalance(givenKey);
+  checkKey();
+  invite();
   offerSoon();
   list();
   if (requestOfAddress()) show(requestOfAddress());
@@ -216,6 +230,7 @@ form.form.addEventListener("submit", (event) => {
 });
 form.form.addEventListener("changed", () => {
   history.draft.set(form.values());
+  invite();
   code.draw();
   offerSoon();
 });
@@ -274,7 +289,7 @@ form.foldKey();
 form.fill(history.draft.get());
 list();
 server.watch(form.offerScenarios);
-server.showBalance(givenKey);
+checkKey();
 if (form.apiKey()) {
   const going = history.requests(form.apiKey()).find((entry) => !api.isEnded(entry));
   if (requestOfAddress()) show(requestOfAddress());

@@ -29,13 +29,17 @@ export function watch(onMock) {
   look();
 }
 
-/** Show the balance; nothing where the key may not read it. */
+/**
+ * Show the balance; nothing where the key may not read it. Returns why the server refuses the key:
+ * "" if it does not, null if that is unknown.
+ */
 export async function showBalance(key) {
-  let text = "";
+  let [text, refusal] = ["", ""];
   try {
     if (key) text = words.balance(await api.credits(key));
-  } catch {
-    // The form shows what is wrong with a key
+  } catch (error) {
+    refusal = error.status === 401 ? error.message : null;
   }
   at("balance").textContent = text;
+  return refusal;
 }

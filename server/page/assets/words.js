@@ -27,6 +27,12 @@ export const LOST = {
   404: "It has expired, or belongs to another key.",
 };
 
+/** What to do first. */
+export function invitation(key) {
+  if (key) return "Describe a video, then press Generate.";
+  return "Enter an API key: `mochi-server up` prints where it is.";
+}
+
 /** Headline for a status. */
 export function headline(body) {
   if (body.status === "COMPLETED") return "Your video is ready";

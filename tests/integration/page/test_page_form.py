@@ -65,6 +65,25 @@ def test_a_bad_key_is_shown_at_its_box_and_a_good_one_goes_on(visitor: Visitor) 
     expect(visitor.requests).to_have_count(2)
 
 
+def test_a_wrong_key_is_told_when_its_field_is_left_and_the_focus_goes_on(visitor: Visitor) -> None:
+    good, box = visitor.key, visitor.key_box
+    invitation = visitor.page.locator("#invitation")
+    expect(invitation).to_contain_text("Enter an API key: mochi-server up prints where")
+    visitor.key = "mochi_wrong"
+    visitor.give_key()
+    visitor.field("Prompt").focus()
+    expect(box).to_have_accessible_description(re.compile("Invalid API key"))
+    expect(box).to_have_attribute("aria-invalid", "true")
+    expect(visitor.field("Prompt")).to_be_focused()
+    assert visitor.said()[-1].startswith("Invalid API key")
+    visitor.key = good
+    visitor.give_key()
+    expect(invitation).to_have_text("Describe a video, then press Generate.")
+    visitor.field("Prompt").focus()
+    expect(box).not_to_have_attribute("aria-invalid", "true")
+    assert "Invalid" not in visitor.page.locator("#key-error").inner_text()
+
+
 def test_price_and_time_are_said_before_the_button_is_pressed(visitor: Visitor) -> None:
     visitor.come(another_gateway(visitor.stack, price_base="2.5"))
     visitor.makes()  # now it is known how long one takes
@@ -104,6 +123,7 @@ def test_the_key_stays_with_the_tab_and_stands_in_no_address(visitor: Visitor) -
         expect(tab.get_by_label("API key")).to_have_value(key)
         expect(tab.locator("#key-state")).to_have_text("Set by the link")
         expect(tab.locator("#balance")).to_have_text("unlimited credits")
+        expect(tab.locator("#invitation")).to_contain_text("Describe a video")
         assert tab.url == f"{visitor.stack.url}/"
     assert "key=" not in "".join(asked)
 
