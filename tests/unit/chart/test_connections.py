@@ -1,0 +1,119 @@
+"""Services, policies, ingress, metrics and autoscaling point at what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from server.api.metrics import Scrape
+from server.transport.traffic import Traffic
+from tests.support.helm import CHART, ROOT, Object, needs_helm, one, pods, rendered
+from worker.store.reports.statistics import Survey
+
+EVERYTHING = ("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
+PASSWORD = ("--values", str(Path(__file__).parent / "values" / "password.yaml"))
+TRIAL = ("--values", str(Path(__file__).parent / "values" / "trial.yaml"))
+MONITORING = (*PASSWORD, "--set", "metrics.dashboard.enabled=true")
+
+pytestmark = needs_helm
+
+
+def chosen(objects: tuple[Object, ...], selector: dict[str, str]) -> set[str]:
+    """The components whose pods have these labels."""
+    return {
+        component
+        for component, pod in pods(objects).items()
+        if selector.items() <= pod["metadata"]["labels"].items()
+    }
+
+
+def test_every_selector_finds_the_pods_of_its_component_alone() -> None:
+    objects = (*rendered(), *rendered(*PASSWORD), *rendered(*EVERYTHING))
+    for each in objects:
+        spec = each.get("spec", {})
+        selector = spec.get("podSelector") or spec.get("selector") or {}
+        labels = selector.get("matchLabels", selector)
+        if labels:
+            component = each["metadata"]["labels"]["app.kubernetes.io/component"]
+            assert chosen(objects, labels) == {component}, each
+
+
+def test_the_broker_is_reached_by_gateways_and_workers_alone() -> None:
+    objects = rendered()
+    policy = one(objects, "NetworkPolicy", "valkey")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert "egress" not in policy
+    [rule] = policy["ingress"]
+    allowed = [chosen(objects, each["podSelector"]["matchLabels"]) for each in rule["from"]]
+    assert allowed == [{"gateway"}, {"worker"}]
+
+
+def test_a_worker_reaches_the_broker_and_names_alone_while_it_needs_no_more() -> None:
+    objects = rendered()
+    names, broker = one(objects, "NetworkPolicy", "worker")["spec"]["egress"]
+    assert {each["port"] for each in names["ports"]} == {53}
+    assert chosen(objects, broker["to"][0]["podSelector"]["matchLabels"]) == {"valkey"}
+    bucket = rendered("--set", "outputs.s3=s3://videos/mochi")
+    assert one(bucket, "NetworkPolicy", "worker")["spec"]["policyTypes"] == ["Ingress"]
+    named = one(rendered(*EVERYTHING), "NetworkPolicy", "worker")["spec"]["egress"]
+    assert [each["port"] for each in named[-1]["ports"]] == [6379, 9000, 4318]
+
+
+def test_nginx_waits_longer_than_a_blocking_call_and_holds_no_event_back() -> None:
+    annotations = one(rendered(*EVERYTHING), "Ingress")["metadata"]["annotations"]
+    prefix = "nginx.ingress.kubernetes.io/"
+    assert annotations[f"{prefix}proxy-read-timeout"] == "920"  # MOCHI_V1_SECONDS is 900
+    assert annotations[f"{prefix}proxy-buffering"] == "off"
+    traefik = one(rendered(*TRIAL), "Ingress")
+    assert "annotations" not in traefik["metadata"]
+    assert traefik["spec"]["ingressClassName"] == "traefik"
+
+
+def test_the_rules_are_those_of_compose() -> None:
+    text = (ROOT / "docker" / "prometheus" / "rules.yaml").read_text()
+    assert one(rendered(*MONITORING), "PrometheusRule")["spec"] == yaml.safe_load(text)
+    groups = one(rendered(*EVERYTHING), "PrometheusRule")["spec"]["groups"]
+    left = {rule["alert"] for group in groups for rule in group["rules"]}
+    all_alerts = set(re.findall(r"alert: (\w+)", text))
+    # No worker is no fault where workers scale to zero.
+    assert all_alerts - left == {"MochiLogLost", "MochiNoWorker"}
+
+
+def test_prometheus_calls_the_job_what_the_rules_call_it() -> None:
+    [endpoint] = one(rendered(*MONITORING), "ServiceMonitor")["spec"]["endpoints"]
+    [relabeling] = endpoint["relabelings"]
+    assert (relabeling["targetLabel"], relabeling["replacement"]) == ("job", "mochi")
+    assert "authorization" not in endpoint
+    [endpoint] = one(rendered(*EVERYTHING), "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["authorization"]["credentials"] == {"name": "admin-key", "key": "key"}
+
+
+def test_the_dashboard_is_that_of_compose() -> None:
+    data = one(rendered(*MONITORING), "ConfigMap")["data"]
+    board = ROOT / "docker" / "grafana" / "dashboards" / "mochi.json"
+    assert data["mochi.json"].strip() == board.read_text().strip()
+    for link in (CHART / "files").iterdir():
+        assert link.resolve().is_relative_to(ROOT / "docker")
+
+
+def test_keda_reads_a_figure_that_there_is_and_may_scale_to_zero() -> None:
+    objects = rendered(*EVERYTHING)
+    scaled = one(objects, "ScaledObject")["spec"]
+    assert (
+        scaled["scaleTargetRef"]["name"] == one(objects, "Deployment", "worker")["metadata"]["name"]
+    )
+    assert scaled["minReplicaCount"] == 0
+    [trigger] = scaled["triggers"]
+    figure = trigger["metadata"]["valueLocation"]
+    survey = Survey(2, 3, 0, [], 0, {}, {})
+    text = Scrape("1", Traffic(), survey, {}).text().decode()
+    assert f"\n{figure} 5.0\n" in text
+    service = one(objects, "Service", "gateway")
+    assert trigger["metadata"]["url"] == (
+        f"http://{service['metadata']['name']}.{service['metadata']['namespace']}.svc:8000/metrics"
+    )
+    assert trigger["metadata"]["authMode"] == "bearer"
+    token = one(objects, "TriggerAuthentication")
+    assert trigger["authenticationRef"]["name"] == token["metadata"]["name"]

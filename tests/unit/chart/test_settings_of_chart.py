@@ -1,0 +1,103 @@
+"""What the chart sets is a setting, and every setting can be set."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from models import VERSION
+from server.settings import ServerSettings
+from tests.support.helm import (
+    CHART,
+    ROOT,
+    Object,
+    containers,
+    needs_helm,
+    pods,
+    refusal,
+    rendered,
+    variables,
+)
+
+VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+RESERVED = set(SCHEMA["$defs"]["settings"]["propertyNames"]["not"]["enum"])
+"""Settings with a value of their own."""
+SETTINGS = {f"MOCHI_{name.upper()}" for name in ServerSettings.model_fields}
+
+pytestmark = needs_helm
+
+
+def ours(pod: Object) -> set[str]:
+    names = {name for container in containers(pod) for name in variables(container)}
+    return {name for name in names if name.startswith("MOCHI_")}
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_every_variable_is_a_setting_with_a_valid_value(
+    values: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pod in pods(rendered("--values", str(values))).values():
+        for container in containers(pod):
+            with monkeypatch.context() as patch:
+                for name, value in variables(container).items():
+                    patch.setenv(name, value)
+                assert ours(pod) <= SETTINGS
+                ServerSettings()
+
+
+def test_a_setting_that_has_a_value_of_its_own_is_refused_among_the_others() -> None:
+    everything = rendered("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
+    own = set[str]().union(*map(ours, pods(everything).values()))
+    given = {"MOCHI_RETENTION_SECONDS", "MOCHI_TRUSTED_PROXIES", "MOCHI_V1_SECONDS"}
+    given |= {"MOCHI_PROFILE", "MOCHI_CHECKPOINT_STEPS", "MOCHI_WEIGHTS", "MOCHI_PUBLIC_URL"}
+    assert own - given == RESERVED
+    assert RESERVED < SETTINGS
+    assert "MOCHI_REDIS_URL" in refusal("settings.MOCHI_REDIS_URL=redis://other")
+
+
+def test_a_setting_of_a_component_wins_over_that_of_all() -> None:
+    objects = rendered("--set", "settings.MOCHI_LEASE_SECONDS=20",
+                       "--set", "gateway.settings.MOCHI_LEASE_SECONDS=30")  # fmt: skip
+    found = {name: variables(containers(pod)[-1]) for name, pod in pods(objects).items()}
+    assert found["gateway"]["MOCHI_LEASE_SECONDS"] == "30"
+    assert found["worker"]["MOCHI_LEASE_SECONDS"] == "20"
+
+
+def test_the_chart_has_the_version_of_the_project() -> None:
+    versions = re.findall(r"^(?:appV|v)ersion: (.+)$", (CHART / "Chart.yaml").read_text(), re.M)
+    assert versions == [VERSION, VERSION]
+
+
+def test_the_chart_runs_the_images_of_the_dockerfile() -> None:
+    """Their user, their folders, and the file that the heartbeat touches."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    objects = pods(rendered())
+    for component in ("gateway", "worker"):
+        pod = objects[component]["spec"]
+        assert f"USER {pod['securityContext']['runAsUser']}" in dockerfile
+        mounts = {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert {"/data", "/data/outputs", "/tmp"} <= mounts
+    worker = variables(objects["worker"]["spec"]["containers"][0])
+    assert f"MOCHI_ALIVE_FILE={worker['MOCHI_ALIVE_FILE']}\n" in dockerfile
+
+
+@pytest.mark.parametrize(
+    ("values", "remedy"),
+    [
+        (("outputs.volume.size=",), "set outputs.s3, or outputs.volume.size"),
+        (("weights.volume.size=",), "set weights.volume.size"),
+        (("broker.bundled=false",), "Set broker.urlSecret"),
+        (("keda.enabled=true",), "set metrics.keySecret"),
+        (("metrics.serviceMonitor.enabled=true",), "set metrics.keySecret"),
+        (("worker.gpusPerVideo=3",), "must be one of 1, 2, 4, 6, 8"),
+        (("worker.gpus=3",), "additional properties 'gpus' not allowed"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_the_remedy(
+    values: tuple[str, ...], remedy: str
+) -> None:
+    assert remedy in refusal(*values)
