@@ -65,11 +65,13 @@ class LazyGroup(TyperGroup):
 def load(name: str) -> Any:  # noqa: ANN401 (of a class that typer keeps to itself)
     """The command `name` itself, with its options; its module is imported."""
     found = getattr(import_module(f"server.cli.{COMMANDS[name].module}"), name)
+    # After the program that `wrap` runs come that program's options, also without a `--`.
+    parsing = {"allow_interspersed_args": name != "wrap"}
     parent = typer.Typer(rich_markup_mode="markdown")
     if isinstance(found, typer.Typer):
         parent.add_typer(found, name=name)
     else:
-        parent.command(name)(found)
+        parent.command(name, context_settings=parsing)(found)
     return typer.main.get_group(parent).commands[name]
 
 

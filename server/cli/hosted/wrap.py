@@ -49,7 +49,9 @@ def wrap(
 ) -> None:
     """Run a program whose calls to the hosted API reach a local server.
 
-    Calls to any other host are refused. The program has the key as SEGMIND_API_KEY.
+    Calls to any other host are refused. The program has the key as SEGMIND_API_KEY. Links in
+    responses begin with the hosted address: to open one in a browser, put your server's address in
+    its place.
 
     Example: `mochi-server wrap -- python client.py`
 

@@ -93,3 +93,10 @@ def test_a_module_in_the_place_of_one_of_our_packages_is_named(module: str, tmp_
     assert done.returncode == os.EX_CONFIG
     assert done.stderr.startswith(str(tmp_path / module))
     assert done.stderr.count("\n") == 1
+
+
+def test_the_options_of_a_wrapped_program_are_its_own() -> None:
+    command = cli.load("wrap")
+    for typed in (["curl", "-sS", "--url", "x"], ["--", "curl", "-sS", "--url", "x"]):
+        assert command.make_context("wrap", typed).params["command"] == typed[-4:]
+    assert command.make_context("wrap", ["--url", "a", "curl"]).params["url"] == "a"
