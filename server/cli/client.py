@@ -248,19 +248,21 @@ def failure_text(
 ) -> str:
     """Name the server that failed, and what may help."""
     parts = urlsplit(url)
-    server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without a password
+    host = parts.netloc.rpartition("@")[2]  # without a password
+    server = f"{parts.scheme}://{host}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return (
             f"The certificate of {server} is not trusted: {error}. If it is one of your own, set "
             "SSL_CERT_FILE to the file of its CA, or to the certificate itself."
         )
     if "[SSL" in str(error):
-        return (
-            f"{server} does not speak HTTPS: {error}. If it speaks HTTP, use http://{parts.netloc}"
-        )
+        return f"{server} does not speak HTTPS: {error}. If it speaks HTTP, use http://{host}"
     if isinstance(error, httpx.HTTPStatusError):
         return f"{server} does not give the video: {error.response.status_code}."
-    return f"No answer from {server}: {error}. {remedy}"
+    said = f"No answer from {server}: {str(error).removesuffix('.')}."
+    if "without sending a response" in said and parts.scheme == "http":
+        return f"{said} If it speaks HTTPS, use https://{host}"
+    return f"{said} {remedy}"
 
 
 def _error_text(response: httpx.Response) -> str:

@@ -11,7 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.errors import SettingsError
+from server.cli.access import Access
+from server.cli.client import Client
+from server.errors import ClientError, SettingsError
 from server.settings import ServerSettings
 from server.transport.connection.tls import tls_context
 from tests.support.services.certificates import Certificate
@@ -67,6 +69,14 @@ def test_plain_http_on_the_tls_port_gets_no_response(url: str) -> None:
     with connect(url) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n")
         assert not connection.recv(100).startswith(b"HTTP")
+
+
+def test_our_own_client_is_told_to_use_https(url: str, tmp_path: Path) -> None:
+    plain = url.replace("https", "http")
+    with pytest.raises(ClientError) as refused:
+        Client(Access(plain, "k")).generate(POND, tmp_path / "pond.mp4")
+    assert f"If it speaks HTTPS, use {url}" in str(refused.value)
+    assert ".." not in str(refused.value)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
