@@ -74,8 +74,11 @@ def compare(
         print_json({"payload": payload, "rows": [row._asdict() for row in table]})
     else:
         _print(table, show_all=show_all)
-    if not any(answer.video for answer in (*here.values(), *there.values())):
-        errors.print("No video was looked at: there is none, or ffmpeg is missing.")
+    answers = (*here.values(), *there.values())
+    if not any(answer.video for answer in answers):
+        has_video = any(answer.is_video for answer in answers)
+        why = "ffmpeg is missing, which the extra mock brings" if has_video else "no answer has one"
+        errors.print(f"No video was looked at: {why}.")
     raise typer.Exit(any(row.verdict is Verdict.DIFFERS for row in table))
 
 

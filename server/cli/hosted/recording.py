@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,14 +55,17 @@ class Answer:
 
     @classmethod
     def of(cls, response: httpx.Response, seconds: float) -> Answer:
-        body, video = None, {}
-        if response.headers.get("content-type", "").startswith("video/"):
-            video = facts(response.content)
-        else:
-            with suppress(ValueError):
-                body = response.json()
-        headers = dict(response.headers)
-        return cls(response.status_code, headers, seconds, len(response.content), body, video)
+        headers, content = dict(response.headers), response.content
+        answer = cls(response.status_code, headers, seconds, len(content), None, {})
+        if answer.is_video:
+            return replace(answer, video=facts(content))
+        with suppress(ValueError):
+            return replace(answer, body=response.json())
+        return answer
+
+    @property
+    def is_video(self) -> bool:
+        return self.headers.get("content-type", "").startswith("video/")
 
     def field(self, name: str) -> Any:  # noqa: ANN401 (JSON)
         return self.body.get(name) if isinstance(self.body, dict) else None

@@ -224,6 +224,7 @@ def test_a_refused_key_ends_the_comparison_and_is_named(
 def test_equal_rows_are_shown_when_asked_for(server: Stack) -> None:
     ended = compare(server, server.url, "steps=5", "--yes")
     assert ended.stdout == "0 unknown differences\n"
+    assert ended.stderr == "No video was looked at: no answer has one.\n"
     ended = compare(server, server.url, "steps=5", "--yes", "--all")
     assert ["submit", "status code", "400", "400"] in [
         re.split(r"\s{2,}", line.strip()) for line in ended.stdout.splitlines()
