@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from models.params import MODEL
 from server.cli.output import console, print_table
 from server.errors import visible
 from server.keys.audit import Entry
@@ -27,13 +28,26 @@ def parse_credits(text: str) -> Decimal:
         raise typer.BadParameter(f"got {text!r}. {error.errors()[0]['msg']}.") from None
 
 
+def _warn_of_unknown(names: list[str] | None) -> list[str] | None:
+    """Only a warning, as gateways of a later version may serve more models."""
+    for name in names or ():
+        if name != MODEL:
+            warning = f"No model is called `{name}`: this server has `{MODEL}`."
+            typer.secho(visible(warning), err=True, fg="yellow")
+    return names
+
+
 Scopes = Annotated[
     list[Scope] | None,
     typer.Option("--scope", help="A scope that it has; repeat for more."),
 ]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", help="A model that it may use; repeat for more."),
+    typer.Option(
+        "--model",
+        callback=_warn_of_unknown,
+        help="A model that it may use; repeat for more.",
+    ),
 ]
 Expires = Annotated[
     str | None,

@@ -264,6 +264,11 @@ def test_a_key_lives_by_commands(stack: Stack, other: str) -> None:
         (("rotate", "nobody", "--grace", "soon"), 2, "not a duration"),
         (("revoke", "nobody"), 1, "There is no key `nobody`"),
         (("show", "nobody"), 1, "There is no key `nobody`"),
+        (
+            ("set", "nobody", "--model", "xyz"),
+            1,
+            "No model is called `xyz`: this server has `mochi-1`",
+        ),
         (("set", "nobody", "--priority", "2"), 1, "There is no key `nobody`"),
         (("set", "free", "--add-credits", "2"), 1, "is unlimited"),
         (("set", "free", "--credits", "2", "--unlimited"), 2, "either --credits or --unlimited"),
