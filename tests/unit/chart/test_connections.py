@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import tarfile
 from pathlib import Path
 
 import yaml
 
 from server.api.metrics import Scrape
 from server.transport.traffic import Traffic
-from tests.support.helm import CHART, ROOT, Object, needs_helm, one, pods, rendered
+from tests.support.helm import CHART, ROOT, Object, helm, needs_helm, one, pods, rendered
 from worker.store.reports.statistics import Survey
 
 EVERYTHING = ("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
@@ -117,3 +118,31 @@ def test_keda_reads_a_figure_that_there_is_and_may_scale_to_zero() -> None:
     assert trigger["metadata"]["authMode"] == "bearer"
     token = one(objects, "TriggerAuthentication")
     assert trigger["authenticationRef"]["name"] == token["metadata"]["name"]
+
+
+def test_the_notes_name_what_there_is_and_what_is_missing() -> None:
+    def notes(*values: str) -> str:
+        result = helm("install", "mochi", str(CHART), "--dry-run=client", *values)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.partition("NOTES:")[2]
+
+    text = notes()
+    for kind, name in re.findall(r"(deployment|service)/(\S+)", text):
+        assert one(rendered(), kind.title(), name)
+    assert "component=weights" in text
+    assert "WARNING" not in text
+    assert "MOCHI_TRUSTED_PROXIES is not set" in notes(*TRIAL)
+    assert "every pod of the cluster can reach the broker" in notes(*TRIAL)
+    assert "https://videos.example/v1" in notes(*EVERYTHING)
+
+
+def test_a_package_holds_the_rules_and_the_dashboard_themselves(tmp_path: Path) -> None:
+    """In the repository they are links."""
+    result = helm("package", str(CHART), "--destination", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    [package] = tmp_path.glob("*.tgz")
+    with tarfile.open(package) as files:
+        for name in ("rules.yaml", "mochi.json"):
+            content = files.extractfile(f"mochi-server/files/{name}")
+            assert content is not None
+            assert content.read() == (CHART / "files" / name).read_bytes()
