@@ -8,7 +8,15 @@ class MochiError(Exception):
 
 
 class InvalidParametersError(MochiError):
-    """Parameters are invalid; the text names each field, its rule and the value."""
+    """Parameters are invalid; the text names each field, its rule and the value.
+
+    Attributes:
+        parameters: the message of each invalid parameter of the model, by its name.
+    """
+
+    def __init__(self, text: str, parameters: dict[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.parameters = parameters
 
 
 class EngineError(MochiError):

@@ -117,8 +117,8 @@ def parse_params(body: Mapping[str, Any]) -> tuple[GenerateParams, list[str]]:
     try:
         params = GenerateParams.model_validate(dict(body))
     except ValidationError as error:
-        explained = map(_explain, error.errors(include_url=False))
-        raise InvalidParametersError(" ".join(explained)) from None
+        wrong = {str(one["loc"][0]): _explain(one) for one in error.errors(include_url=False)}
+        raise InvalidParametersError(" ".join(wrong.values()), wrong) from None
     return params, [name for name in body if name not in GenerateParams.model_fields]
 
 
@@ -127,6 +127,11 @@ def hint(name: str) -> str:
     known = GenerateParams.model_fields
     meant = ALIASES.get(name) or next(iter(get_close_matches(name, known, n=1)), "")
     return f"`{name}` is unknown and was ignored{meant and f'; did you mean `{meant}`?'}"
+
+
+def shown(bound: float) -> str:
+    """A bound of a range, as messages and documents show it."""
+    return "2^63-1" if bound == MAX_SEED else f"{bound:g}"
 
 
 def _explain(error: ErrorDetails) -> str:
@@ -150,7 +155,7 @@ def _rule(field: FieldInfo) -> str:
         most = bounds[MaxLen].max_length
         return f"Unicode text, {blank}of at most {most:,} characters, without control characters"
     kind = "a whole number" if field.annotation is int else "a number"
-    return f"{kind} from {bounds[Ge].ge} to {bounds[Le].le}"
+    return f"{kind} from {shown(bounds[Ge].ge)} to {shown(bounds[Le].le)}"
 
 
 def _described(value: object) -> str:
@@ -161,7 +166,7 @@ def _described(value: object) -> str:
         case int() if abs(value) > 10**20:
             return "a number of more than 20 digits"
         case int() | float():
-            return repr(value)
+            return repr(value).removesuffix(".0")
         case str():
             return f"a string of {len(value):,} characters"
         case list():

@@ -16,7 +16,7 @@ from typing import Any
 
 from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
 from models.mock.scenario import SCENARIO
-from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
+from models.params import HEIGHT, MODEL, WIDTH, GenerateParams, shown
 
 _LABELS = {"fps": "Frame rate", "guidance_scale": "Guidance"}
 """Labels for parameters whose names are unclear or long."""
@@ -136,18 +136,13 @@ def _number(name: str, field: dict[str, Any]) -> str:
     values = _common(name, field) | {
         "least": least,
         "most": most,
-        "range": f"{least} to {_short(most)}",
+        "range": f"{shown(least)} to {shown(most)}",
         "default": field["default"],
         "step": "1" if is_whole else "any",
         "pull": "1" if is_whole else "0.1",
     }
     control = _SLIDER if most - least <= _WIDEST_SLIDER else _DIE
     return _NUMBER.substitute(values, control=control.substitute(values))
-
-
-def _short(number: float) -> str:
-    is_largest = isinstance(number, int) and number + 1 == 1 << 63
-    return "2^63-1" if is_largest else str(number)
 
 
 def _common(name: str, field: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,9 @@ class ErrorBody(BaseModel):
     """An error: what is wrong, and the remedy."""
 
     error: str
+    parameters: dict[str, str] | None = absent_when_none(
+        "Where parameters are wrong: the message of each, by its name."
+    )
     request_id: str | None = absent_when_none("Where there is one.")
 
 

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from models.errors import MochiError
+from models.errors import InvalidParametersError, MochiError
 from server.errors import (
     STATUS,
     NoVersionError,
@@ -89,7 +89,10 @@ def answer_for_error(error: MochiError, path: str, request_id: str | None = None
         headers = {"content-range": f"bytes */{error.size}"}
     if request_id is not None:
         headers["x-request-id"] = request_id
-    return answer(_error_body(str(error), status, path, request_id), status, headers)
+    body = _error_body(str(error), status, path, request_id)
+    if isinstance(body, ErrorBody) and isinstance(error, InvalidParametersError):
+        body.parameters = error.parameters
+    return answer(body, status, headers)
 
 
 def answer_for_bug(path: str, request_id: str | None) -> Response:

@@ -30,7 +30,7 @@ def refusal(answer: httpx.Response, status: int) -> str:
     body = answer.json()
     assert isinstance(body["error"], str)
     assert body["error"]
-    assert set(body) <= {"error", "request_id"}
+    assert set(body) <= {"error", "parameters", "request_id"}
     return str(body["error"])
 
 

@@ -10,10 +10,11 @@ const PASSING = new Set([0, 429, 500, 502, 503, 504]);
 
 /** An error response. `status` is 0 when no response came. */
 export class ApiError extends Error {
-  constructor(status, message, retrySeconds = 0) {
+  constructor(status, message, retrySeconds = 0, parameters = {}) {
     super(message);
     this.status = status;
     this.retrySeconds = retrySeconds;
+    this.parameters = parameters; // the message of each wrong one, by its name
   }
 
   get isPassing() {
@@ -153,7 +154,8 @@ async function read(answer) {
   if (body !== null && (answer.ok || body.status === "FAILED")) return body;
   const words = body?.error ?? `The server cannot answer right now (${answer.status}).`;
   const status = answer.ok ? 0 : answer.status;
-  throw new ApiError(status, words, Number(answer.headers.get("retry-after")) || 0);
+  const retrySeconds = Number(answer.headers.get("retry-after")) || 0;
+  throw new ApiError(status, words, retrySeconds, body?.parameters);
 }
 
 /** JSON, with the seed as text: it may exceed JavaScript's number precision. */

@@ -56,9 +56,11 @@ export function takeKey(given) {
   showKeyState();
 }
 
-/** Seconds of video that the form asks for; NaN without numbers. */
+/** Seconds of video that the form asks for; NaN without numbers in their ranges. */
 export function seconds() {
-  return form.elements.frames.valueAsNumber / form.elements.fps.valueAsNumber;
+  const { frames, fps } = form.elements;
+  const areValid = frames.validity.valid && fps.validity.valid;
+  return areValid ? frames.valueAsNumber / fps.valueAsNumber : NaN;
 }
 
 export function hasProblem() {
@@ -92,11 +94,13 @@ export function isSendable() {
   return false;
 }
 
-/** Show a server error at the field that it names. */
+/** Show a server error at the fields that it names. */
 export function refuse(error) {
   clear();
-  const named = fields.find((field) => error.message.includes(`\`${field.name}\``));
+  const wrong = fields.filter(({ name }) => name in error.parameters);
+  const named = fields.find(({ name }) => error.message.includes(`\`${name}\``));
   if (error.status === 401) reject(secret, error.message);
+  else if (wrong.length > 0) rejectAll(wrong, error.parameters);
   else if (error.status === 400 && named) reject(named, error.message);
   else say(error);
 }
@@ -146,6 +150,14 @@ function mark(field, message) {
 function unmark(field) {
   field.removeAttribute("aria-invalid");
   errorOf(field).textContent = "";
+}
+
+/** The first one gets the focus. The page has labels in place of the API's names. */
+function rejectAll(wrong, messages) {
+  for (const field of wrong.toReversed()) {
+    const [label] = field.labels;
+    reject(field, messages[field.name].replace(`\`${field.name}\``, label.textContent));
+  }
 }
 
 function errorOf(field) {

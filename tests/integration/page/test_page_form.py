@@ -61,7 +61,7 @@ def test_what_the_server_refuses_is_shown_at_the_field_and_the_form_stays(visito
     visitor.generate(Frames=161)
     frames = visitor.field("Frames")
     expect(frames).to_have_accessible_description(
-        re.compile("frames must be a whole number from 1 to 160; got 161.")
+        re.compile("Frames must be a whole number from 1 to 160; got 161.")
     )
     expect(frames).to_have_attribute("aria-invalid", "true")
     expect(frames).to_be_focused()
@@ -71,6 +71,16 @@ def test_what_the_server_refuses_is_shown_at_the_field_and_the_form_stays(visito
     visitor.button("Generate").click()
     expect(visitor.field("Prompt")).to_have_accessible_description(re.compile("only white space"))
     expect(frames).not_to_have_attribute("aria-invalid", "true")
+    visitor.generate(Seed=-7, Frames=500, **{"Frame rate": "1e9"})
+    for label, said in {
+        "Frame rate": "Frame rate must be a number from 7 to 30; got 1000000000.",
+        "Frames": "Frames must be a whole number from 1 to 160; got 500.",
+        "Seed": "Seed must be a whole number from -1 to 2^63-1; got -7.",
+    }.items():
+        expect(visitor.field(label)).to_have_accessible_description(re.compile(re.escape(said)))
+        expect(visitor.field(label)).to_have_attribute("aria-invalid", "true")
+    expect(visitor.field("Frame rate")).to_be_focused()
+    expect(visitor.page.locator("#offer")).to_have_text("")
     assert visitor.requests.count() == 0
 
 

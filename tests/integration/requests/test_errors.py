@@ -76,6 +76,13 @@ def test_a_wrong_parameter_is_named_with_its_rule_and_what_came(
 
 
 @pytest.mark.parametrize("path", SUBMITS)
+def test_each_wrong_parameter_has_its_own_message(server: Stack, path: str) -> None:
+    body = server.http().post(path, json=POND | {"fps": 31, "steps": 9}).json()
+    assert body["parameters"].keys() == {"fps", "steps"}
+    assert body["error"] == " ".join(body["parameters"].values())
+
+
+@pytest.mark.parametrize("path", SUBMITS)
 def test_what_is_not_json_is_told_where_it_stops_to_be(server: Stack, path: str) -> None:
     answer = server.http().post(path, content=b'{"prompt": oops}', headers=JSON_HEADER)
     assert "at line 1, column 12" in refusal(answer, 400)

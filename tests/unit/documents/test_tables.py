@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from models.moderation.settings import ModerationSettings
-from models.params import GenerateParams
+from models.params import GenerateParams, shown
 from models.settings import EngineSettings
 from server.api.dry_run import DryRunBody
 from server.api.routes import event_stream, generate, models, operations, requests
@@ -80,14 +81,10 @@ def _parameters() -> list[str]:
     )
 
 
-def _range(field: dict[str, object]) -> str:
+def _range(field: dict[str, Any]) -> str:
     if "maxLength" in field:
         return f"at most {field['maxLength']:,} characters"
-    return f"{field['minimum']:g} – {_short(field['maximum'])}"  # noqa: RUF001 (a range)
-
-
-def _short(number: object) -> str:
-    return "2^63-1" if number == 2**63 - 1 else f"{number:g}"
+    return f"{shown(field['minimum'])} – {shown(field['maximum'])}"  # noqa: RUF001 (a range)
 
 
 def _settings(layer: type[EngineSettings]) -> list[str]:
