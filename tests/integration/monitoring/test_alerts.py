@@ -62,6 +62,22 @@ def test_promtool_finds_no_fault_in_the_rules() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_prometheus_sends_alerts_to_the_alertmanager_of_compose() -> None:
+    folder = RULES.parent
+    # Not the key's file, which the operator makes.
+    result = promtool("check", "config", "--syntax-only", str(folder / "prometheus.yaml"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    [manager] = yaml.safe_load((folder / "prometheus.yaml").read_text())["alerting"][
+        "alertmanagers"
+    ]
+    [target] = manager["static_configs"][0]["targets"]
+    host, _, port = target.partition(":")
+    services = yaml.safe_load((folder.parents[1] / "compose.yaml").read_text())["services"]
+    assert services[host]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    config = yaml.safe_load((folder / "alertmanager.yaml").read_text())
+    assert config["route"]["receiver"] in {each["name"] for each in config["receivers"]}
+
+
 def rule(name: str) -> dict[str, Any]:
     groups = yaml.safe_load(RULES.read_text())["groups"]
     [found] = [rule for group in groups for rule in group["rules"] if rule["alert"] == name]

@@ -131,10 +131,10 @@ def test_what_the_broker_knows_is_not_added_up_over_gateways() -> None:
 
 def test_compose_mounts_what_there_is() -> None:
     compose = yaml.safe_load((DOCKER.parent / "compose.yaml").read_text())
-    for service in ("prometheus", "grafana"):
+    for service in ("prometheus", "alertmanager", "grafana"):
         definition = compose["services"][service]
         assert definition["profiles"] == ["metrics"]
         for volume in definition["volumes"]:
             source = volume.partition(":")[0]
-            is_there = (DOCKER.parent / source).is_dir() if source[0] == "." else True
+            is_there = (DOCKER.parent / source).exists() if source[0] == "." else True
             assert is_there, volume
