@@ -17,6 +17,8 @@ const scenario = form.querySelector("#scenario");
 const fields = [...form.querySelectorAll("[name]")].filter((field) => !field.matches("fieldset"));
 
 let retryAt = 0;
+/** Whether the problem is that the server does not answer. */
+let isUnanswered = false;
 /** The key that a link has brought. */
 let linkedKey = "";
 
@@ -115,6 +117,7 @@ export function judgeKey(refusal) {
 export function clear() {
   [secret, ...fields].forEach(unmark);
   problem.textContent = "";
+  isUnanswered = false;
   retryAt = 0;
   tick();
 }
@@ -130,8 +133,17 @@ export function tick() {
   }
 }
 
+/** The server answers again: its silence is no problem any more. */
+export function forgiveSilence() {
+  if (!isUnanswered) return;
+  isUnanswered = false;
+  problem.textContent = "";
+  changed();
+}
+
 function say(error) {
   write(problem, error.message);
+  isUnanswered = error.status === 0;
   retryAt = error.retrySeconds > 0 ? Date.now() + error.retrySeconds * 1000 : 0;
   tick();
 }

@@ -47,11 +47,16 @@ async function submit() {
     at("request").scrollIntoView({ block: "nearest" });
   } catch (error) {
     if (!error.isPassing) history.press.set(null);
-    form.refuse(error);
+    refuse(error);
   } finally {
     sending(false);
     offerSoon();
   }
+}
+
+function refuse(error) {
+  form.refuse(error);
+  if (error.isPassing) server.doubt();
 }
 
 /** Show the dry run's price and forecast once the form rests. */
@@ -68,8 +73,8 @@ async function offer(signal) {
   try {
     const trial = await api.tryOut(form.model, givenKey, form.json(), signal);
     if (!signal.aborted) write(at("offer"), words.offer(form.seconds(), trial, view.isBusy()));
-  } catch {
-    // A submit shows the error
+  } catch (error) {
+    if (error.isPassing) server.doubt(); // a submit shows the error
   }
 }
 
@@ -111,7 +116,8 @@ async function show(requestId) {
     for await (const body of api.follow(requestId, secret, signal)) {
       if (signal.aborted) return;
       view.update(body);
-      if (!body.trouble) hear(requestId, body);
+      if (body.trouble) server.doubt();
+      else hear(requestId, body);
     }
   } catch (error) {
     if (signal.aborted) return;
@@ -145,7 +151,7 @@ async function cancel() {
   } catch (error) {
     if (signal.aborted) return;
     view.cancelling(false);
-    form.refuse(error);
+    refuse(error);
   }
 }
 
@@ -288,7 +294,10 @@ givenKey = form.apiKey();
 form.foldKey();
 form.fill(history.draft.get());
 list();
-server.watch(form.offerScenarios);
+server.watch((state, before) => {
+  form.offerScenarios(state.isMock);
+  if (before === "away" && state.name !== "away") form.forgiveSilence();
+});
 checkKey();
 if (form.apiKey()) {
   const going = history.requests(form.apiKey()).find((entry) => !api.isEnded(entry));

@@ -10,23 +10,32 @@ const WAITING_MS = 4_000;
 const pill = at("server");
 
 let timer = 0;
+let listener;
 
-/** Show the server's state while the page is visible. Calls `onMock` with whether it is a mock. */
-export function watch(onMock) {
-  const look = async () => {
-    clearTimeout(timer);
-    if (document.hidden) return;
-    const state = words.server(await api.server());
-    pill.dataset.state = state.name;
-    pill.textContent = state.text;
-    write(at("notice"), state.remedy);
-    at("notice").hidden = !state.remedy;
-    onMock(state.isMock);
-    clearTimeout(timer);
-    timer = setTimeout(look, state.name === "ready" ? READY_MS : WAITING_MS);
-  };
+/** Show the server's state while the page is visible. Calls `onState` with it and the one before. */
+export function watch(onState) {
+  listener = onState;
   document.addEventListener("visibilitychange", look);
   look();
+}
+
+/** Look at once: a call has failed at a server that is shown as ready. */
+export function doubt() {
+  if (pill.dataset.state === "ready") look();
+}
+
+async function look() {
+  clearTimeout(timer);
+  if (document.hidden) return;
+  const state = words.server(await api.server());
+  const before = pill.dataset.state;
+  pill.dataset.state = state.name;
+  pill.textContent = state.text;
+  write(at("notice"), state.remedy);
+  at("notice").hidden = !state.remedy;
+  listener(state, before);
+  clearTimeout(timer);
+  timer = setTimeout(look, state.name === "ready" ? READY_MS : WAITING_MS);
 }
 
 /**

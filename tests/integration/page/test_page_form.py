@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,26 @@ def test_the_state_of_the_server_is_shown(visitor: Visitor) -> None:
         said = remedy.replace("`", "") if text == "No worker" else ""
         expect(visitor.page.locator("#notice")).to_have_text(said)
         visitor.page.unroute("**/readyz", answer)
+    visitor.forgive("Failed to load")
+
+
+def test_a_server_that_goes_away_and_comes_back_is_seen_with_the_calls_that_it_fails(
+    visitor: Visitor,
+) -> None:
+    visitor.page.clock.install()
+    visitor.come()
+    badge, problem = visitor.page.locator("#server"), visitor.page.locator("#problem")
+    expect(badge).to_have_text("Ready · mock")
+    visitor.page.clock.pause_at(datetime.now(UTC) + timedelta(seconds=10))  # before the next look
+    for paths in ("**/readyz", "**/version", "**/v2/**"):
+        visitor.page.route(paths, lambda route: route.abort())
+    visitor.generate()
+    expect(problem).to_contain_text("The server does not answer.")
+    expect(badge).to_have_text("No connection")
+    visitor.page.unroute_all()
+    visitor.page.clock.run_for(5_000)
+    expect(badge).to_have_text("Ready · mock")
+    expect(problem).to_have_text("")
     visitor.forgive("Failed to load")
 
 
