@@ -86,12 +86,17 @@ securityContext:
 {{- range $name, $value := merge (index . 2) $own $region (index . 1) $values.settings }}
 {{- if ne (toString $value) "" }}
 - name: {{ $name }}
-  value: {{ $value | toString | quote }}
+  value: {{ include "mochi.text" $value | quote }}
 {{- end }}
 {{- end }}
 {{- with $values.env }}
 {{ toYaml . }}
 {{- end }}
+{{- end }}
+
+{{/* Helm reads numbers as floats, and would write 1e+06. */}}
+{{- define "mochi.text" -}}
+{{- if and (kindIs "float64" .) (eq (toString .) (floor . | toString)) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
 {{- end }}
 
 {{- define "mochi.brokerEnv" -}}

@@ -67,6 +67,15 @@ def test_a_setting_of_a_component_wins_over_that_of_all() -> None:
     assert found["worker"]["MOCHI_LEASE_SECONDS"] == "20"
 
 
+def test_a_large_number_stays_a_whole_number(tmp_path: Path) -> None:
+    """Helm reads numbers of a file as floats, and would write 1.048576e+06."""
+    values = tmp_path / "values.yaml"
+    values.write_text("settings: {MOCHI_BODY_BYTES: 1048576, MOCHI_STEP_CACHE: 0.06}")
+    worker = variables(containers(pods(rendered("--values", str(values)))["worker"])[-1])
+    assert worker["MOCHI_BODY_BYTES"] == "1048576"
+    assert worker["MOCHI_STEP_CACHE"] == "0.06"
+
+
 def test_the_chart_has_the_version_of_the_project() -> None:
     versions = re.findall(r"^(?:appV|v)ersion: (.+)$", (CHART / "Chart.yaml").read_text(), re.M)
     assert versions == [VERSION, VERSION]
