@@ -71,14 +71,18 @@ class EngineUnavailableError(MochiError):
     """The engine cannot run on this machine; the text has the cause and the remedy."""
 
 
+INSTALL = "pip install -c constraints.txt"
+"""For a clone, as in the documents: the project is on no index."""
+
+
 def not_installed(
     missing: ImportError | list[str], extras: str = "'.[worker]'"
 ) -> EngineUnavailableError:
-    """The error for a machine without the libraries of `extras`. The project is on no index."""
+    """The error for a machine without the libraries of `extras`."""
     what = f"missing: {', '.join(missing)}" if isinstance(missing, list) else missing
     return EngineUnavailableError(
         f"The worker's libraries are not installed ({what}). "
-        f"In a clone of the project, type: pip install {extras}"
+        f"In a clone of the project, type: {INSTALL} {extras}"
     )
 
 

@@ -52,6 +52,8 @@ def up(
     _warn_of_ignored(settings)
     with exit_on_error(os.EX_CONFIG):
         fetch_missing(settings)
+        if not settings.is_light_mock:
+            _refuse_without_libraries()
         status = supervise(settings, opens_page=opens_page)
     raise typer.Exit(status)
 
@@ -117,8 +119,7 @@ def bench_engine(
 
     Beside diffusers: `mochi-server bench engine --compare stock -o result.json`
     """
-    if missing := missing_libraries():
-        fail(str(not_installed(missing)), os.EX_CONFIG)
+    _refuse_without_libraries()
     settings = read_settings()
     with exit_on_error():
         if output is not None:
@@ -136,6 +137,11 @@ def bench_engine(
         "data_dir": settings.data_dir,
     }
     _exec("models.mochi.bench", json.dumps(order, default=str))
+
+
+def _refuse_without_libraries() -> None:
+    if missing := missing_libraries():
+        fail(str(not_installed(missing)), os.EX_CONFIG)
 
 
 def _warn_of_ignored(settings: ServerSettings) -> None:

@@ -218,4 +218,4 @@ ended = CliRunner().invoke(app, ["wrap", "--", "true"])
 print(ended.exit_code, ended.output)
 """
     told = run_with((), code)
-    assert told.startswith("78 wrap needs the package trustme. Type: pip install '.[wrap]'")
+    assert told.startswith("78 wrap needs the package trustme. Type: pip install -c constraints")

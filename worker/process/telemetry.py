@@ -15,6 +15,7 @@ from opentelemetry.trace import NoOpTracerProvider, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from models import VERSION
+from models.errors import INSTALL
 from worker.errors import TracingUnusableError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def start_tracing(environ: Mapping[str, str], service: str, instance: str = "") 
     except ImportError as error:
         raise TracingUnusableError(
             f"{variable} is set, but the libraries that send traces are not installed ({error}). "
-            "Unset it, or type in a clone of the project: pip install '.[otel]'"
+            f"Unset it, or type in a clone of the project: {INSTALL} '.[otel]'"
         ) from None
     try:
         return Tracing(otlp.provider(service, instance))

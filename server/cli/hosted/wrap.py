@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from models.errors import INSTALL
 from server.cli.access import Access, ApiKeyOption, ServerUrl
 from server.cli.hosted.proxy import Proxy, Target
 from server.cli.options import exit_on_error, fail, settings_options
@@ -58,7 +59,7 @@ def wrap(
     A call as the hosted documents have it: `mochi-server wrap -- curl https://api.segmind.com/…`
     """
     if find_spec("trustme") is None:
-        fail("wrap needs the package trustme. Type: pip install '.[wrap]'", os.EX_CONFIG)
+        fail(f"wrap needs the package trustme. Type: {INSTALL} '.[wrap]'", os.EX_CONFIG)
     with exit_on_error():
         access = Access.of(url, api_key)
         target = Target.of(access.url)

@@ -281,7 +281,7 @@ def test_without_the_workers_libraries_up_ends_and_says_what_to_type(
                 PYTHONPATH=str(tmp_path), **chosen)  # fmt: skip
     assert ended.returncode == 78
     assert "are not installed (imageio_ffmpeg)" in ended.stderr
-    assert "type: pip install '.[mock]'" in ended.stderr
+    assert "type: pip install -c constraints.txt '.[mock]'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -295,6 +295,15 @@ def test_without_torch_the_mock_makes_videos_all_the_same(tmp_path: Path) -> Non
         eventually(lambda: "/v1 (light mock)\n" in up.log.read_text())
         engines = httpx.get(f"{up.url}/version").json()["engines"]
         assert [engine["model"] for engine in engines] == ["light mock"]
+
+
+def test_without_torch_mock_weights_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
+    variables = {"PYTHONPATH": str(tmp_path), "PYTHONNOUSERSITE": "1"}
+    refused = run("up", "--mock-weights", "--port", "0", "--data-dir", str(tmp_path), **variables)
+    assert refused.returncode == 78
+    assert "are not installed (missing: torch)" in refused.stderr
+    assert "Starting" not in refused.stderr
 
 
 def test_options_that_mean_nothing_to_mock_weights_are_named(tmp_path: Path) -> None:

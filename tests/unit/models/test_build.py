@@ -79,7 +79,7 @@ except EngineUnavailableError as error:
     print(error)
 """
     printed = run_blocked(code)
-    assert f"pip install '.[{extra}]'" in printed
+    assert f"pip install -c constraints.txt '.[{extra}]'" in printed
     assert f"({what}" in printed
 
 

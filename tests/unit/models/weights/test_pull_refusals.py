@@ -218,5 +218,5 @@ except EngineUnavailableError as error:
         [sys.executable, "-c", code], capture_output=True, check=True, text=True
     ).stdout
     assert printed.startswith(f"The worker's libraries are not installed (missing: {module}).")
-    assert printed.endswith("pip install '.[worker]'\n")
+    assert printed.endswith("pip install -c constraints.txt '.[worker]'\n")
     assert not list(tmp_path.iterdir())

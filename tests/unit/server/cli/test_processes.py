@@ -111,4 +111,4 @@ def test_without_torch_a_measurement_says_what_to_type(monkeypatch: pytest.Monke
     monkeypatch.setattr(processes, "missing_libraries", lambda: ["torch"])
     status, message = refused()
     assert status == os.EX_CONFIG
-    assert "pip install '.[worker]'" in message
+    assert "pip install -c constraints.txt '.[worker]'" in message

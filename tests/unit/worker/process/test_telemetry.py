@@ -104,7 +104,7 @@ def test_without_the_extra_an_endpoint_stops_the_start(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(
         TracingUnusableError,
-        match=r"^OTEL_EXPORTER_OTLP_ENDPOINT is set.*pip install '\.\[otel\]'",
+        match=r"^OTEL_EXPORTER_OTLP_ENDPOINT is set.*pip install -c constraints\.txt '\.\[otel\]'",
     ):
         start_tracing(AWAY, "films")
 
