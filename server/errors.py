@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from models.errors import (
+    INSTALL,
     EngineError,
     EngineUnavailableError,
     InvalidParametersError,
@@ -94,6 +95,16 @@ class UnknownRouteError(HttpError):
     def __init__(self, *, has_docs: bool) -> None:
         where = "; /docs shows all paths" if has_docs else ""
         super().__init__(f"There is no such path or model here. The model is `{MODEL}`{where}.")
+
+
+class McpMissingError(HttpError):
+    """The gateway runs without what `/mcp` needs."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This gateway runs without the extra `mcp`. Its operator can type, in a clone of the "
+            f"project, {INSTALL} '.[mcp]', and start the gateway again."
+        )
 
 
 class NoVersionError(HttpError):
@@ -248,6 +259,7 @@ STATUS: dict[type[MochiError], int] = {
     RevokedKeyError: 401,
     MockPaymentError: 402,
     ForbiddenError: 403,
+    McpMissingError: 404,
     NoVersionError: 404,
     UnknownRouteError: 404,
     NotHereError: 404,

@@ -21,13 +21,14 @@ from starlette.types import Scope
 from models.errors import InvalidParametersError, MochiError
 from server.errors import (
     STATUS,
+    McpMissingError,
     NoVersionError,
     RangeError,
     TooManyBadKeysError,
     UnknownRouteError,
     WrongVerbError,
 )
-from server.paths import VIDEOS_PATH
+from server.paths import MCP, VIDEOS_PATH
 from server.transport.error_body import ErrorBody, VideosError, VideosErrorBody
 from worker.errors import LimitError, Rate, TooFastError
 
@@ -119,6 +120,8 @@ def _answer_for_routing(error: HTTPException, scope: Scope) -> Response:
         refusal.headers["Allow"] = allowed
         return refusal
     path, has_docs = scope["path"], app.openapi_url is not None
+    if path == MCP:
+        return answer_for_error(McpMissingError(), path)
     with_version = {**scope, "path": f"/v1{path}"}
     if any(route.matches(with_version)[0] is not Match.NONE for route in app.state.routes):
         base_url = scope["state"]["base_url"]

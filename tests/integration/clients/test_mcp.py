@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -300,3 +301,16 @@ def test_a_body_over_the_limit_is_refused(server: Stack) -> None:
     headers = {"x-api-key": server.key(), "accept": "application/json, text/event-stream"}
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x" * 200_000}}
     refusal(httpx.post(f"{server.url}/mcp", json=call, headers=headers), 413)
+
+
+def test_without_its_extra_a_404_says_what_to_install(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setitem(sys.modules, "mcp", None)  # as Python marks what it does not find
+    app = request.getfixturevalue("app")
+    headers = {"x-api-key": create_key(redis, NewKey(name="test"))}
+    asked = httpx.Request("POST", "http://gateway/mcp", headers=headers, json=CALL)
+    stranger = httpx.Request("POST", "http://gateway/mcp", json=CALL)
+    missing, refused = call(app, asked, stranger)
+    assert "pip install -c constraints.txt '.[mcp]'" in refusal(missing, 404)
+    refusal(refused, 401)
