@@ -8,7 +8,16 @@ import pytest
 
 from server.paths import PROBES
 from server.settings import ServerSettings
-from tests.support.helm import Object, containers, needs_helm, one, pods, rendered, variables
+from tests.support.helm import (
+    Object,
+    containers,
+    needs_helm,
+    one,
+    pods,
+    refusal,
+    rendered,
+    variables,
+)
 
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 EVERYTHING = ("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
@@ -112,13 +121,25 @@ def test_workers_read_the_weights_that_the_job_writes_and_wait_for_them() -> Non
     assert pull["args"] == ["weights", "pull"]
     worker = objects["worker"]["spec"]
     [wait] = worker["initContainers"]
-    assert "until mochi-server weights path" in wait["command"][-1]
+    assert wait["command"][-1] == "until mochi-server weights path; do sleep 10; done"
     mounts = [
         {each["name"]: each for each in container["volumeMounts"]}["weights"]
         for container in (pull, wait, worker["containers"][0])
     ]
     assert [mount["mountPath"] for mount in mounts] == ["/data/weights"] * 3
     assert [mount.get("readOnly", False) for mount in mounts] == [False, True, True]
+
+
+def test_workers_wait_for_the_classifiers_of_moderation_too() -> None:
+    objects = pods(rendered(*EVERYTHING))
+    classifier = "Falconsai/nsfw_image_detection"
+    pulls = objects["weights"]["spec"]["containers"]
+    assert [variables(pull).get("MOCHI_WEIGHTS") for pull in pulls] == [None, classifier]
+    [wait] = objects["worker"]["spec"]["initContainers"]
+    assert (
+        f"&& mochi-server weights path --weights {classifier} --revision ''" in wait["command"][-1]
+    )
+    assert "does not match pattern" in refusal("weights.classifiers={a/b; reboot}")
 
 
 def test_another_pull_is_another_job() -> None:
