@@ -99,6 +99,7 @@ def test_the_chart_runs_the_images_of_the_dockerfile() -> None:
     [
         (("outputs.volume.size=",), "set outputs.s3, or outputs.volume.size"),
         (("weights.volume.size=",), "set weights.volume.size"),
+        (("broker.volume.size=",), "minLength"),
         (("broker.bundled=false",), "Set broker.urlSecret"),
         (("keda.enabled=true",), "set metrics.keySecret"),
         (("metrics.serviceMonitor.enabled=true",), "set metrics.keySecret"),
