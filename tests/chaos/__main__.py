@@ -28,6 +28,10 @@ def chaos(
         typer.Option(min=0.01, help="Requests a second, instead of --jobs. [default: 2]"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Workers that run at a time.")] = 3,
+    groups: Annotated[
+        int,
+        typer.Option(min=0, help="Workers of these that are groups of two, on mock weights."),
+    ] = 0,
     lease: Annotated[
         float | None, typer.Option(help="Lease in seconds; overrides MOCHI_LEASE_SECONDS.")
     ] = None,
@@ -72,6 +76,7 @@ def chaos(
         jobs=jobs or max(1, round(seconds * (rate or 2))),
         workers=workers,
         lease_seconds=settings.lease_seconds,
+        groups=groups,
     )
     with exit_on_error():
         if output is not None:

@@ -20,6 +20,8 @@ class Kind(StrEnum):
     KILL_GATEWAY = "gateway killed"
 
 
+OF_WORKERS = {Kind.KILL_WORKER, Kind.DRAIN_WORKER, Kind.HURRY_WORKER, Kind.PAUSE_WORKER}
+
 PAUSES: dict[Kind, tuple[float, float]] = {
     Kind.KILL_WORKER: (1.0, 2.5),
     Kind.DRAIN_WORKER: (5.0, 10.0),
@@ -53,7 +55,14 @@ class Fault:
 
 
 def schedule(
-    seed: int, *, seconds: float, workers: int, gateways: int, lease_seconds: float, broker: Kind
+    seed: int,
+    *,
+    seconds: float,
+    workers: int,
+    gateways: int,
+    lease_seconds: float,
+    broker: Kind,
+    rarer: float = 1.0,
 ) -> list[Fault]:
     """The faults of an experiment, by time; each ends before the experiment does.
 
@@ -64,6 +73,7 @@ def schedule(
         gateways: how many there are.
         lease_seconds: a worker is paused for longer.
         broker: which of its two faults a broker has.
+        rarer: factor of the pauses between faults.
     """
     draw = random.Random(seed)
     faults: list[Fault] = []
@@ -71,7 +81,7 @@ def schedule(
         if kind in {Kind.BROKER, Kind.CONNECTIONS} and kind is not broker:
             continue
         targets = {Kind.BROKER: 1, Kind.CONNECTIONS: 1, Kind.KILL_GATEWAY: gateways}
-        for at in _times(draw, kind, seconds):
+        for at in _times(draw, kind, seconds, rarer):
             target = draw.randrange(targets.get(kind, workers))
             lasting = _lasting(draw, kind, lease_seconds)
             if at + lasting < seconds:
@@ -79,11 +89,11 @@ def schedule(
     return sorted(faults, key=lambda fault: fault.at)
 
 
-def _times(draw: random.Random, kind: Kind, seconds: float) -> Iterator[float]:
-    at = draw.uniform(*PAUSES[kind])
+def _times(draw: random.Random, kind: Kind, seconds: float, rarer: float) -> Iterator[float]:
+    at = rarer * draw.uniform(*PAUSES[kind])
     while at < seconds:
         yield at
-        at += draw.uniform(*PAUSES[kind])
+        at += rarer * draw.uniform(*PAUSES[kind])
 
 
 def _lasting(draw: random.Random, kind: Kind, lease_seconds: float) -> float:

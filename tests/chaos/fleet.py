@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 from tests.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
 from tests.chaos.books import PRICES
@@ -21,6 +24,9 @@ from worker.process.parent_watch import WITH_PARENT
 STOP_SECONDS = 30.0
 TOLD = (0, -signal.SIGTERM)
 """How a worker that was told to stop may end: the signal may come before it can heed it."""
+
+GROUP = {"MOCHI_ENGINE": "mochi", "MOCHI_MOCK": "true", "MOCHI_GPUS_PER_VIDEO": "2"}
+"""Variables of a worker with a follower."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,13 @@ class Fleet:
     """
 
     def __init__(
-        self, folder: Path, url: str, *, lease_seconds: float, note: Callable[[Event], None]
+        self,
+        folder: Path,
+        url: str,
+        *,
+        lease_seconds: float,
+        note: Callable[[Event], None],
+        groups: int = 0,
     ) -> None:
         self.died: list[str] = []
         """Processes that ended without being told to."""
@@ -56,6 +68,8 @@ class Fleet:
             "MOCHI_MOST_WAITING": str(NO_LIMIT),
             **PRICES,
         }
+        self._groups = groups
+        self._kills = 0
         self._note = note
         self._folder = folder
         self._ports: list[int] = []
@@ -85,14 +99,24 @@ class Fleet:
         """Start all and wait until they serve. Returns the gateways' URLs."""
         self._ports = [free_port() for _ in range(gateways)]
         self._gateways = [self._start_gateway(place) for place in range(gateways)]
-        self._workers = [self._start_worker() for _ in range(workers)]
+        self._workers = [self._start_worker(place) for place in range(workers)]
         urls = [f"http://{HOST}:{port}" for port in self._ports]
         for url in urls:
             wait_until_ready(f"{url}/readyz")
         return urls
 
+    def is_loading_group(self, place: int) -> bool:
+        """Whether it is a group that loads the model, which takes longer than to the next fault."""
+        log = self._workers[place].log
+        return place < self._groups and "worker.ready" not in log.read_text(errors="replace")
+
     def kill_worker(self, place: int) -> None:
-        """SIGKILL; a new one is started at once."""
+        """SIGKILL; a new one is started at once. Of groups, every other time to the follower."""
+        self._kills += place < self._groups
+        if place < self._groups and self._kills % 2:
+            for follower in _followers(self._workers[place]):
+                follower.kill()  # its worker ends by itself
+            return
         victim = self._replace(place)
         self._tell(What.KILLED, victim)
         victim.process.kill()
@@ -136,7 +160,8 @@ class Fleet:
             self._note_exit(member, expected=TOLD)
         for place, member in enumerate(self._workers):
             if member.process.poll() is not None:
-                self._note_exit(self._replace(place))
+                expected = (os.EX_TEMPFAIL,) if place < self._groups else ()
+                self._note_exit(self._replace(place), expected)
         for place, member in enumerate(self._gateways):
             if member.process.poll() is not None:
                 self._note_exit(member)
@@ -164,11 +189,11 @@ class Fleet:
 
     def _replace(self, place: int) -> Member:
         member = self._workers[place]
-        self._workers[place] = self._start_worker()
+        self._workers[place] = self._start_worker(place)
         return member
 
-    def _start_worker(self) -> Member:
-        return self._start("worker", self._environ)
+    def _start_worker(self, place: int) -> Member:
+        return self._start("worker", self._environ | (GROUP if place < self._groups else {}))
 
     def _start_gateway(self, place: int) -> Member:
         return self._start("server", self._environ | {"MOCHI_PORT": str(self._ports[place])})
@@ -188,3 +213,10 @@ class Fleet:
         status = member.process.returncode
         if status not in expected:
             self.died.append(f"{member.name} with status {status}")
+
+
+def _followers(member: Member) -> Iterator[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(member.process.pid).children():
+            if "worker.runtime.follower" in child.cmdline():
+                yield child

@@ -27,6 +27,7 @@ class Plan:
         jobs: requests, evenly spread.
         workers: at any time.
         lease_seconds: as the setting.
+        groups: of the workers, how many share each video with a follower, on mock weights.
     """
 
     seconds: float
@@ -34,6 +35,7 @@ class Plan:
     jobs: int
     workers: int
     lease_seconds: float
+    groups: int = 0
 
 
 @dataclass

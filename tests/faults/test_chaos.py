@@ -28,7 +28,7 @@ def assert_promises_are_kept(report: Report, jobs: int, figure: Callable[[str], 
     runs = ", ".join(f"{count} ran {times}x" for times, count in kept.runs.items())
     faults = sum(report.faults.values())
     figure(f"of {jobs} acknowledged {kept.terminal} ended: {runs}; {faults} faults")
-    assert not report.logged_errors
+    assert set(report.logged_errors) <= {"rank.died"}  # of a follower that was killed
 
 
 def test_f28_nothing_is_lost_or_done_twice_in_a_short_chaos(
@@ -59,3 +59,16 @@ def test_f28_nothing_is_lost_when_a_broker_drops_all_connections_again_and_again
     assert_promises_are_kept(report, 20, figure)
     assert report.faults[Kind.CONNECTIONS] >= 1
     assert redis.dbsize() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_or_done_twice_where_a_worker_is_a_group(
+    tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    plan = Plan(seconds=60, seed=1, jobs=60, workers=3, lease_seconds=3, groups=1)
+    report = experiment(plan, tmp_path)
+    assert_promises_are_kept(report, 60, figure)
+    assert report.logged_errors["rank.died"] >= 1
+    logs = (log.read_text() for log in tmp_path.glob("worker-*.log"))
+    assert sum(log.count("run.completed") for log in logs if "2 x CPU" in log) >= 1
