@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
@@ -24,7 +25,7 @@ from server.keys.file import apply_at_start
 from server.keys.first import first_key_file, read_first_key
 from server.page.browser import open_page
 from server.settings import ServerSettings
-from server.transport.connection.listener import INHERITED, listen, url_of
+from server.transport.connection.listener import INHERITED, listen, own_address, url_of
 from server.transport.connection.tls import tls_context
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
@@ -286,10 +287,22 @@ class Supervisor:
         if self.settings.docs:
             link = self._page_link(url)
             say(f"Page: {link if sys.stderr.isatty() else f'{url}/'}")
-            if self.opens_page:
-                open_page(link)
+            if self.opens_page and not open_page(link):
+                say("No browser was found here: open the page yourself.")
             say(f"Documents: {url}/docs")
+        self._say_to_others()
         say("Stop with Ctrl-C.")
+
+    def _say_to_others(self) -> None:
+        """Where other machines call it, which the links above may not show."""
+        host, port = self.listener.getsockname()[:2]
+        address = ip_address(host)
+        if address.is_loopback or self.settings.public_url:
+            return
+        scheme = self.settings.scheme
+        url = url_of(scheme, own_address() if address.is_unspecified else host, port)
+        risk = "" if scheme == "https" else ". Keys travel unencrypted over HTTP: see --tls-cert"
+        say(f"From other machines: {url}/v1{risk}")
 
     def _page_link(self, url: str) -> str:
         """With the key, if there is one: browsers send no fragment, so no log has it."""

@@ -15,17 +15,18 @@ OPEN_SECONDS = 30.0
 """How long a browser may take to start."""
 
 
-def open_page(link: str) -> None:
-    """Open `link`, which has a key, in the background; does nothing where there is no browser.
+def open_page(link: str) -> bool:
+    """Open `link`, which has a key, in the background. False where there is no browser.
 
     Every user of the machine can read the command line of a browser. So the browser gets the
     address of a redirect, which works once.
     """
     if not _has_browser():
-        return
+        return False
     redirect = _Redirect(link)
     Thread(target=redirect.run, daemon=True).start()
     Thread(target=webbrowser.open, args=(redirect.url,), daemon=True).start()
+    return True
 
 
 def _has_browser() -> bool:

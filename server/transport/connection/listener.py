@@ -48,6 +48,16 @@ def url_of(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def own_address() -> str:
+    """The address at which other machines reach this one; its name where it has no route."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # finds the route, and sends nothing
+        except OSError:
+            return socket.gethostname()
+        return str(probe.getsockname()[0])
+
+
 def inherited(arguments: list[str]) -> socket.socket | None:
     """The socket that the parent opened for this process, if it did."""
     if INHERITED not in arguments:
