@@ -15,11 +15,11 @@ const [cancelButton, download, copyLink, useSeed, useAll] = actions;
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** The request shown: as this browser stored it, and its latest status. */
-let shown = { entry: null, body: null, endsAt: null, endedAt: null };
+let shown = { entry: null, body: null };
 
 /** Switch to a request whose status is not known yet. */
 export function begin(requestId, entry) {
-  shown = { entry, body: null, endsAt: null, endedAt: null };
+  shown = { entry, body: null };
   section.dataset.state = "asking";
   section.dataset.id = requestId;
   headline.textContent = "Loading";
@@ -44,7 +44,7 @@ export function update(body) {
   }
   const isNews = phase(body) !== phase(shown.body);
   shown.body = body;
-  shown.endsAt = body.eta_seconds === undefined ? null : Date.now() + body.eta_seconds * 1000;
+  forecast(body);
   headline.textContent = words.headline(body);
   useAll.hidden = shown.entry === null || !isEnded(body);
   if (body.status === "COMPLETED") complete(body);
@@ -82,13 +82,20 @@ export function tick() {
   const ended = isEnded(body);
   const rows = [];
   if (!ended && entry) rows.push(["Elapsed", words.duration((Date.now() - entry.at) / 1000)]);
-  if (!ended && endsAt) rows.push(["Ready in", words.estimate((endsAt - Date.now()) / 1000)]);
+  if (!ended && endsAt) rows.push(["Ready in", words.remaining(endsAt, shown.firstEndsAt)]);
   if (body.attempt > 1) rows.push(["Attempt", String(body.attempt)]);
   if (ended) rows.push(...endFacts(body));
   const texts = rows.flat().join();
   if (facts.dataset.texts === texts) return;
   facts.dataset.texts = texts;
   facts.replaceChildren(...rows.map(fact));
+}
+
+/** Each report moves `endsAt`; `firstEndsAt` is what the first one of an attempt's run foretold. */
+function forecast(body) {
+  shown.endsAt = body.eta_seconds === undefined ? null : Date.now() + body.eta_seconds * 1000;
+  if (body.status !== "PROCESSING" || body.attempt !== shown.attempt) shown.firstEndsAt = null;
+  shown.firstEndsAt ??= shown.endsAt;
 }
 
 function run(body) {
@@ -119,7 +126,7 @@ function complete(body) {
   video.setAttribute("aria-label", `Video: ${body.prompt}`);
   if (!stillness.matches) video.play().catch(() => {}); // autoplay may be blocked
   download.href = body.output;
-  download.setAttribute("download", body.video.file_name);
+  download.setAttribute("download", words.fileName(body));
   download.hidden = copyLink.hidden = false;
   at("asked").hidden = false;
   at("asked").textContent = body.prompt;

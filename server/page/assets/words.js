@@ -20,6 +20,8 @@ const ADVICE = {
 };
 
 const UNLIMITED = 1e9;
+/** Seconds. */
+const A_MOMENT = 2;
 
 /** Why a request cannot be shown, by status. What is wrong with a key stands at its field. */
 export const LOST = {
@@ -64,9 +66,16 @@ export function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
+/** Time left of a request; `firstEndsAt` is an earlier forecast of its end, which may have passed. */
+export function remaining(endsAt, firstEndsAt) {
+  const isLate = Date.now() - firstEndsAt > A_MOMENT * 1000;
+  const left = (endsAt - Date.now()) / 1000;
+  return isLate && left < A_MOMENT ? "more time than forecast" : estimate(left);
+}
+
 /** `about 3 minutes`: for forecasts. */
 export function estimate(seconds) {
-  if (seconds < 2) return "a moment";
+  if (seconds < A_MOMENT) return "a moment";
   if (seconds < 55) return `about ${Math.round(seconds)} seconds`;
   const minutes = Math.round(seconds / 60);
   if (minutes < 60) return minutes === 1 ? "about a minute" : `about ${minutes} minutes`;
@@ -90,6 +99,12 @@ export function offer(seconds, trial, isBusy) {
   const run = trial?.estimated_seconds ?? null;
   if (wait !== null && run !== null && !isBusy) parts.push(`ready in ${estimate(wait + run)}`);
   return parts.join(" · ");
+}
+
+/** `a-red-panda-drinks-tea-985521.mp4`: a name for a downloaded video. */
+export function fileName({ prompt, seed }) {
+  const parts = prompt.toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu)?.slice(0, 6) ?? ["mochi"];
+  return `${[...parts.join("-")].slice(0, 60).join("")}-${seed}.mp4`;
 }
 
 /** State of the server from /readyz and /version; null if it did not answer. */

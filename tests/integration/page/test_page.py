@@ -79,8 +79,17 @@ def test_a_video_is_waited_for_seen_on_its_way_and_played(visitor: Visitor) -> N
     expect(visitor.page).to_have_title(re.compile("^ready"))
     with visitor.page.expect_download() as download:
         visitor.page.get_by_role("link", name="Download").click()
-    assert download.value.suggested_filename == f"{visitor.request_id()}.mp4"
+    assert download.value.suggested_filename == "a-pond-at-night-985521.mp4"
     assert download.value.path().read_bytes()[4:8] == b"ftyp"
+
+
+def test_a_run_that_outlasts_its_forecast_is_not_ready_in_a_moment(visitor: Visitor) -> None:
+    visitor.makes()  # now it is known how long one takes
+    visitor.wish("slow:60")
+    visitor.generate()
+    expect(visitor.fact("Ready in")).to_have_text("more time than forecast")
+    visitor.button("Cancel").click()
+    expect(visitor.state).to_have_text("Cancelled")
 
 
 def test_a_cancelled_request_is_shown_as_such(visitor: Visitor) -> None:
