@@ -101,7 +101,7 @@ export function offer(seconds, trial, isBusy) {
   return parts.join(" · ");
 }
 
-/** `a-red-panda-drinks-tea-985521.mp4`: a name for a downloaded video. */
+/** `a-red-panda-drinks-tea-7.mp4`: a name for a downloaded video. */
 export function fileName({ prompt, seed }) {
   const parts = prompt.toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu)?.slice(0, 6) ?? ["mochi"];
   return `${[...parts.join("-")].slice(0, 60).join("")}-${seed}.mp4`;
