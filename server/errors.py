@@ -118,11 +118,11 @@ class NoVersionError(HttpError):
 
 
 class NotHereError(HttpError):
-    """A service of the hosted API that this server does not have."""
+    """A service of another API that this server does not have."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, api: str = "hosted API") -> None:
         super().__init__(
-            f"This server has no {service}, which the hosted API has: it makes videos from text, "
+            f"This server has no {service}, which the {api} has: it makes videos from text, "
             f"with `{MODEL}`."
         )
 

@@ -30,7 +30,7 @@ class VideosError(BaseModel):
 
 
 class VideosErrorBody(BaseModel):
-    """An error below `/v1/videos`, where clients look for the text in `message`."""
+    """An error below a path of the OpenAI API, whose clients look for the text in `message`."""
 
     error: VideosError
     request_id: str | None = absent_when_none("Where there is one.")

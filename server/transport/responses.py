@@ -1,6 +1,6 @@
 """Builds responses. Every error is `{"error": "…"}` and holds nothing internal.
 
-Below `/v1/videos` it is `{"error": {"message": "…"}}`, which clients of that shape expect.
+Where the OpenAI API has the path, it is `{"error": {"message": "…"}}`, as its clients expect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from server.errors import (
     UnknownRouteError,
     WrongVerbError,
 )
-from server.paths import MCP, VIDEOS_PATH
+from server.paths import MCP, OPENAI_FOLDERS
 from server.transport.error_body import ErrorBody, VideosError, VideosErrorBody
 from worker.errors import LimitError, Rate, TooFastError
 
@@ -130,7 +130,7 @@ def _answer_for_routing(error: HTTPException, scope: Scope) -> Response:
 
 
 def _error_body(text: str, status: int, path: str, request_id: str | None) -> BaseModel:
-    if f"{path}/".startswith(f"{VIDEOS_PATH}/"):
+    if f"{path}/".startswith(OPENAI_FOLDERS):
         return VideosErrorBody(error=VideosError(message=text, code=status), request_id=request_id)
     return ErrorBody(error=text, request_id=request_id)
 

@@ -1,4 +1,4 @@
-"""The model, as clients list models; and the services of the hosted API that are not here."""
+"""The model, as clients list models; and the services of other APIs that are not here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from server.api.listings import HostedModel, HostedModelsBody, ModelBody, Models
 from server.api.openapi import errors
 from server.errors import NotHereError
 from server.keys.lookup import Scope
+from server.paths import OPENAI_LACKING
 from server.transport.responses import answer
 
 _SERVICES = {
@@ -58,3 +59,11 @@ async def list_hosted_models(request: Request) -> Response:
 @router.api_route("/finetune/{path:path}", **_ANY_VERB)
 async def refuse_service(request: Request) -> Response:
     raise NotHereError(_SERVICES[request.scope["path"].split("/")[1]])
+
+
+async def refuse_openai_service(request: Request) -> Response:
+    raise NotHereError(request.scope["path"].split("/")[2], "OpenAI API")
+
+
+for _folder in OPENAI_LACKING:
+    router.add_api_route(_folder + "{path:path}", refuse_openai_service, **_ANY_VERB)

@@ -145,6 +145,14 @@ def test_a_video_that_is_not_ready_has_no_content(client: OpenAI) -> None:
     client.videos.delete(video.id)
 
 
+def test_what_is_no_video_is_told_to_be_lacking(client: OpenAI) -> None:
+    said = "This server has no {}, which the OpenAI API has: it makes videos from text"
+    with pytest.raises(openai.NotFoundError, match=said.format("chat")):
+        client.chat.completions.create(model="mochi-1", messages=[])
+    with pytest.raises(openai.NotFoundError, match=said.format("images")):
+        client.images.generate(model="mochi-1", prompt="a pond")
+
+
 def test_a_bad_key_and_a_foreign_video_are_told_in_our_words(server: Stack, client: OpenAI) -> None:
     video = client.videos.create(prompt="a pond", **SHORT)
     # From an address of its own, as bad keys are counted.
