@@ -36,6 +36,7 @@ from server.api.routes.key import account, generations, webhooks
 from server.api.services import Canceller, Services
 from server.keys.lookup import KeyLookup
 from server.page import Page
+from server.page.files import read_page_files
 from server.paths import METRICS, VERSION_PATH, normalise
 from server.settings import ServerSettings
 from server.transport.middleware import Middleware
@@ -197,8 +198,7 @@ def _add_routes(app: FastAPI, *, with_pages: bool) -> None:
     app.router.routes += routes
     if with_pages:
         app.mount("/docs", StaticFiles(packages=[("fastapi_swagger", "resources")]))
-        app.mount("/page", StaticFiles(packages=[("server.page", "assets")]))
-        app.state.page = Page.render()
+        app.state.page, app.state.page_files = Page.render(), read_page_files()
     app.webhooks.include_router(webhook_event.router)
 
 

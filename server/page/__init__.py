@@ -6,7 +6,6 @@ scripts in `assets` call the API as any client does.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +16,7 @@ from typing import Any
 from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
 from models.mock.scenario import SCENARIO
 from models.params import HEIGHT, MODEL, WIDTH, GenerateParams, shown
+from server.page.files import etag_of
 
 _LABELS = {"fps": "Frame rate", "guidance_scale": "Guidance"}
 """Labels for parameters whose names are unclear or long."""
@@ -97,7 +97,7 @@ class Page:
             "scenarios": _scenarios(),
         }
         html = template.substitute(names, **parts).encode()
-        return cls(html, f'"{hashlib.sha256(html).hexdigest()[:32]}"')
+        return cls(html, etag_of(html))
 
 
 def _text(name: str, field: dict[str, Any]) -> str:
