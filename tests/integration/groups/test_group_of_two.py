@@ -94,6 +94,18 @@ def test_the_sdk_gets_its_video_from_a_group(stack: Stack) -> None:
 
 
 @pytest.mark.usefixtures("worker")
+def test_a_cancel_of_a_waiting_request_leaves_the_running_one_alone(
+    stack: Stack, client: httpx.Client
+) -> None:
+    running = submit(client, {"x-mock-scenario": "slow:2"})
+    waiting = submit(client)
+    reaches(stack, running, "denoising")
+    assert client.put(f"/v2/requests/{waiting}/cancel").status_code == 202
+    assert ended(client, waiting)["error_code"] == "cancelled"
+    assert ended(client, running)["status"] == "COMPLETED"
+
+
+@pytest.mark.usefixtures("worker")
 def test_version_and_metrics_know_the_size_of_the_group(stack: Stack) -> None:
     (engine,) = stack.http().get("/version").json()["engines"]
     assert engine["gpus"] == 2
