@@ -40,8 +40,9 @@ def visitor(server: Stack, browser: Browser) -> Iterator[Visitor]:
 
 
 def test_price_and_time_are_said_before_the_button_is_pressed(visitor: Visitor) -> None:
-    visitor.come(another_gateway(visitor.stack, price_base="2.5"))
     visitor.makes()  # now it is known how long one takes
+    visitor.come(another_gateway(visitor.stack, price_base="2.5"))
+    visitor.ask_for()
     offer = visitor.page.locator("#offer")
     expect(offer).to_have_text(re.compile(r"^0\.44 s of video · 2\.5 credits · ready in a.+$"))
     expect(visitor.balance).to_have_text("unlimited credits")
