@@ -271,4 +271,4 @@ def _error_text(response: httpx.Response) -> str:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
         error = "The server failed without a message."
-    return f"{error} ({response.status_code})"
+    return f"{str(error).removesuffix('.')} ({response.status_code})"

@@ -221,6 +221,7 @@ def test_generate_says_where_a_refused_key_came_from(up: Up, tmp_path: Path) -> 
     target = ("-o", str(tmp_path / "pond.mp4"))
     refused = run("generate", "a pond", *target, MOCHI_URL=up.url, MOCHI_DATA_DIR=str(tmp_path))
     assert refused.returncode == 1
+    assert ". (401)" not in refused.stderr
     assert f"(401). The key is from {tmp_path / 'key'}: set MOCHI_API_KEY" in refused.stderr
     chosen = run("generate", "a pond", *target, "--api-key", "mochi_wrong", MOCHI_URL=up.url)
     assert "(401)" in chosen.stderr
