@@ -70,4 +70,5 @@ def test_an_engine_is_shown_with_every_trait() -> None:
         "profile": "24gb",
         "lossy": ["fp8"],
         "is_mock": False,
+        "gpus": 1,
     }
