@@ -40,7 +40,7 @@ OPEN = {
     "/docs/anything",
     "/healthz",
     "/openapi.json",
-    "/page/anything",
+    "/page/{name:path}",
     "/readyz",
     "/version",
     SIGNED_VIDEO,
