@@ -7,6 +7,7 @@ worker finishes its request first.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     follower = Follower(
         Member(int(rank), int(size), Path(meeting)),
         Connection(int(link)),
-        on_death=lambda: os._exit(0),
+        on_death=lambda: _end(Path(meeting).parent),
     )
     try:
         build_and_follow(settings, settings.data_dir, follower)
@@ -43,6 +44,12 @@ def main(arguments: list[str]) -> int:
     except Exception:  # noqa: BLE001 (of any library)
         _log.exception("rank.failed")
         return os.EX_TEMPFAIL
+
+
+def _end(folder: Path) -> None:
+    """End at once, though this process may wait for its card; a killed worker removes nothing."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
 
 
 if __name__ == "__main__":

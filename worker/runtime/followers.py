@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -55,6 +56,7 @@ class _Follower:
     def __init__(self, rank: int, size: int, meeting: Path) -> None:
         ours, theirs = socket.socketpair()
         self._rank = rank
+        self._folder = meeting.parent
         self.link: Link = Connection(ours.detach())
         command = [sys.executable, "-P", "-m", "worker.runtime.follower"]
         with theirs:
@@ -66,6 +68,7 @@ class _Follower:
 
     def take_worker_along(self) -> None:
         status = self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
         # With its status, so that settings which a follower rejects are not tried again.
         _log.error("rank.died", rank=self._rank, status=status)
         drain_logs()
