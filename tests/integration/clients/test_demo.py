@@ -51,7 +51,7 @@ def demo(clone: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def contents(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.suffix != ".pyc"}
+    return {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
 
 
 def test_it_makes_a_video_and_overwrites_neither_a_video_nor_the_installation(clone: Path) -> None:
