@@ -24,7 +24,7 @@ COMMANDS = {
         "processes", "Run", "Run a gateway: the HTTP API in front of a shared broker."
     ),
     "worker": Entry(
-        "processes", "Run", "Run a worker: one model on one GPU, fed by a shared broker."
+        "processes", "Run", "Run a worker: one model on one GPU or more, fed by a shared broker."
     ),
     "generate": Entry("client", "Ask", "Ask a running server for a video and write it to a file."),
     "wrap": Entry(

@@ -71,7 +71,7 @@ def gateway() -> None:
 
 @settings_options(*ENGINE, *BROKER)
 def worker() -> None:
-    """Run a worker: one model on one GPU, fed by a shared broker.
+    """Run a worker: one model on one GPU or more, fed by a shared broker.
 
     Example: `mochi-server worker --device cuda:1 --redis-url redis://broker:6379/0`
 
