@@ -47,7 +47,7 @@ class Ranks:
     agree: Callable[[], None] = staticmethod(lambda: None)
 
     def least(self, value: float) -> float:
-        """The least that a card has."""
+        """The least value of all cards."""
         return value
 
     def prompt(self, text: str, encode: Callable[[str], Prompt]) -> Prompt:
@@ -251,23 +251,29 @@ class GroupRanks(Ranks):
             yield latents[:, :, own.clamp(max=length - 1)]
             start, chunk = start + cards * chunk, longest
 
-    def past(self, own: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The frames before the input of a convolution, and what to keep until the next round.
+    def past(self, own: Tensor, kept: Tensor | None) -> Tensor:
+        """The frames before the input of a convolution.
 
         Each card gets them from the card before it, and rank 0 from the last one, a round ago.
 
         Args:
             own: the input, `(1, frames, height, width, channels)`.
-            kept: in the round before; None in the first one, where rank 0 repeats its first frame.
+            kept: the last `PAST` frames of this card in the round before, with those before its
+                input. None in the first round, where rank 0 repeats its first frame.
         """
-        before = own[:, :1].expand(-1, PAST, -1, -1, -1) if kept is None else kept
+        first = own[:, :1].expand(-1, PAST, -1, -1, -1)
+        is_first, is_last = self.rank == 0 and kept is None, self.rank == self.cards - 1
+        given = own[:, -PAST:]
+        if is_last:  # nothing is kept in the first round, and rank 0 ignores what it gets
+            given = first if kept is None else kept
         if own.shape[1] >= PAST:
-            received = self._pass_on(own[:, -PAST:])
-        else:  # the other frame is of the card before that one
-            latest = self._pass_on(own)
-            other = self._pass_on((latest if self.rank else before)[:, -1:])
-            received = torch.cat((other, latest), dim=1)
-        return (received, own[:0]) if self.rank else (before, received)
+            received = self._pass_on(given)
+            return first if is_first else received
+        # One of the two frames is of the card before that one.
+        received = self._pass_on(given[:, -1:])
+        latest = first[:, -1:] if is_first else received
+        other = self._pass_on(given[:, :1] if is_last else latest)
+        return first if is_first else torch.cat((other, latest), dim=1)
 
     def _pass_on(self, frames: Tensor) -> Tensor:
         """Give frames to the next card, and return those of the one before."""

@@ -212,12 +212,19 @@ class _SharedConv(nn.Module):
         self.ranks = ranks
 
     def forward(self, inputs: Tensor, conv_cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `_Conv`; the cache is that of `GroupRanks.past`."""
+        """See `_Conv`; the cache has no padding in space, as cards exchange none."""
+        own = inputs.permute(0, 2, 3, 4, 1)
         rows, columns = _edges(inputs)
-        own = _stored(inputs.permute(0, 2, 3, 4, 1)[:, :, rows, columns])
-        past, conv_cache = self.ranks.past(own, conv_cache)
-        padded = torch.cat([past, own], dim=1).permute(0, 4, 1, 2, 3)
-        return functional.conv3d(padded, self.weight, self.bias), conv_cache
+        # Without a name for the past, which would stay in memory.
+        own = torch.cat([self.ranks.past(own, conv_cache), own], dim=1)
+        padded = _stored(own[:, :, rows, columns])
+        del own
+        latest = padded[:, -PAST:, 1:-1, 1:-1]
+        if conv_cache is None:
+            conv_cache = latest.clone(memory_format=torch.contiguous_format)
+        else:
+            conv_cache.copy_(latest)
+        return functional.conv3d(padded.permute(0, 4, 1, 2, 3), self.weight, self.bias), conv_cache
 
 
 def _edges(inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from models.mochi.network.ranks import GroupRanks
 from models.mochi.network.vae import Decoder
@@ -50,17 +51,27 @@ def test_large_groups_decode_clips_of_every_length(size: int) -> None:
                 check(group, length, chunk)
 
 
-def compiled(ranks: GroupRanks) -> int:
-    """The greatest difference that compiling makes, of 256."""
+def compiled(ranks: GroupRanks, backend: str, lengths: tuple[int, ...]) -> tuple[int, int]:
+    """The greatest difference that compiling makes, of 256, and the number of graphs."""
+    torch._dynamo.reset()
+    counters.clear()
     plain, fast = (Decoder(make_vae(torch.float32), chunk=2) for _ in range(2))
     for decoder in (plain, fast):
         decoder.join(ranks)
-    fast.compile("aot_eager")
-    frames = [joined(decoder.decode(make_latents(9))).int() for decoder in (plain, fast)]
-    return int((frames[0] - frames[1]).abs().max()) if ranks.rank == 0 else 0
+    fast.compile(backend)
+    worst = 0
+    for length in lengths:
+        frames = [joined(decoder.decode(make_latents(length))).int() for decoder in (plain, fast)]
+        worst = max(worst, *(frames[0] - frames[1]).abs().flatten().tolist(), 0)
+    return worst, counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.slow
-def test_the_exchange_is_part_of_the_compiled_graph() -> None:
+@pytest.mark.parametrize(("backend", "lengths"), [("aot_eager", (6, 8, 28)), ("inductor", (6, 8))])
+def test_the_exchange_is_part_of_the_compiled_graphs(
+    backend: str, lengths: tuple[int, ...]
+) -> None:
     with group_of(2) as group:
-        assert max(group(compiled)) <= 1  # compiled norms round differently
+        results = group(compiled, backend, lengths)
+    assert max(worst for worst, _ in results) <= 1  # compiled norms round differently
+    assert [graphs for _, graphs in results] == [3, 3]
