@@ -228,19 +228,21 @@ def warm_up_requests(chunk: int, cards: int = 1) -> list[GenerateParams]:
     """Requests that together compile every graph.
 
     There is a graph for each length of a clip's first chunk, and for texts of no token, of one, and
-    of more.
+    of more. A card of a group sees one text of the two.
 
     Args:
         chunk: latent frames that a card decodes at a time.
         cards: that share each video.
     """
+    longer = "A red panda drinks tea"
+    negative_prompts = ("", " ", longer) if cards > 1 else ("", " ")
     return [
         GenerateParams(
-            prompt="A red panda drinks tea",
+            prompt=longer,
             negative_prompt=negative_prompt,
             frames=min(TEMPORAL_FACTOR * (cards * chunks - 1) + 1, MOST_FRAMES),
             steps=10,
         )
         for chunks in range(chunk + 1, 2 * chunk + 1)
-        for negative_prompt in ("", " ")
+        for negative_prompt in negative_prompts
     ]
