@@ -12,7 +12,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 
 from models.build import build_engine, build_meter
 from models.engine import Engine, Meter
-from models.errors import EngineUnavailableError
+from models.errors import EngineBrokenError, EngineUnavailableError
 from models.group import Leader
 from models.mock.card_speed import MockSpeed
 from models.moderation.build import build_moderation
@@ -77,6 +77,9 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None) -> int:
     except (EngineUnavailableError, OutputsUnusableError, TracingUnusableError) as error:
         say(str(error))
         return os.EX_CONFIG  # the supervisor does not start it again
+    except EngineBrokenError as error:
+        _log.exception("engine.broken", reason=str(error))
+        return os.EX_TEMPFAIL
     _log.info("worker.ready", engine=str(engine.traits))
     was_told = work(
         name,

@@ -41,8 +41,8 @@ def main(arguments: list[str]) -> int:
     except EngineUnavailableError as error:
         say(str(error))
         return os.EX_CONFIG
-    except Exception:  # noqa: BLE001 (of any library)
-        _log.exception("rank.failed")
+    except Exception as error:  # noqa: BLE001 (of any library)
+        _log.exception("rank.failed", reason=str(error))
         return os.EX_TEMPFAIL
 
 

@@ -49,6 +49,7 @@ def load(settings: EngineSettings, cache_dir: Path, leader: Leader | None = None
     Raises:
         EngineUnavailableError: the engine cannot run here, and another start does not help; the
             text says what to do.
+        EngineBrokenError: a card or the exchange of a group has failed; another start may help.
     """
     silence_libraries()
     if settings.is_mock:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 
 from models.cuda import GIB, choose_allocator
 from models.engine import Traits
-from models.errors import EngineUnavailableError
+from models.errors import EngineBrokenError, EngineUnavailableError
 from models.group import Member
 from models.mochi.loading import lora, preflight
 from models.mochi.loading.assemble import Options
@@ -96,20 +98,23 @@ def plan_loading(
 
     Raises:
         EngineUnavailableError: the engine cannot work; the text names all problems with remedies.
+        EngineBrokenError: see `ranks_of`.
     """
     preflight.check(settings, data_dir)
     choose_allocator()
     try:
         device, card = _open_card(settings, member.rank if member else 0)
         kernel = choose_kernel(settings.attention, device)
-        ranks = ranks_of(member, device)
-        free = ranks.least(_free_gib(device, memory_gib))
+        free = _free_gib(device, memory_gib)
     except RuntimeError as error:
         raise EngineUnavailableError(
             f"{settings.device} cannot be used: {error}\nCheck that the driver is new enough for "
             "this torch, and that no other process fills the card or holds it exclusively "
             "(nvidia-smi)."
         ) from error
+    ranks = ranks_of(member, device)
+    with _exchange_reported():
+        free = ranks.least(free)
     # Compiled code contains the attention kernel, but its key on disk does not name the kernel.
     keep_on_disk(compiled / kernel)
     modes = {"fp8": settings.fp8, "step_cache": settings.step_cache > 0}
@@ -136,10 +141,27 @@ def plan_loading(
 
 
 def ranks_of(member: Member | None, device: torch.device) -> Ranks:
-    """What a card of a group exchanges, or a single card. Waits for all members to come here."""
+    """What a card of a group exchanges, or a single card. Waits for all members to come here.
+
+    Raises:
+        EngineBrokenError: the members cannot exchange data; another start may help.
+    """
     if member is None:
         return ALONE
-    return join_group(member.rank, member.size, member.meeting, device)
+    with _exchange_reported():
+        return join_group(member.rank, member.size, member.meeting, device)
+
+
+@contextmanager
+def _exchange_reported() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise EngineBrokenError(
+            f"The processes of the group cannot exchange data: {error}\n"
+            "NCCL needs room in /dev/shm: in a container, raise --shm-size. NCCL_DEBUG=WARN logs "
+            "the cause."
+        ) from error
 
 
 def _open_card(settings: EngineSettings, rank: int) -> tuple[torch.device, str]:

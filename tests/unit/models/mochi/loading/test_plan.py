@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from models.build import build_engine
 from models.engine import Traits
-from models.errors import EngineUnavailableError
+from models.errors import EngineBrokenError, EngineUnavailableError
+from models.group import Leader, Member
 from models.mochi.loading.assemble import CPU, Options
 from models.mochi.loading.plan import LoadPlan, plan_loading
 from models.mochi.memory.profiles import Precision, ProfileName, plan_memory
@@ -77,6 +78,28 @@ def test_a_device_that_cuda_cannot_use_is_no_bug(
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
     message = refusal(tmp_path, weights="dummy", compile=False)
     assert "cuda cannot be used: The NVIDIA driver on your system is too old" in message
+
+
+def test_a_group_whose_members_do_not_meet_is_started_anew_and_told_where_to_look(
+    tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(2)
+    monkeypatch.setattr("models.mochi.loading.plan._open_card", lambda *_: (CPU, "a card"))
+    monkeypatch.setattr("models.mochi.loading.plan._free_gib", lambda *_: 80.0)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    settings = EngineSettings(weights="dummy", compile=False, gpus_per_video=2)
+    no_file = tmp_path
+    with pytest.raises(EngineBrokenError) as error:
+        plan_loading(settings, tmp_path, tmp_path / "compiled", member=Member(0, 2, no_file))
+    assert "NCCL needs room in /dev/shm" in str(error.value)
+    assert "NCCL_DEBUG=WARN" in str(error.value)
+
+
+def test_processes_on_mock_weights_that_do_not_meet_are_told_alike(tmp_path: Path) -> None:
+    settings = EngineSettings(mock=True, gpus_per_video=2)
+    no_file = tmp_path
+    with pytest.raises(EngineBrokenError, match="NCCL_DEBUG=WARN"):
+        build_engine(settings, tmp_path, Leader(no_file, [], on_death=lambda _: None))
 
 
 @pytest.fixture
