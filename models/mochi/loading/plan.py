@@ -105,7 +105,7 @@ def plan_loading(
     try:
         device, card = _open_card(settings, member.rank if member else 0)
         kernel = choose_kernel(settings.attention, device)
-        free = _free_gib(device, memory_gib)
+        free = _free_gib(device, memory_gib)  # before NCCL takes what the profiles of a group count
     except RuntimeError as error:
         raise EngineUnavailableError(
             f"{settings.device} cannot be used: {error}\nCheck that the driver is new enough for "
@@ -114,11 +114,15 @@ def plan_loading(
         ) from error
     ranks = ranks_of(member, device)
     with _exchange_reported():
-        free = ranks.least(free)
+        least = ranks.least(free)
     # Compiled code contains the attention kernel, but its key on disk does not name the kernel.
     keep_on_disk(compiled / kernel)
-    modes = {"fp8": settings.fp8, "step_cache": settings.step_cache > 0}
-    memory = plan_memory(free, settings.profile, settings.precision, **modes)
+    modes = {
+        "fp8": settings.fp8,
+        "step_cache": settings.step_cache > 0,
+        "group": member is not None,
+    }
+    memory = plan_memory(least, settings.profile, settings.precision, **modes)
     if memory_gib is None:
         _warn_of_others(device, free, memory, settings, modes)
     options = Options(
@@ -187,7 +191,7 @@ def _warn_of_others(
     settings: EngineSettings,
     modes: dict[str, bool],
 ) -> None:
-    """Warn if other processes' share of the card has led to a worse plan, which stays."""
+    """Warn if other processes' share of this card has led to a worse plan, which stays."""
     taken = torch.cuda.mem_get_info(device)[1] / GIB - OWN - free
     best = plan_memory(free + max(taken, 0.0), settings.profile, settings.precision, **modes)
     if taken > SMALL and (best.profile, best.precision) != (memory.profile, memory.precision):

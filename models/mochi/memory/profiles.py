@@ -40,6 +40,8 @@ RESERVE = 1.5
 """CUDA itself, the allocator's gaps, and the tables of positions, 0.5 at 163 frames."""
 STEP_CACHE = 1.5
 """What the step cache keeps of a step, at 163 frames."""
+EXCHANGE = 1.0
+"""Of a card of a group: NCCL's buffers, and frames on their way. An estimate."""
 
 
 def decoding(chunk: int) -> float:
@@ -66,11 +68,19 @@ class Profile:
     chunk: int
     streamed: int = field(default=0, repr=False)
 
-    def gib(self, precision: Precision, *, fp8: bool = False, step_cache: bool = False) -> float:
+    def gib(
+        self,
+        precision: Precision,
+        *,
+        fp8: bool = False,
+        step_cache: bool = False,
+        group: bool = False,
+    ) -> float:
         """Estimated peak of the GPU memory, for the longest request."""
         saved = FP8_SAVES if fp8 else 0.0
         resident = CORE - BLOCKS * saved - max(self.streamed - SLOTS, 0) * (BLOCK - saved)
         resident += VAE + RESERVE + (STEP_CACHE if step_cache else 0)
+        resident += EXCHANGE if group else 0
         resident += MODULATION if self.keeps_modulation else 0
         work = max(DENOISING, decoding(self.chunk))
         if self.text == "gpu":
@@ -123,22 +133,24 @@ def plan_memory(
     *,
     fp8: bool = False,
     step_cache: bool = False,
+    group: bool = False,
 ) -> MemoryPlan:
     """The best plan for a card, within what the settings name.
 
     Args:
-        free_gib: free memory of the card.
+        free_gib: free memory of the card; of a group, the least.
         profile: one of `PROFILES`, or `auto`, which streams no more blocks than it has to. A named
             one is used even where it seems too large.
         precision: `reference`, `bf16` or `auto`.
         fp8: whether the blocks are in 8 bits.
         step_cache: whether the step cache is on.
+        group: whether several cards share each video.
 
     Raises:
         EngineUnavailableError: `profile` is `auto`, and no profile fits.
     """
     candidates = [
-        MemoryPlan(each, kind, "", each.gib(kind, fp8=fp8, step_cache=step_cache))
+        MemoryPlan(each, kind, "", each.gib(kind, fp8=fp8, step_cache=step_cache, group=group))
         for kind in _PRECISIONS
         if precision in {"auto", kind}
         for each in (_ALL if profile == "auto" else [PROFILES[profile]])

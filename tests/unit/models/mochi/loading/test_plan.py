@@ -18,6 +18,7 @@ from models.group import Leader, Member
 from models.mochi.loading.assemble import CPU, Options
 from models.mochi.loading.plan import LoadPlan, plan_loading
 from models.mochi.memory.profiles import Precision, ProfileName, plan_memory
+from models.mochi.network.ranks import Ranks
 from models.mochi.parts import Dtypes
 from models.settings import EngineSettings
 
@@ -227,28 +228,45 @@ def test_t5_on_a_cpu_is_bfloat16_where_the_precision_allows_and_the_cpu_multipli
     assert load_plan.dtypes == Dtypes(expected, torch.bfloat16, torch.bfloat16)
 
 
-def test_a_named_card_has_an_index_and_settings_reach_the_engine(
-    tmp_path: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen: list[torch.device] = []
+class Cards:
+    """Two cards that this machine seems to have, and the ones that were made current."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch.setattr
+        self.chosen: list[torch.device] = []
+        self._patch(torch.cuda, "set_device", self.chosen.append)
+        self._patch(torch.cuda, "get_device_name", lambda _: "a card")
+        self._patch(torch.cuda, "get_device_capability", lambda _: (9, 0))
+        self._patch("models.mochi.network.attention._runs", lambda *_: True)
+
+    def have(self, free: float, total: float) -> None:
+        """Set the GiB of each."""
+        sizes = (int(free * 2**30), int(total * 2**30))
+        self._patch(torch.cuda, "mem_get_info", lambda _: sizes)
+
+
+@pytest.fixture
+def cards(gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> Cards:
     gpus(2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40 * 2**30, 48 * 2**30))
-    monkeypatch.setattr("models.mochi.network.attention._runs", lambda *_: True)
     for name in ("PYTORCH_ALLOC_CONF", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, "/elsewhere")
         monkeypatch.delenv(name)
+    return Cards(monkeypatch)
+
+
+def test_a_named_card_has_an_index_and_settings_reach_the_engine(
+    tmp_path: Path, cards: Cards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards.have(40, 48)
     for device, index in (("cuda", 0), ("cuda:1", 1)):
         settings = EngineSettings(weights="dummy", device=device, step_cache=0.1, compile=False)
         load_plan = plan_loading(settings, tmp_path, tmp_path / "compiled")
-        assert chosen[-1] == load_plan.device == torch.device("cuda", index)
+        assert cards.chosen[-1] == load_plan.device == torch.device("cuda", index)
         assert str(load_plan.traits) == (
             "dummy weights, a card, reference, 48gb, lossy: step cache 0.1"
         )
         assert load_plan.options.kernel == "cudnn"
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (30 * 2**30, 80 * 2**30))
+    cards.have(30, 80)
     with capture_logs() as logs:
         assert plan_loading(settings, tmp_path, tmp_path).memory.profile.name == "24gb"
     (warning,) = logs
@@ -258,3 +276,39 @@ def test_a_named_card_has_an_index_and_settings_reach_the_engine(
     assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path / "compiled" / "cudnn"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert "a card is too old" in refusal(tmp_path, weights="dummy", compile=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "least", "profile", "taken"),
+    [
+        (79.2, 30.0, "24gb", []),  # another card of the group is shared
+        (30.0, 30.0, "24gb", [49.5]),
+        (79.2, 79.2, "80gb", []),
+    ],
+)
+def test_a_group_plans_for_its_fullest_card_and_warns_of_that_card_alone(
+    tmp_path: Path,
+    cards: Cards,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    own: float,
+    least: float,
+    profile: str,
+    taken: list[float],
+) -> None:
+    class Fullest(Ranks):
+        def least(self, value: float) -> float:
+            return min(value, least)
+
+    def join(_: Member, __: torch.device) -> Ranks:
+        cards.have(own - 20, 80)  # NCCL's memory is none of other processes
+        return Fullest()
+
+    cards.have(own, 80)
+    monkeypatch.setattr("models.mochi.loading.plan.ranks_of", join)
+    settings = EngineSettings(weights="dummy", compile=False, gpus_per_video=2)
+    with capture_logs() as logs:
+        plan = plan_loading(settings, tmp_path, tmp_path, member=Member(0, 2, tmp_path / "meeting"))
+    assert plan.memory.profile.name == profile
+    assert plan.memory.peak_gib == plan.memory.profile.gib("reference", group=True)
+    assert [each["taken_gib"] for each in logs] == taken

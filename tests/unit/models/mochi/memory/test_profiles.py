@@ -86,6 +86,18 @@ def test_fp8_needs_less_and_the_step_cache_more() -> None:
     assert plan_memory(20, "auto", "auto", fp8=True).profile.name == "24gb"
 
 
+@pytest.mark.parametrize("profile", NAMES)
+def test_a_card_of_a_group_needs_more_for_the_exchange(profile: ProfileName) -> None:
+    needs = PROFILES[profile].gib("reference")
+    assert PROFILES[profile].gib("reference", group=True) == pytest.approx(needs + 1.0)
+    assert plan_memory(needs + 0.5, "auto", "auto").profile.name == profile
+    assert plan_memory(needs + 0.5, profile, "reference", group=True).peak_gib > needs + 0.5
+
+
+def test_a_group_of_cards_of_24_gb_fetches_no_block() -> None:
+    assert plan_memory(23.6, "auto", "auto", group=True).profile.name == "24gb"
+
+
 def test_a_card_of_6_gb_is_too_small() -> None:
     with pytest.raises(EngineUnavailableError):
         choose(6.0)
