@@ -83,7 +83,7 @@ securityContext:
 {{- include "mochi.brokerEnv" $top }}
 {{- $own := dict "MOCHI_DATA_DIR" "/data" "MOCHI_OUTPUTS" $values.outputs.s3 -}}
 {{- $region := dict "AWS_REGION" $values.outputs.s3Region "AWS_ENDPOINT_URL" $values.outputs.s3Endpoint -}}
-{{- range $name, $value := merge (index . 2) $own $region (index . 1) $values.settings }}
+{{- range $name, $value := mergeOverwrite (include "mochi.settings" . | fromJson) $region $own (index . 2) }}
 {{- if ne (toString $value) "" }}
 - name: {{ $name }}
   value: {{ include "mochi.text" $value | quote }}
@@ -92,6 +92,18 @@ securityContext:
 {{- with $values.env }}
 {{ toYaml . }}
 {{- end }}
+{{- end }}
+
+{{/*
+Settings of all and of a component: (list $ SETTINGS). With `merge`, `false`, 0 and "" of the
+component would not count. An empty one is the server's default.
+*/}}
+{{- define "mochi.settings" -}}
+{{- $settings := mergeOverwrite (deepCopy (index . 0).Values.settings) (index . 1) }}
+{{- range $name, $value := deepCopy $settings }}
+{{- if eq (toString $value) "" }}{{ $_ := unset $settings $name }}{{ end }}
+{{- end }}
+{{- toJson $settings }}
 {{- end }}
 
 {{/* Helm reads numbers as floats, and would write 1e+06. */}}

@@ -131,10 +131,16 @@ def test_workers_read_the_weights_that_the_job_writes_and_wait_for_them() -> Non
 
 
 def test_workers_wait_for_the_classifiers_of_moderation_too() -> None:
-    objects = pods(rendered(*EVERYTHING))
+    commit = "0" * 40
+    objects = pods(
+        rendered(*EVERYTHING, "--set", f"worker.settings.MOCHI_REVISION={commit}",
+                 "--set", "worker.settings.MOCHI_VARIANT=bf16")
+    )  # fmt: skip
     classifier = "Falconsai/nsfw_image_detection"
-    pulls = objects["weights"]["spec"]["containers"]
-    assert [variables(pull).get("MOCHI_WEIGHTS") for pull in pulls] == [None, classifier]
+    pulls = [variables(pull) for pull in objects["weights"]["spec"]["containers"]]
+    assert [pull.get("MOCHI_WEIGHTS") for pull in pulls] == [None, classifier]
+    assert [pull.get("MOCHI_REVISION") for pull in pulls] == [commit, None]
+    assert [pull.get("MOCHI_VARIANT") for pull in pulls] == ["bf16", None]
     [wait] = objects["worker"]["spec"]["initContainers"]
     assert (
         f"&& mochi-server weights path --weights {classifier} --revision ''" in wait["command"][-1]

@@ -16,6 +16,7 @@ from tests.support.helm import (
     Object,
     containers,
     needs_helm,
+    one,
     pods,
     refusal,
     rendered,
@@ -65,6 +66,24 @@ def test_a_setting_of_a_component_wins_over_that_of_all() -> None:
     found = {name: variables(containers(pod)[-1]) for name, pod in pods(objects).items()}
     assert found["gateway"]["MOCHI_LEASE_SECONDS"] == "30"
     assert found["worker"]["MOCHI_LEASE_SECONDS"] == "20"
+
+
+@pytest.mark.parametrize(("value", "written"), [("false", "false"), ("0", "0"), ('""', None)])
+def test_a_component_switches_off_what_is_set_for_all(
+    tmp_path: Path, value: str, written: str | None
+) -> None:
+    """An empty text is the default of the setting, whose variable is left out."""
+    values = tmp_path / "values.yaml"
+    values.write_text(
+        "settings: {MOCHI_CANCEL_ON_DISCONNECT: true, MOCHI_V1_SECONDS: 900}\n"
+        f"gateway: {{settings: {{MOCHI_CANCEL_ON_DISCONNECT: {value}, MOCHI_V1_SECONDS: ''}}}}\n"
+        "ingress: {enabled: true}"
+    )
+    objects = rendered("--values", str(values))
+    gateway = variables(containers(pods(objects)["gateway"])[-1])
+    assert gateway.get("MOCHI_CANCEL_ON_DISCONNECT") == written
+    timeout = "nginx.ingress.kubernetes.io/proxy-read-timeout"
+    assert one(objects, "Ingress")["metadata"]["annotations"][timeout] == "620"
 
 
 def test_a_large_number_stays_a_whole_number(tmp_path: Path) -> None:
