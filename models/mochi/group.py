@@ -78,6 +78,8 @@ class GroupEngine:
             full = OutOfMemoryError("A card of the group has too little memory for this video.")
             full.ends_worker = True
             raise full from error
+        finally:
+            self._agreed = None  # it holds its traceback, with tensors of this video
 
 
 def follow(engine: MochiEngine, follower: Follower) -> NoReturn:

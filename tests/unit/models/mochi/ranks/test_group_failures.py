@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import Pipe
@@ -78,6 +80,22 @@ def test_a_card_that_fails_otherwise_leaves_the_request_to_another_worker(
     failing(engine, monkeypatch, RuntimeError("Connection closed by peer"))
     with led(engine) as (group, _, _), pytest.raises(EngineBrokenError):
         group.generate(PARAMS, ignore)
+
+
+def test_a_request_that_is_abandoned_leaves_nothing_on_the_card(engine: MochiEngine) -> None:
+    class Cancelled(BaseException):
+        pass
+
+    def cancel(_step: int, _steps: int) -> None:
+        raise Cancelled
+
+    with led(engine) as (group, _, _):
+        try:
+            group.generate(PARAMS, cancel)
+        except Cancelled as error:
+            kept = weakref.ref(error)  # with the tensors in the frames of its traceback
+        gc.collect()
+        assert kept() is None
 
 
 def test_the_end_of_a_follower_is_noticed(engine: MochiEngine) -> None:
