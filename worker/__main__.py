@@ -23,7 +23,7 @@ from worker.broker.health import BrokerLog
 from worker.errors import OutputsUnusableError, StorageError, TracingUnusableError
 from worker.outputs.base import Outputs
 from worker.outputs.factory import open_outputs
-from worker.process.logs import configure_logs, say
+from worker.process.logs import configure_logs, end_at_once, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
 from worker.process.telemetry import start_tracing
@@ -62,7 +62,10 @@ def main() -> int:
     if settings.alive_file:  # of a worker that was killed
         Path(settings.alive_file).unlink(missing_ok=True)
     with leading(settings) as leader:
-        return run(name, settings, leader)
+        status = run(name, settings, leader)
+    if leader is not None:
+        end_at_once(status)  # destructors of a group may wait for a broken card without end
+    return status
 
 
 def run(name: str, settings: WorkerSettings, leader: Leader | None) -> int:

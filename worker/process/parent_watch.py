@@ -6,6 +6,7 @@ dead, even by kill -9, on any POSIX system.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -14,11 +15,22 @@ import time
 
 from worker.process.shutdown import DRAIN
 
+PR_SET_PDEATHSIG = 1
+"""Of Linux's `sys/prctl.h`."""
 WITH_PARENT = "--with-parent"
 """The argument that makes a process watch its parent."""
 GRACE_SECONDS = 30.0
 INTERVAL_SECONDS = 1.0
 """Between two signals: two at once may arrive as one."""
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends. On Linux only.
+
+    No thread of this process takes part: native code may hold Python's lock, or wait for a GPU.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def watch_parent() -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 
 import structlog
 
 from models.group import Leader, Link
 from models.settings import EngineSettings
-from worker.process.logs import drain_logs
+from worker.process.logs import end_at_once
 
 END_SECONDS = 5.0
 """From the end of its link until a follower is killed."""
@@ -35,12 +35,14 @@ def leading(settings: EngineSettings) -> Iterator[Leader | None]:
     if not settings.is_group:
         yield None
         return
-    with TemporaryDirectory(prefix="mochi-group-") as folder:
-        meeting = Path(folder) / "meeting"
+    # The default launcher of compiled kernels keeps Python's lock while it waits for a full queue,
+    # such as that of a card whose peer has died. Then no thread could notice the death.
+    os.environ.setdefault("TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER", "0")
+    with TemporaryFile() as file:  # without a name: a killed process leaves none
         size = settings.gpus_per_video
-        followers = [_Follower(rank, size, meeting) for rank in range(1, size)]
+        followers = [_Follower(rank, size, file.fileno()) for rank in range(1, size)]
         leader = Leader(
-            meeting,
+            _path(file.fileno()),
             [follower.link for follower in followers],
             on_death=lambda rank: followers[rank - 1].take_worker_along(),
         )
@@ -48,35 +50,42 @@ def leading(settings: EngineSettings) -> Iterator[Leader | None]:
             yield leader
         finally:
             leader.close()
+            deadline = time.monotonic() + END_SECONDS
             for follower in followers:
-                follower.end()
+                follower.end(deadline)
+
+
+def _path(number: int) -> Path:
+    """Of an open file, for this process and those that inherit it."""
+    return Path(f"/proc/self/fd/{number}")
 
 
 class _Follower:
-    def __init__(self, rank: int, size: int, meeting: Path) -> None:
+    """Started by the main thread, with whose end the kernel ends it."""
+
+    def __init__(self, rank: int, size: int, file: int) -> None:
         ours, theirs = socket.socketpair()
         self._rank = rank
-        self._folder = meeting.parent
         self.link: Link = Connection(ours.detach())
         command = [sys.executable, "-P", "-m", "worker.runtime.follower"]
         with theirs:
             self._process = subprocess.Popen(
-                [*command, str(rank), str(size), str(meeting), str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [*command, str(rank), str(size), str(_path(file)), str(theirs.fileno())],
+                pass_fds=[file, theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
 
     def take_worker_along(self) -> None:
-        status = self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        # With its status, so that settings which a follower rejects are not tried again.
+        """End this process as its follower has ended."""
+        status = self.end(time.monotonic() + END_SECONDS)
         _log.error("rank.died", rank=self._rank, status=status)
-        drain_logs()
-        os._exit(os.EX_CONFIG if status == os.EX_CONFIG else os.EX_TEMPFAIL)
+        # With its status, so that settings which a follower rejects are not tried again.
+        end_at_once(os.EX_CONFIG if status == os.EX_CONFIG else os.EX_TEMPFAIL)
 
-    def end(self) -> None:
+    def end(self, deadline: float) -> int:
+        """Wait for the end, and kill the process at the deadline. Returns its status."""
         try:
-            self._process.wait(END_SECONDS)
+            return self._process.wait(max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            return self._process.wait()

@@ -13,7 +13,7 @@ import structlog
 
 from worker.broker.health import BrokerLog
 from worker.errors import BrokerUnavailableError
-from worker.process.logs import drain_logs
+from worker.process.logs import end_at_once
 from worker.process.shutdown import Stop
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.run import Run
@@ -125,8 +125,7 @@ class Heartbeat(threading.Thread):
         run = self.current_run
         if run is not None and run.silent_seconds() > self._stall_seconds:
             _log.error("worker.hung", **run.log_fields, step=run.step)
-            drain_logs()
-            os._exit(os.EX_TEMPFAIL)  # the supervisor starts it again
+            end_at_once(os.EX_TEMPFAIL)  # the supervisor starts it again
 
     def _touch_file(self) -> None:
         """For health checks that start no process of ours and need no broker."""

@@ -101,7 +101,8 @@ def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> Gro
     Args:
         rank: of this process, from 0.
         size: of the group, even.
-        meeting: a file that does not exist yet, in a private folder. With it no port listens.
+        meeting: a file, empty or not there yet, that no other user can write. With it no port
+            listens.
         device: the current device of this process.
     """
     loopback = "lo" if sys.platform == "linux" else "lo0"

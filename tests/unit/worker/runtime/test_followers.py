@@ -19,6 +19,7 @@ from worker.runtime.followers import leading
 from worker.settings import WorkerSettings
 
 STEPS = 10
+LAUNCHER = "TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER"
 PROMPTS = ("", "a", "b" * 236, "c" * 2000)
 """Negative prompts of 0, 2, 60 and 256 tokens: a token is four characters, and there is an end."""
 
@@ -41,9 +42,12 @@ def group(folder: Path, alone: Engine) -> Iterator[Engine]:
             environ.delenv(name)
         environ.setenv("MOCHI_MOCK", "true")
         environ.setenv("MOCHI_DATA_DIR", str(folder))
+        environ.setenv(LAUNCHER, "")
+        environ.delenv(LAUNCHER)
         others = {*psutil.Process().children()}  # such as the broker of other tests
         with leading(settings) as leader:
             (follower,) = {*psutil.Process().children()} - others
+            assert os.environ[LAUNCHER] == follower.environ()[LAUNCHER] == "0"
             yield build_engine(settings, folder, leader)
             import torch.distributed as dist
 
