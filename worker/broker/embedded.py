@@ -204,6 +204,8 @@ class EmbeddedBroker:
             *("--dir", str(self._folder)),
             *("--appendonly", "yes"),
             *("--appendfsync", "always"),
+            # Commands in place of RDB, whose format older versions and the other kind cannot read.
+            *("--aof-use-rdb-preamble", "no"),
             *("--save", ""),
             *("--maxmemory-policy", "noeviction"),
             *("--daemonize", "no"),

@@ -115,6 +115,19 @@ def test_it_keeps_all_data_and_evicts_none(broker: EmbeddedBroker) -> None:
             assert client.config_get(name) == {name: value}
 
 
+def test_its_files_hold_commands_which_servers_of_other_versions_read(
+    broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    """An RDB of Valkey 9 stops the start of Valkey 8 and of Redis."""
+    broker.start()
+    put(broker, "kept")
+    with connect_briefly(broker.url) as client:
+        client.bgrewriteaof()
+        eventually(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0)
+    (base,) = (tmp_path / "broker").rglob("*.base.*")
+    assert b"\r\nSET\r\n$4\r\nkept\r\n" in base.read_bytes()
+
+
 def test_a_killed_owner_leaves_a_server_that_the_next_one_attaches_to(
     broker: EmbeddedBroker, owner: subprocess.Popen[str]
 ) -> None:
