@@ -360,7 +360,7 @@ def supervise(settings: ServerSettings, *, opens_page: bool = False) -> int:
     configure_logs()
     stop = Stop()
     on_signals(lambda *_: stop.ask(), signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir)
+    broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir, settings.valkey)
     try:
         tls_context(settings)  # reports an unusable file before anything starts
         if broker is not None:

@@ -29,6 +29,14 @@ class WorkerSettings(ModerationSettings):
             "empty: the broker embedded in `mochi-server up`. `gateway` and `worker` require it."
         ),
     )
+    valkey: PathOrName = Field(
+        default="",
+        description=(
+            "The program of the embedded broker, Valkey or Redis 7.2 or later: a path, or a name "
+            "on PATH. Empty: `valkey-server` or `redis-server` on PATH, else that of the extra "
+            "`valkey`."
+        ),
+    )
     outputs: str = Field(
         default="",
         # No segment is `.` or `..`.

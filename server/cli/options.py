@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,6 +12,7 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, cast, get_args, get_origin
 
+import structlog
 import typer
 from pydantic.fields import FieldInfo
 
@@ -145,13 +147,15 @@ def any_broker(*, makes_folder: bool = False) -> Iterator[Client]:
     `makes_folder`: a data folder without a broker gets one; otherwise it is refused, as a name with
     a typing error is more likely.
     """
+    # Standard output is for the command's result.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     settings = read_settings()
     is_new = not settings.redis_url and not EmbeddedBroker(settings.data_dir).has_folder
     if is_new:
         _say_new(settings.data_dir, is_made=makes_folder)
     with (
         exit_on_error(),
-        broker_of(settings.redis_url, settings.data_dir) as url,
+        broker_of(settings.redis_url, settings.data_dir, settings.valkey) as url,
         connect_briefly(url) as redis,
     ):
         yield redis

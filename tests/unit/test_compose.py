@@ -9,8 +9,8 @@ from server.settings import ServerSettings
 
 COMPOSE = (Path(__file__).parents[2] / "compose.yaml").read_text()
 OF_THE_IMAGES = {"MOCHI_ALIVE_FILE", "MOCHI_DATA_DIR", "MOCHI_HOST"}
-WITHOUT_CONTAINERS = {"MOCHI_WORKERS"}
-"""One service is one worker."""
+WITHOUT_CONTAINERS = {"MOCHI_VALKEY", "MOCHI_WORKERS"}
+"""The broker is a service, and one service is one worker."""
 FOR_A_LAPTOP = {
     *("MOCHI_MOCK", "MOCHI_MOCK_WEIGHTS", "MOCHI_MOCK_SPEED"),
     *("MOCHI_ENGINE", "MOCHI_FAKE_STEP_SECONDS"),

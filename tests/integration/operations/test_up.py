@@ -286,6 +286,26 @@ def test_without_the_workers_libraries_up_ends_and_says_what_to_type(
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(("command", "status"), [("up --port 0", 78), ("keys create alice", 1)])
+def test_a_broker_that_cannot_be_used_ends_a_command_with_the_name_of_the_setting(
+    command: str, status: int, tmp_path: Path
+) -> None:
+    ended = run(*command.split(), "--data-dir", str(tmp_path), MOCHI_ENGINE="fake",
+                MOCHI_VALKEY="/none")  # fmt: skip
+    assert ended.returncode == status
+    assert "MOCHI_VALKEY=/none cannot be used: there is no such program." in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_command_prints_no_log_between_its_results(tmp_path: Path) -> None:
+    server = tmp_path / "redis-server"
+    server.write_text("#!/bin/sh\necho 'Redis server v=7.0.15 sha=00000000:0'\n")
+    server.chmod(0o700)
+    made = run("keys", "create", "alice", "--data-dir", str(tmp_path / "data"), PATH=str(tmp_path))
+    assert re.fullmatch(r"mochi_\S+\n", made.stdout)
+    assert f"program={server} reason='its version is 7.0" in made.stderr
+
+
 def test_without_torch_the_mock_makes_videos_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
     # The last one keeps `up` from being a fork, which would not read the file.

