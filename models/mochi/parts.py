@@ -15,7 +15,7 @@ from diffusers import (
     MochiPipeline,
     MochiTransformer3DModel,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 KEPT_IN_FLOAT32 = (
     *("norm_q", "norm_k", "norm_added_q", "norm_added_k", "pos_frequencies"),
@@ -61,8 +61,13 @@ class Parts:
     vae: AutoencoderKLMochi
 
     @classmethod
-    def read(cls, folder: Path, dtypes: Dtypes) -> Parts:
+    def read(cls, folder: Path, dtypes: Dtypes, *, has_text: bool = True) -> Parts:
         """Load a folder in diffusers' layout.
+
+        Args:
+            folder: with a folder for each part.
+            dtypes: of each part.
+            has_text: whether T5 has its weights. Without, it takes no memory.
 
         Raises:
             OSError, ValueError, SafetensorError: a file is missing or damaged.
@@ -73,16 +78,14 @@ class Parts:
         def source(part: str) -> dict[str, Any]:
             return {"subfolder": part, "variant": _variant(folder / part), **safely}
 
+        text_encoder = partial(
+            T5EncoderModel.from_pretrained, folder, dtype=dtypes.text, **source("text_encoder")
+        )
+        if not has_text:
+            text_encoder = partial(_empty_text_encoder, folder / "text_encoder", dtypes.text)
         return cls(
             AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
-            cache(
-                partial(
-                    T5EncoderModel.from_pretrained,
-                    folder,
-                    dtype=dtypes.text,
-                    **source("text_encoder"),
-                )
-            ),
+            cache(text_encoder),
             _Transformer.from_pretrained(
                 folder, torch_dtype=dtypes.transformer, **source("transformer")
             ),
@@ -104,6 +107,12 @@ class Parts:
             transformer=self.transformer,
             force_zeros_for_empty_prompt=True,
         )
+
+
+def _empty_text_encoder(folder: Path, dtype: torch.dtype) -> T5EncoderModel:
+    config = T5Config.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        return T5EncoderModel(config).type(dtype)
 
 
 def _variant(folder: Path) -> str | None:

@@ -92,7 +92,7 @@ def assemble(
         compile_blocks(core.blocks, in_halves=ranks.shares > 1)
         decoder.compile()
     return MochiEngine(
-        text_encoder=_text_encoder(parts, profile, META if ranks.rank else device),
+        text_encoder=_text_encoder(parts, profile, device if ranks.encodes else META),
         conditioner=conditioner,
         core=core,
         scheduler=parts.scheduler,

@@ -117,8 +117,9 @@ def _load_mock(settings: EngineSettings, cache_dir: Path, member: Member | None)
             f"Mock weights have too few heads for MOCHI_GPUS_PER_VIDEO={settings.gpus_per_video}: "
             f"at most {mock.MOST_CARDS} processes can share a video."
         )
-    parts = read_weights(folder, Dtypes())
-    return assemble_mock(parts, settings.step_cache, ranks_of(member, CPU))
+    ranks = ranks_of(member, CPU)
+    parts = read_weights(folder, Dtypes(), has_text=ranks.encodes)
+    return assemble_mock(parts, settings.step_cache, ranks)
 
 
 def assemble_mock(parts: Parts, step_cache: float, ranks: Ranks = ALONE) -> MochiEngine:
@@ -134,21 +135,21 @@ def assemble_mock(parts: Parts, step_cache: float, ranks: Ranks = ALONE) -> Moch
 def make_parts(plan: LoadPlan) -> Parts:
     """Read the weights, or draw random ones, and fuse the LoRAs."""
     if plan.folder is None:
-        parts = make_dummy(plan.dtypes, plan.device)
+        parts = make_dummy(plan.dtypes, plan.device, has_text=plan.ranks.encodes)
     else:
-        parts = read_weights(plan.folder, plan.dtypes)
+        parts = read_weights(plan.folder, plan.dtypes, has_text=plan.ranks.encodes)
     lora.fuse(parts.transformer, plan.loras)
     return parts
 
 
-def read_weights(folder: Path, dtypes: Dtypes) -> Parts:
-    """Load a folder into main memory; T5 when it is asked for.
+def read_weights(folder: Path, dtypes: Dtypes, *, has_text: bool = True) -> Parts:
+    """As `Parts.read`, into main memory; T5 when it is asked for.
 
     Raises:
         EngineUnavailableError: a file is missing or damaged; the text says what to do.
     """
     with _damage_reported(folder):
-        parts = Parts.read(folder, dtypes)
+        parts = Parts.read(folder, dtypes, has_text=has_text)
     read = parts.read_text_encoder
 
     def read_text_encoder() -> T5EncoderModel:
@@ -173,7 +174,11 @@ def _damage_reported(folder: Path) -> Iterator[None]:
 def _assemble_in_turn(plan: LoadPlan, settings: EngineSettings, data_dir: Path) -> MochiEngine:
     """Assemble while no other worker of this data folder does, as loading takes the most memory."""
     text = TEXT["reference" if plan.dtypes.text == torch.float32 else "bf16"]
-    needed = main_memory.needed_gib(plan.memory.profile, text, reads_all_first=plan.folder is None)
+    needed = main_memory.needed_gib(
+        plan.memory.profile,
+        text if plan.ranks.encodes else 0.0,
+        reads_all_first=plan.folder is None,
+    )
     with main_memory.one_at_a_time(data_dir / "loading.lock"):
         main_memory.check(needed, insists=settings.profile != "auto")
         return _assemble(plan)

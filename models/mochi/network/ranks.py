@@ -50,8 +50,13 @@ class Ranks:
         """The least value of all cards."""
         return value
 
+    @property
+    def encodes(self) -> bool:
+        """Whether this card encodes prompts: rank 0 does for its group."""
+        return self.rank == 0
+
     def prompt(self, text: str, encode: Callable[[str], Prompt]) -> Prompt:
-        """Encode a prompt. Only rank 0 of a group has the text encoder."""
+        """Encode a prompt, or get it from the card that `encodes`."""
         return encode(text)
 
     def branches(self, both: Sequence[T]) -> Sequence[T]:
@@ -147,14 +152,14 @@ class GroupRanks(Ranks):
     @override
     def prompt(self, text: str, encode: Callable[[str], Prompt]) -> Prompt:
         tokens, embedding = 0, torch.empty(0, 0, device=self._device)
-        if self.rank == 0:
+        if self.encodes:
             prompt = encode(text)
             # In float32, which holds bfloat16 exactly.
             tokens, embedding = prompt.tokens, prompt.embedding.to(self._device).float()
         sizes = torch.tensor([tokens, *embedding.shape], device=self._device)
         dist.broadcast(sizes, 0)
         tokens, *shape = sizes.tolist()
-        if self.rank:
+        if not self.encodes:
             embedding = torch.empty(shape, device=self._device)
         dist.broadcast(embedding, 0)
         return Prompt(embedding, tokens)

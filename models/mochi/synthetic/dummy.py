@@ -20,17 +20,20 @@ SEED = 1
 CPU = torch.device("cpu")
 
 
-def make_dummy(dtypes: Dtypes, device: torch.device, home: torch.device = CPU) -> Parts:
+def make_dummy(
+    dtypes: Dtypes, device: torch.device, home: torch.device = CPU, *, has_text: bool = True
+) -> Parts:
     """Make a full-size Mochi of random numbers.
 
     Args:
         dtypes: as for `Parts.read`.
         device: where the numbers are drawn: a GPU takes seconds, a CPU minutes.
         home: where they stay.
+        has_text: as for `Parts.read`.
     """
     parts = empty_dummy(dtypes)
     generator = torch.Generator(device).manual_seed(SEED)
-    for module in (parts.transformer, parts.vae, parts.text_encoder):
+    for module in (parts.transformer, parts.vae, *[parts.text_encoder] * has_text):
         fill(module, generator, home)
     return parts
 

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from models.engine import Engine, Traits
 from models.errors import EngineUnavailableError
 from models.mochi.loading.assemble import Options
+from models.mochi.loading.load import _assemble_in_turn as assemble_in_turn
 from models.mochi.loading.load import assemble_mock, load, read_weights, warm_up_requests
 from models.mochi.loading.plan import LoadPlan
 from models.mochi.memory import main_memory
 from models.mochi.memory.profiles import PROFILES, MemoryPlan, ProfileName
+from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.network.transformer import Core
 from models.mochi.parts import KEPT_IN_FLOAT32, Dtypes, Parts
 from models.settings import EngineSettings
@@ -28,7 +30,9 @@ from tests.support.models.mock_mochi import CPU, frames_of, params
 
 @pytest.fixture(autouse=True)
 def _room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As much main memory as a server has."""
+    """As much main memory as a server has, and small pictures."""
+    monkeypatch.setattr("models.mochi.loading.load.WIDTH", 48)
+    monkeypatch.setattr("models.mochi.loading.load.HEIGHT", 32)
     monkeypatch.setattr(main_memory, "available_gib", lambda _: (200.0, "no limit"))
 
 
@@ -42,15 +46,18 @@ def test_what_is_warmed_up_needs_every_graph() -> None:
         assert {request.negative_prompt for request in requests} == {"", " "}
 
 
-def on_a_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path, profile: ProfileName) -> Engine:
-    """Load as on a GPU, though what there is is a CPU, and the pictures are small."""
+def plan_of(folder: Path, profile: ProfileName, ranks: Ranks = ALONE) -> LoadPlan:
+    """Of a CPU instead of a GPU."""
     plan = MemoryPlan(PROFILES[profile], "reference", "asked for")
     options = Options(plan.profile, "flash")
     traits = Traits("Mochi 1", "a card", "reference", profile)
-    load_plan = LoadPlan(CPU, plan, options, traits, folder, loras=[])
+    return LoadPlan(CPU, plan, options, traits, folder, [], ranks)
+
+
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path, profile: ProfileName) -> Engine:
+    """Load as on a GPU, though what there is is a CPU."""
+    load_plan = plan_of(folder, profile)
     monkeypatch.setattr("models.mochi.loading.load.plan_loading", lambda *_, **__: load_plan)
-    monkeypatch.setattr("models.mochi.loading.load.WIDTH", 48)
-    monkeypatch.setattr("models.mochi.loading.load.HEIGHT", 32)
     return load(EngineSettings(), folder)
 
 
@@ -150,6 +157,19 @@ def test_too_little_main_memory_is_refused_before_anything_is_read(
     monkeypatch.setattr(Parts, "read", None)
     with pytest.raises(EngineUnavailableError, match=r"needs about 22\.5 GiB of main memory"):
         on_a_cpu(monkeypatch, checkpoint, "80gb")
+
+
+def test_a_follower_neither_reads_t5_nor_needs_main_memory_for_it(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = Ranks()
+    follower.rank = 1
+    monkeypatch.setattr(main_memory, "available_gib", lambda _: (23.0, "a limit"))
+    (copy / "text_encoder/model.safetensors").unlink()
+    engine = assemble_in_turn(plan_of(copy, "24gb", follower), EngineSettings(), tmp_path)
+    assert engine.origin.endswith("T5 in torch.float32")
+    with pytest.raises(EngineUnavailableError, match=r"needs about 25\.7 GiB of main memory"):
+        assemble_in_turn(plan_of(copy, "24gb"), EngineSettings(), tmp_path)
 
 
 def test_delicate_parameters_stay_in_float32_whatever_the_rest_is_loaded_as(
