@@ -2,7 +2,10 @@
 {{- if contains "mochi" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-mochi{{ end }}
 {{- end }}
 
-{{/* Of a component: (list $ "gateway"). These labels never change, as selectors cannot. */}}
+{{/*
+Of a component: (list $ "gateway"). These labels never change, as selectors cannot. Pods have no
+others, so that another version of the chart alone restarts none.
+*/}}
 {{- define "mochi.selector" -}}
 {{- $top := index . 0 -}}
 app.kubernetes.io/name: mochi-server

@@ -10,7 +10,17 @@ import yaml
 
 from server.api.metrics import Scrape
 from server.transport.traffic import Traffic
-from tests.support.helm import CHART, ROOT, Object, helm, needs_helm, one, pods, rendered
+from tests.support.helm import (
+    CHART,
+    ROOT,
+    Object,
+    containers,
+    helm,
+    needs_helm,
+    one,
+    pods,
+    rendered,
+)
 from worker.store.reports.statistics import Survey
 
 EVERYTHING = ("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
@@ -49,6 +59,23 @@ def test_the_broker_is_reached_by_gateways_and_workers_alone() -> None:
     [rule] = policy["ingress"]
     allowed = [chosen(objects, each["podSelector"]["matchLabels"]) for each in rule["from"]]
     assert allowed == [{"gateway"}, {"worker"}]
+
+
+def test_policies_name_the_ports_of_pods_by_number() -> None:
+    """Not every network looks a name up for traffic that goes through a Service."""
+    objects = rendered()
+    listening = {
+        component: {each["containerPort"] for container in containers(pod)
+                    for each in container.get("ports", [])}
+        for component, pod in pods(objects).items()
+    }  # fmt: skip
+    for component in ("gateway", "valkey"):
+        [rule] = one(objects, "NetworkPolicy", component)["spec"]["ingress"]
+        assert {each["port"] for each in rule["ports"]} == listening[component]
+        [port] = one(objects, "Service", component)["spec"]["ports"]
+        assert {port["port"]} == listening[component]
+    broker = one(objects, "NetworkPolicy", "worker")["spec"]["egress"][-1]
+    assert {each["port"] for each in broker["ports"]} == listening["valkey"]
 
 
 def test_a_worker_reaches_the_broker_and_names_alone_while_it_needs_no_more() -> None:

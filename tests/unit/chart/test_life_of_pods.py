@@ -65,17 +65,12 @@ def test_a_gateway_accepts_connections_for_a_while_after_its_end_was_decided() -
     assert container["lifecycle"] == {"preStop": {"sleep": {"seconds": 10}}}
 
 
-def test_the_probes_of_a_gateway_hang_on_no_worker() -> None:
+def test_a_gateway_gets_requests_while_broker_store_and_workers_are_away() -> None:
     for values in ((), EVERYTHING):
         container = pods(rendered(*values))["gateway"]["spec"]["containers"][0]
-        paths = {name: container[name]["httpGet"]["path"] for name in probes(container)}
-        waits = variables(container)["MOCHI_WAIT_FOR_WORKER"] == "true"
-        assert paths == {
-            "startupProbe": "/healthz",
-            "livenessProbe": "/healthz",
-            "readinessProbe": "/readyz" if waits else "/healthz",
-        }
-        assert set(paths.values()) <= PROBES
+        assert probes(container) == {"startupProbe", "livenessProbe", "readinessProbe"}
+        paths = {container[name]["httpGet"]["path"] for name in probes(container)}
+        assert paths == {"/healthz"} < PROBES
 
 
 def test_the_probes_of_a_worker_start_no_python_and_ask_no_broker() -> None:
@@ -102,6 +97,16 @@ def test_a_pod_has_the_cards_that_share_a_video_and_memory_for_their_exchange() 
     assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
     trial = pods(rendered("--set", "worker.gpuResource="))["worker"]["spec"]["containers"][0]
     assert set(trial["resources"]["limits"]) == {"memory"}
+
+
+def test_another_version_of_the_chart_alone_restarts_no_pod() -> None:
+    for each in rendered():
+        pod = each.get("spec", {}).get("template", {})
+        if each["kind"] in {"Deployment", "StatefulSet"}:
+            assert pod["metadata"]["labels"] == each["spec"]["selector"]["matchLabels"]
+        elif pod:
+            assert all(name.startswith("app.kubernetes.io/") for name in pod["metadata"]["labels"])
+            assert "app.kubernetes.io/version" not in pod["metadata"]["labels"]
 
 
 def test_a_new_worker_needs_no_second_card() -> None:
