@@ -8,7 +8,6 @@ get the next request. A link whose other end is closed means that its process is
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -23,10 +22,9 @@ END = b"end"
 LOADED = b"loaded"
 OUT_OF_MEMORY = b"out of memory"
 
-Link: TypeAlias = "Connection[Any, Any]"
+FULL = "A GPU of the group has too little memory for this video. Ask for fewer frames."
 
-LAST_SECONDS = 10.0
-"""How long rank 0 has to end its request, after a card had too little memory."""
+Link: TypeAlias = "Connection[Any, Any]"
 
 
 class Abandoned(BaseException):
@@ -49,24 +47,35 @@ class Member:
 
 
 class Leader(Member):
-    """Rank 0, with a link to each follower."""
+    """Rank 0, with a link to each follower.
+
+    Attributes:
+        is_full: whether a follower's card has had too little memory.
+        on_full: called with its rank, from a thread. It must end this process, which may wait for
+            that card without end.
+    """
 
     def __init__(
-        self, meeting: Path, links: Sequence[Link], on_death: Callable[[int], None]
+        self,
+        meeting: Path,
+        links: Sequence[Link],
+        on_death: Callable[[int], None],
+        on_full: Callable[[int], None],
     ) -> None:
         """Watch the followers.
 
         Args:
             meeting: see `Member`.
             links: to the ranks from 1.
-            on_death: called with the rank of a follower that has ended, from a thread. If a card
-                had too little memory, only after `LAST_SECONDS`: this process is to end before.
+            on_death: called with the rank of a follower that has ended, from a thread.
+            on_full: see `Leader`.
         """
         super().__init__(0, len(links) + 1, meeting)
         self._links = links
         self._on_death = on_death
+        self.on_full = on_full
+        self.is_full = False
         self._loaded = threading.Semaphore(0)
-        self._is_full = threading.Event()
         self._is_closed = False
         for rank, link in enumerate(links, start=1):
             threading.Thread(
@@ -85,10 +94,6 @@ class Leader(Member):
         """Let the followers do the next step or round."""
         self._tell(GO)
 
-    def is_full(self, seconds: float) -> bool:
-        """Whether a follower's card has had too little memory; waits for the news."""
-        return self._is_full.wait(seconds)
-
     def close(self) -> None:
         """End the followers."""
         self._is_closed = True
@@ -106,10 +111,9 @@ class Leader(Member):
                 if link.recv_bytes() == LOADED:
                     self._loaded.release()
                 else:
-                    self._is_full.set()
+                    self.is_full = True
+                    self.on_full(rank)
         except (EOFError, OSError):
-            if self._is_full.is_set():
-                time.sleep(LAST_SECONDS)
             if not self._is_closed:
                 self._on_death(rank)
 

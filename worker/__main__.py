@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -34,7 +35,7 @@ from worker.runtime.background import (
     start_mark_reader,
     start_sweeper,
 )
-from worker.runtime.followers import leading
+from worker.runtime.followers import end_full, leading
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.rq_worker import EngineWorker
@@ -90,6 +91,7 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None) -> int:
         moderation,
         outputs,
         settings,
+        leader=leader,
         meter=build_meter(settings),
         tracer=tracing.tracer,
     )
@@ -124,6 +126,7 @@ def work(
     outputs: Outputs,
     settings: WorkerSettings,
     *,
+    leader: Leader | None = None,
     meter: Meter | None = None,
     tracer: Tracer | None = None,
 ) -> bool:
@@ -158,6 +161,8 @@ def work(
         stop=stop,
         tracer=tracer or NoOpTracer(),
     )
+    if leader is not None:
+        leader.on_full = partial(end_full, fail=runner.fail_out_of_memory)
     connection = connect_worker(
         settings.redis_url, is_over=lambda: stop.draining, decode_responses=False
     )

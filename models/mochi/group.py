@@ -11,20 +11,17 @@ import torch
 
 from models.engine import Checkpoints, Clip, OnStep, Previews, Traits
 from models.errors import EngineBrokenError, OutOfMemoryError
-from models.group import LOADED, OUT_OF_MEMORY, Abandoned, Follower, Leader
+from models.group import FULL, LOADED, OUT_OF_MEMORY, Abandoned, Follower, Leader
 from models.mochi.engine import MochiEngine
 from models.params import GenerateParams
-
-NEWS_SECONDS = 2.0
-"""How long the news that a card is full may take, after an exchange with it has failed."""
 
 
 class GroupEngine:
     """An `Engine` over the cards of a group, in the process of rank 0.
 
-    A rank that fails during an exchange leaves the others waiting in it. So a group works on only
-    after an end that its ranks agree on; after any other one, the process must end, and the
-    followers end with it.
+    A rank that fails during an exchange leaves the others waiting in it. So only an exception of
+    `on_step`, which all ranks act on at the same step, leaves the group usable. After any other
+    one the process must end, and the followers end with it.
     """
 
     def __init__(self, engine: MochiEngine, leader: Leader) -> None:
@@ -67,15 +64,15 @@ class GroupEngine:
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
-        """Let only exceptions of `on_step` leave a group that works on."""
+        """Mark exceptions of others than `on_step`: after them the process must end."""
         try:
             yield
         except Exception as error:
             if error is self._agreed:
                 raise
-            if not isinstance(error, OutOfMemoryError) and not self._leader.is_full(NEWS_SECONDS):
+            if not isinstance(error, OutOfMemoryError) and not self._leader.is_full:
                 raise EngineBrokenError("A card of the group has failed.") from error
-            full = OutOfMemoryError("A card of the group has too little memory for this video.")
+            full = OutOfMemoryError(FULL)
             full.ends_worker = True
             raise full from error
         finally:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,7 +17,7 @@ import structlog
 
 from models.group import Leader, Link
 from models.settings import EngineSettings
-from worker.process.logs import end_at_once
+from worker.process.logs import end_at_once, say
 
 END_SECONDS = 5.0
 """From the end of its link until a follower is killed."""
@@ -45,6 +45,7 @@ def leading(settings: EngineSettings) -> Iterator[Leader | None]:
             _path(file.fileno()),
             [follower.link for follower in followers],
             on_death=lambda rank: followers[rank - 1].take_worker_along(),
+            on_full=refuse_gpu,
         )
         try:
             yield leader
@@ -53,6 +54,25 @@ def leading(settings: EngineSettings) -> Iterator[Leader | None]:
             deadline = time.monotonic() + END_SECONDS
             for follower in followers:
                 follower.end(deadline)
+
+
+def refuse_gpu(rank: int) -> None:
+    """End this process as a GPU is too small for the warm-up: another start does not help."""
+    say(
+        f"GPU {rank} of the group, counted from 0, has too little memory for the engine. End other "
+        "processes on it (nvidia-smi), or choose a smaller profile with MOCHI_PROFILE."
+    )
+    end_at_once(os.EX_CONFIG)
+
+
+def end_full(rank: int, fail: Callable[[], None]) -> None:
+    """Call `fail` for the running request, then end this process. A supervisor starts a new one."""
+    _log.error("rank.out_of_memory", rank=rank)
+    try:
+        fail()
+    except Exception:  # noqa: BLE001 (the lease ends, and the request runs again)
+        _log.exception("run.unfinished")
+    end_at_once(os.EX_TEMPFAIL)
 
 
 def _path(number: int) -> Path:

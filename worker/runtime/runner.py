@@ -12,7 +12,14 @@ import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from models.engine import Clip, Engine
-from models.errors import ContentBlockedError, EncodingError, EngineBrokenError, EngineError
+from models.errors import (
+    ContentBlockedError,
+    EncodingError,
+    EngineBrokenError,
+    EngineError,
+    OutOfMemoryError,
+)
+from models.group import FULL
 from models.mock.card_speed import AT_ONCE, MockSpeed
 from models.moderation.stages import Moderation
 from models.video import encode
@@ -117,6 +124,13 @@ class Runner:
         lease = Lease(request_id, uuid4().hex[:12])
         if self.store.start(lease, self.worker) is not None:
             self.store.requeue(lease)
+
+    def fail_out_of_memory(self) -> None:
+        """Fail the running request from another thread, as its own may wait for a GPU for ever."""
+        run = self.heartbeat.current_run
+        if run is not None:
+            with structlog.contextvars.bound_contextvars(**run.log_fields):
+                self._fail(run.lease, OutOfMemoryError.code, FULL)
 
     def _make_video(self, job: Job, run: Run) -> Result:
         note_params(job.params)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from multiprocessing import Pipe
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
 
 import psutil
 import pytest
@@ -12,6 +18,7 @@ from structlog.testing import capture_logs
 
 from models.engine import Checkpoints, Clip, OnStep, Previews
 from models.errors import EngineBrokenError, OutOfMemoryError
+from models.group import FULL, OUT_OF_MEMORY, Leader
 from models.mock.fake_engine import FakeEngine
 from models.params import GenerateParams
 from tests.support.jobs import find, pop, submit, waiting
@@ -20,6 +27,7 @@ from worker.errors import BrokerUnavailableError
 from worker.job import Status
 from worker.outputs.local import LocalOutputs
 from worker.process.shutdown import Stop
+from worker.runtime.followers import end_full, refuse_gpu
 from worker.runtime.run import Run
 from worker.store import keyspace
 from worker.store.worker_side import Lease, Recovery, Result, WorkerStore
@@ -57,6 +65,50 @@ def test_a_broken_engine_ends_the_worker_and_leaves_the_request_to_another(desk:
     assert find(desk.url, request_id).status is Status.PROCESSING
     assert desk.take_away() is Recovery.REQUEUED
     assert desk.heartbeat.current_run is None
+
+
+def test_a_full_card_of_a_follower_ends_the_request_though_rank_0_waits_for_that_card(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Pipe()
+    waits, answers = Event(), Event()
+    statuses: SimpleQueue[int] = SimpleQueue()
+    monkeypatch.setattr(os, "_exit", statuses.put)
+
+    def exchange(step: int) -> None:
+        waits.set()
+        answers.wait()
+
+    request_id = submit(desk.url)
+    pop(desk.redis)
+    runner = desk.runner(Hooked(exchange))
+    end = partial(end_full, fail=runner.fail_out_of_memory)
+    run = Thread(target=runner.run, args=(request_id,))
+    with ours, theirs, capture_logs() as logs:
+        Leader(Path(), [ours], on_death=statuses.put, on_full=end)
+        run.start()
+        waits.wait()
+        theirs.send_bytes(OUT_OF_MEMORY)
+        assert statuses.get(timeout=60) == os.EX_TEMPFAIL
+        job = find(desk.url, request_id)
+        answers.set()
+        run.join()
+        theirs.close()
+        statuses.get(timeout=60)
+    assert (job.status, job.error_code, job.error) == (Status.FAILED, "out_of_memory", FULL)
+    events = [log["event"] for log in logs]
+    assert events[:3] == ["run.started", "rank.out_of_memory", "run.failed"]
+    assert find(desk.url, request_id).status is Status.FAILED
+
+
+def test_a_card_that_is_too_small_for_the_warm_up_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    statuses: SimpleQueue[int] = SimpleQueue()
+    monkeypatch.setattr(os, "_exit", statuses.put)
+    refuse_gpu(1)
+    assert statuses.get() == os.EX_CONFIG
+    assert "GPU 1 of the group, counted from 0, has too little memory" in capfd.readouterr().err
 
 
 class Refusing(WorkerStore):

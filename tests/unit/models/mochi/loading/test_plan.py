@@ -100,7 +100,7 @@ def test_processes_on_mock_weights_that_do_not_meet_are_told_alike(tmp_path: Pat
     settings = EngineSettings(mock=True, gpus_per_video=2)
     no_file = tmp_path
     with pytest.raises(EngineBrokenError, match="NCCL_DEBUG=WARN"):
-        build_engine(settings, tmp_path, Leader(no_file, [], on_death=lambda _: None))
+        build_engine(settings, tmp_path, Leader(no_file, [], print, print))
 
 
 @pytest.fixture

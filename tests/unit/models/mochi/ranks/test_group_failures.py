@@ -16,7 +16,6 @@ import torch
 
 from models.errors import EngineBrokenError, OutOfMemoryError
 from models.group import GO, LOADED, OUT_OF_MEMORY, Follower, Leader, Link, Member
-from models.mochi import group as group_module
 from models.mochi.engine import MochiEngine
 from models.mochi.group import GroupEngine, follow
 from models.mochi.loading.load import assemble_mock, read_weights
@@ -34,12 +33,12 @@ def engine(checkpoint: Path) -> MochiEngine:
 
 @contextmanager
 def led(engine: MochiEngine) -> Iterator[tuple[GroupEngine, Link, SimpleQueue[int]]]:
-    """An engine with a follower, the follower's end of the link, and the ranks that died."""
+    """An engine with a follower, the follower's end of the link, and the ranks that have failed."""
     ours, theirs = Pipe()
     died: SimpleQueue[int] = SimpleQueue()
     with ours, theirs:
         theirs.send_bytes(LOADED)
-        yield GroupEngine(engine, Leader(Path(), [ours], died.put)), theirs, died
+        yield GroupEngine(engine, Leader(Path(), [ours], died.put, died.put)), theirs, died
 
 
 def failing(engine: MochiEngine, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -66,8 +65,9 @@ def test_where_a_follower_has_too_little_memory_the_request_fails_alike(
     engine: MochiEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(engine, monkeypatch, RuntimeError("Connection closed by peer"))
-    with led(engine) as (group, link, _):
+    with led(engine) as (group, link, full):
         link.send_bytes(OUT_OF_MEMORY)
+        assert full.get(timeout=60) == 1
         with pytest.raises(OutOfMemoryError) as caught:
             group.generate(PARAMS, ignore)
     assert caught.value.ends_worker
@@ -76,7 +76,6 @@ def test_where_a_follower_has_too_little_memory_the_request_fails_alike(
 def test_a_card_that_fails_otherwise_leaves_the_request_to_another_worker(
     engine: MochiEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_module, "NEWS_SECONDS", 0.0)
     failing(engine, monkeypatch, RuntimeError("Connection closed by peer"))
     with led(engine) as (group, _, _), pytest.raises(EngineBrokenError):
         group.generate(PARAMS, ignore)
@@ -108,7 +107,7 @@ def test_a_leader_that_closes_expects_the_end_of_its_followers() -> None:
     ours, theirs = Pipe()
     died: SimpleQueue[int] = SimpleQueue()
     ended: SimpleQueue[str] = SimpleQueue()
-    leader = Leader(Path(), [ours], died.put)
+    leader = Leader(Path(), [ours], died.put, died.put)
     Follower(Member(1, 2, Path()), theirs, on_death=lambda: ended.put("ended"))
     leader.close()
     assert ended.get() == "ended"
