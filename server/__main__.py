@@ -31,6 +31,7 @@ from worker.errors import BrokerUnavailableError
 from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import DRAIN, Stop, on_signals
+from worker.process.systemd import Notifier
 from worker.process.telemetry import Tracing, start_tracing
 from worker.runtime.background import start_fallback_reconciler
 from worker.store.worker_side import WorkerStore
@@ -53,6 +54,7 @@ _log = structlog.get_logger()
 def main() -> int:
     """Serve until told to stop."""
     configure_logs()
+    notifier = Notifier.take(os.environ)
     _raise_file_limit()
     if WITH_PARENT in sys.argv[1:]:
         watch_parent()
@@ -60,10 +62,10 @@ def main() -> int:
         settings = load_settings()
         tracing = start_tracing(os.environ, "mochi-server-gateway")
         _apply_keys(settings)
-        gateway = server(settings, tracing)
+        gateway = server(settings, tracing, notifier)
         listener = inherited(sys.argv) or listen(settings.host, settings.port)
     except MochiError as error:
-        say(str(error))
+        say(str(error), "error")
         return os.EX_CONFIG
     host, port = listener.getsockname()[:2]
     _log.info("gateway.listening", url=url_of(settings.scheme, host, port))
@@ -72,6 +74,7 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     gateway.run(sockets=[listener])
+    notifier.stopping()
     tracing.stop()
     return 0
 
@@ -119,9 +122,10 @@ class Server(uvicorn.Server):
     It also replaces signals that this process was told to ignore.
     """
 
-    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+    def __init__(self, config: uvicorn.Config, services: Services, notifier: Notifier) -> None:
         super().__init__(config)
         self.services = services
+        self._notifier = notifier
         self._stop = Stop(services.settings.drain_seconds)
 
     @override
@@ -137,6 +141,12 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     @override
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second, once the lifespan has begun and the sockets are served."""
+        self._notifier.serving("Serving")
+        return await super().on_tick(counter)
+
+    @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End event streams at once, and blocking calls, with the URL to poll, after the drain."""
         _log.info("gateway.stopping", drain_seconds=self.services.settings.drain_seconds)
@@ -149,14 +159,15 @@ class Server(uvicorn.Server):
 
     async def _end_responses(self) -> None:
         """When it is urgent, let blocking calls answer, then give up on what still runs."""
-        while not self._stop.urgent:  # noqa: ASYNC110 (a signal handler wakes no task)
+        while not self._stop.urgent:
+            self._notifier.draining()
             await asyncio.sleep(URGENCY_INTERVAL_SECONDS)
         self.services.poller.stop_waiting()
         await asyncio.sleep(LAST_WORDS_SECONDS)
         self.force_exit = True
 
 
-def server(settings: ServerSettings, tracing: Tracing) -> Server:
+def server(settings: ServerSettings, tracing: Tracing, notifier: Notifier) -> Server:
     """Uvicorn with these settings: it trusts only the named proxies, and its drain has an end.
 
     Raises:
@@ -181,6 +192,7 @@ def server(settings: ServerSettings, tracing: Tracing) -> Server:
             forwarded_allow_ips=settings.trusted_proxies,
         ),
         app.state.services,
+        notifier,
     )
 
 

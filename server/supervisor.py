@@ -33,6 +33,7 @@ from worker.errors import BrokerStartError, BrokerUnavailableError
 from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import DRAIN, Stop, on_signals
+from worker.process.systemd import Notifier
 from worker.store.fleet import survey
 
 WATCH_SECONDS = 0.2
@@ -204,6 +205,7 @@ class Supervisor:
     listener: socket.socket
     broker: EmbeddedBroker | None
     stop: Stop
+    notifier: Notifier
     opens_page: bool = False
     key_file: Path | None = None
 
@@ -237,6 +239,7 @@ class Supervisor:
         return status
 
     def _watch(self, children: list[Child], keeper: BrokerKeeper | None) -> int:
+        self.notifier.starting("Loading the model")
         say("Starting …" if self.settings.is_light_mock else "Starting: loading the model …")
         ready = False
         while not self._stops_within(WATCH_SECONDS):
@@ -247,6 +250,8 @@ class Supervisor:
             if not ready and self._is_ready():
                 ready = True
                 self._announce()
+            if ready:
+                self.notifier.serving(f"Ready on {self._url}/v1")
         say(
             f"Stopping: running requests have {self.settings.drain_seconds:g} s to finish; press "
             "Ctrl-C again, after a second, to stop now and requeue them …"
@@ -280,8 +285,12 @@ class Supervisor:
         host = everywhere.get(self.settings.host, self.settings.host)
         return url_of(self.settings.scheme, host, self.listener.getsockname()[1])
 
+    @property
+    def _url(self) -> str:
+        return self.settings.public_url or self._local_url
+
     def _announce(self) -> None:
-        url = self.settings.public_url or self._local_url
+        url = self._url
         say(f"Ready on {url}/v1 ({_engine(self.settings)})")
         say(f"API key: {self._shown_key()}")
         if self.settings.docs:
@@ -328,6 +337,7 @@ class Supervisor:
             child.drain()
         deadline = time.monotonic() + self.settings.drain_seconds + REQUEUE_SECONDS
         while not all(child.wait(WATCH_SECONDS) for child in children):
+            self.notifier.draining()
             if keeper is not None:
                 keeper.watch()  # a signal to all processes may have ended it: requests need it
             if self.stop.urgent:
@@ -358,6 +368,7 @@ def supervise(settings: ServerSettings, *, opens_page: bool = False) -> int:
         MochiError: a setting cannot be used, or the broker cannot be started.
     """
     configure_logs()
+    notifier = Notifier.take(os.environ)
     stop = Stop()
     on_signals(lambda *_: stop.ask(), signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     broker = None if settings.redis_url else EmbeddedBroker(settings.data_dir, settings.valkey)
@@ -368,8 +379,9 @@ def supervise(settings: ServerSettings, *, opens_page: bool = False) -> int:
         with listen(settings.host, settings.port) as listener:
             if broker is not None:
                 broker.start()
-            status = Supervisor(settings, listener, broker, stop, opens_page).run()
+            status = Supervisor(settings, listener, broker, stop, notifier, opens_page).run()
     finally:
+        notifier.stopping()
         if broker is not None:
             broker.stop()
     if status == 0:

@@ -27,6 +27,7 @@ from worker.outputs.factory import open_outputs
 from worker.process.logs import configure_logs, end_at_once, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
+from worker.process.systemd import Notifier
 from worker.process.telemetry import start_tracing
 from worker.runtime.background import (
     loading,
@@ -57,29 +58,31 @@ _log = structlog.get_logger()
 def main() -> int:
     name = new_worker_name()
     configure_logs(worker=name)
+    notifier = Notifier.take(os.environ)
     if WITH_PARENT in sys.argv[1:]:
         watch_parent()
     settings = WorkerSettings()
     if settings.alive_file:  # of a worker that was killed
         Path(settings.alive_file).unlink(missing_ok=True)
     with leading(settings) as leader:
-        status = run(name, settings, leader)
+        status = run(name, settings, leader, notifier)
     if leader is not None:
         end_at_once(status)  # destructors of a group may wait for a broken card without end
     return status
 
 
-def run(name: str, settings: WorkerSettings, leader: Leader | None) -> int:
+def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: Notifier) -> int:
     """Load the model, and work until told to stop. Returns the exit status."""
     try:
         tracing = start_tracing(os.environ, "mochi-server-worker", name)
         outputs = usable_outputs(settings)
         encoder()  # without ffmpeg every request would fail at its end
+        notifier.starting("Loading the model")
         with loading(_store(settings, connect_briefly(settings.redis_url))):
             moderation = build_moderation(settings, settings.data_dir)
             engine = build_engine(settings, settings.data_dir, leader)
     except (EngineUnavailableError, OutputsUnusableError, TracingUnusableError) as error:
-        say(str(error))
+        say(str(error), "error")
         return os.EX_CONFIG  # the supervisor does not start it again
     except EngineBrokenError as error:
         _log.exception("engine.broken", reason=str(error))
@@ -94,6 +97,7 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None) -> int:
         leader=leader,
         meter=build_meter(settings),
         tracer=tracing.tracer,
+        notifier=notifier,
     )
     tracing.stop()
     _log.info("worker.stopped")
@@ -129,6 +133,7 @@ def work(
     leader: Leader | None = None,
     meter: Meter | None = None,
     tracer: Tracer | None = None,
+    notifier: Notifier | None = None,
 ) -> bool:
     """Assemble the worker and run it until it is told to stop.
 
@@ -136,6 +141,7 @@ def work(
         Whether it was told to stop; otherwise a bug ended it, which the log shows.
     """
     stop = Stop(settings.drain_seconds)
+    notifier = notifier or Notifier()
     brief_store = _store(settings, connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
     heartbeat = Heartbeat(
@@ -146,6 +152,7 @@ def work(
         stall_seconds=settings.stall_seconds,
         stop=stop,
         alive_file=settings.alive_file,
+        notifier=notifier,
     )
     runner = Runner(
         worker=name,
@@ -178,6 +185,7 @@ def work(
         return stop.draining
     finally:
         heartbeat.stop()
+        notifier.stopping()
 
 
 def _store(settings: WorkerSettings, redis: Client) -> WorkerStore:

@@ -24,6 +24,7 @@ from server.settings import ServerSettings, load_settings
 from worker.broker.connection import Client, connect_briefly
 from worker.broker.embedded import EmbeddedBroker, broker_of
 from worker.errors import BrokerUnavailableError
+from worker.process.systemd import journal_prefix
 
 BROKER = ("data_dir", "redis_url")
 ENGINE = tuple(
@@ -183,5 +184,6 @@ def exit_on_error(status: int = 1) -> Iterator[None]:
 
 def fail(message: str, status: int) -> NoReturn:
     """Print an error and exit."""
-    typer.secho("\n".join(map(visible, message.split("\n"))), err=True, fg="red")
+    lines = (journal_prefix("error") + visible(line) for line in message.split("\n"))
+    typer.secho("\n".join(lines), err=True, fg="red")
     raise typer.Exit(status)

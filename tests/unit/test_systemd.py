@@ -1,4 +1,4 @@
-"""The units of systemd: valid, hardened, and patient enough to drain."""
+"""The units of systemd: valid, hardened, watched, and patient enough to load and to drain."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from server.app import OUTPUTS_PATIENCE_SECONDS
 from server.settings import ServerSettings
 from server.supervisor import REQUEUE_SECONDS
 from tests.support.stack import COMMAND
-from worker.broker.embedded import STOP_SECONDS
+from worker.broker.embedded import START_SECONDS, STOP_SECONDS
+from worker.process.systemd import BEAT_SECONDS
+from worker.runtime.heartbeat import LONGEST_BEAT_SECONDS
+from worker.settings import WorkerSettings
 
 FOLDER = Path(__file__).parents[2] / "docker" / "systemd"
 INSTALLED = "/opt/mochi/bin/mochi-server"
@@ -40,8 +44,28 @@ def test_systemd_accepts_a_unit_and_finds_it_hardened(unit: Path, check: list[st
 
 
 def test_a_unit_signals_the_main_process_alone_and_waits_for_the_drain(unit: Path) -> None:
-    lines = unit.read_text().splitlines()
-    assert "KillMode=mixed" in lines
-    (patience,) = (line for line in lines if line.startswith("TimeoutStopSec="))
+    assert value(unit, "KillMode") == "mixed"
     drain = ServerSettings.model_fields["drain_seconds"].default
-    assert int(patience.partition("=")[2]) > drain + REQUEUE_SECONDS + 2 * STOP_SECONDS
+    assert int(value(unit, "TimeoutStopSec")) > drain + REQUEUE_SECONDS + 2 * STOP_SECONDS
+
+
+def test_a_unit_waits_for_the_model_however_long_it_loads(unit: Path) -> None:
+    assert (value(unit, "Type"), value(unit, "TimeoutStartSec")) == ("notify", "infinity")
+
+
+def test_the_watchdog_waits_longer_than_a_sign_of_life_of_a_sound_process_takes(unit: Path) -> None:
+    stall = WorkerSettings.model_fields["stall_seconds"].default
+    longest = {
+        "mochi-gateway.service": OUTPUTS_PATIENCE_SECONDS,
+        "mochi-server.service": START_SECONDS,  # of its broker, after a death
+        # Where native code holds Python's lock; the worker then ends itself, and shows where.
+        "mochi-worker@.service": stall + LONGEST_BEAT_SECONDS,
+    }
+    assert int(value(unit, "WatchdogSec")) > longest[unit.name] + BEAT_SECONDS
+
+
+def value(unit: Path, name: str) -> str:
+    """Of the one line that sets `name`."""
+    lines = [line.partition("=") for line in unit.read_text().splitlines()]
+    (found,) = (text for key, _, text in lines if key == name)
+    return found

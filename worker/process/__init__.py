@@ -1,1 +1,1 @@
-"""Shared by gateway and worker processes: logs, shutdown, parent watch, traces."""
+"""Shared by gateway and worker processes: logs, shutdown, parent watch, systemd, traces."""

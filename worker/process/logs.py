@@ -25,10 +25,11 @@ import structlog
 from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
 from structlog.typing import EventDict, Processor
 
+from worker.process.systemd import STDERR, journal_prefix
+
 MOST_LINES = 50
 """In a second, of a kind that every client can cause."""
 
-STDERR = 2
 MOST_QUEUED = 10_000
 """Lines that wait for a slow reader, some 3 MB; a killed process loses them."""
 EXIT_SECONDS = 1.0
@@ -100,9 +101,10 @@ class _StandardError:
 _stderr = _StandardError()
 
 
-def say(line: str) -> None:
-    """Print a line for the operator, in order with the log."""
-    _stderr.write(line + "\n")
+def say(text: str, level: str = "info") -> None:
+    """Print text for the operator, in order with the log."""
+    prefix = journal_prefix(level)
+    _stderr.write("".join(f"{prefix}{line}\n" for line in text.split("\n")))
 
 
 def dropped_lines() -> int:
@@ -215,9 +217,16 @@ def _for_terminals() -> tuple[Processor, list[Processor]]:
 def _for_machines() -> tuple[Processor, list[Processor]]:
     renderers: list[Processor] = [
         structlog.processors.format_exc_info,
-        structlog.processors.JSONRenderer(),
+        _render,
     ]
     return structlog.processors.TimeStamper(fmt="iso", utc=True), renderers
+
+
+_render_json = structlog.processors.JSONRenderer()
+
+
+def _render(logger: object, method: str, line: EventDict) -> str:
+    return journal_prefix(line["level"]) + cast("str", _render_json(logger, method, line))
 
 
 def _configure_others(chain: list[Processor], renderers: list[Processor]) -> None:

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> NoReturn:
     try:
         build_and_follow(settings, settings.data_dir, follower)
     except EngineUnavailableError as error:
-        say(str(error))
+        say(str(error), "error")
         end_at_once(os.EX_CONFIG)
     except Exception as error:  # noqa: BLE001 (of any library)
         time.sleep(PEER_SECONDS)

@@ -15,6 +15,7 @@ from worker.broker.health import BrokerLog
 from worker.errors import BrokerUnavailableError
 from worker.process.logs import end_at_once
 from worker.process.shutdown import Stop
+from worker.process.systemd import Notifier
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.run import Run
 from worker.store.keyspace import HEARTBEAT_SECONDS, RECONCILE_SECONDS
@@ -46,6 +47,7 @@ class Heartbeat(threading.Thread):
         stall_seconds: float,
         stop: Stop,
         alive_file: str = "",
+        notifier: Notifier | None = None,
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.current_run: Run | None = None
@@ -56,6 +58,7 @@ class Heartbeat(threading.Thread):
         self._stall_seconds = stall_seconds
         self._shutdown = stop  # a Thread has a `_stop` of its own
         self._alive_file = alive_file
+        self._notifier = notifier or Notifier()
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -63,7 +66,7 @@ class Heartbeat(threading.Thread):
         while not self._stopped.wait(HEARTBEAT_SECONDS):
             self._end_if_frozen()
             self._end_if_hung()
-            self._touch_file()
+            self._show_life()
             try:
                 if self._broker_log.is_new:
                     self._broker_log.warn(self._store.dangers())
@@ -127,8 +130,12 @@ class Heartbeat(threading.Thread):
             _log.error("worker.hung", **run.log_fields, step=run.step)
             end_at_once(os.EX_TEMPFAIL)  # the supervisor starts it again
 
-    def _touch_file(self) -> None:
-        """For health checks that start no process of ours and need no broker."""
+    def _show_life(self) -> None:
+        """For systemd, and for health checks that start no process of ours and need no broker."""
+        if self._shutdown.draining:
+            self._notifier.draining()
+        else:
+            self._notifier.serving(f"Ready: {self.worker.engine}")
         if self._alive_file:
             with suppress(OSError):  # a full disk must cost no heartbeat
                 Path(self._alive_file).touch()

@@ -11,6 +11,7 @@ from server.settings import ServerSettings
 from server.supervisor import Supervisor
 from server.transport.connection.listener import listen
 from worker.process.shutdown import Stop
+from worker.process.systemd import Notifier
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 (no client comes)
 ELSEWHERE = re.compile(r"^From other machines: (https?)://([\w.-]+):\d+/v1", re.MULTILINE)
@@ -25,7 +26,7 @@ def announced(
 ) -> str:
     settings = ServerSettings(port=0, host=host, public_url=public_url, mock=True)
     with listen(settings.host, settings.port) as listener:
-        Supervisor(settings, listener, None, Stop(), opens_page)._announce()
+        Supervisor(settings, listener, None, Stop(), Notifier(), opens_page)._announce()
     return capfd.readouterr().err
 
 

@@ -174,3 +174,45 @@ def test_a_process_whose_log_is_not_read_ends() -> None:
     process.communicate("\n", timeout=60)
     assert process.returncode == 0
     os.close(read)
+
+
+OF_A_SERVICE = """
+import logging, os, sys
+import structlog
+from worker.process.logs import configure_logs, say
+
+stream = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = sys.argv[1] or f"{stream.st_dev}:{stream.st_ino}"
+configure_logs()
+structlog.get_logger().info("a step")
+structlog.get_logger().warning("a danger")
+try:
+    raise ValueError("of us")
+except ValueError:
+    structlog.get_logger().exception("a bug")
+logging.getLogger("diffusers").warning("a library's")
+logging.getLogger("diffusers").critical("the end")
+say("Set it.\\nOr unset it.", "error")
+"""
+
+
+def _with_stream(stream: str) -> list[str]:
+    command = [sys.executable, "-c", OF_A_SERVICE, stream]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return done.stderr.splitlines()
+
+
+def test_lines_in_the_journal_have_priorities_beside_their_json() -> None:
+    *logged, first, second = _with_stream("")
+    priorities = [line.partition("{")[0] for line in logged]
+    assert priorities == ["", "<4>", "<3>", "<4>", "<2>"]
+    events = [json.loads(line.removeprefix(priorities.pop(0)))["event"] for line in logged]
+    assert events == ["a step", "a danger", "a bug", "a library's", "the end"]
+    assert (first, second) == ("<3>Set it.", "<3>Or unset it.")
+
+
+def test_lines_that_do_not_go_to_the_journal_have_no_priority() -> None:
+    """A child of a service may write to a file, and inherits the variable."""
+    *logged, first, second = _with_stream("1:2")
+    assert all(json.loads(line) for line in logged)
+    assert (first, second) == ("Set it.", "Or unset it.")
