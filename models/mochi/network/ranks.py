@@ -136,11 +136,12 @@ class GroupRanks(Ranks):
         self.cards = dist.get_world_size()
         self.shares = self.cards // BRANCHES
         self._branch, self._number = divmod(self.rank, self.shares)
-        branches = [
-            dist.new_group([branch * self.shares + number for number in range(self.shares)])
-            for branch in range(BRANCHES)
-        ]
-        self._own_branch = branches[self._branch]
+        if self.shares > 1:  # otherwise a card is alone in its branch
+            branches = [
+                dist.new_group([branch * self.shares + number for number in range(self.shares)])
+                for branch in range(BRANCHES)
+            ]
+            self._own_branch = branches[self._branch]
         self._counts: list[int] = []
 
     @override

@@ -54,6 +54,16 @@ def counted(ranks: Ranks) -> int:
     return total
 
 
+def communicators(_: Ranks) -> int:
+    return len(dist.distributed_c10d._world.pg_map)
+
+
+@pytest.mark.parametrize(("cards", "count"), [(2, 1), (4, 2)])
+def test_a_card_alone_in_its_branch_has_no_communicator_for_it(cards: int, count: int) -> None:
+    with group_of(cards) as group:
+        assert group(communicators) == [count] * cards
+
+
 @pytest.mark.parametrize("cards", [2, 4])
 def test_a_step_exchanges_as_many_bytes_as_the_documents_reckon(cards: int) -> None:
     with group_of(cards) as group:
