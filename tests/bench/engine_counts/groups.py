@@ -75,8 +75,10 @@ PCIE = Connection("PCIe 5", 50e9)
 
 GEMM, ATTENTION, MEMORY = 690e12, 620e12, 2.9e12
 """Rates of an H100 that the estimates of the engine use."""
-ELEMENTWISE_BYTES = 254e9 / 14_310
-"""Traffic of fusible operations per visual token and step."""
+FUSIBLE_BYTES = 195e9
+"""Traffic of fusible operations in a step of 49 frames, compiled: see `fusion.py`."""
+ELEMENTWISE_BYTES = FUSIBLE_BYTES / 14_310
+"""Per visual token and step."""
 GEMM_FLOP = 2 * 10.87e9
 """Per visual token and step, of both branches."""
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.mochi.network.ranks import Ranks
-from tests.bench.engine_counts.groups import Shape, rows, sent
+from tests.bench.engine_counts.groups import FUSIBLE_BYTES, Shape, rows, sent
 from tests.support.models.ranks import group_of
 from tests.support.models.tiny_mochi import (
     embeddings,
@@ -72,7 +72,10 @@ def test_a_step_exchanges_as_many_bytes_as_the_documents_reckon(cards: int) -> N
 
 
 def test_the_documents_have_the_table_that_the_arithmetic_gives() -> None:
-    assert "\n".join(rows()) in PERFORMANCE.read_text()
+    text = PERFORMANCE.read_text()
+    assert "\n".join(rows()) in text
+    assert f"620 TFLOP/s, {FUSIBLE_BYTES / 1e9:.0f} GB a step" in text
+    assert f"GB moved that fusing can save | 1,718 | 1,605 | {FUSIBLE_BYTES / 1e9:.0f} |" in text
 
 
 def test_two_branches_cost_one_small_exchange_a_step() -> None:
