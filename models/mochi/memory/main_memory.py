@@ -59,7 +59,7 @@ def check(needed: float, *, insists: bool, root: Path = Path("/")) -> None:
 
 
 def available_gib(root: Path = Path("/")) -> tuple[float, str]:
-    """What this process may still take, and the file that says so. Elsewhere than on Linux: all.
+    """GiB that this process may still take, and the file that says so. Only Linux has such files.
 
     The least of what the machine has and of what each control group above the process allows. Files
     in memory count as available, as the kernel drops them.
