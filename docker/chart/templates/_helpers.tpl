@@ -71,6 +71,14 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/*
+Variables of a container that requests no card: the image asks for all, which the runtime of NVIDIA
+would give it, past the device plugin.
+*/}}
+{{- define "mochi.noCard" -}}
+{{- dict "NVIDIA_VISIBLE_DEVICES" "void" | toJson }}
+{{- end }}
+
 {{- define "mochi.placement" -}}
 {{- range $name := list "nodeSelector" "tolerations" "affinity" }}
 {{- with index $ $name }}

@@ -21,6 +21,7 @@ from tests.support.helm import (
 
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 EVERYTHING = ("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
+TRIAL = ("--values", str(Path(__file__).parent / "values" / "trial.yaml"))
 
 pytestmark = needs_helm
 
@@ -95,7 +96,7 @@ def test_a_pod_has_the_cards_that_share_a_video_and_memory_for_their_exchange() 
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
     assert variables(container)["MOCHI_GPUS_PER_VIDEO"] == "4"
     assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
-    trial = pods(rendered("--set", "worker.gpuResource="))["worker"]["spec"]["containers"][0]
+    trial = pods(rendered(*TRIAL))["worker"]["spec"]["containers"][0]
     assert set(trial["resources"]["limits"]) == {"memory"}
 
 
@@ -151,6 +152,58 @@ def test_workers_wait_for_the_classifiers_of_moderation_too() -> None:
         f"&& mochi-server weights path --weights {classifier} --revision ''" in wait["command"][-1]
     )
     assert "does not match pattern" in refusal("weights.classifiers={a/b; reboot}")
+
+
+def test_files_that_settings_name_are_mounted_where_they_are_read() -> None:
+    objects = pods(rendered(*EVERYTHING))
+    found = {
+        (component, container["name"])
+        for component, pod in objects.items()
+        for container in containers(pod)
+        for mount in container["volumeMounts"]
+        if mount["name"] == "terms" == pod["spec"]["volumes"][-1]["name"]
+    }
+    assert found == {
+        ("gateway", "gateway"),
+        ("worker", "weights"),
+        ("worker", "worker"),
+        ("weights", "pull-0"),
+        ("weights", "pull-1"),
+    }
+
+
+def test_the_pull_runs_where_the_operator_wants_it_and_goes_on_for_hours() -> None:
+    job = one(rendered(*EVERYTHING), "Job")["spec"]
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "web"}
+    assert pod["tolerations"] == [{"key": "web", "operator": "Exists"}]
+    assert all(it["resources"]["limits"] == {"memory": "4Gi"} for it in pod["containers"])
+    assert job["backoffLimit"] >= 100
+
+
+def test_a_container_without_a_card_of_its_own_sees_none() -> None:
+    """The image asks for all, which a container that requests none may get."""
+
+    def seen(*values: str) -> set[str]:
+        return {
+            f"{component} {container['name']}"
+            for component, pod in pods(rendered(*values)).items()
+            for container in containers(pod)
+            if component != "valkey"
+            and container["image"].startswith("mochi-server-worker")
+            and variables(container).get("NVIDIA_VISIBLE_DEVICES") != "void"
+        }
+
+    assert seen() == {"worker worker"}
+    assert seen(*TRIAL) == set()
+
+
+def test_a_gateway_listens_where_the_cluster_has_addresses() -> None:
+    def host(*values: str) -> str:
+        return variables(pods(rendered(*values))["gateway"]["spec"]["containers"][0])["MOCHI_HOST"]
+
+    assert host() == "0.0.0.0"  # noqa: S104 (of the pod)
+    assert host("--set", "gateway.host=::") == "::"
 
 
 def test_another_pull_is_another_job() -> None:

@@ -25,7 +25,7 @@ from tests.support.helm import (
 
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
-RESERVED = set(SCHEMA["$defs"]["settings"]["propertyNames"]["not"]["enum"])
+RESERVED = set(SCHEMA["$defs"]["settings"]["propertyNames"]["not"]["anyOf"][0]["enum"])
 """Settings with a value of their own."""
 SETTINGS = {f"MOCHI_{name.upper()}" for name in ServerSettings.model_fields}
 
@@ -55,9 +55,12 @@ def test_a_setting_that_has_a_value_of_its_own_is_refused_among_the_others() -> 
     own = set[str]().union(*map(ours, pods(everything).values()))
     given = {"MOCHI_RETENTION_SECONDS", "MOCHI_TRUSTED_PROXIES", "MOCHI_V1_SECONDS"}
     given |= {"MOCHI_PROFILE", "MOCHI_CHECKPOINT_STEPS", "MOCHI_WEIGHTS", "MOCHI_PUBLIC_URL"}
+    given |= {"MOCHI_MODERATION_TERMS"}
     assert own - given == RESERVED
     assert RESERVED < SETTINGS
     assert "MOCHI_REDIS_URL" in refusal("settings.MOCHI_REDIS_URL=redis://other")
+    # Probes, KEDA and the ServiceMonitor speak HTTP.
+    assert "MOCHI_TLS_CERT" in refusal("gateway.settings.MOCHI_TLS_CERT=/tls/cert.pem")
 
 
 def test_a_setting_of_a_component_wins_over_that_of_all() -> None:
