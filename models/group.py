@@ -37,13 +37,13 @@ class Member:
     Attributes:
         rank: from 0.
         size: of the group.
-        meeting: see `join_group`.
+        rendezvous: see `join_group`.
     """
 
-    def __init__(self, rank: int, size: int, meeting: Path) -> None:
+    def __init__(self, rank: int, size: int, rendezvous: Path) -> None:
         self.rank = rank
         self.size = size
-        self.meeting = meeting
+        self.rendezvous = rendezvous
 
 
 class Leader(Member):
@@ -57,7 +57,7 @@ class Leader(Member):
 
     def __init__(
         self,
-        meeting: Path,
+        rendezvous: Path,
         links: Sequence[Link],
         on_death: Callable[[int], None],
         on_full: Callable[[int], None],
@@ -65,12 +65,12 @@ class Leader(Member):
         """Watch the followers.
 
         Args:
-            meeting: see `Member`.
+            rendezvous: see `Member`.
             links: to the ranks from 1.
             on_death: called with the rank of a follower that has ended, from a thread.
             on_full: see `Leader`.
         """
-        super().__init__(0, len(links) + 1, meeting)
+        super().__init__(0, len(links) + 1, rendezvous)
         self._links = links
         self._on_death = on_death
         self.on_full = on_full
@@ -129,7 +129,7 @@ class Follower(Member):
             link: to rank 0.
             on_death: called when rank 0 has ended, from a thread: this one may wait for its card.
         """
-        super().__init__(member.rank, member.size, member.meeting)
+        super().__init__(member.rank, member.size, member.rendezvous)
         self._link = link
         self._on_death = on_death
         self._heard: SimpleQueue[bytes] = SimpleQueue()

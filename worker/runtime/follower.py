@@ -32,14 +32,14 @@ _log = structlog.get_logger()
 
 def main(arguments: list[str]) -> NoReturn:
     """Never returns: destructors of a group may wait for a broken card without end."""
-    rank, size, meeting, link = arguments
+    rank, size, rendezvous, link = arguments
     die_with_parent()  # if it is dead already, the link tells
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, DRAIN):
         signal.signal(number, signal.SIG_IGN)
     configure_logs(rank=rank)
     settings = WorkerSettings()
     follower = Follower(
-        Member(int(rank), int(size), Path(meeting)),
+        Member(int(rank), int(size), Path(rendezvous)),
         Connection(int(link)),
         on_death=lambda: os._exit(0),  # at once, though this process may wait for its card
     )

@@ -44,7 +44,7 @@ def leading(settings: EngineSettings) -> Iterator[Leader | None]:
         leader = Leader(
             _path(file.fileno()),
             [follower.link for follower in followers],
-            on_death=lambda rank: followers[rank - 1].take_worker_along(),
+            on_death=lambda rank: followers[rank - 1].end_worker(),
             on_full=refuse_gpu,
         )
         try:
@@ -95,7 +95,7 @@ class _Follower:
                 stdin=subprocess.DEVNULL,
             )
 
-    def take_worker_along(self) -> None:
+    def end_worker(self) -> None:
         """End this process as its follower has ended."""
         status = self.end(time.monotonic() + END_SECONDS)
         _log.error("rank.died", rank=self._rank, status=status)

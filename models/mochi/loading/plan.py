@@ -153,7 +153,7 @@ def ranks_of(member: Member | None, device: torch.device) -> Ranks:
     if member is None:
         return ALONE
     with _exchange_reported():
-        return join_group(member.rank, member.size, member.meeting, device)
+        return join_group(member.rank, member.size, member.rendezvous, device)
 
 
 @contextmanager

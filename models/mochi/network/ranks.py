@@ -100,13 +100,13 @@ class Ranks:
 ALONE = Ranks()
 
 
-def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> GroupRanks:
+def join_group(rank: int, size: int, rendezvous: Path, device: torch.device) -> GroupRanks:
     """Meet the other processes of a group on this machine.
 
     Args:
         rank: of this process, from 0.
         size: of the group, even.
-        meeting: a file, empty or not there yet, that no other user can write. With it no port
+        rendezvous: a file, empty or not there yet, that no other user can write. With it no port
             listens.
         device: the current device of this process.
     """
@@ -115,7 +115,7 @@ def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> Gro
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=FileStore(str(meeting), size),
+        store=FileStore(str(rendezvous), size),
         rank=rank,
         world_size=size,
         device_id=device if device.type == "cuda" else None,

@@ -46,9 +46,11 @@ def group_of(size: int) -> Iterator[Group]:
     pipes = [_context.Pipe() for _ in range(size)]
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks where there are threads
-        meeting = Path(stack.enter_context(TemporaryDirectory())) / "meeting"
+        rendezvous = Path(stack.enter_context(TemporaryDirectory())) / "rendezvous"
         processes = [
-            _context.Process(target=_serve, args=(rank, size, meeting, [end for _, end in pipes]))
+            _context.Process(
+                target=_serve, args=(rank, size, rendezvous, [end for _, end in pipes])
+            )
             for rank in range(size)
         ]
         for process in processes:
@@ -62,9 +64,9 @@ def group_of(size: int) -> Iterator[Group]:
                 process.join()
 
 
-def _serve(rank: int, size: int, meeting: Path, ends: list[Connection[Any, Any]]) -> None:
+def _serve(rank: int, size: int, rendezvous: Path, ends: list[Connection[Any, Any]]) -> None:
     torch.set_num_threads(1)
-    ranks: GroupRanks = join_group(rank, size, meeting, torch.device("cpu"))
+    ranks: GroupRanks = join_group(rank, size, rendezvous, torch.device("cpu"))
     while (asked := ends[rank].recv()) is not None:
         function, arguments, named = asked
         try:

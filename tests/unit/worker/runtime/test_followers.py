@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
@@ -15,7 +16,7 @@ from models.engine import Engine, Picture
 from models.errors import EngineError
 from models.params import GenerateParams
 from tests.support.models.checkpoints import AbandonedError, Kept, abandon, run
-from worker.runtime.followers import leading
+from worker.runtime.followers import _Follower, leading
 from worker.settings import WorkerSettings
 
 STEPS = 10
@@ -61,6 +62,23 @@ def params(frames: int = 13, **others: Any) -> GenerateParams:
 
 def frames_of(engine: Engine, asked: GenerateParams) -> list[bytes]:
     return list(engine.generate(asked, lambda _step, _steps: None).frames)
+
+
+def test_a_follower_that_closes_its_link_and_does_not_end_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    monkeypatch.setattr("worker.runtime.followers.END_SECONDS", 0.01)
+    others = {*psutil.Process().children()}
+    with TemporaryFile() as file:
+        follower = _Follower(1, 2, file.fileno())
+        (process,) = {*psutil.Process().children()} - others
+        process.suspend()
+        with follower.link:
+            follower.end_worker()
+    assert statuses == [os.EX_TEMPFAIL]
+    assert not process.is_running()
 
 
 @pytest.mark.parametrize("negative_prompt", PROMPTS)

@@ -308,7 +308,9 @@ def test_a_group_plans_for_its_fullest_card_and_warns_of_that_card_alone(
     monkeypatch.setattr("models.mochi.loading.plan.ranks_of", join)
     settings = EngineSettings(weights="dummy", compile=False, gpus_per_video=2)
     with capture_logs() as logs:
-        plan = plan_loading(settings, tmp_path, tmp_path, member=Member(0, 2, tmp_path / "meeting"))
+        plan = plan_loading(
+            settings, tmp_path, tmp_path, member=Member(0, 2, tmp_path / "rendezvous")
+        )
     assert plan.memory.profile.name == profile
     assert plan.memory.peak_gib == plan.memory.profile.gib("reference", group=True)
     assert [each["taken_gib"] for each in logs] == taken
