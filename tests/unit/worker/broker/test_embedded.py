@@ -19,13 +19,14 @@ from tests.support.services.disks import on_a_tiny_disk
 from tests.support.stack import eventually
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker, broker_of
+from worker.broker.program import find_program
 from worker.errors import BrokerStartError
 
 OWNER = """
 import sys, time
 from pathlib import Path
 from worker.broker.embedded import EmbeddedBroker
-broker = EmbeddedBroker(Path(sys.argv[1]))
+broker = EmbeddedBroker(Path(sys.argv[1]), sys.argv[2])
 broker.start()
 print("started", flush=True)
 time.sleep(600)
@@ -35,7 +36,7 @@ import sys
 from pathlib import Path
 from worker.broker.embedded import EmbeddedBroker
 from worker.errors import BrokerStartError
-broker = EmbeddedBroker(Path(sys.argv[1]))
+broker = EmbeddedBroker(Path(sys.argv[1]), sys.argv[2])
 filler = Path(sys.argv[1], "filler")
 filler.write_bytes(bytes(1 << 20))
 for _ in range(2):
@@ -81,7 +82,7 @@ def get(broker: EmbeddedBroker) -> object:
 @pytest.fixture
 def owner(tmp_path: Path, broker: EmbeddedBroker) -> Iterator[subprocess.Popen[str]]:
     """Another process that owns the folder."""
-    command = [sys.executable, "-c", OWNER, str(tmp_path)]
+    command = [sys.executable, "-c", OWNER, str(tmp_path), find_program("")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
@@ -279,7 +280,8 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named_and_once_it_has_room_the_next_start_succeeds(tmp_path: Path) -> None:
-    command = (*on_a_tiny_disk(tmp_path, "1m"), sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path))
+    python = (sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path), find_program(""))
+    command = (*on_a_tiny_disk(tmp_path, "1m"), *python)
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.stderr == ""
     *errors, last = ended.stdout.splitlines()
