@@ -1,5 +1,7 @@
 {{- define "mochi.name" -}}
-{{- if contains "mochi" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-mochi{{ end }}
+{{- /* Names that Kubernetes makes of it are at most 63 long. */}}
+{{- $name := ternary .Release.Name (printf "%s-mochi" .Release.Name) (contains "mochi" .Release.Name) }}
+{{- $name | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
 {{/*

@@ -81,7 +81,7 @@ def test_policies_name_the_ports_of_pods_by_number() -> None:
 def test_a_worker_reaches_the_broker_and_names_alone_while_it_needs_no_more() -> None:
     objects = rendered()
     names, broker = one(objects, "NetworkPolicy", "worker")["spec"]["egress"]
-    assert {each["port"] for each in names["ports"]} == {53}
+    assert {each["port"] for each in names["ports"]} == {53, 5353}
     assert chosen(objects, broker["to"][0]["podSelector"]["matchLabels"]) == {"valkey"}
     bucket = rendered("--set", "outputs.s3=s3://videos/mochi")
     assert one(bucket, "NetworkPolicy", "worker")["spec"]["policyTypes"] == ["Ingress"]
@@ -161,6 +161,10 @@ def test_the_notes_name_what_there_is_and_what_is_missing() -> None:
     assert "MOCHI_TRUSTED_PROXIES is not set" in notes(*TRIAL)
     assert "every pod of the cluster can reach the broker" in notes(*TRIAL)
     assert "https://videos.example/v1" in notes(*EVERYTHING)
+    assert "https://videos.example/v1" in notes(*TRIAL)  # the controller's certificate
+    warning = "everyone who reaches the Ingress can read /metrics"
+    assert warning not in notes(*TRIAL)
+    assert warning in notes(*TRIAL, "--set", "metrics.public=true")
 
 
 def test_a_package_holds_the_rules_and_the_dashboard_themselves(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from models import VERSION
 from server.settings import ServerSettings
@@ -15,6 +16,7 @@ from tests.support.helm import (
     ROOT,
     Object,
     containers,
+    helm,
     needs_helm,
     one,
     pods,
@@ -24,6 +26,7 @@ from tests.support.helm import (
 )
 
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+EVERYTHING = ("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 RESERVED = set(SCHEMA["$defs"]["settings"]["propertyNames"]["not"]["anyOf"][0]["enum"])
 """Settings with a value of their own."""
@@ -51,7 +54,7 @@ def test_every_variable_is_a_setting_with_a_valid_value(
 
 
 def test_a_setting_that_has_a_value_of_its_own_is_refused_among_the_others() -> None:
-    everything = rendered("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
+    everything = rendered(*EVERYTHING)
     own = set[str]().union(*map(ours, pods(everything).values()))
     given = {"MOCHI_RETENTION_SECONDS", "MOCHI_TRUSTED_PROXIES", "MOCHI_V1_SECONDS"}
     given |= {"MOCHI_PROFILE", "MOCHI_CHECKPOINT_STEPS", "MOCHI_WEIGHTS", "MOCHI_PUBLIC_URL"}
@@ -78,7 +81,7 @@ def test_a_component_switches_off_what_is_set_for_all(
     """An empty text is the default of the setting, whose variable is left out."""
     values = tmp_path / "values.yaml"
     values.write_text(
-        "settings: {MOCHI_CANCEL_ON_DISCONNECT: true, MOCHI_V1_SECONDS: 900}\n"
+        "settings: {MOCHI_CANCEL_ON_DISCONNECT: true, MOCHI_V1_SECONDS: 300}\n"
         f"gateway: {{settings: {{MOCHI_CANCEL_ON_DISCONNECT: {value}, MOCHI_V1_SECONDS: ''}}}}\n"
         "ingress: {enabled: true}"
     )
@@ -87,6 +90,23 @@ def test_a_component_switches_off_what_is_set_for_all(
     assert gateway.get("MOCHI_CANCEL_ON_DISCONNECT") == written
     timeout = "nginx.ingress.kubernetes.io/proxy-read-timeout"
     assert one(objects, "Ingress")["metadata"]["annotations"][timeout] == "620"
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [(None, "https://videos.example"), ("https://other/mochi", "https://other/mochi")],
+)
+def test_links_have_the_host_of_the_ingress_unless_the_operator_names_another(
+    given: str | None, url: str
+) -> None:
+    setting = ("--set", f"settings.MOCHI_PUBLIC_URL={given}") if given else ()
+    gateway = pods(rendered(*EVERYTHING, *setting))["gateway"]
+    assert variables(containers(gateway)[-1])["MOCHI_PUBLIC_URL"] == url
+
+
+def test_names_are_short_enough_for_those_that_kubernetes_derives() -> None:
+    result = helm("template", "a" * 53, str(CHART))
+    assert max(len(it["metadata"]["name"]) for it in yaml.safe_load_all(result.stdout) if it) <= 63
 
 
 def test_a_large_number_stays_a_whole_number(tmp_path: Path) -> None:
@@ -125,6 +145,29 @@ def test_the_chart_runs_the_images_of_the_dockerfile() -> None:
         (("broker.bundled=false",), "Set broker.urlSecret"),
         (("keda.enabled=true",), "set metrics.keySecret"),
         (("metrics.serviceMonitor.enabled=true",), "set metrics.keySecret"),
+        (("settings.MOCHI_MOCK=true", "weights.pull=false"), 'set worker.gpuResource: ""'),
+        (("worker.settings.MOCHI_ENGINE=fake", "worker.gpuResource="), "set weights.pull: false"),
+        (("worker.gpuResource=",), "set MOCHI_MOCK"),
+        (
+            ("settings.MOCHI_MOCK=true", "worker.settings.MOCHI_MOCK=false", "worker.gpuResource="),
+            "set MOCHI_MOCK",
+        ),
+        (
+            ("keda.enabled=true", "metrics.public=true", "keda.minReplicas=5"),
+            "keda.minReplicas (5) is above keda.maxReplicas (4)",
+        ),
+        (
+            ("gateway.autoscaling.enabled=true", "gateway.autoscaling.maxReplicas=1"),
+            "gateway.autoscaling.minReplicas (2) is above gateway.autoscaling.maxReplicas (1)",
+        ),
+        (
+            ("settings.MOCHI_RUN_SECONDS=7200",),
+            "Raise worker.drainSeconds (3600) to MOCHI_RUN_SECONDS",
+        ),
+        (
+            ("gateway.settings.MOCHI_V1_SECONDS=900",),
+            "Raise gateway.drainSeconds (600) to MOCHI_V1_SECONDS (900)",
+        ),
         (("worker.gpusPerVideo=3",), "must be one of 1, 2, 4, 6, 8"),
         (("worker.gpus=3",), "additional properties 'gpus' not allowed"),
     ],
