@@ -37,8 +37,8 @@
 {{- $name := index . 1 -}}{{- $component := index . 2 -}}{{- $setting := index . 3 -}}
 {{- $seconds := dig $setting 0 (include "mochi.settings" (list (index . 0) $component.settings) | fromJson) -}}
 {{- if gt ($seconds | toString | float64) (float64 $component.drainSeconds) }}
-{{- fail (printf "Raise %s.drainSeconds (%v) to %s (%s), or lower that: a stop would cut it off."
-      $name $component.drainSeconds $setting (include "mochi.text" $seconds)) }}
+{{- fail (printf "Raise %s.drainSeconds (%s) to %s (%s), or lower that: a stop would cut it off."
+      $name (include "mochi.text" $component.drainSeconds) $setting (include "mochi.text" $seconds)) }}
 {{- end }}
 {{- end }}
 

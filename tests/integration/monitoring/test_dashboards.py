@@ -21,8 +21,8 @@ from worker.store.fleet import fleet
 
 DOCKER = Path(__file__).parents[3] / "docker"
 POND = {"prompt": "a pond", "frames": 1, "steps": 10}
-OF_PROMETHEUS = {"instance", "job"}
-"""Labels that it gives to all it reads."""
+OF_PROMETHEUS = {"instance", "job", "namespace", "pod"}
+"""Labels that it gives to all it reads; `namespace` and `pod` on Kubernetes alone."""
 OWN = {"up": OF_PROMETHEUS}
 """Figures of its own, with their labels."""
 FOR_AUTOSCALERS = {"mochi_unfinished_requests"}

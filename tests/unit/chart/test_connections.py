@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 from pathlib import Path
 
+import pytest
 import yaml
 
 from server.api.metrics import Scrape
 from server.transport.traffic import Traffic
+from tests.integration.monitoring.test_alerts import PROMTOOL, promtool
 from tests.support.helm import (
     CHART,
     ROOT,
@@ -99,20 +102,73 @@ def test_nginx_waits_longer_than_a_blocking_call_and_holds_no_event_back() -> No
     assert traefik["spec"]["ingressClassName"] == "traefik"
 
 
-def test_the_rules_are_those_of_compose() -> None:
+def rules(*values: str) -> dict[str, Object]:
+    groups = one(rendered(*values), "PrometheusRule")["spec"]["groups"]
+    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
+
+
+def test_the_rules_are_those_of_compose_and_one_for_workers_that_load_for_long() -> None:
     text = (ROOT / "docker" / "prometheus" / "rules.yaml").read_text()
-    assert one(rendered(*MONITORING), "PrometheusRule")["spec"] == yaml.safe_load(text)
-    groups = one(rendered(*EVERYTHING), "PrometheusRule")["spec"]["groups"]
-    left = {rule["alert"] for group in groups for rule in group["rules"]}
-    all_alerts = set(re.findall(r"alert: (\w+)", text))
-    # No worker is no fault where workers scale to zero.
-    assert all_alerts - left == {"MochiLogLost", "MochiNoWorker"}
+    release = 'job="mochi", namespace="video"'
+    [group] = yaml.safe_load(text.replace('job="mochi"', release))["groups"]
+    compose = {rule["alert"]: rule for rule in group["rules"]}
+    # Each upgrade would page, and each scaling to zero.
+    del compose["MochiNoWorker"]
+    ours = rules(*MONITORING)
+    assert ours.pop("MochiNoWorkerComes")["for"] == "3600s"
+    assert ours == compose
+    assert rules(*EVERYTHING).keys() == compose.keys() - {"MochiLogLost"} | {"MochiNoWorkerComes"}
 
 
-def test_prometheus_calls_the_job_what_the_rules_call_it() -> None:
+def series(figure: str, values: str, *, namespace: str = "video", job: str = "mochi") -> Object:
+    labels = f'instance="gateway", job="{job}", namespace="{namespace}"'
+    return {"series": f"{figure}{{{labels}}}", "values": values}
+
+
+@pytest.mark.skipif(PROMTOOL is None and "CI" not in os.environ, reason="promtool is not installed")
+def test_an_alert_is_of_one_release_whatever_the_others_do(tmp_path: Path) -> None:
+    spec = one(rendered(*MONITORING), "PrometheusRule")["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
+    rule = rules(*MONITORING)["MochiNoWorkerComes"]
+    alert = {
+        "exp_labels": {"severity": "page", "job": "mochi", "namespace": "video"},
+        "exp_annotations": rule["annotations"],
+    }
+    case = {
+        "interval": "1m",
+        "input_series": [
+            series("mochi_unfinished_requests", "1x100"),
+            series("mochi_live_workers", "1 1 0x98"),
+            series("mochi_unfinished_requests", "0x100", namespace="idle"),
+            series("mochi_live_workers", "0x100", namespace="idle"),
+            series("mochi_unfinished_requests", "1x100", job="other"),
+            series("mochi_live_workers", "1x100", job="other"),
+        ],
+        "alert_rule_test": [
+            {"eval_time": time, "alertname": rule["alert"], "exp_alerts": expected}
+            for time, expected in (("61m", []), ("63m", [alert]))
+        ],
+    }
+    (tmp_path / "test.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [case]})
+    )
+    result = promtool("test", "rules", str(tmp_path / "test.yaml"))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_prometheus_calls_the_job_what_rules_and_dashboard_call_it() -> None:
+    def jobs(release: str) -> tuple[str, set[str]]:
+        result = helm("template", release, str(CHART), *MONITORING)
+        objects = tuple(filter(None, yaml.safe_load_all(result.stdout)))
+        [endpoint] = one(objects, "ServiceMonitor")["spec"]["endpoints"]
+        [relabeling] = endpoint["relabelings"]
+        assert relabeling["targetLabel"] == "job"
+        asked = f"{one(objects, 'PrometheusRule')}{one(objects, 'ConfigMap')}"
+        return relabeling["replacement"], set(re.findall(r'job=\\*"([^"\\]+)', asked))
+
+    for release, job in (("mochi", "mochi"), ("b", "b-mochi")):
+        assert jobs(release) == (job, {job})
     [endpoint] = one(rendered(*MONITORING), "ServiceMonitor")["spec"]["endpoints"]
-    [relabeling] = endpoint["relabelings"]
-    assert (relabeling["targetLabel"], relabeling["replacement"]) == ("job", "mochi")
     assert "authorization" not in endpoint
     [endpoint] = one(rendered(*EVERYTHING), "ServiceMonitor")["spec"]["endpoints"]
     assert endpoint["authorization"]["credentials"] == {"name": "admin-key", "key": "key"}
