@@ -215,8 +215,9 @@ class _SharedConv(nn.Module):
         """See `_Conv`; the cache has no padding in space, as cards exchange none."""
         own = inputs.permute(0, 2, 3, 4, 1)
         rows, columns = _edges(inputs)
-        # Without a name for the past, which would stay in memory.
-        own = torch.cat([self.ranks.past(own, conv_cache), own], dim=1)
+        # Without a name for the past, which would stay in memory. It is stored, as the compiler
+        # otherwise stores all of the concatenation where the past is computed from the input.
+        own = torch.cat([_stored(self.ranks.past(own, conv_cache)), own], dim=1)
         padded = _stored(own[:, :, rows, columns])
         del own
         latest = padded[:, -PAST:, 1:-1, 1:-1]
