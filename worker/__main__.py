@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
@@ -62,8 +61,6 @@ def main() -> int:
     if WITH_PARENT in sys.argv[1:]:
         watch_parent()
     settings = WorkerSettings()
-    if settings.alive_file:  # of a worker that was killed
-        Path(settings.alive_file).unlink(missing_ok=True)
     with leading(settings) as leader:
         status = run(name, settings, leader, notifier)
     if leader is not None:

@@ -77,7 +77,10 @@ def worker() -> None:
 
     With a LoRA at 80 per cent: `mochi-server worker --lora style.safetensors=0.8`
     """
-    _warn_of_ignored(read_settings())
+    settings = read_settings()
+    _warn_of_ignored(settings)
+    if settings.alive_file:  # of a worker that was killed: here, as the imports take long
+        Path(settings.alive_file).unlink(missing_ok=True)
     _become("worker")
 
 

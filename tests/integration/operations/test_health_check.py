@@ -54,9 +54,8 @@ def test_a_worker_is_healthy_while_it_beats_whatever_the_broker_does(stack: Stac
     assert not is_healthy(file)
 
 
-def test_what_a_killed_worker_has_left_does_not_count_for_the_next_one(stack: Stack) -> None:
+def test_a_worker_that_cannot_begin_is_not_healthy_yet(stack: Stack) -> None:
     file = stack.folder / "alive"
-    file.touch()
     store_is_away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "us-east-1"}
     credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     settings = {"MOCHI_ALIVE_FILE": str(file), "MOCHI_OUTPUTS": "s3://videos"}

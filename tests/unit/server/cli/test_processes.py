@@ -47,6 +47,19 @@ def test_a_measurement_of_the_engine_is_handed_over_to_a_process_with_torch(
     assert "weights" not in settings.model_fields_set  # random numbers, unless asked for
 
 
+def test_the_alive_file_of_a_killed_worker_is_gone_before_the_next_one_imports_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Imports last longer than a health check waits."""
+    file = tmp_path / "alive"
+    file.touch()
+    left: list[bool] = []
+    monkeypatch.setattr(os, "execv", lambda *_: left.append(file.exists()))
+    monkeypatch.setenv("MOCHI_ALIVE_FILE", str(file))
+    cli.app(["worker", "--redis-url", "redis://127.0.0.1:1/0"], standalone_mode=False)
+    assert left == [False]
+
+
 def test_a_home_folder_that_the_shell_leaves_is_expanded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
