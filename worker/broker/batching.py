@@ -62,7 +62,11 @@ class Batch(Generic[Question, Answer]):
 
     def _start_sending(self) -> None:
         self._start = None
-        callers, self._waiting = self._waiting, []
+        # One that is cancelled has gone away; as the event loop ends, all have.
+        callers = [caller for caller in self._waiting if not caller[1].done()]
+        self._waiting = []
+        if not callers:
+            return
         task = asyncio.create_task(self._send_for(callers))
         self._sending.add(task)  # the event loop itself keeps none
         task.add_done_callback(self._end_sending)

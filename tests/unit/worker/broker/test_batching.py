@@ -98,6 +98,28 @@ def test_a_caller_that_goes_away_takes_nothing_from_the_others() -> None:
     assert asyncio.run(ask()) == 2
 
 
+def test_nothing_is_sent_for_callers_that_have_all_gone_away() -> None:
+    """Nor as the event loop ends, which would leave a task that is never finished."""
+    sent: list[list[int]] = []
+    callers: list[asyncio.Task[int]] = []
+
+    async def hang(numbers: list[int]) -> list[int]:
+        sent.append(numbers)
+        await asyncio.sleep(60)
+        return numbers
+
+    async def leave() -> None:
+        batch = Batch(hang)
+        callers.append(asyncio.create_task(batch.ask(1)))
+        await asyncio.sleep(0.01)
+        callers.append(asyncio.create_task(batch.ask(2)))
+        await asyncio.sleep(0)
+
+    # At its end all tasks are cancelled: the callers, and the round trip, whose end begins another.
+    asyncio.run(leave())
+    assert sent == [[1]]
+
+
 def test_a_broker_that_forgot_the_scripts_is_told_them_again(redis: Redis, redis_url: str) -> None:
     redis.script_flush()
 
