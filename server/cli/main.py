@@ -9,6 +9,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
+from models import VERSION
+
 
 class Entry(NamedTuple):
     """A command in `--help`, and its module in this package, where it has the same name."""
@@ -86,8 +88,6 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 (typer calls it)
     if value:
-        from models import VERSION  # noqa: PLC0415
-
         typer.echo(VERSION)
         raise typer.Exit
 

@@ -22,6 +22,12 @@ needs_helm = pytest.mark.skipif(
 )
 
 Object = dict[str, Any]
+VALUES = sorted((ROOT / "tests" / "unit" / "chart" / "values").glob("*.yaml"))
+"""Files of values as operators might write them."""
+EVERYTHING, PASSWORD, TRIAL = (
+    ("--values", str(VALUES[0].with_name(f"{name}.yaml")))
+    for name in ("everything", "password", "trial")
+)
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,10 @@ from server.transport.traffic import Traffic
 from tests.integration.monitoring.test_alerts import PROMTOOL, promtool
 from tests.support.helm import (
     CHART,
+    EVERYTHING,
+    PASSWORD,
     ROOT,
+    TRIAL,
     Object,
     containers,
     helm,
@@ -26,9 +29,6 @@ from tests.support.helm import (
 )
 from worker.store.reports.statistics import Survey
 
-EVERYTHING = ("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
-PASSWORD = ("--values", str(Path(__file__).parent / "values" / "password.yaml"))
-TRIAL = ("--values", str(Path(__file__).parent / "values" / "trial.yaml"))
 MONITORING = (*PASSWORD, "--set", "metrics.dashboard.enabled=true")
 
 pytestmark = needs_helm

@@ -9,6 +9,9 @@ import pytest
 from server.paths import PROBES
 from server.settings import ServerSettings
 from tests.support.helm import (
+    EVERYTHING,
+    TRIAL,
+    VALUES,
     Object,
     containers,
     needs_helm,
@@ -18,10 +21,6 @@ from tests.support.helm import (
     rendered,
     variables,
 )
-
-VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-EVERYTHING = ("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
-TRIAL = ("--values", str(Path(__file__).parent / "values" / "trial.yaml"))
 
 pytestmark = needs_helm
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.helm import CHART, Object, helm, needs_helm, rendered, template
+from tests.support.helm import CHART, VALUES, Object, helm, needs_helm, rendered, template
 
 HERE = Path(__file__).parent
-VALUES = sorted((HERE / "values").glob("*.yaml"))
 KUBERNETES = "1.35"
 OPERATORS = {
     "keda.sh/v1alpha1": "cloudcoil.models.keda.v1alpha1",

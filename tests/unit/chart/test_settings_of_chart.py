@@ -13,7 +13,9 @@ from models import VERSION
 from server.settings import ServerSettings
 from tests.support.helm import (
     CHART,
+    EVERYTHING,
     ROOT,
+    VALUES,
     Object,
     containers,
     helm,
@@ -25,8 +27,6 @@ from tests.support.helm import (
     variables,
 )
 
-VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-EVERYTHING = ("--values", str(Path(__file__).parent / "values" / "everything.yaml"))
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 RESERVED = set(SCHEMA["$defs"]["settings"]["propertyNames"]["not"]["anyOf"][0]["enum"])
 """Settings with a value of their own."""
