@@ -12,20 +12,21 @@ ARG PYTHON_IMAGE=python:3.11.15-slim-trixie
 # The small flavour: torch's wheels carry the CUDA libraries. The image adds the check that the
 # driver is new enough. Any image with glibc and either Python 3.11 or apt will do.
 ARG WORKER_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
-# For the labels: --build-arg VERSION=... --build-arg REVISION="$(git rev-parse HEAD)"
-ARG VERSION=unknown
-ARG REVISION=unknown
+# Of the labels and of `mochi-server --version`, as `git` is not asked here:
+# --build-arg VERSION=0.2.0 --build-arg REVISION="$(git rev-parse HEAD)"
+ARG VERSION=0+unknown
+ARG REVISION=
 
 
 # ---- what both images install
 FROM scratch AS pins
-COPY pyproject.toml constraints.txt /
+COPY pyproject.toml hatch_build.py constraints.txt /
 COPY docker/grafana/dashboards/mochi.json /docker/grafana/dashboards/
 COPY docker/nginx.conf /docker/
 COPY docker/prometheus/rules.yaml /docker/prometheus/
 COPY docker/systemd /docker/systemd
-# The version is read from here.
-COPY models/__init__.py /models/
+# Hatchling asks it for the version.
+COPY models/version /models/version
 
 FROM pins AS sources
 COPY README.md LICENSE mochi_server.py /
@@ -45,7 +46,10 @@ RUN mkdir worker server \
     && touch README.md LICENSE mochi_server.py worker/__init__.py server/__init__.py \
     && pip install --no-cache-dir -c constraints.txt '.[mcp,otel]'
 COPY --from=sources / .
-RUN pip install --no-cache-dir --no-deps --force-reinstall .
+ARG VERSION
+ARG REVISION
+RUN printf '{"version": "%s", "commit": "%s"}' "$VERSION" "$REVISION" >models/version/record.json \
+    && pip install --no-cache-dir --no-deps --force-reinstall .
 
 
 FROM ${PYTHON_IMAGE} AS gateway
@@ -106,7 +110,10 @@ RUN mkdir worker server \
     && touch README.md LICENSE mochi_server.py worker/__init__.py server/__init__.py \
     && pip install --no-cache-dir -c constraints.txt ".[otel,${WORKER_EXTRA}]"
 COPY --from=sources / .
-RUN pip install --no-cache-dir --no-deps --force-reinstall .
+ARG VERSION
+ARG REVISION
+RUN printf '{"version": "%s", "commit": "%s"}' "$VERSION" "$REVISION" >models/version/record.json \
+    && pip install --no-cache-dir --no-deps --force-reinstall .
 
 
 FROM worker-base AS worker

@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
-from models import VERSION
+from models.version import this_build
 from server.api.links import VideoLinks
 from server.api.openapi import document, operation_id
 from server.api.poller import Poller
@@ -123,7 +123,7 @@ def create_app(
 
     app = Gateway(
         title="mochi-server",
-        version=VERSION,
+        version=this_build().version,
         description=DESCRIPTION,
         openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,

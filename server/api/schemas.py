@@ -202,7 +202,13 @@ class EngineBody(BaseModel):
 class VersionBody(BaseModel):
     """The version and the engines."""
 
-    version: str
+    version: str = Field(
+        description="Of a release, such as 0.2.0, or of development: 0.2.0.dev12+g0123abcde."
+    )
+    commit: str | None = Field(description="40 hexadecimal digits; null if the build knows none.")
+    dirty: bool | None = Field(
+        description="Whether its source differed from the commit; null if that is not known."
+    )
     model: str
     engines: list[EngineBody] = Field(
         description="One for each live worker; none while the broker does not answer."

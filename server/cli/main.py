@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from models import VERSION
+from models.version import this_build
 
 
 class Entry(NamedTuple):
@@ -88,7 +88,7 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 (typer calls it)
     if value:
-        typer.echo(VERSION)
+        typer.echo(this_build())
         raise typer.Exit
 
 
@@ -97,7 +97,7 @@ def main(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version", callback=_print_version, is_eager=True, help="Print version and commit."
         ),
     ] = False,
 ) -> None:
@@ -113,7 +113,7 @@ def main(
 
 @app.command(hidden=True)
 def version() -> None:
-    """Print the version. Example: `mochi-server version`."""
+    """Print version and commit. Example: `mochi-server version`."""
     _print_version(value=True)
 
 

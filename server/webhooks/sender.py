@@ -15,7 +15,7 @@ from random import SystemRandom
 import structlog
 from standardwebhooks import Webhook
 
-from models import VERSION
+from models.version import this_build
 from server.webhooks.caller import Caller, NoCallError
 from worker.errors import BrokerUnavailableError, KeyEndedError, StorageError
 from worker.process.shutdown import end_tasks
@@ -117,7 +117,7 @@ class Sender:
         ]
         headers = {
             "content-type": "application/json",
-            "user-agent": f"mochi-server/{VERSION}",
+            "user-agent": f"mochi-server/{this_build().version}",
             "webhook-id": delivery.request_id,
             "webhook-timestamp": f"{int(now.timestamp())}",
             "webhook-signature": " ".join(signatures),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -14,20 +16,34 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from models.settings import LIBRARIES
+from models.version import this_build
 from tests.support.models.t5_tokenizer import write_t5_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("server", "worker", "models")
-DATA = "mochi_server-0.1.0.data/data/share/mochi-server/"
+
+
+def build(kind: str, source: Path, target: Path) -> Path:
+    """A wheel or an sdist of the project in `source`."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(target)]
+    subprocess.run(build, cwd=source, check=True, capture_output=True)
+    [made] = target.glob("mochi_server-*")
+    return made
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    return ZipFile(next(folder.glob("*.whl")))
+    return ZipFile(build("wheel", ROOT, tmp_path_factory.mktemp("wheel")))
+
+
+@pytest.fixture(scope="module")
+def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(build("sdist", ROOT, folder)) as files:
+        files.extractall(folder, filter="data")
+    [source] = (path for path in folder.iterdir() if path.is_dir())
+    return source
 
 
 def test_the_wheel_has_every_file_of_the_packages_and_no_test(wheel: ZipFile) -> None:
@@ -40,13 +56,34 @@ def test_the_wheel_has_every_file_of_the_packages_and_no_test(wheel: ZipFile) ->
     }
 
 
+def test_the_wheel_knows_version_and_commit(wheel: ZipFile) -> None:
+    build = this_build()
+    assert json.loads(wheel.read("models/version/record.json")) == build._asdict()
+    assert f"mochi_server-{build.version}.dist-info/METADATA" in wheel.namelist()
+
+
+def test_an_sdist_builds_the_same_wheel(
+    wheel: ZipFile, unpacked_sdist: Path, tmp_path: Path
+) -> None:
+    again = ZipFile(build("wheel", unpacked_sdist, tmp_path))
+    assert {one.filename: one.CRC for one in again.infolist()} == {
+        one.filename: one.CRC for one in wheel.infolist()
+    }
+
+
+def test_a_build_fetches_the_tested_version_of_its_backend() -> None:
+    [backend] = PROJECT["build-system"]["requires"]
+    assert backend in (ROOT / "constraints.txt").read_text().splitlines()
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_each_package_says_that_it_is_typed(wheel: ZipFile, package: str) -> None:
     assert f"{package}/py.typed" in wheel.namelist()
 
 
 def test_the_wheel_brings_what_an_operator_installs_beside_it(wheel: ZipFile) -> None:
-    shared = {name for name in wheel.namelist() if name.startswith(DATA)}
+    data = f"mochi_server-{this_build().version}.data/data/share/mochi-server/"
+    shared = {name for name in wheel.namelist() if name.startswith(data)}
     sources = {
         "constraints.txt": "constraints.txt",
         "grafana/mochi.json": "docker/grafana/dashboards/mochi.json",
@@ -56,9 +93,9 @@ def test_the_wheel_brings_what_an_operator_installs_beside_it(wheel: ZipFile) ->
         "systemd/mochi-server.service": "docker/systemd/mochi-server.service",
         "systemd/mochi-worker@.service": "docker/systemd/mochi-worker@.service",
     }
-    assert shared == {DATA + name for name in sources}
+    assert shared == {data + name for name in sources}
     for name, source in sources.items():
-        assert wheel.read(DATA + name) == (ROOT / source).read_bytes()
+        assert wheel.read(data + name) == (ROOT / source).read_bytes()
 
 
 def test_the_images_have_what_the_wheel_is_built_from() -> None:

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from opentelemetry.trace import NoOpTracerProvider, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from models import VERSION
 from models.errors import INSTALL
+from models.version import this_build
 from worker.errors import TracingUnusableError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Tracing:
     @property
     def tracer(self) -> Tracer:
         provider = self.provider or NoOpTracerProvider()
-        return provider.get_tracer("mochi-server", VERSION)
+        return provider.get_tracer("mochi-server", this_build().version)
 
     def stop(self) -> None:
         """Send the pending spans, within `STOP_SECONDS`."""

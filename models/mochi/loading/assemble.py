@@ -8,7 +8,6 @@ import diffusers
 import torch
 import transformers
 
-from models import VERSION
 from models.engine import Traits
 from models.mochi.engine import SPATIAL_FACTOR, MochiEngine
 from models.mochi.loading.compiling import compile_blocks
@@ -22,6 +21,7 @@ from models.mochi.network.transformer import Core
 from models.mochi.network.vae import Decoder
 from models.mochi.parts import Parts
 from models.mochi.preview import fit_colours
+from models.version import this_build
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
@@ -127,7 +127,7 @@ def _versions() -> dict[str, object]:
     The traits name the card. The CPU counts because T5 may work on it.
     """
     return {
-        "mochi-server": VERSION,
+        "mochi-server": this_build().version,
         **{library.__name__: library.__version__ for library in (torch, diffusers, transformers)},
         "CUDA": torch.version.cuda,
         "cuDNN": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]

@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from models import VERSION
 from models.errors import MochiError
 from models.params import MODEL, GenerateParams
+from models.version import this_build
 from server.api.call import Call
 from server.api.schemas import ResultBody
 from server.api.submission import OPTIONAL, Submission
@@ -47,7 +47,10 @@ class McpEndpoint:
 
     def __init__(self, body_bytes: int) -> None:
         self._server: Server[Any] = Server(
-            "mochi-server", version=VERSION, on_list_tools=_list_tools, on_call_tool=_call_tool
+            "mochi-server",
+            version=this_build().version,
+            on_list_tools=_list_tools,
+            on_call_tool=_call_tool,
         )
         self._body_bytes = body_bytes
 

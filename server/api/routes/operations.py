@@ -8,8 +8,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models import VERSION
 from models.params import MODEL
+from models.version import this_build
 from server.api.call import Call
 from server.api.metrics import Scrape
 from server.api.openapi import METRICS_TEXT, errors
@@ -81,7 +81,7 @@ def _presence(workers: list[LiveWorker], *, is_loading: bool) -> tuple[WorkersSt
 
 @router.get("/version", response_model=VersionBody, responses=errors(500))
 async def get_version(request: Request) -> Response:
-    """The version, the engines of the live workers, and where links lead."""
+    """Version and commit, the engines of the live workers, and where links lead."""
     services = Call.of(request).services
     try:
         workers = await services.store.live_workers()
@@ -89,7 +89,16 @@ async def get_version(request: Request) -> Response:
         workers = []  # the version is known without it
     engines = [EngineBody.model_validate(worker.engine) for worker in workers]
     origins = services.video_links.all_origins()
-    return answer(VersionBody(version=VERSION, model=MODEL, engines=engines, link_origins=origins))
+    build = this_build()
+    body = VersionBody(
+        version=build.version,
+        commit=build.commit or None,
+        dirty=build.is_dirty if build.commit else None,
+        model=MODEL,
+        engines=engines,
+        link_origins=origins,
+    )
+    return answer(body)
 
 
 @router.get(
@@ -106,5 +115,5 @@ async def get_metrics(request: Request) -> Response:
         survey, devices = await call.services.statistics.read()
     except BrokerUnavailableError:
         survey, devices = None, {}  # the figures of this gateway are known without it
-    scrape = Scrape(VERSION, call.services.traffic, survey, devices)
+    scrape = Scrape(this_build().version, call.services.traffic, survey, devices)
     return Response(scrape.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

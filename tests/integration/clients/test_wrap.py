@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from models import VERSION
+from models.version import this_build
 from tests.support.services.brokers import free_port
 from tests.support.stack import COMMAND, Stack, eventually, start_command
 from tests.support.wire import another_gateway
@@ -210,7 +210,7 @@ import httpx
 for host in ("cloud", "workflows-api", "api.spotprod"):
     print(httpx.get(f"https://{host}.segmind.com/version").json()["version"])
 """
-    assert python(server, folder, code) == f"{VERSION}\n" * 3
+    assert python(server, folder, code) == f"{this_build().version}\n" * 3
 
 
 def test_every_other_host_is_refused_and_said_once_with_the_counts_at_the_end(

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from models.version import this_build
 from server.cli.administer.weights import has_nvidia_gpu
 from tests.support.services.brokers import free_port
 from tests.support.stack import COMMAND, eventually
@@ -275,9 +276,9 @@ def test_h_is_help_everywhere() -> None:
         assert run(*command, "-h").stdout == run(*command, "--help").stdout
 
 
-def test_version_is_that_of_the_distribution() -> None:
-    assert run("version").stdout.strip() == "0.1.0"
-    assert run("--version").stdout.strip() == "0.1.0"
+def test_both_ways_to_ask_for_the_version_name_the_commit() -> None:
+    assert this_build().commit
+    assert run("version").stdout == run("--version").stdout == f"{this_build()}\n"
 
 
 @pytest.mark.parametrize("chosen", [{"MOCHI_MOCK": "true"}, {"MOCHI_ENGINE": "fake"}], ids=str)

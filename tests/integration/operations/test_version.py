@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from models.version import this_build
 from tests.support.stack import Stack, eventually
 
 
@@ -48,6 +49,13 @@ def test_version_names_the_engines_of_workers_while_they_are_alive(stack: Stack)
     assert engines(stack) == [FAKE]
     killed.kill()
     eventually(lambda: engines(stack) == [], seconds=10)
+
+
+def test_version_tells_builds_apart(stack: Stack) -> None:
+    told = stack.http().get("/version").json()
+    assert told["commit"]
+    assert (told["version"], told["commit"]) == this_build()
+    assert told["dirty"] is told["version"].endswith(".dirty")
 
 
 def test_version_answers_without_the_broker(stack: Stack) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from models import VERSION
 from server.settings import ServerSettings
 from tests.support.helm import (
     CHART,
@@ -116,11 +114,6 @@ def test_a_large_number_stays_a_whole_number(tmp_path: Path) -> None:
     worker = variables(containers(pods(rendered("--values", str(values)))["worker"])[-1])
     assert worker["MOCHI_BODY_BYTES"] == "1048576"
     assert worker["MOCHI_STEP_CACHE"] == "0.06"
-
-
-def test_the_chart_has_the_version_of_the_project() -> None:
-    versions = re.findall(r"^(?:appV|v)ersion: (.+)$", (CHART / "Chart.yaml").read_text(), re.M)
-    assert versions == [VERSION, VERSION]
 
 
 def test_the_chart_runs_the_images_of_the_dockerfile() -> None:
