@@ -168,7 +168,8 @@ class ServerSettings(WorkerSettings):
         default=1,
         ge=1,
         le=64,
-        description="Workers that `mochi-server up` starts, one GPU each, from cuda:0 on.",
+        description="Workers that `mochi-server up` or `mochi-server worker` starts, one GPU each, "
+        "from cuda:0 on.",
     )
 
     @property

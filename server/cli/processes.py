@@ -25,7 +25,9 @@ from server.cli.options import (
 )
 from server.cli.output import check_file, check_folder
 from server.settings import ServerSettings
-from server.supervisor import leave_deleted_folder, supervise
+from server.supervisor.children import leave_deleted_folder
+from server.supervisor.up import supervise
+from server.supervisor.workers import run_workers
 
 DEFAULT_FRAMES = 49
 
@@ -69,11 +71,13 @@ def gateway() -> None:
     _become("server")
 
 
-@settings_options(*ENGINE, *BROKER)
+@settings_options(*ENGINE, *BROKER, "workers")
 def worker() -> None:
     """Run a worker: one model on one GPU or more, fed by a shared broker.
 
     Example: `mochi-server worker --device cuda:1 --redis-url redis://broker:6379/0`
+
+    One on each of four GPUs: `mochi-server worker --workers 4`
 
     With a LoRA at 80 per cent: `mochi-server worker --lora style.safetensors=0.8`
     """
@@ -81,7 +85,10 @@ def worker() -> None:
     _warn_of_ignored(settings)
     if settings.alive_file:  # of a worker that was killed: here, as the imports take long
         Path(settings.alive_file).unlink(missing_ok=True)
-    _become("worker")
+    if settings.workers == 1:
+        _become("worker")
+    _refuse_without_broker(settings)
+    raise typer.Exit(run_workers(settings))
 
 
 @bench.command("engine")
@@ -154,13 +161,17 @@ def _warn_of_ignored(settings: ServerSettings) -> None:
 
 
 def _become(package: str) -> NoReturn:
-    if not read_settings().redis_url:
+    _refuse_without_broker(read_settings())
+    _exec(package)
+
+
+def _refuse_without_broker(settings: ServerSettings) -> None:
+    if not settings.redis_url:
         fail(
             "MOCHI_REDIS_URL is empty. Set it to the Redis or Valkey that gateways and workers "
             "share, like redis://127.0.0.1:6379/0; or run everything with `mochi-server up`.",
             os.EX_CONFIG,
         )
-    _exec(package)
 
 
 def _exec(package: str, *flags: str) -> NoReturn:

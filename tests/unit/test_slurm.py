@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from server.settings import ServerSettings
-from server.supervisor import REQUEUE_SECONDS
+from server.supervisor.children import REQUEUE_SECONDS
 from worker.broker.embedded import STOP_SECONDS
 
 ROOT = Path(__file__).parents[2]
 DEFINITION = (ROOT / "docker" / "slurm" / "mochi.def").read_text()
 JOB = ROOT / "docker" / "slurm" / "mochi.sbatch"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+DOCKERIGNORE = (ROOT / ".dockerignore").read_text()
 EARLY_SECONDS = 60
 """How much earlier than asked Slurm may send a signal."""
+SCRIPTS_OF_THE_DOCKERFILE = {"docker/image/requirements.py", "docker/image/sbom.py"}
 STATUSES = """#!/bin/sh
 # In place of Slurm: ends as the next line of a file says, and notes what it was to run.
 echo "$MOCHI_DATA_DIR: $*" >>{folder}/ran

@@ -10,7 +10,7 @@ import pytest
 
 from server.app import OUTPUTS_PATIENCE_SECONDS
 from server.settings import ServerSettings
-from server.supervisor import REQUEUE_SECONDS
+from server.supervisor.children import REQUEUE_SECONDS
 from tests.support.stack import COMMAND
 from worker.broker.embedded import START_SECONDS, STOP_SECONDS
 from worker.process.systemd import BEAT_SECONDS

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from server.settings import ServerSettings
-from server.supervisor import Supervisor
+from server.supervisor.up import Supervisor
 from server.transport.connection.listener import listen
 from worker.process.shutdown import Stop
 from worker.process.systemd import Notifier

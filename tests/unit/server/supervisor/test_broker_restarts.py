@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from server import supervisor
-from server.supervisor import BrokerKeeper
+from server.supervisor import children, up
+from server.supervisor.up import BrokerKeeper
 from worker.broker.embedded import EmbeddedBroker
 from worker.errors import BrokerStartError
 
@@ -38,8 +38,8 @@ class Full(DiesAtOnce):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "BROKER_RESTART_SECONDS", 0.01)
-    monkeypatch.setattr(supervisor, "LONGEST_RESTART_SECONDS", 0.03)
+    monkeypatch.setattr(up, "BROKER_RESTART_SECONDS", 0.01)
+    monkeypatch.setattr(children, "LONGEST_RESTART_SECONDS", 0.03)
 
 
 @pytest.fixture

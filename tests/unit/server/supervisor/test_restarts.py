@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from server import supervisor as up
-from server.supervisor import Child
+from server.supervisor import children
+from server.supervisor.children import Child
 from tests.support.stack import eventually
 
 
@@ -40,8 +40,8 @@ def deaths(doomed: Child, count: int) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(up, "RESTART_SECONDS", 0.01)
-    monkeypatch.setattr(up, "LONGEST_RESTART_SECONDS", 0.03)
+    monkeypatch.setattr(children, "RESTART_SECONDS", 0.01)
+    monkeypatch.setattr(children, "LONGEST_RESTART_SECONDS", 0.03)
 
 
 def test_what_dies_at_its_start_is_started_again_after_longer_and_longer(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_what_dies_at_its_start_is_started_again_after_longer_and_longer(tmp_pat
 def test_what_has_run_for_long_is_started_again_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(up, "STEADY_SECONDS", 0.0)
+    monkeypatch.setattr(children, "STEADY_SECONDS", 0.0)
     with child(tmp_path, "raise SystemExit(1)") as doomed:
         assert deaths(doomed, 3) == [0.01, 0.01, 0.01]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import closing, suppress
@@ -25,49 +24,23 @@ from server.keys.file import apply_at_start
 from server.keys.first import first_key_file, read_first_key
 from server.page.browser import open_page
 from server.settings import ServerSettings
-from server.transport.connection.listener import INHERITED, listen, own_address, url_of
+from server.supervisor.children import WATCH_SECONDS, BackOff, Child, devices, end_children
+from server.transport.connection.listener import listen, own_address, url_of
 from server.transport.connection.tls import tls_context
 from worker.broker.connection import connect_briefly
 from worker.broker.embedded import EmbeddedBroker
 from worker.errors import BrokerStartError, BrokerUnavailableError
 from worker.process.logs import configure_logs, say
-from worker.process.parent_watch import WITH_PARENT
-from worker.process.shutdown import DRAIN, Stop, on_signals
+from worker.process.shutdown import Stop, on_signals
 from worker.process.systemd import Notifier
 from worker.store.fleet import survey
 
-WATCH_SECONDS = 0.2
 PROBE_SECONDS = 0.5
 """Longest look at the gateway. A signal is passed on after it: within `TOGETHER_SECONDS`."""
-RESTART_SECONDS = 1.0
 BROKER_RESTART_SECONDS = 0.2
-"""Back-off before the restart of a process, and of the broker; each death in a row doubles it."""
-LONGEST_RESTART_SECONDS = 30.0
-STEADY_SECONDS = 60.0
-"""A process that ran this long is not crash-looping; its back-off starts over."""
-REQUEUE_SECONDS = 5.0
-"""From an urgent stop to the kill; a worker requeues its request within one heartbeat."""
+"""Back-off before the restart of the broker; each death in a row doubles it."""
 
 _log = structlog.get_logger()
-
-
-class BackOff:
-    """The pauses before the restarts of a process that keeps dying."""
-
-    def __init__(self, first_seconds: float) -> None:
-        self._first = self._next = first_seconds
-        self._born = time.monotonic()
-
-    def started(self) -> None:
-        self._born = time.monotonic()
-
-    def died(self) -> float:
-        """Seconds until the restart."""
-        if time.monotonic() - self._born > STEADY_SECONDS:
-            self._next = self._first
-        seconds = self._next
-        self._next = min(2 * seconds, LONGEST_RESTART_SECONDS)
-        return seconds
 
 
 class BrokerKeeper:
@@ -94,103 +67,6 @@ class BrokerKeeper:
         seconds = self._back_off.died()
         self._restart_at = time.monotonic() + seconds
         _log.error("broker.died", reason=reason, again_in=seconds)
-
-
-class Child:
-    """A process that is restarted when it dies."""
-
-    def __init__(
-        self, package: str, environ: dict[str, str], listener: socket.socket | None = None
-    ) -> None:
-        self.package = package
-        self._environ = environ
-        self._listener = listener
-        self._process = self._spawn()
-        self._back_off = BackOff(RESTART_SECONDS)
-        self._restart_at: float | None = None
-
-    def watch(self) -> bool:
-        """Restart it if it has died. False when it rejects its settings."""
-        status = self._process.poll()
-        if status is None:
-            return True
-        self._close_pipe()
-        if status == os.EX_CONFIG:
-            return False
-        if self._restart_at is None:
-            self._restart_at = time.monotonic() + self._note_end(status)
-        elif time.monotonic() >= self._restart_at:
-            self._restart_at = None
-            self._process = self._spawn()
-            self._back_off.started()
-        return True
-
-    def _note_end(self, status: int) -> float:
-        """Log the end; returns the seconds until the restart."""
-        if status == 0:
-            _log.info("process.ended", process=self.package)
-            return 0.0
-        seconds = self._back_off.died()
-        _log.error("process.died", process=self.package, status=status, again_in=seconds)
-        return seconds
-
-    def drain(self) -> None:
-        """Ask it to stop, once its requests have ended."""
-        if self._process.poll() is None:
-            self._process.send_signal(DRAIN)
-
-    def hurry(self) -> None:
-        """Ask it to stop at once; it must have been told to drain before."""
-        if self._process.poll() is None:
-            self._process.terminate()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it has ended within `seconds`."""
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._close_pipe()
-
-    def _close_pipe(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", "-m", self.package, WITH_PARENT]
-        descriptors = [self._listener.fileno()] if self._listener else []
-        if descriptors:
-            command += [INHERITED, str(descriptors[0])]
-        leave_deleted_folder()
-        return subprocess.Popen(
-            command,
-            env=self._environ,
-            pass_fds=descriptors,
-            stdin=subprocess.PIPE,  # the child stops when it closes: see parent_watch
-            start_new_session=True,  # Ctrl-C reaches the supervisor only, which stops them in order
-        )
-
-
-def leave_deleted_folder() -> None:
-    """Torch cannot be loaded while the working directory is one that has been deleted."""
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        os.chdir("/")
-
-
-def devices(settings: ServerSettings) -> list[str]:
-    """The first device of each worker, as no GPU has room for two engines."""
-    if settings.workers == 1:
-        return [settings.device]
-    first = int(settings.device.partition(":")[2] or 0)
-    gpus = settings.gpus_per_video
-    return [f"cuda:{first + index * gpus}" for index in range(settings.workers)]
 
 
 @dataclass
@@ -333,22 +209,13 @@ class Supervisor:
     def _end(self, children: list[Child], keeper: BrokerKeeper | None) -> None:
         """Stop gateway and workers together, so that a blocking call may still get its video."""
         self.listener.close()  # otherwise clients would wait for a gateway that has stopped
-        for child in children:
-            child.drain()
-        deadline = time.monotonic() + self.settings.drain_seconds + REQUEUE_SECONDS
-        while not all(child.wait(WATCH_SECONDS) for child in children):
+
+        def meanwhile() -> None:
             self.notifier.draining()
             if keeper is not None:
                 keeper.watch()  # a signal to all processes may have ended it: requests need it
-            if self.stop.urgent:
-                deadline = min(deadline, time.monotonic() + REQUEUE_SECONDS)
-                for child in children:
-                    child.hurry()
-            if time.monotonic() > deadline:
-                break
-        for child in children:
-            if not child.wait(0):
-                child.kill()
+
+        end_children(children, self.settings.drain_seconds, self.stop, meanwhile)
 
 
 def _engine(settings: ServerSettings) -> str:

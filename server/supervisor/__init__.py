@@ -1,0 +1,1 @@
+"""Processes that run others: `up`, and `worker` on several cards."""

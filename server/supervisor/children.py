@@ -1,0 +1,166 @@
+"""Child processes of `up`, and of `worker` on several cards: restarted, drained and killed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from server.settings import ServerSettings
+from server.transport.connection.listener import INHERITED
+from worker.process.parent_watch import WITH_PARENT
+from worker.process.shutdown import DRAIN, Stop
+
+WATCH_SECONDS = 0.2
+"""Between two looks at the processes."""
+RESTART_SECONDS = 1.0
+"""Back-off before the restart of a process; each death in a row doubles it."""
+LONGEST_RESTART_SECONDS = 30.0
+STEADY_SECONDS = 60.0
+"""A process that ran this long is not crash-looping; its back-off starts over."""
+REQUEUE_SECONDS = 5.0
+"""From an urgent stop to the kill; a worker requeues its request within one heartbeat."""
+
+_log = structlog.get_logger()
+
+
+class BackOff:
+    """The pauses before the restarts of a process that keeps dying."""
+
+    def __init__(self, first_seconds: float) -> None:
+        self._first = self._next = first_seconds
+        self._born = time.monotonic()
+
+    def started(self) -> None:
+        self._born = time.monotonic()
+
+    def died(self) -> float:
+        """Seconds until the restart."""
+        if time.monotonic() - self._born > STEADY_SECONDS:
+            self._next = self._first
+        seconds = self._next
+        self._next = min(2 * seconds, LONGEST_RESTART_SECONDS)
+        return seconds
+
+
+class Child:
+    """A process that is restarted when it dies."""
+
+    def __init__(
+        self, package: str, environ: dict[str, str], listener: socket.socket | None = None
+    ) -> None:
+        self.package = package
+        self._environ = environ
+        self._listener = listener
+        self._process = self._spawn()
+        self._back_off = BackOff(RESTART_SECONDS)
+        self._restart_at: float | None = None
+
+    def watch(self) -> bool:
+        """Restart it if it has died. False when it rejects its settings."""
+        status = self._process.poll()
+        if status is None:
+            return True
+        self._close_pipe()
+        if status == os.EX_CONFIG:
+            return False
+        if self._restart_at is None:
+            self._restart_at = time.monotonic() + self._note_end(status)
+        elif time.monotonic() >= self._restart_at:
+            self._restart_at = None
+            self._process = self._spawn()
+            self._back_off.started()
+        return True
+
+    def _note_end(self, status: int) -> float:
+        """Log the end; returns the seconds until the restart."""
+        if status == 0:
+            _log.info("process.ended", process=self.package)
+            return 0.0
+        seconds = self._back_off.died()
+        _log.error("process.died", process=self.package, status=status, again_in=seconds)
+        return seconds
+
+    def drain(self) -> None:
+        """Ask it to stop, once its requests have ended."""
+        if self._process.poll() is None:
+            self._process.send_signal(DRAIN)
+
+    def hurry(self) -> None:
+        """Ask it to stop at once; it must have been told to drain before."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended within `seconds`."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._close_pipe()
+
+    def _close_pipe(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-m", self.package, WITH_PARENT]
+        descriptors = [self._listener.fileno()] if self._listener else []
+        if descriptors:
+            command += [INHERITED, str(descriptors[0])]
+        leave_deleted_folder()
+        return subprocess.Popen(
+            command,
+            env=self._environ,
+            pass_fds=descriptors,
+            stdin=subprocess.PIPE,  # the child stops when it closes: see parent_watch
+            start_new_session=True,  # Ctrl-C reaches the supervisor only, which stops them in order
+        )
+
+
+def end_children(
+    children: list[Child], drain_seconds: float, stop: Stop, meanwhile: Callable[[], None]
+) -> None:
+    """Drain them, and kill those that are left after it; `meanwhile` is called again and again."""
+    for child in children:
+        child.drain()
+    deadline = time.monotonic() + drain_seconds + REQUEUE_SECONDS
+    while not all(child.wait(WATCH_SECONDS) for child in children):
+        meanwhile()
+        if stop.urgent:
+            deadline = min(deadline, time.monotonic() + REQUEUE_SECONDS)
+            for child in children:
+                child.hurry()
+        if time.monotonic() > deadline:
+            break
+    for child in children:
+        if not child.wait(0):
+            child.kill()
+
+
+def leave_deleted_folder() -> None:
+    """Torch cannot be loaded while the working directory is one that has been deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
+def devices(settings: ServerSettings) -> list[str]:
+    """The first device of each worker, as no GPU has room for two engines."""
+    if settings.workers == 1:
+        return [settings.device]
+    first = int(settings.device.partition(":")[2] or 0)
+    gpus = settings.gpus_per_video
+    return [f"cuda:{first + index * gpus}" for index in range(settings.workers)]
