@@ -26,8 +26,8 @@ from server.settings import ServerSettings, load_settings
 from server.transport.connection.listener import inherited, listen, url_of
 from server.transport.connection.protocol import GuardedProtocol
 from server.transport.connection.tls import Loop, tls_context
-from worker.broker.connection import connect_briefly, connect_gateway
-from worker.errors import BrokerUnavailableError
+from worker.broker.connection import check_schema_at_start, connect_briefly, connect_gateway
+from worker.errors import BrokerUnavailableError, SchemaError
 from worker.process.logs import configure_logs, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import DRAIN, Stop, on_signals
@@ -60,6 +60,7 @@ def main() -> int:
         watch_parent()
     try:
         settings = load_settings()
+        check_schema_at_start(settings.redis_url)
         tracing = start_tracing(os.environ, "mochi-server-gateway")
         _apply_keys(settings)
         gateway = server(settings, tracing, notifier)
@@ -97,6 +98,8 @@ def _apply_keys(settings: ServerSettings) -> None:
             apply_at_start(
                 settings, settings.redis_url, lambda line: _log.info("key.applied", outcome=line)
             )
+        except SchemaError:
+            raise
         except BrokerUnavailableError as error:
             _log.warning("keys_file.waits", error=error.reason)
             time.sleep(WAIT_SECONDS)

@@ -284,6 +284,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.DiskFullError: 500,
     jobs.BrokerUnavailableError: 502,
     jobs.BrokerUnfitError: 502,
+    jobs.SchemaError: 502,
     jobs.NoWorkerError: 502,
     jobs.OtherStoreError: 502,
     jobs.StoreUnverifiedError: 502,

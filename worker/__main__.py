@@ -18,9 +18,19 @@ from models.mock.card_speed import MockSpeed
 from models.moderation.build import build_moderation
 from models.moderation.stages import Moderation
 from models.video import encoder
-from worker.broker.connection import Client, connect_briefly, connect_worker
+from worker.broker.connection import (
+    Client,
+    check_schema_at_start,
+    connect_briefly,
+    connect_worker,
+)
 from worker.broker.health import BrokerLog
-from worker.errors import OutputsUnusableError, StorageError, TracingUnusableError
+from worker.errors import (
+    OutputsUnusableError,
+    SchemaError,
+    StorageError,
+    TracingUnusableError,
+)
 from worker.outputs.base import Outputs
 from worker.outputs.factory import open_outputs
 from worker.process.logs import configure_logs, end_at_once, say
@@ -71,6 +81,7 @@ def main() -> int:
 def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: Notifier) -> int:
     """Load the model, and work until told to stop. Returns the exit status."""
     try:
+        check_schema_at_start(settings.redis_url)
         tracing = start_tracing(os.environ, "mochi-server-worker", name)
         outputs = usable_outputs(settings)
         encoder()  # without ffmpeg every request would fail at its end
@@ -78,7 +89,12 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: No
         with loading(_store(settings, connect_briefly(settings.redis_url))):
             moderation = build_moderation(settings, settings.data_dir)
             engine = build_engine(settings, settings.data_dir, leader)
-    except (EngineUnavailableError, OutputsUnusableError, TracingUnusableError) as error:
+    except (
+        EngineUnavailableError,
+        OutputsUnusableError,
+        SchemaError,
+        TracingUnusableError,
+    ) as error:
         say(str(error), "error")
         return os.EX_CONFIG  # the supervisor does not start it again
     except EngineBrokenError as error:

@@ -71,6 +71,14 @@ class BrokerUnfitError(BrokerUnavailableError):
         return f"{self} ({super().reason})"
 
 
+class SchemaError(BrokerUnfitError):
+    """Another release has written the data; the message names both schemas and the remedy."""
+
+    @property
+    def advice(self) -> str:
+        return str(self)
+
+
 class BrokerStartError(JobError):
     """The embedded broker cannot be started."""
 

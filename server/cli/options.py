@@ -21,7 +21,7 @@ from models.settings import ENV_PREFIX, EngineSettings
 from server.errors import CommandError, visible
 from server.keys.times import parse_duration
 from server.settings import ServerSettings, load_settings
-from worker.broker.connection import Client, connect_briefly
+from worker.broker.connection import Client, check_schema, connect_briefly
 from worker.broker.embedded import EmbeddedBroker, broker_of
 from worker.errors import BrokerUnavailableError
 from worker.process.systemd import journal_prefix
@@ -127,6 +127,7 @@ def running_broker() -> Iterator[Client]:
     with exit_on_error():
         try:
             with connect_briefly(settings.redis_url or embedded.url) as redis:
+                check_schema(redis)
                 yield redis
         except BrokerUnavailableError:
             if settings.redis_url or embedded.is_alive():
@@ -159,6 +160,7 @@ def any_broker(*, makes_folder: bool = False) -> Iterator[Client]:
         broker_of(settings.redis_url, settings.data_dir, settings.valkey) as url,
         connect_briefly(url) as redis,
     ):
+        check_schema(redis)
         yield redis
 
 

@@ -29,9 +29,10 @@ from rq.exceptions import StopRequested
 from typing_extensions import override
 
 from worker.broker.health import OLDEST_VERSION
+from worker.broker.schema import ERROR_CODE, READS, SCHEMA_KEY, refusal
 from worker.broker.sentinel import async_master_client, master_client
 from worker.broker.url import parse, standard
-from worker.errors import BrokerUnavailableError, BrokerUnfitError
+from worker.errors import BrokerUnavailableError, BrokerUnfitError, SchemaError
 
 Client: TypeAlias = Redis
 """For modules that pass a client on and import no redis."""
@@ -163,6 +164,9 @@ def broker_errors() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
+        code, _, number = str(error).partition(" ")
+        if code == ERROR_CODE:
+            raise SchemaError(refusal(number)) from error
         remedy = _remedy(error)
         if remedy:
             raise BrokerUnfitError(f"The job broker cannot be used. {remedy}") from error
@@ -174,6 +178,34 @@ def broker_errors() -> Iterator[None]:
         raise BrokerUnavailableError(
             "The job broker does not answer; try again in a moment."
         ) from error
+
+
+def check_schema(redis: Redis) -> None:
+    """Refuse a broker whose data this release does not read.
+
+    Raises:
+        SchemaError: another release must be run.
+        BrokerUnavailableError: the broker does not answer.
+    """
+    with broker_errors():
+        number: Any = redis.get(SCHEMA_KEY)
+    if number is not None and number not in map(str, READS):
+        raise SchemaError(refusal(number))
+
+
+def check_schema_at_start(url: str) -> None:
+    """The same for a process that starts; a broker that is away is checked by its first script.
+
+    Raises:
+        SchemaError: another release must be run.
+    """
+    try:
+        with connect_briefly(url) as redis:
+            check_schema(redis)
+    except SchemaError:
+        raise
+    except BrokerUnavailableError:
+        return  # the process waits for it, and its log says so
 
 
 async def broker_time(redis: AsyncClient) -> datetime:

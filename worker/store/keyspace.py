@@ -1,4 +1,7 @@
-"""All Redis keys, and the constants of a request's life that are no settings."""
+"""All Redis keys but that of the schema, and the constants of a request's life.
+
+`worker/broker/schema.py` has the number of their format, and says when it changes.
+"""
 
 from __future__ import annotations
 

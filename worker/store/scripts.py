@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from worker.broker.schema import ERROR_CODE, READS, SCHEMA, SCHEMA_KEY
 from worker.errors import UnknownAnswerError
-from worker.store.keyspace import BOUNDS_MS
+from worker.store import keyspace
 
 Outcome = TypeVar("Outcome", bound=StrEnum)
 
@@ -31,8 +32,18 @@ def source(name: str) -> str:
     first_line = "" if name == "submit" else "#!lua flags=allow-oom\n"
     common = [_FOLDER / "common" / f"{part}.lua" for part in _COMMON]
     (script,) = _FOLDER.glob(f"*/{name}.lua")
-    bounds = f"local BOUNDS_MS = {{ {', '.join(map(str, BOUNDS_MS))} }}\n"
-    return first_line + bounds + "".join(path.read_text("utf-8") for path in (*common, script))
+    text = "".join(path.read_text("utf-8") for path in (*common, script))
+    return first_line + _constants() + text
+
+
+def _constants() -> str:
+    reads = ", ".join(f"['{number}'] = true" for number in sorted(READS))
+    return (
+        f"local BOUNDS_MS = {{ {', '.join(map(str, keyspace.BOUNDS_MS))} }}\n"
+        f"local SCHEMA_KEY, SCHEMA = '{SCHEMA_KEY}', {SCHEMA}\n"
+        f"local READS = {{ {reads} }}\n"
+        f"local SCHEMA_ERROR = '{ERROR_CODE} '\n"
+    )
 
 
 def pairs(flat: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

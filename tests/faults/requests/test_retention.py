@@ -12,6 +12,7 @@ from tests.faults.support.client import Client, events
 from tests.support.jobs import make_webhook_due
 from tests.support.services.receiver import ALLOWED, receiver
 from tests.support.stack import Stack, eventually
+from worker.broker.schema import SCHEMA_KEY
 from worker.store import keyspace
 
 SECONDS = 5.0
@@ -27,9 +28,9 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def keys(stack: Stack) -> set[str]:
-    """All that requests leave: no sums of a day, speeds, times of a reconciler, or store's mark."""
+    """All that requests leave: no sums of a day, speeds, times of a reconciler, or marks."""
     found = map(str, stack.redis.keys("*"))
-    kept = (keyspace.USAGE, keyspace.PACES, keyspace.LOOKS, keyspace.STORE)
+    kept = (keyspace.USAGE, keyspace.PACES, keyspace.LOOKS, keyspace.STORE, SCHEMA_KEY)
     return {key for key in found if not key.startswith(kept)}
 
 

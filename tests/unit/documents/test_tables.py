@@ -21,6 +21,7 @@ from server.api.routes.key import account, generations, webhooks
 from server.api.schemas import FailedBody, Metrics, ResultBody, StatusBody, Video
 from server.errors import MEANING
 from server.settings import ServerSettings
+from worker.broker.schema import READS, SCHEMA
 from worker.settings import WorkerSettings
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -123,6 +124,12 @@ def test_the_settings_document_has_the_table_that_the_code_gives(
 ) -> None:
     rows = "\n".join(_settings(layer))
     assert rows in (DOCS / "settings.md").read_text(), f"docs/settings.md should have:\n{rows}"
+
+
+def test_the_newest_schema_that_the_document_has_is_that_of_the_code() -> None:
+    table = (DOCS / "upgrading.md").read_text().partition("| schema | releases | reads |")[2]
+    *_, last = re.findall(r"^\| (\d+) \| .+ \| ([\d, ]+) \|$", table.partition("\n\n")[0], re.M)
+    assert last == (str(SCHEMA), ", ".join(map(str, sorted(READS))))
 
 
 def test_the_layers_are_all_settings() -> None:

@@ -47,8 +47,7 @@ def applied(redis: Redis, path: Path, *, prune: bool = False, dry_run: bool = Fa
 
 def everything(redis: Redis) -> dict[str, object]:
     """All that the broker holds but the log."""
-    hashes = [name for name in redis.scan_iter("mochi:*") if name != keyspace.AUDIT]
-    return {name: redis.hgetall(name) for name in hashes}
+    return {name: redis.hgetall(name) for name in redis.scan_iter("mochi:*", _type="hash")}
 
 
 def test_a_key_is_made_as_the_file_says_and_once(redis: Redis, tmp_path: Path) -> None:

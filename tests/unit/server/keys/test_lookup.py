@@ -65,7 +65,7 @@ def test_a_secret_is_long_and_random_and_kept_nowhere(redis: Redis) -> None:
     assert secret.startswith(PREFIX)
     assert len(secret) >= len(PREFIX) + 43
     assert secret != create_key(redis, NewKey(name="other"))
-    stored = [redis.hgetall(str(name)) for name in redis.keys("mochi:*") if name != keyspace.AUDIT]
+    stored = [redis.hgetall(name) for name in redis.scan_iter("mochi:*", _type="hash")]
     everything = f"{stored} {redis.xrange(keyspace.AUDIT)}"
     assert "laptop" in everything
     assert secret.removeprefix(PREFIX) not in everything

@@ -1,4 +1,15 @@
--- Put before every script: the keys, in the order of keyspace.py, and shared functions.
+-- Put before every script: the schema, the keys, in the order of keyspace.py, and shared functions.
+
+-- Data that another format of records has written are neither read nor changed. The first script marks an
+-- empty broker. Its key is in no KEYS, as some scripts take keys of their own.
+local schema = redis.call('GET', SCHEMA_KEY)
+if schema and not READS[schema] then
+  return redis.error_reply(SCHEMA_ERROR .. schema)
+end
+if (tonumber(schema) or 0) < SCHEMA then
+  redis.call('SET', SCHEMA_KEY, SCHEMA)
+end
+
 local keys = {
   record = KEYS[1], rq_job = KEYS[2], waiting = KEYS[3], sequence = KEYS[4], leases = KEYS[5],
   workers = KEYS[6], rq_queue = KEYS[7], intermediate = KEYS[8], rq_queues = KEYS[9],
