@@ -19,7 +19,7 @@ from models.settings import LIBRARIES
 from models.version import this_build
 from tests.support.models.t5_tokenizer import write_t5_tokenizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("server", "worker", "models")
 
@@ -69,6 +69,16 @@ def test_an_sdist_builds_the_same_wheel(
     assert {one.filename: one.CRC for one in again.infolist()} == {
         one.filename: one.CRC for one in wheel.infolist()
     }
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this source is not a clone")
+def test_an_sdist_has_each_tracked_file_but_no_pictures(unpacked_sdist: Path) -> None:
+    command = ["git", "ls-files"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    pictures = {name for name in tracked if name.startswith("docs/pictures/")}
+    assert pictures
+    assert {name for name in tracked if not (unpacked_sdist / name).exists()} == pictures
 
 
 def test_a_build_fetches_the_tested_version_of_its_backend() -> None:
