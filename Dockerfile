@@ -86,13 +86,13 @@ CMD ["gateway"]
 FROM ${WORKER_IMAGE} AS worker-base
 # The CUDA image has no Python; a Python image, as docker/compose.mock.yaml gives, has its own.
 # Triton, which compiles the model on the GPU, builds its launchers with gcc and Python's headers;
-# g++ brings both compilers that PyTorch may call.
+# g++ brings both compilers that PyTorch may call. Pulls trust the CAs of the system.
 # DL3008 wants package versions, but Ubuntu keeps one build of each: a pinned one is soon gone.
 # hadolint ignore=DL3008
 RUN if ! command -v python3; then \
         apt-get update \
         && apt-get install --yes --no-install-recommends \
-            g++ python3 python3-dev python3-venv \
+            ca-certificates g++ python3 python3-dev python3-venv \
         && rm -rf /var/lib/apt/lists/*; \
     fi
 

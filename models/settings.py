@@ -28,7 +28,7 @@ _ENGINE = ("torch", "diffusers", "transformers")
 """Where these are, `--mock` runs the real engine."""
 LIBRARIES = (
     *_ENGINE,
-    *("accelerate", "google.protobuf", "httpx2", "huggingface_hub", "imageio_ffmpeg", "numpy"),
+    *("accelerate", "google.protobuf", "huggingface_hub", "imageio_ffmpeg", "numpy"),
     *("PIL", "safetensors", "sentencepiece", "tokenizers"),
 )
 """All that pulling and loading weights imports, first or last: the extra `worker`."""

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx._transports.default as httpx_default
+import httpcore2
 import pytest
 from redis import Redis
 
@@ -31,9 +31,8 @@ def pytest_configure() -> None:
     # What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Each call of httpx would read the certificates of the system anew, which takes 20 ms.
-    create = cache(httpx_default.create_ssl_context)  # type: ignore[attr-defined]
-    httpx_default.create_ssl_context = create  # type: ignore[attr-defined]
+    # Each call of httpx2 would read the certificates of the system anew.
+    httpcore2.default_ssl_context = cache(httpcore2.default_ssl_context)
 
 
 def pytest_collection_finish() -> None:

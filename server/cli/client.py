@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import httpx
+import httpx2
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -197,7 +197,7 @@ class Client:
                     file.write(chunk)
             size = draft.stat().st_size
             draft.replace(output)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise ClientError(f"{failure_text(url, error)} {remedy}") from None
         except OSError as error:
             raise ClientError(f"{output} cannot be written: {error.strerror}. {remedy}") from None
@@ -211,7 +211,7 @@ class Client:
             if response.status_code in PASSING:
                 raise UnreachableError(_error_text(response))
             body = response.json()
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise UnreachableError(failure_text(url, error)) from None
         except ValueError:
             raise ClientError(
@@ -234,17 +234,17 @@ def where(body: dict[str, Any]) -> str:
     return visible(place if left is None else f"{place}, about {left:.0f} s left")
 
 
-def http_client(url: str, headers: dict[str, str] | None = None) -> httpx.Client:
-    return httpx.Client(
+def http_client(url: str, headers: dict[str, str] | None = None) -> httpx2.Client:
+    return httpx2.Client(
         headers=headers,
         timeout=TIMEOUT_SECONDS,
         trust_env=urlsplit(url).hostname not in LOOPBACK,  # which no proxy can reach
-        verify=httpx.create_ssl_context(),  # with SSL_CERT_FILE, for an operator's own CA
+        verify=httpx2.create_ssl_context(),  # with SSL_CERT_FILE, for an operator's own CA
     )
 
 
 def failure_text(
-    url: str, error: httpx.HTTPError | httpx.InvalidURL, remedy: str = START_IT
+    url: str, error: httpx2.HTTPError | httpx2.InvalidURL, remedy: str = START_IT
 ) -> str:
     """Name the server that failed, and what may help."""
     parts = urlsplit(url)
@@ -257,7 +257,7 @@ def failure_text(
         )
     if "[SSL" in str(error):
         return f"{server} does not speak HTTPS: {error}. If it speaks HTTP, use http://{host}"
-    if isinstance(error, httpx.HTTPStatusError):
+    if isinstance(error, httpx2.HTTPStatusError):
         return f"{server} does not give the video: {error.response.status_code}."
     said = f"No answer from {server}: {str(error).removesuffix('.')}."
     if "without sending a response" in said and parts.scheme == "http":
@@ -265,7 +265,7 @@ def failure_text(
     return f"{said} {remedy}"
 
 
-def _error_text(response: httpx.Response) -> str:
+def _error_text(response: httpx2.Response) -> str:
     """The error in the body, if there is one."""
     try:
         error = response.json()["error"]

@@ -16,8 +16,8 @@ from contextlib import suppress
 from functools import cached_property, partial
 from threading import Thread
 
-import httpcore
-import httpx
+import httpcore2
+import httpx2
 from typing_extensions import override
 
 from server.webhooks.address_rules import Guard, literal_address
@@ -40,13 +40,13 @@ class NoCallError(Exception):
     """There was no response. The text goes into the log, so it names no address."""
 
 
-class GuardedBackend(httpcore.AsyncNetworkBackend):
+class GuardedBackend(httpcore2.AsyncNetworkBackend):
     """Resolves names itself, and connects to addresses only."""
 
     def __init__(self, guard: Guard, resolve: Resolve) -> None:
         self._guard = guard
         self._resolve = resolve
-        self._backend = httpcore.AnyIOBackend()
+        self._backend = httpcore2.AnyIOBackend()
 
     @override
     async def connect_tcp(
@@ -55,13 +55,13 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
         """Connect to the first permitted address that answers.
 
         Raises:
             NoCallError: no address is permitted.
-            httpcore.NetworkError, httpcore.TimeoutException: none answers.
+            httpcore2.NetworkError, httpcore2.TimeoutException: none answers.
         """
         addresses = await self._resolve(host, port)
         admitted = [address for address in addresses if self._guard.admits(host, address)]
@@ -71,7 +71,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
                 stream = await self._backend.connect_tcp(
                     address, port, timeout, local_address, socket_options
                 )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
             else:
                 return _LimitedStream(stream)
@@ -82,10 +82,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
-class _LimitedStream(httpcore.AsyncNetworkStream):
+class _LimitedStream(httpcore2.AsyncNetworkStream):
     """Reads so many bytes at most; those of a TLS handshake do not count."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
         self._stream = stream
         self._left = MOST_ANSWER_BYTES
         self.write = stream.write  # type: ignore[method-assign]
@@ -106,7 +106,7 @@ class _LimitedStream(httpcore.AsyncNetworkStream):
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
         timeout: float | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> httpcore2.AsyncNetworkStream:
         return _LimitedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
 
 
@@ -127,7 +127,7 @@ class Caller:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return httpx.create_ssl_context()  # reads SSL_CERT_FILE, for an operator's own CA
+        return httpx2.create_ssl_context()  # reads SSL_CERT_FILE, for an operator's own CA
 
     async def post(self, url: str, content: bytes, headers: Mapping[str, str], owner: str) -> int:
         """Return the status of the response. Its body is not read.
@@ -140,22 +140,22 @@ class Caller:
         """
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._post(httpx.URL(url), content, headers, owner)
-        except (TimeoutError, httpcore.TimeoutException):
+                return await self._post(httpx2.URL(url), content, headers, owner)
+        except (TimeoutError, httpcore2.TimeoutException):
             raise NoCallError("no answer in time") from None
-        except httpcore.ConnectError as error:
+        except httpcore2.ConnectError as error:
             is_tls = isinstance(error.__cause__, ssl.SSLError)
             raise NoCallError("TLS failed" if is_tls else "no connection") from None
-        except (httpcore.NetworkError, httpcore.ProtocolError):
+        except (httpcore2.NetworkError, httpcore2.ProtocolError):
             raise NoCallError("the response is not HTTP, or was cut off") from None
 
     async def _post(
-        self, url: httpx.URL, content: bytes, headers: Mapping[str, str], owner: str
+        self, url: httpx2.URL, content: bytes, headers: Mapping[str, str], owner: str
     ) -> int:
         own = {"host": url.netloc.decode("ascii"), "content-length": str(len(content))}
         # A pool for one call: a kept connection could serve a call that may not use it.
         async with (
-            httpcore.AsyncConnectionPool(
+            httpcore2.AsyncConnectionPool(
                 ssl_context=self._tls if url.scheme == "https" else None,
                 network_backend=GuardedBackend(
                     self._guard, self._resolve or partial(self._lookups, owner)
@@ -163,7 +163,7 @@ class Caller:
             ) as pool,
             pool.stream(
                 "POST",
-                httpcore.URL(
+                httpcore2.URL(
                     scheme=url.raw_scheme,
                     host=url.raw_host,
                     port=url.port,

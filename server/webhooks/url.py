@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import httpx
+import httpx2
 
 from models.errors import InvalidParametersError
 from server.webhooks.address_rules import Guard, is_host, literal_address
@@ -56,8 +56,8 @@ def _host(given: object) -> str:
     if len(given) > MOST_LENGTH:
         raise InvalidParametersError(f"{_RULE}; got {len(given):,} characters.")
     try:
-        url = httpx.URL(given)
-    except (httpx.InvalidURL, ValueError):
+        url = httpx2.URL(given)
+    except (httpx2.InvalidURL, ValueError):
         raise InvalidParametersError(f"{_RULE}; got no URL.") from None
     if url.scheme not in {"http", "https"}:
         raise InvalidParametersError(f"{_RULE}; got another scheme, or none.")

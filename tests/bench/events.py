@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 from redis import Redis
 from rich.console import Console
 from rich.table import Table
@@ -106,7 +106,7 @@ def run(clients: int, requests: int) -> None:
 async def _round(target: Target, name: str, follow: Follow, clients: int, requests: int) -> Round:
     _console.print(f"{requests} requests, followed by {clients} clients ({name}) …")
     cpu, began = target.server.cpu_seconds() or 0.0, time.monotonic()
-    async with httpx.AsyncClient(headers={"x-api-key": target.key}) as http:
+    async with httpx2.AsyncClient(headers={"x-api-key": target.key}) as http:
         url = f"{target.server.url}/v2/{MODEL}"
         ids = [(await http.post(url, json=REQUEST)).json()["request_id"] for _ in range(requests)]
     followed = [ids[number % requests] for number in range(clients)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import httpx
+import httpx2
 from redis import Redis
 from rich.console import Console
 from rich.table import Table
@@ -85,7 +85,7 @@ def run(requests: int, workers: int, speed: str, seed: int) -> None:
 async def _measure(
     url: str, key: str, redis: Redis, requests: int, random: Random
 ) -> Sequence[Told]:
-    async with httpx.AsyncClient(base_url=url, headers={"x-api-key": key}) as http:
+    async with httpx2.AsyncClient(base_url=url, headers={"x-api-key": key}) as http:
         _console.print(f"{len(LENGTHS)} requests to learn from …")
         known = [await _submit(http, frames, steps) for frames, steps in LENGTHS]
         await asyncio.gather(*(_end(http, each) for each in known))
@@ -99,13 +99,13 @@ async def _measure(
         return await asyncio.gather(*following)
 
 
-async def _submit(http: httpx.AsyncClient, frames: int, steps: int) -> str:
+async def _submit(http: httpx2.AsyncClient, frames: int, steps: int) -> str:
     body = {"prompt": "a pond", "frames": frames, "steps": steps}
     answer = (await http.post(f"/v2/{MODEL}", json=body)).json()
     return str(answer["request_id"])
 
 
-async def _status(http: httpx.AsyncClient, request_id: str) -> dict[str, Any]:
+async def _status(http: httpx2.AsyncClient, request_id: str) -> dict[str, Any]:
     answer = await http.get(f"/v2/requests/{request_id}/status")
     if not answer.is_success:
         raise BenchError(f"A request was lost: {answer.text}")
@@ -113,12 +113,12 @@ async def _status(http: httpx.AsyncClient, request_id: str) -> dict[str, Any]:
     return body
 
 
-async def _end(http: httpx.AsyncClient, request_id: str) -> None:
+async def _end(http: httpx2.AsyncClient, request_id: str) -> None:
     while (await _status(http, request_id))["status"] != "COMPLETED":  # noqa: ASYNC110 (a poll)
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _follow(http: httpx.AsyncClient, redis: Redis, request_id: str) -> Told:
+async def _follow(http: httpx2.AsyncClient, redis: Redis, request_id: str) -> Told:
     submitted_at, at_submit = time.time(), (await _status(http, request_id))["eta_seconds"]
     while (body := await _status(http, request_id))["status"] == "QUEUED":  # noqa: ASYNC110
         await asyncio.sleep(POLL_SECONDS)

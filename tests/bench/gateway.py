@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 from rich.console import Console
 from rich.table import Table
 
@@ -104,7 +104,7 @@ def _request(server: Server, call: str, key: str, body: str) -> Request:
     if call == "submit":
         return Request("POST", submit, key, body)
     headers = {"x-api-key": key, "content-type": "application/json"}
-    request_id = httpx.post(submit, headers=headers, content=body).json()["request_id"]
+    request_id = httpx2.post(submit, headers=headers, content=body).json()["request_id"]
     return Request("GET", f"{server.url}/v2/requests/{request_id}/status", key)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from models.mock.card_speed import INSTANT
 from server.errors import CommandError
@@ -121,9 +121,9 @@ def wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
-            if httpx.get(url).is_success:
+            if httpx2.get(url).is_success:
                 return
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             pass
         time.sleep(0.05)
     raise BenchError(f"{url} is not ready after {START_SECONDS:g} seconds.")

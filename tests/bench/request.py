@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 from rich.console import Console
 from rich.table import Table
 
@@ -67,7 +67,7 @@ def _measure(count: int) -> Iterator[Times]:
             with gateway(url, folder) as server, mock_worker(url, folder) as log:
                 _console.print("loading the mock weights …")
                 wait_until_ready(f"{server.url}/readyz")
-                client = httpx.Client(headers={"x-api-key": key}, timeout=TIMEOUT_SECONDS)
+                client = httpx2.Client(headers={"x-api-key": key}, timeout=TIMEOUT_SECONDS)
                 for number in range(1, count + 1):
                     _console.print(f"request {number} of {count} …")
                     started = time.perf_counter()
@@ -75,7 +75,7 @@ def _measure(count: int) -> Iterator[Times]:
                     yield _times(time.perf_counter() - started, log, request_id)
 
 
-def _generate(client: httpx.Client, url: str) -> str:
+def _generate(client: httpx2.Client, url: str) -> str:
     response = client.post(f"{url}/v1/{MODEL}", json=EXAMPLE_REQUEST)
     return response.raise_for_status().headers["x-request-id"]
 

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
+import httpx2
 
 from models.params import MODEL
 from tests.chaos.accounting import COMPLETED
@@ -47,7 +47,7 @@ class Clients:
         self._note = note
         self._open: dict[str, None] = {}
         self._ended: dict[str, str] = {}
-        self._http = httpx.AsyncClient(
+        self._http = httpx2.AsyncClient(
             headers={"x-api-key": key}, timeout=TIMEOUT_SECONDS, trust_env=False
         )
 
@@ -123,7 +123,7 @@ class Clients:
             await asyncio.sleep(AGAIN_SECONDS)
         self.gave_up += 1
 
-    def _accept(self, answer: httpx.Response, number: int) -> None:
+    def _accept(self, answer: httpx2.Response, number: int) -> None:
         request_id = answer.json()["request_id"]
         self.replayed += REPLAYED in answer.headers
         if request_id not in self._ended:
@@ -152,11 +152,11 @@ class Clients:
             detail = f"completed, and its video cannot be had from {url.partition('?')[0]}"
             self._note(Event(time.time(), What.DAMAGED, request_id, detail=detail))
 
-    async def _ask(self, verb: str, url: str, **options: Any) -> httpx.Response | None:
+    async def _ask(self, verb: str, url: str, **options: Any) -> httpx2.Response | None:
         """The answer, or None after an error, which is counted."""
         try:
             answer = await self._http.request(verb, url, **options)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             self.errors[type(error).__name__] += 1
             return None
         if answer.is_success or answer.status_code in ENDS:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -50,7 +50,7 @@ def submit(up: Up) -> str:
 
 def status(up: Up, request_id: str) -> str:
     headers = {"x-api-key": (up.folder / "key").read_text().strip()}
-    answer = httpx.get(f"{up.url}/v2/requests/{request_id}", headers=headers)
+    answer = httpx2.get(f"{up.url}/v2/requests/{request_id}", headers=headers)
     return str(answer.json().get("status"))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import psutil
 from segmind import SegmindClient
 
@@ -55,8 +55,8 @@ class Up:
         """Whether requests would be run now."""
         assert self.process.poll() is None, self.log.read_text()
         try:
-            return httpx.get(f"{self.url}/readyz", verify=False).is_success  # noqa: S501
-        except httpx.HTTPError:
+            return httpx2.get(f"{self.url}/readyz", verify=False).is_success
+        except httpx2.HTTPError:
             return False
 
     def family(self) -> list[psutil.Process]:

@@ -7,7 +7,7 @@ import random
 import socket
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 from fastapi import FastAPI
 
 from server.settings import ServerSettings
@@ -23,7 +23,7 @@ SOON_SECONDS = 10.0
 """No measure of speed: what tells an answer from a call that hangs."""
 
 
-def refusal(answer: httpx.Response, status: int) -> str:
+def refusal(answer: httpx2.Response, status: int) -> str:
     """The text of an error, which has one shape whatever went wrong: the SDK shows just this."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
@@ -43,14 +43,14 @@ def another_gateway(stack: Stack, **settings: str) -> str:
         stack.url = own
 
 
-def call(app: FastAPI, *requests: httpx.Request, peer: str = "127.0.0.1") -> list[httpx.Response]:
+def call(app: FastAPI, *requests: httpx2.Request, peer: str = "127.0.0.1") -> list[httpx2.Response]:
     """Send requests, one after the other, to an application within this process."""
 
-    async def send() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(app, client=(peer, 1))
+    async def send() -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(app, client=(peer, 1))
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport) as client,
+            httpx2.AsyncClient(transport=transport) as client,
         ):
             return [await client.send(request) for request in requests]
 
@@ -81,14 +81,14 @@ def another_address() -> str:
     return ".".join(["127", *(str(random.randrange(1, 255)) for _ in range(3))])
 
 
-def stranger(stack: Stack, address: str = "") -> httpx.Client:
+def stranger(stack: Stack, address: str = "") -> httpx2.Client:
     """A client without a key, from an address of its own."""
     # No certificates to verify: reading all of the world's takes a while.
-    transport = httpx.HTTPTransport(local_address=address or another_address(), verify=False)
-    return httpx.Client(base_url=stack.url, transport=transport, timeout=60)
+    transport = httpx2.HTTPTransport(local_address=address or another_address(), verify=False)
+    return httpx2.Client(base_url=stack.url, transport=transport, timeout=60)
 
 
-def read_answer(connection: socket.socket, method: str = "POST") -> httpx.Response:
+def read_answer(connection: socket.socket, method: str = "POST") -> httpx2.Response:
     """One answer from a raw connection."""
     file = connection.makefile("rb")
     status = int(file.readline().split()[1])
@@ -96,9 +96,9 @@ def read_answer(connection: socket.socket, method: str = "POST") -> httpx.Respon
     while line := file.readline().strip():
         name, _, value = line.partition(b":")
         headers.append((name.strip(), value.strip()))
-    answer = httpx.Response(status, headers=headers)
+    answer = httpx2.Response(status, headers=headers)
     body = b"" if method == "HEAD" else file.read(int(answer.headers.get("content-length", 0)))
-    return httpx.Response(status, headers=headers, content=body)
+    return httpx2.Response(status, headers=headers, content=body)
 
 
 def chunked(line: str, key: str = "") -> bytes:

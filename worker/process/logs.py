@@ -243,7 +243,7 @@ def _configure_others(chain: list[Processor], renderers: list[Processor]) -> Non
     root.setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
     # They log each of their state changes; our events cover those that matter.
-    for name in ("rq.worker", "uvicorn", "httpx"):
+    for name in ("rq.worker", "uvicorn", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It warns of each request that is no HTTP; its errors are not the clients' doing.
     limit = LineLimit("http.invalid_more")

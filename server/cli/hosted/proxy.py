@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 from pydantic import BaseModel
 
 from server.cli.client import http_client
@@ -67,7 +67,7 @@ class Target(NamedTuple):
             )
         if parts.scheme == "http":
             return cls(url, parts.hostname, port or 80, None)
-        return cls(url, parts.hostname, port or 443, httpx.create_ssl_context())
+        return cls(url, parts.hostname, port or 443, httpx2.create_ssl_context())
 
     def targets_of_links(self, key: str) -> dict[tuple[str, int], Target] | None:
         """The hosts, with ports, that this server's links lead to; None if they are unknown."""
@@ -77,7 +77,7 @@ class Target(NamedTuple):
             origins = _Version.model_validate_json(response.content).link_origins
             targets = [self.of(origin) for origin in origins]
         # No answer, or that of another kind of server.
-        except (httpx.HTTPError, ValueError, CommandError):
+        except (httpx2.HTTPError, ValueError, CommandError):
             return None
         return {(target.host, target.port): target for target in targets}
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import httpx
+import httpx2
 
 from models.params import MODEL
 from server.cli.client import failure_text, http_client
@@ -54,7 +54,7 @@ class Answer:
     video: Mapping[str, str]
 
     @classmethod
-    def of(cls, response: httpx.Response, seconds: float) -> Answer:
+    def of(cls, response: httpx2.Response, seconds: float) -> Answer:
         headers, content = dict(response.headers), response.content
         answer = cls(response.status_code, headers, seconds, len(content), None, {})
         if answer.is_video:
@@ -109,7 +109,7 @@ _Answers = dict[str, Answer]
 
 
 class _Recorder:
-    def __init__(self, http: httpx.Client, side: Side) -> None:
+    def __init__(self, http: httpx2.Client, side: Side) -> None:
         self._http = http
         self._side = side
         self._url = side.url.rstrip("/").removesuffix("/v1")
@@ -152,11 +152,11 @@ class _Recorder:
         self.answers[name] = answer = self._call(self._http, verb, self._url + path, **options)
         return answer
 
-    def _call(self, http: httpx.Client, verb: str, url: str, **options: Any) -> Answer:  # noqa: ANN401
+    def _call(self, http: httpx2.Client, verb: str, url: str, **options: Any) -> Answer:  # noqa: ANN401
         began = time.monotonic()
         try:
             response = http.request(verb, url, **options)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             why = failure_text(url, error, self._side.remedy)
             raise ClientError(f"The {self._side.name} does not answer. {why}") from None
         return Answer.of(response, time.monotonic() - began)

@@ -23,7 +23,7 @@ from server.paths import HOSTED_NAMES
 
 PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
-"""Of OpenSSL and httpx, requests, curl, and Node.js."""
+"""Of OpenSSL, httpx and httpx2; of requests; of curl; of Node.js."""
 NODE_PROXY = Path(__file__).with_name("node_proxy.cjs")
 NOT_PROXIED = "localhost,127.0.0.1,::1"
 PASSED_ON = (

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import quantiles
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.faults.support.client import Client, events, kill_broker, paused_broker
@@ -148,7 +148,7 @@ def test_f09_of_a_broker_that_hangs_clients_hear_within_two_seconds(
     client.assert_made_once(runs, client.submit())
 
 
-def timed(http: httpx.Client, method: str, path: str) -> tuple[httpx.Response, float]:
+def timed(http: httpx2.Client, method: str, path: str) -> tuple[httpx2.Response, float]:
     body = {"prompt": "a pond", "steps": 10, "frames": 1} if method == "POST" else None
     started = time.monotonic()
     answer = http.request(method, path, json=body)

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 
-import httpx
+import httpx2
 import pytest
 
 from tests.faults.support.client import Client
@@ -43,7 +43,7 @@ def requests_of(stack: Stack) -> set[str]:
     return {str(key).rpartition(":")[2] for key in stack.redis.keys(keyspace.record("*"))}
 
 
-def submit(client: Client, **headers: str) -> httpx.Response:
+def submit(client: Client, **headers: str) -> httpx2.Response:
     body = {"prompt": "a pond", "steps": 10, "frames": 1}
     return client.http.post("/v2/mochi-1", json=body, headers=headers)
 

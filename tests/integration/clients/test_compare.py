@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from server.cli.hosted.differences import ABSENT
@@ -42,7 +42,7 @@ def altered(url: str, alter: Alter, **replaced: object) -> Iterator[str]:
         def _answer(self, verb: str, body: object) -> None:
             headers = {name: self.headers[name] for name in ("host", "x-api-key")}
             headers = {name: value for name, value in headers.items() if value}
-            answer = httpx.request(verb, url + self.path, json=body, headers=headers, timeout=60)
+            answer = httpx2.request(verb, url + self.path, json=body, headers=headers, timeout=60)
             status, content = answer.status_code, answer.content
             if answer.headers["content-type"] == "application/json":
                 status, told = alter(self.path, status, answer.json())

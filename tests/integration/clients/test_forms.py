@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 import requests
 
@@ -47,8 +47,8 @@ def test_forms_of_requests_and_httpx_are_taken(server: Stack) -> None:
     answers = [
         requests.post(url, data=FIELDS, headers=headers, timeout=60).json(),
         requests.post(url, files=parts, headers=headers, timeout=60).json(),
-        httpx.post(url, data=FIELDS, headers=headers).json(),
-        httpx.post(url, files=parts, headers=headers).json(),
+        httpx2.post(url, data=FIELDS, headers=headers).json(),
+        httpx2.post(url, files=parts, headers=headers).json(),
     ]
     assert were_accepted(server, *(answer["request_id"] for answer in answers))
 

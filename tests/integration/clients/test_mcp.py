@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import httpx2
 import pytest
 from fastapi import FastAPI
@@ -100,7 +99,7 @@ def test_the_result_is_the_link_with_the_facts(server: Stack, mode: str) -> None
     facts = result.structured_content
     assert (facts["status"], facts["seed"], facts["prompt"]) == ("COMPLETED", 985521, "a pond")
     assert facts["output"].startswith(server.url)
-    assert httpx.get(facts["output"]).content[4:8] == b"ftyp"
+    assert httpx2.get(facts["output"]).content[4:8] == b"ftyp"
     link = next(content for content in result.content if content.type == "resource_link")
     assert (link.uri, link.mime_type) == (facts["output"], "video/mp4")
     assert link.size == facts["video"]["file_size"]
@@ -204,7 +203,7 @@ def test_a_bug_is_logged_under_the_request_id_and_its_text_is_not_sent(
     monkeypatch.setattr(Submission, "accept", accept)
     monkeypatch.setattr(Poller, "wait_for_end", fail)
     headers = {**ACCEPT, "x-api-key": create_key(redis, NewKey(name="test"))}
-    asked = httpx.Request("POST", "http://gateway/mcp", headers=headers, json=CALL)
+    asked = httpx2.Request("POST", "http://gateway/mcp", headers=headers, json=CALL)
     with capture_logs() as log:
         (answer,) = call(app, asked)
     assert "Internal error. The server's log has the details." in answer.text
@@ -222,7 +221,7 @@ def test_a_bug_of_the_progress_reports_ends_the_call_which_names_the_request(
     monkeypatch.setattr(mcp_tool, "_message", fail)
     WorkerStore(redis, lease_seconds=60, retention_seconds=60).beat(live())
     headers = {**ACCEPT, "x-api-key": create_key(redis, NewKey(name="test"))}
-    asked = httpx.Request("POST", "http://gateway/mcp", headers=headers, json=CALL)
+    asked = httpx2.Request("POST", "http://gateway/mcp", headers=headers, json=CALL)
     with capture_logs() as log:
         (answer,) = call(app, asked)
     (line,) = [line for line in log if line["event"] == "http.bug"]
@@ -240,7 +239,7 @@ def test_a_body_that_does_not_arrive_is_refused_as_on_the_routes(
     monkeypatch.setattr(body, "BODY_SECONDS", 0.05)
     headers = {**ACCEPT, "x-api-key": create_key(redis, NewKey(name="test"))}
     (answer,) = call(
-        app, httpx.Request("POST", "http://gateway/mcp", headers=headers, content=part())
+        app, httpx2.Request("POST", "http://gateway/mcp", headers=headers, content=part())
     )
     assert "did not arrive within 0.05 seconds" in refusal(answer, 400)
 
@@ -285,7 +284,7 @@ def test_a_gateway_that_stops_says_that_the_request_runs_on(slow: Stack) -> None
 def test_any_gateway_takes_a_call_without_a_session(server: Stack) -> None:
     headers = {"x-api-key": server.key(), "accept": "application/json, text/event-stream"}
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-    answer = httpx.post(f"{server.url}/mcp", json=call, headers=headers)
+    answer = httpx2.post(f"{server.url}/mcp", json=call, headers=headers)
     assert answer.status_code == 200
     assert '"generate_video"' in answer.text
     assert "mcp-session-id" not in answer.headers
@@ -293,14 +292,14 @@ def test_any_gateway_takes_a_call_without_a_session(server: Stack) -> None:
 
 def test_without_a_key_nothing_is_read(server: Stack) -> None:
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-    assert refusal(httpx.post(f"{server.url}/mcp", json=call), 401)
-    assert refusal(httpx.get(f"{server.url}/mcp", headers={"x-api-key": server.key()}), 405)
+    assert refusal(httpx2.post(f"{server.url}/mcp", json=call), 401)
+    assert refusal(httpx2.get(f"{server.url}/mcp", headers={"x-api-key": server.key()}), 405)
 
 
 def test_a_body_over_the_limit_is_refused(server: Stack) -> None:
     headers = {"x-api-key": server.key(), "accept": "application/json, text/event-stream"}
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x" * 200_000}}
-    refusal(httpx.post(f"{server.url}/mcp", json=call, headers=headers), 413)
+    refusal(httpx2.post(f"{server.url}/mcp", json=call, headers=headers), 413)
 
 
 def test_without_its_extra_a_404_says_what_to_install(
@@ -309,8 +308,8 @@ def test_without_its_extra_a_404_says_what_to_install(
     monkeypatch.setitem(sys.modules, "mcp", None)  # as Python marks what it does not find
     app = request.getfixturevalue("app")
     headers = {"x-api-key": create_key(redis, NewKey(name="test"))}
-    asked = httpx.Request("POST", "http://gateway/mcp", headers=headers, json=CALL)
-    stranger = httpx.Request("POST", "http://gateway/mcp", json=CALL)
+    asked = httpx2.Request("POST", "http://gateway/mcp", headers=headers, json=CALL)
+    stranger = httpx2.Request("POST", "http://gateway/mcp", json=CALL)
     missing, refused = call(app, asked, stranger)
     assert "pip install -c constraints.txt '.[mcp]'" in refusal(missing, 404)
     refusal(refused, 401)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import httpx2
 import openai
 import pytest
@@ -79,7 +78,7 @@ def test_the_same_requests_are_found_on_the_other_routes(server: Stack) -> None:
         result = server.http(key).get(f"/v2/requests/{video.id}").json()
         assert result["status"] == "COMPLETED"
         content = client.videos.download_content(video.id).content
-        assert content == httpx.get(result["output"]).content
+        assert content == httpx2.get(result["output"]).content
 
 
 def test_all_of_a_keys_requests_are_listed_page_by_page(server: Stack, client: OpenAI) -> None:
@@ -112,7 +111,7 @@ def test_a_deleted_video_is_gone_everywhere(server: Stack) -> None:
         for ask in asks:
             with pytest.raises(openai.NotFoundError, match=video.id):
                 ask(video.id)
-    assert httpx.get(link).status_code == 404
+    assert httpx2.get(link).status_code == 404
     assert not any(video.id in name for name in server.outputs())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 from jsonschema_rs import Draft202012Validator
 
@@ -83,7 +83,7 @@ def filter_body(context, body):
 
 @pytest.fixture(scope="module")
 def document(server: Stack) -> dict[str, Any]:
-    answer = httpx.get(f"{server.url}/openapi.json")
+    answer = httpx2.get(f"{server.url}/openapi.json")
     assert answer.headers["content-type"] == "application/json"
     body: dict[str, Any] = answer.json()
     return body
@@ -233,7 +233,7 @@ def test_every_body_is_a_named_component_and_every_name_is_one(document: dict[st
 def test_the_document_says_where_the_server_is(server: Stack, document: dict[str, Any]) -> None:
     assert document["servers"] == [{"url": "/"}]
     public = another_gateway(server, public_url="https://videos.example")
-    shown = httpx.get(f"{public}/openapi.json", headers={"host": "anything"}).json()
+    shown = httpx2.get(f"{public}/openapi.json", headers={"host": "anything"}).json()
     assert shown["servers"] == [{"url": "https://videos.example"}]
 
 
@@ -250,7 +250,7 @@ def test_what_is_shown_as_open_is_open_and_all_else_needs_a_key(
     assert {"x-api-key": []} in document["security"]
     for name, operation in operations(document):
         verb, path = name.split()
-        answer = httpx.request(verb, server.url + path)
+        answer = httpx2.request(verb, server.url + path)
         is_open = operation.get("security") == []
         assert (answer.status_code == 401) is not is_open, name
 
@@ -269,7 +269,7 @@ class _Addresses(HTMLParser):
 
 
 def test_docs_load_nothing_from_elsewhere(server: Stack) -> None:
-    page = httpx.get(f"{server.url}/docs")
+    page = httpx2.get(f"{server.url}/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "//" not in re.sub(r"(?m)^\s*(//|<!--).*$", "", page.text)
     assert "'openapi.json'" in page.text
@@ -277,12 +277,12 @@ def test_docs_load_nothing_from_elsewhere(server: Stack) -> None:
     assert len(assets) >= 3
     for address in assets:
         assert urlsplit(address).netloc == ""
-        asset = httpx.get(str(page.url.join(address)))
+        asset = httpx2.get(str(page.url.join(address)))
         assert asset.is_success, address
         assert len(asset.content) > 500
 
 
 def test_the_assets_of_docs_load_nothing_from_other_hosts(server: Stack) -> None:
-    css = httpx.get(f"{server.url}/docs/swagger-ui.css").text
+    css = httpx2.get(f"{server.url}/docs/swagger-ui.css").text
     assert not re.findall(r"url\(\s*['\"]?(?:https?:)?//", css)
     assert "@import" not in css

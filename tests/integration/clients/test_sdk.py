@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import httpx
+import httpx2
 import pytest
 from segmind import InferenceFailed, InferenceTimeout
 from segmind.exceptions import SegmindError
@@ -23,7 +23,7 @@ def test_run_answers_with_the_result_of_the_api_pages_example(server: Stack) -> 
     assert set(result["metrics"]) == {
         "inference_time", "queue_time", "total_time", "cost", "remaining_credits",
     }  # fmt: skip
-    video = httpx.get(result["output"])
+    video = httpx2.get(result["output"])
     assert video.headers["content-type"] == "video/mp4"
     assert len(video.content) == result["video"]["file_size"]
 
@@ -53,7 +53,7 @@ def test_poll_url_answers_as_the_result_does(server: Stack) -> None:
     job = server.sdk(key).submit_async("mochi-1", prompt="a pond", frames=1)
     result = job.wait(timeout=30, interval=0.05)
     poll_url = job.submit_response["poll_url"]
-    assert httpx.get(poll_url, headers={"x-api-key": key}).json() == result
+    assert httpx2.get(poll_url, headers={"x-api-key": key}).json() == result
 
 
 def test_warnings_come_with_the_end_and_not_before(server: Stack) -> None:
@@ -153,7 +153,7 @@ def test_the_balance_can_be_asked_for(server: Stack) -> None:
 
 
 def test_a_bearer_token_is_as_good_as_x_api_key(server: Stack) -> None:
-    answer = httpx.get(
+    answer = httpx2.get(
         f"{server.url}/v1/get-user-credits", headers={"Authorization": f"Bearer {server.key()}"}
     )
     assert answer.status_code == 200

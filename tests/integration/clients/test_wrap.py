@@ -69,14 +69,14 @@ def python(stack: Stack, folder: Path, code: str) -> str:
 def test_the_sdk_without_arguments_reaches_the_local_server(server: Stack, folder: Path) -> None:
     code = """
 from pathlib import Path
-import httpx
+import httpx2
 from segmind import SegmindClient
 client = SegmindClient()
 result = client.run("mochi-1", **body)
 job = client.submit_async("mochi-1", **body)
 links = [result["output"], *job.submit_response.values()]
 print(json.dumps([link for link in links if ":" in link]))
-assert httpx.get(result["output"]).content[4:8] == b"ftyp"
+assert httpx2.get(result["output"]).content[4:8] == b"ftyp"
 assert job.wait(interval=0.05)["status"] == "COMPLETED"
 assert client.run_sync("mochi-1", **body).content[4:8] == b"ftyp"
 """
@@ -106,13 +106,13 @@ for call in (client.finetune.list, lambda: client.pixelflows.run("a-flow")):
     assert python(server, folder, code) == "404 True\n404 True\n"
 
 
-def test_requests_and_httpx_reach_it_with_the_hosted_address_in_them(
+def test_requests_and_httpx2_reach_it_with_the_hosted_address_in_them(
     server: Stack, folder: Path
 ) -> None:
     code = """
-import httpx, requests
+import httpx2, requests
 assert requests.post(url, json=body, headers=headers).content[4:8] == b"ftyp"
-assert httpx.post(url, json=body, headers=headers, timeout=60).content[4:8] == b"ftyp"
+assert httpx2.post(url, json=body, headers=headers, timeout=60).content[4:8] == b"ftyp"
 answer = requests.get("http://api.segmind.com/v1/get-user-credits", headers=headers)
 print(answer.status_code, "credits" in answer.json())
 """
@@ -122,8 +122,8 @@ print(answer.status_code, "credits" in answer.json())
 def test_a_body_of_megabytes_and_many_calls_at_once_pass(server: Stack, folder: Path) -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor
-import httpx
-with httpx.Client(headers=headers, timeout=60) as client, ThreadPoolExecutor(20) as threads:
+import httpx2
+with httpx2.Client(headers=headers, timeout=60) as client, ThreadPoolExecutor(20) as threads:
     large = client.post(url, json={"prompt": "x" * 5_000_000})
     ask = lambda number: client.get("https://api.segmind.com/v1/get-user-credits").status_code
     print(large.status_code, {*threads.map(ask, range(200))}, large.http_version)
@@ -133,9 +133,9 @@ with httpx.Client(headers=headers, timeout=60) as client, ThreadPoolExecutor(20)
 
 def test_a_blocking_call_that_is_given_up_is_cancelled(server: Stack, folder: Path) -> None:
     code = """
-import subprocess, sys, time, httpx
+import subprocess, sys, time, httpx2
 def first():
-    listed = httpx.get("https://api.segmind.com/v1/videos", headers=headers, timeout=60)
+    listed = httpx2.get("https://api.segmind.com/v1/videos", headers=headers, timeout=60)
     return (listed.json()["data"] or [{"status": "queued"}])[0]
 slow = json.dumps(body | {"x-mock-scenario": "slow:60"})
 sent = ["-H", "content-type: application/json", "-H", "x-api-key: " + headers["x-api-key"]]
@@ -206,9 +206,9 @@ https.get("https://example.com/", console.log).on("error", () => {});
 
 def test_other_names_of_the_hosted_api_lead_to_the_same_server(server: Stack, folder: Path) -> None:
     code = """
-import httpx
+import httpx2
 for host in ("cloud", "workflows-api", "api.spotprod"):
-    print(httpx.get(f"https://{host}.segmind.com/version").json()["version"])
+    print(httpx2.get(f"https://{host}.segmind.com/version").json()["version"])
 """
     assert python(server, folder, code) == f"{this_build().version}\n" * 3
 
@@ -217,12 +217,12 @@ def test_every_other_host_is_refused_and_said_once_with_the_counts_at_the_end(
     server: Stack, folder: Path
 ) -> None:
     code = """
-import httpx, requests
+import httpx2, requests
 for host in ("segmind.com.example.com", "notsegmind.com", "127.0.0.2"):
     for scheme in ("https", "https", "http"):
         try:
-            print(httpx.get(f"{scheme}://{host}/").status_code)
-        except httpx.ProxyError as error:
+            print(httpx2.get(f"{scheme}://{host}/").status_code)
+        except httpx2.ProxyError as error:
             print(error)
 try:
     requests.get("https://example.com")
@@ -247,12 +247,13 @@ def test_links_to_where_the_server_says_that_they_lead_are_led_there(
     port = here.rpartition(":")[2]
     url = another_gateway(server, host="127.0.0.2", port=port, public_url=here, docs="false")
     code = """
-import httpx
-submitted = httpx.post(url.replace("v1", "v2"), json=body, headers=headers).json()
-while (result := httpx.get(submitted["poll_url"], headers=headers).json())["status"] != "COMPLETED":
+import httpx2
+submitted = httpx2.post(url.replace("v1", "v2"), json=body, headers=headers).json()
+poll = submitted["poll_url"]
+while (result := httpx2.get(poll, headers=headers).json())["status"] != "COMPLETED":
     assert result["status"] in {"QUEUED", "PROCESSING"}
-print(httpx.get(result["output"]).content[4:8], result["output"].rpartition("/v2/")[0])
-print(httpx.get("http://127.0.0.2:1/").status_code)
+print(httpx2.get(result["output"]).content[4:8], result["output"].rpartition("/v2/")[0])
+print(httpx2.get("http://127.0.0.2:1/").status_code)
 """
     program = (sys.executable, "-c", LOCAL_CALLS_ONLY + CALL + code)
     done = Wrapped(server, folder, *program, MOCHI_URL=url)
@@ -263,11 +264,11 @@ def test_a_program_that_does_not_trust_the_certificate_is_told_of(
     server: Stack, folder: Path
 ) -> None:
     code = """
-import httpx, certifi, ssl
+import httpx2, certifi, ssl
 for _ in range(2):
     try:
-        httpx.get(url, verify=ssl.create_default_context(cafile=certifi.where()))
-    except httpx.ConnectError as error:
+        httpx2.get(url, verify=ssl.create_default_context(cafile=certifi.where()))
+    except httpx2.ConnectError as error:
         print("CERTIFICATE_VERIFY_FAILED" in str(error))
 """
     done = Wrapped(server, folder, sys.executable, "-c", LOCAL_CALLS_ONLY + CALL + code)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -38,7 +38,7 @@ def worker(stack: Stack) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture
-def client(stack: Stack) -> httpx.Client:
+def client(stack: Stack) -> httpx2.Client:
     return stack.http()
 
 
@@ -51,14 +51,14 @@ def follower_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
     return follower
 
 
-def submit(client: httpx.Client, headers: dict[str, str] | None = None, **params: object) -> str:
+def submit(client: httpx2.Client, headers: dict[str, str] | None = None, **params: object) -> str:
     body = {"prompt": "a pond", "seed": 7, "steps": 30, "frames": 13, **params}
     answer = client.post("/v2/mochi-1", json=body, headers=headers or {})
     assert answer.is_success, answer.text
     return str(answer.json()["request_id"])
 
 
-def ended(client: httpx.Client, request_id: str) -> dict[str, Any]:
+def ended(client: httpx2.Client, request_id: str) -> dict[str, Any]:
     def look() -> dict[str, Any]:
         body: dict[str, Any] = client.get(f"/v2/requests/{request_id}").json()
         return body if body["status"] in {"COMPLETED", "FAILED"} else {}
@@ -66,10 +66,10 @@ def ended(client: httpx.Client, request_id: str) -> dict[str, Any]:
     return eventually(look)
 
 
-def video(client: httpx.Client, request_id: str) -> bytes:
+def video(client: httpx2.Client, request_id: str) -> bytes:
     body = ended(client, request_id)
     assert body["status"] == "COMPLETED", body
-    return httpx.get(body["output"]).content
+    return httpx2.get(body["output"]).content
 
 
 def reaches(stack: Stack, request_id: str, stage: str, step: int = 0) -> None:
@@ -95,7 +95,7 @@ def test_the_sdk_gets_its_video_from_a_group(stack: Stack) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_a_cancel_of_a_waiting_request_leaves_the_running_one_alone(
-    stack: Stack, client: httpx.Client
+    stack: Stack, client: httpx2.Client
 ) -> None:
     running = submit(client, {"x-mock-scenario": "slow:2"})
     waiting = submit(client)
@@ -118,7 +118,7 @@ def test_version_and_metrics_know_the_size_of_the_group(stack: Stack) -> None:
     ("stage", "frames", "scenario"), [("denoising", 1, SLOW), ("decoding", 160, {})]
 )
 def test_a_cancel_at_each_stage_leaves_the_group_to_the_next_request(
-    stack: Stack, client: httpx.Client, stage: str, frames: int, scenario: dict[str, str]
+    stack: Stack, client: httpx2.Client, stage: str, frames: int, scenario: dict[str, str]
 ) -> None:
     expected = video(client, submit(client))
     cancelled = submit(client, scenario, frames=frames)
@@ -129,7 +129,7 @@ def test_a_cancel_at_each_stage_leaves_the_group_to_the_next_request(
 
 
 def test_a_request_runs_again_when_the_follower_is_killed(
-    stack: Stack, client: httpx.Client, worker: subprocess.Popen[bytes]
+    stack: Stack, client: httpx2.Client, worker: subprocess.Popen[bytes]
 ) -> None:
     expected = video(client, submit(client))
     request_id = submit(client, SLOW)
@@ -144,7 +144,7 @@ def test_a_request_runs_again_when_the_follower_is_killed(
 
 
 def test_a_signal_to_all_processes_lets_the_group_finish_its_request(
-    stack: Stack, client: httpx.Client, worker: subprocess.Popen[bytes]
+    stack: Stack, client: httpx2.Client, worker: subprocess.Popen[bytes]
 ) -> None:
     follower = follower_of(worker)
     request_id = submit(client, {"x-mock-scenario": "slow:3"})
@@ -156,7 +156,7 @@ def test_a_signal_to_all_processes_lets_the_group_finish_its_request(
 
 
 def test_a_single_card_goes_on_at_the_checkpoint_of_a_group_that_was_killed(
-    stack: Stack, client: httpx.Client, worker: subprocess.Popen[bytes]
+    stack: Stack, client: httpx2.Client, worker: subprocess.Popen[bytes]
 ) -> None:
     expected = video(client, submit(client))
     follower = follower_of(worker)

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from segmind.exceptions import SegmindError
 
@@ -147,7 +147,7 @@ def submit_at_once(urls: list[str], key: str) -> dict[int, int]:
     body = POND | {SCENARIO: "fail"}
 
     with (
-        httpx.Client(headers={"x-api-key": key}, timeout=60) as client,
+        httpx2.Client(headers={"x-api-key": key}, timeout=60) as client,
         ThreadPoolExecutor(MANY) as threads,
     ):
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from segmind.exceptions import SegmindError
 from typer.testing import CliRunner
@@ -53,7 +53,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def ask(stack: Stack, other: str, secret: str) -> list[int | str]:
     """200, or the text of the refusal, of both gateways."""
     answers = [
-        httpx.get(url + CREDITS, headers={"x-api-key": secret}) for url in (stack.url, other)
+        httpx2.get(url + CREDITS, headers={"x-api-key": secret}) for url in (stack.url, other)
     ]
     assert all(secret not in answer.text for answer in answers)
     return [200 if answer.is_success else refusal(answer, 401) for answer in answers]
@@ -334,7 +334,7 @@ def test_a_gateway_puts_a_file_in_force_before_it_listens(stack: Stack, tmp_path
     path.write_text(f'[keys.started]\nsecret_sha256 = "{digest(secret)}"\n')
     for outcome in ("created; source: file", "unchanged"):
         url = another_gateway(stack, keys_file=str(path))
-        assert httpx.get(url + CREDITS, headers={"x-api-key": secret}).is_success
+        assert httpx2.get(url + CREDITS, headers={"x-api-key": secret}).is_success
         assert f"started: {outcome}" in stack.log_of(stack.processes[-1])
     log = json.loads(command(stack, "audit", "--json", "--last", "1"))
     assert log[0]["by"].startswith("MOCHI_KEYS_FILE at ")
@@ -369,7 +369,7 @@ def test_up_puts_a_file_in_force_and_makes_no_key_of_its_own(tmp_path: Path) -> 
     path = tmp_path / "keys.toml"
     path.write_text(f'[keys.ours]\nsecret_sha256 = "{digest(secret)}"\n')
     with Up(tmp_path / "data", "--keys-file", str(path)) as up:
-        assert httpx.get(up.url + CREDITS, headers={"x-api-key": secret}).is_success
+        assert httpx2.get(up.url + CREDITS, headers={"x-api-key": secret}).is_success
         assert "Key ours: created; source: file\n" in up.log.read_text()
         assert not (up.folder / "key").exists()
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.stack import Stack
@@ -27,20 +27,20 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, lis
         yield stack, [stack.start_gateway(), stack.start_gateway()]
 
 
-def burst(urls: list[str], key: str, size: int = BURST) -> list[httpx.Response]:
+def burst(urls: list[str], key: str, size: int = BURST) -> list[httpx2.Response]:
     """The answers to submits that come at once, over all gateways in turn."""
     with (
-        httpx.Client(headers={"x-api-key": key}, timeout=60) as client,
+        httpx2.Client(headers={"x-api-key": key}, timeout=60) as client,
         ThreadPoolExecutor(size) as threads,
     ):
 
-        def ask(number: int) -> httpx.Response:
+        def ask(number: int) -> httpx2.Response:
             return client.post(f"{urls[number % len(urls)]}/v2/mochi-1", json=POND)
 
         return [*threads.map(ask, range(size))]
 
 
-def statuses(answers: list[httpx.Response]) -> dict[int, int]:
+def statuses(answers: list[httpx2.Response]) -> dict[int, int]:
     return dict(Counter(answer.status_code for answer in answers))
 
 

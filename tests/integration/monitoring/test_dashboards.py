@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import promql_parser
 import pytest
 import yaml
@@ -80,7 +80,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         client.post("/v1/mochi-1", json=POND, headers={SCENARIO: "fail"})
         (worker,) = fleet(stack.redis)
         stack.store.report_device(worker.name, DeviceUse(1, 2, 3, 0.5))  # here is no GPU to do so
-        text = httpx.get(f"{stack.url}/metrics").text
+        text = httpx2.get(f"{stack.url}/metrics").text
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -65,7 +65,7 @@ def scrape(stack: Stack) -> Callable[[str], Scrape]:
     key = stack.key(scopes=[Scope.ADMIN])
 
     def read(url: str) -> Scrape:
-        answer = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {key}"})
+        answer = httpx2.get(f"{url}/metrics", headers={"authorization": f"Bearer {key}"})
         assert answer.status_code == 200, answer.text
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
         return Scrape(answer.text)
@@ -143,18 +143,18 @@ def test_figures_need_a_key_with_the_scope_unless_they_are_public(stack: Stack) 
         refusal(outsider.get("/metrics"), 401)
     assert "`admin`" in refusal(stack.http().get("/metrics"), 403)
     public = another_gateway(stack, metrics_public="true")
-    answer = httpx.get(f"{public}/metrics")
+    answer = httpx2.get(f"{public}/metrics")
     assert Scrape(answer.text).value("mochi_live_workers") == 2
     for path in ("/metrics2", "/metrics/more", "/v1/usage"):
-        assert httpx.get(public + path).status_code == 401
+        assert httpx2.get(public + path).status_code == 401
 
 
 def test_without_a_broker_a_public_gateway_still_tells_of_itself(tmp_path: Path) -> None:
     with Stack(tmp_path, metrics_public="true") as stack:
         url = stack.start_gateway()
         stack.broker.stop()
-        eventually(lambda: httpx.get(f"{url}/readyz", timeout=30).status_code == 503)
-        seen = Scrape(httpx.get(f"{url}/metrics", timeout=30).text)
+        eventually(lambda: httpx2.get(f"{url}/readyz", timeout=30).status_code == 503)
+        seen = Scrape(httpx2.get(f"{url}/metrics", timeout=30).text)
         assert seen.value("mochi_broker_up") == 0
         assert "mochi_live_workers" not in seen.families
         assert seen.value("mochi_http_request_seconds_count", route="/readyz", status="503") >= 1

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from models.mock.scenario import SCENARIO
@@ -52,7 +52,7 @@ def traceparent() -> tuple[str, str, str]:
     return f"00-{trace_id}-{span_id}-01", trace_id, span_id
 
 
-def submit(client: httpx.Client, headers: dict[str, str] | None = None, **body: Any) -> str:
+def submit(client: httpx2.Client, headers: dict[str, str] | None = None, **body: Any) -> str:
     answer = client.post("/v2/mochi-1", json=POND | body, headers=headers)
     return str(answer.json()["request_id"])
 
@@ -156,7 +156,7 @@ def test_nothing_secret_is_in_a_span(stack: Stack, traces: Collector) -> None:
     result = client.get(f"/v2/requests/{request_id}").json()
     signature = result["output"].split("/")[-2]
     assert len(signature) == 43
-    assert httpx.get(result["output"]).is_success
+    assert httpx2.get(result["output"]).is_success
     client.get("/v1/get-user-credits", params={"prompt": "the secret garden", "key": key})
     eventually(lambda: traces.named("GET /v1/get-user-credits"))
     (video,) = eventually(lambda: traces.named("GET /v2/videos/{request_id}.mp4"))

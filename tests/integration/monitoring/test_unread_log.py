@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from tests.support.services.brokers import free_port
 from tests.support.stack import STOP_SECONDS, Stack, eventually, start_command
@@ -42,14 +42,14 @@ def unread(folder: Path, command: str, variables: Mapping[str, str]) -> Iterator
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=1).status_code in (200, 503)
-    except httpx.HTTPError:
+        return httpx2.get(f"{url}/readyz", timeout=1).status_code in (200, 503)
+    except httpx2.HTTPError:
         return False
 
 
 def refuse(url: str) -> None:
     """Cause more lines of log than the pipe holds."""
-    with httpx.Client(base_url=url, timeout=SOON_SECONDS) as client:
+    with httpx2.Client(base_url=url, timeout=SOON_SECONDS) as client:
         for number in range(40):
             client.get(f"/{number:0100}", headers={"host": "odd name"})
         assert client.get("/healthz").is_success

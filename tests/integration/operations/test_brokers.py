@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import trustme
 from redis import Redis
@@ -43,13 +43,13 @@ REFUSAL_SECONDS = 2.5
 """Within about two seconds, the gateway says that the broker is away."""
 
 
-def submit(client: httpx.Client, steps: int = 10) -> str:
+def submit(client: httpx2.Client, steps: int = 10) -> str:
     answer = client.post("/v2/mochi-1", json={"prompt": "a pond", "steps": steps, "frames": 1})
     assert answer.is_success, answer.text
     return str(answer.json()["request_id"])
 
 
-def completed(client: httpx.Client, request_id: str) -> bool:
+def completed(client: httpx2.Client, request_id: str) -> bool:
     """Whether the request has ended, and well."""
     body: dict[str, str] = client.get(f"/v2/requests/{request_id}").json()
     assert body.get("status") != "FAILED", body
@@ -375,7 +375,7 @@ def test_a_job_outlives_the_master_when_sentinels_name_another(tmp_path: Path) -
                 assert "sesame" not in stack.logs()
 
 
-def first_accepted(client: httpx.Client) -> str:
+def first_accepted(client: httpx2.Client) -> str:
     """The id of the first request that is accepted; those before are refused, and soon."""
     started = time.monotonic()
     while True:

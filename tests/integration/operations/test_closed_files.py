@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.services.brokers import free_port
@@ -31,6 +31,6 @@ def test_up_serves_without_standard_files(closing: str, tmp_path: Path) -> None:
 
 def _is_ready(port: str) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").is_success
-    except httpx.HTTPError:
+        return httpx2.get(f"http://127.0.0.1:{port}/readyz").is_success
+    except httpx2.HTTPError:
         return False

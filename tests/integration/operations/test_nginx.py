@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from segmind import SegmindClient
 
@@ -47,7 +47,7 @@ def proxied(server: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     below = another_gateway(server, public_url=f"{url}{PATH}/")
     site = EXAMPLE.read_text()
     for given, ours in (
-        ("127.0.0.1:8000", httpx.URL(whole).netloc.decode()),
+        ("127.0.0.1:8000", httpx2.URL(whole).netloc.decode()),
         ("443 ssl", f"127.0.0.1:{port}"),
         ("    location / {", f"    location {PATH}/ {{ proxy_pass {below}/; }}\n    location / {{"),
     ):
@@ -67,8 +67,8 @@ def proxied(server: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz").is_success
-    except httpx.HTTPError:
+        return httpx2.get(f"{url}/healthz").is_success
+    except httpx2.HTTPError:
         return False
 
 
@@ -79,7 +79,7 @@ def test_the_sdk_works_and_links_lead_through_the_proxy(
     client = SegmindClient(api_key=server.key(), base_url=f"{proxied}{path}/v1", timeout=60)
     result = client.run("mochi-1", prompt="a pond", frames=1, steps=10)
     assert result["output"].startswith(f"{proxied}{path}/v2/videos/")
-    video = httpx.get(result["output"])
+    video = httpx2.get(result["output"])
     assert video.content[4:8] == b"ftyp"
     assert client.run_sync("mochi-1", prompt="a pond", frames=1, steps=10).content == video.content
     client._client.close()
@@ -101,13 +101,13 @@ def test_trailers_sent_through_the_proxy_are_no_headers(server: Stack, proxied: 
 
 def test_the_pages_below_a_path_find_their_files(proxied: str) -> None:
     for page in ("/", "/docs"):
-        text = httpx.get(f"{proxied}{PATH}{page}").raise_for_status().text
+        text = httpx2.get(f"{proxied}{PATH}{page}").raise_for_status().text
         links = [part.partition('"')[0] for part in text.replace("src=", "href=").split('href="')]
         files = [link for link in links[1:] if "." in link]
         assert files
         for file in files:
-            assert httpx.get(f"{proxied}{PATH}/{file}").is_success, file
-    document = httpx.get(f"{proxied}{PATH}/openapi.json").json()
+            assert httpx2.get(f"{proxied}{PATH}/{file}").is_success, file
+    document = httpx2.get(f"{proxied}{PATH}/openapi.json").json()
     assert document["servers"] == [{"url": f"{proxied}{PATH}"}]
 
 

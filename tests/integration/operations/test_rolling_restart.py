@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.stack import Stack, eventually
@@ -117,7 +117,7 @@ class Clients(threading.Thread):
             for url in list(self.urls):
                 try:
                     answer = self._http.post(f"{url}/v2/mochi-1", json=body, headers=headers)
-                except httpx.HTTPError:
+                except httpx2.HTTPError:
                     continue
                 assert answer.status_code == 200, answer.text
                 return str(answer.json()["request_id"])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -52,7 +52,7 @@ class Autoscaler:
 
     def figure(self, name: str) -> float:
         """The sum over its labels."""
-        text = httpx.get(f"{self.stack.url}/metrics").text
+        text = httpx2.get(f"{self.stack.url}/metrics").text
         samples = [each for it in text_string_to_metric_families(text) for each in it.samples]
         return sum(sample.value for sample in samples if sample.name == name)
 

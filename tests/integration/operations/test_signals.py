@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
-import httpx
+import httpx2
 import psutil
 import pytest
 from typing_extensions import override
@@ -40,13 +40,13 @@ class Blocking(Thread):
 
     def __init__(self, url: str, key: str) -> None:
         super().__init__()
-        self.answer = httpx.Response(0)
+        self.answer = httpx2.Response(0)
         self._url, self._key = url, key
         self.start()
 
     @override
     def run(self) -> None:
-        self.answer = httpx.post(
+        self.answer = httpx2.post(
             f"{self._url}/v1/mochi-1",
             headers={"x-api-key": self._key},
             json={"prompt": "a pond", "frames": 1, "steps": 75},

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from models.version import this_build
@@ -41,7 +41,7 @@ def test_up_makes_a_private_key_serves_and_leaves_no_process(up: Up, tmp_path: P
     assert made.returncode == 0, made.stderr  # the folder knows the port, too
     assert target.read_bytes()[4:8] == b"ftyp"
     key = run("keys", "create", "alice", "--data-dir", str(up.folder)).stdout.strip()
-    assert httpx.get(f"{up.url}/v1/get-user-credits", headers={"x-api-key": key}).is_success
+    assert httpx2.get(f"{up.url}/v1/get-user-credits", headers={"x-api-key": key}).is_success
     up.process.send_signal(signal.SIGTERM)
     assert up.process.wait(60) == 0
     assert gone(family)
@@ -67,10 +67,10 @@ def test_on_a_terminal_the_first_key_itself_is_printed(tmp_path: Path) -> None:
                 shown += screen.read(4096)
             eventually(browser.with_suffix(".url").exists)
             opened = browser.with_suffix(".url").read_text()
-            redirect = httpx.get(opened)
+            redirect = httpx2.get(opened)
             # The listener may have ended, even while this connection waited for it.
-            with suppress(httpx.TransportError):
-                assert httpx.get(opened).status_code == 404
+            with suppress(httpx2.TransportError):
+                assert httpx2.get(opened).status_code == 404
         finally:
             process.terminate()
     assert process.returncode == 0
@@ -220,7 +220,7 @@ def test_a_video_that_could_not_be_written_is_not_lost(up: Up, tmp_path: Path) -
     assert f"{target} cannot be written: File too large. The video is made" in failed.stderr
     assert ". The request is " in failed.stderr
     link = failed.stderr.partition("curl -o FILE '")[2].partition("'")[0]
-    assert httpx.get(link).content[4:8] == b"ftyp"
+    assert httpx2.get(link).content[4:8] == b"ftyp"
     assert list(tmp_path.glob("pond*")) == []
 
 
@@ -322,7 +322,7 @@ def test_without_torch_the_mock_makes_videos_all_the_same(tmp_path: Path) -> Non
         with up.client() as client:
             assert client.run("mochi-1", prompt="a cat", frames=1, steps=10)["output"]
         eventually(lambda: "/v1 (light mock)\n" in up.log.read_text())
-        engines = httpx.get(f"{up.url}/version").json()["engines"]
+        engines = httpx2.get(f"{up.url}/version").json()["engines"]
         assert [engine["model"] for engine in engines] == ["light mock"]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import av
-import httpx
+import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Route, expect
@@ -270,7 +270,7 @@ def test_code_and_the_link_of_a_video_are_copied_also_without_tls(
         visitor.button("Copy link").click()
         expect(visitor.page.locator("#copy-link:focus")).to_have_text("Copied")
         link = visitor.page.evaluate(read)
-    assert httpx.get(link).headers["content-type"] == "video/mp4"
+    assert httpx2.get(link).headers["content-type"] == "video/mp4"
 
 
 def test_generate_stays_in_sight_and_its_shortcut_works_beside_the_form(visitor: Visitor) -> None:

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -28,7 +28,7 @@ def test_a_large_body_without_a_key_is_refused_unread(
     server: Stack, figure: Callable[[str], None]
 ) -> None:
     gateway = psutil.Process(server.processes[0].pid)
-    refusal(httpx.post(f"{server.url}/v2/mochi-1", json={}), 401)
+    refusal(httpx2.post(f"{server.url}/v2/mochi-1", json={}), 401)
     before = gateway.memory_info().rss
     began = time.monotonic()
     sent = 0

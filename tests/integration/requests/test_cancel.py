@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -35,11 +35,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def client(stack: Stack) -> httpx.Client:
+def client(stack: Stack) -> httpx2.Client:
     return stack.http()
 
 
-def submit(client: httpx.Client) -> dict[str, Any]:
+def submit(client: httpx2.Client) -> dict[str, Any]:
     body: dict[str, Any] = client.post("/v2/mochi-1", json=LONG).json()
     return body
 
@@ -48,7 +48,7 @@ def wait_until_runs(stack: Stack, request_id: str) -> None:
     eventually(lambda: int(stack.record(request_id).get("step", 0)) >= 2)
 
 
-def ended(client: httpx.Client, request_id: str) -> dict[str, Any]:
+def ended(client: httpx2.Client, request_id: str) -> dict[str, Any]:
     def look() -> dict[str, Any]:
         body: dict[str, Any] = client.get(f"/v2/requests/{request_id}/status").json()
         return body if body["status"] in {"COMPLETED", "FAILED"} else {}
@@ -56,7 +56,7 @@ def ended(client: httpx.Client, request_id: str) -> dict[str, Any]:
     return eventually(look)
 
 
-def test_a_waiting_and_a_running_request_end_cancelled(stack: Stack, client: httpx.Client) -> None:
+def test_a_waiting_and_a_running_request_end_cancelled(stack: Stack, client: httpx2.Client) -> None:
     running, waiting = (submit(client)["request_id"] for _ in range(2))
     wait_until_runs(stack, running)
     for request_id in (waiting, running):
@@ -74,7 +74,7 @@ def test_a_waiting_and_a_running_request_end_cancelled(stack: Stack, client: htt
     assert int(stack.record(running)["step"]) < LONG["steps"]  # type: ignore[operator]
 
 
-def test_the_status_says_where_to_cancel_until_the_end(stack: Stack, client: httpx.Client) -> None:
+def test_the_status_says_where_to_cancel_until_the_end(stack: Stack, client: httpx2.Client) -> None:
     request_id = submit(client)["request_id"]
     url = client.get(f"/v2/requests/{request_id}/status").json()["cancel_url"]
     assert url == f"{stack.url}/v2/requests/{request_id}/cancel"
@@ -83,20 +83,22 @@ def test_the_status_says_where_to_cancel_until_the_end(stack: Stack, client: htt
     assert "cancel_url" not in body
 
 
-def test_delete_cancels_as_well(client: httpx.Client) -> None:
+def test_delete_cancels_as_well(client: httpx2.Client) -> None:
     request_id = submit(client)["request_id"]
     assert client.delete(f"/v2/requests/{request_id}").status_code == 202
     assert ended(client, request_id)["error_code"] == "cancelled"
 
 
-def test_only_the_owner_cancels_and_only_with_the_scope(stack: Stack, client: httpx.Client) -> None:
+def test_only_the_owner_cancels_and_only_with_the_scope(
+    stack: Stack, client: httpx2.Client
+) -> None:
     request_id = submit(client)["request_id"]
     path = f"/v2/requests/{request_id}/cancel"
     stranger, reader = stack.http(), stack.http(stack.key(scopes=frozenset({Scope.READ})))
     assert refusal(stranger.put(path), 404) == f"Request {request_id} not found"
     assert refusal(client.put(f"/v2/requests/{UNKNOWN}/cancel"), 404)
     assert "scope `generate`" in refusal(reader.put(path), 403)
-    assert refusal(httpx.put(stack.url + path), 401)
+    assert refusal(httpx2.put(stack.url + path), 401)
     assert client.get(f"/v2/requests/{request_id}/status").is_success
     assert client.put(path).status_code == 202
 
@@ -219,7 +221,7 @@ def slow_answers(url: str, submitted: Event, released: Event) -> Iterator[str]:
 
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"] or 0))
-            answer = httpx.request(
+            answer = httpx2.request(
                 self.command, url + self.path, content=body, headers=dict(self.headers.items())
             )
             if not submitted.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from server.keys.lookup import Scope
@@ -31,11 +31,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def dry_run(client: httpx.Client, body: object = POND) -> httpx.Response:
+def dry_run(client: httpx2.Client, body: object = POND) -> httpx2.Response:
     return client.post("/v2/mochi-1?dry_run=true", json=body)
 
 
-def answer_to(client: httpx.Client) -> dict[str, Any]:
+def answer_to(client: httpx2.Client) -> dict[str, Any]:
     answer = dry_run(client)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()

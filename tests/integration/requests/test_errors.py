@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from redis import Redis
 from structlog.testing import capture_logs
@@ -101,13 +101,13 @@ def test_what_is_not_json_is_told_where_it_stops_to_be(server: Stack, path: str)
     ],
 )
 def test_a_request_without_a_key_is_401(server: Stack, headers: list[tuple[str, str]]) -> None:
-    answer = httpx.get(f"{server.url}/v1/get-user-credits", headers=headers)
+    answer = httpx2.get(f"{server.url}/v1/get-user-credits", headers=headers)
     assert refusal(answer, 401) == NO_KEY
 
 
 @pytest.mark.parametrize("value", ["mochi_key", "Basic bW9jaGk6bW9jaGk=", "Token mochi_key"])
 def test_an_authorization_that_is_no_bearer_token_is_told_so(server: Stack, value: str) -> None:
-    answer = httpx.get(f"{server.url}/v1/get-user-credits", headers={"authorization": value})
+    answer = httpx2.get(f"{server.url}/v1/get-user-credits", headers={"authorization": value})
     assert refusal(answer, 401) == "Authorization must be `Bearer KEY`; or send x-api-key: KEY"
 
 
@@ -132,12 +132,12 @@ def test_two_keys_in_one_request_are_refused_even_if_both_are_good(server: Stack
         [("x-api-key", one), ("x-api-key", other)],
         [("x-api-key", one), ("authorization", f"Bearer {other}")],
     ):
-        answer = httpx.get(f"{server.url}/v1/get-user-credits", headers=headers)
+        answer = httpx2.get(f"{server.url}/v1/get-user-credits", headers=headers)
         assert refusal(answer, 401) != NO_KEY
 
 
 def test_a_key_in_the_query_string_is_not_accepted(server: Stack) -> None:
-    answer = httpx.get(f"{server.url}/v1/get-user-credits", params={"x-api-key": server.key()})
+    answer = httpx2.get(f"{server.url}/v1/get-user-credits", params={"x-api-key": server.key()})
     assert refusal(answer, 401) == NO_KEY
 
 
@@ -173,7 +173,7 @@ def test_an_unknown_model_is_told_which_one_there_is(server: Stack, version: str
 
 @pytest.mark.parametrize("request_id", [UNKNOWN_ID, "x", "%C3%A9", "*", "%00", "x" * 10_000])
 def test_an_unknown_request_is_named(server: Stack, request_id: str) -> None:
-    text = httpx.URL(f"http://x/{request_id}").path.removeprefix("/")
+    text = httpx2.URL(f"http://x/{request_id}").path.removeprefix("/")
     for path in ("/v2/requests/{}", "/v2/requests/{}/status", "/v1/requests/{}"):
         answer = server.http().get(path.format(request_id))
         assert refusal(answer, 404) == f"Request {text} not found"
@@ -282,7 +282,7 @@ def test_a_bug_leaks_nothing(
     key = create_key(redis, NewKey(name="test"))
     headers = {"x-api-key": key}
     requests = [
-        httpx.Request("POST", f"http://gateway{path}", headers=headers, json=POND)
+        httpx2.Request("POST", f"http://gateway{path}", headers=headers, json=POND)
         for path in SUBMITS
     ]
     with capture_logs() as log:
@@ -303,7 +303,7 @@ def test_an_outcome_of_a_submit_that_is_not_known_is_a_bug_and_no_acceptance(
         ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
     )
     headers = {"x-api-key": create_key(redis, NewKey(name="test"))}
-    asked = httpx.Request("POST", "http://gateway/v2/mochi-1", headers=headers, json=POND)
+    asked = httpx2.Request("POST", "http://gateway/v2/mochi-1", headers=headers, json=POND)
     with capture_logs() as log:
         (answer,) = call(app, asked)
     refusal(answer, 500)
@@ -351,7 +351,7 @@ def test_with_the_broker_hanging_every_route_is_502_and_soon(alone: Stack) -> No
     assert eventually(lambda: client.get(submitted["status_url"]).status_code == 200)
 
 
-def _assert_down(client: httpx.Client, status_url: str) -> None:
+def _assert_down(client: httpx2.Client, status_url: str) -> None:
     asked = [("GET", status_url), ("POST", "/v2/mochi-1"), ("POST", "/v1/mochi-1")]
     for verb, url in asked:
         began = time.monotonic()

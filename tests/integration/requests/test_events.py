@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from PIL import Image
 
@@ -42,12 +42,12 @@ def worker(stack: Stack) -> None:
         stack.start_worker()
 
 
-def submit(client: httpx.Client, steps: int = 10, prompt: str = "a pond", **more: Any) -> str:
+def submit(client: httpx2.Client, steps: int = 10, prompt: str = "a pond", **more: Any) -> str:
     body = {"prompt": prompt, "steps": steps, "frames": 1, **more}
     return str(client.post("/v2/mochi-1", json=body).json()["request_id"])
 
 
-def events(response: httpx.Response) -> Iterator[Event]:
+def events(response: httpx2.Response) -> Iterator[Event]:
     """Each as its name and its data, until the stream ends."""
     name = ""
     for line in response.iter_lines():
@@ -58,7 +58,7 @@ def events(response: httpx.Response) -> Iterator[Event]:
             yield name, json.loads(value)
 
 
-def listen(client: httpx.Client, request_id: str) -> list[Event]:
+def listen(client: httpx2.Client, request_id: str) -> list[Event]:
     """All events of a request."""
     with client.stream("GET", f"/v2/requests/{request_id}/events") as response:
         assert response.status_code == 200
@@ -88,14 +88,14 @@ def test_the_link_of_a_status_needs_no_key_and_opens_the_events_of_one_request(
     one, other = (
         client.get(f"/v2/requests/{submit(client)}/status").json()["events_url"] for _ in range(2)
     )
-    with httpx.stream("GET", one) as response:
+    with httpx2.stream("GET", one) as response:
         assert response.status_code == 200
         assert next(events(response))[0] == "status"
     for url in (one, other):
         client.delete(url.rpartition("/")[0])
     path, _, signature = one.partition("?")
-    assert refusal(httpx.get(f"{other.partition('?')[0]}?{signature}"), 404)
-    assert refusal(httpx.get(path), 401)
+    assert refusal(httpx2.get(f"{other.partition('?')[0]}?{signature}"), 404)
+    assert refusal(httpx2.get(path), 401)
 
 
 def test_an_answer_of_events_is_neither_kept_nor_held_back_on_its_way(stack: Stack) -> None:
@@ -248,7 +248,7 @@ def test_the_events_of_a_link_do_not_show_the_balance_of_the_key(stack: Stack) -
     client = stack.http()
     request_id = submit(client, steps=40)
     link = client.get(f"/v2/requests/{request_id}/status").json()["events_url"]
-    with httpx.stream("GET", link, timeout=60) as response:
+    with httpx2.stream("GET", link, timeout=60) as response:
         metrics = list(events(response))[-1][1]["metrics"]
     own = listen(client, request_id)[-1][1]["metrics"]
     assert own.pop("remaining_credits") > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.stack import Stack, eventually
@@ -54,5 +54,5 @@ def test_head_does_not_do_what_another_verb_would(server: Stack) -> None:
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
-def headers(answer: httpx.Response) -> dict[str, str]:
+def headers(answer: httpx2.Response) -> dict[str, str]:
     return {name: value for name, value in answer.headers.items() if name not in OF_THE_MOMENT}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.stack import Stack, eventually
@@ -15,8 +15,8 @@ POND: dict[str, Any] = {"prompt": "a pond", "frames": 1, "steps": 10}
 
 
 def post(
-    client: httpx.Client, key: str, body: dict[str, Any] = POND, path: str = "/v2/mochi-1"
-) -> httpx.Response:
+    client: httpx2.Client, key: str, body: dict[str, Any] = POND, path: str = "/v2/mochi-1"
+) -> httpx2.Response:
     return client.post(path, json=body, headers={"Idempotency-Key": key})
 
 
@@ -79,7 +79,7 @@ def test_fifty_submits_at_once_over_two_gateways_make_one_request(server: Stack)
     with ThreadPoolExecutor(10) as pool:
         answers = list(
             pool.map(
-                lambda number: httpx.post(
+                lambda number: httpx2.post(
                     f"{urls[number % 2]}/v2/mochi-1",
                     json=POND,
                     headers={"x-api-key": key, "Idempotency-Key": "burst"},

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from models.mock.scenario import SCENARIO
@@ -32,11 +32,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def submit(client: httpx.Client, scenario: str, **headers: str) -> httpx.Response:
+def submit(client: httpx2.Client, scenario: str, **headers: str) -> httpx2.Response:
     return client.post("/v2/mochi-1", json=POND, headers={SCENARIO: scenario, **headers})
 
 
-def ended(client: httpx.Client, submitted: httpx.Response) -> dict[str, Any]:
+def ended(client: httpx2.Client, submitted: httpx2.Response) -> dict[str, Any]:
     url = submitted.json()["status_url"]
 
     def ask() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.support.stack import APART_SECONDS, Stack, eventually
 
@@ -31,7 +31,7 @@ def video(stack: Stack, key: str, request_id: str) -> bytes:
         body: dict[str, Any] = client.get(f"/v2/requests/{request_id}").json()
         return body if body["status"] in {"COMPLETED", "FAILED"} else {}
 
-    return httpx.get(eventually(ended)["output"]).content
+    return httpx2.get(eventually(ended)["output"]).content
 
 
 def worker_of(stack: Stack, request_id: str) -> subprocess.Popen[bytes]:

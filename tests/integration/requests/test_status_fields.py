@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from models.mock.scenario import SCENARIO
@@ -28,19 +28,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def submit(client: httpx.Client, steps: int = 10, frames: int = 1, scenario: str = "") -> str:
+def submit(client: httpx2.Client, steps: int = 10, frames: int = 1, scenario: str = "") -> str:
     body = {"prompt": "a pond", "steps": steps, "frames": frames}
     headers = {SCENARIO: scenario} if scenario else {}
     return str(client.post("/v2/mochi-1", json=body, headers=headers).json()["request_id"])
 
 
-def status(client: httpx.Client, request_id: str) -> dict[str, Any]:
+def status(client: httpx2.Client, request_id: str) -> dict[str, Any]:
     body: dict[str, Any] = client.get(f"/v2/requests/{request_id}/status").json()
     return body
 
 
 def status_when(
-    client: httpx.Client, request_id: str, is_so: Callable[[dict[str, Any]], bool]
+    client: httpx2.Client, request_id: str, is_so: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
     def ask() -> dict[str, Any] | None:
         body = status(client, request_id)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from segmind import SegmindClient
 from segmind.exceptions import SegmindError
@@ -50,8 +50,8 @@ def run(sdk: SegmindClient, **more: object) -> str:
     return str(job.request_id)
 
 
-def post(stack: Stack, sdk: SegmindClient, path: str, body: object) -> httpx.Response:
-    """With escapes where httpx would not encode."""
+def post(stack: Stack, sdk: SegmindClient, path: str, body: object) -> httpx2.Response:
+    """With escapes where httpx2 would not encode."""
     headers = {"content-type": "application/json"}
     return stack.http(sdk.api_key).post(
         f"/webhook/{path}", content=json.dumps(body), headers=headers

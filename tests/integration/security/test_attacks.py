@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import pytest
 
 from server.keys.throttle import MOST_BAD_KEYS
@@ -119,7 +119,7 @@ def _assert_was_not_run(server: Stack, key: str) -> None:
 # Forged senders
 
 
-def guess(client: httpx.Client, number: int, **headers: str) -> int:
+def guess(client: httpx2.Client, number: int, **headers: str) -> int:
     """The status that a bad key gets."""
     answer = client.get(BALANCE, headers={"x-api-key": f"mochi_bad{number}", **headers})
     return answer.status_code
@@ -167,13 +167,15 @@ def proxied(server: Stack, proxy: str) -> str:
 
 
 @pytest.fixture
-def through_proxy(server: Stack, proxied: str, proxy: str) -> Iterator[httpx.Client]:
+def through_proxy(server: Stack, proxied: str, proxy: str) -> Iterator[httpx2.Client]:
     with stranger(server, proxy) as client:
         client.base_url = proxied
         yield client
 
 
-def test_a_trusted_proxy_says_who_calls_and_how(server: Stack, through_proxy: httpx.Client) -> None:
+def test_a_trusted_proxy_says_who_calls_and_how(
+    server: Stack, through_proxy: httpx2.Client
+) -> None:
     headers = {"x-api-key": server.key(), "x-forwarded-proto": "https", "host": "videos.example"}
     answer = through_proxy.post("/v2/mochi-1", json=POND, headers=headers)
     assert answer.json()["status_url"].startswith("https://videos.example/v2/requests/")
@@ -202,12 +204,12 @@ def test_an_ipv4_proxy_is_trusted_by_a_gateway_that_listens_to_ipv6_as_well(
     assert url.startswith("http://[::]:")
     headers = {"x-api-key": server.key(), "x-forwarded-proto": "https"}
     own = url.replace("[::]", "127.0.0.1")
-    answer = httpx.post(f"{own}/v2/mochi-1", json=POND, headers=headers)
+    answer = httpx2.post(f"{own}/v2/mochi-1", json=POND, headers=headers)
     assert answer.json()["status_url"].startswith("https://")
 
 
 def test_behind_a_trusted_proxy_the_address_that_the_proxy_saw_counts(
-    through_proxy: httpx.Client,
+    through_proxy: httpx2.Client,
 ) -> None:
     for number in range(MOST_BAD_KEYS):
         # What the client sent, the client's address, and a second trusted proxy.

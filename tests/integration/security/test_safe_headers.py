@@ -7,7 +7,7 @@ import hashlib
 import re
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.stack import Stack, eventually
@@ -26,7 +26,7 @@ def video(server: Stack) -> str:
     return str(link)
 
 
-def assert_safe(answer: httpx.Response, policy: str = CLOSED) -> None:
+def assert_safe(answer: httpx2.Response, policy: str = CLOSED) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-frame-options"] == "DENY"
     assert answer.headers["referrer-policy"] == "no-referrer"
@@ -65,7 +65,7 @@ def test_a_response_is_not_cached_and_its_policy_allows_nothing(
 
 
 def test_so_is_a_refusal_before_it_is_known_what_was_asked_for(server: Stack) -> None:
-    answers = [httpx.get(f"{server.url}/v1/get-user-credits")]
+    answers = [httpx2.get(f"{server.url}/v1/get-user-credits")]
     with connect(server.url) as connection:
         connection.sendall(b"NONSENSE\r\n\r\n")
         answers.append(read_answer(connection))
@@ -81,7 +81,7 @@ def test_so_is_a_refusal_before_it_is_known_what_was_asked_for(server: Stack) ->
 def test_a_video_is_kept_by_its_viewer_and_no_longer_than_by_us(
     video: str, asked: dict[str, str], status: int
 ) -> None:
-    answer = httpx.get(video, headers=asked)
+    answer = httpx2.get(video, headers=asked)
     assert answer.status_code == status
     # A browser that is led to it shows a page of its own, which takes the video from there.
     assert_safe(answer, f"{CLOSED}; media-src 'self'; style-src 'unsafe-inline'")
@@ -91,14 +91,14 @@ def test_a_video_is_kept_by_its_viewer_and_no_longer_than_by_us(
 
 
 def test_a_refused_range_is_not_cached(video: str) -> None:
-    answer = httpx.get(video, headers={"range": "bytes=99999999-"})
+    answer = httpx2.get(video, headers={"range": "bytes=99999999-"})
     refusal(answer, 416)
     assert_safe(answer)
     assert answer.headers["cache-control"] == "no-store"
 
 
 def test_the_docs_page_may_run_its_own_scripts_and_no_other(server: Stack) -> None:
-    answer = httpx.get(f"{server.url}/docs")
+    answer = httpx2.get(f"{server.url}/docs")
     (script,) = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert_safe(
@@ -108,11 +108,11 @@ def test_the_docs_page_may_run_its_own_scripts_and_no_other(server: Stack) -> No
     )
     assert not re.search(r"\sstyle=|\son\w+=|javascript:", answer.text)
     assert "cache-control" not in answer.headers
-    assert_safe(httpx.get(f"{server.url}/docs/swagger-ui-bundle.js"))
+    assert_safe(httpx2.get(f"{server.url}/docs/swagger-ui-bundle.js"))
 
 
 def test_the_page_may_run_its_own_files_only_and_turn_no_text_into_markup(server: Stack) -> None:
-    answer = httpx.get(f"{server.url}/")
+    answer = httpx2.get(f"{server.url}/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert_safe(
         answer,
@@ -127,7 +127,7 @@ def test_the_page_may_run_its_own_files_only_and_turn_no_text_into_markup(server
         "styles/request.css": {"text/css"},
         "icon.svg": {"image/svg+xml"},
     }.items():
-        asset = httpx.get(f"{server.url}/page/{file}")
+        asset = httpx2.get(f"{server.url}/page/{file}")
         assert asset.headers["content-type"].partition(";")[0] in kinds
         assert_safe(asset)
 
@@ -136,16 +136,16 @@ def test_the_page_may_run_its_own_files_only_and_turn_no_text_into_markup(server
 def test_the_page_is_asked_for_anew_at_each_visit_and_sent_when_it_is_another(
     server: Stack, path: str
 ) -> None:
-    answer = httpx.get(f"{server.url}{path}")
+    answer = httpx2.get(f"{server.url}{path}")
     assert answer.headers.get_list("cache-control") == ["no-cache"]
-    again = httpx.get(server.url + path, headers={"if-none-match": answer.headers["etag"]})
+    again = httpx2.get(server.url + path, headers={"if-none-match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert_safe(again, answer.headers["content-security-policy"])
 
 
 def test_the_page_may_show_videos_from_where_links_lead(server: Stack) -> None:
     elsewhere = another_gateway(server, public_url="https://videos.example:8443")
-    policy = httpx.get(elsewhere).headers["content-security-policy"]
+    policy = httpx2.get(elsewhere).headers["content-security-policy"]
     assert policy.endswith("; media-src 'self' https://videos.example:8443")
 
 
@@ -167,7 +167,7 @@ def bare(server: Stack) -> str:
 )
 @pytest.mark.parametrize("verb", ["GET", "POST"])
 def test_docs_can_be_left_out(server: Stack, bare: str, verb: str, path: str) -> None:
-    for answer in (httpx.request(verb, bare + path), server.http().request(verb, bare + path)):
+    for answer in (httpx2.request(verb, bare + path), server.http().request(verb, bare + path)):
         assert refusal(answer, 404) == (
             "There is no such path or model here. The model is `mochi-1`."
         )
@@ -175,7 +175,7 @@ def test_docs_can_be_left_out(server: Stack, bare: str, verb: str, path: str) ->
 
 def test_without_docs_all_else_is_there(server: Stack, bare: str) -> None:
     assert server.http().get(f"{bare}/version").is_success  # with a key: it names the store
-    refusal(httpx.get(f"{bare}/v1/get-user-credits"), 401)
+    refusal(httpx2.get(f"{bare}/v1/get-user-credits"), 401)
     assert server.http().get(f"{bare}/v1/get-user-credits").is_success
     allowed = server.http().put(f"{bare}/v2/mochi-1").headers["allow"]
     assert allowed == "POST"

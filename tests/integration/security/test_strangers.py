@@ -12,7 +12,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import quantiles
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -221,7 +221,7 @@ def _open(kind: Held) -> socket.socket:
     return connection
 
 
-def _p99_ms(client: httpx.Client, seconds: float, between: Callable[[], None]) -> float:
+def _p99_ms(client: httpx2.Client, seconds: float, between: Callable[[], None]) -> float:
     """Of polls, one after the other. `between` is called now and then."""
     took = []
     until = time.monotonic() + seconds

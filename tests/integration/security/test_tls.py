@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from server.cli.access import Access
@@ -37,14 +37,14 @@ def url(server: Stack, certificate: Certificate) -> str:
 
 
 @pytest.fixture
-def client(server: Stack, url: str, certificate: Certificate) -> Iterator[httpx.Client]:
+def client(server: Stack, url: str, certificate: Certificate) -> Iterator[httpx2.Client]:
     """Trusts its CA, and has a key."""
     context = ssl.create_default_context(cafile=certificate.ca)
-    with httpx.Client(base_url=url, verify=context, headers={"x-api-key": server.key()}) as client:
+    with httpx2.Client(base_url=url, verify=context, headers={"x-api-key": server.key()}) as client:
         yield client
 
 
-def test_a_video_is_asked_for_and_fetched_over_tls(url: str, client: httpx.Client) -> None:
+def test_a_video_is_asked_for_and_fetched_over_tls(url: str, client: httpx2.Client) -> None:
     assert url.startswith("https://")
     response_url = client.post("/v2/mochi-1", json=POND).json()["response_url"]
     assert response_url.startswith(url)
@@ -53,7 +53,7 @@ def test_a_video_is_asked_for_and_fetched_over_tls(url: str, client: httpx.Clien
     assert client.get(result).content[4:8] == b"ftyp"
 
 
-def test_every_answer_tells_browsers_to_stay_with_tls(url: str, client: httpx.Client) -> None:
+def test_every_answer_tells_browsers_to_stay_with_tls(url: str, client: httpx2.Client) -> None:
     for path in ("/healthz", "/nowhere", "/docs"):
         assert client.get(path).headers["strict-transport-security"] == "max-age=31536000"
     context = ssl.create_default_context()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.releases import next_release, within
@@ -34,13 +34,13 @@ def newer(tmp_path: Path) -> tuple[str, str]:
     return within(next_release(tmp_path / "newer", 2, {1, 2}))
 
 
-def submit(client: httpx.Client) -> str:
+def submit(client: httpx2.Client) -> str:
     answer = client.post("/v2/mochi-1", json=POND)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["request_id"])
 
 
-def completed(client: httpx.Client, request_id: str) -> bool:
+def completed(client: httpx2.Client, request_id: str) -> bool:
     return bool(client.get(f"/v2/requests/{request_id}").json()["status"] == "COMPLETED")
 
 
@@ -59,7 +59,7 @@ def test_a_newer_release_shuts_the_older_out_until_it_is_replaced(
     assert stack.redis.get(SCHEMA_KEY) == "2"
 
     assert says_both(refusal(old.post("/v2/mochi-1", json=POND), 502))
-    ready = httpx.get(f"{old_url}/readyz")
+    ready = httpx2.get(f"{old_url}/readyz")
     assert ready.status_code == 503
     assert says_both(ready.json()["missing"][0])
     eventually(lambda: says_both(stack.log_of(old_worker)))
@@ -73,7 +73,7 @@ def test_a_newer_release_shuts_the_older_out_until_it_is_replaced(
     assert says_both(" ".join(listed.stderr.split()))
 
     stack.start_gateway(within=newer)
-    new = httpx.Client(base_url=stack.url, headers=old.headers)
+    new = httpx2.Client(base_url=stack.url, headers=old.headers)
     with new:
         assert completed(new, waiting)  # what the older release left is read
         request_id = submit(new)

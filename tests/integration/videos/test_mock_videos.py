@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from tests.support.stack import Stack
 
 def make(server: Stack, **params: object) -> bytes:
     result = server.sdk().run("mochi-1", **{"prompt": "a pond", "steps": 10, **params})
-    return httpx.get(result["output"]).content
+    return httpx2.get(result["output"]).content
 
 
 def frames_of(video: bytes) -> Iterator[av.VideoFrame]:
@@ -92,4 +92,4 @@ def test_the_times_of_the_api_pages_example_add_up(mock_server: Stack) -> None:
     assert metrics["total_time"] == pytest.approx(
         metrics["queue_time"] + metrics["inference_time"], abs=0.002
     )
-    assert len(pixels_of(httpx.get(result["output"]).content)) == EXAMPLE_REQUEST["frames"]
+    assert len(pixels_of(httpx2.get(result["output"]).content)) == EXAMPLE_REQUEST["frames"]

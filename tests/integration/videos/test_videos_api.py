@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.stack import Stack, eventually
@@ -13,7 +13,7 @@ from tests.support.wire import refusal as plain_refusal
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 1, "steps": 10}
 
 
-def refusal(answer: httpx.Response, status: int) -> str:
+def refusal(answer: httpx2.Response, status: int) -> str:
     """The text of an error, which has another shape on these routes."""
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
@@ -23,7 +23,7 @@ def refusal(answer: httpx.Response, status: int) -> str:
 
 
 def form(fields: dict[str, str]) -> dict[str, Any]:
-    """What httpx sends as a form in parts."""
+    """What httpx2 sends as a form in parts."""
     return {"files": {name: (None, value) for name, value in fields.items()}}
 
 
@@ -80,7 +80,7 @@ def test_content_comes_in_ranges(server: Stack) -> None:
     far = client.get(f"{url}/content", headers={"range": "bytes=99999999-"})
     assert far.status_code == 416
     assert "`variant`" in refusal(client.get(f"{url}/content?variant=thumbnail"), 400)
-    assert httpx.get(f"{server.url}{url}/content").status_code == 401
+    assert httpx2.get(f"{server.url}{url}/content").status_code == 401
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "limit=", "order=up"])
@@ -90,7 +90,7 @@ def test_a_bad_page_is_400(server: Stack, query: str) -> None:
 
 def test_errors_of_every_kind_have_this_shape_here_and_nowhere_else(server: Stack) -> None:
     client = server.http()
-    assert "Missing" in refusal(httpx.get(f"{server.url}/v1/videos"), 401)
+    assert "Missing" in refusal(httpx2.get(f"{server.url}/v1/videos"), 401)
     assert "Wrong verb" in refusal(client.patch("/v1/videos"), 405)
     assert "no such path" in refusal(client.get("/v1/videos/1/2/3"), 404)
     assert "not found" in refusal(client.get("/v1/videos/1"), 404)

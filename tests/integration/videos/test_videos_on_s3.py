@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
+import httpx2
 import pytest
 from typing_extensions import override
 
@@ -48,16 +48,16 @@ class Bucket(Stack):
         return f"videos/{self.record(request_id)['file_name']}"
 
     @cached_property
-    def client(self) -> httpx.Client:
+    def client(self) -> httpx2.Client:
         """With one key for all requests."""
         return self.http()
 
-    def ended(self) -> httpx.Response:
+    def ended(self) -> httpx2.Response:
         """The result of a new request, when it has one."""
         submitted = self.client.post("/v2/mochi-1", json=POND).json()
         path = urlsplit(submitted["response_url"]).path
 
-        def final() -> httpx.Response | None:
+        def final() -> httpx2.Response | None:
             answer = self.client.get(path)
             return answer if answer.json()["status"] in {"COMPLETED", "FAILED"} else None
 
@@ -109,21 +109,21 @@ def test_a_result_links_to_the_object_itself_for_as_long_as_it_lives(
     assert made["output"].startswith(f"{stack.s3.url}/{stack.bucket}/{key}?")
     (seconds,) = parse_qs(link.query)["X-Amz-Expires"]
     assert RETENTION_SECONDS - 30 <= int(seconds) <= RETENTION_SECONDS
-    answer = httpx.get(made["output"])
+    answer = httpx2.get(made["output"])
     assert answer.headers["content-type"] == "video/mp4"
     assert answer.content[4:8] == b"ftyp"
     assert len(answer.content) == made["video"]["file_size"]
-    assert httpx.get(made["output"], headers={"range": "bytes=4-7"}).content == b"ftyp"
+    assert httpx2.get(made["output"], headers={"range": "bytes=4-7"}).content == b"ftyp"
     assert stack.outputs() == []  # no draft stays on the disk
 
 
 def test_the_page_may_show_videos_from_the_bucket(stack: Bucket) -> None:
-    policy = httpx.get(stack.url).headers["content-security-policy"]
+    policy = httpx2.get(stack.url).headers["content-security-policy"]
     assert policy.endswith(f"; media-src 'self' {stack.s3.url}")
 
 
 def test_version_says_that_links_lead_to_the_bucket(stack: Bucket) -> None:
-    assert httpx.get(f"{stack.url}/version").json()["link_origins"] == [stack.s3.url]
+    assert httpx2.get(f"{stack.url}/version").json()["link_origins"] == [stack.s3.url]
 
 
 def test_a_blocking_call_answers_with_the_bytes(stack: Bucket) -> None:
@@ -141,12 +141,12 @@ def test_the_gateways_own_link_serves_the_whole_and_ranges(
     stack: Bucket, made: dict[str, Any]
 ) -> None:
     link = own_link(stack, made["request_id"])
-    content = httpx.get(made["output"]).content
-    assert httpx.get(link).content == content
-    part = httpx.get(link, headers={"range": "bytes=-100"})
+    content = httpx2.get(made["output"]).content
+    assert httpx2.get(link).content == content
+    part = httpx2.get(link, headers={"range": "bytes=-100"})
     assert (part.status_code, part.content) == (206, content[-100:])
-    assert httpx.head(link).headers["content-length"] == str(len(content))
-    beyond = httpx.get(link, headers={"range": f"bytes={len(content)}-"})
+    assert httpx2.head(link).headers["content-length"] == str(len(content))
+    beyond = httpx2.get(link, headers={"range": f"bytes={len(content)}-"})
     assert f"{len(content):,} bytes" in refusal(beyond, 416)
 
 
@@ -164,7 +164,7 @@ def test_our_own_client_downloads_it_and_keeps_its_key_to_itself(
 
 def test_the_sdk_gets_both(stack: Bucket) -> None:
     result = stack.sdk().run("mochi-1", **POND)
-    assert httpx.get(result["output"]).content[4:8] == b"ftyp"
+    assert httpx2.get(result["output"]).content[4:8] == b"ftyp"
     assert stack.sdk().run_sync("mochi-1", **POND).content[4:8] == b"ftyp"
 
 
@@ -175,7 +175,7 @@ def test_a_store_that_gives_no_byte_is_a_clean_500_with_the_id(stack: Bucket) ->
     request_id = answer.json()["request_id"]
     stack.s3.heal()
     result = stack.client.get(f"/v2/requests/{request_id}").json()
-    assert httpx.get(result["output"]).is_success
+    assert httpx2.get(result["output"]).is_success
 
 
 def test_a_store_that_breaks_off_breaks_the_answer_off(stack: Bucket) -> None:
@@ -186,9 +186,9 @@ def test_a_store_that_breaks_off_breaks_the_answer_off(stack: Bucket) -> None:
     stack.s3.put(stack.bucket, key, os.urandom(3 * MEGABYTE))
     stack.s3.fail("GET", "cut", then=403)
     received: list[bytes] = []
-    with httpx.stream("GET", own_link(stack, made["request_id"])) as answer:
+    with httpx2.stream("GET", own_link(stack, made["request_id"])) as answer:
         assert answer.status_code == 200
-        with pytest.raises(httpx.RemoteProtocolError):
+        with pytest.raises(httpx2.RemoteProtocolError):
             received.extend(answer.iter_raw())
     assert stack.client.get("/healthz").is_success
 
@@ -215,7 +215,7 @@ def test_a_history_comes_without_a_link_that_cannot_be_signed(stack: Bucket) -> 
         rows = refused_none(stack.client.get(f"/inference-request/{path}"))["generations"]
         urls = {row["request_id"]: row["generation_url"] for row in rows}
         assert urls[spoiled] is None
-        assert httpx.get(urls[made]).content[4:8] == b"ftyp"
+        assert httpx2.get(urls[made]).content[4:8] == b"ftyp"
     row = refused_none(stack.client.get(f"/inference-request/request-history/{spoiled}"))
     assert (row["model_status"], row["generation_url"]) == ("COMPLETED", None)
     assert [
@@ -223,7 +223,7 @@ def test_a_history_comes_without_a_link_that_cannot_be_signed(stack: Bucket) -> 
     ]
 
 
-def refused_none(answer: httpx.Response) -> Any:
+def refused_none(answer: httpx2.Response) -> Any:
     assert answer.status_code == 200, answer.text
     return answer.json()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.stack import Stack, eventually
@@ -27,10 +27,12 @@ def made(server: Stack) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def content(made: dict[str, Any]) -> bytes:
     """Its whole video."""
-    return httpx.get(made["output"]).content
+    return httpx2.get(made["output"]).content
 
 
-def finished(server: Stack, client: httpx.Client, base: str = "", **headers: str) -> dict[str, Any]:
+def finished(
+    server: Stack, client: httpx2.Client, base: str = "", **headers: str
+) -> dict[str, Any]:
     submitted = client.post(f"{base}/v2/mochi-1", json=POND, headers=headers).json()
     path = urlsplit(submitted["response_url"]).path
 
@@ -52,7 +54,7 @@ def urls_in(body: dict[str, Any]) -> list[str]:
 
 
 def test_a_link_needs_no_key_and_says_what_it_is(made: dict[str, Any], content: bytes) -> None:
-    answer = httpx.get(made["output"])
+    answer = httpx2.get(made["output"])
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "video/mp4"
     assert answer.headers["accept-ranges"] == "bytes"
@@ -78,14 +80,14 @@ def test_an_altered_signature_opens_nothing(made: dict[str, Any]) -> None:
     ]
     for text in altered:
         for link in (f"{folder}/{text}/{name}", f"{folder}/{name}?signature={text}"):
-            assert refusal(httpx.get(link), 404)
+            assert refusal(httpx2.get(link), 404)
 
 
 def test_a_link_as_older_gateways_made_it_works_until_the_request_expires(
     made: dict[str, Any], content: bytes
 ) -> None:
     folder, signature, name = made["output"].rsplit("/", 2)
-    assert httpx.get(f"{folder}/{name}?signature={signature}").content == content
+    assert httpx2.get(f"{folder}/{name}?signature={signature}").content == content
 
 
 def test_a_download_is_named_after_the_end_of_its_link(made: dict[str, Any]) -> None:
@@ -97,7 +99,7 @@ def test_a_missing_signature_opens_nothing_not_even_with_the_key(
 ) -> None:
     path = f"/v2/videos/{made['request_id']}.mp4"
     assert refusal(server.http().get(path), 404)
-    assert refusal(httpx.get(f"{server.url}{path}"), 404)
+    assert refusal(httpx2.get(f"{server.url}{path}"), 404)
 
 
 def test_the_signature_of_another_request_opens_nothing(
@@ -106,7 +108,7 @@ def test_the_signature_of_another_request_opens_nothing(
     other = finished(server, server.http())
     _, signature, _ = other["output"].rsplit("/", 2)
     folder, _, name = made["output"].rsplit("/", 2)
-    assert refusal(httpx.get(f"{folder}/{signature}/{name}"), 404)
+    assert refusal(httpx2.get(f"{folder}/{signature}/{name}"), 404)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +116,8 @@ def test_the_signature_of_another_request_opens_nothing(
 )
 def test_no_name_leads_out_of_the_folder(server: Stack, made: dict[str, Any], name: str) -> None:
     folder, signature, _ = made["output"].rsplit("/", 2)
-    assert refusal(httpx.get(f"{folder}/{signature}/{name}.mp4"), 404)
-    assert refusal(httpx.get(f"{folder}/{name}.mp4?signature={signature}"), 404)
+    assert refusal(httpx2.get(f"{folder}/{signature}/{name}.mp4"), 404)
+    assert refusal(httpx2.get(f"{folder}/{name}.mp4?signature={signature}"), 404)
 
 
 # Ranges
@@ -137,7 +139,7 @@ def test_no_name_leads_out_of_the_folder(server: Stack, made: dict[str, Any], na
 def test_a_range_is_served(
     made: dict[str, Any], content: bytes, asked: str, first: int, last: int
 ) -> None:
-    answer = httpx.get(made["output"], headers={"range": asked})
+    answer = httpx2.get(made["output"], headers={"range": asked})
     start, stop = first % len(content), last % len(content) + 1
     assert answer.status_code == 206
     assert answer.headers["content-type"] == "video/mp4"
@@ -150,7 +152,7 @@ def test_a_range_is_served(
 def test_a_range_beyond_the_end_is_416_with_the_size(
     made: dict[str, Any], content: bytes, asked: str
 ) -> None:
-    answer = httpx.get(made["output"], headers={"range": asked.format(len(content))})
+    answer = httpx2.get(made["output"], headers={"range": asked.format(len(content))})
     assert f"{len(content):,} bytes" in refusal(answer, 416)
     assert answer.headers["content-range"] == f"bytes */{len(content)}"
 
@@ -162,7 +164,7 @@ def test_a_range_beyond_the_end_is_416_with_the_size(
      "bytes=" + ",".join(["0-"] * 2_000), "\xb2-\xb3", "bytes=\xb2-"],
 )  # fmt: skip
 def test_what_is_no_range_gets_the_whole(made: dict[str, Any], content: bytes, asked: str) -> None:
-    answer = httpx.get(made["output"], headers=[(b"range", asked.encode("latin-1"))])
+    answer = httpx2.get(made["output"], headers=[(b"range", asked.encode("latin-1"))])
     assert answer.status_code == 200
     assert answer.content == content
 
@@ -171,7 +173,7 @@ def test_what_is_no_range_gets_the_whole(made: dict[str, Any], content: bytes, a
 def test_head_tells_the_length_and_sends_nothing(
     made: dict[str, Any], content: bytes, headers: dict[str, str]
 ) -> None:
-    answer = httpx.head(made["output"], headers=headers)
+    answer = httpx2.head(made["output"], headers=headers)
     assert answer.status_code == 200
     assert answer.headers["accept-ranges"] == "bytes"
     assert answer.headers["content-type"] == "video/mp4"
@@ -180,7 +182,7 @@ def test_head_tells_the_length_and_sends_nothing(
 
 
 def test_a_range_is_served_only_of_the_version_that_the_client_has(made: dict[str, Any]) -> None:
-    whole = httpx.get(made["output"])
+    whole = httpx2.get(made["output"])
     tags = [
         whole.headers["etag"],
         whole.headers["last-modified"],
@@ -188,7 +190,7 @@ def test_a_range_is_served_only_of_the_version_that_the_client_has(made: dict[st
         "W/" + whole.headers["etag"],
     ]
     answers = [
-        httpx.get(made["output"], headers={"range": "bytes=0-9", "if-range": tag}) for tag in tags
+        httpx2.get(made["output"], headers={"range": "bytes=0-9", "if-range": tag}) for tag in tags
     ]
     assert [answer.status_code for answer in answers] == [206, 206, 200, 200]
     assert answers[2].content == whole.content
@@ -255,7 +257,7 @@ def test_a_configured_public_url_goes_before_the_host(server: Stack) -> None:
     for url in urls_in(submitted.json()) + urls_in(result):
         assert url.startswith("https://videos.example:8443/v")
     signed = urlsplit(result["output"])
-    assert httpx.get(f"{gateway}{signed.path}?{signed.query}").is_success
+    assert httpx2.get(f"{gateway}{signed.path}?{signed.query}").is_success
 
 
 def test_a_proxy_whose_headers_would_change_links_and_are_not_trusted_is_warned_of_once(
@@ -264,10 +266,10 @@ def test_a_proxy_whose_headers_would_change_links_and_are_not_trusted_is_warned_
     url = another_gateway(server)
     log = server.processes[-1]
     for _ in range(2):
-        httpx.get(f"{url}/version", headers={"x-forwarded-proto": "http"})
+        httpx2.get(f"{url}/version", headers={"x-forwarded-proto": "http"})
     assert "proxy.not_trusted" not in server.log_of(log)
     for _ in range(2):
-        httpx.get(f"{url}/version", headers={"x-forwarded-proto": "https"})
+        httpx2.get(f"{url}/version", headers={"x-forwarded-proto": "https"})
     assert server.log_of(log).count("proxy.not_trusted") == 1
 
 

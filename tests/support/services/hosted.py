@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
+import httpx  # the SDK's HTTP client, which the project itself does not use
 from segmind import SegmindClient
 from typing_extensions import override
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from uuid import uuid4
 
-import httpx
+import httpx2
 from moto.server import ThreadedMotoServer
 
 HANG_SECONDS = 30.0
@@ -41,7 +41,7 @@ class ObjectStore:
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._proxy.server_port}"
         # Its own: to make one takes longer than all else of a test. The signature is not checked.
-        self._http = httpx.Client(headers={"authorization": UNCHECKED})
+        self._http = httpx2.Client(headers={"authorization": UNCHECKED})
         self.released = threading.Event()
         self.one_at_a_time = threading.Lock()  # moto answers 500 if an object is replaced meanwhile
         self.heal()

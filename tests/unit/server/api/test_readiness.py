@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from redis import Redis
 
 from server.app import create_app
@@ -25,7 +25,7 @@ def test_a_full_disk_is_named_before_the_broker_that_has_died_of_it(
     url = f"unix://{tmp_path}/gone.sock"
     settings = ServerSettings(data_dir=tmp_path, redis_url=url, min_free_mib=1 << 40)
     app = create_app(settings, connect_gateway(url))
-    [ready] = call(app, httpx.Request("GET", "http://test/readyz"))
+    [ready] = call(app, httpx2.Request("GET", "http://test/readyz"))
     assert ready.status_code == 503
     disk, broker = ready.json()["missing"]
     assert "MiB free, and MOCHI_MIN_FREE_MIB asks for 1099511627776: make room" in disk
@@ -41,7 +41,7 @@ def test_a_broker_that_refuses_a_call_is_not_called_silent(
     app = create_app(
         ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
     )
-    [ready] = call(app, httpx.Request("GET", "http://test/readyz"))
+    [ready] = call(app, httpx2.Request("GET", "http://test/readyz"))
     assert ready.status_code == 503
     assert ready.json()["missing"] == [
         "The job broker refuses this call; the server's log has its reason."
@@ -56,7 +56,7 @@ def test_a_worker_that_loads_the_model_is_told_from_none(
     )
 
     def ready() -> Any:
-        [answer] = call(app, httpx.Request("GET", "http://test/readyz"))
+        [answer] = call(app, httpx2.Request("GET", "http://test/readyz"))
         return answer.json()
 
     def state() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from fastapi import FastAPI
 from redis import Redis
@@ -53,7 +53,7 @@ def test_a_history_tries_to_sign_one_link(
         complete(redis, redis_url, owner)
     url = f"http://gateway/inference-request/{path}"
     with capture_logs() as logs:
-        (answer,) = call(app, httpx.Request("GET", url, headers={"x-api-key": secret}))
+        (answer,) = call(app, httpx2.Request("GET", url, headers={"x-api-key": secret}))
     assert [row["generation_url"] for row in answer.json()["generations"]] == [None] * 3
     events = [line["event"] for line in logs]
     assert (events.count("storage.failed"), events.count("history.no_link")) == (1, 1)
@@ -61,7 +61,7 @@ def test_a_history_tries_to_sign_one_link(
 
 def test_version_and_page_name_the_bucket_without_a_signature(app: FastAPI) -> None:
     with capture_logs() as logs:
-        asked = (httpx.Request("GET", f"http://gateway/{path}") for path in ("version", ""))
+        asked = (httpx2.Request("GET", f"http://gateway/{path}") for path in ("version", ""))
         version, page = call(app, *asked)
     bucket = "https://s3.eu-north-1.amazonaws.com"
     assert version.json()["link_origins"] == [bucket]

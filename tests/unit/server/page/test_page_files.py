@@ -13,7 +13,7 @@ import mochi_server
 ROOT = Path(mochi_server.__file__).parent
 SCRIPT = """
 import asyncio, json, sys
-import httpx
+import httpx2
 from pathlib import Path
 from shutil import rmtree
 import server.page
@@ -25,8 +25,8 @@ async def main(data_dir, redis_url="redis://127.0.0.1:1/0"):
     settings = ServerSettings(data_dir=data_dir, redis_url=redis_url)
     app = create_app(settings, connect_gateway(redis_url))
     rmtree(Path(server.page.__file__).parent / "assets")
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
         answers = []
         for name in ("page.js", "styles/page.css", "nowhere.js"):
             first = await client.get(f"/page/{name}")

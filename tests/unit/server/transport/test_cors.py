@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from pydantic import ValidationError
 from structlog.testing import capture_logs
@@ -23,15 +23,15 @@ SUBMIT = "http://gateway/v2/mochi-1"
 
 
 def ask(
-    redis_url: str, folder: Path, request: httpx.Request, origins: str, *, mock: bool = False
-) -> httpx.Response:
+    redis_url: str, folder: Path, request: httpx2.Request, origins: str, *, mock: bool = False
+) -> httpx2.Response:
     settings = ServerSettings(data_dir=folder, redis_url=redis_url, cors_origins=origins, mock=mock)
     (response,) = call(create_app(settings, connect_gateway(redis_url)), request)
     return response
 
 
-def from_page(origin: str, verb: str = "POST", **headers: str) -> httpx.Request:
-    return httpx.Request(verb, SUBMIT, headers={"origin": origin, **headers})
+def from_page(origin: str, verb: str = "POST", **headers: str) -> httpx2.Request:
+    return httpx2.Request(verb, SUBMIT, headers={"origin": origin, **headers})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
@@ -59,8 +59,8 @@ def secret(redis: Redis) -> str:
     return create_key(redis, NewKey(name="test"))
 
 
-def ask(verb: str, path: str, **headers: str) -> httpx.Request:
-    return httpx.Request(verb, f"http://gateway{path}", headers=headers)
+def ask(verb: str, path: str, **headers: str) -> httpx2.Request:
+    return httpx2.Request(verb, f"http://gateway{path}", headers=headers)
 
 
 def walk(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[str]:
@@ -142,15 +142,15 @@ def test_a_new_route_that_needs_none_is_found_out(
 def test_a_guesser_is_kept_from_the_broker_and_a_revoked_key_from_everything(
     app: FastAPI, redis: Redis, secret: str
 ) -> None:
-    async def poll(client: httpx.AsyncClient, key: str) -> int:
+    async def poll(client: httpx2.AsyncClient, key: str) -> int:
         answer = await client.get("/v1/get-user-credits", headers={"x-api-key": key})
         return answer.status_code
 
     async def attack() -> None:
-        transport = httpx.ASGITransport(app)
+        transport = httpx2.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://gateway") as client,
+            httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client,
         ):
             assert await poll(client, secret) == 200
             guesses = [await poll(client, f"bad-{number}") for number in range(MOST_BAD_KEYS + 2)]
@@ -207,7 +207,7 @@ def test_links_on_a_name_of_the_hosted_api_are_https(app: FastAPI, secret: str, 
 
 def status_url(app: FastAPI, secret: str, host: str) -> str:
     """The link in the answer to a submit."""
-    request = httpx.Request(
+    request = httpx2.Request(
         "POST",
         "http://gateway/v2/mochi-1",
         headers={"host": host, "x-api-key": secret},
@@ -223,7 +223,7 @@ def status_url(app: FastAPI, secret: str, host: str) -> str:
      "<a>", "a\\b", "a#b", "a,b"],
 )  # fmt: skip
 def test_what_is_no_host_is_refused(app: FastAPI, secret: str, host: str) -> None:
-    request = httpx.Request(
+    request = httpx2.Request(
         "GET",
         "http://gateway/v1/get-user-credits",
         headers=[(b"host", host.encode("latin-1")), (b"x-api-key", secret.encode())],
@@ -233,7 +233,7 @@ def test_what_is_no_host_is_refused(app: FastAPI, secret: str, host: str) -> Non
 
 
 def test_two_hosts_are_refused(app: FastAPI, secret: str) -> None:
-    request = httpx.Request(
+    request = httpx2.Request(
         "GET",
         "http://gateway/v1/get-user-credits",
         headers=[("host", "here"), ("host", "there"), ("x-api-key", secret)],
@@ -244,7 +244,7 @@ def test_two_hosts_are_refused(app: FastAPI, secret: str) -> None:
 
 def warned_peers(app: FastAPI, *peers: str, **headers: str) -> list[str]:
     """Of the log's warnings, after a request with these headers from each peer."""
-    request = httpx.Request("GET", "http://gateway/version", headers=headers)
+    request = httpx2.Request("GET", "http://gateway/version", headers=headers)
     with capture_logs() as logs:
         for peer in peers:
             call(app, request, peer=peer)
@@ -291,7 +291,7 @@ def test_the_log_says_why_the_broker_refuses(app: FastAPI, redis: Redis, secret:
 
 
 def test_the_log_says_why_a_call_is_400_without_the_clients_text(app: FastAPI, secret: str) -> None:
-    request = httpx.Request(
+    request = httpx2.Request(
         "POST",
         "http://test/v2/mochi-1",
         headers={"x-api-key": secret},

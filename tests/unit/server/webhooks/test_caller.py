@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address
 from itertools import islice
 
-import httpx
+import httpx2
 import pytest
 
 from server.webhooks import caller as outside
@@ -45,7 +45,7 @@ def test_a10_no_url_that_leads_inside_opens_a_connection(figure: Callable[[str],
     reason = "not public|no such host|Invalid IPv4"
     with trap() as (port, seen):
         for host in INSIDE:
-            with pytest.raises((NoCallError, httpx.InvalidURL), match=reason):
+            with pytest.raises((NoCallError, httpx2.InvalidURL), match=reason):
                 post(f"http://{host}:{port}/", seconds=5)
         with pytest.raises(NoCallError):
             post(f"https://127.0.0.1:{port}/")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import httpx
+import httpx2
 import pytest
 
 from worker.broker.embedded import EmbeddedBroker
@@ -296,10 +296,10 @@ def test_only_a_bucket_has_links_of_its_own_and_they_serve_ranges(shelf: Shelf) 
         return
     assert link
     assert "X-Amz-Expires=60&" in link
-    whole = httpx.get(link)
+    whole = httpx2.get(link)
     assert (whole.status_code, whole.content) == (200, b"the whole video")
     assert whole.headers["content-type"] == "video/mp4"
-    part = httpx.get(link, headers={"range": "bytes=4-8"})
+    part = httpx2.get(link, headers={"range": "bytes=4-8"})
     assert (part.status_code, part.content) == (206, b"whole")
     week = shelf.outputs.link(NAME, 1e9)
     assert week

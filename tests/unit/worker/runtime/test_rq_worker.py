@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import httpx
+import httpx2
 import pytest
 from redis import Redis
 
@@ -241,7 +241,7 @@ def test_requests_wait_while_the_disk_is_almost_full(
         eventually(lambda: redis.zcard(keyspace.WORKERS) == 1)
         with pytest.raises(NoWorkerError):
             ask_gateway(redis_url, lambda it: it.submit(params(), OWNER, needs_worker=True))
-        [ready] = call_app(app, httpx.Request("GET", "http://test/readyz"))
+        [ready] = call_app(app, httpx2.Request("GET", "http://test/readyz"))
         bodies.append(ready.json())
         states.extend(worker.state for worker in fleet(redis))
         assert find(redis_url, request_id).status is Status.QUEUED
