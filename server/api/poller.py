@@ -25,6 +25,13 @@ END_INTERVAL_SECONDS = 0.04
 """Between two polls. A blocking call learns of the end of its request that soon."""
 EVENT_INTERVAL_SECONDS = 0.5
 """Between two polls for listeners, and at least between two events of one stream."""
+SHARE = 0.1
+"""Largest share of the time that polls take: for thousands of clients they come less often, down to
+the interval of events."""
+NEXT = 10
+"""Requests at the head of the queue, whose listeners are told of each change."""
+FAR_INTERVAL_SECONDS = 2.0
+"""Between two polls for listeners to requests behind them, whose place changes all the time."""
 HEARTBEAT_SECONDS = 15.0
 """Shorter than the time after which proxies close a silent connection."""
 BUG_PAUSE_SECONDS = 1.0
@@ -49,6 +56,10 @@ class _Listener:
         if job != self.latest:
             self.latest = job
             self.news.set()
+
+    @property
+    def is_far(self) -> bool:
+        return self.latest is not None and (self.latest.position or 0) > NEXT
 
     async def pause(self) -> None:
         """Wait for news: at least the interval of events, at most that of heartbeats."""
@@ -142,20 +153,25 @@ class Poller:
                 del members[request_id]
 
     async def _run(self) -> None:
-        polled_at = time.monotonic()
+        polled_at = polled_far_at = time.monotonic()
+        pause = END_INTERVAL_SECONDS
         while self._waiters or self._listeners:
-            await asyncio.sleep(END_INTERVAL_SECONDS)
+            await asyncio.sleep(pause)
+            began = time.monotonic()
             try:
                 if self._waiters:
                     await self._poll_for_waiters()
-                if time.monotonic() - polled_at >= EVENT_INTERVAL_SECONDS:
-                    polled_at = time.monotonic()
-                    await self._poll_for_listeners()
+                if began - polled_at >= EVENT_INTERVAL_SECONDS:
+                    polled_at, with_far = began, began - polled_far_at >= FAR_INTERVAL_SECONDS
+                    polled_far_at = began if with_far else polled_far_at
+                    await self._poll_for_listeners(with_far=with_far)
             except BrokerUnavailableError:
                 continue  # waiters have their own limit, listeners get the state after it
             except Exception:  # noqa: BLE001 (without the poller its clients would wait for ever)
                 _log.exception("poller.bug")
                 await asyncio.sleep(BUG_PAUSE_SECONDS)
+            took = time.monotonic() - began
+            pause = min(max(END_INTERVAL_SECONDS, took / SHARE), EVENT_INTERVAL_SECONDS)
 
     async def _poll_for_waiters(self) -> None:
         for request_id in await self._store.ended(list(self._waiters)):
@@ -163,8 +179,12 @@ class Poller:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    async def _poll_for_listeners(self) -> None:
-        request_ids = list(self._listeners)
+    async def _poll_for_listeners(self, *, with_far: bool) -> None:
+        request_ids = [
+            request_id
+            for request_id, listeners in self._listeners.items()
+            if with_far or not all(listener.is_far for listener in listeners)
+        ]
         if not request_ids:
             return
         jobs = await self._store.look(request_ids)

@@ -14,7 +14,7 @@ from server.cli.output import check_file
 from tests.support.commands import exit_on_error, load_settings_with
 
 app = typer.Typer(
-    help="Benchmarks of gateway, requests, events and forecasts; counts of the engine's work.",
+    help="Benchmarks of gateway, requests, events, forecasts, clusters; counts of engine work.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -98,6 +98,27 @@ def forecast(
     load_settings_with(mock_speed=mock_speed)
     with exit_on_error():
         run(requests, workers, mock_speed, seed)
+
+
+@app.command()
+def cluster(
+    workers: Annotated[int, typer.Option(min=1, max=4096, help="Number of workers.")] = 64,
+    waiting: Annotated[int, typer.Option(min=100, help="Requests that wait.")] = 10_000,
+    clients: Annotated[
+        int, typer.Option(min=1, help="Clients of each kind: polls, events, blocking calls.")
+    ] = 500,
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of each round.")] = 20.0,
+) -> None:
+    """Where one broker and one gateway end: many workers at an H100's pace, with their clients.
+
+    Store, workers' loops and gateway are real; no picture is drawn, and no video encoded.
+
+    Example: `python -m tests.bench cluster --workers 64 --waiting 10000`
+    """
+    from tests.bench.cluster.run import Sizes, run  # noqa: PLC0415 (`--help` needs none of it)
+
+    with exit_on_error():
+        run(Sizes(workers, waiting, clients, seconds))
 
 
 @app.command("engine-counts")

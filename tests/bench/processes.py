@@ -57,14 +57,15 @@ def own_broker(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def gateway(broker_url: str, folder: Path) -> Iterator[Server]:
-    """A gateway without a limit to its queue."""
+def gateway(broker_url: str, folder: Path, **settings: str) -> Iterator[Server]:
+    """A gateway without a limit to its queue, and with further settings by their variables."""
     port = free_port()
     environ = {
         "MOCHI_REDIS_URL": broker_url,
         "MOCHI_DATA_DIR": str(folder),
         "MOCHI_PORT": str(port),
         "MOCHI_MOST_WAITING": str(NO_LIMIT),
+        **settings,
     }
     with _process("server", environ, folder / "gateway.log") as pid:
         yield _answering(Server("gateway", f"http://{HOST}:{port}", pid))

@@ -144,7 +144,13 @@ class Outputs(Protocol):
     def remove_checkpoint(self, request_id: str) -> None:
         """If it exists. A file that stays is swept later."""
 
-    def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
+    def sweep(
+        self,
+        is_kept: Callable[[str], bool],
+        *,
+        older_than: float,
+        is_turn: Callable[[], bool] = lambda: True,
+    ) -> int:
         """Remove the files of requests whose record has expired.
 
         Args:
@@ -152,6 +158,7 @@ class Outputs(Protocol):
             older_than: seconds since its last change during which a file stays: it may be a draft
                 in progress, or a video whose record is not completed yet. Clock skew does no harm,
                 as the record of such a request exists.
+            is_turn: whether this process is the one to list files that it shares with others.
 
         Returns:
             Number of removed files.

@@ -138,7 +138,15 @@ class LocalOutputs:
         with suppress(OSError, StorageError):
             (self._folder / checkpoint_name(request_id)).unlink()
 
-    def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
+    def sweep(
+        self,
+        is_kept: Callable[[str], bool],
+        *,
+        older_than: float,
+        is_turn: Callable[[], bool] = lambda: True,
+    ) -> int:
+        if not is_turn():
+            return 0
         removed = 0
         for path in self._folder.glob("*"):
             request_id = request_of(path.name, with_drafts=True)

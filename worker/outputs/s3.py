@@ -206,9 +206,17 @@ class S3Outputs:
         with suppress(StorageError), _store_errors("A checkpoint stays"):
             obstore.delete(self.store, [checkpoint_name(request_id)])
 
-    def sweep(self, is_kept: Callable[[str], bool], *, older_than: float) -> int:
+    def sweep(
+        self,
+        is_kept: Callable[[str], bool],
+        *,
+        older_than: float,
+        is_turn: Callable[[], bool] = lambda: True,
+    ) -> int:
         """Several workers may sweep at once: a second delete does nothing."""
-        removed = self.drafts.sweep(is_kept, older_than=older_than)
+        removed = self.drafts.sweep(is_kept, older_than=older_than)  # of this host alone
+        if not is_turn():
+            return removed
         with _store_errors("Expired videos stay"):
             # Not recursive: folders below the prefix belong to others.
             objects = obstore.list_with_delimiter(self.store)["objects"]

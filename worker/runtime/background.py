@@ -20,6 +20,8 @@ from worker.store.keyspace import LOADING_SECONDS, RECONCILE_SECONDS
 from worker.store.worker_side import WorkerStore
 
 SWEEP_SECONDS = 30.0
+CLAIMED = 0.9
+"""Share of this time that a sweep is claimed for, so that a lone process sweeps each time."""
 REPORT_SECONDS = 2.0
 
 _log = structlog.get_logger()
@@ -57,15 +59,19 @@ def start_sweeper(
     retention_seconds: float,
     is_needed: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Start a thread that removes the videos of expired requests, while it is needed."""
+    """Start a thread that removes the videos of expired requests, while it is needed.
+
+    Of all processes on a store, one lists its files at a time: S3 charges for each list.
+    """
+    every = min(SWEEP_SECONDS, retention_seconds)
 
     def repeat() -> None:
         while True:
-            time.sleep(min(SWEEP_SECONDS, retention_seconds))
+            time.sleep(every)
             if not is_needed():
                 continue
             try:
-                sweep(store, outputs, retention_seconds=retention_seconds)
+                sweep(store, outputs, retention_seconds=retention_seconds, every=every)
             except (BrokerUnavailableError, StorageError):
                 continue  # the heartbeat logs the one, the store the other
             except Exception:  # noqa: BLE001 (the next sweep may succeed)
@@ -74,9 +80,14 @@ def start_sweeper(
     threading.Thread(target=repeat, name="sweeper", daemon=True).start()
 
 
-def sweep(store: WorkerStore, outputs: Outputs, *, retention_seconds: float) -> None:
+def sweep(store: WorkerStore, outputs: Outputs, *, retention_seconds: float, every: float) -> None:
+    """One of all processes' sweeps, each of which comes `every` so many seconds."""
     # A record lives for the retention, or longer, after the last change of its file.
-    outputs.sweep(store.exists, older_than=retention_seconds)
+    outputs.sweep(
+        store.exists,
+        older_than=retention_seconds,
+        is_turn=lambda: store.claim_sweep(outputs.mark(), CLAIMED * every),
+    )
 
 
 @contextmanager

@@ -82,6 +82,9 @@ LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
 STORE = "mochi:store"
 """String: the mark of the store of videos that gateways read; see `Outputs.mark`."""
 
+SWEEP = "mochi:sweep:"
+"""With the mark of a store of videos, a string that expires: a process has swept it."""
+
 RQ_QUEUES = RqQueue.redis_queues_keys
 RQ_QUEUE = RqQueue.redis_queue_namespace_prefix + QUEUE
 """List: ids that a worker may pop."""

@@ -244,6 +244,12 @@ class WorkerStore:
         with broker_errors():
             return dangers_in(pipeline.execute(raise_on_error=False))
 
+    def claim_sweep(self, mark: str, seconds: float) -> bool:
+        """Whether the caller is the one to sweep the store with this mark for so long."""
+        with broker_errors():
+            claimed = self._redis.set(keyspace.SWEEP + mark, "", nx=True, px=round(1000 * seconds))
+        return claimed is True
+
     def exists(self, request_id: str) -> bool:
         """Whether the record has not expired."""
         with broker_errors():

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tests.bench.__main__ import app as bench
 from tests.chaos.__main__ import app as chaos
 
-COMMANDS = ("gateway", "request", "events", "forecast", "engine-counts")
+COMMANDS = ("gateway", "request", "events", "forecast", "cluster", "engine-counts")
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,8 @@ def test_the_help_of_the_chaos_run_has_an_example() -> None:
         ("request", "--count", "0"),
         ("events", "--clients", "1"),
         ("forecast", "--requests", "1"),
+        ("cluster", "--workers", "0"),
+        ("cluster", "--clients", "0"),
         ("engine-counts", "--frames", "0"),
         ("engine-counts", "--frames", "161"),
     ],

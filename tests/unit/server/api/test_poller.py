@@ -213,3 +213,28 @@ def test_all_clients_of_a_gateway_share_one_poll(
 
 async def _rest(stream: AsyncIterator[Job | None]) -> list[Job | None]:
     return [job async for job in stream]
+
+
+def test_a_place_far_behind_is_told_less_often_than_the_head_of_the_queue(
+    store: WorkerStore, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes with each start, for every listener in a long queue."""
+    monkeypatch.setattr(poller, "HEARTBEAT_SECONDS", 0.3)
+    monkeypatch.setattr(poller, "NEXT", 1)
+    monkeypatch.setattr(poller, "FAR_INTERVAL_SECONDS", 3600)
+
+    async def test(_it: Poller, follow: Follow) -> None:
+        near, far = [await follow(request_id) for request_id in (ids[0], ids[2])]
+        assert [(await anext(near)).position, (await anext(far)).position] == [1, 3]  # type: ignore[union-attr]
+        assert store.start(Lease(pop(redis) or "", "run"), "ann")
+        told = await anext(near)
+        assert told
+        assert told.status is Status.PROCESSING
+        assert await anext(far) is None  # a heartbeat
+        monkeypatch.setattr(poller, "FAR_INTERVAL_SECONDS", 0.02)
+        told = await anext(far)
+        assert told
+        assert told.position == 2
+
+    ids = [submit(redis_url) for _ in range(3)]
+    with_poller(redis_url, test)

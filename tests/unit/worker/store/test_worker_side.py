@@ -324,3 +324,43 @@ def test_a_broker_that_is_gone_is_one_error_for_all_who_ask(redis_url: str) -> N
         with pytest.raises(BrokerUnavailableError):
             ask()
     client.close()
+
+
+def test_the_looks_of_a_large_fleet_write_as_little_as_those_of_one_worker(
+    store: WorkerStore, redis: Redis
+) -> None:
+    """Each write is one on the broker's disk."""
+
+    def writes() -> int:
+        return int(redis.info("persistence")["rdb_changes_since_last_save"])
+
+    store.overdue()
+    before = writes()
+    assert all(store.overdue() for _ in range(20))
+    assert writes() - before < 10  # one every half second, on a slow machine too
+
+
+MANY = [f"gone-{number}" for number in range(2400)]
+
+
+def test_many_requests_are_looked_at_in_portions(redis: Redis, redis_url: str) -> None:
+    """One long script would delay all other callers of the broker."""
+    ids = [submit(redis_url) for _ in range(3)]
+    redis.config_resetstat()
+    jobs = ask_gateway(redis_url, lambda it: it.look([*ids, *MANY]))
+    assert [job and job.request_id for job in jobs] == [*ids, *([None] * len(MANY))]
+    assert redis.info("commandstats")["cmdstat_evalsha"]["calls"] > len(MANY) / 100
+
+
+def test_the_ends_of_many_requests_are_asked_for_by_few_scripts(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    ended = submit(redis_url)
+    store.fail(started(store, redis), "internal", "no")
+    ids = [submit(redis_url) for _ in range(3)]
+    redis.config_resetstat()
+    found = ask_gateway(redis_url, lambda it: it.ended([*ids, ended, *MANY]))
+    assert found == {ended, *MANY}
+    assert (
+        redis.info("commandstats")["cmdstat_evalsha"]["calls"] <= 4
+    )  # 3, and the loading of the script

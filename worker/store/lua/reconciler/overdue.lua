@@ -4,7 +4,7 @@
 -- waiting requests are missing from both of RQ's lists, and for how many ms reconcilers have watched
 -- without a gap (an outage, or a clock that was set). Nil for a gateway, while a worker or another gateway
 -- looks: its last look is the lease.
-local LOOK_LEASE_MS = 2000
+local LOOK_LEASE_MS, LEAST_BETWEEN_MS = 2000, 500
 
 local now = now_ms()
 local last, since, by = unpack(redis.call('HMGET', keys.looks, 'last', 'since', 'by'))
@@ -15,7 +15,10 @@ end
 if not last or now < tonumber(last) or now - last > tonumber(ARGV[3]) then
   since = text(now)
 end
-redis.call('HSET', keys.looks, 'last', text(now), 'since', since, 'by', ARGV[4])
+-- Each write is one on the disk: the many looks of a large fleet note one every half second.
+if not last or math.abs(now - last) >= LEAST_BETWEEN_MS or by ~= ARGV[4] then
+  redis.call('HSET', keys.looks, 'last', text(now), 'since', since, 'by', ARGV[4])
+end
 
 -- No lease is that long: the clock was set back. Live workers send a heartbeat within a second.
 local farthest = text(now + ARGV[2] + 60000)
