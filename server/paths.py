@@ -12,11 +12,11 @@ PAGE_FOLDER = "/page/"
 DOCS_PAGE = "/docs"
 DOCS_FOLDER = "/docs/"
 VIDEOS_PATH = "/v1/videos"
+"""Answers under this path have the shape that other self-hosted video servers use."""
 OPENAI_LACKING = ("/v1/chat/", "/v1/images/")
 """What clients of the OpenAI API may ask for, and is not here."""
 OPENAI_FOLDERS = (f"{VIDEOS_PATH}/", *OPENAI_LACKING)
 """Errors below these have the shape of the OpenAI API."""
-"""Answers under this path have the shape that other self-hosted video servers use."""
 VIDEO_FOLDER = "/v2/videos/"
 VIDEO_PATH = VIDEO_FOLDER + "{request_id}.mp4"
 VIDEO_LINK = VIDEO_FOLDER + "{signature}/{request_id}.mp4"

@@ -123,14 +123,15 @@ def test_another_type_of_seed_another_status_and_other_frames_are_found(server: 
     found = [
         [cell.strip() for cell in line.split("  ") if cell.strip()]
         for line in ended.stdout.splitlines()
-        if "DIFFERS" in line
+        # Whether the server, here on both sides, has a status while the request waits is chance.
+        if "DIFFERS" in line and "queue_position" not in line
     ]
     assert ["result", "seed", 'string "985521"', "number 985521", "DIFFERS"] in found
     assert ["v1 result", "status code", "410", "200", "DIFFERS"] in found
     assert ["video", "frames", "49", "52", "DIFFERS"] in found
     assert ["video", "duration", "2.00 s", "2.12 s", "DIFFERS"] in found
     assert len(found) == 5, found
-    assert ended.stdout.endswith("5 unknown differences\n")
+    assert re.search(r"^[5-9] unknown differences\n\Z", ended.stdout, re.MULTILINE)
 
 
 def test_additions_are_named_below_the_table(server: Stack) -> None:
