@@ -40,6 +40,12 @@ COMMANDS = {
     "weights": Entry(
         "administer.weights", "Administer", "Pull, verify and locate the weights of the model."
     ),
+    "backup": Entry(
+        "administer.backup",
+        "Administer",
+        "Write keys, balances, webhooks, usage and history to a file.",
+    ),
+    "restore": Entry("administer.backup", "Administer", "Read a backup into the broker."),
     "audit": Entry(
         "administer.keys",
         "Administer",

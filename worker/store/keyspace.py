@@ -76,6 +76,8 @@ PAST_TIMES = PAST + "times:"
 ms."""
 AUDIT = "mochi:audit"
 """Stream: acts of administrators."""
+RESTORE = "mochi:restore"
+"""String: the id of the backup that is being restored, and how many of its lines are."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
 """String: the key that signs links to videos, shared by all gateways."""
 

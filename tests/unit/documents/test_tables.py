@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fastapi.routing import APIRoute
@@ -20,6 +20,7 @@ from server.api.routes import videos as videos_api
 from server.api.routes.key import account, generations, webhooks
 from server.api.schemas import FailedBody, Metrics, ResultBody, StatusBody, Video
 from server.errors import MEANING
+from server.keys.backup import Line
 from server.settings import ServerSettings
 from worker.broker.schema import READS, SCHEMA
 from worker.settings import WorkerSettings
@@ -130,6 +131,19 @@ def test_the_newest_schema_that_the_document_has_is_that_of_the_code() -> None:
     table = (DOCS / "upgrading.md").read_text().partition("| schema | releases | reads |")[2]
     *_, last = re.findall(r"^\| (\d+) \| .+ \| ([\d, ]+) \|$", table.partition("\n\n")[0], re.M)
     assert last == (str(SCHEMA), ", ".join(map(str, sorted(READS))))
+
+
+def test_the_document_has_the_lines_of_a_backup() -> None:
+    rows = _rows(
+        *(
+            (
+                f"`{kind.model_fields['kind'].default}`",
+                ", ".join(f"`{name}`" for name in kind.model_fields if name != "kind"),
+            )
+            for kind in get_args(Line)
+        )
+    )
+    assert "\n".join(rows) in (DOCS / "upgrading.md").read_text()
 
 
 def test_the_layers_are_all_settings() -> None:

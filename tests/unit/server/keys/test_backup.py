@@ -1,0 +1,265 @@
+"""Backups: what is in them, and that a restore is whole, repeatable and careful."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from server.keys import restore as restoring
+from server.keys.audit import entries
+from server.keys.backup import BackupFileError, Header, lines_of_backup, read_backup
+from server.keys.record import NewKey
+from server.keys.restore import RestoreConflictError, Restored, restore
+from server.keys.signing import rotate_signing_secret, signing_secret
+from server.keys.store import change_key, create_key, one_key, revoke_key, rotate_key
+from tests.support.jobs import ask_gateway, params, pop
+from tests.support.keys import amounts, key
+from worker.billing import MILLION, Price
+from worker.broker.schema import SCHEMA
+from worker.store import keyspace
+from worker.store.worker_side import Lease, Result, WorkerStore
+
+DAY = timedelta(days=1)
+KEPT = (
+    *(keyspace.API_KEY, keyspace.SECRETS, keyspace.KEY_NAMES, keyspace.USAGE, keyspace.PAST),
+    *("mochi:webhook-secret:", keyspace.STANDING),
+)
+"""Prefixes of what a backup holds."""
+WEBHOOK = json.dumps({"url": "https://example.com/hook", "base": "", "types": [], "is_heard": True})
+
+
+class Broker:
+    """A broker with keys and requests of theirs."""
+
+    def __init__(self, redis: Redis, url: str) -> None:
+        self.redis = redis
+        self._url = url
+        self.store = WorkerStore(redis, lease_seconds=10, retention_seconds=60)
+
+    def owner(self, name: str) -> str:
+        return one_key(self.redis, name)[0].key_id
+
+    def start(self, name: str, credits_: int) -> Lease:
+        """A request that runs, with a price."""
+        kept = {"history_days": "90", "history_params": '{"steps": 10}'}
+        accepted = ask_gateway(
+            self._url,
+            lambda it: it.submit(
+                params(), self.owner(name), price=Price(credits_ * MILLION), further=kept
+            ),
+        )
+        assert pop(self.redis) == accepted.request_id
+        lease = Lease(accepted.request_id, "run")
+        assert self.store.start(lease, "ann") is not None
+        return lease
+
+    def end(self, lease: Lease) -> None:
+        assert self.store.complete(lease, Result("a.mp4", 17))
+
+    def make(self, name: str, credits_: int, *, count: int = 1) -> None:
+        for _ in range(count):
+            self.end(self.start(name, credits_))
+
+    def kept(self) -> dict[str, object]:
+        """All that a backup holds, with what has an expiry."""
+        return {
+            name: (self._value(name), self.redis.pexpiretime(name))
+            for name in map(str, self.redis.scan_iter("mochi:*"))
+            if name.startswith(KEPT) and not name.startswith(keyspace.STANDING_LOG)
+        }
+
+    def _value(self, name: str) -> Any:
+        match self.redis.type(name):
+            case "hash":
+                return self.redis.hgetall(name)
+            case "stream":
+                return self.redis.xrange(name)
+            case "zset":
+                return self.redis.zrange(name, 0, -1, withscores=True)
+        return self.redis.get(name)
+
+    def history(self, name: str) -> list[str]:
+        rows: Any = self.redis.xrange(keyspace.PAST + self.owner(name))
+        return [fields["id"] for _, fields in rows]
+
+
+@pytest.fixture
+def broker(redis: Redis, redis_url: str) -> Broker:
+    """With the metered key ann, which has webhooks and a rotated secret, bob, and a revoked key."""
+    for name, credits_ in (("ann", Decimal(100)), ("bob", None), ("cid", Decimal(5))):
+        create_key(redis, NewKey(name=name, credits=credits_))
+    rotate_key(redis, "ann")
+    signing_secret(redis, "ann")
+    rotate_signing_secret(redis, "ann", DAY)
+    broker = Broker(redis, redis_url)
+    redis.hset(keyspace.STANDING + broker.owner("ann"), "a-webhook", WEBHOOK)
+    broker.make("ann", 3, count=3)
+    broker.make("bob", 1)
+    broker.make("cid", 2)
+    revoke_key(redis, "cid")
+    return broker
+
+
+def credits_of(*amounts_: int) -> tuple[Decimal, ...]:
+    return tuple(map(Decimal, amounts_))
+
+
+def write(redis: Redis, path: Path) -> Path:
+    path.write_text("".join(f"{line.model_dump_json()}\n" for line in lines_of_backup(redis)))
+    return path
+
+
+def test_an_empty_broker_gets_all_that_a_backup_holds(broker: Broker, tmp_path: Path) -> None:
+    before, file = broker.kept(), write(broker.redis, tmp_path / "backup")
+    assert len(before) >= 12  # of every kind
+    broker.redis.flushall()
+    done = restore(broker.redis, file)
+    assert broker.kept() == before
+    assert (done.keys, done.ended, done.revoked) == (3, 4, [])
+    assert amounts(broker.redis, "ann") == credits_of(91, 0, 9, 100)
+    assert [entry.act for entry in entries(broker.redis, 10)] == ["restore"] * 4
+
+
+def test_credits_of_requests_that_run_are_unspent_in_a_backup(
+    broker: Broker, tmp_path: Path
+) -> None:
+    broker.start("ann", 10)
+    broker.start("bob", 10)
+    assert amounts(broker.redis, "ann") == credits_of(81, 10, 9, 100)
+    file = write(broker.redis, tmp_path / "backup")
+    broker.redis.flushall()
+    restore(broker.redis, file)
+    assert amounts(broker.redis, "ann") == credits_of(91, 0, 9, 100)
+    assert key(broker.redis, "bob").reserved == 0
+
+
+def test_a_restore_that_ended_after_any_line_goes_on_there(broker: Broker, tmp_path: Path) -> None:
+    before, file = broker.kept(), write(broker.redis, tmp_path / "backup")
+    header, *lines = read_backup(file)
+    assert isinstance(header, Header)
+    assert len(lines) == 7
+    for count in range(len(lines)):
+        broker.redis.flushall()
+        for number in range(1, count + 1):
+            mark = f"{header.backup_id} {number}"
+            restoring._restore_line(
+                broker.redis, lines[number - 1], mark, Restored(header.made_at), ""
+            )
+        done = restore(broker.redis, file)
+        assert done.skipped == count
+        assert broker.kept() == before
+        assert broker.redis.get(keyspace.RESTORE) is None
+
+
+def test_a_line_that_was_killed_in_the_middle_is_repeated(broker: Broker, tmp_path: Path) -> None:
+    """A history is written before the broker counts its line."""
+    before, file = broker.kept(), write(broker.redis, tmp_path / "backup")
+    broker.redis.flushall()
+    for line in read_backup(file):
+        if line.kind == "history":
+            restoring._restore_history(broker.redis, line)
+    restore(broker.redis, file)
+    assert broker.kept() == before
+
+
+def test_keys_that_the_broker_has_are_left_alone_unless_told(
+    broker: Broker, tmp_path: Path
+) -> None:
+    file = write(broker.redis, tmp_path / "backup")
+    before = {name: broker.redis.dump(name) for name in broker.redis.keys("*")}
+    with pytest.raises(RestoreConflictError, match=r"has the key `ann` already\. With --replace"):
+        restore(broker.redis, file)
+    assert {name: broker.redis.dump(name) for name in broker.redis.keys("*")} == before
+
+
+def test_a_replaced_key_gets_the_account_of_the_file_and_keeps_what_runs(
+    broker: Broker, tmp_path: Path
+) -> None:
+    file = write(broker.redis, tmp_path / "backup")
+    ended = broker.history("ann")
+    broker.make("ann", 3)
+    running = broker.start("ann", 10)
+    change_key(broker.redis, "ann", lambda old: old.replace(name="eve", priority=7))
+    done = restore(broker.redis, file, replace=True)
+    assert done.keys == 3
+    assert amounts(broker.redis, "ann") == credits_of(81, 10, 9, 100)
+    assert key(broker.redis, "ann").priority == 1
+    broker.end(running)
+    assert amounts(broker.redis, "ann") == credits_of(81, 0, 19, 100)
+    assert broker.history("ann")[: len(ended)] == ended  # none twice, and later ones stay
+    assert len(broker.history("ann")) == len(ended) + 2
+
+
+def test_secrets_and_revocations_are_never_older_after_a_restore(
+    broker: Broker, tmp_path: Path
+) -> None:
+    create_key(broker.redis, NewKey(name="dan"))
+    file = write(broker.redis, tmp_path / "backup")
+    rotate_key(broker.redis, "dan", grace=timedelta())
+    rotate_signing_secret(broker.redis, "dan", timedelta())
+    revoke_key(broker.redis, "bob")
+    secrets, signing = one_key(broker.redis, "dan")[1], signing_secret(broker.redis, "dan")
+    done = restore(broker.redis, file, replace=True)
+    assert done.revoked == ["bob"]
+    assert one_key(broker.redis, "dan")[1] == secrets
+    assert signing_secret(broker.redis, "dan") == signing
+
+
+def test_a_name_or_a_secret_of_another_key_is_refused(broker: Broker, tmp_path: Path) -> None:
+    create_key(broker.redis, NewKey(name="dan"), "of-dan")
+    file = write(broker.redis, tmp_path / "backup")
+    broker.redis.flushall()
+    create_key(broker.redis, NewKey(name="ann"))
+    create_key(broker.redis, NewKey(name="eve"), "of-dan")
+    with pytest.raises(RestoreConflictError) as refused:
+        restore(broker.redis, file, replace=True)
+    assert "Another key has the name `ann`. Rename it" in str(refused.value)
+    assert "The secret of the key `dan` is that of the key" in str(refused.value)
+    assert not broker.redis.keys(keyspace.USAGE + "*")
+
+
+def test_a_history_gets_back_what_it_lacks_in_its_order(broker: Broker, tmp_path: Path) -> None:
+    owner = broker.owner("ann")
+    before = broker.kept()
+    file = write(broker.redis, tmp_path / "backup")
+    rows: Any = broker.redis.xrange(keyspace.PAST + owner)
+    broker.redis.xdel(keyspace.PAST + owner, rows[0][0], rows[1][0])
+    broker.redis.zrem(keyspace.PAST_TIMES + owner, rows[0][1]["id"])
+    restore(broker.redis, file, replace=True)
+    assert broker.kept() == before
+    broker.make("ann", 1)  # new rows still come last
+    later: Any = broker.redis.xrange(keyspace.PAST + owner)
+    assert later[:3] == rows
+
+
+def test_a_file_that_is_no_whole_backup_of_this_release_is_refused(
+    broker: Broker, tmp_path: Path
+) -> None:
+    header, *rest = write(broker.redis, tmp_path / "backup").read_text().splitlines()
+    other: dict[str, Any] = json.loads(header)
+    whole = [header, *rest]
+    cases = {
+        "is not a whole backup: its last line is missing": whole[:-1],
+        "line 3: Invalid JSON": [*whole[:2], whole[2][:20]],
+        "its first line alone must have the kind `backup`": rest,
+        "has format 7, and this release reads format 1": [json.dumps(other | {"format": 7}), *rest],
+        f"have schema 9, and this release, mochi-server .* reads schema {SCHEMA}": [
+            json.dumps(other | {"schema_number": 9}),
+            *rest,
+        ],
+        "line 2: usage.surprise": [header, json.dumps(json.loads(rest[0]) | {"surprise": 1})],
+    }
+    broker.redis.flushall()
+    for message, lines in cases.items():
+        (tmp_path / "bad").write_text("\n".join(lines) + "\n")
+        with pytest.raises(BackupFileError, match=message):
+            restore(broker.redis, tmp_path / "bad")
+    with pytest.raises(BackupFileError, match="cannot be read"):
+        restore(broker.redis, tmp_path / "none")
+    assert not broker.redis.keys("mochi:key*")
