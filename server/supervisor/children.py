@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from server.settings import ServerSettings
+from server.supervisor.watchdog import Watchdog
 from server.transport.connection.listener import INHERITED
 from worker.process.parent_watch import WITH_PARENT
 from worker.process.shutdown import DRAIN, Stop
@@ -24,6 +25,10 @@ RESTART_SECONDS = 1.0
 LONGEST_RESTART_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 """A process that ran this long is not crash-looping; its back-off starts over."""
+GATEWAY_HANG_SECONDS = 60.0
+"""After the last sign of life of the gateway's event loop; as in its unit for systemd."""
+WORKER_HANG_SECONDS = 45.0
+"""Of a worker's heartbeat, beyond `stall_seconds`: before that, it ends itself and logs why."""
 REQUEUE_SECONDS = 5.0
 """From an urgent stop to the kill; a worker requeues its request within one heartbeat."""
 
@@ -50,22 +55,36 @@ class BackOff:
 
 
 class Child:
-    """A process that is restarted when it dies."""
+    """A process that is restarted when it dies, and killed when it hangs for `hang_seconds`."""
 
     def __init__(
-        self, package: str, environ: dict[str, str], listener: socket.socket | None = None
+        self,
+        package: str,
+        environ: dict[str, str],
+        listener: socket.socket | None = None,
+        *,
+        hang_seconds: float,
     ) -> None:
         self.package = package
-        self._environ = environ
+        self._watchdog = Watchdog(hang_seconds)
+        self._environ = environ | self._watchdog.environ
         self._listener = listener
         self._process = self._spawn()
         self._back_off = BackOff(RESTART_SECONDS)
         self._restart_at: float | None = None
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def watch(self) -> bool:
-        """Restart it if it has died. False when it rejects its settings."""
+        """Restart it if it has died or hangs. False when it rejects its settings."""
         status = self._process.poll()
         if status is None:
+            if self._watchdog.is_hung():
+                _log.error("process.hung", process=self.package)
+                self._process.kill()
+                self._watchdog.restart()
             return True
         self._close_pipe()
         if status == os.EX_CONFIG:
@@ -74,6 +93,7 @@ class Child:
             self._restart_at = time.monotonic() + self._note_end(status)
         elif time.monotonic() >= self._restart_at:
             self._restart_at = None
+            self._watchdog.restart()
             self._process = self._spawn()
             self._back_off.started()
         return True
@@ -109,6 +129,7 @@ class Child:
         self._process.kill()
         self._process.wait()
         self._close_pipe()
+        self._watchdog.close()
 
     def _close_pipe(self) -> None:
         if self._process.stdin is not None:
@@ -147,6 +168,15 @@ def end_children(
     for child in children:
         if not child.wait(0):
             child.kill()
+
+
+def worker_children(settings: ServerSettings, environ: dict[str, str]) -> list[Child]:
+    """A worker for each of its devices."""
+    hang_seconds = settings.stall_seconds + WORKER_HANG_SECONDS
+    return [
+        Child("worker", environ | {"MOCHI_DEVICE": device}, hang_seconds=hang_seconds)
+        for device in devices(settings)
+    ]
 
 
 def leave_deleted_folder() -> None:

@@ -1,6 +1,6 @@
 """Supervisor of `mochi-server up`: starts, watches and stops broker, gateway and workers.
 
-Each part is a process of its own, started as on a cluster. A process that dies is restarted; one
+Each part is a process of its own, started as on a cluster. One that dies or hangs is restarted; one
 that rejects its settings (EX_CONFIG) stops everything. The broker stops last.
 """
 
@@ -24,7 +24,14 @@ from server.keys.file import apply_at_start
 from server.keys.first import first_key_file, read_first_key
 from server.page.browser import open_page
 from server.settings import ServerSettings
-from server.supervisor.children import WATCH_SECONDS, BackOff, Child, devices, end_children
+from server.supervisor.children import (
+    GATEWAY_HANG_SECONDS,
+    WATCH_SECONDS,
+    BackOff,
+    Child,
+    end_children,
+    worker_children,
+)
 from server.transport.connection.listener import listen, own_address, url_of
 from server.transport.connection.tls import tls_context
 from worker.broker.connection import connect_briefly
@@ -102,10 +109,8 @@ class Supervisor:
             "MOCHI_DATA_DIR": str(self.settings.data_dir),
         }
         keeper = BrokerKeeper(self.broker) if self.broker else None
-        gateway = Child("server", environ, self.listener)
-        workers = [
-            Child("worker", environ | {"MOCHI_DEVICE": device}) for device in devices(self.settings)
-        ]
+        gateway = Child("server", environ, self.listener, hang_seconds=GATEWAY_HANG_SECONDS)
+        workers = worker_children(self.settings, environ)
         try:
             status = self._watch([gateway, *workers], keeper)
         finally:

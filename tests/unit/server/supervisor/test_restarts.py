@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx2
 import pytest
 from structlog.testing import capture_logs
 
 from server.supervisor import children
 from server.supervisor.children import Child
+from tests.support.services.brokers import free_port
 from tests.support.stack import eventually
+
+HANG_SECONDS = 3.0
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="signs of life are Linux's")
 
 
 @contextmanager
 def child(folder: Path, code: str) -> Iterator[Child]:
     """A process that runs `code`."""
     (folder / "doomed.py").write_text(code)
-    doomed = Child("doomed", os.environ | {"PYTHONPATH": str(folder)})
+    doomed = Child("doomed", os.environ | {"PYTHONPATH": str(folder)}, hang_seconds=HANG_SECONDS)
     yield doomed
     doomed.kill()
 
@@ -77,3 +85,55 @@ def test_the_next_process_does_not_start_in_a_folder_that_has_been_deleted(
     code = f"import os, pathlib\npathlib.Path({str(place)!r}).write_text(os.getcwd())"
     with child(tmp_path, code):
         eventually(lambda: place.is_file() and place.read_text() == "/")
+
+
+def until_dead(watched: Child) -> list[str]:
+    """Watch it until it has died; the log lines until then."""
+    events: list[str] = []
+
+    def look() -> bool:
+        with capture_logs() as logs:
+            assert watched.watch()
+        events.extend(entry["event"] for entry in logs)
+        return "process.died" in events
+
+    eventually(look)
+    return events
+
+
+@ON_LINUX
+def test_a_gateway_that_hangs_is_killed_and_started_again(redis_url: str) -> None:
+    port = free_port()
+    environ = {"MOCHI_REDIS_URL": redis_url, "MOCHI_PORT": str(port)}
+
+    def answers() -> bool:
+        with suppress(httpx2.HTTPError):
+            return httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=0.5).is_success
+        return False
+
+    gateway = Child("server", os.environ | environ, hang_seconds=HANG_SECONDS)
+    try:
+        eventually(lambda: gateway.watch() and answers())
+        os.kill(gateway.pid, signal.SIGSTOP)
+        assert not answers()
+        assert until_dead(gateway) == ["process.hung", "process.died"]
+        eventually(lambda: gateway.watch() and answers())
+    finally:
+        gateway.kill()
+
+
+@ON_LINUX
+def test_what_gives_signs_of_life_or_has_given_none_yet_is_left_alone(tmp_path: Path) -> None:
+    """Loading a model takes as long as it takes."""
+    alive = (
+        "import os, time\nfrom worker.process.systemd import Notifier\n"
+        "notifier = Notifier.take(os.environ)\n"
+        "while True:\n    notifier.serving('Serving')\n    time.sleep(0.1)"
+    )
+    for code in (alive, "import time\ntime.sleep(600)"):
+        with child(tmp_path, code) as spared, capture_logs() as logs:
+            pid, until = spared.pid, time.monotonic() + 2 * HANG_SECONDS
+            while time.monotonic() < until:
+                assert spared.watch()
+                time.sleep(0.05)
+            assert (spared.pid, logs) == (pid, [])
