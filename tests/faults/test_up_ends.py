@@ -104,14 +104,14 @@ def test_f27_after_kill_9_the_next_up_takes_the_broker_over_with_every_request(
         up.process.kill()
         assert up.process.wait() == -signal.SIGKILL
         if turn % 2:
-            eventually(lambda: gone(parts))  # noqa: B023
+            eventually(lambda: gone(parts))
         assert not gone([broker])
         died = time.monotonic()
         up = again.enter_context(Up(up.folder))
         seconds.append(time.monotonic() - died)
         assert not gone([broker])
-        eventually(lambda: gone(parts))  # noqa: B023
-        eventually(lambda: status(up, request_id) == "COMPLETED")  # noqa: B023
+        eventually(lambda: gone(parts))
+        eventually(lambda: status(up, request_id) == "COMPLETED")
         assert len(up.family()) == 2
     family = up.family()
     up.process.terminate()

@@ -34,7 +34,7 @@ def master_client(address: Address, **options: Any) -> Redis:  # noqa: ANN401 (r
     return Redis.from_pool(_Pool(address.name, sentinels, **_merged(options, address)))  # type: ignore[no-untyped-call]
 
 
-def async_master_client(address: Address, **options: Any) -> redis.asyncio.Redis:  # noqa: ANN401
+def async_master_client(address: Address, **options: Any) -> redis.asyncio.Redis:  # noqa: ANN401 (those of redis-py)
     retry = AsyncRetry(NoBackoff(), 0)
     sentinels = _AsyncSentinels(address.sentinels, sentinel_kwargs=_of(address, retry))  # type: ignore[no-untyped-call]
     pool = _AsyncPool(address.name, sentinels, **_merged(options, address))  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def step_flops(config: Any, visual_tokens: int, text_lengths: Sequence[int]) -> int:  # noqa: ANN401
+def step_flops(config: Any, visual_tokens: int, text_lengths: Sequence[int]) -> int:  # noqa: ANN401 (diffusers has no types)
     """Operations of one denoising step, after the first.
 
     Args:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch._dynamo import maybe_mark_dynamic
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from models.mochi.network.transformer import Block
+
+_Result = TypeVar("_Result")
 
 MAX_GRAPHS = 64
 """Far above what is needed: if lengths are compiled separately after all, a request waits for the
@@ -45,7 +47,7 @@ def compile_blocks(
         in_halves: compile what is before and after the attention, with twice the graphs: cards that
             share a video exchange tokens there.
     """
-    torch._dynamo.config.recompile_limit = MAX_GRAPHS  # noqa: SLF001
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS  # noqa: SLF001 (has no public name)
     blocks = list(blocks)
     for method in (Block.project, Block.update) if in_halves else (Block.forward,):
         compiled = torch.compile(method, fullgraph=True, backend=backend)
@@ -54,12 +56,12 @@ def compile_blocks(
 
 
 def _run(
-    compiled: Callable[..., Any],
+    compiled: Callable[..., _Result],
     block: nn.Module,
     visual: Tensor,
     text: Tensor,
     *rest: Any,  # noqa: ANN401 (of several methods)
-) -> Any:  # noqa: ANN401
+) -> _Result:
     tables, _, *others = rest
     for tensor in (visual, text, *others):
         maybe_mark_dynamic(tensor, 1)

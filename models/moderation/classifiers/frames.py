@@ -27,7 +27,7 @@ ARCHITECTURE = "ForImageClassification"
 class ImageClassifier:
     """A `FrameJudge` over an image classifier and its image processor."""
 
-    def __init__(self, model: Any, processor: Any, labels: Labels) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, processor: Any, labels: Labels) -> None:  # noqa: ANN401 (of any class)
         self._model = model
         self._processor = processor
         self._labels = labels

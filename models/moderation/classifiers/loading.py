@@ -52,7 +52,7 @@ class Source:
         except (OSError, ValueError, LookupError, TypeError):
             raise self.refusal("its config.json names no architecture") from None
 
-    def read(self, kind: Any, device: torch.device) -> PreTrainedModel:  # noqa: ANN401 (an AutoModel)
+    def read(self, kind: Any, device: torch.device) -> PreTrainedModel:  # noqa: ANN401 (of any class) (an AutoModel)
         """Load the model with all its weights."""
         # float32 is the fastest on a CPU; a GPU uses the dtype of the file.
         dtype = "auto" if device.type == "cuda" else torch.float32

@@ -64,7 +64,7 @@ class Guard:
 
     def __init__(
         self,
-        model: Any,  # noqa: ANN401 (transformers' are not typed)
+        model: Any,  # noqa: ANN401 (of any class) (transformers' are not typed)
         tokenizer: PreTrainedTokenizerBase,
         answers: list[int],
         labels: Labels,

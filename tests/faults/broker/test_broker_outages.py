@@ -175,7 +175,7 @@ def test_f10_an_outage_longer_than_the_lease_lets_nothing_run_twice(
             time.sleep(LEASE_SECONDS + 1)
             busy.send_signal(signal.SIGSTOP)
             stack.broker.start()
-        eventually(lambda: len(events(stack, idle, "broker.back")) > returns)  # noqa: B023
+        eventually(lambda: len(events(stack, idle, "broker.back")) > returns)
         busy.send_signal(signal.SIGCONT)
         assert request_id not in encoded(stack), "the run outlasts the outage"
         assert stack.record(request_id)["status"] == "PROCESSING"
@@ -255,10 +255,10 @@ def test_f08_a_broker_killed_under_many_submits_loses_none_that_was_acknowledged
     with ThreadPoolExecutor(CLIENTS) as threads:
         asking = threads.map(storm.submit, range(submits))
         for number in range(kills):
-            eventually(lambda: len(storm.accepted) >= submits * (number + 1) // (kills + 1))  # noqa: B023
+            eventually(lambda: len(storm.accepted) >= submits * (number + 1) // (kills + 1))
             refused = storm.refused
             kill_broker(stack)
-            eventually(lambda: storm.refused > refused)  # noqa: B023
+            eventually(lambda: storm.refused > refused)
             stack.broker.start()
         list(asking)
     assert storm.refused >= kills

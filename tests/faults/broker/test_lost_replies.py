@@ -108,7 +108,7 @@ def test_f14_a_run_whose_replies_are_lost_has_one_result(
             proxy.lose(command, lost)
         client.assert_made_once(client.submit(steps=20))
         for command in commands:
-            eventually(lambda: proxy.lost[command] == before.get(command, 0) + lost)  # noqa: B023
+            eventually(lambda: proxy.lost[command] == before.get(command, 0) + lost)
 
 
 def test_f14_a_failure_whose_reply_is_lost_is_told_once(client: Client, proxy: LossyProxy) -> None:

@@ -62,7 +62,7 @@ def test_f26_of_a_torn_log_at_most_the_last_request_is_lost(stack: Stack, times:
         assert torn not in kept
     stack.start_worker()
     for request_id in kept:
-        eventually(lambda: is_completed(stack, request_id))  # noqa: B023
+        eventually(lambda: is_completed(stack, request_id))
         assert find(stack.broker.url, request_id).attempt == 1
 
 
@@ -70,7 +70,7 @@ def test_f26_a_result_that_was_torn_off_is_made_again(stack: Stack) -> None:
     worker = stack.start_worker()
     done, torn = submit(stack.broker.url), submit(stack.broker.url)
     for request_id in (done, torn):
-        eventually(lambda: is_completed(stack, request_id))  # noqa: B023
+        eventually(lambda: is_completed(stack, request_id))
     record = stack.record(done)
     kill_broker(stack)
     path = log_of_writes(stack)

@@ -115,7 +115,7 @@ def test_f21_cancelled_at_the_instant_of_the_finish_a_request_ends_one_way_and_s
     ended: dict[str, dict[str, Any]] = {}
     for _ in range(times(3, 50)):
         ids = [client.submit(steps=steps) for _ in range(at_once)]
-        eventually(lambda: all(stack.record(name)["status"] == "PROCESSING" for name in ids))  # noqa: B023
+        eventually(lambda: all(stack.record(name)["status"] == "PROCESSING" for name in ids))
         began = time.monotonic()
         # A worker hears of it up to half a second later.
         moments = sorted(began + length - dice.uniform(-0.05, 0.6) for _ in ids)
@@ -179,7 +179,7 @@ def test_f21_a_cancelled_run_whose_worker_dies_or_stops_ends_cancelled_and_is_no
     for end in ("kill", "terminate"):
         worker = stack.start_worker(fake_step_seconds="3", drain_seconds="0")
         request_id = client.submit()
-        eventually(lambda: stack.record(request_id)["status"] == "PROCESSING")  # noqa: B023
+        eventually(lambda: stack.record(request_id)["status"] == "PROCESSING")
         assert cancel(client, request_id) == ASKED
         assert client.result(request_id) == {}  # its step lasts
         getattr(worker, end)()

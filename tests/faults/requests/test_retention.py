@@ -72,7 +72,7 @@ def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Sta
     others = {failed, cancelled_waiting, cancelled_running}
     for client, ids in ((first, mine), (second, others)):
         for request_id in ids:
-            eventually(lambda: answers(client, request_id) == {404}, seconds=2 * SECONDS)  # noqa: B023
+            eventually(lambda: answers(client, request_id) == {404}, seconds=2 * SECONDS)
     made = {entry["request_id"] for entry in events(stack, worker, "run.completed")}
     assert made == mine
     assert first.http.get(path).status_code == 404

@@ -68,7 +68,7 @@ class Client:
             body = self.ended(request_id)
             assert (body["status"], body["metrics"].get("retry_count")) == ("COMPLETED", None)
             assert self.stack.record(request_id)["attempt"] == "1"
-            eventually(lambda: self._told("run.completed", request_id) == 1, seconds=10)  # noqa: B023
+            eventually(lambda: self._told("run.completed", request_id) == 1, seconds=10)
             assert self._told("run.started", request_id) == runs
             files = [name for name in self.stack.outputs() if request_id in name]
             assert files == [self.stack.record(request_id)["file_name"]]

@@ -118,9 +118,9 @@ def test_f17_a_worker_killed_as_it_repairs_leaves_the_repair_to_another(
             killed = time.monotonic()
             assert find(stack.broker.url, request_id).status is not Status.COMPLETED
             runs = stack.start_worker()
-            eventually(lambda: is_run_by(runs, stack, request_id), seconds=REPAIR_SECONDS)  # noqa: B023
+            eventually(lambda: is_run_by(runs, stack, request_id), seconds=REPAIR_SECONDS)
             seconds.append(time.monotonic() - killed)
-            eventually(lambda: find(stack.broker.url, request_id).status is Status.COMPLETED)  # noqa: B023
+            eventually(lambda: find(stack.broker.url, request_id).status is Status.COMPLETED)
             # The one that was killed right after its repair may have popped the request as well.
             assert find(stack.broker.url, request_id).attempt in {2, 3}
             assert len([name for name in stack.outputs() if request_id in name]) == 1
@@ -131,7 +131,7 @@ def submit_to(worker: subprocess.Popen[bytes], stack: Stack) -> str:
     """A request that `worker` runs. What another takes first is only in the way."""
     while True:
         request_id = submit(stack.broker.url, steps=20)
-        eventually(lambda: find(stack.broker.url, request_id).step >= 2)  # noqa: B023
+        eventually(lambda: find(stack.broker.url, request_id).step >= 2)
         if is_run_by(worker, stack, request_id):
             return request_id
 

@@ -104,14 +104,14 @@ def test_f15_the_finish_of_a_worker_paused_right_before_it_is_refused(
     for _ in range(times(1, 5)):
         zombie = start_struck(stack, "SIGSTOP before worker.store.worker_side:WorkerStore.complete")
         request_id = client.submit()
-        eventually(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_STOPPED)  # noqa: B023
+        eventually(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_STOPPED)
         (late,) = stack.outputs()
         stack.start_worker()
         body = client.ended(request_id)
         record = stack.record(request_id)
         assert set(stack.outputs()) == {late, record["file_name"]}
         zombie.send_signal(signal.SIGCONT)
-        eventually(lambda: "run.late" in stack.log_of(zombie))  # noqa: B023
+        eventually(lambda: "run.late" in stack.log_of(zombie))
         assert (stack.record(request_id), client.result(request_id)) == (record, body)
         assert stack.outputs() == [record["file_name"]]
         assert_made(client, request_id, attempts=2)

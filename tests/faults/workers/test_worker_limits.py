@@ -29,7 +29,7 @@ def test_f19_a_worker_that_hangs_ends_itself_and_its_request_is_tried_twice_agai
     hangs = client.submit("hang")
     for attempt in range(1, times(1, 3) + 1):
         worker = stack.start("worker", environ={"MOCHI_STALL_SECONDS": "1"})
-        eventually(lambda: "run.started" in stack.log_of(worker))  # noqa: B023
+        eventually(lambda: "run.started" in stack.log_of(worker))
         started = time.monotonic()
         assert worker.wait(30) == os.EX_TEMPFAIL
         figure(f"F19: a hang of 1 s ended a worker in {time.monotonic() - started:.1f} s")

@@ -195,7 +195,7 @@ def test_revoking_cancels_what_waits_and_what_runs(
     told = command(stack, "keys", "revoke", key.name)
     assert told == f"Revoked: {key.name} ({key.key_id}).\nCancelled: 3 of its requests.\n"
     for request_id in ids:
-        record = eventually(lambda: _ended(stack, request_id))  # noqa: B023
+        record = eventually(lambda: _ended(stack, request_id))
         assert record["error_code"] == "cancelled"
     assert command(stack, "keys", "revoke", key.key_id).startswith("Revoked: ")
 

@@ -91,7 +91,7 @@ def test_the_time_left_is_about_right_in_a_mixed_queue(
     client, rng = stack.http(), random.Random(1)
     mixed = [(rng.randint(10, 75), rng.choice([1, 7, 25, 52, 90, 120, 160])) for _ in range(50)]
     for request_id in [submit(client, *each) for each in mixed[:5]]:
-        eventually(lambda: status(client, request_id)["status"] == "COMPLETED")  # noqa: B023
+        eventually(lambda: status(client, request_id)["status"] == "COMPLETED")
     open_ids = {submit(client, *each) for each in mixed}
     told: list[tuple[str, float, float]] = []
     while open_ids:

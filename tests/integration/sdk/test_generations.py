@@ -204,7 +204,7 @@ def test_a_deleted_request_leaves_the_history(stack: Stack, sdk: SegmindClient, 
     http = stack.http(key)
     for request_id in (done, running.request_id):
         assert http.delete(f"/v1/videos/{request_id}").status_code == 200
-        eventually(lambda: not stack.record(request_id))  # noqa: B023
+        eventually(lambda: not stack.record(request_id))
     assert sdk.generations.history()["total"] == 0
 
 

@@ -79,7 +79,7 @@ def test_it_receives_the_end_of_each_request_signed(
     }
     done, failed = run(sdk), run(sdk, **{SCENARIO: "fail:no"})
     for request_id, kind in ((done, "request.completed"), (failed, "request.failed")):
-        (call,) = eventually(lambda: there.of(request_id))  # noqa: B023
+        (call,) = eventually(lambda: there.of(request_id))
         body = call.verified(secret(stack, sdk))
         assert (body["type"], body["data"]["request_id"]) == (kind, request_id)
     link = there.of(done)[0].json["data"]["output"]

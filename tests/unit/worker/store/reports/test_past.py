@@ -138,7 +138,7 @@ def test_a_long_history_is_read_in_few_calls(redis: Redis, redis_url: str) -> No
     assert calls(redis) == 1
     for request_id, owner in ((str(MOST), OWNER), ("17", "another")):
         with pytest.raises(RequestNotFoundError):
-            ask(redis_url, lambda it: it.find(request_id, owner))  # noqa: B023
+            ask(redis_url, lambda it: it.find(request_id, owner))
     assert calls(redis) == 0
 
 
