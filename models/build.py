@@ -56,9 +56,9 @@ def build_and_follow(settings: EngineSettings, cache_dir: Path, follower: Follow
 
 
 def build_meter(settings: EngineSettings) -> Meter | None:
-    """The meter of the engine's card; None for an engine on the CPU."""
+    """The meter of the engine's cards; None for an engine on the CPU."""
     if settings.is_mock:
         return None
-    from models.cuda import CudaMeter  # noqa: PLC0415 (as above)
+    from models.cuda import CudaMeter, card  # noqa: PLC0415 (as above)
 
-    return CudaMeter(settings.device)
+    return CudaMeter([card(settings.device, rank) for rank in range(settings.gpus_per_video)])

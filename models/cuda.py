@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -78,23 +78,31 @@ def _is_broken(device: torch.device) -> bool:
     return False
 
 
+def card(device: str, rank: int = 0) -> torch.device:
+    """The card of a rank of a group whose first has `device`, like `cuda` or `cuda:1`."""
+    return torch.device("cuda", (torch.device(device).index or 0) + rank)
+
+
 @dataclass(frozen=True)
 class CudaMeter:
-    """A `Meter` of one CUDA device, like `cuda:1`."""
+    """A `Meter` of CUDA devices, of which this process works on the first."""
 
-    device: str
+    cards: Sequence[torch.device]
 
-    def __call__(self) -> DeviceUse:
-        # Not `mem_get_info`: the allocator's counters can be read from any thread without waiting.
-        return DeviceUse(
-            allocated_bytes=torch.cuda.memory_allocated(self.device),
-            reserved_bytes=torch.cuda.memory_reserved(self.device),
-            total_bytes=torch.cuda.get_device_properties(self.device).total_memory,
-            busy=self._busy(),
+    def __call__(self) -> Sequence[DeviceUse]:
+        own, *others = self.cards
+        # Not `mem_get_info`: the allocator's counters can be read from any thread without waiting,
+        # and those of NVML without memory on the card.
+        use = replace(
+            _use(own),
+            allocated_bytes=torch.cuda.memory_allocated(own),
+            reserved_bytes=torch.cuda.memory_reserved(own),
         )
+        return [use, *map(_use, others)]
 
-    def _busy(self) -> float | None:
-        try:
-            return torch.cuda.utilization(self.device) / 100
-        except Exception:  # noqa: BLE001 (the errors of `nvidia-ml-py`, an optional library)
-            return None
+
+def _use(card: torch.device) -> DeviceUse:
+    used, busy = None, None
+    with contextlib.suppress(Exception):  # the errors of `nvidia-ml-py`, an optional library
+        used, busy = torch.cuda.device_memory_used(card), torch.cuda.utilization(card) / 100
+    return DeviceUse(str(card), torch.cuda.get_device_properties(card).total_memory, used, busy)

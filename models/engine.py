@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -158,17 +158,21 @@ class DeviceUse:
     """The use of a card at one moment.
 
     Attributes:
-        allocated_bytes: of tensors of this process.
-        reserved_bytes: memory that this process holds, including those.
+        device: like `cuda:1`, as this process numbers its cards.
         total_bytes: memory of the card.
         busy: utilisation by all processes, 0 to 1; None without `nvidia-ml-py`.
     """
 
-    allocated_bytes: int
-    reserved_bytes: int
+    device: str
     total_bytes: int
     busy: float | None = None
 
 
-Meter = Callable[[], DeviceUse]
-"""Reads the use of a card, from any thread."""
+Meter = Callable[[], Sequence[DeviceUse]]
+"""Reads the use of all cards that share a video, from any thread. That of this process is first."""
+        used_bytes: by all processes; None without `nvidia-ml-py`.
+        allocated_bytes: of tensors of this process; None for a card of another process.
+        reserved_bytes: memory that this process holds, including those; None likewise.
+    used_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None

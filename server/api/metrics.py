@@ -6,9 +6,8 @@ Metrics of HTTP are counted by each gateway for itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from prometheus_client import generate_latest
 from prometheus_client.core import (
@@ -19,12 +18,11 @@ from prometheus_client.core import (
     Metric,
 )
 
-from models.engine import DeviceUse
 from server.transport.traffic import Traffic
 from worker.billing import MILLION
 from worker.job import FAILURES
 from worker.process.logs import dropped_lines
-from worker.store.reports.statistics import Survey, Times
+from worker.store.reports.statistics import Devices, Survey, Times
 
 STEP = "step"
 """Kept among the stages, but shown as a histogram of its own."""
@@ -102,7 +100,7 @@ class Scrape:
     version: str
     traffic: Traffic
     survey: Survey | None
-    devices: dict[str, DeviceUse]
+    devices: Devices
 
     def text(self) -> bytes:
         return generate_latest(self)
@@ -159,23 +157,30 @@ def _state(survey: Survey) -> Iterator[Metric]:
     yield engines
 
 
-def _devices(devices: dict[str, DeviceUse]) -> Iterator[Metric]:
+def _devices(devices: Devices) -> Iterator[Metric]:
     memory = GaugeMetricFamily(
         "mochi_device_memory_bytes",
-        "GPU memory of a worker: allocated by tensors, reserved by the process, total.",
-        labels=("worker", "kind"),
+        "Memory of each GPU of a worker: total, used by all processes; of the first also allocated "
+        "by tensors, reserved by the worker.",
+        labels=("worker", "gpu", "kind"),
     )
     busy = GaugeMetricFamily(
         "mochi_device_busy_ratio",
-        "Recent share of time in which a worker's GPU was busy.",
-        labels=("worker",),
+        "Recent share of time in which a GPU of a worker was busy.",
+        labels=("worker", "gpu"),
     )
-    for worker, use in devices.items():
-        memory.add_metric((worker, "allocated"), use.allocated_bytes)
-        memory.add_metric((worker, "reserved"), use.reserved_bytes)
-        memory.add_metric((worker, "total"), use.total_bytes)
-        if use.busy is not None:
-            busy.add_metric((worker,), use.busy)
+    for worker, uses in devices.items():
+        for use in uses:
+            for kind, size in (
+                ("total", use.total_bytes),
+                ("used", use.used_bytes),
+                ("allocated", use.allocated_bytes),
+                ("reserved", use.reserved_bytes),
+            ):
+                if size is not None:
+                    memory.add_metric((worker, use.device, kind), size)
+            if use.busy is not None:
+                busy.add_metric((worker, use.device), use.busy)
     yield from (memory, busy)
 
 
@@ -208,7 +213,7 @@ def _histograms(survey: Survey) -> Iterator[Metric]:
     yield _histogram("mochi_stage_seconds", "Stages of runs that made a video.", stages, "stage")
 
 
-def _histogram(name: str, text: str, times: Any, label: str = "") -> Metric:  # noqa: ANN401
+def _histogram(name: str, text: str, times: Mapping[str, Times], label: str = "") -> Metric:
     family = HistogramMetricFamily(name, text, labels=[label] if label else [])
     for of, each in sorted(times.items()):
         family.add_metric([of] if label else [], _buckets(each), each.total_ms / 1000)

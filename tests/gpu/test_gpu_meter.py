@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from models.cuda import CudaMeter
+from models.cuda import CudaMeter, card
 from models.engine import DeviceUse
 
 pytestmark = [
@@ -20,9 +20,22 @@ def test_a_card_is_read_from_another_thread() -> None:
     size = 64 * 2**20
     kept = torch.empty(size, dtype=torch.uint8, device="cuda")
     uses: list[DeviceUse] = []
-    thread = threading.Thread(target=lambda: uses.append(CudaMeter("cuda")()))
+    meter = CudaMeter([card("cuda")])
+    thread = threading.Thread(target=lambda: uses.extend(meter()))
     thread.start()
     thread.join(30)
     (use,) = uses
+    assert use.device == "cuda:0"
+    assert use.allocated_bytes is not None
+    assert use.reserved_bytes is not None
     assert kept.numel() <= use.allocated_bytes <= use.reserved_bytes <= use.total_bytes
+    assert use.used_bytes is None or use.reserved_bytes <= use.used_bytes <= use.total_bytes
     assert use.busy is None or 0 <= use.busy <= 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is only one CUDA device here")
+def test_a_card_of_another_process_is_read_too() -> None:
+    own, other = CudaMeter([card("cuda", rank) for rank in range(2)])()
+    assert (own.device, other.device) == ("cuda:0", "cuda:1")
+    assert (other.allocated_bytes, other.reserved_bytes) == (None, None)
+    assert other.total_bytes > 0

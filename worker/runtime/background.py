@@ -135,13 +135,13 @@ def read_mark(outputs: Outputs, heartbeat: Heartbeat) -> None:
 
 
 def start_gpu_reporter(worker: str, meter: Meter, store: WorkerStore) -> threading.Thread:
-    """Start a thread that reports the GPU's memory and load, until the meter fails."""
+    """Start a thread that reports the GPUs' memory and load, until the meter fails."""
 
     def repeat() -> None:
         while True:
             time.sleep(REPORT_SECONDS)
             try:
-                store.report_device(worker, meter())
+                store.report_devices(worker, meter())
             except BrokerUnavailableError:
                 continue  # the heartbeat logs it
             except Exception:  # noqa: BLE001 (videos need no meter)

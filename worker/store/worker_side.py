@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -18,7 +18,7 @@ from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work, read_paces
 from worker.store import keyspace, scripts
 from worker.store.presence import LiveWorker
-from worker.store.reports.statistics import DEVICE_USE
+from worker.store.reports.statistics import DEVICE_USES
 from worker.store.scripts import outcome, pairs, was_done
 
 _SCRIPTS = (
@@ -132,9 +132,9 @@ class WorkerStore:
         orders = self._run("beat", request_id, *arguments, order, stage, progress)
         return frozenset(outcome(Order, "beat", each) for each in orders)
 
-    def report_device(self, worker: str, use: DeviceUse) -> None:
-        """Publish a worker's GPU use. It expires with a lease."""
-        report = DEVICE_USE.dump_json(use)
+    def report_devices(self, worker: str, uses: Sequence[DeviceUse]) -> None:
+        """Publish the use of a worker's GPUs. It expires with a lease."""
+        report = DEVICE_USES.dump_json(uses)
         with broker_errors():
             self._redis.set(keyspace.device(worker), report, px=self._lease_ms)
 
@@ -265,7 +265,7 @@ class WorkerStore:
         answer = self._run(script, request_id, keyspace.MOST_ATTEMPTS, self._retention_ms, _LOST)
         return None if answer is None else outcome(Recovery, script, answer)
 
-    def _run(self, script: str, request_id: str, *args: str | int) -> Any:  # noqa: ANN401
+    def _run(self, script: str, request_id: str, *args: str | int) -> Any:  # noqa: ANN401 (each has its own answer)
         """Every script takes all keys, and the id before its own arguments."""
         keys = [_as_read(key) for key in keyspace.for_scripts(request_id)]
         with broker_errors():

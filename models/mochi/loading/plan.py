@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from models.cuda import GIB, choose_allocator
+from models.cuda import GIB, card, choose_allocator
 from models.engine import Traits
 from models.errors import EngineBrokenError, EngineUnavailableError
 from models.group import Member
@@ -103,7 +103,7 @@ def plan_loading(
     preflight.check(settings, data_dir)
     choose_allocator()
     try:
-        device, card = _open_card(settings, member.rank if member else 0)
+        device, name = _open_card(settings, member.rank if member else 0)
         kernel = choose_kernel(settings.attention, device)
         free = _free_gib(device, memory_gib)  # before NCCL takes what the profiles of a group count
     except RuntimeError as error:
@@ -137,7 +137,7 @@ def plan_loading(
         device=device,
         memory=memory,
         options=options,
-        traits=Traits(model, card, memory.precision, memory.profile.name, options.lossy),
+        traits=Traits(model, name, memory.precision, memory.profile.name, options.lossy),
         folder=weights.find(settings.weights, settings.revision, data_dir),
         loras=lora.parse(settings.lora),
         ranks=ranks,
@@ -171,17 +171,17 @@ def _exchange_reported() -> Iterator[None]:
 def _open_card(settings: EngineSettings, rank: int) -> tuple[torch.device, str]:
     """Make the card the current device; return it with its name."""
     # With an index, as streams and events are those of the current device.
-    device = torch.device("cuda", (torch.device(settings.device).index or 0) + rank)
+    device = card(settings.device, rank)
     torch.cuda.set_device(device)
-    card = torch.cuda.get_device_name(device)
+    name = torch.cuda.get_device_name(device)
     if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         raise EngineUnavailableError(
-            f"{card} is too old: Mochi needs bfloat16, which GPUs have from the A100 and the RTX "
+            f"{name} is too old: Mochi needs bfloat16, which GPUs have from the A100 and the RTX "
             "30 series on (compute capability 8.0). Choose another with MOCHI_DEVICE=cuda:N."
         )
     if settings.fp8:
         fp8.check(device)
-    return device, card
+    return device, name
 
 
 def _warn_of_others(
@@ -207,8 +207,9 @@ def _warn_of_others(
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether it has AMX or AVX512-BF16; torch has no public function for that."""
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
+    """Whether it has AMX or AVX512-BF16."""
+    cpu = torch.cpu
+    return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())  # noqa: SLF001 (torch has no public function for that)
 
 
 def _free_gib(device: torch.device, memory_gib: float | None) -> float:

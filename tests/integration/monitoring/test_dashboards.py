@@ -79,7 +79,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         client.post("/v1/mochi-1", json=POND)
         client.post("/v1/mochi-1", json=POND, headers={SCENARIO: "fail"})
         (worker,) = fleet(stack.redis)
-        stack.store.report_device(worker.name, DeviceUse(1, 2, 3, 0.5))  # here is no GPU to do so
+        use = DeviceUse("cuda:0", 4, 3, 0.5, 1, 2)  # here is no GPU to report
+        stack.store.report_devices(worker.name, [use])
         text = httpx2.get(f"{stack.url}/metrics").text
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):

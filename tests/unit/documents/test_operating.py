@@ -29,7 +29,7 @@ def _families() -> list[Metric]:
     )
     traffic = Traffic()
     traffic.note({"type": "http", "method": "GET"}, 200, 0.0)
-    scrape = Scrape("1", traffic, survey, {"ann": DeviceUse(1, 2, 3, 0.5)})
+    scrape = Scrape("1", traffic, survey, {"ann": [DeviceUse("cuda:0", 4, 3, 0.5, 1, 2)]})
     families = [family for family in scrape.collect() if family.name.startswith("mochi")]
     assert all(family.samples for family in families)
     return families

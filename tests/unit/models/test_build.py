@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from models.build import build_engine
+from models.build import build_engine, build_meter
+from models.cuda import CudaMeter
 from models.mock.fake_engine import FakeEngine
 from models.settings import EngineSettings
 
@@ -94,3 +95,17 @@ def test_python_without_docstrings_is_refused_with_the_remedy() -> None:
         [sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
     assert "EngineUnavailableError: Python leaves out docstrings" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "cards"),
+    [("cuda", 1, ["cuda:0"]), ("cuda:1", 1, ["cuda:1"]), ("cuda:2", 2, ["cuda:2", "cuda:3"])],
+)
+def test_the_meter_reads_every_card_of_a_group(device: str, gpus: int, cards: list[str]) -> None:
+    meter = build_meter(EngineSettings(device=device, gpus_per_video=gpus))
+    assert isinstance(meter, CudaMeter)
+    assert list(map(str, meter.cards)) == cards
+
+
+def test_mock_weights_have_no_meter() -> None:
+    assert build_meter(EngineSettings(mock=True)) is None

@@ -21,8 +21,12 @@ from worker.store import keyspace, scripts
 from worker.store.presence import LiveWorker, read_all
 from worker.store.scripts import pairs
 
-DEVICE_USE = TypeAdapter(DeviceUse)
-"""Reads and writes a GPU report."""
+DEVICE_USES: TypeAdapter[Sequence[DeviceUse]] = TypeAdapter(Sequence[DeviceUse])
+"""Reads and writes a worker's GPU report."""
+
+
+Devices = Mapping[str, Sequence[DeviceUse]]
+"""The use of GPUs by the name of their worker."""
 
 
 @dataclass
@@ -102,12 +106,12 @@ class Survey:
         """Redis keys of the workers' GPU reports."""
         return [keyspace.device(worker.name) for worker in self.workers]
 
-    def devices(self, reports: Sequence[str | bytes | None]) -> dict[str, DeviceUse]:
+    def devices(self, reports: Sequence[str | bytes | None]) -> Devices:
         """GPU use by worker name, from the values of `device_keys`; left out without a report."""
         uses = {}
         for worker, report in zip(self.workers, reports, strict=True):
             with suppress(ValidationError):
-                uses[worker.name] = DEVICE_USE.validate_json(report or "")
+                uses[worker.name] = DEVICE_USES.validate_json(report or "")
         return uses
 
 
@@ -118,7 +122,7 @@ class Statistics:
         self._redis = redis
         self._survey = redis.register_script(scripts.source("survey"))
 
-    async def read(self) -> tuple[Survey, dict[str, DeviceUse]]:
+    async def read(self) -> tuple[Survey, Devices]:
         """The present figures, and GPU use by worker name. Raises BrokerUnavailableError."""
         with broker_errors():
             survey = Survey.of(await self._survey(keyspace.for_scripts()))

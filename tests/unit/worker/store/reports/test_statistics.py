@@ -21,11 +21,14 @@ from worker.runtime.background import start_gpu_reporter
 from worker.runtime.run import Run, timed
 from worker.store import keyspace
 from worker.store.fleet import survey
-from worker.store.reports.statistics import Survey, Times
+from worker.store.reports.statistics import Devices, Survey, Times
 from worker.store.webhooks.deliveries import Deliveries, State
 from worker.store.worker_side import Lease, Result, WorkerStore
 
-USE = DeviceUse(allocated_bytes=1, reserved_bytes=2, total_bytes=3, busy=0.5)
+USES = [
+    DeviceUse("cuda:0", 4, used_bytes=3, busy=0.5, allocated_bytes=1, reserved_bytes=2),
+    DeviceUse("cuda:1", 4),
+]
 
 
 @pytest.fixture
@@ -129,7 +132,7 @@ def test_webhooks_are_counted_as_owed_and_by_what_became_of_them(
         for _ in range(3)
     ]
     for name in ids:
-        ask_gateway(redis_url, lambda it: it.cancel(name, OWNER))  # noqa: B023
+        ask_gateway(redis_url, lambda it: it.cancel(name, OWNER))
 
     async def tell() -> None:
         async with connect_gateway(redis_url) as client:
@@ -143,7 +146,7 @@ def test_webhooks_are_counted_as_owed_and_by_what_became_of_them(
     assert survey(redis).due_webhooks == 1
     assert counts(redis, "webhooks") == {"delivered": 1, "given_up": 1}
     for name in ids:
-        ask_gateway(redis_url, lambda it: it.delete(name, OWNER))  # noqa: B023
+        ask_gateway(redis_url, lambda it: it.delete(name, OWNER))
     assert survey(redis).due_webhooks == 0
     assert counts(redis, "webhooks") == {"delivered": 1, "given_up": 1}
 
@@ -171,26 +174,26 @@ def test_the_oldest_that_waits_is_found_wherever_it_stands(
     assert (now.waiting, now.running) == (6, 0)
 
 
-def test_a_worker_tells_how_much_of_its_card_it_uses(
+def test_a_worker_tells_how_much_of_each_of_its_cards_is_used(
     store: WorkerStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "REPORT_SECONDS", 0.01)
     store.beat(live("ann"))
     store.beat(live("bob"))
 
-    def devices() -> dict[str, DeviceUse]:
+    def devices() -> Devices:
         now = survey(redis)
         told = [redis.get(key) for key in now.device_keys]
         return now.devices([None if text is None else str(text) for text in told])
 
-    readings = iter([USE])  # a card that then cannot be read any more
+    readings = iter([USES])  # a card that then cannot be read any more
     thread = start_gpu_reporter("ann", lambda: next(readings), store)
     thread.join(10)
     assert not thread.is_alive()
-    assert devices() == {"ann": USE}
+    assert devices() == {"ann": USES}
     assert 0 < redis.pttl(keyspace.device("ann")) <= 10_000
     redis.set(keyspace.device("bob"), "nonsense")
-    assert devices() == {"ann": USE}
+    assert devices() == {"ann": USES}
 
 
 def test_what_another_version_has_counted_is_not_lost() -> None:
