@@ -13,10 +13,10 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.mock.card_speed import FORM as MOCK_SPEED_FORM
-from models.mock.card_speed import INSTANT, PEAK_TFLOPS
+from models.mock.card_speed import INSTANT, PEAK_TFLOPS, SPEEDUPS
 
 ENV_PREFIX = "MOCHI_"
-GROUP_SIZES = (1, 2, 4, 6, 8)
+GROUP_SIZES = tuple(SPEEDUPS)
 _WITHOUT_REAL_WEIGHTS = frozenset(
     {
         *("mock", "mock_weights", "engine", "step_cache", "fake_step_seconds", "mock_speed"),
@@ -197,7 +197,8 @@ class EngineSettings(BaseSettings):
         pattern=MOCK_SPEED_FORM,
         description=(
             "Simulated speed without real weights: `instant`, or the estimate for a GPU "
-            f"({', '.join(f'`{card}`' for card in PEAK_TFLOPS)}); `h100/60` is sixty times faster."
+            f"({', '.join(f'`{card}`' for card in PEAK_TFLOPS)}), or for as many as "
+            "MOCHI_GPUS_PER_VIDEO says; `h100/60` is sixty times faster."
         ),
     )
 

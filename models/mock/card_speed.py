@@ -10,6 +10,8 @@ PEAK_TFLOPS = {"h100": 989.0, "h200": 989.0, "a100": 312.0, "l40s": 362.0, "4090
 """Of dense products in bfloat16, by the data sheets."""
 SUSTAINED = 0.6
 """Share of the peak. Published engines reach 0.5 to 0.65 on Mochi; this one is not measured."""
+SPEEDUPS = {1: 1.0, 2: 2.0, 4: 3.8, 6: 5.5, 8: 7.2}
+"""By GPUs that share a video: the estimate for 49 frames and NVLink 4 in docs/performance.md."""
 INSTANT = "instant"
 FORM = rf"^({INSTANT}|({'|'.join(PEAK_TFLOPS)})(/[1-9][0-9]{{0,3}})?)$"
 
@@ -27,12 +29,12 @@ class MockSpeed:
     tflops: float | None = None
 
     @classmethod
-    def parse(cls, text: str) -> MockSpeed:
-        """Parse the setting, which matches `FORM`."""
+    def parse(cls, text: str, gpus: int = 1) -> MockSpeed:
+        """Parse the setting, which matches `FORM`, for as many GPUs that share a video."""
         card, _, times = text.partition("/")
         if card == INSTANT:
             return cls()
-        return cls(PEAK_TFLOPS[card] * SUSTAINED * int(times or 1))
+        return cls(PEAK_TFLOPS[card] * SUSTAINED * SPEEDUPS[gpus] * int(times or 1))
 
     def step_seconds(self, params: GenerateParams) -> float:
         if self.tflops is None:

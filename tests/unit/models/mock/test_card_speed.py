@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from models.mock.card_speed import INSTANT, PEAK_TFLOPS, SUSTAINED, MockSpeed, forward_tflop
+from models.mock.card_speed import (
+    INSTANT,
+    PEAK_TFLOPS,
+    SPEEDUPS,
+    SUSTAINED,
+    MockSpeed,
+    forward_tflop,
+)
 from models.params import GenerateParams
+from tests.bench.engine_counts.groups import NVLINK, Shape, step_seconds
 
 TFLOP = {49: 282, 85: 603, 160: 1668}
 """Of one pass through the transformer, by frames asked for: as counted on the full-size model."""
@@ -23,6 +31,13 @@ def test_the_cost_of_a_pass_is_what_was_counted(frames: int, tflop: float) -> No
 def test_a_step_is_two_passes_at_the_rate_that_a_card_sustains() -> None:
     seconds = MockSpeed.parse("h100").step_seconds(ask(49))
     assert seconds == pytest.approx(2 * TFLOP[49] / (SUSTAINED * 989), rel=0.01)
+
+
+@pytest.mark.parametrize("gpus", SPEEDUPS)
+def test_gpus_that_share_a_video_are_as_fast_as_the_estimate_for_them(gpus: int) -> None:
+    alone, shared = (MockSpeed.parse("h100", each).step_seconds(ask(49)) for each in (1, gpus))
+    expected = step_seconds(Shape(14_310), 1, NVLINK) / step_seconds(Shape(14_310), gpus, NVLINK)
+    assert alone / shared == pytest.approx(expected, abs=0.05)
 
 
 def test_every_card_takes_longer_for_more_frames_and_a_part_of_it_when_compressed() -> None:
