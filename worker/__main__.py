@@ -79,7 +79,12 @@ def main() -> int:
 
 
 def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: Notifier) -> int:
-    """Load the model, and work until told to stop. Returns the exit status."""
+    """Load the model, and work until told to stop.
+
+    Returns:
+        The exit status: 0 when told to stop, 78 (`EX_CONFIG`) where only a change of settings or of
+        this machine helps, else 75 (`EX_TEMPFAIL`): another start may help.
+    """
     try:
         check_schema_at_start(settings.redis_url)
         tracing = start_tracing(os.environ, "mochi-server-worker", name)
@@ -114,7 +119,7 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: No
     )
     tracing.stop()
     _log.info("worker.stopped")
-    return 0 if was_told else 1
+    return 0 if was_told else os.EX_TEMPFAIL
 
 
 def usable_outputs(settings: WorkerSettings) -> Outputs:

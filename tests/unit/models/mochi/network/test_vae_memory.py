@@ -158,6 +158,19 @@ def test_a_card_of_a_group_needs_two_frames_more_at_most(
     assert peak(decoder, 12) < most
 
 
+@pytest.mark.parametrize("frames", [1, 2, 6])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_past_of_a_first_chunk_is_stored_whether_computed_or_received(
+    rank: int, frames: int
+) -> None:
+    own = torch.randn(1, frames, 4, 6, 8)
+    past = CardOfGroup(rank).past(own, None)
+    assert past.shape == (1, 2, 4, 6, 8)
+    assert past.is_contiguous()
+    if rank == 0:
+        assert torch.equal(past, own[:, :1].expand_as(past))
+
+
 @pytest.mark.parametrize(("rank", "size"), [(None, 2.69), (0, 2.64), (1, 2.64)])
 def test_caches_at_full_size_are_overwritten_and_not_doubled(rank: int | None, size: float) -> None:
     decoder = full_size(torch.bfloat16, 1)
