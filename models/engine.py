@@ -16,6 +16,12 @@ It may raise to abandon the generation. An engine passes the exception on.
 """
 
 
+EncodeAhead = Callable[[GenerateParams], object]
+"""Encodes the texts of a later request, so that `Engine.generate` need not: from another thread,
+during `generate`. It changes no video. Whatever it raises may be ignored.
+"""
+
+
 @dataclass(frozen=True)
 class Clip:
     """A video before encoding.
@@ -127,6 +133,11 @@ class Engine(Protocol):
         """Model, device and precision."""
         ...
 
+    @property
+    def encode_ahead(self) -> EncodeAhead | None:
+        """None where it would take time of the card that `generate` works on."""
+        ...
+
     def generate(
         self,
         params: GenerateParams,
@@ -160,19 +171,19 @@ class DeviceUse:
     Attributes:
         device: like `cuda:1`, as this process numbers its cards.
         total_bytes: memory of the card.
+        used_bytes: by all processes; None without `nvidia-ml-py`.
         busy: utilisation by all processes, 0 to 1; None without `nvidia-ml-py`.
+        allocated_bytes: of tensors of this process; None for a card of another process.
+        reserved_bytes: memory that this process holds, including those; None likewise.
     """
 
     device: str
     total_bytes: int
+    used_bytes: int | None = None
     busy: float | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
 
 
 Meter = Callable[[], Sequence[DeviceUse]]
 """Reads the use of all cards that share a video, from any thread. That of this process is first."""
-        used_bytes: by all processes; None without `nvidia-ml-py`.
-        allocated_bytes: of tensors of this process; None for a card of another process.
-        reserved_bytes: memory that this process holds, including those; None likewise.
-    used_bytes: int | None = None
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None

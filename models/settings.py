@@ -20,7 +20,7 @@ GROUP_SIZES = tuple(SPEEDUPS)
 _WITHOUT_REAL_WEIGHTS = frozenset(
     {
         *("mock", "mock_weights", "engine", "step_cache", "fake_step_seconds", "mock_speed"),
-        "gpus_per_video",
+        *("gpus_per_video", "encode_ahead"),
     }
 )
 """Settings that engines without real weights use."""
@@ -165,6 +165,13 @@ class EngineSettings(BaseSettings):
     precision: Literal["auto", "reference", "bf16"] = Field(
         default="auto",
         description="`reference`: T5 in float32, as Genmo; `auto` picks it where it fits.",
+    )
+    encode_ahead: bool = Field(
+        default=True,
+        description=(
+            "Where T5 works on the CPU: during a run, encode the prompt of the next request, with "
+            "CPU time that nothing else wants."
+        ),
     )
     attention: Literal["auto", "cudnn", "fa3", "fa4", "flash", "efficient", "math"] = Field(
         default="auto", description="The attention kernel; `auto` picks the fastest for the GPU."

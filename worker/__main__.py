@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from functools import partial
+from typing import NoReturn
 
 import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
@@ -41,6 +42,7 @@ from worker.process.telemetry import start_tracing
 from worker.runtime.background import (
     loading,
     read_mark,
+    start_encoding_ahead,
     start_gpu_reporter,
     start_mark_reader,
     start_sweeper,
@@ -64,7 +66,7 @@ RETRY_SECONDS = 1.0
 _log = structlog.get_logger()
 
 
-def main() -> int:
+def main() -> NoReturn:
     name = new_worker_name()
     configure_logs(worker=name)
     notifier = Notifier.take(os.environ)
@@ -73,9 +75,9 @@ def main() -> int:
     settings = WorkerSettings()
     with leading(settings) as leader:
         status = run(name, settings, leader, notifier)
-    if leader is not None:
-        end_at_once(status)  # destructors of a group may wait for a broken card without end
-    return status
+    # Destructors of a group may wait for a broken card without end, and Python aborts at its exit
+    # where a thread is at work in torch.
+    end_at_once(status)
 
 
 def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: Notifier) -> int:
@@ -195,6 +197,8 @@ def work(
     read_mark(outputs, heartbeat)
     start_mark_reader(outputs, heartbeat)
     start_sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds)
+    if settings.encode_ahead and engine.encode_ahead is not None:
+        start_encoding_ahead(engine.encode_ahead, brief_store, heartbeat, stop)
     if meter is not None:
         start_gpu_reporter(name, meter, brief_store)
     heartbeat.start()
@@ -215,4 +219,4 @@ def _store(settings: WorkerSettings, redis: Client) -> WorkerStore:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

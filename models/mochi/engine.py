@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from models.cuda import translate_gpu_errors
-from models.engine import Checkpoints, Clip, OnStep, Previews, Traits
+from models.engine import Checkpoints, Clip, EncodeAhead, OnStep, Previews, Traits
 from models.errors import OutOfMemoryError
 from models.mochi.checkpoint import LatentsKeeper
 from models.mochi.denoise import Schedule, denoise
@@ -65,6 +65,11 @@ class MochiEngine:
     origin: str = ""
     ranks: Ranks = ALONE
 
+    @property
+    def encode_ahead(self) -> EncodeAhead | None:
+        """None where T5 works on the card."""
+        return self._encode_ahead if self.text_encoder.works_on_cpu else None
+
     def generate(
         self,
         params: GenerateParams,
@@ -99,13 +104,12 @@ class MochiEngine:
                 pass
 
     def _prompts(self, params: GenerateParams) -> dict[str, Prompt]:
-        return {
-            name: self.ranks.prompt(text, self.text_encoder.encode)
-            for name, text in (
-                ("negative_prompt", params.negative_prompt),
-                ("prompt", params.prompt),
-            )
-        }
+        encode = self.text_encoder.encode
+        return {name: self.ranks.prompt(text, encode) for name, text in _texts(params).items()}
+
+    def _encode_ahead(self, params: GenerateParams) -> None:
+        for text in _texts(params).values():
+            self.text_encoder.encode(text)
 
     def _denoise(
         self,
@@ -162,6 +166,10 @@ class MochiEngine:
             f"The GPU has too little memory for {params.frames} frames. Ask for fewer frames"
             f"{self.remedy}."
         )
+
+
+def _texts(params: GenerateParams) -> dict[str, str]:
+    return {"negative_prompt": params.negative_prompt, "prompt": params.prompt}
 
 
 def _warnings(prompts: dict[str, Prompt]) -> Iterator[str]:

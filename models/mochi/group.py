@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import torch
 
-from models.engine import Checkpoints, Clip, OnStep, Previews, Traits
+from models.engine import Checkpoints, Clip, EncodeAhead, OnStep, Previews, Traits
 from models.errors import EngineBrokenError, OutOfMemoryError
 from models.group import FULL, LOADED, OUT_OF_MEMORY, Abandoned, Follower, Leader
 from models.mochi.engine import MochiEngine
@@ -35,6 +35,11 @@ class GroupEngine:
     @property
     def traits(self) -> Traits:
         return replace(self._engine.traits, gpus=self._leader.size)
+
+    @property
+    def encode_ahead(self) -> EncodeAhead | None:
+        """Of rank 0, which gives the others what it has encoded when their video begins."""
+        return self._engine.encode_ahead
 
     def generate(
         self,

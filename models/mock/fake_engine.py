@@ -29,6 +29,10 @@ class FakeEngine:
         """See `Engine`."""
         return Traits("light mock", "CPU", "none", is_mock=True)
 
+    @property
+    def encode_ahead(self) -> None:
+        """It has no text encoder."""
+
     def generate(
         self,
         params: GenerateParams,

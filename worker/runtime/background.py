@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +13,10 @@ from uuid import uuid4
 
 import structlog
 
-from models.engine import Meter
+from models.engine import EncodeAhead, Meter
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.outputs.base import MARK_SECONDS, Outputs
+from worker.process.shutdown import Stop
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
 from worker.store.keyspace import LOADING_SECONDS, RECONCILE_SECONDS
@@ -23,6 +26,9 @@ SWEEP_SECONDS = 30.0
 CLAIMED = 0.9
 """Share of this time that a sweep is claimed for, so that a lone process sweeps each time."""
 REPORT_SECONDS = 2.0
+PEEK_SECONDS = 1.0
+LEAST_PRIORITY = 19
+"""Of Unix: the nicest."""
 
 _log = structlog.get_logger()
 
@@ -132,6 +138,49 @@ def read_mark(outputs: Outputs, heartbeat: Heartbeat) -> None:
         _log.warning("outputs.away", reason=str(error))
     else:
         heartbeat.worker = replace(heartbeat.worker, store=mark)
+
+
+def start_encoding_ahead(
+    encode: EncodeAhead, store: WorkerStore, heartbeat: Heartbeat, stop: Stop
+) -> threading.Thread:
+    """Start a thread that encodes, while a request runs, the texts of the one that is next.
+
+    The pop still decides: if another worker takes the request, or one comes before it, the work is
+    lost. It takes CPU time that nothing else wants, and ends when the worker drains.
+    """
+
+    def repeat() -> None:
+        _give_way()
+        latest = ""
+        while not stop.draining:
+            time.sleep(PEEK_SECONDS)
+            run = heartbeat.current_run
+            if run is None or not run.steps:  # it still encodes its own
+                continue
+            try:
+                request_id, params = store.peek() or ("", None)
+                if params is None or request_id == latest:
+                    continue
+                latest = request_id
+                began = time.perf_counter()
+                encode(params)
+            except BrokerUnavailableError:
+                continue  # the heartbeat logs it
+            except Exception as error:  # noqa: BLE001 (the run of that request encodes them, then)
+                _log.debug("prompt.not_encoded_ahead", reason=type(error).__name__)
+            else:
+                seconds = round(time.perf_counter() - began, 3)
+                _log.info("prompt.encoded_ahead", request_id=request_id, seconds=seconds)
+
+    thread = threading.Thread(target=repeat, name="encode-ahead", daemon=True)
+    thread.start()
+    return thread
+
+
+def _give_way() -> None:
+    """Let all other threads go first. Those that torch starts for this one do as it does."""
+    if sys.platform == "linux":  # elsewhere a priority is that of the process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
 
 
 def start_gpu_reporter(worker: str, meter: Meter, store: WorkerStore) -> threading.Thread:

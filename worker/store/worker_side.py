@@ -11,6 +11,7 @@ from typing import Any
 from redis import Redis
 
 from models.engine import DeviceUse, Traits
+from models.params import GenerateParams
 from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
 from worker.errors import OtherStoreError
@@ -23,7 +24,7 @@ from worker.store.scripts import outcome, pairs, was_done
 
 _SCRIPTS = (
     *("start", "beat", "finish", "requeue", "reap", "recover"),
-    *("overdue", "note_pace", "preview"),
+    *("overdue", "note_pace", "preview", "peek"),
 )
 _LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
 
@@ -92,6 +93,11 @@ class WorkerStore:
         self._lease_ms = round(lease_seconds * 1000)
         self._retention_ms = round(retention_seconds * 1000)
         self._scripts = {name: redis.register_script(scripts.source(name)) for name in _SCRIPTS}
+
+    def peek(self) -> tuple[str, GenerateParams] | None:
+        """Id and parameters of the request that the next pop takes, if nothing changes before."""
+        found = self._run("peek", "")
+        return None if found is None else (found[0], GenerateParams.model_validate_json(found[1]))
 
     def start(self, lease: Lease, worker: str, store_mark: str = "", gpus: int = 1) -> Job | None:
         """QUEUED -> PROCESSING. None when the request is gone, has ended, or runs elsewhere.

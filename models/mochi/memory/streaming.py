@@ -19,8 +19,11 @@ def pin(module: nn.Module) -> None:
 
 @contextmanager
 def visit(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Hold the weights of `module` on `device` inside. They are never copied back."""
-    home = [(parameter, parameter.data) for parameter in module.parameters()]
+    """Hold the weights of `module` on `device` inside. They are never copied back.
+
+    Those that live there are not touched: another thread may work with them.
+    """
+    home = [(each, each.data) for each in module.parameters() if each.device != device]
     try:
         for parameter, data in home:
             parameter.data = data.to(device, non_blocking=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -35,7 +36,11 @@ class Prompt:
 
 
 class TextEncoder:
-    """T5 with a cache of the latest embeddings, as most negative prompts repeat."""
+    """T5 with a cache of the latest embeddings, as most negative prompts repeat.
+
+    Attributes:
+        works_on_cpu: whether prompts can be encoded while the card works on a video.
+    """
 
     def __init__(
         self,
@@ -58,27 +63,40 @@ class TextEncoder:
         encoder.requires_grad_(False)  # noqa: FBT003 (torch's own signature)
         encoder.to(lives_on)  # type: ignore[arg-type]
         self._device = works_on
+        self.works_on_cpu = works_on.type == "cpu"
+        if self.works_on_cpu:
+            # Not by SDPA: another thread's `use_kernel` counts in all of the process.
+            encoder.set_attn_implementation("eager")
         if lives_on != works_on:
             pin(encoder)
         self._kept: OrderedDict[str, Prompt] = OrderedDict()
+        self._lock = Lock()
+        """Of `_kept`, and of the tokenizer, which keeps whether it cuts."""
 
     def encode(self, text: str) -> Prompt:
-        """Encode a text. An empty one has no tokens at all, as in Genmo's code."""
-        prompt = self._kept.pop(text, None) or self._encode(text)
-        self._kept[text] = prompt
-        if len(self._kept) > MAX_KEPT:
-            self._kept.popitem(last=False)
+        """Encode a text. An empty one has no tokens at all, as in Genmo's code.
+
+        On the CPU, two threads may do so at once. None waits for the work of the other.
+        """
+        with self._lock:
+            prompt = self._kept.pop(text, None)
+        prompt = prompt or self._encode(text)
+        with self._lock:
+            self._kept[text] = prompt
+            if len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
         return prompt
 
     def _encode(self, text: str) -> Prompt:
         if not text:
             width = self._encoder.config.d_model
             return Prompt(torch.empty(0, width, dtype=self._encoder.dtype, device=self._device), 0)
-        tokens = len(self._tokenizer(text).input_ids)
-        # The tokenizer cuts the text, but keeps the end mark.
-        ids = self._tokenizer(
-            text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        ).input_ids
+        with self._lock:
+            tokens = len(self._tokenizer(text).input_ids)
+            # The tokenizer cuts the text, but keeps the end mark.
+            ids = self._tokenizer(
+                text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            ).input_ids
         with visit(self._encoder, self._device):
             embedding = self._encoder(ids.to(self._device)).last_hidden_state[0]
         return Prompt(embedding, tokens)

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from models.engine import Checkpoints, Clip, Engine, OnStep, Previews, Traits
+from models.engine import Checkpoints, Clip, EncodeAhead, Engine, OnStep, Previews, Traits
 from models.mochi.parts import Parts
 from models.mochi.synthetic.values import random_values
 from models.mock.scene import Scene
@@ -51,6 +51,11 @@ class MockEngine:
     @property
     def traits(self) -> Traits:
         return self._engine.traits
+
+    @property
+    def encode_ahead(self) -> EncodeAhead | None:
+        encode = self._engine.encode_ahead
+        return encode and (lambda params: encode(condensed(params)))
 
     def generate(
         self,

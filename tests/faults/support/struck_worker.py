@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from importlib import import_module
 from typing import Any
 
@@ -40,4 +39,4 @@ def strike(order: str) -> None:
 
 if __name__ == "__main__":
     strike(os.environ["STRIKE"])
-    sys.exit(main())
+    main()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread, current_thread
 from typing import Any
 
 import pytest
@@ -16,11 +18,12 @@ from models.errors import EngineBrokenError, OutOfMemoryError
 from models.example import EXAMPLE_REQUEST
 from models.mochi.engine import MochiEngine
 from models.mochi.loading.load import load
+from models.mochi.network.text_encoder import TextEncoder
 from models.mochi.synthetic import mock
 from models.mock.scene import Scene
 from models.params import HEIGHT, WIDTH, GenerateParams
 from models.settings import EngineSettings
-from tests.support.models.mock_mochi import bare, frames_of, ignore, params
+from tests.support.models.mock_mochi import CPU, bare, frames_of, ignore, params
 
 stock = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
 """For tests that run diffusers' own transformer, whose autocast a CPU does not need."""
@@ -63,6 +66,33 @@ def test_the_same_parameters_give_the_same_frames_after_a_restart(
 ) -> None:
     again = load(EngineSettings(mock=True), cache_dir)
     assert frames_of(again, params()) == frames_of(engine, params())
+
+
+def test_a_prompt_that_was_encoded_during_another_video_changes_no_byte(checkpoint: Path) -> None:
+    first, second = params(negative_prompt="blurry"), params(prompt="a dog", negative_prompt="dim")
+    engine, worked_in = bare(checkpoint), []
+
+    def encode(step: int, _total: int) -> None:
+        if step == 5:
+            assert engine.encode_ahead
+            ahead = Thread(target=engine.encode_ahead, args=(second,), name="ahead")
+            ahead.start()
+            ahead.join()
+
+    engine.text_encoder._encoder.register_forward_hook(
+        lambda *_: worked_in.append(current_thread().name)
+    )
+    frames = [list(engine.generate(first, encode).frames), frames_of(engine, second)]
+    here = current_thread().name
+    assert worked_in == [here, here, "ahead", "ahead"]
+    assert frames == [frames_of(bare(checkpoint), asked) for asked in (first, second)]
+
+
+def test_nothing_is_encoded_ahead_on_the_card_that_makes_a_video(checkpoint: Path) -> None:
+    encoder = bare(checkpoint).text_encoder
+    meta = torch.device("meta")
+    texts = TextEncoder(encoder._tokenizer, encoder._encoder, lives_on=CPU, works_on=meta)
+    assert replace(bare(checkpoint), text_encoder=texts).encode_ahead is None
 
 
 @pytest.mark.parametrize(

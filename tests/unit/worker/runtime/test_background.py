@@ -1,18 +1,28 @@
-"""The sweep of videos, with the real store and real files."""
+"""What goes on beside the runs of a worker, with the real store and real files."""
 
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
 
+import pytest
 from redis import Redis
+from structlog.testing import capture_logs
 
-from tests.support.jobs import submit
+from models.params import GenerateParams
+from tests.support.jobs import find, params, pop, submit
 from tests.support.stack import eventually
+from tests.unit.worker.support.desk import Desk, Hooked
+from worker.job import Status
 from worker.outputs.base import MARKER
 from worker.outputs.local import LocalOutputs
-from worker.runtime.background import sweep
+from worker.runtime import background
+from worker.runtime.background import LEAST_PRIORITY, start_encoding_ahead, sweep
 from worker.store.worker_side import WorkerStore
 
 RETENTION_SECONDS = 60.0
@@ -65,3 +75,92 @@ def test_one_of_many_workers_lists_a_shared_store_at_a_time(
     assert [sweep_by(store, shared) for store in stores] == [True, False, False]
     assert sweep_by(stores[0], other)
     eventually(lambda: sweep_by(stores[1], shared))  # the claim expires: its holder may be dead
+
+
+# Prompts that are encoded ahead
+
+
+class Ahead:
+    """A worker that has begun a run, and then waits; and what it encodes meanwhile."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.encoded: list[GenerateParams] = []
+        self.priorities: set[int] = set()
+        self.fails = False
+        self._goes_on = Event()
+        submit(desk.url, "the first")
+        request_id = pop(desk.redis)
+        runner = desk.runner(Hooked(lambda _: self._goes_on.wait()))
+        self.run = Thread(target=runner.run, args=(request_id,))
+        self.thread = start_encoding_ahead(self._encode, desk.store, desk.heartbeat, desk.stop)
+
+    def _encode(self, asked: GenerateParams) -> None:
+        self.encoded.append(asked)
+        self.priorities.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        if self.fails:
+            raise RuntimeError(asked.prompt)
+
+    def finish(self) -> None:
+        self._goes_on.set()
+        self.run.join()
+        self.desk.stop.draining = True
+        self.thread.join()
+
+
+@pytest.fixture
+def ahead(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
+    monkeypatch.setattr(background, "PEEK_SECONDS", 0.01)
+    ahead = Ahead(desk)
+    yield ahead
+    if ahead.run.ident:
+        ahead.finish()
+
+
+def test_only_while_a_request_runs_the_next_is_encoded_once(ahead: Ahead) -> None:
+    submit(ahead.desk.url, "the second")
+    time.sleep(0.1)
+    assert not ahead.encoded
+    ahead.run.start()
+    eventually(lambda: ahead.encoded == [params("the second")])
+    submit(ahead.desk.url, "the third")  # behind it
+    time.sleep(0.1)
+    assert ahead.encoded == [params("the second")]
+    pop(ahead.desk.redis)  # by another worker
+    eventually(lambda: ahead.encoded[1:] == [params("the third")])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_what_is_encoded_ahead_gives_way_to_all_else(ahead: Ahead) -> None:
+    submit(ahead.desk.url)
+    ahead.run.start()
+    eventually(lambda: ahead.priorities == {LEAST_PRIORITY})
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) != LEAST_PRIORITY
+
+
+def test_a_prompt_that_cannot_be_encoded_ahead_disturbs_nothing(ahead: Ahead) -> None:
+    ahead.fails = True
+    with capture_logs() as logs:
+        failed = submit(ahead.desk.url, "a secret")
+        ahead.run.start()
+        eventually(lambda: ahead.encoded)
+        ahead.desk.redis.delete(f"mochi:request:{failed}")  # nor does a record that is gone
+        submit(ahead.desk.url, "another")
+        pop(ahead.desk.redis)
+        eventually(lambda: params("another") in ahead.encoded)
+        ahead.finish()
+    seen = [log for log in logs if log["event"] == "prompt.not_encoded_ahead"]
+    assert {log["log_level"] for log in seen} == {"debug"}
+    assert "secret" not in str(logs)
+    assert "run.completed" in [log["event"] for log in logs]
+
+
+def test_a_worker_that_drains_encodes_nothing_more(ahead: Ahead) -> None:
+    ahead.run.start()
+    eventually(lambda: ahead.desk.heartbeat.current_run)
+    ahead.desk.stop.draining = True
+    ahead.thread.join(60)
+    assert not ahead.thread.is_alive()
+    request_id = submit(ahead.desk.url)
+    assert find(ahead.desk.url, request_id).status is Status.QUEUED
+    assert not ahead.encoded

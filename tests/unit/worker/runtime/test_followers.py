@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryFile
-from typing import Any
+from threading import Thread, current_thread
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -14,9 +17,16 @@ import pytest
 from models.build import build_engine
 from models.engine import Engine, Picture
 from models.errors import EngineError
+from models.group import LOADED, OUT_OF_MEMORY, Leader
+from models.mochi.group import GroupEngine
 from models.params import GenerateParams
+from tests.support.jobs import find, submit
 from tests.support.models.checkpoints import AbandonedError, Kept, abandon, run
-from worker.runtime.followers import _Follower, leading
+from worker.__main__ import run as run_worker
+from worker.job import Status
+from worker.process.systemd import Notifier
+from worker.runtime.followers import _Follower, leading, refuse_gpu
+from worker.runtime.rq_worker import EngineWorker
 from worker.settings import WorkerSettings
 
 STEPS = 10
@@ -92,6 +102,53 @@ def test_a_group_makes_the_frames_of_one_process(
 @pytest.mark.parametrize("frames", [1, 7, 26, 49])
 def test_a_group_makes_videos_of_any_length(group: Engine, alone: Engine, frames: int) -> None:
     assert frames_of(group, params(frames)) == frames_of(alone, params(frames))
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_group_without_memory_fails_the_request_and_asks_for_another_start(
+    redis_url: str, folder: Path, alone: Engine, monkeypatch: pytest.MonkeyPatch, full: int
+) -> None:
+    monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
+    statuses: SimpleQueue[int] = SimpleQueue()
+    monkeypatch.setattr(os, "_exit", statuses.put)
+    engine = alone._engine  # type: ignore[attr-defined]
+    ours, theirs = Pipe()
+
+    def fill(*_: object) -> NoReturn:
+        if full == 0:
+            raise RuntimeError("CUDA error: out of memory")
+        theirs.send_bytes(OUT_OF_MEMORY)
+        statuses.put(statuses.get())  # when this process has ended, the exchange fails
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(engine.core, "forward", fill)
+    request_id = submit(redis_url)
+    with ours, theirs:
+        theirs.send_bytes(LOADED)
+        leader = Leader(Path(), [ours], on_death=lambda _: None, on_full=refuse_gpu)
+        led = GroupEngine(engine, leader)
+        monkeypatch.setattr("worker.__main__.build_engine", lambda *_: led)
+        settings = WorkerSettings(mock=True, data_dir=folder, redis_url=redis_url)
+        statuses.put(run_worker("ann", settings, leader, Notifier()))
+    job = find(redis_url, request_id)
+    assert (job.status, job.error_code) == (Status.FAILED, "out_of_memory")
+    seen = {statuses.get() for _ in range(statuses.qsize())}
+    assert seen == {os.EX_TEMPFAIL}
+
+
+def test_rank_0_encodes_ahead_for_its_group(group: Engine, alone: Engine) -> None:
+    asked = params(prompt="a heron", negative_prompt="dim")
+    encoded = []
+    encoder = group._engine._engine.text_encoder._encoder  # type: ignore[attr-defined]
+    hook = encoder.register_forward_hook(lambda *_: encoded.append(current_thread().name))
+    assert group.encode_ahead
+    ahead = Thread(target=group.encode_ahead, args=(asked,), name="ahead")
+    ahead.start()
+    ahead.join()
+    frames = frames_of(group, asked)
+    hook.remove()
+    assert encoded == ["ahead", "ahead"]
+    assert frames == frames_of(alone, asked)
 
 
 def test_a_group_names_its_size(group: Engine, alone: Engine) -> None:

@@ -53,9 +53,12 @@ class Shop:
         self._ask(lambda it: it.cancel(request_id, self.owners[request_id]))
 
     def start(self) -> Lease:
-        """The lease of the next one."""
+        """The lease of the next one, which a look at the queue has foreseen."""
+        foreseen = self.store.peek()
         request_id = pop(self._redis)
         assert request_id is not None
+        assert foreseen
+        assert foreseen[0] == request_id
         lease = Lease(request_id, f"run of {request_id}")
         assert self.store.start(lease, "ann")
         return lease

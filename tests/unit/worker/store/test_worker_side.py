@@ -61,6 +61,20 @@ def test_requests_are_run_in_the_order_they_came(redis: Redis, redis_url: str) -
     assert [pop(redis) for _ in range(5)] == ids
 
 
+def test_a_look_at_the_queue_passes_over_what_is_popped_and_takes_nothing(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    assert store.peek() is None
+    submit(redis_url, "a pond")
+    second = submit(redis_url, "a lake", seed=7)
+    pop(redis)
+    before = {key: redis.dump(key) for key in redis.scan_iter()}
+    assert store.peek() == store.peek() == (second, params("a lake", seed=7))
+    assert {key: redis.dump(key) for key in redis.scan_iter()} == before
+    assert pop(redis) == second
+    assert store.peek() is None
+
+
 def test_what_had_its_turn_goes_before_all_that_wait(
     store: WorkerStore, redis: Redis, redis_url: str
 ) -> None:

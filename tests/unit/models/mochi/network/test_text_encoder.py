@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Thread, current_thread
+
 import pytest
 import torch
 from diffusers import MochiPipeline
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
+from models.mochi.network.attention import use_kernel
 from models.mochi.network.text_encoder import MAX_KEPT, MAX_TOKENS, TextEncoder
 from models.mochi.synthetic.mock import character_tokenizer
 from tests.support.models.tiny_mochi import (
@@ -16,6 +20,9 @@ from tests.support.models.tiny_mochi import (
     make_stock,
     make_text_encoder,
 )
+
+SAME_CPU = torch.device("cpu", 0)
+"""To torch another device than `CPU`."""
 
 # Each character is a token, and a text starts with a space and ends with a mark.
 FULL = (MAX_TOKENS - 2) * "a"
@@ -173,7 +180,7 @@ def test_a_text_that_failed_is_not_kept(texts: TextEncoder, encoder: T5EncoderMo
 
 @pytest.mark.parametrize("text", ["a pond", "fails"])
 def test_weights_that_visit_for_a_prompt_are_at_home_afterwards(
-    texts: TextEncoder, encoder: T5EncoderModel, text: str
+    encoder: T5EncoderModel, text: str
 ) -> None:
     def as_if_elsewhere(module: nn.Module, _: object) -> None:
         for parameter in module.parameters():
@@ -184,6 +191,7 @@ def test_weights_that_visit_for_a_prompt_are_at_home_afterwards(
     homes = {name: parameter.data_ptr() for name, parameter in encoder.named_parameters()}
     before = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
     encoder.register_forward_pre_hook(as_if_elsewhere)
+    texts = TextEncoder(character_tokenizer(), encoder, lives_on=CPU, works_on=SAME_CPU)
     try:
         texts.encode(text)
     except KeyboardInterrupt:
@@ -191,3 +199,47 @@ def test_weights_that_visit_for_a_prompt_are_at_home_afterwards(
     for name, parameter in encoder.named_parameters():
         assert parameter.data_ptr() == homes[name]
         assert torch.equal(parameter, before[name])
+
+
+# Two threads
+
+
+def test_the_attention_kernel_of_another_thread_does_not_count(texts: TextEncoder) -> None:
+    expected = texts.encode("a pond").embedding
+    texts._kept.clear()
+    with use_kernel("cudnn"):  # which no CPU has
+        assert torch.equal(texts.encode("a pond").embedding, expected)
+
+
+def test_threads_do_not_disturb_each_other(
+    texts: TextEncoder, encoder: T5EncoderModel, read: list[Tensor]
+) -> None:
+    long, others = "b" + FULL + "cd", [str(number) for number in range(40)]
+    expected = {text: texts.encode(text) for text in (long, *others)}
+    texts._kept.clear()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(texts.encode, [*others, long, *others, long, *reversed(others)]))
+    for text, prompt in zip([*others, long, *others, long, *reversed(others)], found, strict=True):
+        assert prompt.tokens == expected[text].tokens
+        assert torch.equal(prompt.embedding, expected[text].embedding)
+    assert max(ids.shape[1] for ids in read) == MAX_TOKENS
+    assert len(texts._kept) == 41
+
+
+def test_a_thread_that_encodes_makes_no_other_wait(
+    texts: TextEncoder, encoder: T5EncoderModel
+) -> None:
+    begun, goes_on = Event(), Event()
+
+    def dawdle(module: nn.Module, _: object) -> None:
+        if current_thread() is slow:
+            begun.set()
+            assert goes_on.wait(60)
+
+    encoder.register_forward_pre_hook(dawdle)
+    slow = Thread(target=texts.encode, args=("a pond",))
+    slow.start()
+    assert begun.wait(60)
+    assert len(texts.encode("a pond").embedding) == 8
+    goes_on.set()
+    slow.join()
