@@ -130,6 +130,16 @@ def test_what_the_broker_knows_is_not_added_up_over_gateways() -> None:
                 assert is_once is is_brokers, query
 
 
+def test_a_dashboard_shows_the_figures_of_one_release() -> None:
+    """A Prometheus may read several; the chart writes each one's own job into its dashboard."""
+    for target in targets():
+        query = target["expr"].replace(*next(iter(INTERVAL.items())))
+        for part in parts(promql_parser.parse(query)):
+            if isinstance(part, promql_parser.VectorSelector):
+                matchers = {it.name: it.value for it in part.matchers.matchers}
+                assert matchers.get("job") == "mochi", query
+
+
 def test_compose_mounts_what_there_is() -> None:
     compose = yaml.safe_load((DOCKER.parent / "compose.yaml").read_text())
     for service in ("prometheus", "alertmanager", "grafana"):
