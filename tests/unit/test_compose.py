@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import yaml
+
 from server.settings import ServerSettings
 
 COMPOSE = (Path(__file__).parents[2] / "compose.yaml").read_text()
+SERVICES = yaml.safe_load(COMPOSE)["services"]
 OF_THE_IMAGES = {"MOCHI_ALIVE_FILE", "MOCHI_DATA_DIR", "MOCHI_HOST"}
-WITHOUT_CONTAINERS = {"MOCHI_VALKEY", "MOCHI_WORKERS"}
-"""The broker is a service, and one service is one worker."""
+WITHOUT_CONTAINERS = {"MOCHI_VALKEY"}
+"""The broker is a service."""
 FOR_A_LAPTOP = {
     *("MOCHI_MOCK", "MOCHI_MOCK_WEIGHTS", "MOCHI_MOCK_SPEED"),
     *("MOCHI_ENGINE", "MOCHI_FAKE_STEP_SECONDS"),
@@ -24,3 +27,27 @@ def test_every_setting_is_passed_on_or_has_a_reason_not_to_be() -> None:
     settings = {f"MOCHI_{name.upper()}" for name in ServerSettings.model_fields}
     reasons = OF_THE_IMAGES | WITHOUT_CONTAINERS | FOR_A_LAPTOP | LEFT_TO_CADDY
     assert settings - set(re.findall(r"\bMOCHI_\w+", COMPOSE)) == reasons
+
+
+def test_the_one_service_of_workers_has_every_card() -> None:
+    (cards,) = SERVICES["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert cards == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
+def test_logs_are_limited_by_a_driver_that_podman_has_too() -> None:
+    of_podman = {"json-file", "k8s-file", "journald", "none"}
+    loggings = [service["logging"] for service in SERVICES.values()]
+    assert all(logging["driver"] in of_podman for logging in loggings)
+    assert all("max-size" in logging["options"] for logging in loggings)
+
+
+def test_attributes_of_traces_have_a_name_that_dockers_command_does_not_overwrite() -> None:
+    for service in ("gateway", "worker"):
+        value = SERVICES[service]["environment"]["OTEL_RESOURCE_ATTRIBUTES"]
+        assert value == "${RESOURCE_ATTRIBUTES:-}"
+
+
+def test_a_broker_of_any_build_lets_gateways_and_workers_in() -> None:
+    """Without a password, Valkey answers to loopback alone unless told otherwise."""
+    command = SERVICES["valkey"]["command"]
+    assert command[command.index("--protected-mode") + 1] == "no"

@@ -86,7 +86,6 @@ def test_the_image_of_apptainer_is_made_of_what_the_dockers_is() -> None:
     assert f"\nARG PYTHON_IMAGE={base}\n" in DOCKERFILE
     lines = DEFINITION.partition("%files\n")[2].partition("\n\n")[0].splitlines()
     pairs = [line.split() for line in lines]
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
-    of_docker = {name for line in copied for name in line.split()}
-    assert {source for source, _ in pairs} == of_docker - {"models/version"}  # see `models`
+    of_docker = set(re.findall(r"^!(\S+?)/?$", DOCKERIGNORE, re.MULTILINE))
+    assert {source for source, _ in pairs} == of_docker - SCRIPTS_OF_THE_DOCKERFILE
     assert all(target == f"/src/{source}" for source, target in pairs)

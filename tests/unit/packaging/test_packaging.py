@@ -108,29 +108,6 @@ def test_the_wheel_brings_what_an_operator_installs_beside_it(wheel: ZipFile) ->
         assert wheel.read(data + name) == (ROOT / source).read_bytes()
 
 
-def test_the_images_have_what_the_wheel_is_built_from() -> None:
-    shared = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
-    copied = [
-        line.split()[1:-1]
-        for line in (ROOT / "Dockerfile").read_text().splitlines()
-        if line.startswith("COPY ") and "--from" not in line
-    ]
-    allowed = (ROOT / ".dockerignore").read_text().splitlines()
-    for name in shared:
-        assert any(name in names for names in copied)
-        assert f"!{name}" in allowed
-
-
-@pytest.mark.parametrize(
-    ("image", "extras"), [("gateway", "'.[mcp,otel]'"), ("worker", '".[otel,${WORKER_EXTRA}]"')]
-)
-def test_an_image_has_what_its_process_serves(image: str, extras: str) -> None:
-    """`wrap` is for the machine of a client."""
-    stages = (ROOT / "Dockerfile").read_text().split("\nFROM ")
-    (build,) = (stage for stage in stages if f" AS {image}-build\n" in stage)
-    assert f"-c constraints.txt {extras}" in build
-
-
 def test_a_private_api_of_uvicorn_has_an_upper_bound() -> None:
     uvicorn = next(one for one in requirements() if one.name == "uvicorn")
     installed = metadata.version("uvicorn")
