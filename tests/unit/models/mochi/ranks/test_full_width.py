@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor
 
+from models.mochi.network.modulation import Conditioner
 from models.mochi.network.ranks import ALONE, Ranks
+from models.mochi.network.transformer import Core
 from models.mochi.parts import Dtypes
 from models.mochi.synthetic.dummy import empty_dummy, fill
 from tests.support.models.ranks import group_of
@@ -16,10 +21,22 @@ BLOCKS = 2
 LENGTHS = ((0, 60), (1, 256))
 
 
-def velocities(ranks: Ranks, lengths: tuple[int, int]) -> list[Tensor]:
+@cache
+def parts() -> tuple[Conditioner, Core]:
+    """Made before a group is forked, whose processes so share the memory: 2 GiB of weights."""
     stock = empty_dummy(Dtypes(), BLOCKS).transformer
     fill(stock, torch.Generator().manual_seed(1))
-    conditioner, core = take_over(stock.requires_grad_(False))
+    return take_over(stock.requires_grad_(False))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _parts() -> Iterator[None]:
+    yield
+    parts.cache_clear()
+
+
+def velocities(ranks: Ranks, lengths: tuple[int, int]) -> list[Tensor]:
+    conditioner, core = parts()
     core.join(ranks)
     prompts = embeddings(*lengths, width=4096)
     conditions = ranks.branches(our_conditions(conditioner, prompts, 10))
