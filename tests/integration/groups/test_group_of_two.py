@@ -14,7 +14,9 @@ import httpx2
 import psutil
 import pytest
 
+from models.mochi.synthetic.mock import write_mock_checkpoint
 from server.keys.lookup import Scope
+from tests.support.models.mock_mochi import slow_text_encoder
 from tests.support.stack import Stack, eventually
 
 SLOW = {"x-mock-scenario": "slow:6"}
@@ -23,7 +25,9 @@ SLOW = {"x-mock-scenario": "slow:6"}
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = {"mock": "true", "lease_seconds": "2", "checkpoint_steps": "5"}
-    with Stack(tmp_path_factory.mktemp("group"), **settings) as started:
+    folder = tmp_path_factory.mktemp("group")
+    slow_text_encoder(write_mock_checkpoint(folder))
+    with Stack(folder, **settings) as started:
         started.start_gateway()
         yield started
 
@@ -125,6 +129,19 @@ def test_a_cancel_at_each_stage_leaves_the_group_to_the_next_request(
     reaches(stack, cancelled, stage)
     assert client.put(f"/v2/requests/{cancelled}/cancel").status_code == 202
     assert ended(client, cancelled)["error_code"] == "cancelled"
+    assert video(client, submit(client)) == expected
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_cancel_while_the_prompt_is_encoded_leaves_the_group_to_the_next_request(
+    stack: Stack, client: httpx2.Client
+) -> None:
+    expected = video(client, submit(client))
+    cancelled = submit(client, prompt="a" * 2000, negative_prompt="b" * 2000)
+    reaches(stack, cancelled, "encoding_prompt")
+    assert client.put(f"/v2/requests/{cancelled}/cancel").status_code == 202
+    assert ended(client, cancelled)["error_code"] == "cancelled"
+    assert stack.record(cancelled)["step"] == "0"
     assert video(client, submit(client)) == expected
 
 

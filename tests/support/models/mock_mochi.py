@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import T5Config, T5EncoderModel
 
 from models.engine import Engine, Traits
 from models.mochi.engine import MochiEngine
@@ -13,6 +14,7 @@ from models.mochi.loading.assemble import Options, assemble
 from models.mochi.memory.profiles import PROFILES
 from models.mochi.parts import Dtypes, Parts
 from models.params import GenerateParams
+from tests.support.models.tiny_mochi import randomise
 
 CPU = torch.device("cpu")
 
@@ -23,6 +25,16 @@ def bare(checkpoint: Path, width: int = 32, height: int = 32) -> MochiEngine:
     traits = Traits("mock weights", "CPU", "float32")
     parts = Parts.read(checkpoint, Dtypes())
     return assemble(parts, options, traits, CPU, (width, height))
+
+
+def slow_text_encoder(checkpoint: Path) -> None:
+    """Give a checkpoint a T5 that takes seconds for 256 tokens, and hardly any time for 10."""
+    folder = checkpoint / "text_encoder"
+    config = T5Config.from_pretrained(folder)
+    config.num_layers, config.num_heads, config.d_kv = 32, 64, 64
+    encoder = T5EncoderModel(config)
+    randomise(encoder)
+    encoder.save_pretrained(folder)
 
 
 def params(frames: int = 2, **others: Any) -> GenerateParams:
