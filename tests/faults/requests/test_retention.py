@@ -28,9 +28,16 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def keys(stack: Stack) -> set[str]:
-    """All that requests leave: no sums of a day, speeds, times of a reconciler, or marks."""
+    """All that requests leave: no sums of a day, speeds, times of a reconciler, claims or marks."""
     found = map(str, stack.redis.keys("*"))
-    kept = (keyspace.USAGE, keyspace.PACES, keyspace.LOOKS, keyspace.STORE, SCHEMA_KEY)
+    kept = (
+        keyspace.USAGE,
+        keyspace.PACES,
+        keyspace.LOOKS,
+        keyspace.SWEEP,
+        keyspace.STORE,
+        SCHEMA_KEY,
+    )
     return {key for key in found if not key.startswith(kept)}
 
 
