@@ -45,6 +45,14 @@ def chaos(
     redis_url: Annotated[
         str | None, typer.Option(help="URL of the broker; overrides MOCHI_REDIS_URL.")
     ] = None,
+    upgrade_from: Annotated[
+        str,
+        typer.Option(
+            metavar="REF",
+            help="Instead of faults: replace every process of that git ref by one of this "
+            "checkout, and go back. [default: faults]",
+        ),
+    ] = "",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write JSON to this file.")
     ] = None,
@@ -57,6 +65,8 @@ def chaos(
     Example: `python -m tests.chaos --seed 7 -o chaos.json`
 
     Short and hard: `python -m tests.chaos --seconds 15 --lease 2 --rate 4`
+
+    An upgrade from a release and the rollback: `python -m tests.chaos --upgrade-from v0.1.0`
 
     On an existing Redis: `python -m tests.chaos --broker external --redis-url redis://127.0.0.1:6379/9`
     """
@@ -77,6 +87,7 @@ def chaos(
         workers=workers,
         lease_seconds=settings.lease_seconds,
         groups=groups,
+        upgrade_from=upgrade_from,
     )
     with exit_on_error():
         if output is not None:

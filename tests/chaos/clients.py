@@ -38,12 +38,15 @@ class Clients:
         gave_up: submits that were never acknowledged.
     """
 
-    def __init__(self, urls: list[str], key: str, note: Callable[[Event], None]) -> None:
+    def __init__(
+        self, urls: list[str], key: str, note: Callable[[Event], None], webhook_url: str = ""
+    ) -> None:
         self.errors: Counter[str] = Counter()
         self.replayed = 0
         self.gave_up = 0
-        self._urls = itertools.cycle(urls)
-        self._all_urls = urls
+        self._turns = itertools.count()
+        self._urls = list(urls)
+        self._webhook = {"webhook_url": webhook_url} if webhook_url else {}
         self._note = note
         self._open: dict[str, None] = {}
         self._ended: dict[str, str] = {}
@@ -72,6 +75,18 @@ class Clients:
         """Requests that have ended."""
         return len(self._ended)
 
+    @property
+    def ids(self) -> set[str]:
+        """Of all requests that are acknowledged."""
+        return {*self._open, *self._ended}
+
+    def move(self, old: str, new: str) -> None:
+        """Call another gateway from now on, as a load balancer decides."""
+        self._urls[self._urls.index(old)] = new
+
+    def _next_url(self) -> str:
+        return self._urls[next(self._turns) % len(self._urls)]
+
     async def submit_all(self, jobs: int, seconds: float) -> None:
         """So many requests, spread evenly over so long."""
 
@@ -81,11 +96,20 @@ class Clients:
 
         await asyncio.gather(*(one(number) for number in range(jobs)))
 
+    async def submit_while(self, is_going_on: Callable[[], bool], pause: float) -> None:
+        """One request after each `pause` in seconds."""
+        async with asyncio.TaskGroup() as submits:
+            for number in itertools.count():
+                if not is_going_on():
+                    return
+                submits.create_task(self._submit(number))
+                await asyncio.sleep(pause)
+
     async def poll(self) -> None:
         """Look at every open request, until cancelled."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            url = next(self._urls)
+            url = self._next_url()
             for request_id in list(self._open):
                 if not await self._look(url, request_id):
                     break  # this gateway, or its broker, is away: ask another one in a moment
@@ -102,18 +126,18 @@ class Clients:
     async def look_again(self) -> None:
         """Ask every gateway for every end once more, and fetch every video."""
         for request_id in list(self._ended):
-            for url in self._all_urls:
+            for url in self._urls:
                 await self._look(url, request_id)
             if self._ended[request_id]:
                 await self._fetch(request_id, self._ended[request_id])
 
     async def _submit(self, number: int) -> None:
-        body = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS}
+        body = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS, **self._webhook}
         headers = {"idempotency-key": f"chaos-{number}"}
         to_say = 1 if number % SAY_TWICE else 2
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            url = f"{next(self._urls)}/v2/{MODEL}"
+            url = f"{self._next_url()}/v2/{MODEL}"
             answer = await self._ask("POST", url, json=body, headers=headers)
             if answer is not None and answer.is_success:
                 self._accept(answer, number)

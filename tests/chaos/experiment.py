@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,14 +17,17 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from server.keys.record import NewKey
 from server.keys.store import create_key
+from tests.bench.processes import START_SECONDS, BenchError, wait_until_ready
 from tests.chaos.accounting import account
 from tests.chaos.books import GRANTED, Books
 from tests.chaos.brokers import Broker, external_broker, own_broker
 from tests.chaos.clients import Clients
-from tests.chaos.faults import OF_WORKERS, Fault, Kind, schedule
-from tests.chaos.fleet import Fleet
+from tests.chaos.faults import OF_WORKERS, Fault, Kind, rolls, schedule
+from tests.chaos.fleet import Fleet, Member
 from tests.chaos.history import Event, events_of, read_log
 from tests.chaos.report import Plan, Report
+from tests.support.releases import has_history, unpack
+from tests.support.services.receiver import Receiver, receiver
 from worker.broker.connection import broker_errors, connect_briefly
 from worker.settings import WorkerSettings
 from worker.store import keyspace
@@ -51,20 +54,25 @@ def experiment(plan: Plan, folder: Path, redis_url: str = "") -> Report:
         redis_url: of the broker; empty: one of our own.
 
     Raises:
-        BenchError: a process does not start, or the broker's database is not empty.
+        BenchError: a process does not start, the broker's database is not empty, or the commit of
+            the release to upgrade from is not in this clone.
         BrokerUnavailableError: the broker does not answer.
     """
     history: list[Event] = []
     broker = external_broker(redis_url) if redis_url else own_broker(folder, history.append)
     with broker as its:
-        faults = schedule(
-            plan.seed,
-            seconds=plan.seconds,
-            workers=plan.workers,
-            gateways=GATEWAYS,
-            lease_seconds=plan.lease_seconds,
-            broker=its.fault,
-            rarer=RARER_WITH_GROUPS if plan.groups else 1.0,
+        faults = (
+            rolls(seconds=plan.seconds, workers=plan.workers, gateways=GATEWAYS)
+            if plan.upgrade_from
+            else schedule(
+                plan.seed,
+                seconds=plan.seconds,
+                workers=plan.workers,
+                gateways=GATEWAYS,
+                lease_seconds=plan.lease_seconds,
+                broker=its.fault,
+                rarer=RARER_WITH_GROUPS if plan.groups else 1.0,
+            )
         )
         report = asyncio.run(_Experiment(plan, folder, its, faults, history).run())
     report.processes_left = _processes_of(folder)
@@ -88,19 +96,26 @@ class _Experiment:
         with broker_errors(), connect_briefly(self._broker.url) as redis:
             key = create_key(redis, NewKey(name="chaos", credits=GRANTED))
         lease = self._plan.lease_seconds
-        with Fleet(
-            self._folder,
-            self._broker.url,
-            lease_seconds=lease,
-            note=self._history.append,
-            groups=self._plan.groups,
-        ) as fleet:
+        with (
+            _webhooks(self._plan) as hook,
+            Fleet(
+                self._folder,
+                self._broker.url,
+                lease_seconds=lease,
+                note=self._history.append,
+                groups=self._plan.groups,
+                older=_older_release(self._plan, self._folder),
+            ) as fleet,
+        ):
             urls = fleet.start(gateways=GATEWAYS, workers=self._plan.workers)
-            async with Clients(urls, key, self._history.append) as clients:
+            async with Clients(urls, key, self._history.append, hook.url) as clients:
                 quiet = await self._load_and_break(fleet, clients)
                 await clients.look_again()
+                deliveries = await _deliveries(hook, clients.ids) if hook.url else {}
             stuck = fleet.stop()
-            return self._report(fleet, clients, quiet, stuck)
+            report = self._report(fleet, clients, quiet, stuck)
+        report.deliveries = deliveries
+        return report
 
     async def _load_and_break(self, fleet: Fleet, clients: Clients) -> float | None:
         """Returns the seconds from the last fault to quiet."""
@@ -112,11 +127,16 @@ class _Experiment:
                 asyncio.create_task(_every(WATCH_SECONDS, show)),
             ]
             try:
-                await asyncio.gather(
-                    asyncio.sleep(plan.seconds),
-                    clients.submit_all(plan.jobs, plan.seconds),
-                    *(self._inject(fault, fleet) for fault in self._faults),
-                )
+                if plan.upgrade_from:
+                    roll = asyncio.create_task(self._roll(fleet, clients))
+                    await clients.submit_while(lambda: not roll.done(), plan.seconds / plan.jobs)
+                    await roll
+                else:
+                    await asyncio.gather(
+                        asyncio.sleep(plan.seconds),
+                        clients.submit_all(plan.jobs, plan.seconds),
+                        *(self._inject(fault, fleet) for fault in self._faults),
+                    )
                 return await clients.until_quiet(QUIET_SECONDS)
             finally:
                 for task in background:
@@ -149,6 +169,26 @@ class _Experiment:
                 fleet.kill_gateway(fault.target)
             case Kind.BROKER | Kind.CONNECTIONS:
                 await self._broker.fail(fault.seconds)
+
+    async def _roll(self, fleet: Fleet, clients: Clients) -> None:
+        """Replace one process after the other, each when its successor serves.
+
+        It takes as long as they take to start, and at least the seconds of the plan.
+        """
+        started = time.monotonic()
+        for step in self._faults:
+            await asyncio.sleep(max(0.0, started + step.at - time.monotonic()))
+            self._done[step.kind] += 1
+            old_url = fleet.url(step.target) if step.kind is Kind.ROLL_GATEWAY else ""
+            leaver, successor = fleet.start_successor(step.kind, step.target)
+            if old_url:
+                url = fleet.url(step.target)
+                await asyncio.to_thread(wait_until_ready, f"{url}/readyz")
+                clients.move(old_url, url)
+            else:
+                await _signed_on(successor)
+            fleet.retire(leaver)
+        await asyncio.sleep(max(0.0, started + self._plan.seconds - time.monotonic()))
 
     def _report(
         self, fleet: Fleet, clients: Clients, quiet: float | None, stuck: list[str]
@@ -185,6 +225,40 @@ class _Experiment:
         with broker_errors(), connect_briefly(self._broker.url) as redis:
             (key,) = redis.scan_iter(keyspace.API_KEY + "*")
             return dict(redis.hgetall(key))
+
+
+async def _signed_on(worker: Member) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while "worker.ready" not in worker.log.read_text(errors="replace"):
+        if time.monotonic() > deadline:
+            raise BenchError(f"{worker.name} is not ready after {START_SECONDS:g} seconds.")
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+def _older_release(plan: Plan, folder: Path) -> Path | None:
+    if not plan.upgrade_from:
+        return None
+    if not has_history(plan.upgrade_from):
+        raise BenchError(
+            f"This clone has no commit {plan.upgrade_from}. Fetch the history: `git fetch --tags "
+            "--unshallow`."
+        )
+    return unpack(plan.upgrade_from, folder / "older")
+
+
+def _webhooks(plan: Plan) -> AbstractContextManager[Receiver]:
+    """A receiver, where it is to count deliveries; kills make some of them come twice."""
+    return receiver() if plan.upgrade_from else nullcontext(Receiver())
+
+
+async def _deliveries(hook: Receiver, ids: set[str]) -> dict[int, int]:
+    """How many requests had so many deliveries, when each has had one or none comes any more."""
+    deadline = time.monotonic() + QUIET_SECONDS
+    while True:
+        counts = Counter(call.headers["webhook-id"] for call in list(hook.calls))
+        if ids <= counts.keys() or time.monotonic() > deadline:
+            return dict(sorted(Counter(counts[request_id] for request_id in ids).items()))
+        await asyncio.sleep(WATCH_SECONDS)
 
 
 async def _every(seconds: float, act: Callable[[], object]) -> None:

@@ -18,6 +18,8 @@ class Kind(StrEnum):
     BROKER = "broker killed"
     CONNECTIONS = "connections dropped"
     KILL_GATEWAY = "gateway killed"
+    ROLL_WORKER = "worker replaced by another release"
+    ROLL_GATEWAY = "gateway replaced by another release"
 
 
 OF_WORKERS = {Kind.KILL_WORKER, Kind.DRAIN_WORKER, Kind.HURRY_WORKER, Kind.PAUSE_WORKER}
@@ -77,7 +79,7 @@ def schedule(
     """
     draw = random.Random(seed)
     faults: list[Fault] = []
-    for kind in Kind:
+    for kind in PAUSES:
         if kind in {Kind.BROKER, Kind.CONNECTIONS} and kind is not broker:
             continue
         targets = {Kind.BROKER: 1, Kind.CONNECTIONS: 1, Kind.KILL_GATEWAY: gateways}
@@ -87,6 +89,15 @@ def schedule(
             if at + lasting < seconds:
                 faults.append(Fault(at, kind, target, lasting))
     return sorted(faults, key=lambda fault: fault.at)
+
+
+def rolls(*, seconds: float, workers: int, gateways: int) -> list[Fault]:
+    """An upgrade, workers first, and a rollback, gateways first, evenly over so many seconds."""
+    all_workers = [(Kind.ROLL_WORKER, place) for place in range(workers)]
+    all_gateways = [(Kind.ROLL_GATEWAY, place) for place in range(gateways)]
+    steps = [*all_workers, *all_gateways, *all_gateways, *all_workers]
+    pause = seconds / (len(steps) + 1)
+    return [Fault(pause * number, *step) for number, step in enumerate(steps, 1)]
 
 
 def _times(draw: random.Random, kind: Kind, seconds: float, rarer: float) -> Iterator[float]:

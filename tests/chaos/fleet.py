@@ -17,8 +17,10 @@ import psutil
 
 from tests.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
 from tests.chaos.books import PRICES
+from tests.chaos.faults import Kind
 from tests.chaos.history import Event, What
 from tests.support.services.brokers import free_port
+from tests.support.services.receiver import ALLOWED
 from worker.process.parent_watch import WITH_PARENT
 
 STOP_SECONDS = 30.0
@@ -57,7 +59,9 @@ class Fleet:
         lease_seconds: float,
         note: Callable[[Event], None],
         groups: int = 0,
+        older: Path | None = None,
     ) -> None:
+        """`older` is the folder of the release that all processes are of at first."""
         self.died: list[str] = []
         """Processes that ended without being told to."""
         self._environ = {
@@ -66,8 +70,12 @@ class Fleet:
             "MOCHI_REDIS_URL": url,
             "MOCHI_LEASE_SECONDS": str(lease_seconds),
             "MOCHI_MOST_WAITING": str(NO_LIMIT),
+            "MOCHI_WEBHOOK_ALLOW": ALLOWED,
             **PRICES,
         }
+        self._older = older
+        self._rolled: set[tuple[Kind, int]] = set()
+        """Places whose processes are of this release, not of `older`."""
         self._groups = groups
         self._kills = 0
         self._note = note
@@ -100,7 +108,7 @@ class Fleet:
         self._ports = [free_port() for _ in range(gateways)]
         self._gateways = [self._start_gateway(place) for place in range(gateways)]
         self._workers = [self._start_worker(place) for place in range(workers)]
-        urls = [f"http://{HOST}:{port}" for port in self._ports]
+        urls = [self.url(place) for place in range(gateways)]
         for url in urls:
             wait_until_ready(f"{url}/readyz")
         return urls
@@ -122,11 +130,34 @@ class Fleet:
         victim.process.kill()
         victim.process.wait()
 
+    def start_successor(self, kind: Kind, place: int) -> tuple[Member, Member]:
+        """Start a process of the other release beside one. Returns that one, to be retired, and it.
+
+        Args:
+            kind: `ROLL_WORKER` or `ROLL_GATEWAY`. A gateway listens on a port of its own.
+            place: of the process.
+        """
+        self._rolled ^= {(kind, place)}
+        if kind is Kind.ROLL_WORKER:
+            return self._replace(place), self._workers[place]
+        leaver = self._gateways[place]
+        self._ports[place] = free_port()
+        self._gateways[place] = self._start_gateway(place)
+        return leaver, self._gateways[place]
+
+    def url(self, place: int) -> str:
+        """Of the gateway that serves there, or is to."""
+        return f"http://{HOST}:{self._ports[place]}"
+
+    def retire(self, leaver: Member) -> None:
+        """SIGTERM to a process that has a successor."""
+        self._leaving.append(leaver)
+        leaver.process.terminate()
+
     def stop_worker(self, place: int) -> Member:
         """SIGTERM: it finishes what it runs. A new one is started at once."""
         leaver = self._replace(place)
-        self._leaving.append(leaver)
-        leaver.process.terminate()
+        self.retire(leaver)
         return leaver
 
     def hurry(self, leaver: Member) -> None:
@@ -193,10 +224,17 @@ class Fleet:
         return member
 
     def _start_worker(self, place: int) -> Member:
-        return self._start("worker", self._environ | (GROUP if place < self._groups else {}))
+        environ = self._release(Kind.ROLL_WORKER, place)
+        return self._start("worker", environ | (GROUP if place < self._groups else {}))
 
     def _start_gateway(self, place: int) -> Member:
-        return self._start("server", self._environ | {"MOCHI_PORT": str(self._ports[place])})
+        environ = self._release(Kind.ROLL_GATEWAY, place)
+        return self._start("server", environ | {"MOCHI_PORT": str(self._ports[place])})
+
+    def _release(self, kind: Kind, place: int) -> dict[str, str]:
+        """The variables of a process, which say of which release it is."""
+        is_older = self._older is not None and (kind, place) not in self._rolled
+        return self._environ | ({"PYTHONPATH": str(self._older)} if is_older else {})
 
     def _start(self, package: str, environ: dict[str, str]) -> Member:
         kind = "gateway" if package == "server" else package

@@ -36,6 +36,14 @@ class Plan:
     workers: int
     lease_seconds: float
     groups: int = 0
+    upgrade_from: str = ""
+    """A git ref: instead of faults, an upgrade from that release to this one, and the rollback."""
+
+    @property
+    def title(self) -> str:
+        if self.upgrade_from:
+            return f"upgrade from {self.upgrade_from} and rollback"
+        return f"{self.seconds:g} s, seed {self.seed}"
 
 
 @dataclass
@@ -54,6 +62,7 @@ class Report:
         stuck: processes that did not stop when told to.
         logged_errors: log lines of level error, by event.
         books: where the credits are.
+        deliveries: how many requests had so many webhook deliveries; empty without webhooks.
         processes_left: ids of processes that lived on.
     """
 
@@ -71,6 +80,7 @@ class Report:
     stuck: list[str]
     logged_errors: dict[str, int]
     books: Books
+    deliveries: dict[int, int] = field(default_factory=dict)
     processes_left: list[int] = field(default_factory=list)
 
     @property
@@ -94,8 +104,7 @@ def table(report: Report) -> Table:
     """For people: one line for each question."""
     plan = report.plan
     shown = Table(
-        title=f"{plan.seconds:g} s, seed {plan.seed}, {plan.workers} workers, "
-        f"lease {plan.lease_seconds:g} s",
+        title=f"{plan.title}, {plan.workers} workers, lease {plan.lease_seconds:g} s",
         show_header=False,
     )
     for what, answer in _lines(report):
@@ -128,6 +137,8 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
         "processes that died, hung, are left",
         ", ".join(str(len(group)) for group in (report.died, report.stuck, report.processes_left)),
     )
+    if report.deliveries:
+        yield "webhook deliveries: requests", _listed(report.deliveries)
     yield "errors in the logs", _listed(report.logged_errors)
     books = report.books
     yield "credits charged, left, reserved", f"{books.charged}, {books.balance}, {books.reserved}"
@@ -152,10 +163,22 @@ def broken_promises(report: Report) -> Iterator[str]:
     ):
         yield from (f"violation: {process} {what}" for process in processes)
     yield from (f"violation: {error}" for error in report.books.errors())
+    if report.plan.upgrade_from:
+        yield from _broken_by_upgrade(report)
     limit = report.plan.lease_seconds + NOTICE_SECONDS
     late = [seconds for seconds in report.account.detection if seconds > limit]
     if late:
         yield f"violation: {len(late)} deaths were noticed after more than {limit:g} s"
+
+
+def _broken_by_upgrade(report: Report) -> Iterator[str]:
+    """What may happen in chaos, and not while processes are replaced one by one."""
+    for name, count in report.errors.items():
+        if name.isdecimal():
+            yield f"violation: {count} answers with status {name}"
+    for count, requests in report.deliveries.items():
+        if count != 1:
+            yield f"violation: {requests} requests with {count} webhook deliveries"
 
 
 def _listed(counts: Mapping[Any, int]) -> str:

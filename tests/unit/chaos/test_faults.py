@@ -10,7 +10,7 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from tests.chaos.__main__ import app
-from tests.chaos.faults import PAUSES, Fault, Kind, schedule
+from tests.chaos.faults import PAUSES, Fault, Kind, rolls, schedule
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_a_seed_gives_the_same_faults_again() -> None:
 def test_faults_of_each_kind_come_as_often_as_they_should_and_end_in_time() -> None:
     for seed in range(20):
         drawn = faults(seed)
-        assert {fault.kind for fault in drawn} == set(Kind) - {Kind.CONNECTIONS}
+        assert {fault.kind for fault in drawn} == PAUSES.keys() - {Kind.CONNECTIONS}
         assert drawn == sorted(drawn, key=lambda fault: fault.at)
         assert all(fault.at + fault.seconds < 120 for fault in drawn)
         for kind, (least, _) in PAUSES.items():
@@ -51,6 +51,20 @@ def test_a_pause_outlasts_the_lease_and_the_broker_is_away_for_three_seconds_at_
     away = [fault.seconds for fault in drawn if fault.kind is Kind.BROKER]
     assert min(away) == 0
     assert max(away) <= 3
+
+
+def test_an_upgrade_goes_through_all_workers_first_and_a_rollback_through_all_gateways() -> None:
+    steps = rolls(seconds=90, workers=2, gateways=2)
+    places = [(step.kind is Kind.ROLL_GATEWAY, step.target) for step in steps]
+    there = [(False, 0), (False, 1), (True, 0), (True, 1)]
+    assert places == [*there, *there[2:], *there[:2]]
+    assert [step.at for step in steps] == [10, 20, 30, 40, 50, 60, 70, 80]
+
+
+def test_an_upgrade_from_a_commit_that_the_clone_lacks_is_refused() -> None:
+    message = refused("--upgrade-from", "0" * 40)
+    assert "has no commit" in message
+    assert "git fetch --tags" in message
 
 
 def test_every_worker_and_gateway_may_be_struck() -> None:

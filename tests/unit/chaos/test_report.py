@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.chaos.history import Event, What
 from tests.chaos.report import Plan, Report, broken_promises
 
 PLAN = Plan(seconds=60, seed=1, jobs=1, workers=3, lease_seconds=10)
+UPGRADE = {"plan": replace(PLAN, upgrade_from="v0.1.0")}
 ACCEPTED = Event(0, What.ACKNOWLEDGED, "r", detail="1")
 ENDED = Event(1, What.ANSWERED, "r", detail="completed")
 
@@ -67,6 +69,8 @@ def test_a_broken_promise_is_told_and_its_folder_is_kept_and_named(
     ("others", "sentence"),
     [
         ({"files_missing": ["a.mp4"]}, "a.mp4 belongs to a completed request and is not there"),
+        (UPGRADE | {"errors": {"ReadError": 1, "503": 2}}, "2 answers with status 503"),
+        (UPGRADE | {"deliveries": {0: 1, 1: 7}}, "1 requests with 0 webhook deliveries"),
         ({"unseen": 2}, "2 submits that were tried again made another request"),
         ({"died": ["worker-001"]}, "worker-001 ended by itself"),
         ({"stuck": ["gateway-001"]}, "gateway-001 did not stop when told to"),
