@@ -24,11 +24,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 TAG = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 BRANCH = "main"
 UNRELEASED = "## Unreleased\n"
 CHANGELOG = "CHANGELOG.md"
-BUILD_TOOLS = ("hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers")
 IMAGES = ("gateway", "worker")
 SUMS = "SHA256SUMS"
 
@@ -205,7 +206,9 @@ def provenance(source: Path, made: Path, plan: Plan) -> dict[str, Any]:
     See https://slsa.dev/spec/v1.0/provenance. It is not signed by itself: `--sign` signs the
     checksums, of which that of the statement is one.
     """
-    tools = [f"pkg:pypi/{name}@{metadata.version(name)}" for name in BUILD_TOOLS]
+    needs = map(Requirement, metadata.requires("hatchling") or ())
+    names = ("hatchling", *(it.name for it in needs if not it.marker or it.marker.evaluate()))
+    tools = [f"pkg:pypi/{name}@{metadata.version(name)}" for name in names]
     commit = {
         "name": f"mochi-server {plan.tag}",
         "digest": {"gitCommit": git(source, "rev-parse", "HEAD")},
