@@ -238,19 +238,20 @@ def provenance(source: Path, made: Path, plan: Plan) -> dict[str, Any]:
     }
 
 
-def image_builds(plan: Plan, revision: str) -> list[list[str]]:
-    """The commands that build the images."""
+def image_builds(repository: Path, plan: Plan) -> list[list[str]]:
+    """The commands that build the images of the tag."""
+    revision, created = git(repository, "log", "-1", "--format=%H %cI", plan.tag).split()
     prefix = f"{plan.registry}/" if plan.registry else ""
     return [
         ["docker", "build", "--build-arg", f"VERSION={plan.version}",
-         "--build-arg", f"REVISION={revision}", "--target", target,
-         "--tag", f"{prefix}mochi-server-{target}:{plan.version}", "."]
+         "--build-arg", f"REVISION={revision}", "--build-arg", f"CREATED={created}",
+         "--target", target, "--tag", f"{prefix}mochi-server-{target}:{plan.version}", "."]
         for target in IMAGES
     ]  # fmt: skip
 
 
 def build_images(source: Path, plan: Plan) -> None:
-    for command in image_builds(plan, git(source, "rev-parse", "HEAD")):
+    for command in image_builds(source, plan):
         print(f"$ {shlex.join(command)}")
         if subprocess.run(command, cwd=source, check=False).returncode:
             raise ReleaseError("the image was not built.")
@@ -275,7 +276,7 @@ def print_next_steps(plan: Plan) -> None:
     if plan.dry_run:
         print(f"{plan.tag} can be released. This was a dry run: the repository is as it was.")
         return
-    images = image_builds(plan, git(Path.cwd(), "rev-parse", f"{plan.tag}^{{commit}}"))
+    images = image_builds(Path.cwd(), plan)
     print(
         f"{plan.tag} is committed and tagged here; its files are in dist/{plan.tag}. Undo it with:"
     )

@@ -117,6 +117,10 @@ def released(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Project:
     ended = project.release(FIRST, "--sign", keys=keys)
     assert ended.returncode == 0, ended.stderr
     assert f"git push --atomic origin main {FIRST}" in ended.stdout
+    args = {f"VERSION={FIRST[1:]}", f"REVISION={project.git('rev-parse', 'HEAD')}", "CREATED="}
+    builds = [line for line in ended.stdout.splitlines() if "docker build" in line]
+    assert len(builds) == 2
+    assert all(f"--build-arg {arg}" in line for arg in args for line in builds)
     assert project.pushed() == before
     return project
 
