@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from models.version import this_build
 from tests.images import checks
 from tests.images.engine import ImagesError, Project, choose_engine, run
+from worker.process.shutdown import on_signals
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -82,6 +84,7 @@ def images(
     project = Project(chosen, f"mochi-images-{os.getpid()}", variables=labels())
     typer.echo(f"{run([chosen, '--version'])}; project {project.name}")
     report = Report()
+    on_signals(_interrupt, signal.SIGTERM, signal.SIGHUP)
     try:
         _try(project, report, full=full)
     finally:
@@ -91,6 +94,11 @@ def images(
         typer.secho(f"FAILED: {', '.join(report.failed)}", err=True, fg="red")
         raise typer.Exit(1)
     typer.echo("All checks passed.")
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """As Ctrl-C, so that everything is removed."""
+    raise KeyboardInterrupt
 
 
 def _try(project: Project, report: Report, *, full: bool) -> None:

@@ -213,19 +213,26 @@ def volumes(project: Project, key: str, link: str) -> str:
 
 
 def scaled(project: Project) -> str:
-    """Two gateways on two ports."""
-    project.variables["MOCHI_PORT"] = f"{project.port}-{project.port + 1}"
+    """Two gateways, each on a free port."""
+    project.variables["MOCHI_PORT"] = ""
     project.compose("up", "--detach", "--scale", "gateway=2")
-    urls = [f"http://127.0.0.1:{project.port + index}/healthz" for index in range(2)]
+    addresses = [
+        run([project.engine, "port", container, "8000"]).splitlines()[0]
+        for container in project.containers("gateway")
+    ]
+    expect(len(set(addresses)) == 2, f"the gateways have the addresses {addresses}")
 
     def answer() -> bool:
         try:
-            return all(httpx2.get(url, trust_env=False).is_success for url in urls)
+            return all(
+                httpx2.get(f"http://{address}/healthz", trust_env=False).is_success
+                for address in addresses
+            )
         except httpx2.HTTPError:
             return False
 
     eventually(answer, "both gateways answer")
-    return f"ports {project.variables['MOCHI_PORT']}"
+    return ", ".join(addresses)
 
 
 def profiles(project: Project) -> str:

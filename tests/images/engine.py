@@ -19,21 +19,32 @@ FULL = "torch"
 """Of the image that Compose does not build: the worker with torch."""
 OURS = ("MOCHI_", "OTEL_", "COMPOSE_", "CADDY_")
 """Prefixes of variables that would change what Compose starts."""
+COMMAND_SECONDS = 1800
+"""Longest command: a build with a slow network. podman-compose waits for ever for a dead broker."""
 
 
 class ImagesError(Exception):
     """A command that failed, or something that is not as it should be."""
 
 
-def run(command: list[str], environ: dict[str, str] | None = None, stdin: str | None = None) -> str:
+def run(command: list[str], environ: dict[str, str] | None = None) -> str:
     """The standard output of a command.
 
     Raises:
         ImagesError: with the end of what it printed.
     """
-    done = subprocess.run(
-        command, cwd=ROOT, env=environ, input=stdin, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise ImagesError(f"{' '.join(command)} has not ended for {COMMAND_SECONDS} s.") from None
     if done.returncode:
         said = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
         raise ImagesError(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
@@ -57,18 +68,10 @@ def choose_engine() -> str:
     raise ImagesError("No daemon answers to `docker compose`, and there is no `podman-compose`.")
 
 
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-        try:
-            for one in range(port, port + count):
-                with socket.socket() as other:
-                    other.bind(("127.0.0.1", one))
-        except (OSError, OverflowError):
-            continue
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
@@ -81,7 +84,7 @@ class Project:
 
     engine: str
     name: str
-    port: int = field(default_factory=lambda: free_ports(2))
+    port: int = field(default_factory=free_port)
     variables: dict[str, str] = field(default_factory=dict)
 
     @property

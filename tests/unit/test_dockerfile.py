@@ -9,6 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from tests.images.__main__ import app
 
 ROOT = Path(__file__).parents[2]
 STAGES = {
@@ -107,3 +110,13 @@ def test_labels_tell_what_the_build_was_told_and_all_licences(image: str) -> Non
     of_bundled_programs = {"GPL-3.0-or-later", "BSD-3-Clause"}
     of_cuda = {"LicenseRef-NVIDIA-Proprietary"} if image == "worker" else set()
     assert of_bundled_programs | of_cuda | {PROJECT["project"]["license"]} <= set(licences)
+
+
+def test_without_docker_and_podman_scripts_images_names_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ended = CliRunner().invoke(app, [])
+    assert ended.exit_code == 1
+    assert "`docker compose`" in ended.output
+    assert "`podman-compose`" in ended.output
