@@ -15,7 +15,7 @@ from models.example import EXAMPLE_REQUEST
 from models.params import MODEL, GenerateParams
 from server.api.schemas import VIDEO_TYPE, FailedBody
 from server.api.submission import WEBHOOK_URL
-from server.api.video_object import SIZE
+from server.api.videos.object import SIZE
 from server.errors import MEANING
 from server.paths import PUBLIC, VERSION_PATH
 from server.transport.body import JSON, MULTIPART, URLENCODED

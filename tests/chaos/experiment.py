@@ -25,8 +25,8 @@ from tests.chaos.clients import Clients
 from tests.chaos.faults import OF_WORKERS, Fault, Kind, rolls, schedule
 from tests.chaos.fleet import Fleet, Member
 from tests.chaos.history import Event, events_of, read_log
+from tests.chaos.releases import has_history, unpack
 from tests.chaos.report import Plan, Report
-from tests.support.releases import has_history, unpack
 from tests.support.services.receiver import Receiver, receiver
 from worker.broker.connection import broker_errors, connect_briefly
 from worker.settings import WorkerSettings

@@ -26,7 +26,7 @@ from server.api.submission import (
     WEBHOOK_URL,
     Submission,
 )
-from server.api.video_file import video_response
+from server.api.videos.file import video_response
 from server.transport.body import read_fields
 from server.transport.connection.disconnect import ends_before_hang_up
 from server.transport.parameters import documented

@@ -13,7 +13,7 @@ from server.api.call import Call
 from server.api.links import SIGNED, VIDEO
 from server.api.openapi import FAILED, REQUEST_ID, VIDEO_BYTES, VIDEO_RANGE, errors
 from server.api.schemas import CancelBody, ResultBody, StatusBody, failed_body
-from server.api.video_file import video_response
+from server.api.videos.file import video_response
 from server.keys.lookup import Scope
 from server.paths import VIDEO_PATH
 from server.transport.parameters import Flag, documented

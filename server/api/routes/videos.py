@@ -20,8 +20,8 @@ from server.api.openapi import (
     errors,
 )
 from server.api.submission import IDEMPOTENCY_KEY, MOCK_SCENARIO, OPTIONAL, WEBHOOK_URL, Submission
-from server.api.video_file import video_response
-from server.api.video_object import (
+from server.api.videos.file import video_response
+from server.api.videos.object import (
     OTHERS,
     DeletedVideo,
     VideoObject,

@@ -63,7 +63,7 @@ class Project:
     ) -> subprocess.CompletedProcess[str]:
         assert HELM is not None
         return subprocess.run(
-            [sys.executable, ROOT / "scripts" / "release.py", *arguments],
+            [sys.executable, ROOT / "scripts" / "python" / "release.py", *arguments],
             cwd=self.folder,
             env={
                 "PATH": f"{Path(HELM).parent}:/usr/bin:/bin",

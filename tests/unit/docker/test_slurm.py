@@ -13,7 +13,7 @@ from server.settings import ServerSettings
 from server.supervisor.children import REQUEUE_SECONDS
 from worker.broker.embedded import STOP_SECONDS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEFINITION = (ROOT / "docker" / "slurm" / "mochi.def").read_text()
 JOB = ROOT / "docker" / "slurm" / "mochi.sbatch"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

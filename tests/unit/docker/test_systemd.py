@@ -17,7 +17,7 @@ from worker.process.systemd import BEAT_SECONDS
 from worker.runtime.heartbeat import LONGEST_BEAT_SECONDS
 from worker.settings import WorkerSettings
 
-FOLDER = Path(__file__).parents[2] / "docker" / "systemd"
+FOLDER = Path(__file__).parents[3] / "docker" / "systemd"
 INSTALLED = "/opt/mochi/bin/mochi-server"
 MOST_EXPOSURE = 20
 """Tenths of systemd's score of 0 (safest) to 10."""

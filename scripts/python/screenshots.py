@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.support.stack import Stack
 from tests.support.visitor import Visitor, chromium, visit
 
-FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
+FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 SCREEN = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
 SHOWN_WIDTH = 1000

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.images.__main__ import app
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STAGES = {
     stage.split("\n", 1)[0].split(" AS ")[1]: stage
     for stage in re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]

@@ -9,7 +9,7 @@ import yaml
 
 from server.settings import ServerSettings
 
-COMPOSE = (Path(__file__).parents[2] / "compose.yaml").read_text()
+COMPOSE = (Path(__file__).parents[3] / "compose.yaml").read_text()
 SERVICES = yaml.safe_load(COMPOSE)["services"]
 OF_THE_IMAGES = {"MOCHI_ALIVE_FILE", "MOCHI_DATA_DIR", "MOCHI_HOST"}
 WITHOUT_CONTAINERS = {"MOCHI_VALKEY"}

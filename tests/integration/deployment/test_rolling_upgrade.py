@@ -14,8 +14,8 @@ import pytest
 
 from tests.chaos.experiment import GATEWAYS, experiment
 from tests.chaos.faults import Kind
+from tests.chaos.releases import has_history, last_release, unpack, within
 from tests.chaos.report import Plan, broken_promises
-from tests.support.releases import has_history, last_release, unpack, within
 from tests.support.stack import Stack, eventually
 
 RELEASE = last_release()

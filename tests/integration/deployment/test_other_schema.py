@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.releases import next_release, within
+from tests.chaos.releases import next_release, within
 from tests.support.stack import Stack, eventually
 from tests.support.wire import refusal
 from worker.broker.schema import SCHEMA_KEY

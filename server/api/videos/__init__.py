@@ -1,0 +1,1 @@
+"""Videos over HTTP: their files, and the object that clients of the OpenAI API know."""
