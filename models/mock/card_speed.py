@@ -11,7 +11,7 @@ PEAK_TFLOPS = {"h100": 989.0, "h200": 989.0, "a100": 312.0, "l40s": 362.0, "4090
 SUSTAINED = 0.6
 """Share of the peak. Published engines reach 0.5 to 0.65 on Mochi; this one is not measured."""
 SPEEDUPS = {1: 1.0, 2: 2.0, 4: 3.8, 6: 5.5, 8: 7.2}
-"""By GPUs that share a video: the estimate for 49 frames and NVLink 4 in docs/performance.md."""
+"""By GPUs that share a video: docs/operate/performance.md's estimate for 49 frames and NVLink 4."""
 INSTANT = "instant"
 FORM = rf"^({INSTANT}|({'|'.join(PEAK_TFLOPS)})(/[1-9][0-9]{{0,3}})?)$"
 

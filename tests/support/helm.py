@@ -22,7 +22,7 @@ needs_helm = pytest.mark.skipif(
 )
 
 Object = dict[str, Any]
-VALUES = sorted((ROOT / "tests" / "unit" / "chart" / "values").glob("*.yaml"))
+VALUES = sorted((ROOT / "tests" / "unit" / "docker" / "chart" / "values").glob("*.yaml"))
 """Files of values as operators might write them."""
 EVERYTHING, PASSWORD, TRIAL = (
     ("--values", str(VALUES[0].with_name(f"{name}.yaml")))

@@ -25,5 +25,5 @@ def refusal(number: str, what: str = "The broker's data") -> str:
     return (
         f"{what} have schema {number}, and this release, mochi-server {version}, reads schema "
         f"{ours}. Nothing was read or changed. Run a release that reads schema {number}: the table "
-        "in docs/upgrading.md names it."
+        "in docs/operate/upgrading.md names it."
     )

@@ -1,8 +1,8 @@
 """Memory profiles: what stays on the GPU, chosen by its size. All profiles are lossless.
 
 Sizes are in GiB. Those of weights are counted from the model. Those of work are estimates for the
-longest request, counted without a GPU (`docs/performance.md`), with a reserve for CUDA itself and
-the allocator's gaps.
+longest request, counted without a GPU (`docs/operate/performance.md`), with a reserve for CUDA
+itself and the allocator's gaps.
 """
 
 from __future__ import annotations

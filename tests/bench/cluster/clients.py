@@ -25,7 +25,7 @@ RETENTION_SECONDS = 3600.0
 POLL_SECONDS = 1.0
 """Between two polls of the `segmind` SDK."""
 BODY = {"prompt": "A red panda drinks tea", "frames": 49, "steps": 30}
-"""The shortest video of the estimates in docs/performance.md: 27 s on an H100."""
+"""The shortest video of the estimates in docs/operate/performance.md: 27 s on an H100."""
 FINAL = frozenset({"COMPLETED", "FAILED"})
 FIRST_ERROR = 400
 OPEN_SECONDS = 0.003

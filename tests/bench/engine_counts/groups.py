@@ -99,7 +99,7 @@ def step_seconds(shape: Shape, cards: int, connection: Connection) -> float:
 
 
 def rows(steps: int = 30) -> list[str]:
-    """The table of docs/performance.md."""
+    """The table of docs/operate/performance.md."""
     table = []
     for frames, tokens in ((49, 14_310), (160, 44_520)):
         shape = Shape(tokens)

@@ -15,7 +15,11 @@ from tests.support.wire import refusal
 from worker.broker.schema import SCHEMA_KEY
 
 POND = {"prompt": "a pond", "frames": 1, "steps": 10}
-BOTH = ("have schema 2, and this release, mochi-server", "reads schema 1.", "docs/upgrading.md")
+BOTH = (
+    "have schema 2, and this release, mochi-server",
+    "reads schema 1.",
+    "docs/operate/upgrading.md",
+)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`docs/operating.md` has what `/metrics` shows. On a difference, the right table is shown."""
+"""`docs/operate/operating.md` has what `/metrics` shows. A failure shows the right table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.store.presence import LiveWorker
 from worker.store.reports.statistics import Survey
 
 ROOT = Path(__file__).parents[3]
-DOCUMENT = ROOT / "docs" / "operating.md"
+DOCUMENT = ROOT / "docs" / "operate" / "operating.md"
 
 
 def _families() -> list[Metric]:
@@ -54,7 +54,7 @@ def _row(family: Metric) -> str:
 
 def test_the_document_has_the_table_that_the_code_gives() -> None:
     rows = "\n".join(map(_row, _families()))
-    assert rows in DOCUMENT.read_text(), f"docs/operating.md should have:\n{rows}"
+    assert rows in DOCUMENT.read_text(), f"docs/operate/operating.md should have:\n{rows}"
 
 
 def test_the_document_has_every_alert() -> None:

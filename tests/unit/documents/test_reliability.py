@@ -1,4 +1,4 @@
-"""`docs/reliability.md` describes the scripts and the faults that there are."""
+"""`docs/operate/reliability.md` describes the scripts and the faults that there are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
+DOCUMENT = (ROOT / "docs" / "operate" / "reliability.md").read_text()
 FAULTS = set(range(1, 31))
 LUA = [*(ROOT / "worker" / "store" / "lua").glob("*/*.lua")]
 SCRIPTS = {path.stem for path in LUA if path.parent.name != "common"}

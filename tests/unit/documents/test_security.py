@@ -1,4 +1,4 @@
-"""`docs/security.md` names tests that there are; and the one that looks for leaks can find one."""
+"""`docs/operate/security.md` names tests that exist, and the one for leaks can find one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.jobs import submit
 from tests.support.leaks import leaks
 
 TESTS = Path(__file__).parents[2]
-DOCUMENT = (TESTS.parent / "docs" / "security.md").read_text()
+DOCUMENT = (TESTS.parent / "docs" / "operate" / "security.md").read_text()
 ATTACKS = set(range(1, 17))
 
 

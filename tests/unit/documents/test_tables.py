@@ -128,7 +128,11 @@ def test_the_settings_document_has_the_table_that_the_code_gives(
 
 
 def test_the_newest_schema_that_the_document_has_is_that_of_the_code() -> None:
-    table = (DOCS / "upgrading.md").read_text().partition("| schema | releases | reads |")[2]
+    table = (
+        (DOCS / "operate" / "upgrading.md")
+        .read_text()
+        .partition("| schema | releases | reads |")[2]
+    )
     *_, last = re.findall(r"^\| (\d+) \| .+ \| ([\d, ]+) \|$", table.partition("\n\n")[0], re.M)
     assert last == (str(SCHEMA), ", ".join(map(str, sorted(READS))))
 
@@ -143,7 +147,7 @@ def test_the_document_has_the_lines_of_a_backup() -> None:
             for kind in get_args(Line)
         )
     )
-    assert "\n".join(rows) in (DOCS / "upgrading.md").read_text()
+    assert "\n".join(rows) in (DOCS / "operate" / "upgrading.md").read_text()
 
 
 def test_the_layers_are_all_settings() -> None:

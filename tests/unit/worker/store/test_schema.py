@@ -40,7 +40,7 @@ def test_the_refusal_names_both_schemas_and_the_remedy(redis: Redis, redis_url: 
         submit(redis_url)
     assert f"The broker's data have schema {OTHER}" in str(refused.value)
     assert f"reads schema {SCHEMA}." in str(refused.value)
-    assert "docs/upgrading.md" in str(refused.value)
+    assert "docs/operate/upgrading.md" in str(refused.value)
     assert refused.value.reason == str(refused.value)  # once in a log line, too
     with pytest.raises(SchemaError):
         check_schema(redis)

@@ -21,7 +21,7 @@ from tests.support.models.tiny_mochi import (
     take_over,
 )
 
-PERFORMANCE = Path(__file__).parents[5] / "docs" / "performance.md"
+PERFORMANCE = Path(__file__).parents[5] / "docs" / "operate" / "performance.md"
 SHAPE = Shape(tokens=45, text=60, width=64, blocks=3, item_bytes=4)
 
 
