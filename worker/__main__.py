@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -34,7 +35,7 @@ from worker.errors import (
 )
 from worker.outputs.base import Outputs
 from worker.outputs.factory import open_outputs
-from worker.process.logs import configure_logs, end_at_once, say
+from worker.process.logs import before_end, configure_logs, end_at_once, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
 from worker.process.systemd import Notifier
@@ -62,6 +63,7 @@ CHECK_SECONDS = 5.0
 """Longest call of the check at the start."""
 RETRY_SECONDS = 1.0
 """Between two checks."""
+INTERRUPTED = 128 + signal.SIGINT
 
 _log = structlog.get_logger()
 
@@ -73,8 +75,14 @@ def main() -> NoReturn:
     if WITH_PARENT in sys.argv[1:]:
         watch_parent()
     settings = WorkerSettings()
-    with leading(settings) as leader:
-        status = run(name, settings, leader, notifier)
+    try:
+        with leading(settings) as leader:
+            status = run(name, settings, leader, notifier)
+    except KeyboardInterrupt:  # before it is ready; a worker that is drains
+        status = INTERRUPTED
+    except BaseException:  # noqa: BLE001 (a bug must not end the process in another way)
+        _log.exception("exception.uncaught")
+        status = os.EX_TEMPFAIL
     # Destructors of a group may wait for a broken card without end, and Python aborts at its exit
     # where a thread is at work in torch.
     end_at_once(status)
@@ -90,6 +98,7 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: No
     try:
         check_schema_at_start(settings.redis_url)
         tracing = start_tracing(os.environ, "mochi-server-worker", name)
+        before_end(tracing.stop)
         outputs = usable_outputs(settings)
         encoder()  # without ffmpeg every request would fail at its end
         notifier.starting("Loading the model")
@@ -119,7 +128,6 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: No
         tracer=tracing.tracer,
         notifier=notifier,
     )
-    tracing.stop()
     _log.info("worker.stopped")
     return 0 if was_told else os.EX_TEMPFAIL
 

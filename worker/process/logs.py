@@ -16,6 +16,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Event, Thread, Timer
 from types import TracebackType
@@ -112,8 +113,18 @@ def dropped_lines() -> int:
     return _stderr.dropped
 
 
+_last_calls: list[Callable[[], None]] = []
+
+
+def before_end(call: Callable[[], None]) -> None:
+    """Have `end_at_once` make a call, which must be short and raise nothing."""
+    _last_calls.append(call)
+
+
 def end_at_once(status: int) -> NoReturn:
     """Write what is queued, then end this process from any thread, without any destructor."""
+    for call in _last_calls:
+        call()
     _stderr.drain()
     os._exit(status)
 

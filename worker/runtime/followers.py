@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from worker.process.logs import end_at_once, say
 
 END_SECONDS = 5.0
 """From the end of its link until a follower is killed."""
+KILL_SECONDS = 1.0
+"""How long a killed follower may take: one whose GPU is gone can stay in the driver for ever."""
 
 _log = structlog.get_logger()
 
@@ -108,4 +111,7 @@ class _Follower:
             return self._process.wait(max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait()
+        try:
+            return self._process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL

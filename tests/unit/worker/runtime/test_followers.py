@@ -91,6 +91,26 @@ def test_a_follower_that_closes_its_link_and_does_not_end_is_killed(
     assert not process.is_running()
 
 
+def test_a_follower_that_even_a_kill_does_not_end_keeps_no_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one that waits in the driver of a card that is gone."""
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    monkeypatch.setattr("worker.runtime.followers.END_SECONDS", 0.01)
+    monkeypatch.setattr("worker.runtime.followers.KILL_SECONDS", 0.01)
+    with TemporaryFile() as file:
+        follower = _Follower(1, 2, file.fileno())
+        with monkeypatch.context() as stuck, follower.link:
+            stuck.setattr(follower._process, "kill", lambda: None)
+            ending = Thread(target=follower.end_worker, daemon=True)
+            ending.start()
+            ending.join(10)
+        assert statuses == [os.EX_TEMPFAIL]
+        follower._process.kill()
+        follower._process.wait()
+
+
 @pytest.mark.parametrize("negative_prompt", PROMPTS)
 def test_a_group_makes_the_frames_of_one_process(
     group: Engine, alone: Engine, negative_prompt: str
