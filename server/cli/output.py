@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
@@ -76,6 +79,54 @@ def new_file(path: Path) -> Iterator[Path]:
             path.unlink()
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A private file to write, which replaces `path` when it is whole and on disk.
+
+    Each call has a draft of its own, so that of two at once the last one counts. A link stays, and
+    what it leads to is replaced.
+
+    Raises:
+        OutputError: it cannot be written, or `path` is a device, a pipe or a folder.
+    """
+    check_file(path)
+    if path.exists() and not path.is_file():
+        raise OutputError(
+            f"{path} is no regular file: give the name of one, or - for standard output."
+        )
+    target = Path(os.path.realpath(path))
+    draft = None
+    try:
+        with _draft_beside(target) as file:
+            draft = Path(file.name)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def _draft_beside(path: Path) -> IO[str]:
+    """A new file in the same folder, which only its owner may read."""
+    return NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Until its folder is on disk, a power cut may take the new name of a file back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _is_made(path: Path) -> bool:
     try:
         path.touch(exist_ok=False)
@@ -98,8 +149,8 @@ def check_file(path: Path) -> None:
         raise OutputError(f"There is no folder {path.parent} to write {path.name} to.")
     try:
         # A trial also covers a read-only disk, a long name and missing permissions.
-        draft_of(path).open("ab").close()
-        draft_of(path).unlink()
+        with _draft_beside(path) as trial:
+            Path(trial.name).unlink()
     except OSError as error:
         raise unwritable(path, error) from None
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import IO, Annotated
 
 import typer
 
 from server.cli.options import BROKER, any_broker, expand, settings_options
-from server.cli.output import check_file, draft_of, errors, unwritable
-from server.errors import visible
-from server.keys.backup import HistoryLine, KeyLine, lines_of_backup
+from server.cli.output import errors, whole_file
+from server.errors import OutputError, visible
+from server.keys.backup import BackupFileError, HistoryLine, KeyLine, lines_of_backup
 from server.keys.restore import restore as restore_file
 from server.keys.times import written
 from worker.broker.connection import Client
 
 BackupFile = Annotated[
-    Path, typer.Argument(metavar="FILE", callback=expand, help="The backup, lines of JSON.")
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        callback=expand,
+        help="The backup, lines of JSON; - for standard output or input.",
+    ),
 ]
+STANDARD = Path("-")
 
 
 @settings_options(*BROKER)
@@ -30,12 +40,15 @@ def backup(file: BackupFile) -> None:
 
     Example: `mochi-server backup mochi.jsonl`
 
+    Through a pipe: `mochi-server backup - | gzip > mochi.jsonl.gz`
+
     On a shared broker: `mochi-server backup mochi.jsonl --redis-url redis://broker:6379/0`
     """
-    with any_broker() as redis:
-        check_file(file)
-        keys, ended = _write(redis, file)
-    errors.print(f"Wrote {_counted(keys, ended)} to {file}.")
+    place = _standard_output() if file == STANDARD else whole_file(file)
+    with any_broker() as redis, place as out:
+        keys, ended = _write(redis, out)
+    name = "standard output" if file == STANDARD else file
+    errors.print(f"Wrote {_counted(keys, ended)} to {name}.")
 
 
 @settings_options(*BROKER)
@@ -56,9 +69,11 @@ def restore(
     Without --replace nothing is restored if the broker has a key of the file.
 
     Example: `mochi-server restore mochi.jsonl`
+
+    Through a pipe: `gunzip -c mochi.jsonl.gz | mochi-server restore -`
     """
-    with any_broker(makes_folder=True) as redis:
-        done = restore_file(redis, file, replace=replace)
+    with any_broker(makes_folder=True) as redis, _regular(file) as regular:
+        done = restore_file(redis, regular, replace=replace)
     for name in done.revoked:
         errors.print(visible(f"`{name}` was revoked after the backup, and stays so."))
     if done.skipped:
@@ -74,23 +89,40 @@ def _counted(keys: int, ended: int) -> str:
     )
 
 
-def _write(redis: Client, file: Path) -> tuple[int, int]:
-    """Write a draft, and put it in place. Returns the numbers of keys and of ended requests."""
-    draft, keys, ended = draft_of(file), 0, 0
-    try:
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-                for line in lines_of_backup(redis):
-                    out.write(line.model_dump_json() + "\n")
-                    keys += isinstance(line, KeyLine)
-                    ended += len(line.ended) if isinstance(line, HistoryLine) else 0
-                out.flush()
-                os.fsync(out.fileno())
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(file, error) from None
+def _write(redis: Client, file: IO[str]) -> tuple[int, int]:
+    """The numbers of keys and of ended requests that were written."""
+    keys = ended = 0
+    for line in lines_of_backup(redis):
+        file.write(line.model_dump_json() + "\n")
+        keys += isinstance(line, KeyLine)
+        ended += len(line.ended) if isinstance(line, HistoryLine) else 0
     return keys, ended
+
+
+@contextmanager
+def _standard_output() -> Iterator[IO[str]]:
+    try:
+        with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as file:
+            yield file
+    except OSError as error:
+        raise OutputError(f"Standard output cannot be written: {error.strerror}.") from None
+
+
+@contextmanager
+def _regular(file: Path) -> Iterator[Path]:
+    """The file, or a private copy of what comes through a pipe: a restore reads it twice."""
+    if file != STANDARD and (file.is_file() or not file.exists()):
+        yield file
+        return
+    with TemporaryDirectory(prefix="mochi-restore-") as folder:
+        copy = Path(folder, "stdin" if file == STANDARD else file.name)
+        try:
+            with _source(file) as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        except OSError as error:
+            raise BackupFileError(f"{file} cannot be copied to {copy}: {error.strerror}.") from None
+        yield copy
+
+
+def _source(file: Path) -> IO[bytes]:
+    return open(sys.stdin.fileno(), "rb", closefd=False) if file == STANDARD else file.open("rb")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +17,7 @@ from server.keys.audit import entries
 from server.keys.backup import lines_of_backup
 from server.keys.record import NewKey
 from server.keys.store import create_key
-from tests.support.stack import Stack, eventually, start_command
+from tests.support.stack import COMMAND, Stack, eventually, start_command
 from worker.store import keyspace
 
 SETTINGS = {"engine": "fake", "fake_step_seconds": "0.01", "price_base": "2"}
@@ -106,3 +108,86 @@ def test_a_restore_that_is_killed_goes_on_when_it_is_typed_again(
         assert credits_ == number
     repeated = [line.model_dump() for line in lines_of_backup(new.redis)][1:]
     assert repeated == [json.loads(line) for line in lines[1:]]
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """A broker with a key, and no server."""
+    (tmp_path / "data").mkdir()
+    with Stack(tmp_path / "data") as stack:
+        create_key(stack.redis, NewKey(name="ann"))
+        yield stack
+
+
+def piped(stack: Stack, *arguments: str, told: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """A command with pipes for its input and output."""
+    return subprocess.run(
+        [COMMAND, *arguments],
+        input=told,
+        capture_output=True,
+        check=False,
+        env=stack.environ,
+        cwd=stack.folder,
+    )
+
+
+def said(ended: subprocess.CompletedProcess[Any]) -> str:
+    text = ended.stderr
+    return " ".join((text if isinstance(text, str) else text.decode()).split())
+
+
+def test_a_backup_goes_through_pipes(stack: Stack) -> None:
+    written = piped(stack, "backup", "-")
+    assert written.returncode == 0, said(written)
+    assert said(written).endswith("of the history to standard output.")
+    kinds = [json.loads(line)["kind"] for line in written.stdout.splitlines()]
+    assert kinds == ["backup", "key", "end"]
+    for name in ("-", "/dev/stdin"):
+        stack.redis.flushall()
+        restored = piped(stack, "restore", name, told=written.stdout)
+        assert restored.returncode == 0, said(restored)
+        assert stack.redis.hkeys(keyspace.KEY_NAMES) == ["ann"]
+    cut = piped(stack, "restore", "-", told=written.stdout[:-20])
+    assert cut.returncode == 1
+    assert "stdin, line 3: Invalid JSON" in said(cut)
+
+
+def test_a_backup_replaces_regular_files_only(stack: Stack, tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    output = tmp_path / "output"
+    output.symlink_to("/dev/stdout")
+    for place, why in {
+        pipe: "is no regular file: give the name of one, or - for standard output.",
+        output: "is no regular file",
+        folder: "is a folder",
+        tmp_path / "none" / "file": "There is no folder",
+    }.items():
+        refused = piped(stack, "backup", str(place))
+        assert refused.returncode == 1
+        assert why in said(refused)
+        assert refused.stdout == b""
+    assert pipe.is_fifo()
+    assert output.is_symlink()
+
+
+def test_a_link_to_a_backup_stays_one(stack: Stack, tmp_path: Path) -> None:
+    target, link = tmp_path / "monday", tmp_path / "latest"
+    target.touch(0o644)
+    link.symlink_to(target)
+    assert stack.run("backup", str(link)).returncode == 0
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert target.read_text().count("\n") == 3
+
+
+def test_overlapping_backups_leave_the_last_good_one(stack: Stack, tmp_path: Path) -> None:
+    """Another one of the same file is being written: it has a draft of its own."""
+    file = tmp_path / "backup"
+    others = [tmp_path / "backup.part", tmp_path / "backup.1234.part"]
+    for other in others:
+        other.write_text("half a backup")
+    assert stack.run("backup", str(file)).returncode == 0
+    assert [other.read_text() for other in others] == ["half a backup"] * 2
+    assert file.read_text().count("\n") == 3

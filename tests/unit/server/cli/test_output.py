@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from server.cli import output
-from server.cli.output import new_file
+from server.cli.output import new_file, whole_file
 from server.errors import OutputError
 
 
@@ -37,6 +37,22 @@ def test_without_a_video_no_file_is_left(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no folder"), new_file(tmp_path / "absent" / "mochi.mp4"):
         pass
+
+
+def test_a_file_that_does_not_become_whole_leaves_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "backup").write_text("whole")
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "backup"):
+        raise KeyboardInterrupt
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_of_two_whole_files_at_the_same_time_the_last_one_counts(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "backup") as late:
+        with whole_file(tmp_path / "backup") as early:
+            early.write("early")
+        assert (tmp_path / "backup").read_text() == "early"
+        late.write("late")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["late"]
 
 
 @pytest.mark.parametrize(
