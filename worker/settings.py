@@ -75,7 +75,8 @@ class WorkerSettings(ModerationSettings):
         default="",
         description=(
             "File that a worker touches with each heartbeat, also while the broker is away: for "
-            "health checks of containers. Empty: none."
+            "health checks of containers. Of several workers, their supervisor touches it while "
+            "all serve that it has not left down. Empty: none."
         ),
     )
     checkpoint_steps: int = Field(

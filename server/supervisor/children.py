@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +14,6 @@ from pathlib import Path
 
 import structlog
 
-from server.settings import ServerSettings
 from server.supervisor.watchdog import Watchdog
 from server.transport.connection.listener import INHERITED
 from worker.process.parent_watch import WITH_PARENT
@@ -27,8 +28,8 @@ STEADY_SECONDS = 60.0
 """A process that ran this long is not crash-looping; its back-off starts over."""
 GATEWAY_HANG_SECONDS = 60.0
 """After the last sign of life of the gateway's event loop; as in its unit for systemd."""
-WORKER_HANG_SECONDS = 45.0
-"""Of a worker's heartbeat, beyond `stall_seconds`: before that, it ends itself and logs why."""
+STACK_SECONDS = 5.0
+"""From the SIGABRT for a process that hangs, which prints its stacks, to the SIGKILL."""
 REQUEUE_SECONDS = 5.0
 """From an urgent stop to the kill; a worker requeues its request within one heartbeat."""
 
@@ -55,7 +56,10 @@ class BackOff:
 
 
 class Child:
-    """A process that is restarted when it dies, and killed when it hangs for `hang_seconds`."""
+    """A process that is restarted when it dies, and killed when it hangs for `hang_seconds`.
+
+    One that rejects its settings, or its GPU, is left down. `device` is for the log.
+    """
 
     def __init__(
         self,
@@ -64,48 +68,77 @@ class Child:
         listener: socket.socket | None = None,
         *,
         hang_seconds: float,
+        device: str = "",
     ) -> None:
         self.package = package
+        self.is_rejecting = False
+        self._device = device
+        self._hang_seconds = hang_seconds
         self._watchdog = Watchdog(hang_seconds)
-        self._environ = environ | self._watchdog.environ
+        # So that SIGABRT shows the stacks of a process that hangs, as in the units for systemd.
+        self._environ = environ | self._watchdog.environ | {"PYTHONFAULTHANDLER": "1"}
         self._listener = listener
         self._process = self._spawn()
         self._back_off = BackOff(RESTART_SECONDS)
         self._restart_at: float | None = None
+        self._kill_at: float | None = None
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether it gave a sign of life lately; off Linux, whether it runs."""
+        return self._process.poll() is None and self._watchdog.is_heard
+
     def watch(self) -> bool:
         """Restart it if it has died or hangs. False when it rejects its settings."""
+        if self.is_rejecting:
+            return False
         status = self._process.poll()
         if status is None:
             if self._watchdog.is_hung():
-                _log.error("process.hung", process=self.package)
-                self._process.kill()
-                self._watchdog.restart()
+                self._end_hung()
             return True
         self._close_pipe()
         if status == os.EX_CONFIG:
+            self.is_rejecting = True  # it has printed why
+            _log.error("process.rejected", **self._log_fields, hint="correct it, and start again")
             return False
         if self._restart_at is None:
             self._restart_at = time.monotonic() + self._note_end(status)
         elif time.monotonic() >= self._restart_at:
-            self._restart_at = None
+            self._restart_at = self._kill_at = None
             self._watchdog.restart()
             self._process = self._spawn()
             self._back_off.started()
         return True
 
+    def _end_hung(self) -> None:
+        """Let faulthandler print where it hangs; kill one that does not end of that."""
+        if self._kill_at is None:
+            _log.error("process.hung", **self._log_fields, silent_seconds=self._hang_seconds)
+            if sys.platform == "linux":  # no core of main memory, which holds prompts
+                resource.prlimit(self.pid, resource.RLIMIT_CORE, (0, 0))
+            self._process.send_signal(signal.SIGABRT)
+            self._kill_at = time.monotonic() + STACK_SECONDS
+        elif time.monotonic() >= self._kill_at:
+            self._process.kill()
+
     def _note_end(self, status: int) -> float:
         """Log the end; returns the seconds until the restart."""
         if status == 0:
-            _log.info("process.ended", process=self.package)
+            _log.info("process.ended", **self._log_fields)
             return 0.0
         seconds = self._back_off.died()
-        _log.error("process.died", process=self.package, status=status, again_in=seconds)
+        _log.error("process.died", **self._log_fields, status=status, again_in=seconds)
         return seconds
+
+    @property
+    def _log_fields(self) -> dict[str, str | int]:
+        device = {"device": self._device} if self._device else {}
+        return {"process": self.package, **device, "pid": self.pid}
 
     def drain(self) -> None:
         """Ask it to stop, once its requests have ended."""
@@ -170,27 +203,9 @@ def end_children(
             child.kill()
 
 
-def worker_children(settings: ServerSettings, environ: dict[str, str]) -> list[Child]:
-    """A worker for each of its devices."""
-    hang_seconds = settings.stall_seconds + WORKER_HANG_SECONDS
-    return [
-        Child("worker", environ | {"MOCHI_DEVICE": device}, hang_seconds=hang_seconds)
-        for device in devices(settings)
-    ]
-
-
 def leave_deleted_folder() -> None:
     """Torch cannot be loaded while the working directory is one that has been deleted."""
     try:
         Path.cwd()
     except FileNotFoundError:
         os.chdir("/")
-
-
-def devices(settings: ServerSettings) -> list[str]:
-    """The first device of each worker, as no GPU has room for two engines."""
-    if settings.workers == 1:
-        return [settings.device]
-    first = int(settings.device.partition(":")[2] or 0)
-    gpus = settings.gpus_per_video
-    return [f"cuda:{first + index * gpus}" for index in range(settings.workers)]

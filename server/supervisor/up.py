@@ -1,7 +1,8 @@
 """Supervisor of `mochi-server up`: starts, watches and stops broker, gateway and workers.
 
-Each part is a process of its own, started as on a cluster. One that dies or hangs is restarted; one
-that rejects its settings (EX_CONFIG) stops everything. The broker stops last.
+Each part is a process of its own, started as on a cluster. One that dies or hangs is restarted. A
+gateway that rejects its settings (EX_CONFIG), or all workers that do, stop everything. The broker
+stops last.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from server.supervisor.children import (
     BackOff,
     Child,
     end_children,
-    worker_children,
 )
+from server.supervisor.pool import WorkerPool
 from server.transport.connection.listener import listen, own_address, url_of
 from server.transport.connection.tls import tls_context
 from worker.broker.connection import connect_briefly
@@ -110,21 +111,21 @@ class Supervisor:
         }
         keeper = BrokerKeeper(self.broker) if self.broker else None
         gateway = Child("server", environ, self.listener, hang_seconds=GATEWAY_HANG_SECONDS)
-        workers = worker_children(self.settings, environ)
+        pool = WorkerPool(self.settings, environ)
         try:
-            status = self._watch([gateway, *workers], keeper)
+            status = self._watch(gateway, pool, keeper)
         finally:
-            self._end([gateway, *workers], keeper)
+            self._end([gateway, *pool.workers], keeper)
         if status == 0 and self.broker is not None:
             _say_waiting(url)
         return status
 
-    def _watch(self, children: list[Child], keeper: BrokerKeeper | None) -> int:
+    def _watch(self, gateway: Child, pool: WorkerPool, keeper: BrokerKeeper | None) -> int:
         self.notifier.starting("Loading the model")
         say("Starting …" if self.settings.is_light_mock else "Starting: loading the model …")
         ready = False
         while not self._stops_within(WATCH_SECONDS):
-            if not all(child.watch() for child in children):
+            if not (gateway.watch() and pool.watch()):
                 return os.EX_CONFIG  # the child has printed why
             if keeper is not None:
                 keeper.watch()

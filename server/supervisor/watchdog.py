@@ -9,8 +9,13 @@ import socket
 import sys
 import time
 
+from worker.process.systemd import BEAT_SECONDS
+
 LONGEST_LOOK_SECONDS = 5.0
 """Between two looks. After a longer one this process stood still itself, and the child may have."""
+
+RECENT_SECONDS = 3 * BEAT_SECONDS
+"""A process that gave a sign of life within this time is serving."""
 
 
 class Watchdog:
@@ -46,6 +51,13 @@ class Watchdog:
             self._heard_at = now
         self._looked_at = now
         return self._heard_at is not None and now - self._heard_at > self._seconds
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the last sign of life, as of the last look, is not long ago."""
+        if self._socket is None:
+            return True
+        return self._heard_at is not None and self._looked_at - self._heard_at < RECENT_SECONDS
 
     def _take_signs(self) -> bool:
         """Whether there were signs of life since the last call."""

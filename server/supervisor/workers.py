@@ -7,14 +7,15 @@ import signal
 import time
 
 from server.settings import ServerSettings
-from server.supervisor.children import WATCH_SECONDS, end_children, worker_children
+from server.supervisor.children import WATCH_SECONDS, end_children
+from server.supervisor.pool import WorkerPool
 from worker.process.logs import configure_logs
 from worker.process.shutdown import Stop, on_signals
 from worker.process.systemd import Notifier
 
 
 def run_workers(settings: ServerSettings) -> int:
-    """Run the workers until a signal arrives, or one rejects its settings.
+    """Run the workers until a signal arrives, or every one rejects its settings.
 
     Returns:
         The exit status.
@@ -23,13 +24,16 @@ def run_workers(settings: ServerSettings) -> int:
     stop = Stop()
     on_signals(lambda *_: stop.ask(), signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     notifier = Notifier.take(os.environ)  # a child's own is that of its supervisor
-    workers = worker_children(settings, dict(os.environ))
+    pool = WorkerPool(settings, dict(os.environ))
+    notifier.starting("Loading the model")
+    is_ready = False
     try:
         while not stop.draining:
-            notifier.serving("The workers run")
-            if not all(worker.watch() for worker in workers):
-                return os.EX_CONFIG  # it has printed why
+            if not pool.watch():
+                return os.EX_CONFIG  # they have printed why
+            if is_ready := is_ready or pool.serving > 0:
+                notifier.serving(f"{pool.serving} of {len(pool.workers)} workers serve")
             time.sleep(WATCH_SECONDS)
     finally:
-        end_children(workers, settings.drain_seconds, stop, meanwhile=notifier.draining)
+        end_children(pool.workers, settings.drain_seconds, stop, meanwhile=notifier.draining)
     return 0

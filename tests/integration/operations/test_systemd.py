@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.support.services.systemd import WATCHDOG_SECONDS, ServiceManager
-from tests.support.stack import COMMAND, STOP_SECONDS, Stack, eventually
+from tests.support.stack import COMMAND, STOP_SECONDS, Stack, eventually, start_command
 from tests.support.up import Up, environ
 
 IN_THE_JOURNAL = ("sh", "-c", 'JOURNAL_STREAM=$(stat -Lc %d:%i /dev/stderr) exec "$@"', "sh")
@@ -71,6 +71,23 @@ def test_a_worker_is_ready_when_it_has_loaded_and_alive_while_it_beats(
     worker.terminate()
     assert worker.wait(STOP_SECONDS) == 0
     assert "STOPPING=1" in manager.told()
+
+
+def test_workers_on_several_cards_are_ready_when_one_has_loaded(
+    stack: Stack, manager: ServiceManager
+) -> None:
+    log = stack.folder / "pool.log"
+    pool = start_command(["worker", "--workers", "2"], stack.environ | manager.environ, log, log)
+    try:
+        eventually(lambda: "READY=1" in manager.told())
+        assert stack.live_workers() > 0
+        pool.terminate()
+        assert pool.wait(STOP_SECONDS) == 0
+    finally:
+        pool.kill()
+        pool.wait()
+    assert manager.statuses()[0] == "Loading the model"
+    assert manager.statuses()[-1] == "Draining"
 
 
 def test_a_drained_worker_stops_after_its_request_which_has_no_time_limit(

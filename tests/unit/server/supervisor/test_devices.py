@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from server.settings import ServerSettings
-from server.supervisor.children import devices
+from server.supervisor.pool import devices
 
 
 @pytest.mark.parametrize(

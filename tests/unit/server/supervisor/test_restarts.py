@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -27,7 +28,8 @@ ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="signs of life are
 def child(folder: Path, code: str) -> Iterator[Child]:
     """A process that runs `code`."""
     (folder / "doomed.py").write_text(code)
-    doomed = Child("doomed", os.environ | {"PYTHONPATH": str(folder)}, hang_seconds=HANG_SECONDS)
+    environ = os.environ | {"PYTHONPATH": str(folder)}
+    doomed = Child("doomed", environ, hang_seconds=HANG_SECONDS, device="cuda:3")
     yield doomed
     doomed.kill()
 
@@ -50,6 +52,7 @@ def deaths(doomed: Child, count: int) -> list[float]:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "RESTART_SECONDS", 0.01)
     monkeypatch.setattr(children, "LONGEST_RESTART_SECONDS", 0.03)
+    monkeypatch.setattr(children, "STACK_SECONDS", 1.0)
 
 
 def test_what_dies_at_its_start_is_started_again_after_longer_and_longer(tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_what_has_run_for_long_is_started_again_at_once(
         assert deaths(doomed, 3) == [0.01, 0.01, 0.01]
 
 
-def test_what_was_drained_is_started_again_and_wrong_settings_end_everything(
+def test_what_was_drained_is_started_again_and_what_rejects_its_settings_is_not(
     tmp_path: Path,
 ) -> None:
     with capture_logs() as logs, child(tmp_path, "raise SystemExit(0)") as drained:
@@ -73,6 +76,9 @@ def test_what_was_drained_is_started_again_and_wrong_settings_end_everything(
     assert {entry["event"] for entry in logs} == {"process.ended"}
     with child(tmp_path, f"raise SystemExit({os.EX_CONFIG})") as wrong:
         eventually(lambda: not wrong.watch())
+        pid = wrong.pid
+        assert not wrong.watch()
+        assert wrong.pid == pid
 
 
 def test_the_next_process_does_not_start_in_a_folder_that_has_been_deleted(
@@ -87,18 +93,18 @@ def test_the_next_process_does_not_start_in_a_folder_that_has_been_deleted(
         eventually(lambda: place.is_file() and place.read_text() == "/")
 
 
-def until_dead(watched: Child) -> list[str]:
+def until_dead(watched: Child) -> list[MutableMapping[str, Any]]:
     """Watch it until it has died; the log lines until then."""
-    events: list[str] = []
+    lines: list[MutableMapping[str, Any]] = []
 
     def look() -> bool:
         with capture_logs() as logs:
             assert watched.watch()
-        events.extend(entry["event"] for entry in logs)
-        return "process.died" in events
+        lines.extend(logs)
+        return "process.died" in [line["event"] for line in lines]
 
     eventually(look)
-    return events
+    return lines
 
 
 @ON_LINUX
@@ -116,10 +122,32 @@ def test_a_gateway_that_hangs_is_killed_and_started_again(redis_url: str) -> Non
         eventually(lambda: gateway.watch() and answers())
         os.kill(gateway.pid, signal.SIGSTOP)
         assert not answers()
-        assert until_dead(gateway) == ["process.hung", "process.died"]
+        hung, died = until_dead(gateway)
+        assert (hung["event"], hung["silent_seconds"]) == ("process.hung", HANG_SECONDS)
+        assert died["status"] == -signal.SIGKILL  # a stopped process prints no stack
         eventually(lambda: gateway.watch() and answers())
     finally:
         gateway.kill()
+
+
+@ON_LINUX
+def test_a_process_that_hangs_prints_its_stack_and_the_log_names_device_and_process(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hangs = (
+        "import os, time\nfrom worker.process.systemd import Notifier\n"
+        "def waits_for_ever():\n    time.sleep(600)\n"
+        "Notifier.take(os.environ).serving('Serving')\nwaits_for_ever()"
+    )
+    with child(tmp_path, hangs) as hung:
+        pid = hung.pid
+        lines = until_dead(hung)
+    assert [(line["event"], line["device"], line["pid"]) for line in lines] == [
+        ("process.hung", "cuda:3", pid),
+        ("process.died", "cuda:3", pid),
+    ]
+    assert lines[1]["status"] == -signal.SIGABRT
+    assert "in waits_for_ever" in capfd.readouterr().err
 
 
 @ON_LINUX
