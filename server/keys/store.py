@@ -137,7 +137,10 @@ class KeyStore:
             raise KeyExistsError(name)
 
     def put(self, key: Key, old: Key | None, act: str, *also: Change) -> list[Change]:
-        """Write the differences from `old`, if any, and an audit entry. Returns the changes."""
+        """Write the differences from `old`, if any, and an audit entry. Returns the changes.
+
+        A revocation deletes what only this key could use.
+        """
         changes = [*key.changes_since(old), *also]
         if not changes and old is not None:
             return []
@@ -149,6 +152,9 @@ class KeyStore:
         self._rewrite(keyspace.API_KEY + key.key_id, before, after)
         if old and not old.revoked_at and (old.name != key.name or key.revoked_at):
             self.step.write("HDEL", keyspace.KEY_NAMES, old.name, first=True)
+        if old and not old.revoked_at and key.revoked_at:
+            for name in keyspace.gone_with_key(key.key_id):
+                self.step.write("DEL", name)
         if not key.revoked_at:
             self.step.write("HSET", keyspace.KEY_NAMES, key.name, key.key_id)
         self.step.note(Entry(act, key.name, tuple(changes), key.key_id))
@@ -240,11 +246,9 @@ def revoke_key(redis: Redis, name: str, *, by: str = "") -> Key:
 
 
 def revoke(keys: KeyStore, key: Key) -> Key:
-    """Revoke within a transaction. What only this key could use is deleted."""
+    """Revoke within a transaction."""
     revoked = key.model_copy(update={"revoked_at": keys.step.now()})
     keys.put(revoked, key, "revoke")
-    for name in keyspace.gone_with_key(key.key_id):
-        keys.step.write("DEL", name)
     return revoked
 
 

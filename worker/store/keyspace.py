@@ -77,7 +77,7 @@ ms."""
 AUDIT = "mochi:audit"
 """Stream: acts of administrators."""
 RESTORE = "mochi:restore"
-"""String: the id of the backup that is being restored, and how many of its lines are."""
+"""Hash that expires: the backup that is being restored, its last line that is, and the run."""
 LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
 """String: the key that signs links to videos, shared by all gateways."""
 

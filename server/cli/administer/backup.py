@@ -58,15 +58,17 @@ def restore(
         bool,
         typer.Option(
             "--replace",
-            help="Also keys that the broker has: terms, account, usage and webhooks become those "
-            "of the file; secrets and revocations stay.",
+            help="Also keys that the broker has: terms, account and webhooks become those of the "
+            "file; secrets and revocations stay, and usage is not lowered.",
         ),
     ] = False,
 ) -> None:
     """Read a backup into the broker.
 
-    The server may run. A restore that was interrupted goes on when the same command runs again.
-    Without --replace nothing is restored if the broker has a key of the file.
+    Restore before the first `up` or gateway, which makes keys of its own; on the same broker as
+    before the server may run. A restore that was interrupted goes on when the same command runs
+    again within a day, and begins again with --replace. Without --replace nothing is restored if
+    the broker has a key of the file.
 
     Example: `mochi-server restore mochi.jsonl`
 

@@ -94,7 +94,7 @@ def test_a_restore_that_is_killed_goes_on_when_it_is_typed_again(
     killed = start_command(
         ["restore", str(file)], new.environ, tmp_path / "output", tmp_path / "errors"
     )
-    eventually(lambda: int(str(new.redis.get(keyspace.RESTORE) or "x 0").split()[1]) > 20)
+    eventually(lambda: int(str(new.redis.hget(keyspace.RESTORE, "line") or 0)) > 20)
     killed.kill()
     killed.wait()
     done = new.redis.hlen(keyspace.KEY_NAMES)
