@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tarfile
@@ -178,9 +179,30 @@ def test_the_dashboard_is_that_of_compose_for_one_release() -> None:
     data = one(rendered(*MONITORING), "ConfigMap")["data"]
     board = ROOT / "docker" / "grafana" / "dashboards" / "mochi.json"
     of_release = board.read_text().replace(r"job=\"mochi\"", r"job=\"mochi\", namespace=\"video\"")
-    assert data["mochi.json"].strip() == of_release.strip()
+    expected = json.loads(of_release) | {"title": "mochi-server: video/mochi"}
+    found = json.loads(data["mochi.json"])
+    assert found | {"uid": expected["uid"]} == expected
     for link in (CHART / "files").iterdir():
         assert link.resolve().is_relative_to(ROOT / "docker")
+
+
+def test_two_releases_do_not_overwrite_each_others_dashboard() -> None:
+    """Grafana tells dashboards apart by a uid of at most 40 characters."""
+    found = set()
+    for release, namespace in (("mochi", "video"), ("mochi", "test"), ("m" * 53, "video")):
+        values = (*MONITORING, "--namespace", namespace)
+        text = helm("template", release, str(CHART), *values).stdout
+        data = one(tuple(filter(None, yaml.safe_load_all(text))), "ConfigMap")["data"]
+        found.add(json.loads(data["mochi.json"])["uid"])
+    assert len(found) == 3
+    assert all(re.fullmatch(r"[\w-]{1,40}", uid, re.ASCII) for uid in found)
+
+
+def test_documented_commands_install_a_packaged_chart_as_that_of_a_checkout_has_no_images() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    commands = re.findall(r"^\$ helm (?:install|upgrade) .+$", text, re.MULTILINE)
+    assert len(commands) == 2
+    assert all("mochi mochi-server-$VERSION.tgz " in command for command in commands)
 
 
 def test_keda_reads_a_figure_that_there_is_and_may_scale_to_zero() -> None:

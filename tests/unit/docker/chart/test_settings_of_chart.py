@@ -57,9 +57,11 @@ def test_a_setting_that_has_a_value_of_its_own_is_refused_among_the_others() -> 
     given = {"MOCHI_RETENTION_SECONDS", "MOCHI_TRUSTED_PROXIES", "MOCHI_V1_SECONDS"}
     given |= {"MOCHI_PROFILE", "MOCHI_CHECKPOINT_STEPS", "MOCHI_WEIGHTS", "MOCHI_PUBLIC_URL"}
     given |= {"MOCHI_MODERATION_TERMS"}
-    assert own - given == RESERVED
+    assert own - given == RESERVED - {"MOCHI_WORKERS"}
     assert RESERVED < SETTINGS
     assert "MOCHI_REDIS_URL" in refusal("settings.MOCHI_REDIS_URL=redis://other")
+    # A pod has the cards of one worker; `worker.replicas` starts more.
+    assert "MOCHI_WORKERS" in refusal("worker.settings.MOCHI_WORKERS=4")
     # Probes, KEDA and the ServiceMonitor speak HTTP.
     assert "MOCHI_TLS_CERT" in refusal("gateway.settings.MOCHI_TLS_CERT=/tls/cert.pem")
 
