@@ -236,8 +236,8 @@ def _restore_usage(step: Transaction, line: UsageLine) -> None:
     name = f"{keyspace.USAGE}{line.day}"
     known: Any = step.read.hmget(name, [*line.sums])
     for (metric, amount), now in zip(line.sums.items(), known, strict=True):
-        if (lacking := amount - int(now or 0)) > 0:
-            step.write("HINCRBY", name, metric, str(lacking))
+        if now is None or amount > int(now):
+            step.write("HINCRBY", name, metric, str(amount - int(now or 0)))
     step.write("PEXPIREAT", name, str(line.expires_at))
 
 

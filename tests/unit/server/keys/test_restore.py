@@ -80,6 +80,15 @@ def test_usage_is_never_lowered(broker: Broker, tmp_path: Path) -> None:
     assert usage(broker) == before
 
 
+def test_a_sum_of_nothing_comes_back(broker: Broker, tmp_path: Path) -> None:
+    [day] = broker.redis.keys(keyspace.USAGE + "*")
+    broker.redis.hset(day, f"{broker.owner('ann')} gpu_ms", 0)  # runs of less than a millisecond
+    file, before = write(broker.redis, tmp_path / "backup"), usage(broker)
+    broker.redis.flushall()
+    restore(broker.redis, file)
+    assert usage(broker) == before
+
+
 def test_a_key_that_the_backup_has_as_revoked_loses_what_only_it_could_use(
     broker: Broker, tmp_path: Path
 ) -> None:
