@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from threading import Lock
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedTokenizerBase, T5EncoderModel
 
 from models.mochi.memory.streaming import pin, visit
 
@@ -16,6 +16,8 @@ MAX_TOKENS = 256
 """Of a prompt with its end mark; Mochi was trained with as many."""
 MAX_KEPT = 64
 """Embeddings to keep. The longest takes 4 MiB in float32."""
+EXACT_ATTENTION = "exact"
+"""Name of `attend` in transformers."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class TextEncoder:
         self.works_on_cpu = works_on.type == "cpu"
         if self.works_on_cpu:
             # Not by SDPA: another thread's `use_kernel` counts in all of the process.
-            encoder.set_attn_implementation("eager")
+            AttentionInterface.register(EXACT_ATTENTION, attend)
+            encoder.set_attn_implementation(EXACT_ATTENTION)
         if lives_on != works_on:
             pin(encoder)
         self._kept: OrderedDict[str, Prompt] = OrderedDict()
@@ -79,8 +82,10 @@ class TextEncoder:
         On the CPU, two threads may do so at once. None waits for the work of the other.
         """
         with self._lock:
-            prompt = self._kept.pop(text, None)
-        prompt = prompt or self._encode(text)
+            if prompt := self._kept.get(text):
+                self._kept.move_to_end(text)
+                return prompt
+        prompt = self._encode(text)
         with self._lock:
             self._kept[text] = prompt
             if len(self._kept) > MAX_KEPT:
@@ -100,3 +105,32 @@ class TextEncoder:
         with visit(self._encoder, self._device):
             embedding = self._encoder(ids.to(self._device)).last_hidden_state[0]
         return Prompt(embedding, tokens)
+
+
+def attend(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: None,
+    *,
+    scaling: float,
+    position_bias: Tensor,
+    **_others: object,
+) -> tuple[Tensor, None]:
+    """T5's attention, with logits and softmax in float32 as SDPA has them.
+
+    That of transformers rounds both to the dtype of the weights. There is no padding, so no mask.
+
+    Args:
+        query: `(1, heads, L, width)`.
+        key: as `query`.
+        value: as `query`.
+        scaling: of the products.
+        position_bias: `(1, heads, L, L)`.
+
+    Returns:
+        `(1, L, heads, width)`, and no weights.
+    """
+    logits = query.float() @ key.float().mT * scaling + position_bias
+    return (logits.softmax(-1).to(value.dtype) @ value).transpose(1, 2), None
