@@ -169,8 +169,8 @@ class EngineSettings(BaseSettings):
     encode_ahead: bool = Field(
         default=True,
         description=(
-            "Where T5 works on the CPU: during a run, encode the prompt of the next request, with "
-            "CPU time that nothing else wants."
+            "Where T5 works on the CPU: towards the end of a run, encode the prompt of the next "
+            "request, at the lowest priority. Under a CPU limit, it takes from the run's share."
         ),
     )
     attention: Literal["auto", "cudnn", "fa3", "fa4", "flash", "efficient", "math"] = Field(

@@ -27,6 +27,8 @@ CLAIMED = 0.9
 """Share of this time that a sweep is claimed for, so that a lone process sweeps each time."""
 REPORT_SECONDS = 2.0
 PEEK_SECONDS = 1.0
+AHEAD_FROM = 60
+"""Per cent of a run. Earlier, more workers would encode the prompt that one of them takes."""
 LEAST_PRIORITY = 19
 """Of Unix: the nicest."""
 
@@ -143,19 +145,21 @@ def read_mark(outputs: Outputs, heartbeat: Heartbeat) -> None:
 def start_encoding_ahead(
     encode: EncodeAhead, store: WorkerStore, heartbeat: Heartbeat, stop: Stop
 ) -> threading.Thread:
-    """Start a thread that encodes, while a request runs, the texts of the one that is next.
+    """Start a thread that encodes, towards the end of a run, the texts of the request that is next.
 
     The pop still decides: if another worker takes the request, or one comes before it, the work is
-    lost. It takes CPU time that nothing else wants, and ends when the worker drains.
+    lost. The thread has the lowest priority, and ends when the worker drains.
     """
 
     def repeat() -> None:
         _give_way()
         latest = ""
-        while not stop.draining:
+        while True:
             time.sleep(PEEK_SECONDS)
+            if stop.draining:
+                return
             run = heartbeat.current_run
-            if run is None or not run.steps:  # it still encodes its own
+            if run is None or run.progress < AHEAD_FROM:
                 continue
             try:
                 request_id, params = store.peek() or ("", None)
@@ -166,8 +170,10 @@ def start_encoding_ahead(
                 encode(params)
             except BrokerUnavailableError:
                 continue  # the heartbeat logs it
-            except Exception as error:  # noqa: BLE001 (the run of that request encodes them, then)
-                _log.debug("prompt.not_encoded_ahead", reason=type(error).__name__)
+            # The run of that request encodes them, then. A panic of the tokenizer's Rust is no
+            # `Exception`.
+            except BaseException as error:  # noqa: BLE001
+                _log.info("prompt.not_encoded_ahead", reason=type(error).__name__)
             else:
                 seconds = round(time.perf_counter() - began, 3)
                 _log.info("prompt.encoded_ahead", request_id=request_id, seconds=seconds)

@@ -12,7 +12,7 @@ import pytest
 from tests.support.stack import Stack, eventually
 
 EVENT = "prompt.encoded_ahead"
-POND = {"prompt": "a pond", "negative_prompt": "blurry", "frames": 7, "steps": 10, "seed": 7}
+POND = {"prompt": "a pond", "negative_prompt": "blurry", "frames": 7, "steps": 64, "seed": 7}
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_video_is_the_same_to_the_byte_with_and_without(stack: Stack) -> Non
     client = stack.http()
     worker = stack.start_worker()
     log = partial(stack.log_of, worker)
-    second = behind_another(client, log, "slow:8")
+    second = behind_another(client, log, "slow:12")
     eventually(lambda: EVENT in log())
     assert stack.record(second)["status"] == "QUEUED"
     (line,) = (line for line in log().splitlines() if EVENT in line)

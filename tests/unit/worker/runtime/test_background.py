@@ -80,18 +80,25 @@ def test_one_of_many_workers_lists_a_shared_store_at_a_time(
 # Prompts that are encoded ahead
 
 
+class PanicException(BaseException):
+    """As of the tokenizer, by PyO3."""
+
+
 class Ahead:
-    """A worker that has begun a run, and then waits; and what it encodes meanwhile."""
+    """A worker that waits at the end of a run; and what it encodes meanwhile."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.encoded: list[GenerateParams] = []
         self.priorities: set[int] = set()
         self.fails = False
-        self._goes_on = Event()
+        self.goes_on = Event()
+        self.ends = Event()
+        self.goes_on.set()
         submit(desk.url, "the first")
         request_id = pop(desk.redis)
-        runner = desk.runner(Hooked(lambda _: self._goes_on.wait()))
+        engine = Hooked(lambda _: self.goes_on.wait(), self.ends.wait)
+        runner = desk.runner(engine)
         self.run = Thread(target=runner.run, args=(request_id,))
         self.thread = start_encoding_ahead(self._encode, desk.store, desk.heartbeat, desk.stop)
 
@@ -99,10 +106,11 @@ class Ahead:
         self.encoded.append(asked)
         self.priorities.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         if self.fails:
-            raise RuntimeError(asked.prompt)
+            raise PanicException(asked.prompt)
 
     def finish(self) -> None:
-        self._goes_on.set()
+        self.goes_on.set()
+        self.ends.set()
         self.run.join()
         self.desk.stop.draining = True
         self.thread.join()
@@ -115,6 +123,17 @@ def ahead(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
     yield ahead
     if ahead.run.ident:
         ahead.finish()
+
+
+def test_nothing_is_encoded_while_a_run_is_far_from_its_end(ahead: Ahead) -> None:
+    submit(ahead.desk.url, "the second")
+    ahead.goes_on.clear()
+    ahead.run.start()
+    eventually(lambda: ahead.desk.heartbeat.current_run)
+    time.sleep(0.1)
+    assert not ahead.encoded
+    ahead.goes_on.set()
+    eventually(lambda: ahead.encoded == [params("the second")])
 
 
 def test_only_while_a_request_runs_the_next_is_encoded_once(ahead: Ahead) -> None:
@@ -150,17 +169,22 @@ def test_a_prompt_that_cannot_be_encoded_ahead_disturbs_nothing(ahead: Ahead) ->
         eventually(lambda: params("another") in ahead.encoded)
         ahead.finish()
     seen = [log for log in logs if log["event"] == "prompt.not_encoded_ahead"]
-    assert {log["log_level"] for log in seen} == {"debug"}
+    assert {log["log_level"] for log in seen} == {"info"}
+    assert "PanicException" in {log["reason"] for log in seen}
     assert "secret" not in str(logs)
     assert "run.completed" in [log["event"] for log in logs]
 
 
-def test_a_worker_that_drains_encodes_nothing_more(ahead: Ahead) -> None:
+def test_a_worker_that_drains_encodes_nothing_more(
+    ahead: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ahead.run.start()
-    eventually(lambda: ahead.desk.heartbeat.current_run)
+    eventually(lambda: (run := ahead.desk.heartbeat.current_run) and run.progress == 99)
+    monkeypatch.setattr(background, "PEEK_SECONDS", 0.5)
+    time.sleep(0.1)  # until the thread sleeps for so long
+    request_id = submit(ahead.desk.url)
     ahead.desk.stop.draining = True
     ahead.thread.join(60)
     assert not ahead.thread.is_alive()
-    request_id = submit(ahead.desk.url)
     assert find(ahead.desk.url, request_id).status is Status.QUEUED
     assert not ahead.encoded
