@@ -61,7 +61,14 @@ def test_a_job_starts_a_worker_that_died_again_but_not_with_a_wrong_setting(tmp_
     status, runs = ran(tmp_path, "worker", "--fp8", statuses=[75, 137, 78])
     assert status == 78
     assert len(runs) == 3
-    assert all(run.endswith("mochi.sif worker --fp8") for run in runs)
+    assert all(run.endswith("mochi.sif worker --workers 1 --fp8") for run in runs)
+
+
+def test_a_job_of_one_card_runs_one_worker_unless_the_command_says_how_many(tmp_path: Path) -> None:
+    _, [run] = ran(tmp_path, "worker", statuses=[0])
+    assert run.endswith("mochi.sif worker --workers 1")
+    _, [_, run] = ran(tmp_path, "worker", "--workers", "4", statuses=[0])
+    assert run.endswith("mochi.sif worker --workers 1 --workers 4")  # the last one counts
 
 
 def test_a_job_is_told_of_its_end_early_enough_to_drain() -> None:
