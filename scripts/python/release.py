@@ -7,6 +7,7 @@ come into the repository.
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
 import os
@@ -151,14 +152,12 @@ def commit(repository: Path, source: Path, plan: Plan) -> str:
 
 def make_files(source: Path, made: Path, plan: Plan) -> None:
     """Build sdist, wheel and chart from the tag that is checked out in `source`."""
-    build(source, made)
+    build(source, made, plan)
     with tempfile.TemporaryDirectory(dir=made.parent) as folder:
         again = Path(folder, "source")
         git(source, "clone", "--quiet", "--branch", plan.tag, str(source), str(again))
-        build(again, Path(folder, "made"))
+        build(again, Path(folder, "made"), plan)
         compare(made, Path(folder, "made"))
-    version = ("--version", plan.version, "--app-version", plan.version)
-    run("helm", "package", "docker/chart", *version, "--destination", str(made), cwd=source)
 
 
 def write_papers(source: Path, made: Path, plan: Plan, notes: str) -> None:
@@ -172,8 +171,8 @@ def write_papers(source: Path, made: Path, plan: Plan, notes: str) -> None:
         run("gpg", "--batch", "--armor", "--detach-sign", str(made / SUMS), cwd=source)
 
 
-def build(source: Path, made: Path) -> None:
-    """Make the sdist, and from that the wheel, without network: the environment has the tools."""
+def build(source: Path, made: Path, plan: Plan) -> None:
+    """Make sdist, wheel and chart without network: the environment has the tools."""
     epoch = git(source, "log", "-1", "--format=%ct")
     hatchling = (sys.executable, "-m", "hatchling", "build")
     run(*hatchling, "-t", "sdist", "-d", str(made), cwd=source, SOURCE_DATE_EPOCH=epoch)
@@ -183,6 +182,24 @@ def build(source: Path, made: Path) -> None:
             files.extractall(folder, filter="data")
         [unpacked] = Path(folder).iterdir()
         run(*hatchling, "-t", "wheel", "-d", str(made), cwd=unpacked, SOURCE_DATE_EPOCH=epoch)
+    version = ("--version", plan.version, "--app-version", plan.version)
+    with tempfile.TemporaryDirectory() as folder:
+        run("helm", "package", "docker/chart", *version, "--destination", folder, cwd=source)
+        [package] = Path(folder).iterdir()
+        repack(package, made / package.name, int(epoch))
+
+
+def repack(package: Path, target: Path, epoch: int) -> None:
+    """Give all files of a .tgz one time: Helm takes the clock's, or that of the checkout."""
+    with (
+        tarfile.open(package) as files,
+        target.open("wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=epoch) as packed,
+        tarfile.open(fileobj=packed, mode="w") as anew,
+    ):
+        for member in files:
+            member.mtime = epoch
+            anew.addfile(member, files.extractfile(member))
 
 
 def compare(made: Path, again: Path) -> None:
@@ -262,13 +279,16 @@ def take_over(repository: Path, source: Path, made: Path, plan: Plan) -> None:
     git(repository, "fetch", "--quiet", "--no-tags", str(source), f"refs/tags/{plan.tag}")
     tag = git(source, "rev-parse", plan.tag)
     target = repository / "dist" / plan.tag
-    shutil.copytree(made, target)
     try:
+        shutil.copytree(made, target)
         git(repository, "update-ref", f"refs/tags/{plan.tag}", tag, "")
         git(repository, "merge", "--quiet", "--ff-only", plan.tag)
-    except BaseException:
-        shutil.rmtree(target)
-        git(repository, "update-ref", "-d", f"refs/tags/{plan.tag}", tag)
+    except BaseException as error:
+        shutil.rmtree(target, ignore_errors=True)
+        if git(repository, "tag", "--list", plan.tag):
+            git(repository, "update-ref", "-d", f"refs/tags/{plan.tag}", tag)
+        if isinstance(error, OSError):
+            raise ReleaseError(f"{target} cannot be written: {error}") from None
         raise
 
 
@@ -288,8 +308,14 @@ def print_next_steps(plan: Plan) -> None:
             print(f"  {shlex.join(command)}")
     print("Publish it with:")
     print(f"  git push --atomic origin {BRANCH} {plan.tag}")
+    print(f"  twine upload dist/{plan.tag}/*.whl dist/{plan.tag}/*.tar.gz")
+    if not plan.registry:
+        print("Images and chart go to a registry: `--registry` prints the commands with its name.")
+        return
     for command in images:
         print(f"  docker push {command[-2]}")
+    chart = f"dist/{plan.tag}/mochi-server-{plan.version}.tgz"
+    print(f"  helm push {chart} oci://{plan.registry}/charts")
 
 
 def git(repository: Path, *arguments: str) -> str:

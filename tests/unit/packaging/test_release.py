@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -121,6 +122,8 @@ def released(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Project:
     builds = [line for line in ended.stdout.splitlines() if "docker build" in line]
     assert len(builds) == 2
     assert all(f"--build-arg {arg}" in line for arg in args for line in builds)
+    assert "twine upload dist/v7.0.0/*.whl dist/v7.0.0/*.tar.gz" in ended.stdout
+    assert " push mochi-server" not in ended.stdout  # Docker takes its own hub for the registry
     assert project.pushed() == before
     return project
 
@@ -162,6 +165,44 @@ def read(archive: Path, name: str) -> str:
         member = files.extractfile(name)
         assert member is not None
         return member.read().decode()
+
+
+def test_all_files_of_the_chart_have_the_time_of_the_commit(released: Project, files: Path) -> None:
+    """So that the same commit makes the same bytes, whenever and by whichever Helm."""
+    with tarfile.open(files / "mochi-server-7.0.0.tgz") as chart:
+        times = {member.mtime for member in chart}
+    assert times == {int(released.git("log", "-1", "--format=%ct"))}
+
+
+def test_the_printed_commands_push_images_and_chart_to_the_named_registry(
+    project: Project,
+) -> None:
+    ended = project.release(FIRST, "--registry", "registry.example")
+    assert ended.returncode == 0, ended.stderr
+    for command in (
+        "docker push registry.example/mochi-server-gateway:7.0.0",
+        "docker push registry.example/mochi-server-worker:7.0.0",
+        "helm push dist/v7.0.0/mochi-server-7.0.0.tgz oci://registry.example/charts",
+    ):
+        assert f"  {command}\n" in ended.stdout
+
+
+def test_files_that_cannot_be_copied_leave_neither_a_tag_nor_a_part_of_them(
+    project: Project,
+) -> None:
+    release = runpy.run_path(str(ROOT / "scripts" / "python" / "release.py"))
+    source, made = project.folder.parent / "source", project.folder.parent / "made"
+    project.git("clone", "-q", str(project.folder), str(source))
+    project.git("-C", str(source), "tag", FIRST)
+    made.mkdir()
+    (made / "copied").write_text("a")
+    (made / "unreadable").symlink_to("nonesuch")
+    before = project.state()
+    plan = release["Plan"](FIRST, registry="", images=False, sign=False, dry_run=False)
+    with pytest.raises(release["ReleaseError"], match=r"dist/v7\.0\.0 cannot be written"):
+        release["take_over"](project.folder, source, made, plan)
+    assert not (project.folder / "dist" / FIRST).exists()
+    assert project.state()[:3] == before[:3]
 
 
 def test_checksums_and_provenance_name_each_file_and_the_commit(
