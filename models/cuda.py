@@ -103,6 +103,9 @@ class CudaMeter:
 
 def _use(card: torch.device) -> DeviceUse:
     used, busy = None, None
-    with contextlib.suppress(Exception):  # the errors of `nvidia-ml-py`, an optional library
-        used, busy = torch.cuda.device_memory_used(card), torch.cuda.utilization(card) / 100
+    # The errors of `nvidia-ml-py`, an optional library. A part of a card (MIG) refuses one alone.
+    with contextlib.suppress(Exception):
+        used = torch.cuda.device_memory_used(card)
+    with contextlib.suppress(Exception):
+        busy = torch.cuda.utilization(card) / 100
     return DeviceUse(str(card), torch.cuda.get_device_properties(card).total_memory, used, busy)

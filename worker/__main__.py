@@ -192,7 +192,7 @@ def work(
         run_seconds=settings.run_seconds,
         checkpoint_steps=settings.checkpoint_steps,
         preview_steps=settings.preview_steps,
-        speed=MockSpeed.parse(settings.mock_speed, settings.gpus_per_video),
+        speed=MockSpeed.parse(settings.mock_speed, engine.traits.gpus),
         stop=stop,
         tracer=tracer or NoOpTracer(),
     )

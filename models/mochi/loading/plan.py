@@ -179,9 +179,25 @@ def _open_card(settings: EngineSettings, rank: int) -> tuple[torch.device, str]:
             f"{name} is too old: Mochi needs bfloat16, which GPUs have from the A100 and the RTX "
             "30 series on (compute capability 8.0). Choose another with MOCHI_DEVICE=cuda:N."
         )
+    _check_group(settings)
     if settings.fp8:
         fp8.check(device)
     return device, name
+
+
+def _check_group(settings: EngineSettings) -> None:
+    """Refuse cards of several kinds: one plan, and one compiled code, is for all of them."""
+    group = [card(settings.device, rank) for rank in range(settings.gpus_per_video)]
+    kinds = {
+        (torch.cuda.get_device_name(each), torch.cuda.get_device_capability(each)) for each in group
+    }
+    if len(kinds) > 1:
+        names = ", ".join(map(torch.cuda.get_device_name, group))
+        raise EngineUnavailableError(
+            f"MOCHI_GPUS_PER_VIDEO={settings.gpus_per_video} needs GPUs of one kind, and from "
+            f"{settings.device} on there are: {names}. Choose others with MOCHI_DEVICE=cuda:N or "
+            "CUDA_VISIBLE_DEVICES."
+        )
 
 
 def _warn_of_others(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
+import torch
 
-from models.cuda import driver_cuda
+from models.cuda import CudaMeter, card, driver_cuda
 
 DRIVER = """
 int cuDriverGetVersion(int *version) {{ *version = {version}; return {status}; }}
@@ -38,3 +41,28 @@ def test_the_driver_says_up_to_which_cuda_it_works(
 def test_without_a_driver_there_is_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.cuda.DRIVER", "/no/such/library.so")
     assert driver_cuda() is None
+
+
+@pytest.mark.parametrize(
+    ("refused", "used", "busy"),
+    [("utilization", 5, None), ("device_memory_used", None, 0.4)],
+)
+def test_what_a_card_does_not_tell_hides_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, refused: str, used: int | None, busy: float | None
+) -> None:
+    """As a part of a card (MIG) tells no utilisation."""
+
+    def refuse(_: torch.device) -> NoReturn:
+        raise RuntimeError("Not Supported")
+
+    tells = {
+        "device_memory_used": lambda _: 5,
+        "utilization": lambda _: 40,
+        "memory_allocated": lambda _: 1,
+        "memory_reserved": lambda _: 2,
+        "get_device_properties": lambda _: SimpleNamespace(total_memory=9),
+    }
+    for name, tell in (tells | {refused: refuse}).items():
+        monkeypatch.setattr(torch.cuda, name, tell)
+    (use,) = CudaMeter([card("cuda")])()
+    assert (use.used_bytes, use.busy, use.allocated_bytes) == (used, busy, 1)

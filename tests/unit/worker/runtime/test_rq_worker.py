@@ -18,7 +18,9 @@ import httpx2
 import pytest
 from redis import Redis
 
+from models.engine import Clip
 from models.errors import EngineBrokenError
+from models.mock.card_speed import MockSpeed
 from models.mock.fake_engine import FakeEngine
 from models.moderation.stages import Moderation
 from server.app import create_app
@@ -141,6 +143,26 @@ def test_a_broken_engine_ends_the_worker_as_a_failure(
     assert not work("ann", Broken(0), Moderation(), outputs, settings)
     assert find(redis_url, first).status is Status.PROCESSING
     assert find(redis_url, second).attempt == 0
+
+
+def test_the_light_mock_of_a_group_is_as_quick_as_the_one_card_that_it_names(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Once(FakeEngine):
+        def generate(self, *asked: Any) -> Clip:
+            monkeypatch.setattr(Once, "generate", Broken.generate)
+            return super().generate(*asked)
+
+    monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
+    first, _ = (submit(redis_url) for _ in range(2))
+    settings = WorkerSettings(
+        data_dir=tmp_path, redis_url=redis_url, gpus_per_video=8, mock_speed="h100"
+    )
+    work("ann", Once(0), Moderation(), LocalOutputs(settings.outputs_dir), settings)
+    job = find(redis_url, first)
+    step = MockSpeed.parse("h100").step_seconds(job.params)
+    assert job.inference_seconds
+    assert job.inference_seconds >= job.params.steps * step
 
 
 def test_a_store_that_falls_silent_while_the_model_loads_does_not_end_the_worker(

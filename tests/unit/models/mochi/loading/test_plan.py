@@ -278,6 +278,18 @@ def test_a_named_card_has_an_index_and_settings_reach_the_engine(
     assert "a card is too old" in refusal(tmp_path, weights="dummy", compile=False)
 
 
+@pytest.mark.parametrize("differs", ["get_device_name", "get_device_capability"])
+def test_a_group_of_different_cards_is_refused(
+    tmp_path: Path, cards: Cards, monkeypatch: pytest.MonkeyPatch, differs: str
+) -> None:
+    cards.have(80, 80)
+    values = {"get_device_name": ("H100", "L4"), "get_device_capability": ((9, 0), (8, 9))}
+    monkeypatch.setattr(torch.cuda, differs, lambda each: values[differs][each.index])
+    message = refusal(tmp_path, weights="dummy", compile=False, gpus_per_video=2)
+    assert "MOCHI_GPUS_PER_VIDEO=2 needs GPUs of one kind" in message
+    assert "CUDA_VISIBLE_DEVICES" in message
+
+
 @pytest.mark.parametrize(
     ("own", "least", "profile", "taken"),
     [
