@@ -22,8 +22,8 @@ ARG PYTHON_IMAGE=python:3.11.15-slim-trixie
 ARG WORKER_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 # `mock` leaves torch out: docker/compose.mock.yaml.
 ARG WORKER_EXTRA=worker
-# Of the labels and of `mochi-server --version`, as `git` is not asked here. `scripts/images` sets
-# all of them; empty is "not told".
+# Of the labels and of `mochi-server --version`, as `git` is not asked here: docs/deploy.md.
+# SOURCE is the URL of your repository. Empty is "not told".
 ARG VERSION=0+unknown
 ARG REVISION=
 ARG CREATED=

@@ -37,6 +37,11 @@ class Build(NamedTuple):
     def is_dirty(self) -> bool:
         return self.version.endswith(".dirty")
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """Those by which compose.yaml tells a build of the images its version."""
+        return {"BUILD_VERSION": self.version, "BUILD_REVISION": self.commit}
+
     def __str__(self) -> str:
         return f"{self.version} (commit {self.commit})" if self.commit else self.version
 

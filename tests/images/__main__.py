@@ -43,12 +43,8 @@ class Report:
 
 def labels() -> dict[str, str]:
     """What `git` tells the build; compose.yaml passes it on."""
-    build = this_build()
-    return {
-        "BUILD_VERSION": build.version,
-        "BUILD_REVISION": build.commit,
-        "BUILD_CREATED": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return this_build().variables | {"BUILD_CREATED": created}
 
 
 @app.command()

@@ -132,10 +132,16 @@ def hardening(project: Project) -> str:
 
 def health(project: Project) -> str:
     """Every health check passes."""
-    eventually(
-        lambda: all(project.health(one) == ["healthy"] for one in SERVICES),
-        f"all are healthy: {[project.health(one) for one in SERVICES]}",
-    )
+
+    def states() -> dict[str, list[str]]:
+        return {service: project.health(service) for service in SERVICES}
+
+    try:
+        eventually(
+            lambda: all(state == ["healthy"] for state in states().values()), "all are healthy"
+        )
+    except ImagesError as error:
+        raise ImagesError(f"{error}\n{states()}") from None
     return ", ".join(SERVICES)
 
 

@@ -17,7 +17,7 @@ COMPOSE = {"docker": ["docker", "compose"], "podman": ["podman-compose"]}
 PROFILES = ("tls", "metrics", "traces")
 FULL = "torch"
 """Of the image that Compose does not build: the worker with torch."""
-OURS = ("MOCHI_", "OTEL_", "COMPOSE_", "CADDY_")
+OURS = ("MOCHI_", "OTEL_", "RESOURCE_", "COMPOSE_", "CADDY_", "AWS_", "GF_", "HF_")
 """Prefixes of variables that would change what Compose starts."""
 COMMAND_SECONDS = 1800
 """Longest command: a build with a slow network. podman-compose waits for ever for a dead broker."""

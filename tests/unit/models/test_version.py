@@ -5,10 +5,13 @@ from __future__ import annotations
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from models.version import this_build
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = "models/version"
@@ -135,3 +138,10 @@ def test_a_recorded_version_counts_more_than_git(repository: Repository) -> None
     record.write_text('{"version": "1.2.3", "commit": "0123abc"}')
     assert build(repository.folder) == ("1.2.3", "0123abc")
     assert str(build(repository.folder)) == "1.2.3 (commit 0123abc)"
+
+
+def test_the_variables_of_a_build_of_the_images_are_printed_for_export() -> None:
+    command = [sys.executable, "-m", "models.version"]
+    ended = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    build = this_build()
+    assert ended.stdout == f"BUILD_VERSION={build.version}\nBUILD_REVISION={build.commit}\n"
