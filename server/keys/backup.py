@@ -174,9 +174,10 @@ def _lines(redis: Redis) -> Iterator[Line]:
             yield from _usage(redis, name)
         for name in _names(redis, keyspace.API_KEY):
             yield from _history(redis, name.removeprefix(keyspace.API_KEY))
-        secrets: Any = redis.hgetall(keyspace.SECRETS)
+        secrets = _secrets_by_key(redis)
         for name in _names(redis, keyspace.API_KEY):
-            yield from _key(redis, name.removeprefix(keyspace.API_KEY), secrets)
+            key_id = name.removeprefix(keyspace.API_KEY)
+            yield from _key(redis, key_id, secrets.get(key_id, {}))
 
 
 def _names(redis: Redis, prefix: str) -> list[str]:
@@ -184,8 +185,10 @@ def _names(redis: Redis, prefix: str) -> list[str]:
 
 
 def _usage(redis: Redis, name: str) -> Iterator[UsageLine]:
-    sums: Any = redis.hgetall(name)
-    expires_at = int(redis.pexpiretime(name))
+    pipeline = redis.pipeline()  # a transaction: it may expire, or begin
+    pipeline.hgetall(name)
+    pipeline.pexpiretime(name)
+    sums, expires_at = pipeline.execute()
     each = iter(sorted(sums.items()))
     while some := dict(islice(each, AT_ONCE)):
         day = int(name.removeprefix(keyspace.USAGE))
@@ -194,15 +197,23 @@ def _usage(redis: Redis, name: str) -> Iterator[UsageLine]:
 
 def _history(redis: Redis, owner: str) -> Iterator[HistoryLine]:
     past, since = keyspace.PAST + owner, "-"
-    expires_at = int(redis.pexpiretime(past))
-    while rows := _rows(redis, past, since):
+    while True:
+        pipeline = redis.pipeline()  # a transaction, as for usage
+        pipeline.xrange(past, min=since, count=AT_ONCE)
+        pipeline.pexpiretime(past)
+        rows, expires_at = pipeline.execute()
+        if not rows:
+            return
         yield HistoryLine(owner=owner, expires_at=expires_at, ended=rows)
         since = f"({rows[-1][0]}"
 
 
-def _rows(redis: Redis, past: str, since: str) -> list[tuple[str, dict[str, str]]]:
-    rows: Any = redis.xrange(past, min=since, count=AT_ONCE)
-    return [(str(row_id), dict(fields)) for row_id, fields in rows]
+def _secrets_by_key(redis: Redis) -> dict[str, dict[str, str]]:
+    stored: Any = redis.hgetall(keyspace.SECRETS)
+    grouped: dict[str, dict[str, str]] = {}
+    for sha256, text in stored.items():
+        grouped.setdefault(text.split()[0], {})[sha256] = text
+    return grouped
 
 
 def _key(redis: Redis, key_id: str, secrets: dict[str, str]) -> Iterator[KeyLine]:
@@ -217,7 +228,7 @@ def _key(redis: Redis, key_id: str, secrets: dict[str, str]) -> Iterator[KeyLine
         yield KeyLine(
             key_id=key_id,
             record=_without_reserved(record),
-            secrets={name: text for name, text in secrets.items() if text.split()[0] == key_id},
+            secrets=secrets,
             signing_secrets=[secret for secret in signing if secret],
             old_signing_secret_ends_at=max(0, old_ends_at),
             webhooks=webhooks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import pytest
 
 from server.keys import restore as restoring
 from server.keys.audit import entries
-from server.keys.backup import BackupFileError, Header, read_backup
+from server.keys.backup import (
+    BackupFileError,
+    Header,
+    HistoryLine,
+    UsageLine,
+    lines_of_backup,
+    read_backup,
+)
 from server.keys.record import NewKey
 from server.keys.restore import RestoreConflictError, restore
 from server.keys.signing import rotate_signing_secret, signing_secret
@@ -44,6 +52,29 @@ def test_credits_of_requests_that_run_are_unspent_in_a_backup(
     restore(broker.redis, file)
     assert amounts(broker.redis, "ann") == credits_of(91, 0, 9, 100)
     assert key(broker.redis, "bob").reserved == 0
+
+
+def test_what_begins_during_a_backup_has_its_expiry(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send: Any = broker.redis.execute_command
+    for moment in count():
+        broker.redis.delete(*broker.redis.keys(keyspace.PAST + "*"))
+        sent = count()
+
+        def execute(*command: Any, moment: int = moment, sent: Any = sent, **options: Any) -> Any:
+            if next(sent) == moment:
+                broker.make("bob", 1)
+            return send(*command, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(broker.redis, "execute_command", execute)
+            lines = [*lines_of_backup(broker.redis)]
+        if next(sent) <= moment:  # every command had its turn
+            assert moment > 3
+            return
+        kept = [line for line in lines if isinstance(line, UsageLine | HistoryLine)]
+        assert all(line.expires_at > 0 for line in kept), moment
 
 
 def test_a_restore_that_ended_after_any_line_goes_on_there(
