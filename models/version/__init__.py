@@ -21,7 +21,8 @@ from typing import NamedTuple
 RECORD = Path(__file__).with_name("record.json")
 ROOT = Path(__file__).parents[2]
 UNKNOWN = "0+unknown"
-_TAG = "v[0-9]*.[0-9]*.[0-9]*"
+RELEASES = ("--tags", "--match", "v[0-9]*.[0-9]*.[0-9]*", "--exclude", "*[!v0-9.]*")
+"""Options of `git describe`, as in `record.json`: a tag like v0.2.0-rc1 is no release."""
 _DESCRIBED = re.compile(r"v(\d+)\.(\d+)\.(\d+)(?:-(\d+)-g[0-9a-f]+)?")
 _SHORT = 9
 """Digits of a commit in a version."""
@@ -59,7 +60,7 @@ def this_build() -> Build:
 def _of_checkout() -> Build:
     try:
         commit = _git("rev-parse", "HEAD")
-        described = _git("describe", "--tags", "--long", "--always", "--match", _TAG)
+        described = _git("describe", *RELEASES, "--long", "--always")
         is_dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
         if not _DESCRIBED.fullmatch(described):  # no tag
             described = f"v0.0.0-{_git('rev-list', '--count', 'HEAD')}-g{commit}"

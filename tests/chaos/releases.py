@@ -13,6 +13,8 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
+from models.version import RELEASES
+
 ROOT = Path(__file__).parents[2]
 FILES = ("mochi_server.py", "server", "worker", "models")
 """What a wheel has; see `pyproject.toml`."""
@@ -25,10 +27,13 @@ def within(folder: Path) -> tuple[str, str]:
     return "env", f"PYTHONPATH={folder}"
 
 
-def last_release() -> str:
-    """The tag of the last release; without one, the commit that stands for it."""
-    tag = _git("describe", "--tags", "--abbrev=0", "--match", "v*").stdout.decode().strip()
-    return tag or BEFORE_SCHEMA
+def last_release(repository: Path = ROOT) -> str:
+    """The tag of the last release before this commit; without one, the commit that stands for it.
+
+    On the commit of a release that is the release before it.
+    """
+    described = _git("describe", *RELEASES, "--abbrev=0", "HEAD^", repository=repository)
+    return described.stdout.decode().strip() or BEFORE_SCHEMA
 
 
 def has_history(ref: str) -> bool:
@@ -75,5 +80,6 @@ def _check(folder: Path) -> None:
     assert all(Path(name).is_relative_to(folder) for name in told.stdout.decode().split())
 
 
-def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False)  # noqa: S607 (as found)
+def _git(*arguments: str, repository: Path = ROOT) -> subprocess.CompletedProcess[bytes]:
+    command = ["git", "-C", str(repository), *arguments]
+    return subprocess.run(command, capture_output=True, check=False)

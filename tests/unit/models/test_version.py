@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from models.version import this_build
+from tests.chaos.releases import last_release
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = "models/version"
@@ -73,6 +74,29 @@ def test_after_a_release_comes_development_of_the_next_minor_one(repository: Rep
         repository.commit()
     repository.git("tag", "v-of-something-else")
     assert build(repository.folder) == (f"1.3.0.dev3+g{repository.head[:9]}", repository.head)
+
+
+@pytest.mark.parametrize("candidate", ["v1.3.0-rc1", "v1.3.0rc1"])
+def test_a_candidate_of_a_release_hides_no_release(
+    repository: Repository, tmp_path: Path, candidate: str
+) -> None:
+    repository.git("tag", "v1.2.3")
+    repository.commit()
+    repository.git("tag", candidate)
+    version = f"1.3.0.dev1+g{repository.head[:9]}"
+    assert build(repository.folder) == (version, repository.head)
+    repository.git("archive", "--format=zip", "--output", str(tmp_path / "a.zip"), "HEAD")
+    shutil.unpack_archive(tmp_path / "a.zip", tmp_path / "unpacked")
+    assert build(tmp_path / "unpacked") == (version, repository.head)
+
+
+def test_the_last_release_is_one_before_this_commit(repository: Repository) -> None:
+    for tag in ("v1.2.3", "v1.3.0-rc1", "v1.3.0"):
+        repository.commit()
+        repository.git("tag", tag)
+    assert last_release(repository.folder) == "v1.2.3"
+    repository.commit()
+    assert last_release(repository.folder) == "v1.3.0"
 
 
 def test_a_changed_file_makes_a_build_dirty(repository: Repository) -> None:
