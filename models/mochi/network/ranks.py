@@ -270,8 +270,6 @@ class GroupRanks(Ranks):
         """
         is_first, is_last = self.rank == 0 and kept is None, self.rank == self.cards - 1
         first = own[:, :1].expand(-1, PAST, -1, -1, -1)
-        if is_first:  # contiguous, as what is received
-            first = first.clone(memory_format=torch.contiguous_format)
         given = own[:, -PAST:]
         if is_last:  # nothing is kept in the first round, and rank 0 ignores what it gets
             given = first if kept is None else kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -158,17 +159,33 @@ def test_a_card_of_a_group_needs_two_frames_more_at_most(
     assert peak(decoder, 12) < most
 
 
-@pytest.mark.parametrize("frames", [1, 2, 6])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_past_of_a_first_chunk_is_stored_whether_computed_or_received(
-    rank: int, frames: int
-) -> None:
-    own = torch.randn(1, frames, 4, 6, 8)
-    past = CardOfGroup(rank).past(own, None)
-    assert past.shape == (1, 2, 4, 6, 8)
-    assert past.is_contiguous()
-    if rank == 0:
-        assert torch.equal(past, own[:, :1].expand_as(past))
+class Convolved(nn.Module):
+    """A norm and the convolution after it, compiled as one."""
+
+    def __init__(self, norm: nn.Module, conv: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.conv = norm, conv
+
+    def forward(self, frames: Tensor) -> Any:
+        with patch("torch.compiler.is_compiling", lambda: True):
+            frames = self.norm(frames)
+        return self.conv(frames)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # PyTorch's own
+def test_compiled_rank_0_stores_no_concatenation_of_its_first_chunk() -> None:
+    from torch._inductor import config  # noqa: PLC0415 (warns when it is imported)
+
+    from tests.bench.engine_counts.fusion import plan  # noqa: PLC0415 (it too)
+
+    decoder = full_size(torch.bfloat16, 1)
+    decoder.join(CardOfGroup(0))
+    resnet = decoder._decoder.block_out.resnets[0]
+    frames = torch.empty(1, 128, 6, 480, 848, dtype=torch.bfloat16, device="meta")
+    frames = frames.contiguous(memory_format=torch.channels_last_3d)
+    with config.patch(force_pointwise_cat=True):
+        planned = plan(Convolved(resnet.norm1, resnet.conv1), (frames,))
+    assert planned.bytes / 1e9 < 5.3  # with the concatenation, 6.27
 
 
 @pytest.mark.parametrize(("rank", "size"), [(None, 2.69), (0, 2.64), (1, 2.64)])
