@@ -1,4 +1,4 @@
-"""`scripts/demo` in a clone whose `.venv` the user made with `pip install '.[mock]'`."""
+"""`scripts/demo`, `images` and `release` where the user made `.venv` by `pip install '.[mock]'`."""
 
 from __future__ import annotations
 
@@ -41,11 +41,16 @@ def clone(tmp_path: Path) -> Path:
 
 
 def demo(clone: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run it in the folder `clone`, with no index to install from."""
+    return script(clone, "demo", *options)
+
+
+def script(clone: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in the folder `clone`, with no index to install from."""
+    name, *options = command
     return subprocess.run(
-        [clone / "scripts" / "demo", *options],
+        [clone / "scripts" / name, *options],
         cwd=clone,
-        env=environ(PIP_NO_INDEX="1", COLUMNS="200", NO_COLOR="1"),
+        env=environ(PIP_NO_INDEX="1", COLUMNS="200", NO_COLOR="1", **variables),
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
@@ -82,9 +87,35 @@ def test_a_place_that_cannot_be_written_is_named_before_a_server_is_started(clon
     assert not (clone / "absent").exists()
 
 
-def test_its_help_needs_no_installation(clone: Path) -> None:
+@pytest.mark.parametrize("extra", ["demo", "test"])
+def test_an_installation_of_ones_own_is_not_replaced(clone: Path, extra: str) -> None:
+    installed = contents(clone / ".venv")
+    kept = script(clone, "env", "--keep", extra)
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+    assert contents(clone / ".venv") == installed
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("demo", "--port PORT"), ("images", "--engine podman"), ("release", "--dry-run")],
+)
+@pytest.mark.parametrize("asks", [["--help"], ["-h"], ["x", "--help"]])
+def test_help_needs_no_installation(
+    clone: Path, command: str, option: str, asks: list[str]
+) -> None:
     shutil.rmtree(clone / ".venv")
-    helped = demo(clone, "--help")
+    helped = script(clone, command, *asks)
     assert helped.returncode == 0
-    assert "--port PORT" in helped.stdout
+    assert option in helped.stdout
+    assert not (clone / ".venv").exists()
+
+
+def test_a_release_without_an_author_is_refused_before_an_installation(clone: Path) -> None:
+    shutil.rmtree(clone / ".venv")
+    config = clone / "gitconfig"
+    config.write_text("[user]\n  useConfigOnly = true\n")
+    nobody = {"GIT_CONFIG_GLOBAL": str(config), "GIT_CONFIG_NOSYSTEM": "1"}
+    refused = script(clone, "release", "v9.0.0", "--dry-run", **nobody)
+    assert refused.returncode == 1
+    assert "git config user.name" in refused.stderr
     assert not (clone / ".venv").exists()
