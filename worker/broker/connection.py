@@ -28,7 +28,7 @@ from redis.retry import Retry
 from rq.exceptions import StopRequested
 from typing_extensions import override
 
-from worker.broker.health import OLDEST_VERSION
+from worker.broker.program import OLDEST
 from worker.broker.schema import ERROR_CODE, READS, SCHEMA_KEY, refusal
 from worker.broker.sentinel import async_master_client, master_client
 from worker.broker.url import parse, standard
@@ -65,8 +65,8 @@ _UNFIT: tuple[tuple[tuple[type[RedisError], ...], str], ...] = (
 )
 _UNFIT_BY_TEXT = {
     # A server that does not know the first line of our scripts.
-    "unexpected symbol near '#'": f"It is older than version {OLDEST_VERSION}: use Redis "
-    f"{OLDEST_VERSION} or Valkey.",
+    "unexpected symbol near '#'": "It is older than version {0}.{1}: use Redis "
+    "{0}.{1} or Valkey.".format(*OLDEST),
     "MISCONF": "It takes no writes, as it cannot write to its disk. Make room there, and read its "
     "log.",
     "is busy running a script": "It is busy with another client's script: see `SCRIPT KILL`.",

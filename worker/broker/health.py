@@ -8,11 +8,9 @@ from typing import Any
 
 import structlog
 
+from worker.broker.program import age_fault
 from worker.broker.url import shown
 from worker.errors import BrokerUnavailableError
-
-OLDEST_VERSION = 7
-"""Of Redis, or the Redis version that Valkey reports: older ones reject our scripts."""
 
 _log = structlog.get_logger()
 
@@ -64,10 +62,9 @@ def dangers_in(answers: Sequence[Any]) -> list[str]:
         return []
     sync = "always" if isinstance(config, Exception) else config.get("appendfsync", "always")
     found = []
-    version = str(info.get("redis_version", OLDEST_VERSION))
-    number = re.match(r"\d+", version)
-    if number and int(number[0]) < OLDEST_VERSION:
-        found.append(f"Its version is {version}, and scripts need {OLDEST_VERSION} or later.")
+    number = re.match(r"(\d+)\.(\d+)", str(info.get("redis_version", "")))
+    if number and (fault := age_fault((int(number[1]), int(number[2])))):
+        found.append(f"{fault[0].upper()}{fault[1:]}.")
     if not info.get("aof_enabled", 1):
         found.append("A restart loses requests: set `appendonly yes` and `appendfsync always`.")
     elif sync != "always":

@@ -1,4 +1,4 @@
-"""Finds the Valkey or Redis server that an embedded broker runs."""
+"""Finds the Valkey or Redis server that an embedded broker runs, and judges versions."""
 
 from __future__ import annotations
 
@@ -77,6 +77,11 @@ def _fault(path: str) -> str:
     version = _version(path)
     if version is None:
         return "it does not tell its version"
+    return age_fault(version)
+
+
+def age_fault(version: tuple[int, int]) -> str:
+    """Why a server of this version, by the number of Redis, is too old; empty if it is not."""
     if version < OLDEST:
         return f"its version is {_text(version)}, and must be {_text(OLDEST)} or later"
     return ""

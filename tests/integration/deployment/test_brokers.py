@@ -263,10 +263,10 @@ def test_what_a_broker_may_lose_is_found_with_the_remedy(
     assert all(remedy in danger for danger, remedy in zip(found, remedies, strict=True))
 
 
-def test_a_version_that_cannot_run_scripts_is_found() -> None:
-    (danger,) = dangers_in([{"redis_version": "6.2.14", "aof_enabled": 1}, {}])
-    assert "6.2.14" in danger
-    assert "7 or later" in danger
+@pytest.mark.parametrize("version", ["6.2", "7.0"])
+def test_a_version_that_is_not_supported_is_found(version: str) -> None:
+    (danger,) = dangers_in([{"redis_version": f"{version}.14", "aof_enabled": 1}, {}])
+    assert danger == f"Its version is {version}, and must be 7.2 or later."
 
 
 def test_what_a_broker_does_not_tell_is_taken_for_right(plain: Valkey) -> None:
