@@ -32,7 +32,7 @@ from worker.errors import DiskFullError, OtherStoreError
 from worker.process.shutdown import DRAIN, Stop, on_signals
 from worker.runtime.background import read_mark
 from worker.runtime.runner import Runner
-from worker.store import keyspace, scripts
+from worker.store import keyspace
 from worker.store.rq_queue import POP_SECONDS, SERIALIZER, TASK, FairQueue
 
 _log = structlog.get_logger()
@@ -52,7 +52,6 @@ class EngineWorker(SimpleWorker):
             serializer=SERIALIZER,
             log_job_description=False,
         )
-        scripts.source("pop")  # read now: an upgrade may replace the file later
         self._runner = runner
         self._stop = stop
         self._is_elsewhere = False

@@ -21,8 +21,11 @@ _FOLDER = Path(__file__).with_name("lua")
 _COMMON = ("base", "accounts", "queue", "deliveries", "lists", "ends")
 """Files of `lua/common` in their order: each may use what those before it define."""
 
+# Read with the code of the process: an upgrade may replace the files while it runs.
+_TEXTS = {path.stem: path.read_text("utf-8") for path in _FOLDER.glob("*/*.lua")}
 
-@cache  # an upgrade on disk must not mix with the version that runs
+
+@cache
 def source(name: str) -> str:
     """Script `name`, after the code that all scripts share.
 
@@ -30,10 +33,7 @@ def source(name: str) -> str:
     administrators (`allow-oom`).
     """
     first_line = "" if name == "submit" else "#!lua flags=allow-oom\n"
-    common = [_FOLDER / "common" / f"{part}.lua" for part in _COMMON]
-    (script,) = _FOLDER.glob(f"*/{name}.lua")
-    text = "".join(path.read_text("utf-8") for path in (*common, script))
-    return first_line + _constants() + text
+    return first_line + _constants() + "".join(_TEXTS[part] for part in (*_COMMON, name))
 
 
 def _constants() -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
+import worker
 from models.errors import MochiError
 from tests.support.jobs import OWNER, answer_with, ask_gateway, live, params, pop, submit
 from worker.billing import FREE
@@ -135,3 +140,20 @@ def test_figures_and_forecasts_are_read_by_name(
     assert (after.paces, [*after.starts]) == (before.paces, [waits])
     assert after.starts[waits] == pytest.approx(before.starts[waits], abs=5)
     assert after.starts[waits] > 1
+
+
+def test_a_running_process_needs_no_file_of_a_script(tmp_path: Path) -> None:
+    """An upgrade replaces them, and only then the process calls some for the first time."""
+    installed = tmp_path / "worker"
+    shutil.copytree(Path(worker.__file__).parent, installed)
+    loses_files = """
+import shutil, sys
+sys.path.insert(0, sys.argv[1])
+from worker.store import scripts
+assert scripts.__file__.startswith(sys.argv[1])
+shutil.rmtree(sys.argv[1])
+print(scripts.source("survey"), scripts.source("pop"))
+"""
+    command = [sys.executable, "-P", "-c", loses_files, str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed == f"{scripts.source('survey')} {scripts.source('pop')}\n"
