@@ -19,6 +19,7 @@ from models.group import Leader
 from models.mock.card_speed import MockSpeed
 from models.moderation.build import build_moderation
 from models.moderation.stages import Moderation
+from models.version import this_build
 from models.video import encoder
 from worker.broker.connection import (
     Client,
@@ -173,7 +174,7 @@ def work(
     brief_store = _store(settings, connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
     heartbeat = Heartbeat(
-        LiveWorker(name, engine.traits),
+        LiveWorker(name, engine.traits, version=this_build().version),
         brief_store,
         reconciler,
         BrokerLog(settings.redis_url),

@@ -25,12 +25,14 @@ class Worker:
         engine: None while it drains.
         job: the request that it runs.
         pause: why it takes none; empty if it takes some.
+        version: of its build; empty while it drains, or where it tells none.
     """
 
     name: str
     engine: Traits | None
     job: Job | None = None
     pause: str = ""
+    version: str = ""
 
     @property
     def state(self) -> str:
@@ -52,7 +54,7 @@ def fleet(redis: Redis) -> list[Worker]:
         if record.get("status") == Status.PROCESSING
     }
     workers = {
-        live.name: Worker(live.name, live.engine, jobs.get(live.name), live.pause)
+        live.name: Worker(live.name, live.engine, jobs.get(live.name), live.pause, live.version)
         for live in read_all(alive)
     }
     draining = {name: Worker(name, None, job) for name, job in jobs.items()}

@@ -28,6 +28,8 @@ class LiveWorker:
     """The mark of the store that it writes videos to; see `Outputs.mark`."""
     pause: str = ""
     """Why it takes no request for a while, for clients; empty if it takes them."""
+    version: str = ""
+    """Of its build. Workers of releases before this field tell none."""
 
     def __str__(self) -> str:
         return _JSON.dump_json(self).decode()

@@ -38,8 +38,11 @@ def list_workers(as_json: AsJson = False) -> None:
         print_json([worker_row(worker) for worker in found])
     elif found:
         print_table(
-            ("worker", "state", "request", "step", "engine"),
-            ((each.name, each.state, *_run(each), each.engine or "") for each in found),
+            ("worker", "state", "request", "step", "version", "engine"),
+            (
+                (each.name, each.state, *_run(each), each.version, each.engine or "")
+                for each in found
+            ),
         )
     else:
         errors.print(NO_WORKER)
@@ -105,6 +108,7 @@ def worker_row(worker: Worker) -> dict[str, Any]:
         "step": job and job.step,
         "steps": job and job.params.steps,
         "engine": worker.engine and asdict(worker.engine),
+        "version": worker.version,
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from models.version import this_build
 from tests.support.stack import Stack, eventually
 from worker.store.fleet import fleet
 
@@ -51,6 +52,7 @@ def test_the_list_says_who_works_at_what(stack: Stack) -> None:
     assert f"running  {request_id}" in lines[name]
     assert "/75" in lines[name]
     assert "light mock, CPU" in lines[name]
+    assert all(f"  {this_build().version}  " in line for line in lines.values())
     (other,) = set(lines) - {name}
     assert "idle" in lines[other]
 

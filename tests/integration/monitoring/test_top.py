@@ -19,6 +19,7 @@ import pytest
 from redis import Redis
 from rich.console import Console
 
+from models.version import this_build
 from server.cli.top import Picture, drawn
 from tests.support.stack import COMMAND, PATIENCE_SECONDS, Stack, eventually
 from worker.store import keyspace
@@ -69,8 +70,8 @@ def test_one_picture_for_programs_has_queue_workers_and_what_is_next(
     ]
     assert picture["oldest_waiting_seconds"] >= picture["next"][-1]["waited_seconds"] - 1
     workers = json.loads(said(stack, "workers", "list", "--json"))
-    assert [(each["worker"], each["request_id"]) for each in workers] == [
-        (worker["worker"], running),
+    assert [(each["worker"], each["request_id"], each["version"]) for each in workers] == [
+        (worker["worker"], running, this_build().version),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
@@ -148,10 +149,20 @@ def test_a_worker_that_is_silent_for_a_lease_counts_as_dead(redis: Redis, redis_
 
 def test_a_live_worker_is_read_as_it_told_of_itself(store: WorkerStore, redis_url: str) -> None:
     traits = Traits("Mochi 1", 'A card, of "some" kind', "bf16", "24gb", ("fp8", "größer"))
-    told = LiveWorker("zoe", traits)
+    told = LiveWorker("zoe", traits, version="0.2.0.dev12+g0123abc")
     for worker in (told, live("ann"), told):
         store.beat(worker)
     assert ask_gateway(redis_url, lambda it: it.live_workers()) == [live("ann"), told]
+
+
+def test_workers_of_releases_before_and_after_this_one_are_read(
+    store: WorkerStore, redis: Redis
+) -> None:
+    for name, change in {"old": {}, "next": {"version": "9.0.0", "unheard_of": 1}}.items():
+        record = json.loads(str(live(name)))
+        del record["version"]
+        redis.zadd(keyspace.WORKERS, {json.dumps(record | change): "+inf"})
+    assert [(each.name, each.version) for each in fleet(redis)] == [("next", "9.0.0"), ("old", "")]
 
 
 def test_a_broker_that_has_lost_its_workers_knows_them_after_the_next_beat(
