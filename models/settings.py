@@ -155,7 +155,7 @@ class EngineSettings(BaseSettings):
         default=1,
         description=(
             "GPUs that share each video: 1, 2, 4, 6 or 8 of one kind, from MOCHI_DEVICE on. With "
-            "mock weights, processes, at most 4."
+            "mock weights, processes, at most 4; the light mock only simulates their speed."
         ),
     )
     profile: Literal["auto", "80gb", "48gb", "24gb", "offload"] = Field(
@@ -238,5 +238,8 @@ class EngineSettings(BaseSettings):
         """The variables that were set and have no effect without real weights."""
         if not self.is_mock:
             return []
-        names = self.model_fields_set & (EngineSettings.model_fields.keys() - _WITHOUT_REAL_WEIGHTS)
+        unused = EngineSettings.model_fields.keys() - _WITHOUT_REAL_WEIGHTS
+        if self.is_light_mock and self.mock_speed == INSTANT:
+            unused |= {"gpus_per_video"}
+        names = self.model_fields_set & unused
         return sorted(ENV_PREFIX + name.upper() for name in names)

@@ -169,7 +169,7 @@ class ServerSettings(WorkerSettings):
         ge=1,
         le=64,
         description="Workers that `mochi-server up` or `mochi-server worker` starts, one GPU each, "
-        "from cuda:0 on.",
+        "or one group of MOCHI_GPUS_PER_VIDEO, from cuda:0 on.",
     )
 
     @property

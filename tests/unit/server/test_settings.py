@@ -143,6 +143,15 @@ def test_settings_of_real_weights_are_known_to_mean_nothing_without_them(
     assert load(monkeypatch, **others, **chosen).ignored == ["MOCHI_DEVICE", "MOCHI_FP8"]
 
 
+def test_a_group_means_nothing_to_the_light_mock_but_the_speed_that_it_simulates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = {"MOCHI_GPUS_PER_VIDEO": "2"}
+    light = group | {"MOCHI_ENGINE": "fake"}
+    assert load(monkeypatch, **light).ignored == ["MOCHI_GPUS_PER_VIDEO"]
+    assert load(monkeypatch, **light, MOCHI_MOCK_SPEED="h100").ignored == []
+
+
 PATHS = (
     *("DATA_DIR", "WEIGHTS", "LORA", "MODERATION_TERMS", "MODERATION_TEXT", "MODERATION_FRAMES"),
     *("KEYS_FILE", "TLS_CERT", "TLS_KEY"),
