@@ -14,6 +14,7 @@ from worker.broker.embedded import EmbeddedBroker
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "MOCHI_API_KEY"
+START_IT = "Is it running? `mochi-server up`"
 ServerUrl = Annotated[
     str | None,
     typer.Option(
@@ -34,24 +35,33 @@ ApiKeyOption = Annotated[
 
 
 class Access(NamedTuple):
-    """A server and the key for it. `key_hint`: for a message that the key was refused."""
+    """A server and the key for it.
+
+    Attributes:
+        key_hint: for a message that the key was refused.
+        remedy: for a message that the server does not answer.
+    """
 
     url: str
     api_key: str
     key_hint: str = ""
+    remedy: str = START_IT
 
     @classmethod
-    def of(cls, url: str | None, api_key: str | None) -> Access:
-        """What the options say, or the data folder.
+    def of(cls, url: str | None, api_key: str | None, option: str = "--url") -> Access:
+        """What the options say, or the data folder. `option`: the one for the URL.
 
         Raises:
             MissingKeyError: there is no key.
         """
-        return cls(url or _url_of_folder(), *_key(api_key))
-
-
-def _url_of_folder() -> str:
-    return EmbeddedBroker(read_settings().data_dir).owner_url() or DEFAULT_URL
+        key = _key(api_key)
+        if url:
+            return cls(url, *key)
+        data_dir = read_settings().data_dir
+        if found := EmbeddedBroker(data_dir).owner_url():
+            return cls(found, *key)
+        elsewhere = f"For a server elsewhere, set MOCHI_URL or give {option}."
+        return cls(DEFAULT_URL, *key, f"{no_server(data_dir)} {elsewhere}")
 
 
 def _key(given: str | None) -> tuple[str, str]:

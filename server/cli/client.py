@@ -17,7 +17,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from models.params import MODEL, GenerateParams
-from server.cli.access import Access, ApiKeyOption, ServerUrl
+from server.cli.access import START_IT, Access, ApiKeyOption, ServerUrl
 from server.cli.options import (
     add_options,
     exit_on_error,
@@ -38,7 +38,6 @@ PATIENT_POLLS = 20
 PASSING = frozenset({502, 503, 504})
 """Temporary: from a server without its broker, or a proxy without its server."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-START_IT = "Is it running? `mochi-server up`"
 DEFAULT_OUTPUT = Path("mochi.mp4")
 
 _PARAMS = {
@@ -98,6 +97,7 @@ class Client:
         self._url = url.rstrip("/").removesuffix("/v1")
         self._http = http_client(url, {"x-api-key": access.api_key})
         self._key_hint = access.key_hint
+        self._remedy = access.remedy
 
     def generate(self, params: dict[str, Any], output: Path) -> None:
         """Generate a video and write it to `output`, with a progress bar on standard error.
@@ -212,7 +212,7 @@ class Client:
                 raise UnreachableError(_error_text(response))
             body = response.json()
         except httpx2.HTTPError as error:
-            raise UnreachableError(failure_text(url, error)) from None
+            raise UnreachableError(failure_text(url, error, self._remedy)) from None
         except ValueError:
             raise ClientError(
                 f"{self._url} is no mochi-server: its response is not JSON."

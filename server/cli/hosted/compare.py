@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from server.cli.access import Access, ApiKeyOption, ServerUrl
-from server.cli.client import START_IT
 from server.cli.hosted.differences import Row, Verdict, rows
 from server.cli.hosted.recording import Side, check_key, record
 from server.cli.options import AsJson, exit_on_error, settings_options
@@ -57,12 +56,12 @@ def compare(
     """
     payload = {"prompt": prompt, **dict(map(_parameter, parameters or ()))}
     with exit_on_error():
-        access = Access.of(local, api_key)
+        access = Access.of(local, api_key, "--local")
         key_hint = "The key is from SEGMIND_API_KEY." if hosted_key else ""
         hosted_key = hosted_key or _ask_key()
         if not yes:
             _confirm(f"Ask {hosted} for {'two videos' if blocking else 'one video'}")
-        ours = Side("local server", *access, START_IT)
+        ours = Side("local server", *access)
         theirs = Side("hosted API", hosted, hosted_key, key_hint, "Check --hosted.")
         # First, as it costs nothing: no video is made where there is nothing to compare it with.
         check_key(ours)

@@ -17,6 +17,7 @@ from server.cli.client import Client, where
 from server.cli.main import app, load
 from server.errors import ClientError
 from server.transport.connection.listener import listen
+from tests.support.services.brokers import free_port
 
 RUNS = {"status": "PROCESSING", "step": 12, "total_steps": 30}
 
@@ -61,6 +62,16 @@ def test_https_to_a_server_of_http_is_told_so(tmp_path: Path) -> None:
         with pytest.raises(ClientError, match=f"If it speaks HTTP, use http://{address}"):
             Client(Access(f"https://{address}", "k")).generate({}, tmp_path / "a.mp4")
         thread.join()
+
+
+def test_without_a_server_where_none_was_named_the_ways_to_name_one_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MOCHI_DATA_DIR", str(tmp_path))
+    access = Access.of(None, "k")._replace(url=f"http://127.0.0.1:{free_port()}")
+    ways = "--data-dir or MOCHI_DATA_DIR. For a server elsewhere, set MOCHI_URL or give --url."
+    with pytest.raises(ClientError, match=ways):
+        Client(access).generate({}, tmp_path / "a.mp4")
 
 
 def answer_in_http(listener: socket.socket) -> None:
