@@ -18,6 +18,7 @@ from worker.errors import UnknownAnswerError
 from worker.store import keyspace, scripts
 
 PREFIX = "mochi_"
+ADMIN_REMEDY = " The operator creates one with `mochi-server keys create prometheus --scope admin`."
 
 
 class Scope(StrEnum):
@@ -47,7 +48,10 @@ class ApiKey:
     def require(self, scope: Scope) -> None:
         """Raise ForbiddenError if the key lacks the scope."""
         if scope not in self.scopes:
-            raise ForbiddenError(f"This API key may not do this: it lacks the scope `{scope}`.")
+            raise ForbiddenError(
+                f"This API key may not do this: it lacks the scope `{scope}`."
+                + (ADMIN_REMEDY if scope == Scope.ADMIN else "")
+            )
 
     def require_model(self, model: str) -> None:
         """Raise ForbiddenError, which names the models of the key, if this is none of them."""

@@ -207,7 +207,10 @@ class Supervisor:
         A line of both would be wrapped within one of them.
         """
         if self.key_file is None:
-            return "create one with `mochi-server keys create NAME`"
+            return (
+                f"none is kept in {self.settings.data_dir}. The broker's keys are valid (list them "
+                "with `mochi-server keys list`); `mochi-server keys create NAME` makes another"
+            )
         if sys.stderr.isatty():
             return f"{read_first_key(self.settings.data_dir)}\nKey file: {self.key_file}"
         return f"kept in {self.key_file}"

@@ -230,6 +230,8 @@ def test_a_scope_that_is_missing_is_named() -> None:
     key.require(Scope.READ)
     with pytest.raises(ForbiddenError, match="lacks the scope `generate`"):
         key.require(Scope.GENERATE)
+    with pytest.raises(ForbiddenError, match=r"`admin`\. .* keys create \w+ --scope admin"):
+        key.require(Scope.ADMIN)
 
 
 def test_a_model_that_is_not_allowed_is_named_with_those_that_are() -> None:

@@ -51,6 +51,13 @@ def test_without_other_machines_or_with_a_public_url_neither_is(
     assert "unencrypted" not in told
 
 
+def test_a_folder_without_the_first_key_is_told_that_other_keys_are_valid(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As after a restore into an empty folder: `up` makes the key where the broker has none."""
+    assert "The broker's keys are valid" in announced(capfd)
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="it always has a browser")
 def test_a_page_that_no_browser_can_open_is_told_so(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
