@@ -80,4 +80,5 @@ def test_a_broker_that_is_away_stops_no_start(tmp_path: Path) -> None:
 
 def test_a_release_reads_what_it_writes() -> None:
     assert SCHEMA in READS
-    assert schema.refusal("7").count("7") == 2
+    # The version of a build from a commit may have any digit.
+    assert schema.refusal("4711").count("schema 4711") == 2
