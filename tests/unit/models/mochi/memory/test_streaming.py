@@ -128,6 +128,9 @@ def test_a_streamed_core_keeps_two_slots_and_the_other_blocks_on_the_device(
 
 # One module that visits
 
+ELSEWHERE = torch.device("cpu", 0)
+"""Stands for a card: the weights are at home on the CPU without a number."""
+
 
 def test_a_visitor_that_finds_no_room_is_at_home_again(monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_blocks(1)[0]
@@ -143,7 +146,7 @@ def test_a_visitor_that_finds_no_room_is_at_home_again(monkeypatch: pytest.Monke
         return move(self, *args, **options).clone()
 
     monkeypatch.setattr(torch.Tensor, "to", full)
-    with pytest.raises(torch.OutOfMemoryError), visit(module, CPU):
+    with pytest.raises(torch.OutOfMemoryError), visit(module, ELSEWHERE):
         pytest.fail("there was room")
     assert [parameter.data_ptr() for parameter in module.parameters()] == homes
 
@@ -152,7 +155,7 @@ def test_a_visitor_s_home_is_as_it_was_afterwards() -> None:
     module = make_blocks(1)[0]
     before = weights(module)
     homes = [parameter.data_ptr() for parameter in module.parameters()]
-    with visit(module, CPU):
+    with visit(module, ELSEWHERE):
         for parameter in module.parameters():
             parameter.data = torch.zeros_like(parameter)  # as if on another device
     assert_equal(weights(module), before)
@@ -164,7 +167,7 @@ def test_a_visitor_goes_home_also_when_its_work_fails() -> None:
     homes = [parameter.data_ptr() for parameter in module.parameters()]
 
     def fail() -> None:
-        with visit(module, CPU):
+        with visit(module, ELSEWHERE):
             for parameter in module.parameters():
                 parameter.data = torch.zeros_like(parameter)
             raise KeyboardInterrupt
@@ -179,7 +182,7 @@ def test_weights_that_are_shared_visit_once_and_stay_shared() -> None:
     other = nn.Linear(4, 4)
     other.weight = one.weight
     module = nn.Sequential(one, other)
-    with visit(module, CPU):
+    with visit(module, ELSEWHERE):
         assert one.weight is other.weight
     assert one.weight is other.weight
 
