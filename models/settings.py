@@ -64,6 +64,18 @@ def make_private_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names of files, are on disk. Raises OSError.
+
+    Until then a power cut may take them back: also a rename, until its folder is on disk.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 _Path = TypeVar("_Path", str, Path)
 
 

@@ -19,7 +19,7 @@ from pydantic import HttpUrl, ValidationError
 from rich.filesize import decimal
 
 from models.errors import WeightsError, not_installed
-from models.settings import make_private_folder, missing_libraries
+from models.settings import make_private_folder, missing_libraries, sync
 from models.weights.folder import (
     COMMIT,
     MANIFEST,
@@ -215,27 +215,19 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write it when all files are safe on the disk."""
     for name in manifest.files:
-        _sync(folder / name)
-        _sync((folder / name).parent)
+        sync(folder / name)
+        sync((folder / name).parent)
     part = folder / f"{MANIFEST}.part"
     part.write_text(manifest.model_dump_json(indent=1) + "\n")
-    _sync(part)
+    sync(part)
     part.replace(folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
 
 
 def _begun_commit(hub_id: str, data_dir: Path) -> str:
     """The commit of the latest pull that was not completed; empty for none."""
     newest = max(commit_folders(hub_id, data_dir), key=changed_at, default=None)
     return newest.name if newest else ""
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import IO
 from rich.console import Console
 from rich.table import Table
 
+from models.settings import sync
 from server.errors import OutputError, visible
 
 WIDTH = 1000
@@ -103,7 +104,7 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(target)
-        _sync_folder(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise unwritable(path, error) from None
     finally:
@@ -116,15 +117,6 @@ def _draft_beside(path: Path) -> IO[str]:
     return NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Until its folder is on disk, a power cut may take the new name of a file back."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_made(path: Path) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from models.settings import make_private_folder
+from models.settings import make_private_folder, sync
 from worker.errors import DiskFullError, OutputsUnusableError, StorageError, VideoGoneError
 from worker.outputs.base import (
     CHUNK_BYTES,
@@ -80,9 +80,9 @@ class LocalOutputs:
         """Sync and rename the draft; after a StorageError no file of this name exists."""
         draft = self.draft(name)
         try:
-            _sync(draft)
+            sync(draft)
             draft.rename(self._folder / name)
-            _sync(self._folder)
+            sync(self._folder)
             return (self._folder / name).stat().st_size
         except OSError as error:
             self.remove(name)
@@ -120,7 +120,7 @@ class LocalOutputs:
         try:
             with open(draft, "xb", opener=partial(os.open, mode=0o600)) as file:
                 file.write(data)
-            _sync(draft)
+            sync(draft)
             draft.replace(path)
         except OSError as error:
             with suppress(OSError):
@@ -179,11 +179,3 @@ def _chunks(path: Path, start: int, stop: int | None) -> Iterator[bytes]:
                 yield chunk
     except OSError as error:
         raise StorageError(f"The video cannot be read: {error.strerror}") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
