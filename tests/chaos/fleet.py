@@ -6,19 +6,17 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Container, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
-
 from tests.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
 from tests.chaos.books import PRICES
 from tests.chaos.faults import Kind
 from tests.chaos.history import Event, What
+from tests.support.family import children_with
 from tests.support.services.brokers import free_port
 from tests.support.services.receiver import ALLOWED
 from worker.process.parent_watch import WITH_PARENT
@@ -122,7 +120,8 @@ class Fleet:
         """SIGKILL; a new one is started at once. Of groups, every other time to the follower."""
         self._kills += place < self._groups
         if place < self._groups and self._kills % 2:
-            for follower in _followers(self._workers[place]):
+            worker = self._workers[place].process.pid
+            for follower in children_with(worker, "worker.runtime.follower"):
                 follower.kill()  # its worker ends by itself
             return
         victim = self._replace(place)
@@ -251,10 +250,3 @@ class Fleet:
         status = member.process.returncode
         if status not in expected:
             self.died.append(f"{member.name} with status {status}")
-
-
-def _followers(member: Member) -> Iterator[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(member.process.pid).children():
-            if "worker.runtime.follower" in child.cmdline():
-                yield child

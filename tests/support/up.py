@@ -13,6 +13,7 @@ import httpx2
 import psutil
 from segmind import SegmindClient
 
+from tests.support.family import children_of, children_with
 from tests.support.leaks import leaks
 from tests.support.services.brokers import free_port
 from tests.support.stack import eventually, run_command, start_command
@@ -61,12 +62,11 @@ class Up:
 
     def family(self) -> list[psutil.Process]:
         """All its processes that run, the broker included."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        return children_of(self.process.pid, recursive=True)
 
     def workers(self) -> list[psutil.Process]:
         """Its workers."""
-        return [child for child in self.family() if "worker" in child.cmdline()]
+        return children_with(self.process.pid, "worker", recursive=True)
 
     @contextmanager
     def client(self) -> Iterator[SegmindClient]:

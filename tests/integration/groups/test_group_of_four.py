@@ -10,13 +10,13 @@ import psutil
 import pytest
 
 from tests.integration.groups.test_group_of_two import SLOW, ended, gone, reaches, submit, video
+from tests.support.family import children_with
 from tests.support.stack import Stack, eventually
 
 
 def followers_of(worker: int) -> list[psutil.Process]:
     """In the order of their ranks."""
-    children = psutil.Process(worker).children()
-    found = [child for child in children if "worker.runtime.follower" in child.cmdline()]
+    found = children_with(worker, "worker.runtime.follower")
     return sorted(found, key=lambda child: int(child.cmdline()[4]))
 
 

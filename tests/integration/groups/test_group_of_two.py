@@ -16,6 +16,7 @@ import pytest
 
 from models.mochi.synthetic.mock import write_mock_checkpoint
 from server.keys.lookup import Scope
+from tests.support.family import children_with
 from tests.support.models.mock_mochi import slow_text_encoder
 from tests.support.stack import Stack, eventually
 
@@ -47,11 +48,7 @@ def client(stack: Stack) -> httpx2.Client:
 
 
 def follower_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
-    (follower,) = (
-        child
-        for child in psutil.Process(worker.pid).children()
-        if "worker.runtime.follower" in child.cmdline()
-    )
+    (follower,) = children_with(worker.pid, "worker.runtime.follower")
     return follower
 
 
