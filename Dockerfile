@@ -37,7 +37,7 @@ WORKDIR /pins
 COPY pyproject.toml constraints.txt docker/image/requirements.py docker/image/sbom.py ./
 ARG WORKER_EXTRA
 RUN python3 requirements.py mcp otel >gateway.txt \
-    && python3 requirements.py otel "${WORKER_EXTRA}" >worker.txt \
+    && python3 requirements.py otel provenance "${WORKER_EXTRA}" >worker.txt \
     && grep -E '^(torch|triton|cuda-|nvidia-)' constraints.txt >torch.txt
 
 

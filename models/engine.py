@@ -33,6 +33,7 @@ class Clip:
             per channel, rows from the top, no padding.
         warnings: messages for the client about the video, such as a truncated prompt.
         comment: text for the file's metadata, on one line; empty for none.
+        description: likewise; players show it.
     """
 
     width: int
@@ -40,6 +41,7 @@ class Clip:
     frames: Iterator[bytes]
     warnings: tuple[str, ...] = ()
     comment: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True)

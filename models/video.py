@@ -52,7 +52,7 @@ def encode(clip: Clip, fps: float, path: Path) -> None:
     """
     try:
         with _scratch() as log, _scratch() as metadata:
-            _write_comment(metadata, clip.comment)
+            _write_metadata(metadata, clip)
             _run(_command(clip, fps, path, metadata), clip, path.parent, log, metadata)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -92,10 +92,12 @@ def _command(clip: Clip, fps: float, path: Path, metadata: IO[bytes]) -> list[st
     ]
 
 
-def _write_comment(metadata: IO[bytes], comment: str) -> None:
-    """In ffmpeg's form. As an argument it would show in the list of processes."""
-    escaped = re.sub(r"([=;#\\])", r"\\\1", comment)
-    metadata.write(f";FFMETADATA1\ncomment={escaped}\n".encode())
+def _write_metadata(metadata: IO[bytes], clip: Clip) -> None:
+    """In ffmpeg's form. As arguments these would show in the list of processes."""
+    metadata.write(b";FFMETADATA1\n")
+    for name, text in (("comment", clip.comment), ("description", clip.description)):
+        escaped = re.sub(r"([=;#\\])", r"\\\1", text)
+        metadata.write(f"{name}={escaped}\n".encode())
     metadata.seek(0)
 
 

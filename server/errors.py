@@ -302,6 +302,7 @@ NEVER_IN_HTTP: frozenset[type[MochiError]] = frozenset(
         WeightsError,
         jobs.BrokerStartError,
         jobs.OutputsUnusableError,
+        jobs.ProvenanceUnusableError,
         jobs.TracingUnusableError,
     }
 )

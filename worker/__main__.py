@@ -30,6 +30,7 @@ from worker.broker.connection import (
 from worker.broker.health import BrokerLog
 from worker.errors import (
     OutputsUnusableError,
+    ProvenanceUnusableError,
     SchemaError,
     StorageError,
     TracingUnusableError,
@@ -41,6 +42,7 @@ from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
 from worker.process.systemd import Notifier
 from worker.process.telemetry import start_tracing
+from worker.provenance.marker import Marker, open_marker
 from worker.runtime.background import (
     loading,
     read_mark,
@@ -101,6 +103,7 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: No
         tracing = start_tracing(os.environ, "mochi-server-worker", name)
         before_end(tracing.stop)
         outputs = usable_outputs(settings)
+        marker = open_marker(settings)
         encoder()  # without ffmpeg every request would fail at its end
         notifier.starting("Loading the model")
         with loading(_store(settings, connect_briefly(settings.redis_url))):
@@ -109,6 +112,7 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: No
     except (
         EngineUnavailableError,
         OutputsUnusableError,
+        ProvenanceUnusableError,
         SchemaError,
         TracingUnusableError,
     ) as error:
@@ -117,13 +121,14 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: No
     except EngineBrokenError as error:
         _log.exception("engine.broken", reason=str(error))
         return os.EX_TEMPFAIL
-    _log.info("worker.ready", engine=str(engine.traits))
+    _log.info("worker.ready", engine=str(engine.traits), marks=str(marker or "none"))
     was_told = work(
         name,
         engine,
         moderation,
         outputs,
         settings,
+        marker=marker,
         leader=leader,
         meter=build_meter(settings),
         tracer=tracing.tracer,
@@ -159,6 +164,7 @@ def work(
     outputs: Outputs,
     settings: WorkerSettings,
     *,
+    marker: Marker | None = None,
     leader: Leader | None = None,
     meter: Meter | None = None,
     tracer: Tracer | None = None,
@@ -194,6 +200,7 @@ def work(
         checkpoint_steps=settings.checkpoint_steps,
         preview_steps=settings.preview_steps,
         speed=MockSpeed.parse(settings.mock_speed, engine.traits.gpus),
+        marker=marker,
         stop=stop,
         tracer=tracer or NoOpTracer(),
     )

@@ -211,5 +211,9 @@ class TracingUnusableError(JobError):
     """An OpenTelemetry variable cannot be used; the message names it and the remedy."""
 
 
+class ProvenanceUnusableError(JobError):
+    """Videos cannot be marked with these settings; the message has the remedy."""
+
+
 class OutputsUnusableError(JobError):
     """The output store cannot be used with these settings; a retry does not help."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -95,6 +96,30 @@ class WorkerSettings(ModerationSettings):
         ),
     )
 
+    provenance: Literal["auto", "c2pa", "metadata", "off"] = Field(
+        default="auto",
+        description=(
+            "How videos are marked as made by AI: `c2pa` signs each, `metadata` only writes IPTC's "
+            "term into it, `off` does neither; `auto` signs where the extra `provenance` is "
+            "installed, else as `metadata`."
+        ),
+    )
+    c2pa_cert: PathOrName = Field(
+        default="",
+        description=(
+            "PEM certificate that signs videos, with its chain; empty: one that the first start "
+            "makes in the data folder."
+        ),
+    )
+    c2pa_key: PathOrName = Field(
+        default="",
+        validate_default=True,
+        description="PEM private key of the certificate, without a passphrase.",
+    )
+    c2pa_prompt: bool = Field(
+        default=False, description="Put the prompt into the signed manifest, for all to read."
+    )
+
     @field_validator("redis_url")
     @classmethod
     def _is_url(cls, url: str) -> str:
@@ -117,6 +142,15 @@ class WorkerSettings(ModerationSettings):
                 "It cannot be used with MOCHI_STEP_CACHE: set one of the two to 0",
             )
         return steps
+
+    @field_validator("c2pa_key")
+    @classmethod
+    def _goes_with_c2pa_cert(cls, key: str, info: ValidationInfo) -> str:
+        if bool(key) != bool(info.data.get("c2pa_cert")):
+            raise PydanticCustomError(
+                "c2pa_key", "Set both MOCHI_C2PA_CERT and MOCHI_C2PA_KEY, or neither"
+            )
+        return key
 
     @property
     def outputs_dir(self) -> Path:

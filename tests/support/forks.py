@@ -32,6 +32,7 @@ PRELOADED = (
     "server.__main__",
     "server.api.routes.mcp_tool",
     "worker.__main__",
+    "worker.provenance.signing",
     "models.mock.fake_engine",
     *(f"server.cli.{entry.module}" for entry in COMMANDS.values()),
 )

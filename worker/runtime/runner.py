@@ -28,6 +28,7 @@ from worker.job import Job, Stage
 from worker.outputs.base import Outputs, video_name
 from worker.pace import USUAL, Pace, Work, pace_for
 from worker.process.shutdown import Stop
+from worker.provenance.marker import Marker
 from worker.runtime.checkpoints import RunCheckpoints
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.mock_outcome import MockOutcome, early_expiry, warnings_of
@@ -55,6 +56,7 @@ class Runner:
         checkpoint_steps: from one checkpoint to the next; 0 saves none.
         preview_steps: from one preview to the next; 0 makes none.
         speed: of a mock engine.
+        marker: marks videos as made by AI; None for none.
     """
 
     worker: str
@@ -68,6 +70,7 @@ class Runner:
     checkpoint_steps: int = 0
     preview_steps: int = 0
     speed: MockSpeed = AT_ONCE
+    marker: Marker | None = None
     tracer: Tracer = field(default_factory=NoOpTracer)
 
     def run(self, request_id: str) -> None:
@@ -149,12 +152,14 @@ class Runner:
         with timed("video", seconds):
             clip = self.moderation.moderated(clip, job.params.frames)
             clip = replace(clip, frames=run.checked(clip.frames, job.params.frames))
+            if self.marker:
+                clip = self.marker.described(clip, traits.model)
             self._encode(clip, job.params.fps, draft)
-        _log.info(
-            "run.encoded",
-            denoising_seconds=round(seconds["denoising"], 3),
-            video_seconds=round(seconds["video"], 3),
-        )
+        if self.marker:
+            with timed("marking", seconds):
+                self.marker.mark(draft, traits.model, job.params.prompt)
+        parts = {name: took for name, took in seconds.items() if name != "step"}
+        _log.info("run.encoded", **{f"{name}_seconds": round(parts[name], 3) for name in parts})
         run.enter(Stage.PUBLISHING)
         with timed("publishing", seconds):
             size = self.outputs.publish(name)

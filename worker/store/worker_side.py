@@ -46,8 +46,9 @@ class Result:
     precision: str = ""
     warnings: tuple[str, ...] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of `denoising` (with the prompt), `video` (decoding and encoding, which overlap) and
-    `publishing`, and the mean of one `step`; for /metrics."""
+    """Seconds of `denoising` (with the prompt), `video` (decoding and encoding, which overlap),
+    `marking` (as made by AI, unless that is off) and `publishing`, and the mean of one `step`; for
+    /metrics."""
 
 
 @dataclass(frozen=True)

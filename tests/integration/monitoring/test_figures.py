@@ -96,7 +96,7 @@ def test_every_gateway_shows_the_same_of_the_broker_and_its_own_of_http(
         assert rise(seen, "mochi_credits_charged_total") == 1
         assert 0 < rise(seen, "mochi_gpu_seconds_total") < 60
         assert seen.labels("mochi_stage_seconds_count", "stage") == {
-            *("denoising", "video", "publishing"),
+            *("denoising", "video", "marking", "publishing"),
         }
         assert seen.value("mochi_broker_up") == 1
         assert seen.value("mochi_live_workers") == seen.value("mochi_live_gpus") == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,6 +22,8 @@ from tests.support.services.s3 import SECRET, ObjectStore
 from tests.support.stack import Stack, eventually
 from tests.support.wire import refusal
 from worker.outputs.base import MARKER
+from worker.provenance.identity import own_anchor
+from worker.provenance.verification import Verdict, verify
 
 POND = {"prompt": "a pond", "frames": 3, "steps": 10}
 FAKE = {"engine": "fake", "fake_step_seconds": "0.01"}
@@ -115,6 +118,19 @@ def test_a_result_links_to_the_object_itself_for_as_long_as_it_lives(
     assert len(answer.content) == made["video"]["file_size"]
     assert httpx2.get(made["output"], headers={"range": "bytes=4-7"}).content == b"ftyp"
     assert stack.outputs() == []  # no draft stays on the disk
+
+
+def test_a_video_in_the_bucket_is_signed(stack: Bucket, made: dict[str, Any]) -> None:
+    found = verify(BytesIO(httpx2.get(made["output"]).content), own_anchor(stack.folder) or b"")
+    assert (found.verdict, found.model) == (Verdict.TRUSTED, "light mock")
+    assert stack.outputs() == []
+
+
+def test_a_changed_video_in_the_bucket_is_found(stack: Bucket) -> None:
+    key = stack.key_of(stack.ended().json()["request_id"])
+    video = bytearray(stack.s3.get(stack.bucket, key))
+    video[video.index(b"mdat") + 40] ^= 1
+    assert verify(BytesIO(video), own_anchor(stack.folder) or b"").verdict is Verdict.INVALID
 
 
 def test_the_page_may_show_videos_from_the_bucket(stack: Bucket) -> None:

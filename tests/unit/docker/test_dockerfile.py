@@ -77,7 +77,7 @@ def test_no_build_takes_a_backend_of_another_version_than_the_pinned_one() -> No
 def test_an_image_has_what_its_process_serves() -> None:
     """`wrap` is for the machine of a client."""
     assert "requirements.py mcp otel >gateway.txt" in STAGES["pins"]
-    assert 'requirements.py otel "${WORKER_EXTRA}" >worker.txt' in STAGES["pins"]
+    assert 'requirements.py otel provenance "${WORKER_EXTRA}" >worker.txt' in STAGES["pins"]
 
 
 def test_extras_that_name_extras_are_resolved() -> None:

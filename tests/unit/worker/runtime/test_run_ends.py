@@ -23,10 +23,11 @@ from models.mock.fake_engine import FakeEngine
 from models.params import GenerateParams
 from tests.support.jobs import find, pop, submit, waiting
 from tests.unit.worker.support.desk import Desk, Hooked, Stubborn
-from worker.errors import BrokerUnavailableError
+from worker.errors import BrokerUnavailableError, StorageError
 from worker.job import Status
 from worker.outputs.local import LocalOutputs
 from worker.process.shutdown import Stop
+from worker.provenance.marker import Marker
 from worker.runtime.followers import end_full, refuse_gpu
 from worker.runtime.run import Run
 from worker.store import keyspace
@@ -52,6 +53,22 @@ def test_an_engine_that_raises_fails_the_request(
     assert (job.status, job.error_code, job.error) == (Status.FAILED, code, error)
     assert desk.files() == []
     assert waiting(desk.redis) == []
+
+
+class Unmarkable(Marker):
+    """Cannot mark a video, as on a full disk."""
+
+    def mark(self, video: Path, *_: object) -> None:
+        video.unlink()
+        raise StorageError("The video cannot be signed.")
+
+
+def test_a_video_that_cannot_be_marked_is_not_published(desk: Desk) -> None:
+    desk.marker = Unmarkable()
+    job = desk.run(Hooked())
+    assert (job.status, job.error_code) == (Status.FAILED, "storage")
+    assert job.error == "The video cannot be signed."
+    assert desk.files() == []
 
 
 def test_a_broken_engine_ends_the_worker_and_leaves_the_request_to_another(desk: Desk) -> None:

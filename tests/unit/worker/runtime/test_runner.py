@@ -7,7 +7,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import pytest
+from structlog.testing import capture_logs
 
 from models.engine import Checkpoints, Clip, OnStep, Previews, Traits
 from models.mock.card_speed import MockSpeed
@@ -19,6 +21,8 @@ from tests.unit.worker.support.desk import Desk, Hooked
 from worker.job import Job, Stage, Status
 from worker.outputs.local import LocalOutputs
 from worker.pace import USUAL, Pace, Work
+from worker.provenance.label import AI_MADE
+from worker.provenance.marker import Marker
 from worker.runtime.run import Run
 from worker.store import keyspace
 from worker.store.fleet import fleet
@@ -93,6 +97,27 @@ def test_a_beat_shows_step_and_stage_and_another_attempt_begins_without(desk: De
     ]
     assert (again.status, again.step, again.stage) == (Status.QUEUED, 0, Stage.QUEUED)
     assert again.progress == 0
+
+
+def test_a_marked_video_says_what_made_it_and_how_long_that_took(desk: Desk) -> None:
+    desk.marker = Marker()
+    with capture_logs() as logs:
+        job = desk.run(Hooked())
+    with av.open(desk.outputs.path(job.file_name)) as file:
+        assert file.metadata["description"] == f"Made by AI (light mock). {AI_MADE}"
+    (encoded,) = (log for log in logs if log["event"] == "run.encoded")
+    parts = {name for name in encoded if name.endswith("_seconds")}
+    assert parts == {"denoising_seconds", "video_seconds", "marking_seconds"}
+    assert "stage marking sum" in desk.redis.hgetall(keyspace.METRICS)
+
+
+def test_without_a_marker_a_video_is_the_encoders_and_no_stage_is_added(desk: Desk) -> None:
+    with capture_logs() as logs:
+        job = desk.run(Hooked())
+    assert AI_MADE.encode() not in desk.outputs.path(job.file_name).read_bytes()
+    (encoded,) = (log for log in logs if log["event"] == "run.encoded")
+    parts = {name for name in encoded if name.endswith("_seconds")}
+    assert parts == {"denoising_seconds", "video_seconds"}
 
 
 def test_progress_weighs_the_parts_of_a_run_by_the_times_of_earlier_runs(desk: Desk) -> None:

@@ -19,6 +19,7 @@ from worker.broker.health import BrokerLog
 from worker.job import Job
 from worker.outputs.local import LocalOutputs
 from worker.process.shutdown import Stop
+from worker.provenance.marker import Marker
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.runner import Runner
@@ -88,6 +89,7 @@ class Desk:
         self.moderation = Moderation()
         self.checkpoint_steps = self.preview_steps = 0
         self.speed = AT_ONCE
+        self.marker: Marker | None = None
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
         self.heartbeat = Heartbeat(
@@ -106,6 +108,7 @@ class Desk:
             checkpoint_steps=self.checkpoint_steps,
             preview_steps=self.preview_steps,
             speed=self.speed,
+            marker=self.marker,
             stop=self.stop,
         )
 
