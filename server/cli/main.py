@@ -40,6 +40,11 @@ COMMANDS = {
     "weights": Entry(
         "administer.weights", "Administer", "Pull, verify and locate the weights of the model."
     ),
+    "provenance": Entry(
+        "administer.provenance",
+        "Administer",
+        "Verify marks of AI in videos, and print the certificate to trust.",
+    ),
     "backup": Entry(
         "administer.backup",
         "Administer",

@@ -1,0 +1,148 @@
+"""`mochi-server provenance`: verify marks of AI in videos, and print the certificate to trust."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from models.errors import INSTALL
+from server.cli.options import AsJson, exit_on_error, read_settings, settings_options
+from server.cli.output import print_json
+from server.errors import CommandError, visible
+from server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from worker.provenance.verification import Finding
+
+provenance = typer.Typer(
+    help="Verify marks of AI in videos, and print the certificate to trust.", no_args_is_help=True
+)
+
+HINTS = {
+    "unsigned": "Whether AI made it is not known: a copy may have lost its marks.",
+    "untrusted": "Anybody can make such a certificate. If its owner gave you its root, name that "
+    "file with --trust; `mochi-server provenance certificate` prints a server's own.",
+}
+
+
+class NoLibraryError(CommandError):
+    """The extra `provenance` is not installed."""
+
+
+class NoCertificateError(CommandError):
+    """There is no certificate to print, or the one to trust cannot be read."""
+
+
+@provenance.command()
+@settings_options("data_dir")
+def verify(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An MP4.")],
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="PEM",
+            help="Certificates to trust. [default: that of this server]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify that a video is as it was signed, and by whom; needs no network.
+
+    The exit status is 1, with the reason, for a video that was changed, is not signed, or is signed
+    by a certificate that is not trusted here.
+
+    Example: `mochi-server provenance verify panda.mp4`
+
+    One of another server: `mochi-server provenance verify panda.mp4 --trust root.pem`
+    """
+    settings = read_settings()
+    with exit_on_error(os.EX_CONFIG), _library():
+        from worker.provenance import verification  # noqa: PLC0415 (an extra)
+
+        anchor = _read(trust) if trust else _own_anchor(settings)
+        with file.open("rb") as stream:
+            found = verification.verify(stream, anchor)
+    if as_json:
+        print_json({"file": str(file), **asdict(found), "ai_made": found.is_ai_made})
+    else:
+        by = f"a certificate of {trust}" if trust else "a certificate of this server"
+        typer.echo("\n".join(map(visible, _lines(file, found, by))))
+    if found.verdict is not verification.Verdict.TRUSTED:
+        raise typer.Exit(1)
+
+
+@provenance.command()
+@settings_options("data_dir")
+def certificate() -> None:
+    """Print the certificate that verifiers of this server's videos trust, and nothing else.
+
+    It is no secret: hand it out, or publish it. With MOCHI_C2PA_CERT it is the last of that file.
+
+    Example: `mochi-server provenance certificate > root.pem`
+    """
+    settings = read_settings()
+    with exit_on_error(os.EX_CONFIG), _library():
+        anchor = _own_anchor(settings)
+        if not anchor:
+            raise NoCertificateError(
+                f"There is no certificate in {settings.data_dir} yet: the first start of a worker "
+                "makes it. If you meant another folder, choose it with --data-dir."
+            )
+    typer.echo(anchor.decode(), nl=False)
+
+
+@contextmanager
+def _library() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise NoLibraryError(
+            f"A library is not installed ({error}). In a clone of the project, type: "
+            f"{INSTALL} '.[provenance]'"
+        ) from None
+
+
+def _own_anchor(settings: ServerSettings) -> bytes:
+    """What verifiers of this server's videos trust, as PEM; empty if it has not signed any yet."""
+    from worker.provenance.identity import given_identity, own_anchor  # noqa: PLC0415 (an extra)
+
+    if settings.c2pa_cert:
+        return given_identity(settings.c2pa_cert, settings.c2pa_key).anchor
+    return own_anchor(settings.data_dir) or b""
+
+
+def _read(certificates: Path) -> bytes:
+    try:
+        return certificates.read_bytes()
+    except OSError as error:
+        raise NoCertificateError(f"{certificates} cannot be read: {error.strerror}.") from None
+
+
+def _lines(file: Path, found: Finding, trusted: str) -> Iterator[str]:
+    """For people: the verdict, then what the manifest says."""
+    if found.reason:
+        yield f"{file}: {found.verdict}: {found.reason}."
+    else:
+        yield f"{file}: unchanged, signed by {trusted}."
+    if found.verdict in HINTS:
+        yield HINTS[found.verdict]
+    source = "AI made it (trainedAlgorithmicMedia)" if found.is_ai_made else found.source
+    said = {
+        "source": source,
+        "model": found.model,
+        "software": found.software,
+        "prompt": found.prompt,
+        "signer": found.signer,
+        "signed at": found.signed_at,
+    }
+    for name, text in said.items():
+        if text:
+            yield f"  {name}: {text}"

@@ -1,0 +1,136 @@
+"""Marks of AI in the videos of real servers, verified with the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import httpx2
+import pytest
+from c2pa import Reader
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.support.stack import Stack
+from tests.unit.worker.support.certificates import issued
+from worker.provenance.label import AI_MADE
+
+POND = {"prompt": "a pond", "frames": 3, "steps": 10}
+FAKE = {"engine": "fake", "fake_step_seconds": "0.01"}
+
+
+@pytest.fixture
+def video(server: Stack, tmp_path: Path) -> Path:
+    """A video, as the SDK's user gets it."""
+    path = tmp_path / "pond.mp4"
+    path.write_bytes(httpx2.get(server.sdk().run("mochi-1", **POND)["output"]).content)
+    return path
+
+
+def verify(stack: Stack, video: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return stack.run("provenance", "verify", str(video), *options)
+
+
+def test_a_video_is_verified_as_this_servers_own(server: Stack, video: Path) -> None:
+    done = verify(server, video)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *said = done.stdout.splitlines()
+    assert first == f"{video}: unchanged, signed by a certificate of this server."
+    assert said[0] == "  source: AI made it (trainedAlgorithmicMedia)"
+    assert said[1] == "  model: light mock"
+    assert said[2].startswith("  software: mochi-server ")
+    assert said[3].startswith("  signer: mochi-server, mochi-server ")
+    assert len(said) == 4
+
+
+def test_the_librarys_own_reader_finds_the_video_valid(video: Path) -> None:
+    with Reader(video) as reader:
+        assert reader.get_validation_state() == "Valid"
+
+
+def test_a_blocking_call_gives_a_signed_video_too(server: Stack, tmp_path: Path) -> None:
+    path = tmp_path / "pond.mp4"
+    path.write_bytes(server.sdk().run_sync("mochi-1", **POND).content)
+    assert verify(server, path).returncode == 0
+
+
+def test_a_changed_video_and_one_without_a_manifest_are_told_with_the_reason(
+    server: Stack, video: Path
+) -> None:
+    data = bytearray(video.read_bytes())
+    data[data.index(b"mdat") + 40] ^= 1
+    video.write_bytes(data)
+    done = verify(server, video)
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{video}: invalid: it was changed after it was signed.\n")
+    video.write_bytes(data[: data.index(b"uuid") - 4] + data[data.index(b"moov") - 4 :])
+    done = verify(server, video)
+    assert done.returncode == 1
+    assert "unsigned: it has no C2PA manifest." in done.stdout
+    assert "Whether AI made it is not known" in done.stdout
+
+
+def test_another_machine_verifies_with_the_certificate_that_the_server_prints(
+    server: Stack, video: Path, tmp_path: Path
+) -> None:
+    elsewhere = {"MOCHI_DATA_DIR": str(tmp_path / "elsewhere")}
+    done = server.run("provenance", "verify", str(video), **elsewhere)
+    assert done.returncode == 1
+    assert "untrusted: its certificate leads to none that is trusted here." in done.stdout
+    assert "--trust" in done.stdout
+    root = tmp_path / "root.pem"
+    root.write_text(server.run("provenance", "certificate").stdout)
+    options = ("--trust", str(root), "--json")
+    done = server.run("provenance", "verify", str(video), *options, **elsewhere)
+    assert done.returncode == 0
+    found = json.loads(done.stdout)
+    assert (found["verdict"], found["reason"], found["codes"]) == ("trusted", "", [])
+    assert (found["ai_made"], found["source"]) == (True, AI_MADE)
+    assert (found["model"], found["prompt"]) == ("light mock", "")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_on_which_no_worker_has_run_has_no_certificate(
+    server: Stack, tmp_path: Path
+) -> None:
+    done = server.run("provenance", "certificate", MOCHI_DATA_DIR=str(tmp_path))
+    assert done.returncode == os.EX_CONFIG
+    assert "There is no certificate in" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operators_certificate_and_prompt_are_in_the_video(tmp_path: Path) -> None:
+    cert, key = issued(tmp_path, ec.generate_private_key(ec.SECP256R1()))
+    own = {"c2pa_cert": str(cert), "c2pa_key": str(key), "c2pa_prompt": "true"}
+    with Stack(tmp_path, **FAKE, **own) as stack:
+        stack.start_gateway()
+        worker = stack.start_worker()
+        path = tmp_path / "pond.mp4"
+        path.write_bytes(stack.sdk().run_sync("mochi-1", **POND).content)
+        found = json.loads(verify(stack, path, "--json").stdout)
+        assert found["verdict"] == "trusted"
+        assert found["signer"] == "Example, Example Films"
+        assert found["prompt"] == "a pond"
+        assert '"marks": "c2pa"' in stack.log_of(worker)
+        assert '"marking_seconds"' in stack.log_of(worker)
+
+
+def test_a_certificate_that_cannot_sign_stops_the_start(tmp_path: Path) -> None:
+    cert, key = issued(tmp_path, ec.generate_private_key(ec.SECP256R1()), days=-1)
+    with Stack(tmp_path, **FAKE, c2pa_cert=str(cert), c2pa_key=str(key)) as stack:
+        worker = stack.start("worker")
+        assert worker.wait(30) == os.EX_CONFIG
+        assert "MOCHI_C2PA_CERT and MOCHI_C2PA_KEY cannot sign" in stack.log_of(worker)
+        assert "Traceback" not in stack.log_of(worker)
+
+
+def test_where_marking_is_off_a_video_is_the_encoders(tmp_path: Path) -> None:
+    with Stack(tmp_path, **FAKE, provenance="off") as stack:
+        stack.start_gateway()
+        worker = stack.start_worker()
+        content = stack.sdk().run_sync("mochi-1", **POND).content
+        assert b"uuid" not in content
+        assert AI_MADE.encode() not in content
+        assert '"marks": "none"' in stack.log_of(worker)
+        assert "marking_seconds" not in stack.log_of(worker)
