@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from models.engine import Engine, Meter
+from models.engine import EnergyCounter, Engine, Meter
 from models.errors import EngineUnavailableError, not_installed
 from models.group import Follower, Leader
 from models.settings import EngineSettings, missing_libraries
@@ -62,3 +62,12 @@ def build_meter(settings: EngineSettings) -> Meter | None:
     from models.cuda import CudaMeter, card  # noqa: PLC0415 (as above)
 
     return CudaMeter([card(settings.device, rank) for rank in range(settings.gpus_per_video)])
+
+
+def build_energy_counter(settings: EngineSettings) -> EnergyCounter | None:
+    """The energy counter of the engine's cards; None for an engine on the CPU."""
+    if settings.is_mock:
+        return None
+    from models.cuda import CudaEnergy, card  # noqa: PLC0415 (as above)
+
+    return CudaEnergy([card(settings.device, rank) for rank in range(settings.gpus_per_video)])

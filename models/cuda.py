@@ -1,4 +1,4 @@
-"""CUDA devices: the allocator, the errors, and how much of a card is in use. Imports torch."""
+"""CUDA devices: the allocator, the errors, use and energy of a card. Imports torch."""
 
 from __future__ import annotations
 
@@ -99,6 +99,31 @@ class CudaMeter:
             reserved_bytes=torch.cuda.memory_reserved(own),
         )
         return [use, *map(_use, others)]
+
+
+@dataclass(frozen=True)
+class CudaEnergy:
+    """An `EnergyCounter` of CUDA devices, by NVML, which counts from Volta on."""
+
+    cards: Sequence[torch.device]
+
+    def __call__(self) -> float | None:
+        # Whatever NVML or its optional library raises: a run needs no energy counter. A part of a
+        # card (MIG) has none.
+        with contextlib.suppress(Exception):
+            return sum(map(_millijoules, self.cards)) / 1000
+        return None
+
+
+def _millijoules(card: torch.device) -> int:
+    """What the card has used since its driver was loaded."""
+    import pynvml  # noqa: PLC0415 (of `nvidia-ml-py`, which is optional)
+
+    pynvml.nvmlInit()  # counts its calls, and does nothing from the second on
+    # NVML numbers all cards of the machine, torch those that CUDA_VISIBLE_DEVICES shows.
+    uuid = f"GPU-{torch.cuda.get_device_properties(card).uuid}"
+    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
 
 
 def _use(card: torch.device) -> DeviceUse:

@@ -189,3 +189,8 @@ class DeviceUse:
 
 Meter = Callable[[], Sequence[DeviceUse]]
 """Reads the use of all cards that share a video, from any thread. That of this process is first."""
+
+
+EnergyCounter = Callable[[], float | None]
+"""Reads how many joules all cards that share a video have used since a moment in the past, from any
+thread. None where one of them does not tell. It does not raise."""

@@ -217,7 +217,8 @@ class EngineSettings(BaseSettings):
         description=(
             "Simulated speed without real weights: `instant`, or the estimate for a GPU "
             f"({', '.join(f'`{card}`' for card in PEAK_TFLOPS)}), or for as many as "
-            "MOCHI_GPUS_PER_VIDEO says; `h100/60` is sixty times faster."
+            "MOCHI_GPUS_PER_VIDEO says; `h100/60` is sixty times faster. The card's energy "
+            "is simulated, too."
         ),
     )
 

@@ -12,8 +12,8 @@ from typing import NoReturn
 import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
 
-from models.build import build_engine, build_meter
-from models.engine import Engine, Meter
+from models.build import build_energy_counter, build_engine, build_meter
+from models.engine import EnergyCounter, Engine, Meter
 from models.errors import EngineBrokenError, EngineUnavailableError
 from models.group import Leader
 from models.mock.card_speed import MockSpeed
@@ -131,6 +131,7 @@ def run(name: str, settings: WorkerSettings, leader: Leader | None, notifier: No
         marker=marker,
         leader=leader,
         meter=build_meter(settings),
+        energy=build_energy_counter(settings),
         tracer=tracing.tracer,
         notifier=notifier,
     )
@@ -167,6 +168,7 @@ def work(
     marker: Marker | None = None,
     leader: Leader | None = None,
     meter: Meter | None = None,
+    energy: EnergyCounter | None = None,
     tracer: Tracer | None = None,
     notifier: Notifier | None = None,
 ) -> bool:
@@ -201,6 +203,7 @@ def work(
         preview_steps=settings.preview_steps,
         speed=MockSpeed.parse(settings.mock_speed, engine.traits.gpus),
         marker=marker,
+        energy=energy,
         stop=stop,
         tracer=tracer or NoOpTracer(),
     )
@@ -216,7 +219,7 @@ def work(
     if settings.encode_ahead and engine.encode_ahead is not None:
         start_encoding_ahead(engine.encode_ahead, brief_store, heartbeat, stop)
     if meter is not None:
-        start_gpu_reporter(name, meter, brief_store)
+        start_gpu_reporter(name, meter, brief_store, lambda: heartbeat.current_run)
     heartbeat.start()
     try:
         worker.work()

@@ -84,7 +84,7 @@ CANCELLED = "The request was cancelled."
 _TEXTS = ("owner", "traceparent", "file_name", "precision", "scenario", "error", "error_code")
 _NUMBERS = (
     *("attempt", "created_at", "started_at", "ended_at", "step"),
-    *("file_size", "cost", "remaining"),
+    *("file_size", "cost", "remaining", "energy_mj"),
 )
 """Fields of the record that a `Job` has by the same name."""
 
@@ -115,6 +115,7 @@ class Job:
         scenario: of a mock engine, or empty; see `Scenario`.
         cost: charge in millionths of a credit; only when COMPLETED.
         remaining: the owner's balance after the charge, in millionths; None without a limit.
+        energy_mj: millijoules of the last run's cards; only when COMPLETED, None if unknown.
         error: text for the client; only when FAILED.
         error_code: its machine-readable form; only when FAILED.
         expires_at: expiry of the record, once it has ended; in ms as above.
@@ -143,6 +144,7 @@ class Job:
     scenario: str = ""
     cost: int = 0
     remaining: int | None = None
+    energy_mj: int | None = None
     error: str = ""
     error_code: str = ""
     expires_at: int | None = None

@@ -1,4 +1,4 @@
-"""Estimates how long a card takes for a step, so that mock weights can take as long."""
+"""Estimates time and energy of a card for a step, so that mock weights can take as long."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from models.params import TEMPORAL_FACTOR, GenerateParams
 
 PEAK_TFLOPS = {"h100": 989.0, "h200": 989.0, "a100": 312.0, "l40s": 362.0, "4090": 165.0}
 """Of dense products in bfloat16, by the data sheets."""
+WATTS = {"h100": 700.0, "h200": 700.0, "a100": 400.0, "l40s": 350.0, "4090": 450.0}
+"""Power limits by the data sheets, of the SXM form where there is one."""
 SUSTAINED = 0.6
 """Share of the peak. Published engines reach 0.5 to 0.65 on Mochi; this one is not measured."""
 SPEEDUPS = {1: 1.0, 2: 2.0, 4: 3.8, 6: 5.5, 8: 7.2}
@@ -24,9 +26,15 @@ SAMPLES = 2
 
 @dataclass(frozen=True)
 class MockSpeed:
-    """The simulated speed, in sustained TFLOP/s; None takes no time."""
+    """The speed and the energy of a simulated card, or of several that share a video.
+
+    Attributes:
+        tflops: sustained TFLOP/s; None takes no time.
+        tflop_joules: for each TFLOP, at full power; None: not simulated.
+    """
 
     tflops: float | None = None
+    tflop_joules: float | None = None
 
     @classmethod
     def parse(cls, text: str, gpus: int = 1) -> MockSpeed:
@@ -34,12 +42,19 @@ class MockSpeed:
         card, _, times = text.partition("/")
         if card == INSTANT:
             return cls()
-        return cls(PEAK_TFLOPS[card] * SUSTAINED * SPEEDUPS[gpus] * int(times or 1))
+        tflops = PEAK_TFLOPS[card] * SUSTAINED * SPEEDUPS[gpus]
+        return cls(tflops * int(times or 1), WATTS[card] * gpus / tflops)
 
     def step_seconds(self, params: GenerateParams) -> float:
         if self.tflops is None:
             return 0.0
         return SAMPLES * forward_tflop(params) / self.tflops
+
+    def step_joules(self, params: GenerateParams) -> float | None:
+        """Of the real card: a simulation sixty times faster uses no less."""
+        if self.tflop_joules is None:
+            return None
+        return SAMPLES * forward_tflop(params) * self.tflop_joules
 
 
 AT_ONCE = MockSpeed()

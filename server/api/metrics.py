@@ -89,6 +89,12 @@ COUNTS = (
         "GPU time of all runs, including lost and cancelled ones, times the GPUs of each.",
         unit=1000,
     ),
+    Count(
+        "energy_mj",
+        "mochi_energy_joules",
+        "Energy of the GPUs of all runs but lost ones, where they count it.",
+        unit=1000,
+    ),
     Count("charged", "mochi_credits_charged", "Credits charged for videos.", unit=MILLION),
 )
 

@@ -28,6 +28,9 @@ class Metrics(BaseModel):
     cost: float | None = absent_when_none("Credits; absent on failure.")
     remaining_credits: float | None = absent_when_none("Absent on failure.")
     retry_count: int | None = absent_when_none("Only when there was a retry.")
+    energy_joules: float | None = absent_when_none(
+        "Joules that the GPUs used for the run that made the video; absent where they do not count."
+    )
 
 
 class SubmittedBody(BaseModel):
@@ -153,6 +156,9 @@ class UsageRow(BaseModel):
     failed: dict[str, int] = Field(description="Requests that ended otherwise, by `error_code`.")
     gpu_seconds: float = Field(description="GPU time of all runs, including those without a video.")
     credits: float = Field(description="Credits charged.")
+    energy_joules: float | None = absent_when_none(
+        "Joules that the GPUs used for all runs; absent where they do not count."
+    )
 
 
 class UsageBody(BaseModel):
@@ -310,4 +316,5 @@ def metrics(job: Job) -> Metrics:
         cost=float(cost(job)) if completed else None,
         remaining_credits=float(remaining(job)) if completed else None,
         retry_count=job.retries or None,
+        energy_joules=None if job.energy_mj is None else job.energy_mj / 1000,
     )

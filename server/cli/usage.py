@@ -22,7 +22,9 @@ COLUMNS = (
     *("failed_by_code", "gpu_seconds", "credits"),
 )
 """Of the table. CSV also has `key_id`, as a name can pass to another key."""
-NUMBERS = frozenset(COLUMNS) - {"day", "key", "failed_by_code"}
+ENERGY = "energy_joules"
+"""A further column: of CSV the last one, of the table only where a GPU counts it."""
+NUMBERS = frozenset({*COLUMNS, ENERGY}) - {"day", "key", "failed_by_code"}
 
 
 @settings_options(*BROKER)
@@ -45,7 +47,7 @@ def usage(
 ) -> None:
     """Show each API key's usage by day.
 
-    Requests, outcomes, GPU seconds and credits are kept for 400 days.
+    Requests, outcomes, GPU seconds, credits and energy are kept for 400 days.
 
     Example: `mochi-server usage --days 7`
 
@@ -62,14 +64,16 @@ def usage(
     match form:
         case "csv":
             writer = csv.writer(sys.stdout, lineterminator="\n")
-            writer.writerow((*COLUMNS, "key_id"))
-            writer.writerows((*_cells(row), row["key_id"]) for row in rows)
+            all_columns = (*COLUMNS, "key_id", ENERGY)
+            writer.writerow(all_columns)
+            writer.writerows(_cells(row, all_columns) for row in rows)
         case "json":
             print_json([_json(*each) for each in named])
         case "table" if rows:
-            columns = (column.replace("_", " ") for column in COLUMNS)
+            columns = COLUMNS + (ENERGY,) * any(ENERGY in row for row in rows)
             right = {column.replace("_", " ") for column in NUMBERS}
-            print_table(columns, [*map(_cells, rows), _sums(rows)], right=right)
+            lines = [*(_cells(row, columns) for row in rows), _sums(rows, columns)]
+            print_table((column.replace("_", " ") for column in columns), lines, right=right)
         case "table":
             by = f" by the key `{key}`" if key else ""
             errors.print(f"No usage{by} in this period.")
@@ -104,11 +108,11 @@ def _json(usage: Usage, name: str) -> dict[str, object]:
         "failed": usage.failed,
         "gpu_seconds": usage.gpu_seconds,
         "credits": usage.credits,
-    }
+    } | ({} if usage.energy_joules is None else {ENERGY: usage.energy_joules})
 
 
-def _cells(row: dict[str, object]) -> list[str]:
-    return [_cell(row[column]) for column in COLUMNS]
+def _cells(row: dict[str, object], columns: Sequence[str]) -> list[str]:
+    return [_cell(row.get(column, "")) for column in columns]
 
 
 def _cell(value: object) -> str:
@@ -119,11 +123,11 @@ def _cell(value: object) -> str:
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
-def _sums(rows: Sequence[dict[str, object]]) -> list[str]:
+def _sums(rows: Sequence[dict[str, object]], columns: Sequence[str]) -> list[str]:
     """The last line of the table."""
     return [
-        _cell(sum(row[column] for row in rows))  # type: ignore[misc]  # numbers, all of one kind
+        _cell(sum(row.get(column, 0) for row in rows))  # type: ignore[misc]  # all of one kind
         if column in NUMBERS
         else ("all" if column == "day" else "")
-        for column in COLUMNS
+        for column in columns
     ]

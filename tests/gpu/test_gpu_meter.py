@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
 
-from models.cuda import CudaMeter, card
+from models.cuda import CudaEnergy, CudaMeter, card
 from models.engine import DeviceUse
 
 pytestmark = [
@@ -39,3 +40,19 @@ def test_a_card_of_another_process_is_read_too() -> None:
     assert (own.device, other.device) == ("cuda:0", "cuda:1")
     assert (other.allocated_bytes, other.reserved_bytes) == (None, None)
     assert other.total_bytes > 0
+
+
+def test_a_card_at_work_counts_energy_as_its_power_says() -> None:
+    counter = CudaEnergy([card("cuda")])
+    before = counter()
+    if before is None:
+        pytest.skip("this card, or a part of one, has no energy counter")
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    began = time.monotonic()
+    while time.monotonic() - began < 2:
+        matrix @ matrix
+        torch.cuda.synchronize()
+    after = counter()
+    assert after is not None
+    watts = (after - before) / (time.monotonic() - began)
+    assert 20 < watts < 2000

@@ -19,6 +19,7 @@ from worker.outputs.base import MARK_SECONDS, Outputs
 from worker.process.shutdown import Stop
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
+from worker.runtime.run import Run
 from worker.store.keyspace import LOADING_SECONDS, RECONCILE_SECONDS
 from worker.store.worker_side import WorkerStore
 
@@ -189,13 +190,21 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
 
 
-def start_gpu_reporter(worker: str, meter: Meter, store: WorkerStore) -> threading.Thread:
-    """Start a thread that reports the GPUs' memory and load, until the meter fails."""
+def start_gpu_reporter(
+    worker: str, meter: Meter, store: WorkerStore, current_run: Callable[[], Run | None]
+) -> threading.Thread:
+    """Start a thread that reports the GPUs' memory and load, until the meter fails.
+
+    It also reads the energy of the current run, if any: the heartbeat may end that run, and must
+    not wait for a driver.
+    """
 
     def repeat() -> None:
         while True:
             time.sleep(REPORT_SECONDS)
             try:
+                if run := current_run():
+                    run.energy.read()
                 store.report_devices(worker, meter())
             except BrokerUnavailableError:
                 continue  # the heartbeat logs it

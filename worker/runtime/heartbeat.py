@@ -121,7 +121,7 @@ class Heartbeat(threading.Thread):
         if not run.is_requeued:
             _log.info("run.requeued", **run.log_fields, step=run.step)
             run.is_requeued = True
-        self._store.requeue(run.lease)
+        self._store.requeue(run.lease, run.energy.joules)
 
     def _end_if_hung(self) -> None:
         """A call that never returns cannot be interrupted; only the end of the process frees it."""

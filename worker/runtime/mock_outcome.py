@@ -24,14 +24,15 @@ BUG_TEXT = "cannot read /srv/private/weights with token hf_do_not_show"
 class MockOutcome:
     """Stands between an engine without real weights and its run: real ones are left alone.
 
-    It slows the steps, and carries out the scenario halfway through them; where a run continues
-    from a later checkpoint, at its first step.
+    It slows the steps, counts their energy, and carries out the scenario halfway through them;
+    where a run continues from a later checkpoint, at its first step.
     """
 
     def __init__(self, job: Job, run: Run, speed: MockSpeed) -> None:
         self._run = run
         self._scenario = _scenario_of(job)
         self._step_seconds = speed.step_seconds(job.params)
+        self._step_joules = speed.step_joules(job.params)
         self._slow_seconds = 0.0
         if self._scenario and self._scenario.name == "slow":
             self._slow_seconds = self._scenario.seconds / job.params.steps
@@ -42,6 +43,8 @@ class MockOutcome:
         if step:
             self._wait_until(self._last_step + self._step_seconds)
             self._wait_until(time.monotonic() + self._slow_seconds)
+            if self._step_joules is not None:
+                self._run.energy.add(self._step_joules)
         self._last_step = time.monotonic()
         self._run.on_step(step, total)
         if self._scenario and step >= self._scenario.first_step(total):

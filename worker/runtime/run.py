@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 
-from models.engine import Picture
+from models.engine import EnergyCounter, Picture
 from worker.job import CANCELLED, Stage
 from worker.pace import USUAL, Pace
 from worker.process.shutdown import Stop
@@ -38,6 +38,39 @@ class EndedEarly(AbandonedRun):
 
 
 @dataclass
+class RunEnergy:
+    """Energy that all cards of a run have used since it began. Every thread may read it.
+
+    Attributes:
+        counter: of the cards; None where they have none. A simulated card's energy is added.
+        joules: at the latest reading; None while none is known.
+    """
+
+    counter: EnergyCounter | None = None
+    joules: float | None = None
+    _start: float | None = None
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Read the counter at both ends of the block. Within a watch: a driver may hang."""
+        self._start = self.counter() if self.counter else None
+        try:
+            yield
+        finally:
+            self.read()
+
+    def read(self) -> None:
+        if self.counter is None or self._start is None:
+            return
+        now = self.counter()
+        if now is not None and now >= self._start:  # a driver that was reloaded counts from 0
+            self.joules = now - self._start
+
+    def add(self, joules: float) -> None:
+        self.joules = (self.joules or 0.0) + joules
+
+
+@dataclass
 class Run:
     """Shared by the thread that denoises and the heartbeat thread.
 
@@ -47,6 +80,7 @@ class Run:
         stop: the process's state of shutdown.
         attempt: of the request, from 1.
         pace: that the run is expected to have.
+        energy: of its cards.
         lost: set by the heartbeat when another worker has the request, or it has ended.
         cancelled: set by the heartbeat when the client has cancelled.
         step: denoising steps done.
@@ -63,6 +97,7 @@ class Run:
     stop: Stop
     attempt: int = 1
     pace: Pace = USUAL
+    energy: RunEnergy = field(default_factory=RunEnergy)
     lost: Event = field(default_factory=Event)
     cancelled: Event = field(default_factory=Event)
     step: int = 0

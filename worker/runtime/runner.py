@@ -11,7 +11,7 @@ from uuid import uuid4
 import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
 
-from models.engine import Clip, Engine
+from models.engine import Clip, EnergyCounter, Engine
 from models.errors import (
     ContentBlockedError,
     EncodingError,
@@ -32,7 +32,7 @@ from worker.provenance.marker import Marker
 from worker.runtime.checkpoints import RunCheckpoints
 from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.mock_outcome import MockOutcome, early_expiry, warnings_of
-from worker.runtime.run import EndedEarly, LeaseLost, Requeued, Run, RunPreviews, timed
+from worker.runtime.run import EndedEarly, LeaseLost, Requeued, Run, RunEnergy, RunPreviews, timed
 from worker.runtime.spans import note_failure, note_params, traced
 from worker.store.worker_side import Lease, Result, WorkerStore
 
@@ -57,6 +57,7 @@ class Runner:
         preview_steps: from one preview to the next; 0 makes none.
         speed: of a mock engine.
         marker: marks videos as made by AI; None for none.
+        energy: of the cards; None where they have no counter.
     """
 
     worker: str
@@ -71,6 +72,7 @@ class Runner:
     preview_steps: int = 0
     speed: MockSpeed = AT_ONCE
     marker: Marker | None = None
+    energy: EnergyCounter | None = None
     tracer: Tracer = field(default_factory=NoOpTracer)
 
     def run(self, request_id: str) -> None:
@@ -85,7 +87,8 @@ class Runner:
         job = self.store.start(lease, self.worker, self.heartbeat.worker.store, traits.gpus)
         if job is None:
             return
-        run = Run(lease, self.run_seconds, self.stop, job.attempt, self._pace(job))
+        energy = RunEnergy(self.energy)
+        run = Run(lease, self.run_seconds, self.stop, job.attempt, self._pace(job), energy)
         with (
             structlog.contextvars.bound_contextvars(**run.log_fields),
             traced(self.tracer, job, run, self.worker, traits.device),
@@ -93,11 +96,10 @@ class Runner:
             self._run(job, run)
 
     def _run(self, job: Job, run: Run) -> None:
-        lease = run.lease
         _log.info("run.started", key_id=job.owner, queue_seconds=job.queue_seconds)
         self.heartbeat.current_run = run
         try:
-            with run.watched():
+            with run.watched(), run.energy.counted():
                 result = self._make_video(job, run)
         except LeaseLost:
             _log.warning("run.lost")
@@ -105,18 +107,18 @@ class Runner:
         except Requeued:
             self._requeue(run)
         except EndedEarly as end:
-            self._fail(lease, end.error_code, end.error)
+            self._fail(run, end.error_code, end.error)
         except StorageError as error:
-            self._fail(lease, "storage", str(error))
+            self._fail(run, "storage", str(error))
         except EngineBrokenError:
             # The request does not end: when the lease expires, another worker retries it.
             _log.exception("engine.broken", step=run.step)
             raise
         except EngineError as error:
-            self._fail_in_engine(lease, error)
+            self._fail_in_engine(run, error)
         except Exception:  # noqa: BLE001 (the next request may succeed)
             _log.exception("run.bug")
-            self._fail(lease, "internal", "The worker failed on this request; its log says why.")
+            self._fail(run, "internal", "The worker failed on this request; its log says why.")
         else:
             self._complete(job, run, result)
         finally:
@@ -133,7 +135,7 @@ class Runner:
         run = self.heartbeat.current_run
         if run is not None:
             with structlog.contextvars.bound_contextvars(**run.log_fields):
-                self._fail(run.lease, OutOfMemoryError.code, FULL)
+                self._fail(run, OutOfMemoryError.code, FULL)
 
     def _make_video(self, job: Job, run: Run) -> Result:
         note_params(job.params)
@@ -196,6 +198,7 @@ class Runner:
 
     def _complete(self, job: Job, run: Run, result: Result) -> None:
         pace = run.measured()  # before any wait for the broker
+        result = replace(result, joules=run.energy.joules)
         if self._write_completed(run.lease, result):
             _log.info("run.completed", bytes=result.file_size)
             self._remove_checkpoint(run.lease)
@@ -234,21 +237,21 @@ class Runner:
         if not run.is_requeued:
             _log.info("run.requeued", step=run.step)
         note_failure("requeued")
-        self.store.requeue(run.lease)
+        self.store.requeue(run.lease, run.energy.joules)
 
-    def _fail_in_engine(self, lease: Lease, error: EngineError) -> None:
+    def _fail_in_engine(self, run: Run, error: EngineError) -> None:
         if isinstance(error, ContentBlockedError):
             _log.warning("run.blocked", stage=error.stage, category=error.category)
-        self._fail(lease, error.code, str(error))
+        self._fail(run, error.code, str(error))
         if error.ends_worker:
             raise EngineBrokenError("This worker must end after its request.") from error
 
-    def _fail(self, lease: Lease, code: str, error: str) -> None:
+    def _fail(self, run: Run, code: str, error: str) -> None:
         note_failure(code)
-        is_ours = self.store.fail(lease, code, error)
+        is_ours = self.store.fail(run.lease, code, error, run.energy.joules)
         _log.warning("run.failed", error_code=code, reason=error)
         if is_ours:
-            self._remove_checkpoint(lease)
+            self._remove_checkpoint(run.lease)
 
     def _remove_checkpoint(self, lease: Lease) -> None:
         """Only the run that has ended the request may."""

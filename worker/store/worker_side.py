@@ -49,6 +49,8 @@ class Result:
     """Seconds of `denoising` (with the prompt), `video` (decoding and encoding, which overlap),
     `marking` (as made by AI, unless that is off) and `publishing`, and the mean of one `step`; for
     /metrics."""
+    joules: float | None = None
+    """Energy of all cards; None where they do not count it."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ class WorkerStore:
         return self._finish(
             lease,
             Status.COMPLETED,
+            result.joules,
             *("file_name", result.file_name),
             *("file_size", result.file_size),
             *("precision", result.precision),
@@ -181,9 +184,9 @@ class WorkerStore:
             ),
         )
 
-    def fail(self, lease: Lease, error_code: str, error: str) -> bool:
+    def fail(self, lease: Lease, error_code: str, error: str, joules: float | None = None) -> bool:
         """PROCESSING -> FAILED, with a text for the client. False if the lease was lost."""
-        return self._finish(lease, Status.FAILED, "error_code", error_code, "error", error)
+        return self._finish(lease, Status.FAILED, joules, "error_code", error_code, "error", error)
 
     def preview(self, lease: Lease, step: int, picture: str) -> None:
         """Publish a preview picture, a data URL."""
@@ -202,9 +205,11 @@ class WorkerStore:
             kept: Any = self._redis.hgetall(keyspace.PACES)
         return read_paces(kept.items(), {str(engine)})
 
-    def requeue(self, lease: Lease) -> bool:
-        """PROCESSING -> QUEUED, first in the queue; the attempt does not count."""
-        answer = self._run("requeue", lease.request_id, lease.run, self._retention_ms)
+    def requeue(self, lease: Lease, joules: float | None = None) -> bool:
+        """PROCESSING -> QUEUED, first in the queue; the attempt does not count, its energy does."""
+        answer = self._run(
+            "requeue", lease.request_id, lease.run, self._retention_ms, _millijoules(joules)
+        )
         return was_done("requeue", answer)
 
     def reap(self, request_id: str) -> Recovery | None:
@@ -262,10 +267,11 @@ class WorkerStore:
         with broker_errors():
             return bool(self._redis.exists(keyspace.record(request_id)))
 
-    def _finish(self, lease: Lease, status: Status, *fields: str | int) -> bool:
-        answer = self._run(
-            "finish", lease.request_id, lease.run, status, self._retention_ms, *fields
-        )
+    def _finish(
+        self, lease: Lease, status: Status, joules: float | None, *fields: str | int
+    ) -> bool:
+        arguments = (lease.run, status, self._retention_ms, _millijoules(joules))
+        answer = self._run("finish", lease.request_id, *arguments, *fields)
         return was_done("finish", answer)
 
     def _recovery(self, script: str, request_id: str) -> Recovery | None:
@@ -277,6 +283,11 @@ class WorkerStore:
         keys = [_as_read(key) for key in keyspace.for_scripts(request_id)]
         with broker_errors():
             return self._scripts[script](keys=keys, args=[_as_read(request_id), *args])
+
+
+def _millijoules(joules: float | None) -> int | str:
+    """As scripts take them: whole, or empty for an unknown number."""
+    return "" if joules is None else round(1000 * joules)
 
 
 def _as_read(text: str) -> bytes:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from models.build import build_engine, build_meter
-from models.cuda import CudaMeter
+from models.build import build_energy_counter, build_engine, build_meter
+from models.cuda import CudaEnergy, CudaMeter
 from models.mock.fake_engine import FakeEngine
 from models.settings import EngineSettings
 
@@ -105,7 +105,11 @@ def test_the_meter_reads_every_card_of_a_group(device: str, gpus: int, cards: li
     meter = build_meter(EngineSettings(device=device, gpus_per_video=gpus))
     assert isinstance(meter, CudaMeter)
     assert list(map(str, meter.cards)) == cards
+    counter = build_energy_counter(EngineSettings(device=device, gpus_per_video=gpus))
+    assert isinstance(counter, CudaEnergy)
+    assert list(map(str, counter.cards)) == cards
 
 
 def test_mock_weights_have_no_meter() -> None:
     assert build_meter(EngineSettings(mock=True)) is None
+    assert build_energy_counter(EngineSettings(mock=True)) is None

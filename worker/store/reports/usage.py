@@ -19,7 +19,7 @@ from worker.store import keyspace
 
 KEPT_DAYS = 400
 _FIRST_DAY = date(1970, 1, 1)
-_METRICS = ("requests", "completed", "gpu_ms", "charged", *FAILURES)
+_METRICS = ("requests", "completed", "gpu_ms", "charged", "energy_mj", *FAILURES)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Usage:
         failed: ended otherwise, by error code.
         gpu_seconds: of all runs, including lost and cancelled ones.
         credits: charged.
+        energy_joules: of all runs but those whose worker died; None where no run told.
     """
 
     day: date
@@ -47,6 +48,7 @@ class Usage:
     failed: dict[str, int]
     gpu_seconds: float
     credits: Decimal
+    energy_joules: float | None = None
 
     @classmethod
     def of(cls, day: date, owner: str, sums: Mapping[str, int]) -> Self:
@@ -60,6 +62,7 @@ class Usage:
             failed={c: sums[c] for c in FAILURES if c in sums and c not in NOT_FAILURES},
             gpu_seconds=sums.get("gpu_ms", 0) / 1000,
             credits=from_millionths(sums.get("charged", 0)),
+            energy_joules=sums["energy_mj"] / 1000 if "energy_mj" in sums else None,
         )
 
 

@@ -9,6 +9,7 @@ from models.mock.card_speed import (
     PEAK_TFLOPS,
     SPEEDUPS,
     SUSTAINED,
+    WATTS,
     MockSpeed,
     forward_tflop,
 )
@@ -50,3 +51,17 @@ def test_every_card_takes_longer_for_more_frames_and_a_part_of_it_when_compresse
 
 def test_instant_takes_no_time() -> None:
     assert MockSpeed.parse(INSTANT).step_seconds(ask(160)) == 0
+
+
+@pytest.mark.parametrize("gpus", SPEEDUPS)
+def test_a_step_uses_the_power_of_every_card_as_long_as_it_takes(gpus: int) -> None:
+    for card in PEAK_TFLOPS:
+        speed = MockSpeed.parse(card, gpus)
+        expected = WATTS[card] * gpus * speed.step_seconds(ask(49))
+        assert speed.step_joules(ask(49)) == pytest.approx(expected)
+
+
+def test_a_simulation_that_is_faster_uses_no_less_energy_and_none_is_not_simulated() -> None:
+    real, fast = (MockSpeed.parse(text).step_joules(ask(49)) for text in ("h100", "h100/60"))
+    assert real == fast
+    assert MockSpeed.parse(INSTANT).step_joules(ask(49)) is None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from models.engine import Checkpoints, Clip, Engine, OnStep, Previews
+from models.engine import Checkpoints, Clip, EnergyCounter, Engine, OnStep, Previews
 from models.mock.card_speed import AT_ONCE
 from models.mock.fake_engine import FakeEngine
 from models.moderation.stages import Moderation
@@ -90,6 +90,7 @@ class Desk:
         self.checkpoint_steps = self.preview_steps = 0
         self.speed = AT_ONCE
         self.marker: Marker | None = None
+        self.energy: EnergyCounter | None = None
         self.stop = Stop()
         reconciler = Reconciler(self.store, lease_seconds=10)
         self.heartbeat = Heartbeat(
@@ -109,6 +110,7 @@ class Desk:
             preview_steps=self.preview_steps,
             speed=self.speed,
             marker=self.marker,
+            energy=self.energy,
             stop=self.stop,
         )
 

@@ -1,4 +1,4 @@
--- Usage, credits and GPU time of API keys.
+-- Usage, credits, GPU time and energy of API keys.
 
 local USAGE_KEPT_SECONDS = 401 * 24 * 60 * 60
 
@@ -20,6 +20,14 @@ local function end_gpu_time(owner)
   add_usage(owner, 'gpu_ms', gpu_ms)
   count('gpu_ms', gpu_ms)
   return ms, gpu_ms
+end
+
+-- Counts what a run's cards have used; '' where that is not known, as for a run whose worker died.
+local function add_energy(owner, mj)
+  if mj ~= '' then
+    add_usage(owner, 'energy_mj', mj)
+    count('energy_mj', mj)
+  end
 end
 
 -- Charges a completed request and releases the rest of the reservation, which is the most that it can

@@ -18,7 +18,7 @@ from worker.errors import QueueFullError
 from worker.process.shutdown import Stop
 from worker.runtime import background
 from worker.runtime.background import start_gpu_reporter
-from worker.runtime.run import Run, timed
+from worker.runtime.run import Run, RunEnergy, timed
 from worker.store import keyspace
 from worker.store.fleet import survey
 from worker.store.reports.statistics import Devices, Survey, Times
@@ -187,13 +187,28 @@ def test_a_worker_tells_how_much_of_each_of_its_cards_is_used(
         return now.devices([None if text is None else str(text) for text in told])
 
     readings = iter([USES])  # a card that then cannot be read any more
-    thread = start_gpu_reporter("ann", lambda: next(readings), store)
+    thread = start_gpu_reporter("ann", lambda: next(readings), store, lambda: None)
     thread.join(10)
     assert not thread.is_alive()
     assert devices() == {"ann": USES}
     assert 0 < redis.pttl(keyspace.device("ann")) <= 10_000
     redis.set(keyspace.device("bob"), "nonsense")
     assert devices() == {"ann": USES}
+
+
+def test_the_energy_of_a_run_is_read_while_it_goes_on(
+    store: WorkerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "REPORT_SECONDS", 0.01)
+    joules = iter([5.0, 75.0, 125.0])
+    run = Run(Lease("an-id", "a-run"), 60, Stop(), energy=RunEnergy(lambda: next(joules)))
+    readings = iter([USES])
+    with run.energy.counted():
+        thread = start_gpu_reporter("ann", lambda: next(readings), store, lambda: run)
+        thread.join(10)  # with a counter that cannot be read any more, after two reports
+        assert not thread.is_alive()
+        assert run.energy.joules == 120
+        run.energy.counter = None
 
 
 def test_what_another_version_has_counted_is_not_lost() -> None:
