@@ -270,6 +270,7 @@ STATUS: dict[type[MochiError], int] = {
     WrongContentTypeError: 406,
     JsonAsFormError: 406,
     jobs.TooFewCreditsError: 406,
+    jobs.MonthlyCapError: 406,
     jobs.IdempotencyConflictError: 409,
     WebhookUrlTakenError: 409,
     BodyTooLargeError: 413,
@@ -317,7 +318,7 @@ MEANING: dict[int, str] = {
     404: "Unknown model or route; unknown or expired request, or one made with another key; or a "
     "video that is not ready, or whose file is gone",
     405: "Wrong verb",
-    406: "Wrong or missing content type; or too few credits",
+    406: "Wrong or missing content type; or too few credits, in all or for this month",
     409: "The `Idempotency-Key` was used before with another body; or another standing webhook of "
     "the key has the URL",
     413: "The body is over the limit",

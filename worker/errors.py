@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -95,7 +96,10 @@ class LimitError(JobError):
 
 
 class QueueFullError(LimitError):
-    """The queue holds `most_waiting` requests."""
+    """The queue holds as many requests as it may."""
+
+    def __init__(self, most_waiting: int) -> None:
+        super().__init__(f"The queue is full: {most_waiting} requests wait already.")
 
 
 class TooManyJobsError(LimitError):
@@ -129,6 +133,30 @@ class TooFewCreditsError(JobError):
         super().__init__(
             f"Insufficient credits: the request costs up to {price:f}, and the balance is "
             f"{balance:f}{held if reserved else ''}. Ask your operator for more."
+        )
+
+
+class MonthlyCapError(JobError):
+    """The request could take the key's charges of this month above its cap.
+
+    Args:
+        ends_at: the end of the month, in ms since 1970 by the broker's clock.
+        cap: the key's `monthly_cap` in credits, as all amounts.
+        price: the most that the request can cost.
+        charged: since the month began.
+        reserved: for requests that wait or run.
+    """
+
+    def __init__(
+        self, ends_at: int, cap: Decimal, price: Decimal, charged: Decimal, reserved: Decimal
+    ) -> None:
+        held = f", and {reserved:f} are reserved for requests that wait or run"
+        end = datetime.fromtimestamp(ends_at / 1000, UTC)
+        super().__init__(
+            f"Insufficient credits this month: the request costs up to {price:f}, and the "
+            f"`monthly_cap` of this API key is {cap:f}, of which {charged:f} are spent"
+            f"{held if reserved else ''}. The month ends at {end:%Y-%m-%dT%H:%M:%SZ}; wait for "
+            "it, or ask your operator for a higher cap."
         )
 
 

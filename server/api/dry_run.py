@@ -12,8 +12,10 @@ from server.api.submission import Submission
 from server.errors import STATUS
 from server.transport.error_body import absent_when_none
 from worker.billing import Price, from_millionths
-from worker.errors import LimitError, StoreUnverifiedError, TooFewCreditsError
+from worker.errors import LimitError, MonthlyCapError, StoreUnverifiedError, TooFewCreditsError
 from worker.pace import Work
+
+REFUSALS = (LimitError, MonthlyCapError, StoreUnverifiedError, TooFewCreditsError)
 
 
 class PriceBody(BaseModel):
@@ -60,7 +62,7 @@ async def dry_run(submission: Submission) -> DryRunBody:
         if services.store_check.refusal:
             raise services.store_check.refusal
         position = await services.store.try_out(submission.call.key.key_id, price=submission.price)
-    except (LimitError, StoreUnverifiedError, TooFewCreditsError) as error:
+    except REFUSALS as error:
         seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
         refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
         price = _price_body(submission.price)

@@ -142,11 +142,11 @@ class WebhookDone(BaseModel):
 
 
 class WebhookAttempt(BaseModel):
-    """An attempt to deliver the end of a request."""
+    """An attempt to deliver the end of a request, or a notice of the budget."""
 
     timestamp: datetime
-    request_id: str
-    event_type: Literal["INFERENCE"] = "INFERENCE"
+    request_id: str = Field(description="Of a notice its `webhook-id`.")
+    event_type: Literal["INFERENCE", "BUDGET"] = "INFERENCE"
     status: Literal["delivered", "failed"]
     response_code: int | None = Field(description="Null without an answer.")
     error: str | None = Field(description="Why it failed.")

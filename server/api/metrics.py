@@ -53,6 +53,7 @@ COUNTS = (
         (
             *("accepted", "replayed", "conflict", "no_worker", "key_ended"),
             *("queue_full", "too_many_jobs", "too_few_credits", "too_fast"),
+            "over_monthly_cap",
         ),
     ),
     Count(

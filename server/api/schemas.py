@@ -133,6 +133,27 @@ class WebhookBody(BaseModel):
     )
 
 
+class BudgetData(BaseModel):
+    """The monthly cap of a key, and what of it is spent. Amounts are credits."""
+
+    key_id: str
+    month: str = Field(description="Like 2026-11, in UTC.")
+    month_ends_at: datetime
+    percent: Literal[80, 100] = Field(description="The share of the cap that is spent, or more.")
+    monthly_cap: float
+    charged: float = Field(description="In the month so far.")
+
+
+class BudgetBody(BaseModel):
+    """The body that a standing webhook receives when a key has spent a share of its monthly cap."""
+
+    type: Literal["budget.warning", "budget.reached"] = Field(
+        description="At 80 and at 100 per cent of the cap."
+    )
+    timestamp: datetime = Field(description="The charge that has come to the share.")
+    data: BudgetData
+
+
 class CreditsBody(BaseModel):
     """The credits of the key."""
 

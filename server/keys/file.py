@@ -9,6 +9,7 @@ credits_granted = 500         # in total, ever: raise it to give more
 credits_charged = 12.5        # read only when the key is created, as by a restore
 requests_per_minute = 60
 jobs_at_once = 4
+monthly_cap = 50              # credits in a calendar month, in UTC
 priority = 2
 
 Only `secret_sha256` is required. Applying a file twice changes nothing. Functions that take `redis`
@@ -218,6 +219,7 @@ def _table(key: Key, secrets: Iterable[Secret]) -> str:
         "credits_charged": key.charged or None,
         "requests_per_minute": key.requests_per_minute,
         "jobs_at_once": key.jobs_at_once,
+        "monthly_cap": key.monthly_cap,
         "priority": key.priority,
     }
     lines = [f"{name} = {_toml(value)}\n" for name, value in fields.items() if value is not None]

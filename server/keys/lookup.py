@@ -37,6 +37,8 @@ class ApiKey:
         key_id: owner of the requests made with it.
         models: models that it may use; empty: all.
         balance: credits that it may spend; None: unlimited.
+        monthly_cap: credits charged at most in a calendar month; None: no limit.
+        reserved: credits held for requests that wait or run.
     """
 
     key_id: str
@@ -44,6 +46,8 @@ class ApiKey:
     scopes: frozenset[str]
     models: frozenset[str] = frozenset()
     balance: Decimal | None = None
+    monthly_cap: Decimal | None = None
+    reserved: Decimal = Decimal(0)
 
     def require(self, scope: Scope) -> None:
         """Raise ForbiddenError if the key lacks the scope."""
@@ -83,13 +87,15 @@ class KeyLookup:
                 raise RevokedKeyError
             case "expired":
                 raise ExpiredKeyError
-            case key_id, name, scopes, models, balance:
+            case key_id, name, scopes, models, balance, monthly_cap, reserved:
                 return ApiKey(
                     key_id=key_id,
                     name=name,
                     scopes=frozenset(scopes.split()),
                     models=frozenset(models.split()),
                     balance=None if balance is None else from_millionths(int(balance)),
+                    monthly_cap=None if monthly_cap is None else from_millionths(int(monthly_cap)),
+                    reserved=from_millionths(int(reserved or 0)),
                 )
             case answer:
                 raise UnknownAnswerError("find_keys", answer)

@@ -84,6 +84,7 @@ Models = Annotated[
 Moment = Annotated[AwareDatetime, AfterValidator(in_utc)]
 Limit = Annotated[int, Field(ge=1, le=MOST_REQUESTS)]
 Credits = Annotated[Decimal, Field(ge=0, le=MOST_CREDITS, decimal_places=DECIMALS)]
+Cap = Annotated[Decimal, Field(gt=0, le=MOST_CREDITS, decimal_places=DECIMALS)]
 Granted = Annotated[Decimal, Field(ge=0, le=MOST_EVER, decimal_places=DECIMALS)]
 Balance = Annotated[Decimal, Field(ge=-MOST_EVER, le=MOST_EVER, decimal_places=DECIMALS)]
 
@@ -98,6 +99,7 @@ class Terms(BaseModel):
         priority: turns in the queue per turn of a key whose priority is 1.
         requests_per_minute: None: no limit.
         jobs_at_once: requests that may wait or run; None: no limit.
+        monthly_cap: credits charged at most in a calendar month, in UTC; None: no limit.
         expires_at: None: never.
     """
 
@@ -109,6 +111,7 @@ class Terms(BaseModel):
     priority: int = Field(default=1, ge=1, le=MOST_PRIORITY)
     requests_per_minute: Limit | None = None
     jobs_at_once: Limit | None = None
+    monthly_cap: Cap | None = None
     expires_at: Moment | None = None
 
     @classmethod
@@ -216,6 +219,8 @@ class Key(Terms):
 
 
 AMOUNTS = frozenset({"balance", "granted", "reserved", "charged"})
+"""Fields that requests change, too."""
+_CREDITS = AMOUNTS | {"monthly_cap"}
 _TIMES = {"created_at", "expires_at", "revoked_at"}
 _SCOPES = {scope.value: scope for scope in Scope}
 """Unknown scopes, of a newer version, are kept as text."""
@@ -226,7 +231,7 @@ _NOTHING = {"balance": "unlimited", "granted": "unlimited", "expires_at": "never
 def _from_text(name: str, text: str) -> object:
     if name in _TIMES:
         return from_ms(int(text))
-    if name in AMOUNTS:
+    if name in _CREDITS:
         return from_millionths(int(text))
     if name in _NUMBERS:
         return int(text)

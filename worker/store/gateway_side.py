@@ -25,6 +25,7 @@ from worker.errors import (
     IdempotencyConflictError,
     JobError,
     KeyEndedError,
+    MonthlyCapError,
     NoWorkerError,
     QueueFullError,
     Rate,
@@ -120,7 +121,7 @@ class GatewayStore:
             KeyEndedError: the API key was revoked or has expired.
             LimitError: one of its kinds: too many requests, of all or of this owner.
             NoWorkerError: no worker is alive.
-            TooFewCreditsError: the balance does not cover the price.
+            TooFewCreditsError, MonthlyCapError: the balance or the cap does not cover the price.
         """
         request_id = str(uuid4())
         fields = {"work": str(Work.of(params)), **trace_fields(), **further}
@@ -172,9 +173,7 @@ class GatewayStore:
             case ["conflict", first_id]:
                 raise IdempotencyConflictError(first_id)
             case ["queue_full"]:
-                raise QueueFullError(
-                    f"The queue is full: {self._most_waiting} requests wait already."
-                )
+                raise QueueFullError(self._most_waiting)
             case ["no_worker"]:
                 raise NoWorkerError(
                     "No live worker takes requests: /readyz says why. Requests to /v2 wait for one."
@@ -186,7 +185,9 @@ class GatewayStore:
             case ["too_fast", limit, remaining, reset_ms]:
                 raise TooFastError(Rate(limit, remaining, reset_ms / 1000))
             case ["too_few_credits", *amounts]:
-                raise TooFewCreditsError(*(from_millionths(int(amount)) for amount in amounts))
+                raise TooFewCreditsError(*map(from_millionths, map(int, amounts)))
+            case ["over_monthly_cap", ends_at, *amounts]:
+                raise MonthlyCapError(int(ends_at), *map(from_millionths, map(int, amounts)))
         return list(answer)
 
     async def cancel(self, request_id: str, owner: str) -> Cancellation:

@@ -48,7 +48,8 @@ LIVE = "mochi:live:"
 RATE = "mochi:rate:"
 """With an owner's id, a sorted set: ids submitted in the last minute, by time in ms."""
 USAGE = "mochi:usage:"
-"""With a day, counted from 1970 in UTC, a hash: usage by `OWNER METRIC`."""
+"""With a day, counted from 1970 in UTC, a hash: usage by `OWNER METRIC`. Among them, which notices
+of the owner's budget the day brought."""
 METRICS = "mochi:metrics"
 """Hash: counters of all gateways and workers; see `reports/statistics.py`."""
 WEBHOOKS = "mochi:webhooks"
@@ -57,7 +58,7 @@ a colon and an owner's id: its pending deliveries, by the time in ms at which th
 an attempt: by the end of its lease). With another colon, a set: those of the requests' own URLs;
 with a standing webhook's id behind it, those of that webhook. Their size is limited."""
 WEBHOOK = "mochi:webhook:"
-"""With a request's id, a hash: the delivery; see `webhooks/deliveries.py`."""
+"""With the id of a delivery, a hash: the delivery; see `webhooks/deliveries.py`."""
 STANDING = "mochi:standing:"
 """With an owner's id, a hash: id to standing webhook, as JSON."""
 STANDING_LOG = STANDING + "log:"

@@ -62,6 +62,14 @@ CreditsLeft = Annotated[
         help="Credits that it can spend.",
     ),
 ]
+MonthlyCap = Annotated[
+    Decimal | None,
+    typer.Option(
+        parser=parse_credits,
+        metavar="N",
+        help="Credits that it can spend in a calendar month, in UTC; 0: no limit.",
+    ),
+]
 Rate = Annotated[
     int | None, typer.Option(min=NO_LIMIT, max=MOST_REQUESTS, help="Most submits; 0: no limit.")
 ]
@@ -141,7 +149,8 @@ def entry_json(entry: Entry) -> dict[str, Any]:
 def _limits(key: Key) -> str:
     rate = f"{key.requests_per_minute} a minute" if key.requests_per_minute else ""
     at_once = f"{key.jobs_at_once} at once" if key.jobs_at_once else ""
-    return ", ".join(filter(None, (rate, at_once))) or "none"
+    cap = f"{in_words('monthly_cap', key.monthly_cap)} credits a month" if key.monthly_cap else ""
+    return ", ".join(filter(None, (rate, at_once, cap))) or "none"
 
 
 def _until(key: Key) -> str:

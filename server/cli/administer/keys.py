@@ -15,6 +15,7 @@ from server.cli.administer.key_fields import (
     Expires,
     Jobs,
     Models,
+    MonthlyCap,
     Priority,
     Rate,
     Scopes,
@@ -71,6 +72,7 @@ def create(
     credits_: CreditsLeft = None,
     requests_per_minute: Rate = None,
     jobs_at_once: Jobs = None,
+    monthly_cap: MonthlyCap = None,
     priority: Priority = None,
 ) -> None:
     """Create an API key and print it, and nothing else, on standard output.
@@ -89,6 +91,7 @@ def create(
         credits=credits_,
         requests_per_minute=requests_per_minute or None,
         jobs_at_once=jobs_at_once or None,
+        monthly_cap=monthly_cap or None,
         priority=priority,
     )
     with any_broker(makes_folder=True) as redis:
@@ -171,11 +174,13 @@ def change(
     ] = False,
     requests_per_minute: Rate = None,
     jobs_at_once: Jobs = None,
+    monthly_cap: MonthlyCap = None,
     priority: Priority = None,
 ) -> None:
     """Change the scopes, limits or credits of a key. What is not named stays as it is.
 
-    If the key was unlimited, --credits also covers its waiting and running requests.
+    If the key was unlimited, --credits also covers its waiting and running requests. A monthly cap
+    counts what was charged since the month began.
 
     Example: `mochi-server keys set alice --add-credits 50 --requests-per-minute 120`
 
@@ -187,7 +192,11 @@ def change(
     _refuse_both("--credits", credits_ is not None, "--unlimited", unlimited)
     _refuse_both("--add-credits", add_credits is not None, "--unlimited", unlimited)
     terms = _terms(name=new_name, scopes=scope, models=model, priority=priority)
-    limits = {"requests_per_minute": requests_per_minute, "jobs_at_once": jobs_at_once}
+    limits: dict[str, object] = {
+        "requests_per_minute": requests_per_minute,
+        "jobs_at_once": jobs_at_once,
+        "monthly_cap": monthly_cap,
+    }
     terms |= {field: value or None for field, value in limits.items() if value is not None}
     terms |= {"models": ()} if all_models else {}
     terms |= {"expires_at": None} if never_expires else {}
@@ -287,6 +296,7 @@ def apply(
     credits_charged = 12.5        # spent elsewhere; read only when the key is created
     requests_per_minute = 60      # default: no limit
     jobs_at_once = 4              # default: no limit
+    monthly_cap = 50              # credits in a calendar month, in UTC; default: no limit
     priority = 2
     ```
 

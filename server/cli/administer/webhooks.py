@@ -154,6 +154,8 @@ def _print(deliveries: Iterable[Delivery], names: dict[str, str]) -> None:
 def _json(delivery: Delivery, names: dict[str, str]) -> dict[str, Any]:
     fields = asdict(delivery)
     del fields["record"], fields["before"]
+    if not delivery.event:
+        del fields["event"]
     return fields | {
         "request_id": delivery.request_id,
         "key": names.get(delivery.owner),

@@ -182,7 +182,8 @@ def test_events_that_this_server_lacks_are_kept_and_never_sent(
     added = sdk.webhooks.add(there.url, ["PIXELFLOW", "FINETUNE"])
     assert added["message"] == (
         "Webhook added. It receives nothing: this server sends the ends of requests only, as "
-        "`INFERENCE`, `GENERATION`, `MODEL_INFERENCE`."
+        "`INFERENCE`, `GENERATION`, `MODEL_INFERENCE`, and notices of the key's monthly cap, as "
+        "`BUDGET`."
     )
     sdk.webhooks.add(f"{there.url}?ends", ["INFERENCE"])
     request_id = run(sdk)

@@ -121,6 +121,15 @@ class UsageStore:
         with broker_errors():
             return period.usages_of(owner, await pipeline.execute())
 
+    async def charged_this_month(self, owner: str) -> Decimal:
+        """Credits charged in the calendar month of the broker's clock, as scripts count them."""
+        today = await self.today()
+        month = Period(today.replace(day=1), today.replace(day=1) + timedelta(days=31))
+        used = await self.of_owner(owner, month)
+        return sum(
+            (each.credits for each in used if each.day.month == today.month), start=Decimal(0)
+        )
+
     async def of_all(self, period: Period) -> list[Usage]:
         """A day at a time, so that other commands do not wait for all of them."""
         with broker_errors():

@@ -1,8 +1,9 @@
 """Webhook deliveries: queue, leases and retries.
 
-The script that ends a request also queues its delivery (`enqueue_delivery` in
-lua/common/deliveries.lua), which is due until it is delivered or given up. A sender leases it, and
-when that sender dies, it is due again: delivery is at least once, always with the same id.
+The script that ends a request also queues its deliveries and, after a charge, those of a notice of
+the budget (`enqueue_delivery` in lua/common/deliveries.lua). A delivery is due until it is
+delivered or given up. A sender leases it, and when that sender dies, it is due again: delivery is
+at least once, always with the same id.
 
 RQ does not carry deliveries: its retries depend on registries, a scheduler and a lock that our
 workers do without, and its schedule would not be atomic with the end.
@@ -52,8 +53,18 @@ class State(StrEnum):
     """Has no further attempt."""
 
 
+_NOTICE = "budget-"
+"""Begins the ids of notices; those of requests are hexadecimal."""
+
+
 def request_of(delivery_id: str) -> str:
+    """The id of the request, or of a notice, as all of its deliveries share it."""
     return delivery_id.partition(":")[0]
+
+
+def is_notice(request_id: str) -> bool:
+    """Whether it is a notice of the budget, and no end of a request."""
+    return request_id.startswith(_NOTICE)
 
 
 Log = tuple[tuple[int, str], ...]
@@ -67,20 +78,45 @@ def read_log(text: str) -> Log:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """A key's charges have come to a share of its monthly cap.
+
+    Attributes:
+        percent: that share.
+        month: like 2026-11, in UTC by the broker's clock.
+        ends_at: its end, in ms since 1970.
+        monthly_cap, charged: in millionths of a credit; the charges of the month until then.
+    """
+
+    percent: int
+    month: str
+    ends_at: int
+    monthly_cap: int
+    charged: int
+
+    @classmethod
+    def read(cls, fields: Mapping[str, str]) -> Notice:
+        numbers = ("percent", "ends_at", "monthly_cap", "charged")
+        return cls(month=fields["month"], **{name: int(fields[name]) for name in numbers})
+
+
+@dataclass(frozen=True)
 class Delivery:
     """One delivery, as read from the broker. Times are ms by the broker's clock.
 
     Attributes:
-        delivery_id: the request's id; to a standing webhook, with a colon and that webhook's id.
+        delivery_id: the id of the request or the notice; to a standing webhook, with a colon and
+            that webhook's id.
         owner: id of the API key.
         state: see `State`.
         url: of the receiver; may hold a secret.
         attempts: begun so far.
         before: attempts before the last replay.
-        created_at: end of the request.
+        created_at: end of the request, or the charge that a notice is about.
         expires_at: expiry of the request's record.
         log: time and outcome of each attempt.
-        record: the request's record at its end.
+        record: the request's record at its end; of a notice, its fields.
+        event: type of a notice; empty for the end of a request.
         due_at: next attempt; None without one.
     """
 
@@ -94,6 +130,7 @@ class Delivery:
     expires_at: int
     log: Log
     record: Mapping[str, str]
+    event: str = ""
     due_at: int | None = None
 
     @classmethod
@@ -109,12 +146,19 @@ class Delivery:
             **{name: int(fields[name]) for name in numbers},
             log=read_log(fields.get("log", "")),
             record={name[1:]: value for name, value in fields.items() if name.startswith(":")},
+            event=fields.get("event", ""),
             due_at=None if due_at is None else int(due_at),
         )
 
     @property
     def request_id(self) -> str:
+        """Of a notice its own id."""
         return request_of(self.delivery_id)
+
+    @property
+    def notice(self) -> Notice:
+        """Where there is an `event`."""
+        return Notice.read(self.record)
 
     @property
     def job(self) -> Job:

@@ -1,4 +1,4 @@
-"""Standing webhooks: URLs of a key that receive the end of each of its requests.
+"""Standing webhooks: URLs of a key that receive the end of each request, and notices of its budget.
 
 The script that ends a request queues their deliveries, as that to the request's own webhook URL.
 """

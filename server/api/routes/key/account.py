@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,11 +28,13 @@ router = APIRouter(tags=["Account"])
     "/v1/get-user-credits", response_model=CreditsBody, responses=errors(401, 403, 500, 502)
 )
 async def get_credits(request: Request) -> Response:
-    """The balance of the key, less what its running requests may cost."""
+    """The balance of the key, less what its running requests may cost.
+
+    Of a key with a monthly cap, what that leaves if it is less.
+    """
     call = Call.of(request)
     call.key.require(Scope.READ)
-    balance = UNLIMITED if call.key.balance is None else call.key.balance
-    return answer(CreditsBody(credits=float(balance), free_credits=0.0))
+    return answer(CreditsBody(credits=await _spendable(call), free_credits=0.0))
 
 
 @router.get(
@@ -38,12 +42,21 @@ async def get_credits(request: Request) -> Response:
 )
 async def get_account(request: Request) -> Response:
     """Id, name and balance of the key, in the shape of the hosted API."""
-    key = Call.of(request).key
+    call = Call.of(request)
+    key = call.key
     key.require(Scope.READ)
-    balance = float(UNLIMITED if key.balance is None else key.balance)
-    return answer(
-        AccountBody(user_id=key.key_id, username=key.name, credits=AccountCredits(balance=balance))
-    )
+    credits_ = AccountCredits(balance=await _spendable(call))
+    return answer(AccountBody(user_id=key.key_id, username=key.name, credits=credits_))
+
+
+async def _spendable(call: Call) -> float:
+    """Credits that the key may spend now; the scripts decide by the same rule."""
+    balance = UNLIMITED if call.key.balance is None else call.key.balance
+    cap = call.key.monthly_cap
+    if cap is None:
+        return float(balance)
+    charged = await call.services.usage.charged_this_month(call.key.key_id)
+    return float(min(balance, max(Decimal(0), cap - charged - call.key.reserved)))
 
 
 @router.get(

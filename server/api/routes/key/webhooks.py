@@ -22,10 +22,13 @@ from server.transport.body import read_fields
 from server.transport.parameters import Text, documented
 from server.transport.responses import answer
 from server.webhooks.url import FIELD, webhook_url
+from worker.store.webhooks.deliveries import is_notice
 from worker.store.webhooks.standing import MOST_WEBHOOKS, Put, Webhook
 
 HEARD = ("INFERENCE", "GENERATION", "MODEL_INFERENCE")
-"""Types of events that stand for the end of a request. Others are kept, and never sent."""
+"""Types of events that stand for the end of a request."""
+BUDGET = "BUDGET"
+"""That of notices of the key's monthly cap. Others are kept, and never sent."""
 _TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
 _ID = re.compile(r"[0-9a-f-]{36}")
 _HTTP = re.compile(r"HTTP ([0-9]{3})")
@@ -54,7 +57,10 @@ async def list_webhooks(request: Request) -> Response:
 
 @router.post("/add", **_CHANGED, openapi_extra={"requestBody": WEBHOOK_BODY})
 async def add_webhook(request: Request) -> Response:
-    """Send the end of each of the key's requests to a URL. One that the key has is updated."""
+    """Send the end of each of the key's requests to a URL. One that the key has is updated.
+
+    With the event type `BUDGET`, send notices of the key's monthly cap.
+    """
     call = Call.of(request)
     call.key.require(Scope.GENERATE)
     webhook = _read(call, await _fields(call))
@@ -142,10 +148,17 @@ def _read(call: Call, fields: Mapping[str, Any]) -> Webhook:
 
 
 def _sent(webhook: Webhook) -> str:
+    notices = "notices of the key's monthly cap"
     if webhook.is_heard:
-        return "It receives the end of each request."
+        more = f", and {notices}" * (BUDGET in webhook.types)
+        return f"It receives the end of each request{more}."
+    if BUDGET in webhook.types:
+        return f"It receives {notices}."
     heard = ", ".join(f"`{name}`" for name in HEARD)
-    return f"It receives nothing: this server sends the ends of requests only, as {heard}."
+    return (
+        f"It receives nothing: this server sends the ends of requests only, as {heard}, and "
+        f"{notices}, as `{BUDGET}`."
+    )
 
 
 def _done(call: Call, webhook_id: str, what: str, effect: str) -> Response:
@@ -168,6 +181,7 @@ def _attempt(request_id: str, at: int, outcome: str) -> WebhookAttempt:
     return WebhookAttempt(
         timestamp=from_ms(at),
         request_id=request_id,
+        event_type="BUDGET" if is_notice(request_id) else "INFERENCE",
         status="delivered" if is_delivered else "failed",
         response_code=int(code[1]) if code else None,
         error=None if is_delivered else outcome,

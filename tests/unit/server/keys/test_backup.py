@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from decimal import Decimal
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from server.keys.store import change_key, create_key, one_key, revoke_key, rotat
 from tests.support.keys import amounts, key
 from tests.unit.server.keys.backups import Broker, credits_of, during, stop, write
 from worker.broker.schema import SCHEMA
+from worker.errors import MonthlyCapError
 from worker.store import keyspace
+from worker.store.webhooks.deliveries import all_deliveries
 
 
 def test_an_empty_broker_gets_all_that_a_backup_holds(broker: Broker, tmp_path: Path) -> None:
@@ -202,3 +205,22 @@ def test_a_file_that_is_no_whole_backup_of_this_release_is_refused(
     with pytest.raises(BackupFileError, match="cannot be read"):
         restore(broker.redis, tmp_path / "none")
     assert not broker.redis.keys("mochi:key*")
+
+
+def test_a_restored_month_is_as_far_spent_and_told_of_as_before(
+    broker: Broker, tmp_path: Path
+) -> None:
+    redis = broker.redis
+    change_key(redis, "ann", lambda old: old.replace(monthly_cap=Decimal(11)))
+    hook = {"url": "https://example.com/budget", "base": "", "types": ["BUDGET"], "is_heard": False}
+    redis.hset(keyspace.STANDING + broker.owner("ann"), "budget", json.dumps(hook))
+    broker.make("ann", 1)  # 9 were charged before
+    assert [each.event for each in all_deliveries(redis) if each.event] == ["budget.warning"]
+    file = write(redis, tmp_path / "backup")
+    redis.flushall()
+    restore(redis, file)
+    assert key(redis, "ann").monthly_cap == 11
+    with pytest.raises(MonthlyCapError, match="of which 10 are spent"):
+        broker.start("ann", 2)
+    broker.make("ann", 1)
+    assert [each.event for each in all_deliveries(redis) if each.event] == ["budget.reached"]

@@ -235,7 +235,8 @@ def test_a_secret_in_the_wrong_place_is_not_shown(tmp_path: Path, field: str) ->
 
 FULL = NewKey(
     name="ann smith", scopes=("read",), models=("mochi-1",), priority=3, requests_per_minute=60,
-    jobs_at_once=2, credits=Decimal("10.5"), expires_at=datetime(2027, 1, 31, 18, tzinfo=UTC),
+    jobs_at_once=2, monthly_cap=Decimal("7.25"), credits=Decimal("10.5"),
+    expires_at=datetime(2027, 1, 31, 18, tzinfo=UTC),
 )  # fmt: skip
 PER_BROKER = {"key_id", "created_at", "source"}
 

@@ -24,9 +24,20 @@ from hypothesis.strategies import booleans, integers, sampled_from
 
 from tests.support.jobs import OWNER, end_lease, live, params, pop
 from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
-from tests.unit.worker.support.promises import GRANTED, MOST_WAITING, Promises
+from tests.unit.worker.support.promises import (
+    BUDGET_WEBHOOK,
+    GRANTED,
+    MONTHLY_CAP,
+    MOST_WAITING,
+    Promises,
+)
 from worker.billing import FREE, Price, to_millionths
-from worker.errors import QueueFullError, RequestNotFoundError, TooFewCreditsError
+from worker.errors import (
+    MonthlyCapError,
+    QueueFullError,
+    RequestNotFoundError,
+    TooFewCreditsError,
+)
 from worker.job import Cancellation, Status
 from worker.store import keyspace, scripts
 from worker.store.gateway_side import Accepted
@@ -47,7 +58,9 @@ class Requests(Promises):
     def flush(self) -> None:
         self.redis.flushall()
         account = {"balance": GRANTED, "granted": GRANTED, "reserved": 0, "charged": 0}
+        account |= {"monthly_cap": MONTHLY_CAP}
         self.redis.hset(keyspace.API_KEY + OWNER, mapping=account)  # type: ignore[arg-type]
+        self.redis.hset(keyspace.STANDING + OWNER, "budget", BUDGET_WEBHOOK)
         for name in ("submit", "start", "beat", "finish", "requeue", "reap", "recover", "cancel"):
             self.redis.script_load(
                 scripts.source(name)
@@ -76,6 +89,10 @@ class Requests(Promises):
             with pytest.raises(TooFewCreditsError):
                 self.loop.run(submit)
             return multiple()
+        if price.most and to_millionths(price.most) > self.left_of_month():
+            with pytest.raises(MonthlyCapError):
+                self.loop.run(submit)
+            return multiple()
         accepted = self.loop.run(submit)
         # Asked again after a lost reply, the broker knows it already by its id.
         assert not accepted.is_replay
@@ -90,6 +107,10 @@ class Requests(Promises):
     def grant(self, amount: int) -> None:
         for name in ("balance", "granted"):
             self.redis.hincrby(keyspace.API_KEY + OWNER, name, amount)
+
+    @rule(amount=integers(1, 5))
+    def raise_cap(self, amount: int) -> None:
+        self.redis.hincrby(keyspace.API_KEY + OWNER, "monthly_cap", amount)
 
     @rule(target=pops, worker=WORKERS)
     def pop(self, worker: str) -> Any:
@@ -256,6 +277,14 @@ class Requests(Promises):
         self.holds_together()
         self.complete(lease, lost)
         return lease
+
+    @rule(target=ids, worker=WORKERS, lost=booleans())
+    def spend(self, worker: str, lost: bool) -> Any:
+        """A submit and a run in one step, so that a month comes to its cap more often."""
+        request_id = self.submit(lost=False, keyed=False, price=Price(2))
+        self.holds_together()
+        self.make(worker, lost)
+        return request_id
 
     @rule(worker=WORKERS)
     def crash(self, worker: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import cast
@@ -20,7 +21,7 @@ from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
 from worker.job import TRANSITIONS, Job, Status
 from worker.store import keyspace
 from worker.store.gateway_side import GatewayStore, Idempotency
-from worker.store.webhooks.deliveries import State, all_deliveries
+from worker.store.webhooks.deliveries import State, all_deliveries, is_notice
 from worker.store.worker_side import Lease, WorkerStore
 
 MOST_WAITING = 4
@@ -28,6 +29,11 @@ LEASE_SECONDS = 30
 RETENTION_SECONDS = 60
 GRANTED = 20
 """Millionths of a credit, as are all amounts here."""
+MONTHLY_CAP = 6
+BUDGET_WEBHOOK = json.dumps(
+    {"url": "https://budget.example/", "base": "", "types": ["BUDGET"], "is_heard": False}
+)
+"""Standing: it receives notices, and no end of a request."""
 
 
 @dataclass
@@ -57,6 +63,7 @@ class Promises(RuleBasedStateMachine):
         unlisted: those that are QUEUED and in no list of the queue.
         last: the records at the last look.
         ends: the records that have ended.
+        noticed: shares of the monthly cap, in per cent, that a charge has come to.
     """
 
     def __init__(self, url: str) -> None:
@@ -92,6 +99,14 @@ class Promises(RuleBasedStateMachine):
         self.unlisted: set[str] = set()
         self.last: dict[str, Job] = {}
         self.ends: dict[str, Job] = {}
+        self.noticed: set[int] = set()
+        self.charged = 0
+
+    def left_of_month(self) -> int:
+        """Of the cap; all that was ever charged was charged in this month."""
+        account = cast("dict[str, str]", self.redis.hgetall(keyspace.API_KEY + OWNER))
+        cap, *held = (int(account[name]) for name in ("monthly_cap", "charged", "reserved"))
+        return cap - sum(held)
 
     def teardown(self) -> None:
         Forgetful.lose_next = AsyncForgetful.lose_next = False
@@ -187,16 +202,32 @@ class Promises(RuleBasedStateMachine):
 
     def check_webhooks(self, jobs: dict[str, Job], ended: set[str]) -> None:
         """Each end has one delivery, with the state at that end, and there is no other delivery."""
-        deliveries = {each.request_id: each for each in all_deliveries(self.redis)}
+        found = [each for each in all_deliveries(self.redis) if not each.event]
+        deliveries = {each.delivery_id: each for each in found}
         assert ended <= set(deliveries) <= ended | self.expired
         told = {name: replace(deliveries[name].job, expires_at=None) for name in ended}
         assert told == {name: jobs[name] for name in ended}
-        assert set(self.redis.zrange(f"{keyspace.WEBHOOKS}:{OWNER}", 0, -1)) == set(deliveries)
-        assert self.redis.zrange(keyspace.WEBHOOKS, 0, -1) == ([OWNER] if deliveries else [])
+        due = set(self.redis.zrange(f"{keyspace.WEBHOOKS}:{OWNER}", 0, -1))
+        assert {name for name in due if not is_notice(str(name))} == set(deliveries)
+        assert self.redis.zrange(keyspace.WEBHOOKS, 0, -1) == ([OWNER] if due else [])
         assert all(each.state is State.DUE for each in deliveries.values())
+
+    def check_budget(self, account: dict[str, int]) -> None:
+        """Nothing is spent above the cap, and each share of it was told once."""
+        cap, charged = account["monthly_cap"], account["charged"]
+        assert charged + account["reserved"] <= cap
+        if charged > self.charged:
+            self.noticed |= {share for share in (80, 100) if 100 * charged >= share * cap}
+        self.charged = charged
+        notices = {each.delivery_id: each for each in all_deliveries(self.redis) if each.event}
+        assert {each.notice.percent for each in notices.values()} == self.noticed
+        assert all(each.state is State.DUE for each in notices.values())
+        logged = cast("list[str]", self.redis.lrange(f"{keyspace.STANDING_LOG}budget", 0, -1))
+        assert sorted(logged) == sorted(notices)
 
     def check_account(self, now: Snapshot, live: set[str]) -> None:
         account, used = now.account, now.used
+        self.check_budget(account)
         self.ends |= {name: job for name, job in now.jobs.items() if job.status.is_final}
         completed = [job for job in self.ends.values() if job.status is Status.COMPLETED]
         assert now.live == live

@@ -55,20 +55,23 @@ end
 -- Fields of a record that no delivery needs.
 local NOT_SENT = { webhook_url = true, history_days = true, history_params = true, history_entry = true }
 
--- Queues a delivery. The record may expire before the last attempt, so the delivery holds a copy of its
--- fields, each prefixed with a colon.
-local function enqueue_delivery(id, owner, url, retention_ms)
-  local delivery = { 'state', 'due', 'owner', owner, 'url', url, 'attempts', 0, 'before', 0,
-                     'created_at', text(now_ms()),
-                     'expires_at', text(redis.call('PEXPIRETIME', keys.record)) }
+-- The fields of a delivery that are those of the ended request. The record may expire before the last
+-- attempt, so the delivery holds a copy of its fields, each prefixed with a colon.
+local function fields_of_record()
+  local fields = { 'expires_at', text(redis.call('PEXPIRETIME', keys.record)) }
   local record = redis.call('HGETALL', keys.record)
   for index = 1, #record, 2 do
     if not NOT_SENT[record[index]] then
-      delivery[#delivery + 1] = ':' .. record[index]
-      delivery[#delivery + 1] = record[index + 1]
+      fields[#fields + 1] = ':' .. record[index]
+      fields[#fields + 1] = record[index + 1]
     end
   end
-  redis.call('HSET', keys.webhook .. id, unpack(delivery))
+  return fields
+end
+
+local function enqueue_delivery(id, owner, url, retention_ms, fields)
+  redis.call('HSET', keys.webhook .. id, 'state', 'due', 'owner', owner, 'url', url, 'attempts', 0,
+             'before', 0, 'created_at', text(now_ms()), unpack(fields))
   local is_standing = webhook_of(id)
   if redis.call('SCARD', backlog(id, owner)) < (is_standing and MOST_DUE_STANDING or MOST_DUE) then
     schedule_delivery(id, owner, now_ms())
@@ -92,32 +95,57 @@ local function standing_webhook(owner, webhook_id)
 end
 
 local DELETED = 'the webhook was deleted'
-local UNSUBSCRIBED = 'the webhook does not receive the ends of requests any more'
+
+-- The name under which standing webhooks ask for notices of the budget.
+local BUDGET = 'BUDGET'
+
+-- Whether a standing webhook receives an event; nil is the end of a request.
+local function receives(webhook, event)
+  if not event then
+    return webhook.is_heard
+  end
+  for _, name in ipairs(type(webhook.types) == 'table' and webhook.types or {}) do
+    if name == BUDGET then
+      return true
+    end
+  end
+  return false
+end
+
+-- Why a standing webhook does not get a delivery, or nil. The webhook is nil when it was deleted.
+local function refusal(webhook, event)
+  if not webhook then
+    return DELETED
+  end
+  local what = event and 'notices of the budget' or 'the ends of requests'
+  return not receives(webhook, event) and 'the webhook does not receive ' .. what .. ' any more' or nil
+end
 
 local function is_under_way(id)
   local attempts, noted = unpack(redis.call('HMGET', keys.webhook .. id, 'attempts', 'noted'))
   return (attempts or '0') ~= (noted or '0')
 end
 
--- Gives up the waiting deliveries to a standing webhook. An attempt under way may still deliver; otherwise
--- take_webhooks gives up what is due after it.
-local function give_up_standing(owner, webhook_id, reason, retention_ms)
+-- Gives up the waiting deliveries that a standing webhook does not get any more. An attempt under way may
+-- still deliver; otherwise take_webhooks gives up what is due after it.
+local function give_up_standing(owner, webhook_id, webhook, retention_ms)
   for _, id in ipairs(redis.call('SMEMBERS', backlog(':' .. webhook_id, owner))) do
-    if not is_under_way(id) then
+    local reason = refusal(webhook, redis.call('HGET', keys.webhook .. id, 'event'))
+    if reason and not is_under_way(id) then
       give_up_delivery(id, owner, reason, retention_ms)
     end
   end
 end
 
--- Queues a delivery to each standing webhook of the owner that wants the ends of requests. The record lists
--- them, as it may outlive a webhook.
-local function enqueue_standing(id, owner, retention_ms)
+-- Queues a delivery to each standing webhook of the owner that receives the event; see `receives`. Returns
+-- their ids.
+local function enqueue_standing(id, owner, event, retention_ms, fields)
   local ids = {}
   for _, webhook_id in ipairs(redis.pcall('HKEYS', keys.standing .. owner)) do
     local webhook = standing_webhook(owner, webhook_id)
-    if webhook and webhook.is_heard then
+    if webhook and receives(webhook, event) then
       local delivery_id, log = id .. ':' .. webhook_id, keys.standing .. 'log:' .. webhook_id
-      enqueue_delivery(delivery_id, owner, webhook.url, retention_ms)
+      enqueue_delivery(delivery_id, owner, webhook.url, retention_ms, fields)
       redis.call('HSET', keys.webhook .. delivery_id, 'webhook_id', webhook_id,
                  ':webhook_base', webhook.base)
       redis.call('LPUSH', log, delivery_id)
@@ -126,19 +154,42 @@ local function enqueue_standing(id, owner, retention_ms)
       ids[#ids + 1] = delivery_id
     end
   end
+  return ids
+end
+
+-- Queues all deliveries of an ended request. The record lists those to standing webhooks, as it may outlive
+-- a webhook.
+local function enqueue_deliveries(id, owner, retention_ms)
+  if is_revoked(owner) then
+    return
+  end
+  local url, fields = redis.call('HGET', keys.record, 'webhook_url'), fields_of_record()
+  if url then
+    enqueue_delivery(id, owner, url, retention_ms, fields)
+  end
+  local ids = enqueue_standing(id, owner, nil, retention_ms, fields)
   if ids[1] then
     redis.call('HSET', keys.record, 'deliveries', table.concat(ids, ' '))
   end
 end
 
--- Queues all deliveries of an ended request.
-local function enqueue_deliveries(id, owner, retention_ms)
-  if is_revoked(owner) then
+-- After a charge: queues a notice for each share of the monthly cap, in per cent, that the month's charges have
+-- come to, once a month. A webhook that is added later gets only later ones.
+local function notify_of_budget(owner, retention_ms)
+  local cap = redis.call('HGET', keys.api_key .. owner, 'monthly_cap')
+  if not cap or is_revoked(owner) then
     return
   end
-  local url = redis.call('HGET', keys.record, 'webhook_url')
-  if url then
-    enqueue_delivery(id, owner, url, retention_ms)
+  local month = this_month(owner)
+  for _, notice in ipairs({ { 80, 'budget.warning' }, { 100, 'budget.reached' } }) do
+    local percent, event = unpack(notice)
+    -- In fifths, as a hundred times a large cap is more than Lua counts exactly.
+    if not month.noticed[percent] and month.charged * 5 >= cap * (percent / 20) then
+      add_usage(owner, 'budget_' .. percent, 1)
+      enqueue_standing('budget-' .. percent .. '-' .. month.name .. '-' .. owner, owner, event, retention_ms, {
+        'event', event, 'expires_at', text(now_ms() + retention_ms), ':percent', percent,
+        ':month', month.name, ':ends_at', text(month.ends_at), ':monthly_cap', cap,
+        ':charged', text(month.charged) })
+    end
   end
-  enqueue_standing(id, owner, retention_ms)
 end

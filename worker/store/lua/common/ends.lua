@@ -51,6 +51,9 @@ local function finish(id, status, usual_ms, fields)
   if redis.call('HEXISTS', keys.record, 'deleted') == 0 then
     enqueue_deliveries(id, owner, usual_ms)
   end
+  if status == 'COMPLETED' then
+    notify_of_budget(owner, usual_ms)
+  end
 end
 
 -- Back to QUEUED, first in the queue, as the request has waited before.

@@ -51,8 +51,9 @@ end
 -- The key's limits now: it may have changed since the gateway authenticated it.
 local now = now_ms()
 local account = keys.api_key .. owner
-local names = { 'revoked_at', 'expires_at', 'priority', 'requests_per_minute', 'jobs_at_once', 'balance' }
-local revoked, expires, priority, per_minute, at_once, balance =
+local names = { 'revoked_at', 'expires_at', 'priority', 'requests_per_minute', 'jobs_at_once', 'balance',
+                'monthly_cap' }
+local revoked, expires, priority, per_minute, at_once, balance, monthly_cap =
   unpack(redis.call('HMGET', account, unpack(names)))
 if revoked or (expires and now >= tonumber(expires)) then
   return answer('key_ended')
@@ -70,6 +71,13 @@ local reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9])
 if balance and reserved > 0 and reserved > tonumber(balance) then
   return answer('too_few_credits', balance, text(reserved),
                 redis.call('HGET', account, 'reserved') or '0')
+end
+if monthly_cap and reserved > 0 then
+  local month, held = this_month(owner), tonumber(redis.call('HGET', account, 'reserved') or 0)
+  if month.charged + held + reserved > tonumber(monthly_cap) then
+    return answer('over_monthly_cap', text(month.ends_at), monthly_cap, text(reserved), text(month.charged),
+                  text(held))
+  end
 end
 local recent, rate = keys.rate .. owner, {}
 if per_minute then

@@ -4,5 +4,5 @@ if redis.call('HDEL', keys.standing .. ARGV[2], ARGV[3]) == 0 then
   return 0
 end
 redis.call('DEL', keys.standing .. 'log:' .. ARGV[3])
-give_up_standing(ARGV[2], ARGV[3], DELETED, ARGV[4])
+give_up_standing(ARGV[2], ARGV[3], nil, ARGV[4])
 return 1

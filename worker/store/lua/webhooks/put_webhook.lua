@@ -1,5 +1,5 @@
 -- Adds a standing webhook, or changes one. A URL has one webhook of an owner: adding it again changes that one.
--- A webhook that no longer receives the ends of requests gives up its waiting deliveries.
+-- A webhook that no longer receives an event gives up its waiting deliveries of it.
 -- ARGV: '', owner, 'add' or 'change', id, the webhook as JSON, most of an owner, retention in ms.
 -- Returns the outcome and an id: of the webhook, or of the one that has the URL.
 local owner, act, id, webhook, most = ARGV[2], ARGV[3], ARGV[4], cjson.decode(ARGV[5]), tonumber(ARGV[6])
@@ -37,8 +37,6 @@ if outcome == 'added' or outcome == 'changed' then
   local known = standing_webhook(owner, put_id)
   webhook.created_at = known and known.created_at or now_ms()
   redis.call('HSET', webhooks, put_id, cjson.encode(webhook))
-  if not webhook.is_heard then
-    give_up_standing(owner, put_id, UNSUBSCRIBED, ARGV[7])
-  end
+  give_up_standing(owner, put_id, webhook, ARGV[7])
 end
 return { outcome, put_id }

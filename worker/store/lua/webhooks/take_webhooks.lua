@@ -15,26 +15,27 @@ local function first_due(set)
 end
 
 -- Why a delivery has no further attempt, if so.
-local function obstacle(owner, webhook, webhook_id, number)
+local function obstacle(owner, webhook, webhook_id, event, number)
   if is_revoked(owner) then
     return 'the API key was revoked'
   end
-  if webhook_id and not (webhook and webhook.is_heard) then
-    return webhook and UNSUBSCRIBED or DELETED
+  local reason = webhook_id and refusal(webhook, event)
+  if reason then
+    return reason
   end
   return number > most_attempts and 'the sender ended during the last attempt'
 end
 
 local function take(id, owner)
   local delivery = keys.webhook .. id
-  local attempts, before, webhook_id =
-    unpack(redis.call('HMGET', delivery, 'attempts', 'before', 'webhook_id'))
+  local attempts, before, webhook_id, event =
+    unpack(redis.call('HMGET', delivery, 'attempts', 'before', 'webhook_id', 'event'))
   if not attempts then
     unschedule_delivery(id, owner)
     return
   end
   local webhook = webhook_id and standing_webhook(owner, webhook_id)
-  local reason = obstacle(owner, webhook, webhook_id, attempts - before + 1)
+  local reason = obstacle(owner, webhook, webhook_id, event, attempts - before + 1)
   if reason then
     give_up_delivery(id, owner, reason, ARGV[5])
     return

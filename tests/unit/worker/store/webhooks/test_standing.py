@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from tests.support.jobs import OWNER, ask_gateway, make_webhook_due, params, pop
+from worker.billing import Price
 from worker.broker.connection import connect_gateway
 from worker.errors import KeyEndedError
 from worker.store import keyspace
@@ -25,7 +26,7 @@ from worker.store.webhooks.deliveries import (
     replay,
 )
 from worker.store.webhooks.standing import Put, StandingWebhooks, Webhook
-from worker.store.worker_side import Lease, WorkerStore
+from worker.store.worker_side import Lease, Result, WorkerStore
 
 RETENTION_SECONDS = 60.0
 MOST_DUE = 500
@@ -228,3 +229,34 @@ def test_a_key_that_was_revoked_meanwhile_adds_none(redis: Redis, redis_url: str
 
 def of_request(redis: Redis, request_id: str) -> set[str]:
     return {e.delivery_id for e in all_deliveries(redis) if e.request_id == request_id}
+
+
+def test_a_webhook_that_changes_its_events_keeps_the_deliveries_of_the_others(
+    redis: Redis, redis_url: str
+) -> None:
+    webhook_id = add(redis_url, replace(FIRST, types=["INFERENCE", "BUDGET"]))
+    redis.hset(keyspace.API_KEY + OWNER, "monthly_cap", 1)
+    price = Price(1)
+    ask_gateway(redis_url, lambda it: it.submit(params(), OWNER, price=price))
+    store = WorkerStore(redis, lease_seconds=10, retention_seconds=RETENTION_SECONDS)
+    lease = Lease(str(pop(redis)), "run")
+    assert store.start(lease, "ann")
+    assert store.complete(lease, Result("a.mp4", 17))
+    assert due(redis) == {"", "budget.warning", "budget.reached"}
+    ask(redis_url, lambda it: it.change(OWNER, webhook_id, replace(FIRST, types=["INFERENCE"])))
+    assert due(redis) == {""}
+    reasons = {each.log[-1][1] for each in all_deliveries(redis) if each.event}
+    assert reasons == {"the webhook does not receive notices of the budget any more"}
+    notice = next(each for each in all_deliveries(redis) if each.event)
+    replay(redis, notice.delivery_id)
+    assert [each.event for each in take(redis_url)] == [""]
+    only = replace(FIRST, types=["BUDGET"], is_heard=False)
+    make_webhook_due(redis, f"{lease.request_id}:{webhook_id}")
+    ask(redis_url, lambda it: it.change(OWNER, webhook_id, only))
+    replay(redis, notice.delivery_id)
+    assert [each.delivery_id for each in take(redis_url)] == [notice.delivery_id]
+
+
+def due(redis: Redis) -> set[str]:
+    """The events that wait."""
+    return {each.event for each in all_deliveries(redis) if each.state is State.DUE}
