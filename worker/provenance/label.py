@@ -11,6 +11,9 @@ from uuid import UUID
 AI_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """The term, of https://cv.iptc.org/newscodes/digitalsourcetype/."""
 
+GENERATOR = "mochi-server"
+"""The software that makes manifests, and the name of what it adds to the fields of C2PA."""
+
 XMP_BOX = UUID("be7acfcb-97a9-42e8-9c71-999491e3afac")
 """The box at the top of an MP4 that holds XMP: XMP specification part 3, 1.1.4 (MPEG-4)."""
 

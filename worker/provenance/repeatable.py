@@ -11,20 +11,33 @@ Sources: ISO 19566-5 (JUMBF) for the boxes, RFC 9052 (COSE) for the signature.
 from __future__ import annotations
 
 import hmac
-import re
+from collections.abc import Iterator
 from hashlib import sha256
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-_SALT = re.compile(rb"\x00\x00\x00\x18c2sh(?P<salt>.{16})", re.DOTALL)
-_BYTES_OF_64 = b"\x58\x40"
+_HEAD = 8
+"""Of each box: its length and its type."""
+_STORE_AT = _HEAD + 16 + 4 + len(b"manifest\x00") + 8
+"""In the box of the manifest: its head, UUID, version, purpose and an offset come first."""
+_SALT_HEAD = b"\x00\x00\x00\x18c2sh"
+"""Of the box that ends the description of an assertion: 16 bytes follow."""
 _SIGN1 = b"\xd2\x84"
 """COSE_Sign1: a tag, and an array of four. The signature is its last item."""
+_BYTES_OF_64 = b"\x58\x40"
 
 
 class UnknownFormError(Exception):
     """The library writes another form than this module knows."""
+
+
+class Box(NamedTuple):
+    """Where the contents of a box are. A superbox has boxes: a description, then others."""
+
+    start: int
+    stop: int
 
 
 def repeatable(signed: bytes, key: Ed25519PrivateKey, manifest: bytes) -> bytes:
@@ -38,59 +51,70 @@ def repeatable(signed: bytes, key: Ed25519PrivateKey, manifest: bytes) -> bytes:
     Raises:
         UnknownFormError: it is not what the library wrote when this was written.
     """
+    try:
+        return _signed_again(signed, key, hmac.digest(key.private_bytes_raw(), manifest, "sha256"))
+    except (ValueError, KeyError, InvalidSignature) as error:
+        raise UnknownFormError from error
+
+
+def _signed_again(signed: bytes, key: Ed25519PrivateKey, secret: bytes) -> bytes:
     video = bytearray(signed)
-    try:
-        cose = _content(signed, b"c2cs", _manifest_end(signed))
-        claim = _content(signed, b"c2cl", cose.start)
-    except ValueError:
-        raise UnknownFormError from None
-    protected = _protected(signed[cose])
+    parts = _parts(signed)
+    assertions, claim, cose = (parts[kind] for kind in (b"c2as", b"c2cl", b"c2cs"))
+    _, claim = _boxes(signed, claim)
+    _, cose = _boxes(signed, cose)
+    protected = _protected(signed[slice(*cose)])
     signature = slice(cose.stop - 64, cose.stop)
-    try:
-        key.public_key().verify(signed[signature], _to_be_signed(protected, signed[claim]))
-    except InvalidSignature:
-        raise UnknownFormError from None
-    secret = hmac.digest(key.private_bytes_raw(), manifest, "sha256")
-    for number, match in enumerate(_SALT.finditer(signed, 0, claim.start)):
-        assertion = _box_around(signed, match.start())
-        before = sha256(signed[assertion]).digest()
+    key.public_key().verify(signed[signature], _to_be_signed(protected, signed[slice(*claim)]))
+    _, *contents = _boxes(signed, assertions)
+    for number, assertion in enumerate(contents):
+        before = sha256(signed[slice(*assertion)]).digest()
         salt = hmac.digest(secret, number.to_bytes(1), "sha256")
-        video[match.start("salt") : match.end("salt")] = salt[:16]
-        if signed.count(before, claim.start, claim.stop) != 1:
-            raise UnknownFormError
-        place = signed.index(before, claim.start)
-        video[place : place + 32] = sha256(video[assertion]).digest()
-    video[signature] = key.sign(_to_be_signed(protected, bytes(video[claim])))
+        video[_salt(signed, assertion)] = salt[:16]
+        place = signed.index(before, *claim)
+        video[place : place + 32] = sha256(video[slice(*assertion)]).digest()
+    video[signature] = key.sign(_to_be_signed(protected, bytes(video[slice(*claim)])))
     return bytes(video)
 
 
-def _manifest_end(video: bytes) -> int:
-    """It is the second box of the file. Beyond are pictures, and texts of clients."""
-    start = int.from_bytes(video[:4])
-    return start + int.from_bytes(video[start : start + 4])
+def _parts(video: bytes) -> dict[bytes, Box]:
+    """The superboxes of the one manifest, by the kind that their description begins with."""
+    start = int.from_bytes(video[:4])  # the second box of the file, after its type
+    stop = start + int.from_bytes(video[start : start + 4])
+    (store,) = _boxes(video, Box(start + _STORE_AT, stop))
+    _, manifest = _boxes(video, store)
+    _, *parts = _boxes(video, manifest)
+    return {_kind(video, part): part for part in parts}
 
 
-def _content(video: bytes, kind: bytes, before: int) -> slice:
-    """The CBOR in the last box of a kind. Raises ValueError if there is none."""
-    described = video.rindex(b"jumd" + kind, 0, before)
-    # A UUID of 16 bytes, which begins with the kind, a byte of flags, and the label.
-    start = video.index(b"\x00", described + 4 + 16 + 1) + 1
-    if video[start + 4 : start + 8] != b"cbor":
-        raise UnknownFormError
-    return slice(start + 8, start + int.from_bytes(video[start : start + 4]))
+def _kind(video: bytes, superbox: Box) -> bytes:
+    description = next(_boxes(video, superbox))
+    return video[description.start : description.start + 4]
 
 
-def _box_around(video: bytes, place: int) -> slice:
-    """The contents of the box whose description has this place."""
-    start = video.rfind(b"jumd", 0, place) - 4
-    return slice(start, start - 8 + int.from_bytes(video[start - 8 : start - 4]))
+def _boxes(video: bytes, within: Box) -> Iterator[Box]:
+    """The boxes in a superbox. Raises ValueError where they do not fill it."""
+    start = within.start
+    while start < within.stop:
+        size = int.from_bytes(video[start : start + 4])
+        if not _HEAD <= size <= within.stop - start:
+            raise ValueError(size)
+        yield Box(start + _HEAD, start + size)
+        start += size
+
+
+def _salt(video: bytes, assertion: Box) -> slice:
+    end = next(_boxes(video, assertion)).stop
+    if video[end - 24 : end - 16] != _SALT_HEAD:
+        raise ValueError(end)
+    return slice(end - 16, end)
 
 
 def _protected(cose: bytes) -> bytes:
     """The protected header of a COSE_Sign1, with its length, as it is signed."""
-    size = {0x58: 1, 0x59: 2}.get(cose[2])
-    if not cose.startswith(_SIGN1) or size is None or cose[-66:-64] != _BYTES_OF_64:
-        raise UnknownFormError
+    if not cose.startswith(_SIGN1) or cose[-66:-64] != _BYTES_OF_64:
+        raise ValueError(cose)
+    size = {0x58: 1, 0x59: 2}[cose[2]]
     return cose[2 : 3 + size + int.from_bytes(cose[3 : 3 + size])]
 
 

@@ -18,11 +18,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from models.version import this_build
 from worker.errors import ProvenanceUnusableError, StorageError
 from worker.provenance.identity import Identity
-from worker.provenance.label import AI_MADE
+from worker.provenance.label import AI_MADE, GENERATOR
 from worker.provenance.repeatable import UnknownFormError, repeatable
 from worker.provenance.verification import Verdict, verify
 
-GENERATOR = "mochi-server"
 MP4 = "video/mp4"
 SETTINGS = {
     "verify": {"verify_after_sign": False},  # `_checked` does, of what leaves this process
@@ -108,7 +107,8 @@ def _manifest(video: bytes, model: str, prompt: str) -> dict[str, Any]:
         "action": "c2pa.created",
         "digitalSourceType": AI_MADE,
         "softwareAgent": software,
-        "parameters": {"model": model} | ({"prompt": prompt} if prompt else {}),
+        # One entry, as the library writes several in any order.
+        "parameters": {GENERATOR: {"model": model} | ({"prompt": prompt} if prompt else {})},
     }
     return {
         "label": f"urn:c2pa:{label}",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from c2pa import C2paError, Context, Reader, Settings
 
-from worker.provenance.label import AI_MADE
+from worker.provenance.label import AI_MADE, GENERATOR
 
 SETTINGS: dict[str, Any] = {
     "verify": {"verify_trust": True, "ocsp_fetch": False, "remote_manifest_fetch": False}
@@ -17,6 +18,8 @@ SETTINGS: dict[str, Any] = {
 CHANGED_PICTURES = ("assertion.bmffHash.", "assertion.dataHash.", "assertion.boxesHash.")
 CHANGED_CLAIM = ("assertion.", "claim.", "claimSignature.mismatch", "manifest.")
 UNTRUSTED = "signingCredential.untrusted"
+
+_Kind = TypeVar("_Kind", str, list[Any], dict[str, Any])
 
 
 class Verdict(StrEnum):
@@ -29,12 +32,16 @@ class Verdict(StrEnum):
     INVALID = "invalid"
     """It was changed after it was signed, or the signature does not hold."""
     UNSIGNED = "unsigned"
-    """It has no manifest. Whether AI made it is not known."""
+    """It has no manifest, so nothing is proven."""
+
+
+STATES = {"Trusted": Verdict.TRUSTED, "Valid": Verdict.UNTRUSTED}
+"""Of the library. Any other is a failure."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and what the manifest says, which counts only if it is trusted.
+    """What was found, and what the file says of itself, which counts only if it is trusted.
 
     Attributes:
         verdict: see `Verdict`.
@@ -60,7 +67,7 @@ class Finding:
 
     @property
     def is_ai_made(self) -> bool:
-        """Whether the manifest says so."""
+        """Whether the file says so."""
         return self.source == AI_MADE
 
 
@@ -73,22 +80,32 @@ def verify(file: IO[bytes], anchors: bytes) -> Finding:
     """
     trust = {"trust": {"user_anchors": anchors.decode()}} if anchors else {}
     try:
-        reader = Reader(file, context=Context(Settings.from_dict(SETTINGS | trust)))
+        with Reader(file, context=Context(Settings.from_dict(SETTINGS | trust))) as reader:
+            store = json.loads(reader.json())
     except C2paError.ManifestNotFound:
-        return Finding(Verdict.UNSIGNED, "it has no C2PA manifest")
+        return _unsigned(file)
+    except C2paError.NotSupported:
+        return Finding(Verdict.UNSIGNED, "it is of no kind that C2PA can sign")
     except C2paError as error:
         return Finding(Verdict.INVALID, f"its manifest cannot be read: {error}")
-    with reader:
-        manifest = reader.get_active_manifest() or {}
-        state = reader.get_validation_state()
-        codes = tuple(_failures(reader.get_validation_results() or {}))
-    verdict = {"Trusted": Verdict.TRUSTED, "Valid": Verdict.UNTRUSTED}.get(state, Verdict.INVALID)
+    # A damaged store may lack its active manifest.
+    manifest = _at(store, dict, "manifests", _at(store, str, "active_manifest"))
+    codes = tuple(_failures(_at(store, dict, "validation_results")))
+    verdict = STATES.get(_at(store, str, "validation_state"), Verdict.INVALID)
     return Finding(verdict, _reason(verdict, codes), **_claims(manifest), codes=codes)
 
 
-def _failures(results: dict[str, Any]) -> Iterator[str]:
-    for failure in results.get("activeManifest", {}).get("failure", []):
-        yield failure["code"]
+def _unsigned(file: IO[bytes]) -> Finding:
+    file.seek(0)
+    if AI_MADE.encode() in file.read():
+        reason = "it has no C2PA manifest; its metadata, which anybody can write, says AI made it"
+        return Finding(Verdict.UNSIGNED, reason, source=AI_MADE)
+    return Finding(Verdict.UNSIGNED, "it has no C2PA manifest")
+
+
+def _failures(results: object) -> Iterator[str]:
+    for failure in _at(results, list, "activeManifest", "failure"):
+        yield _at(failure, str, "code")
 
 
 def _reason(verdict: Verdict, codes: tuple[str, ...]) -> str:
@@ -103,26 +120,37 @@ def _reason(verdict: Verdict, codes: tuple[str, ...]) -> str:
     return "its signature does not hold"
 
 
-def _claims(manifest: dict[str, Any]) -> dict[str, str]:
-    signature = manifest.get("signature_info", {})
+def _claims(manifest: object) -> dict[str, str]:
+    """Of a manifest that anybody may have written: fields may be missing, or of any kind."""
+    signature = _at(manifest, dict, "signature_info")
+    software: object = next(iter(_at(manifest, list, "claim_generator_info")), None)
     created = _created(manifest)
-    parameters = created.get("parameters", {})
-    software = (manifest.get("claim_generator_info") or [{}])[0]
     return {
-        "signer": ", ".join(filter(None, map(signature.get, ("issuer", "common_name")))),
-        "software": " ".join(filter(None, map(software.get, ("name", "version")))),
-        "model": str(parameters.get("model", "")),
-        "prompt": str(parameters.get("prompt", "")),
-        "source": str(created.get("digitalSourceType", "")),
-        "signed_at": str(signature.get("time", "")),
+        "signer": _joined(", ", signature, "issuer", "common_name"),
+        "software": _joined(" ", software, "name", "version"),
+        "model": _at(created, str, "parameters", GENERATOR, "model"),
+        "prompt": _at(created, str, "parameters", GENERATOR, "prompt"),
+        "source": _at(created, str, "digitalSourceType"),
+        "signed_at": _at(signature, str, "time"),
     }
 
 
-def _created(manifest: dict[str, Any]) -> dict[str, Any]:
+def _created(manifest: object) -> object:
     """The action that made the video."""
-    for assertion in manifest.get("assertions", []):
-        if assertion["label"].startswith("c2pa.actions"):
-            for action in assertion["data"].get("actions", []):
-                if action.get("action") == "c2pa.created":
-                    return dict(action)
-    return {}
+    for assertion in _at(manifest, list, "assertions"):
+        if _at(assertion, str, "label").startswith("c2pa.actions"):
+            for action in _at(assertion, list, "data", "actions"):
+                if _at(action, str, "action") == "c2pa.created":
+                    return action
+    return None
+
+
+def _joined(between: str, value: object, *names: str) -> str:
+    return between.join(filter(None, (_at(value, str, name) for name in names)))
+
+
+def _at(value: object, kind: type[_Kind], *path: str) -> _Kind:
+    """What stands at a path of names; empty where it does not, or is of another kind."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, kind) else kind()

@@ -25,7 +25,7 @@ provenance = typer.Typer(
 )
 
 HINTS = {
-    "unsigned": "Whether AI made it is not known: a copy may have lost its marks.",
+    "unsigned": "That proves nothing: a copy may have lost its marks.",
     "untrusted": "Anybody can make such a certificate. If its owner gave you its root, name that "
     "file with --trust; `mochi-server provenance certificate` prints a server's own.",
 }
@@ -36,7 +36,7 @@ class NoLibraryError(CommandError):
 
 
 class NoCertificateError(CommandError):
-    """There is no certificate to print, or the one to trust cannot be read."""
+    """There is no certificate to print, or none to trust in the file."""
 
 
 @provenance.command()
@@ -49,7 +49,7 @@ def verify(
             exists=True,
             dir_okay=False,
             metavar="PEM",
-            help="Certificates to trust. [default: that of this server]",
+            help="Certificates to trust, instead of this server's.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -120,10 +120,14 @@ def _own_anchor(settings: ServerSettings) -> bytes:
 
 
 def _read(certificates: Path) -> bytes:
+    from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 (an extra)
+
+    pem = certificates.read_bytes()
     try:
-        return certificates.read_bytes()
-    except OSError as error:
-        raise NoCertificateError(f"{certificates} cannot be read: {error.strerror}.") from None
+        load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise NoCertificateError(f"{certificates} has no PEM certificate: {error}.") from None
+    return pem
 
 
 def _lines(file: Path, found: Finding, trusted: str) -> Iterator[str]:
@@ -134,6 +138,8 @@ def _lines(file: Path, found: Finding, trusted: str) -> Iterator[str]:
         yield f"{file}: unchanged, signed by {trusted}."
     if found.verdict in HINTS:
         yield HINTS[found.verdict]
+    if found.verdict not in {"trusted", "untrusted"}:
+        return  # what a changed manifest says is worth nothing
     source = "AI made it (trainedAlgorithmicMedia)" if found.is_ai_made else found.source
     said = {
         "source": source,

@@ -63,12 +63,12 @@ def test_a_changed_video_and_one_without_a_manifest_are_told_with_the_reason(
     video.write_bytes(data)
     done = verify(server, video)
     assert done.returncode == 1
-    assert done.stdout.startswith(f"{video}: invalid: it was changed after it was signed.\n")
+    assert done.stdout == f"{video}: invalid: it was changed after it was signed.\n"
     video.write_bytes(data[: data.index(b"uuid") - 4] + data[data.index(b"moov") - 4 :])
     done = verify(server, video)
     assert done.returncode == 1
-    assert "unsigned: it has no C2PA manifest." in done.stdout
-    assert "Whether AI made it is not known" in done.stdout
+    assert "unsigned: it has no C2PA manifest; its metadata, which anybody can" in done.stdout
+    assert "That proves nothing: a copy may have lost its marks." in done.stdout
 
 
 def test_another_machine_verifies_with_the_certificate_that_the_server_prints(
@@ -89,6 +89,12 @@ def test_another_machine_verifies_with_the_certificate_that_the_server_prints(
     assert (found["ai_made"], found["source"]) == (True, AI_MADE)
     assert (found["model"], found["prompt"]) == ("light mock", "")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_without_a_certificate_cannot_be_trusted(server: Stack, video: Path) -> None:
+    done = verify(server, video, "--trust", str(video))
+    assert done.returncode == os.EX_CONFIG
+    assert f"{video} has no PEM certificate: " in done.stderr
 
 
 def test_a_folder_on_which_no_worker_has_run_has_no_certificate(

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import av
@@ -66,7 +67,7 @@ def test_a_signed_video_says_what_made_it(signing: Marker, video: Path) -> None:
     assert action["action"] == "c2pa.created"
     assert action["digitalSourceType"] == AI_MADE
     assert action["softwareAgent"]["name"] == "mochi-server"
-    assert action["parameters"] == {"model": MODEL}
+    assert action["parameters"] == {"mochi-server": {"model": MODEL}}
 
 
 def test_a_signed_video_shows_the_same_and_plays_while_it_loads(
@@ -207,17 +208,18 @@ def test_the_longest_video_is_marked_in_a_moment(
     tmp_path: Path, signing: Marker, figure: Callable[[str], None]
 ) -> None:
     path = tmp_path / "video.mp4"
-    noise = (os.urandom(53 * 30 * 3) for _ in range(160))  # it takes more room than pictures
-    encode(Clip(53, 30, noise), 16, path)
+    noise = (os.urandom(27 * 15 * 3) for _ in range(160))  # enlarged, it takes room as pictures do
+    encode(Clip(27, 15, noise), 16, path)
     encoded = path.read_bytes()
-    seconds, added = [], 0
+    took, added = [], 0
     for _ in range(5):
         path.write_bytes(encoded)
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         signing.mark(path, MODEL, PROMPT)
-        seconds.append(time.perf_counter() - began)
+        took.append((time.perf_counter() - began[0], time.process_time() - began[1]))
         added = path.stat().st_size - len(encoded)
+    wall, cpu = (1000 * median(each) for each in zip(*took, strict=True))
     figure(
-        f"a video of 160 frames and {len(encoded) / 1e6:.1f} MB is signed in "
-        f"{1000 * sorted(seconds)[2]:.0f} ms (median of 5), and {added:,} bytes longer"
+        f"a video of 160 frames and {len(encoded) / 1e6:.1f} MB is marked in {wall:.0f} ms, "
+        f"{cpu:.0f} of them of CPU (medians of 5), and {added:,} bytes longer"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.unit.worker.support.certificates import issued
 from worker.provenance.identity import Identity, given_identity, own_identity
-from worker.provenance.label import AI_MADE
+from worker.provenance.label import AI_MADE, append_xmp
 from worker.provenance.signing import Signer
-from worker.provenance.verification import Finding, Verdict
+from worker.provenance.verification import Finding, Verdict, _claims
 from worker.provenance.verification import verify as verify_stream
 
 MODEL, PROMPT = "Mochi 1", "A red panda drinks tea"
@@ -47,12 +48,35 @@ def test_a_video_of_this_server_is_trusted_and_says_what_made_it(
 
 @pytest.mark.parametrize("kind", [b"mdat", b"moov", b"urn:c2pa", b"trainedAlgorithmic"])
 def test_one_flipped_bit_is_found(signed: Path, identity: Identity, kind: bytes) -> None:
-    data = bytearray(signed.read_bytes())
-    data[data.index(kind) + len(kind) + 12] ^= 1
-    signed.write_bytes(data)
+    data = signed.read_bytes()
+    signed.write_bytes(flipped(data, data.index(kind) + len(kind) + 12))
     found = verify(signed, identity.anchor)
     assert found.verdict is Verdict.INVALID
     assert found.reason
+
+
+def test_every_flipped_bit_of_index_pictures_and_metadata_is_found(
+    signed: Path, identity: Identity
+) -> None:
+    data = signed.read_bytes()
+    for place in range(data.index(b"moov") - 4, len(data), 5):
+        found = verify_stream(io.BytesIO(flipped(data, place)), identity.anchor)
+        assert found.verdict is Verdict.INVALID, place
+
+
+def test_no_flipped_bit_of_the_manifest_changes_what_a_trusted_one_says(
+    signed: Path, identity: Identity
+) -> None:
+    """The padding and the file's type are not covered by the signature."""
+    data = signed.read_bytes()
+    original = verify(signed, identity.anchor)
+    for place in range(0, data.index(b"moov") - 4, 5):
+        found = verify_stream(io.BytesIO(flipped(data, place)), identity.anchor)
+        assert found == original or found.verdict is not Verdict.TRUSTED, place
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 def test_a_byte_of_the_pictures_and_one_of_the_manifest_are_told_apart(
@@ -61,9 +85,7 @@ def test_a_byte_of_the_pictures_and_one_of_the_manifest_are_told_apart(
     data = signed.read_bytes()
     reasons = []
     for place in (data.index(b"mdat") + 40, data.index(MODEL.encode())):
-        changed = bytearray(data)
-        changed[place] ^= 1
-        signed.write_bytes(changed)
+        signed.write_bytes(flipped(data, place))
         reasons.append(verify(signed, identity.anchor).reason)
     assert reasons == [
         "it was changed after it was signed",
@@ -93,10 +115,30 @@ def test_a_video_without_a_manifest_is_unsigned(video: Path, identity: Identity)
     assert not found.is_ai_made
 
 
-def test_a_file_of_another_kind_has_no_valid_manifest(tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_text("no video")
-    assert verify(path, b"").verdict in {Verdict.INVALID, Verdict.UNSIGNED}
+def test_the_metadata_of_a_video_without_a_manifest_proves_nothing(
+    video: Path, identity: Identity
+) -> None:
+    append_xmp(video)
+    found = verify(video, identity.anchor)
+    assert (found.verdict, found.is_ai_made) == (Verdict.UNSIGNED, True)
+    assert "which anybody can write" in found.reason
+
+
+@pytest.mark.parametrize("content", [b"", b"no video", bytes(100)], ids=["empty", "text", "zeros"])
+def test_a_file_of_another_kind_is_unsigned(content: bytes) -> None:
+    assert verify_stream(io.BytesIO(content), b"").verdict is Verdict.UNSIGNED
+
+
+@pytest.mark.parametrize("odd", [None, 7, "text", [], [7], {}, {"actions": [7, {}]}])
+def test_a_manifest_may_say_anything_anywhere(odd: object) -> None:
+    """Any program may have made it."""
+    names = ("signature_info", "claim_generator_info", "assertions")
+    actions = {"assertions": [{"label": "c2pa.actions.v2", "data": odd}]}
+    created = {"action": "c2pa.created", "parameters": odd, "digitalSourceType": odd}
+    nested = {"assertions": [{"label": "c2pa.actions", "data": {"actions": [created]}}]}
+    for manifest in (odd, dict.fromkeys(names, odd), actions, nested):
+        claims = _claims(manifest)
+        assert all(isinstance(text, str) for text in claims.values())
 
 
 def test_an_operators_certificate_is_trusted_by_its_root(tmp_path: Path, video: Path) -> None:
