@@ -9,8 +9,8 @@ from typing import Protocol
 from models.params import GenerateParams
 
 OnStep = Callable[[int, int], None]
-"""Called with (steps done, all steps): with 0 when the prompt is encoded and the denoising begins,
-and after each step.
+"""Called with (steps done, steps of this run): with 0 when the prompt is encoded and the denoising
+begins, and after each step.
 
 It may raise to abandon the generation. An engine passes the exception on.
 """
@@ -83,7 +83,7 @@ class Checkpoints(Protocol):
 
     @property
     def every(self) -> int:
-        """Steps between checkpoints, 1 or more. None is saved after the last step."""
+        """Steps between checkpoints; see `is_checkpoint_due`. 0 for none on the way."""
         ...
 
     def load(self) -> bytes | None:
@@ -97,6 +97,14 @@ class Checkpoints(Protocol):
     def save(self, data: bytes) -> None:
         """Replace the state by the one after the step that `OnStep` was last called with."""
         ...
+
+
+def is_checkpoint_due(step: int, steps: int, every: int, stop_after: int | None = None) -> bool:
+    """Whether an engine saves a checkpoint after a step: every so many, and after a draft's last.
+
+    None after the last of all steps, from which no run resumes.
+    """
+    return step < steps and (step == stop_after or (every > 0 and step % every == 0))
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,7 @@ class Engine(Protocol):
         on_step: OnStep,
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
+        stop_after: int | None = None,
     ) -> Clip:
         """Run the denoising loop and return the frames, which may be decoded while they are drawn.
 
@@ -158,6 +167,9 @@ class Engine(Protocol):
             checkpoints: to resume from, with the same frames as a run from the start, and to save
                 to. A state that does not fit is ignored. None runs all steps and saves nothing.
             previews: receives preview pictures; None for none.
+            stop_after: make a draft: run only the first so many of `params.steps`, 1 or more and
+                fewer than all, and return an estimate of the video. A run without it resumes from
+                the draft's last checkpoint, if the engine can save one. None runs all steps.
 
         Raises:
             EngineBrokenError: the worker must end; the request may succeed in another process.

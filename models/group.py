@@ -1,15 +1,17 @@
 """How the processes that share a video agree: rank 0 leads, the others follow. Without torch.
 
-Rank 0 sends a request once, as JSON, then `GO` before each step and each round of the decoding. So
+Rank 0 sends a task once, as JSON, then `GO` before each step and each round of the decoding. So
 all ranks end a video at the same step, whatever ends it: after it, the followers wait for `GO` and
-get the next request. A link whose other end is closed means that its process is dead.
+get the next task. A link whose other end is closed means that its process is dead.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,6 +31,22 @@ Link: TypeAlias = "Connection[Any, Any]"
 
 class Abandoned(BaseException):
     """Leaves the engine of a follower, as rank 0 has left its own."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A video that the ranks make together; see `Engine.generate`."""
+
+    params: GenerateParams
+    stop_after: int | None = None
+
+    def to_json(self) -> bytes:
+        return json.dumps([self.params.model_dump_json(), self.stop_after]).encode()
+
+    @classmethod
+    def of_json(cls, message: bytes) -> Task:
+        params, stop_after = json.loads(message)
+        return cls(GenerateParams.model_validate_json(params), stop_after)
 
 
 class Member:
@@ -86,9 +104,9 @@ class Leader(Member):
         for _ in self._links:
             self._loaded.acquire()
 
-    def ask(self, params: GenerateParams) -> None:
+    def ask(self, task: Task) -> None:
         """Begin a video."""
-        self._tell(params.model_dump_json().encode())
+        self._tell(task.to_json())
 
     def agree(self) -> None:
         """Let the followers do the next step or round."""
@@ -139,9 +157,9 @@ class Follower(Member):
     def report(self, message: bytes) -> None:
         self._link.send_bytes(message)
 
-    def next_request(self) -> GenerateParams:
+    def next_task(self) -> Task:
         message, self._unread = self._unread or self._heard.get(), b""
-        return GenerateParams.model_validate_json(message)
+        return Task.of_json(message)
 
     def agree(self) -> None:
         """Wait until rank 0 does the next step or round.

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from models.engine import Checkpoints
+from models.engine import Checkpoints, is_checkpoint_due
 
 FORMAT = 2
 """Increase this when the bytes, or what a step computes, change: older checkpoints are ignored."""
@@ -29,10 +29,13 @@ class LatentsKeeper:
     Its `identity` names everything that the latents after a step depend on.
     """
 
-    def __init__(self, checkpoints: Checkpoints, identity: str, steps: int) -> None:
+    def __init__(
+        self, checkpoints: Checkpoints, identity: str, steps: int, stop_after: int | None = None
+    ) -> None:
         self._checkpoints = checkpoints
         self._identity = f"{FORMAT} {identity}".encode()
         self._steps = steps
+        self._stop_after = stop_after
 
     def resume(self, noise: Tensor) -> tuple[int, Tensor]:
         """Return the steps done and the latents after them; 0 and the noise without a checkpoint.
@@ -46,12 +49,14 @@ class LatentsKeeper:
             return 0, noise
         tensors = load(kept)
         step = int(tensors["step"])
+        if self._stop_after is not None and step >= self._stop_after:
+            return 0, noise  # a draft shows the velocity of its last step, which has to run again
         self._checkpoints.resumed(step)
         return step, tensors["latents"].to(noise.device)
 
     def keep(self, step: int, latents: Tensor) -> None:
         """Save the latents if a checkpoint is due after this step; that waits for the device."""
-        if step % self._checkpoints.every or step == self._steps:
+        if not is_checkpoint_due(step, self._steps, self._checkpoints.every, self._stop_after):
             return
         kept = save({"step": torch.tensor(step), "latents": latents.cpu().contiguous()})
         self._checkpoints.save(self._seal(kept) + kept)

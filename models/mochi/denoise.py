@@ -34,6 +34,7 @@ def denoise(
     keeper: LatentsKeeper | None = None,
     previewer: Previewer | None = None,
     ranks: Ranks = ALONE,
+    stop_after: int | None = None,
 ) -> Tensor:
     """Turn noise into the latents of a video, by Euler steps along the guided velocity.
 
@@ -52,18 +53,23 @@ def denoise(
         keeper: see `LatentsKeeper`. A step that `on_step` abandons is not kept.
         previewer: see `Previewer`.
         ranks: the cards that share the video.
+        stop_after: of a draft, the steps to run, fewer than all. It returns where the rest of the
+            way leads if the velocity stays the same.
     """
-    steps = len(schedule.deltas)
+    last = stop_after or len(schedule.deltas)
     first, latents = ranks.from_first(*(keeper.resume(latents) if keeper else (0, latents)))
-    for step in range(first, steps):
+    for step in range(first, last):
         away_from, towards = core(latents, conditions, step, cache)
         velocity = away_from + guidance_scale * (towards - away_from)
         latents = (latents.float() + schedule.deltas[step] * velocity).to(latents.dtype)
-        on_step(step + 1, steps)
+        left = sum(schedule.deltas[step + 1 :])
+        on_step(step + 1, last)
         if previewer:
-            previewer.look(step + 1, latents, velocity, sum(schedule.deltas[step + 1 :]))
+            previewer.look(step + 1, latents, velocity, left)
         if keeper:
             keeper.keep(step + 1, latents)
+    if stop_after:
+        latents = (latents.float() + left * velocity).to(latents.dtype)
     return latents
 
 

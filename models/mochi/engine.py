@@ -76,6 +76,7 @@ class MochiEngine:
         on_step: OnStep,
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
+        stop_after: int | None = None,
     ) -> Clip:
         """See `Engine`. The frames are decoded while they are drawn.
 
@@ -85,12 +86,21 @@ class MochiEngine:
         """
         with contextlib.suppress(torch.OutOfMemoryError), translate_gpu_errors(self.device):
             prompts = self._prompts(params)
-            latents = self._denoise(params, list(prompts.values()), on_step, checkpoints, previews)
+            latents = self._denoise(
+                params,
+                list(prompts.values()),
+                on_step,
+                checkpoints=checkpoints,
+                previews=previews,
+                stop_after=stop_after,
+            )
             frames = self._frames(latents, params)
             return Clip(self.width, self.height, frames, tuple(_warnings(prompts)))
         raise self._out_of_memory(params)
 
-    def follow(self, params: GenerateParams, on_step: OnStep) -> None:
+    def follow(
+        self, params: GenerateParams, on_step: OnStep, stop_after: int | None = None
+    ) -> None:
         """Do the part of this card in a video that rank 0 of its group generates.
 
         Raises:
@@ -99,7 +109,7 @@ class MochiEngine:
         """
         with translate_gpu_errors(self.device):
             prompts = self._prompts(params)
-            latents = self._denoise(params, list(prompts.values()), on_step, None, None)
+            latents = self._denoise(params, list(prompts.values()), on_step, stop_after=stop_after)
             for _ in self.decoder.decode(latents):
                 pass
 
@@ -116,13 +126,16 @@ class MochiEngine:
         params: GenerateParams,
         prompts: list[Prompt],
         on_step: OnStep,
-        checkpoints: Checkpoints | None,
-        previews: Previews | None,
+        *,
+        checkpoints: Checkpoints | None = None,
+        previews: Previews | None = None,
+        stop_after: int | None = None,
     ) -> Tensor:
         schedule = Schedule.of(self.scheduler, params.steps)
+        last = stop_after or params.steps
         own = self.ranks.branches([prompt.embedding for prompt in prompts])
         conditions = self.conditioner(own, schedule.timesteps)
-        on_step(0, params.steps)
+        on_step(0, last)
         with use_kernel(self.kernel):
             return denoise(
                 self.core,
@@ -132,15 +145,21 @@ class MochiEngine:
                 guidance_scale=params.guidance_scale,
                 on_step=on_step,
                 cache=StepCache(self.step_cache, self.ranks.total) if self.step_cache else None,
-                keeper=self._keeper(params, checkpoints) if checkpoints else None,
-                previewer=Previewer(previews, self.colours, params.steps) if previews else None,
+                keeper=self._keeper(params, checkpoints, stop_after),
+                previewer=Previewer(previews, self.colours, last) if previews else None,
                 ranks=self.ranks,
+                stop_after=stop_after,
             )
 
-    def _keeper(self, params: GenerateParams, checkpoints: Checkpoints) -> LatentsKeeper:
+    def _keeper(
+        self, params: GenerateParams, checkpoints: Checkpoints | None, stop_after: int | None
+    ) -> LatentsKeeper | None:
+        """None with a step cache, whose state no checkpoint has: its runs start from the noise."""
+        if checkpoints is None or self.step_cache:
+            return None
         size = f"{self.width}x{self.height}"
         identity = f"{params.model_dump_json()} {self.traits!r} {size} {self.origin}"
-        return LatentsKeeper(checkpoints, identity, params.steps)
+        return LatentsKeeper(checkpoints, identity, params.steps, stop_after)
 
     def _noise(self, params: GenerateParams) -> Tensor:
         """Drawn on the CPU, so that a seed gives the same noise on every device."""

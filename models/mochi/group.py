@@ -11,7 +11,7 @@ import torch
 
 from models.engine import Checkpoints, Clip, EncodeAhead, OnStep, Previews, Traits
 from models.errors import EngineBrokenError, OutOfMemoryError
-from models.group import FULL, LOADED, OUT_OF_MEMORY, Abandoned, Follower, Leader
+from models.group import FULL, LOADED, OUT_OF_MEMORY, Abandoned, Follower, Leader, Task
 from models.mochi.engine import MochiEngine
 from models.params import GenerateParams
 
@@ -47,6 +47,7 @@ class GroupEngine:
         on_step: OnStep,
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
+        stop_after: int | None = None,
     ) -> Clip:
         """See `Engine`, and `MochiEngine.generate`."""
 
@@ -59,8 +60,8 @@ class GroupEngine:
             self._leader.agree()
 
         with self._whole():
-            self._leader.ask(params)
-            clip = self._engine.generate(params, agree, checkpoints, previews)
+            self._leader.ask(Task(params, stop_after))
+            clip = self._engine.generate(params, agree, checkpoints, previews, stop_after)
         return replace(clip, frames=self._drawn(clip.frames))
 
     def _drawn(self, frames: Iterator[bytes]) -> Iterator[bytes]:
@@ -93,9 +94,9 @@ def follow(engine: MochiEngine, follower: Follower) -> NoReturn:
     engine.ranks.agree = follower.agree
     follower.report(LOADED)
     while True:
-        params = follower.next_request()
+        task = follower.next_task()
         try:
-            engine.follow(params, lambda _step, _steps: follower.agree())
+            engine.follow(task.params, lambda _step, _steps: follower.agree(), task.stop_after)
         except Abandoned:
             continue
         except torch.OutOfMemoryError:

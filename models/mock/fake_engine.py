@@ -6,7 +6,15 @@ import hashlib
 import time
 from collections.abc import Callable
 
-from models.engine import Checkpoints, Clip, OnStep, Picture, Previews, Traits
+from models.engine import (
+    Checkpoints,
+    Clip,
+    OnStep,
+    Picture,
+    Previews,
+    Traits,
+    is_checkpoint_due,
+)
 from models.mock.scene import Scene
 from models.params import GenerateParams
 
@@ -39,17 +47,19 @@ class FakeEngine:
         on_step: OnStep,
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
+        stop_after: int | None = None,
     ) -> Clip:
         """See `Engine`."""
-        scene = Scene(params, self.traits.model, "drawn without a model")
-        on_step(0, params.steps)
-        first = (_resume(params, checkpoints) if checkpoints else 0) + 1
-        for step in range(first, params.steps + 1):
+        last = stop_after or params.steps
+        scene = Scene(params, self.traits.model, "drawn without a model", stop_after)
+        on_step(0, last)
+        first = (_resume(params, checkpoints, last) if checkpoints else 0) + 1
+        for step in range(first, last + 1):
             self._sleep(self._step_seconds)
-            on_step(step, params.steps)
-            if checkpoints and step % checkpoints.every == 0 and step < params.steps:
+            on_step(step, last)
+            if checkpoints and is_checkpoint_due(step, params.steps, checkpoints.every, stop_after):
                 checkpoints.save(_state(params, step))
-            if previews and step % previews.every == 0 and step < params.steps:
+            if previews and step % previews.every == 0 and step < last:
                 previews.show(Picture(step, "image/jpeg", scene.preview(step)))
         return scene.clip()
 
@@ -59,10 +69,10 @@ def _state(params: GenerateParams, step: int) -> bytes:
     return hashlib.sha256(f"{step} {params.model_dump_json()}".encode()).digest()
 
 
-def _resume(params: GenerateParams, checkpoints: Checkpoints) -> int:
-    """Steps that an earlier run has done."""
+def _resume(params: GenerateParams, checkpoints: Checkpoints, last: int) -> int:
+    """Steps that an earlier run has done, fewer than `last`."""
     kept = checkpoints.load()
-    done = (step for step in range(1, params.steps) if _state(params, step) == kept)
+    done = (step for step in range(1, last) if _state(params, step) == kept)
     step = next(done, 0)
     if step:
         checkpoints.resumed(step)

@@ -28,19 +28,22 @@ QUALITY = 75
 class Scene:
     """The pictures of one request."""
 
-    def __init__(self, params: GenerateParams, mock: str, made: str) -> None:
+    def __init__(
+        self, params: GenerateParams, mock: str, made: str, stop_after: int | None = None
+    ) -> None:
         """Prepare what all frames share.
 
         Args:
             params: of the request.
             mock: name of the engine.
             made: how the pictures are made, in some words.
+            stop_after: the steps of a draft.
         """
         self._params = params
         self._mock = mock
         colours, self._ink = palette(params)
         self._backdrop = Backdrop(params, colours)
-        self._words = words(params, made)
+        self._words = words(params, made, stop_after)
 
     def clip(self, engine: Clip | None = None) -> Clip:
         """The video, with the parameters as a JSON object in its comment.

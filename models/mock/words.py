@@ -26,7 +26,7 @@ _NOT_IN_FONT = re.compile(r"[^ -~\u2018\u2019\u201c\u201d]+")
 """Pillow's own font has ASCII and few other characters."""
 
 
-def words(params: GenerateParams, made: str) -> Image.Image:
+def words(params: GenerateParams, made: str, stop_after: int | None = None) -> Image.Image:
     """The words and the bar's track that all frames have, as a mask."""
     mask = Image.new("L", (WIDTH, HEIGHT))
     pen = ImageDraw.Draw(mask)
@@ -36,9 +36,10 @@ def words(params: GenerateParams, made: str) -> Image.Image:
     pen.text(((left + right) / 2, middle), "MOCK", 0, font(21), anchor="mm")
     pen.text((right + 14, middle), made, 200, font(SMALL), anchor="lm")
     _write_prompt(pen, params.prompt)
+    draft = f"draft: {stop_after} of " if stop_after else ""
     facts = (
         f"seed {params.seed}",
-        f"{params.steps} steps",
+        f"{draft}{params.steps} steps",
         f"guidance {params.guidance_scale:g}",
         f"{params.fps:g} fps",
     )

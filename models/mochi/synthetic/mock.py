@@ -63,9 +63,11 @@ class MockEngine:
         on_step: OnStep,
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
+        stop_after: int | None = None,
     ) -> Clip:
-        clip = self._engine.generate(condensed(params), on_step, checkpoints, previews)
-        return Scene(params, self.traits.model, "tiny random weights").clip(clip)
+        asked = condensed(params)
+        clip = self._engine.generate(asked, on_step, checkpoints, previews, stop_after)
+        return Scene(params, self.traits.model, "tiny random weights", stop_after).clip(clip)
 
 
 def condensed(params: GenerateParams) -> GenerateParams:

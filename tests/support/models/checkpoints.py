@@ -37,7 +37,9 @@ class AbandonedError(Exception):
     """Raised from a step."""
 
 
-def abandon(engine: Engine, asked: GenerateParams, kept: Kept, at: int) -> None:
+def abandon(
+    engine: Engine, asked: GenerateParams, kept: Kept, at: int, stop_after: int | None = None
+) -> None:
     """Run until `at` steps are reported."""
 
     def on_step(step: int, _steps: int) -> None:
@@ -45,11 +47,13 @@ def abandon(engine: Engine, asked: GenerateParams, kept: Kept, at: int) -> None:
             raise AbandonedError
 
     with pytest.raises(AbandonedError):
-        engine.generate(asked, on_step, kept)
+        engine.generate(asked, on_step, kept, None, stop_after)
 
 
-def run(engine: Engine, asked: GenerateParams, kept: Kept | None) -> tuple[list[bytes], list[int]]:
+def run(
+    engine: Engine, asked: GenerateParams, kept: Kept | None, stop_after: int | None = None
+) -> tuple[list[bytes], list[int]]:
     """Run to the end: the frames, and the steps that were done."""
     steps: list[int] = []
-    clip = engine.generate(asked, lambda step, _: steps.append(step), kept)
+    clip = engine.generate(asked, lambda step, _: steps.append(step), kept, None, stop_after)
     return list(clip.frames), [step for step in steps if step]

@@ -222,6 +222,15 @@ def test_a_checkpoint_is_resumed_by_a_group_of_another_size(
     assert frames == frames_of(alone, params())
 
 
+def test_all_ranks_stop_after_the_steps_of_a_draft_and_finish_it(
+    group: Engine, alone: Engine
+) -> None:
+    kept = Kept(0)
+    assert run(group, params(), kept, 4) == run(alone, params(), None, 4)
+    assert run(group, params(), kept) == (frames_of(alone, params()), [5, 6, 7, 8, 9, 10])
+    assert kept.resumed_at == [4]
+
+
 class Shown:
     every = 3
 

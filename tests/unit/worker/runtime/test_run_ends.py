@@ -240,8 +240,9 @@ def test_the_time_limit_holds_while_frames_are_decoded(desk: Desk) -> None:
             on_step: OnStep,
             checkpoints: Checkpoints | None = None,
             previews: Previews | None = None,
+            stop_after: int | None = None,
         ) -> Clip:
-            clip = super().generate(params, on_step, checkpoints, previews)
+            clip = super().generate(params, on_step, checkpoints, previews, stop_after)
             return replace(clip, frames=self._decoded(clip))
 
         def _decoded(self, clip: Clip) -> Iterator[bytes]:

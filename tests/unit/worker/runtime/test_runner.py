@@ -53,9 +53,10 @@ def test_a_run_goes_through_its_stages_in_order(desk: Desk) -> None:
             on_step: OnStep,
             checkpoints: Checkpoints | None = None,
             previews: Previews | None = None,
+            stop_after: int | None = None,
         ) -> Clip:
             note()
-            return super().generate(params, on_step, checkpoints, previews)
+            return super().generate(params, on_step, checkpoints, previews, stop_after)
 
     class Published(LocalOutputs):
         def publish(self, name: str) -> int:
@@ -186,8 +187,9 @@ class Lossy(FakeEngine):
         on_step: OnStep,
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
+        stop_after: int | None = None,
     ) -> Clip:
-        clip = super().generate(params, on_step, checkpoints, previews)
+        clip = super().generate(params, on_step, checkpoints, previews, stop_after)
         return replace(clip, warnings=("The prompt was cut.",))
 
 

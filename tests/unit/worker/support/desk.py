@@ -50,8 +50,9 @@ class Hooked(FakeEngine):
         on_step: OnStep,
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
+        stop_after: int | None = None,
     ) -> Clip:
-        clip = super().generate(params, on_step, checkpoints, previews)
+        clip = super().generate(params, on_step, checkpoints, previews, stop_after)
         return replace(clip, frames=self._frames(clip))
 
     def _frames(self, clip: Clip) -> Iterator[bytes]:
@@ -68,6 +69,7 @@ class Stubborn(Hooked):
         on_step: OnStep,
         checkpoints: Checkpoints | None = None,
         previews: Previews | None = None,
+        stop_after: int | None = None,
     ) -> Clip:
         def swallow(step: int, total: int) -> None:
             try:
@@ -75,7 +77,7 @@ class Stubborn(Hooked):
             except Exception:  # noqa: BLE001
                 time.sleep(0)
 
-        return super().generate(params, swallow, checkpoints, previews)
+        return super().generate(params, swallow, checkpoints, previews, stop_after)
 
 
 class Desk:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from models.errors import EngineBrokenError, OutOfMemoryError
-from models.group import GO, LOADED, OUT_OF_MEMORY, Follower, Leader, Link, Member
+from models.group import GO, LOADED, OUT_OF_MEMORY, Follower, Leader, Link, Member, Task
 from models.mochi.engine import MochiEngine
 from models.mochi.group import GroupEngine, follow
 from models.mochi.loading.load import assemble_mock, read_weights
@@ -120,7 +120,7 @@ def followed(engine: MochiEngine, error: type[BaseException]) -> tuple[Link, Any
     """A follower until it fails; the leader's end of its link."""
     ours, theirs = Pipe()
     follower = Follower(Member(1, 2, Path()), theirs, on_death=lambda: None)
-    ours.send_bytes(PARAMS.model_dump_json().encode())
+    ours.send_bytes(Task(PARAMS).to_json())
     ours.send_bytes(GO)
     with pytest.raises(error) as caught:
         follow(engine, follower)
