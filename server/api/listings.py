@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.params import MODEL
+from server.transport.error_body import absent_when_none
 
 _PROMPT = (
     "Prompts are left out after the hour, unless the server keeps them (MOCHI_HISTORY_PROMPTS)."
@@ -40,6 +41,7 @@ class HistoryRow(BaseModel):
     latency_ms: int | None = Field(description="From the submit to the end.")
     model_created: datetime = Field(description="The submit.")
     error: str | None = Field(description="When FAILED.")
+    energy_joules: float | None = absent_when_none("As in `metrics` of the result.")
 
 
 class RecentBody(BaseModel):

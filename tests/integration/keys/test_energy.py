@@ -14,7 +14,8 @@ from models.mock.card_speed import MockSpeed
 from models.mock.scenario import SCENARIO
 from models.params import GenerateParams
 from server.keys.lookup import Scope
-from tests.support.stack import Stack
+from tests.support.stack import Stack, eventually
+from worker.store import keyspace
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 1, "steps": 10}
 SPEED = "h100/600"
@@ -58,6 +59,18 @@ def test_a_failure_tells_none_and_usage_has_those_of_every_run(stack: Stack) -> 
     head, *_, last = stack.run(*arguments, "table").stdout.splitlines()
     assert head.rstrip().endswith("energy joules")
     assert last.split()[-1] == line["energy_joules"]
+
+
+def test_the_history_has_them_after_the_record_has_expired(stack: Stack) -> None:
+    client = stack.http()
+    request_id = client.post("/v2/mochi-1", json=POND).json()["request_id"]
+    path = f"/inference-request/request-history/{request_id}"
+    eventually(lambda: client.get(path).json()["model_status"] == "COMPLETED")
+    kept = client.get(path).json()
+    assert kept["energy_joules"] == pytest.approx(expected(), abs=0.001)
+    stack.redis.delete(keyspace.record(request_id))
+    gone = client.get(path).json()
+    assert gone == kept | {"generation_url": None, "request_body": gone["request_body"]}
 
 
 def test_the_metrics_count_the_joules_of_all(stack: Stack) -> None:

@@ -46,6 +46,7 @@ class Entry:
         cost: charge in millionths of a credit.
         error: text for the client; only when FAILED.
         params_json: the parameters that are kept.
+        energy_mj: see `Job`.
         job: the request itself, as long as it is kept.
     """
 
@@ -56,6 +57,7 @@ class Entry:
     cost: int
     error: str
     params_json: str
+    energy_mj: int | None = None
     job: Job | None = None
 
     @classmethod
@@ -69,6 +71,7 @@ class Entry:
             cost=job.cost,
             error=job.error,
             params_json=job.params_json,
+            energy_mj=job.energy_mj,
             job=job,
         )
 
@@ -82,6 +85,7 @@ class Entry:
             cost=int(fields["cost"]),
             error=fields["error"],
             params_json=fields["params"],
+            energy_mj=int(fields["energy_mj"]) if "energy_mj" in fields else None,
         )
 
     @property

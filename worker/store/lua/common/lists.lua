@@ -42,8 +42,9 @@ local MOST_PAST = 10000
 -- Adds an ended request to its owner's history, which has no video and outlives the record. The submit
 -- said for how many days, and which parameters may be kept.
 local function note_past(id, owner, status)
-  local names = { 'history_days', 'deleted', 'created_at', 'cost', 'error', 'history_params', 'params' }
-  local days, deleted, created, cost, error, kept, params =
+  local names = { 'history_days', 'deleted', 'created_at', 'cost', 'error', 'history_params', 'params',
+                  'energy_mj' }
+  local days, deleted, created, cost, error, kept, params, energy =
     unpack(redis.call('HMGET', keys.record, unpack(names)))
   if not days or deleted or is_revoked(owner) then
     return
@@ -52,7 +53,8 @@ local function note_past(id, owner, status)
   -- The end must not fail where a key has another type.
   local entry = redis.pcall('XADD', past, 'MAXLEN', MOST_PAST, '*', 'id', id, 'status', status,
                            'created_at', created, 'latency_ms', text(math.max(0, now - created)),
-                           'cost', cost or '0', 'error', error or '', 'params', kept or params)
+                           'cost', cost or '0', 'error', error or '', 'params', kept or params,
+                           unpack(energy and { 'energy_mj', energy } or {}))
   if type(entry) == 'table' then
     return
   end
