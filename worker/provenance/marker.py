@@ -74,6 +74,11 @@ def open_marker(settings: WorkerSettings) -> Marker | None:
             f"Videos cannot be signed, as a library is not installed ({error}). In a clone of the "
             f"project, type: {INSTALL} '.[provenance]'. Or set MOCHI_PROVENANCE=metadata."
         ) from None
+    except (OSError, RuntimeError) as error:  # it is there, and not for this machine
+        raise ProvenanceUnusableError(
+            f"Videos cannot be signed, as c2pa-python does not load here: {error}. Repair it, or "
+            "set MOCHI_PROVENANCE=metadata."
+        ) from None
     if settings.c2pa_cert:
         identity = given_identity(settings.c2pa_cert, settings.c2pa_key)
     else:

@@ -108,6 +108,8 @@ def _library() -> Iterator[None]:
             f"A library is not installed ({error}). In a clone of the project, type: "
             f"{INSTALL} '.[provenance]'"
         ) from None
+    except RuntimeError as error:  # of c2pa-python, if it is not for this machine
+        raise NoLibraryError(f"c2pa-python does not load here: {error}.") from None
 
 
 def _own_anchor(settings: ServerSettings) -> bytes:

@@ -148,6 +148,17 @@ def test_who_insists_on_signatures_hears_what_to_install(
         marker_of(tmp_path, **settings)
 
 
+def test_a_library_that_does_not_load_is_not_taken_for_one_that_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c2pa.py").write_text("raise RuntimeError('GLIBC_2.99 not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("c2pa", "worker.provenance.signing", "worker.provenance.verification"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ProvenanceUnusableError, match=r"GLIBC_2.99 .*MOCHI_PROVENANCE=metadata"):
+        marker_of(tmp_path / "data")
+
+
 def test_players_show_what_made_it(tmp_path: Path, signing: Marker) -> None:
     path = tmp_path / "video.mp4"
     clip = Clip(106, 60, iter([bytes(106 * 60 * 3)]), comment="a comment")
