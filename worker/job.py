@@ -81,10 +81,13 @@ CANCELLED = "The request was cancelled."
 """The client's `error` of a cancelled request."""
 
 
-_TEXTS = ("owner", "traceparent", "file_name", "precision", "scenario", "error", "error_code")
+_TEXTS = (
+    *("owner", "traceparent", "file_name", "precision", "scenario"),
+    *("error", "error_code", "draft_of"),
+)
 _NUMBERS = (
     *("attempt", "created_at", "started_at", "ended_at", "step"),
-    *("file_size", "cost", "remaining", "energy_mj"),
+    *("file_size", "cost", "remaining", "energy_mj", "draft_steps", "first_step"),
 )
 """Fields of the record that a `Job` has by the same name."""
 
@@ -116,6 +119,9 @@ class Job:
         cost: charge in millionths of a credit; only when COMPLETED.
         remaining: the owner's balance after the charge, in millionths; None without a limit.
         energy_mj: millijoules of the last run's cards; only when COMPLETED, None if unknown.
+        draft_steps: of a draft, the steps that it runs; 0 of any other request.
+        draft_of: of a request that finishes a draft, the draft's id; empty of any other.
+        first_step: of the same, the steps of the draft; 0 of any other.
         error: text for the client; only when FAILED.
         error_code: its machine-readable form; only when FAILED.
         expires_at: expiry of the record, once it has ended; in ms as above.
@@ -145,6 +151,9 @@ class Job:
     cost: int = 0
     remaining: int | None = None
     energy_mj: int | None = None
+    draft_steps: int = 0
+    draft_of: str = ""
+    first_step: int = 0
     error: str = ""
     error_code: str = ""
     expires_at: int | None = None
@@ -184,6 +193,11 @@ class Job:
     def params(self) -> GenerateParams:
         """The parameters, with the seed that is used."""
         return GenerateParams.model_validate_json(self.params_json)
+
+    @property
+    def last_step(self) -> int:
+        """The step with which its run ends."""
+        return self.draft_steps or self.params.steps
 
     @property
     def warnings(self) -> list[str]:

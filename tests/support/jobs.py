@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import pytest
@@ -14,7 +14,7 @@ from models.params import GenerateParams
 from worker.broker.connection import connect_gateway
 from worker.job import Job
 from worker.store import keyspace, scripts
-from worker.store.gateway_side import GatewayStore
+from worker.store.gateway_side import NOTHING, GatewayStore
 from worker.store.presence import LiveWorker
 
 OWNER = "a-key"
@@ -45,9 +45,16 @@ def ask_gateway(
     return asyncio.run(run())
 
 
-def submit(url: str, prompt: str = "a pond", *, scenario: str = "", **others: Any) -> str:
-    """The id of a new request, with a mock scenario if one is given."""
-    further = {"scenario": scenario} if scenario else {}
+def submit(
+    url: str,
+    prompt: str = "a pond",
+    *,
+    scenario: str = "",
+    record: Mapping[str, str] = NOTHING,
+    **others: Any,
+) -> str:
+    """The id of a new request, with a mock scenario if one is given, and fields of its record."""
+    further = {**record, "scenario": scenario} if scenario else record
     asked = params(prompt, **others)
     return ask_gateway(url, lambda it: it.submit(asked, OWNER, further=further)).request_id
 

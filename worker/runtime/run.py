@@ -88,6 +88,7 @@ class Run:
         drawn: share of the frames that are encoded.
         entered: the stages so far, each with its start in nanoseconds since 1970.
         preview: step and picture that the heartbeat has not sent yet.
+        may_have_checkpoint: whether it, or a run before, may have saved one.
         is_watched: whether silence means that the engine hangs.
         is_requeued: set by the heartbeat, which does not wait for the next step.
     """
@@ -107,6 +108,7 @@ class Run:
         default_factory=lambda: [(Stage.ENCODING_PROMPT, time.time_ns())]
     )
     preview: tuple[int, str] | None = None
+    may_have_checkpoint: bool = False
     is_watched: bool = True
     is_requeued: bool = False
     _started: float = field(default_factory=time.monotonic)

@@ -89,6 +89,7 @@ class Runner:
             return
         energy = RunEnergy(self.energy)
         run = Run(lease, self.run_seconds, self.stop, job.attempt, self._pace(job), energy)
+        run.may_have_checkpoint = bool(self.checkpoint_steps or job.draft_steps)
         with (
             structlog.contextvars.bound_contextvars(**run.log_fields),
             traced(self.tracer, job, run, self.worker, traits.device),
@@ -146,10 +147,13 @@ class Runner:
         seconds: dict[str, float] = {}
         traits = self.engine.traits
         on_step = MockOutcome(job, run, self.speed).on_step if traits.is_mock else run.on_step
+        checkpoints, stop_after = self._checkpoints(job, run), job.draft_steps or None
         with timed("denoising", seconds):
             clip = self.engine.generate(
-                job.params, on_step, self._checkpoints(run), self._previews(run)
+                job.params, on_step, checkpoints, self._previews(run), stop_after
             )
+        if checkpoints:
+            checkpoints.warn_if_unused()
         seconds["step"] = run.step_seconds
         with timed("video", seconds):
             clip = self.moderation.moderated(clip, job.params.frames)
@@ -180,10 +184,10 @@ class Runner:
         measured = self.store.paces(self.engine.traits)
         return pace_for(Work.of(job.params).latent_frames, measured) or USUAL
 
-    def _checkpoints(self, run: Run) -> RunCheckpoints | None:
-        if not self.checkpoint_steps:
+    def _checkpoints(self, job: Job, run: Run) -> RunCheckpoints | None:
+        if not (run.may_have_checkpoint or job.draft_of):
             return None
-        return RunCheckpoints(self.outputs, run, self.checkpoint_steps)
+        return RunCheckpoints(self.outputs, run, self.checkpoint_steps, job.draft_of)
 
     def _previews(self, run: Run) -> RunPreviews | None:
         """None where frames are moderated: a preview would show them unmoderated."""
@@ -201,7 +205,8 @@ class Runner:
         result = replace(result, joules=run.energy.joules)
         if self._write_completed(run.lease, result):
             _log.info("run.completed", bytes=result.file_size)
-            self._remove_checkpoint(run.lease)
+            if not job.draft_steps:  # its finish begins there
+                self._remove_checkpoint(run)
             if not job.scenario:
                 self.store.note_pace(self.engine.traits, Work.of(job.params), pace)
             self._remove_early(job, result)
@@ -211,12 +216,17 @@ class Runner:
             note_failure("lease_lost")
 
     def _remove_early(self, job: Job, result: Result) -> None:
-        """For the mock scenario `expire`. If the worker dies first, the file is swept."""
+        """For the mock scenario `expire`. If the worker dies first, the files are swept."""
         seconds = early_expiry(job)
         if seconds is not None:
-            timer = threading.Timer(seconds, self.outputs.remove, [result.file_name])
+            timer = threading.Timer(seconds, self._remove_files, [job, result])
             timer.daemon = True
             timer.start()
+
+    def _remove_files(self, job: Job, result: Result) -> None:
+        self.outputs.remove(result.file_name)
+        if job.draft_steps:
+            self.outputs.remove_checkpoint(job.request_id)
 
     def _write_completed(self, lease: Lease, result: Result) -> bool:
         """Retry while the broker takes no writes or is away: the video took minutes of GPU time."""
@@ -251,9 +261,9 @@ class Runner:
         is_ours = self.store.fail(run.lease, code, error, run.energy.joules)
         _log.warning("run.failed", error_code=code, reason=error)
         if is_ours:
-            self._remove_checkpoint(run.lease)
+            self._remove_checkpoint(run)
 
-    def _remove_checkpoint(self, lease: Lease) -> None:
+    def _remove_checkpoint(self, run: Run) -> None:
         """Only the run that has ended the request may."""
-        if self.checkpoint_steps:
-            self.outputs.remove_checkpoint(lease.request_id)
+        if run.may_have_checkpoint:
+            self.outputs.remove_checkpoint(run.lease.request_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.runner import Runner
 from worker.store import keyspace
+from worker.store.gateway_side import NOTHING
 from worker.store.worker_side import Recovery, WorkerStore
 
 
@@ -123,9 +124,10 @@ class Desk:
         *,
         prompt: str = "a pond",
         run_seconds: float = 60,
+        record: Mapping[str, str] = NOTHING,
     ) -> Job:
-        """A new request, after its run."""
-        request_id = submit(self.url, prompt, scenario=scenario, frames=3)
+        """A new request, with fields of its record, after its run."""
+        request_id = submit(self.url, prompt, scenario=scenario, record=record, frames=3)
         assert pop(self.redis) == request_id
         self.runner(engine, run_seconds).run(request_id)
         return find(self.url, request_id)

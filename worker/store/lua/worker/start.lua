@@ -30,4 +30,4 @@ elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
 end
 redis.call('ZADD', keys.leases, text(now + ARGV[4]), id)
 return named(keys.record, 'status', 'attempt', 'params', 'owner', 'created_at', 'started_at',
-             'scenario', 'traceparent')
+             'scenario', 'traceparent', 'draft_steps', 'draft_of')
