@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
+from models.catalogue import CATALOGUE
 from models.params import GenerateParams
 
 GO = b"go"
@@ -41,12 +42,13 @@ class Task:
     stop_after: int | None = None
 
     def to_json(self) -> bytes:
-        return json.dumps([self.params.model_dump_json(), self.stop_after]).encode()
+        params = self.params
+        return json.dumps([params.model, params.model_dump_json(), self.stop_after]).encode()
 
     @classmethod
     def of_json(cls, message: bytes) -> Task:
-        params, stop_after = json.loads(message)
-        return cls(GenerateParams.model_validate_json(params), stop_after)
+        model, params, stop_after = json.loads(message)
+        return cls(CATALOGUE[model].parameters.model_validate_json(params), stop_after)
 
 
 class Member:

@@ -1,4 +1,7 @@
-"""The parameters of `mochi-1`: names, ranges, defaults, and messages for invalid values."""
+"""Parameters of a video: names, ranges, defaults, and messages for invalid values.
+
+Those of `mochi-1`; `models/catalogue.py` has what differs for other models.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import random
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le, MaxLen
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -16,6 +19,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from models.errors import InvalidParametersError
 
 MODEL = "mochi-1"
+"""The default model's slug."""
 WIDTH, HEIGHT = 848, 480
 """Size of every video in pixels."""
 DRAW_SEED = -1
@@ -67,7 +71,12 @@ Text = Annotated[str, AfterValidator(_plain_text)]
 
 
 class GenerateParams(BaseModel):
-    """The parameters of a request. Frozen; built by `parse_params` from JSON."""
+    """The parameters of a request. Frozen; built by `parse_params` from JSON.
+
+    `model` is the slug of the model that they are for: it is no field, but the class has it.
+    """
+
+    model: ClassVar[str] = MODEL
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -91,6 +100,12 @@ class GenerateParams(BaseModel):
         description="The same seed and parameters give the same frames; -1 draws a seed.",
     )
 
+    @classmethod
+    def most(cls, name: str) -> float:
+        """The upper bound of a number."""
+        bound: float = _bounds(cls.model_fields[name])[Le].le
+        return bound
+
     @property
     def model_frames(self) -> int:
         """The number of frames that Mochi makes for this request: the next 6k+1."""
@@ -103,10 +118,12 @@ class GenerateParams(BaseModel):
         return self.model_copy(update={"seed": rng.randint(0, MAX_DRAWN_SEED)})
 
 
-def parse_params(body: Mapping[str, Any]) -> tuple[GenerateParams, list[str]]:
+def parse_params(
+    body: Mapping[str, Any], kind: type[GenerateParams] = GenerateParams
+) -> tuple[GenerateParams, list[str]]:
     """Validate a decoded JSON object, or the texts of a form.
 
-    A number may come as text.
+    A number may come as text. `kind`: the parameters of the model.
 
     Returns:
         The parameters, and the unknown names in `body`.
@@ -115,11 +132,12 @@ def parse_params(body: Mapping[str, Any]) -> tuple[GenerateParams, list[str]]:
         InvalidParametersError: the text names each invalid field, its rule and the value.
     """
     try:
-        params = GenerateParams.model_validate(dict(body))
+        params = kind.model_validate(dict(body))
     except ValidationError as error:
-        wrong = {str(one["loc"][0]): _explain(one) for one in error.errors(include_url=False)}
+        errors = error.errors(include_url=False)
+        wrong = {str(one["loc"][0]): _explain(one, kind) for one in errors}
         raise InvalidParametersError(" ".join(wrong.values()), wrong) from None
-    return params, [name for name in body if name not in GenerateParams.model_fields]
+    return params, [name for name in body if name not in kind.model_fields]
 
 
 def hint(name: str) -> str:
@@ -134,9 +152,9 @@ def shown(bound: float) -> str:
     return "2^63-1" if bound == MAX_SEED else f"{bound:g}"
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, kind: type[GenerateParams]) -> str:
     name = str(error["loc"][0])
-    rule = _rule(GenerateParams.model_fields[name])
+    rule = _rule(kind.model_fields[name])
     if error["type"] == "missing":
         return f"`{name}` is required: {rule}."
     if error["type"] == "blank":
@@ -148,8 +166,12 @@ def _explain(error: ErrorDetails) -> str:
     return f"`{name}` must be {rule}; got {_described(error['input'])}."
 
 
+def _bounds(field: FieldInfo) -> dict[type, Any]:
+    return {type(item): item for item in field.metadata}
+
+
 def _rule(field: FieldInfo) -> str:
-    bounds = {type(item): item for item in field.metadata}
+    bounds = _bounds(field)
     if field.annotation is str:
         blank = "not blank, " if field.is_required() else ""
         most = bounds[MaxLen].max_length

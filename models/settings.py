@@ -8,18 +8,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.catalogue import CATALOGUE, Model
 from models.mock.card_speed import FORM as MOCK_SPEED_FORM
 from models.mock.card_speed import INSTANT, PEAK_TFLOPS, SPEEDUPS
+from models.params import MODEL
 
 ENV_PREFIX = "MOCHI_"
 GROUP_SIZES = tuple(SPEEDUPS)
 _WITHOUT_REAL_WEIGHTS = frozenset(
     {
-        *("mock", "mock_weights", "engine", "step_cache", "fake_step_seconds", "mock_speed"),
+        *(
+            "models",
+            "mock",
+            "mock_weights",
+            "engine",
+            "step_cache",
+            "fake_step_seconds",
+            "mock_speed",
+        ),
         *("gpus_per_video", "encode_ahead"),
     }
 )
@@ -138,12 +148,22 @@ class EngineSettings(BaseSettings):
         default="mochi",
         description="`mochi`, or `fake`: the light mock, even where torch is installed.",
     )
-    weights: PathOrName = Field(
-        default="genmo/mochi-1-preview",
+    models: str = Field(
+        default=MODEL,
         min_length=1,
         description=(
+            "The models that a worker runs, and that a gateway offers even while no worker runs "
+            f"them, comma-separated: {', '.join(f'`{slug}`' for slug in CATALOGUE)}. A worker runs "
+            "one with real weights, and any with mock weights."
+        ),
+    )
+    weights: PathOrName = Field(
+        default="",
+        validate_default=True,
+        description=(
             "A folder with Mochi weights in diffusers' layout, a Hugging Face id, or `dummy`: "
-            "random weights of full size, to measure speed and memory."
+            "random weights of full size, to measure speed and memory. Empty: the model's own, "
+            f"{', '.join(f'{model.weights} for `{slug}`' for slug, model in CATALOGUE.items())}."
         ),
     )
     revision: str = Field(
@@ -222,6 +242,25 @@ class EngineSettings(BaseSettings):
         ),
     )
 
+    @field_validator("models")
+    @classmethod
+    def _are_models(cls, slugs: str) -> str:
+        each = [slug.strip() for slug in slugs.split(",")]
+        for slug in each:
+            if slug not in CATALOGUE:
+                raise PydanticCustomError(
+                    "models",
+                    "There is no model {slug}; there are: {all}",
+                    {"slug": slug or "without a name", "all": ", ".join(CATALOGUE)},
+                )
+        return ",".join(dict.fromkeys(each))
+
+    @field_validator("weights")
+    @classmethod
+    def _are_of_the_model(cls, weights: str, info: ValidationInfo) -> str:
+        first = str(info.data.get("models", MODEL)).partition(",")[0]
+        return weights or CATALOGUE[first].weights
+
     @field_validator("gpus_per_video")
     @classmethod
     def _divides_the_model(cls, count: int) -> int:
@@ -229,6 +268,11 @@ class EngineSettings(BaseSettings):
         if count not in GROUP_SIZES:
             raise PydanticCustomError("gpus_per_video", "It must be 1, 2, 4, 6 or 8")
         return count
+
+    @property
+    def served(self) -> tuple[Model, ...]:
+        """The models of `models`."""
+        return tuple(CATALOGUE[slug] for slug in self.models.split(","))
 
     @property
     def is_group(self) -> bool:

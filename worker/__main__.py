@@ -182,7 +182,7 @@ def work(
     brief_store = _store(settings, connect_briefly(settings.redis_url))
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
     heartbeat = Heartbeat(
-        LiveWorker(name, engine.traits, version=this_build().version),
+        LiveWorker(name, engine.traits, version=this_build().version, models=_slugs(settings)),
         brief_store,
         reconciler,
         BrokerLog(settings.redis_url),
@@ -212,7 +212,7 @@ def work(
     connection = connect_worker(
         settings.redis_url, is_over=lambda: stop.draining, decode_responses=False
     )
-    worker = EngineWorker(name, runner, connection, stop=stop)
+    worker = EngineWorker(name, runner, connection, stop=stop, models=_slugs(settings))
     read_mark(outputs, heartbeat)
     start_mark_reader(outputs, heartbeat)
     start_sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds)
@@ -234,7 +234,12 @@ def _store(settings: WorkerSettings, redis: Client) -> WorkerStore:
         redis,
         lease_seconds=settings.lease_seconds,
         retention_seconds=settings.retention_seconds,
+        models=_slugs(settings),
     )
+
+
+def _slugs(settings: WorkerSettings) -> tuple[str, ...]:
+    return tuple(model.slug for model in settings.served)
 
 
 if __name__ == "__main__":

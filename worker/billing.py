@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from models.params import GenerateParams
@@ -10,6 +11,7 @@ from models.params import GenerateParams
 DECIMALS = 6
 MILLION = 1_000_000
 """Millionths in a credit."""
+_MILLIONTH = Decimal(1).scaleb(-DECIMALS)
 
 
 def to_millionths(credits: Decimal) -> int:  # noqa: A002 (what they are)
@@ -60,16 +62,21 @@ class Tariff:
         base: for each request.
         frame_step: for each denoising step of each frame.
         gpu_second, most_gpu_seconds: see `Price`.
+        factors: by which the prices of a model are multiplied, by its slug; 1 if it has none.
     """
 
     base: Decimal
     frame_step: Decimal
     gpu_second: Decimal
     most_gpu_seconds: int
+    factors: Mapping[str, Decimal] = field(default_factory=dict)
 
     def price(self, params: GenerateParams) -> Price:
+        """Rounded to a millionth of a credit."""
+        factor = self.factors.get(params.model, Decimal(1))
+        fixed = self.base + self.frame_step * params.frames * params.steps
         return Price(
-            to_millionths(self.base + self.frame_step * params.frames * params.steps),
-            to_millionths(self.gpu_second),
+            to_millionths((factor * fixed).quantize(_MILLIONTH)),
+            to_millionths((factor * self.gpu_second).quantize(_MILLIONTH)),
             self.most_gpu_seconds,
         )

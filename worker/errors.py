@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from models.errors import MochiError
+from models.params import MODEL
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ class BrokerStartError(JobError):
 
 class NoWorkerError(JobError):
     """No live worker has the model loaded."""
+
+    def __init__(self, model: str) -> None:
+        which = "" if model == MODEL else f" for `{model}`"
+        super().__init__(
+            f"No live worker takes requests{which}: /readyz says why. Requests to /v2 wait for one."
+        )
 
 
 class LimitError(JobError):

@@ -9,7 +9,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from models.params import GenerateParams
+from models.catalogue import CATALOGUE
+from models.params import MODEL, GenerateParams
 
 
 class Status(StrEnum):
@@ -82,7 +83,7 @@ CANCELLED = "The request was cancelled."
 
 
 _TEXTS = (
-    *("owner", "traceparent", "file_name", "precision", "scenario"),
+    *("owner", "model", "traceparent", "file_name", "precision", "scenario"),
     *("error", "error_code", "draft_of"),
 )
 _NUMBERS = (
@@ -101,6 +102,7 @@ class Job:
         owner: id of the API key that made it.
         status: see `Status`.
         params_json: the validated parameters; `params` decodes them.
+        model: slug; records of the default model have none.
         attempt: runs so far, including the present one and pops lost with their worker; requeued
             runs do not count.
         created_at, started_at, ended_at: milliseconds since 1970 by the broker's clock.
@@ -136,6 +138,7 @@ class Job:
     created_at: int
     started_at: int | None = None
     ended_at: int | None = None
+    model: str = MODEL
     traceparent: str = ""
     step: int = 0
     run_progress: int = 0
@@ -192,7 +195,7 @@ class Job:
     @cached_property
     def params(self) -> GenerateParams:
         """The parameters, with the seed that is used."""
-        return GenerateParams.model_validate_json(self.params_json)
+        return CATALOGUE[self.model].parameters.model_validate_json(self.params_json)
 
     @property
     def last_step(self) -> int:

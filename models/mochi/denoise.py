@@ -10,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor
 
+from models.catalogue import MOCHI, NoiseSchedule
 from models.engine import OnStep
 from models.mochi.checkpoint import LatentsKeeper
 from models.mochi.network.modulation import Condition
@@ -17,9 +18,6 @@ from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.network.step_cache import StepCache
 from models.mochi.network.transformer import Core
 from models.mochi.preview import Previewer
-
-THRESHOLD_NOISE = 0.025
-"""The noise level at which Genmo's schedule turns from linear to quadratic."""
 
 
 def denoise(
@@ -86,8 +84,14 @@ class Schedule:
     deltas: tuple[float, ...]
 
     @classmethod
-    def of(cls, scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> Schedule:
-        """Genmo's linear-quadratic schedule, through the scheduler of the weights."""
-        sigmas = np.array(linear_quadratic_schedule(steps, THRESHOLD_NOISE))
+    def of(
+        cls,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        steps: int,
+        noise: NoiseSchedule = MOCHI.schedule,
+    ) -> Schedule:
+        """The linear-quadratic schedule of a model, through the scheduler of the weights."""
+        linear_steps = noise.linear_steps(steps)
+        sigmas = np.array(linear_quadratic_schedule(steps, noise.threshold, linear_steps))
         scheduler.set_timesteps(sigmas=sigmas, device="cpu")
         return cls(scheduler.timesteps, tuple(scheduler.sigmas.diff().tolist()))

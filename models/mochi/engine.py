@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from models.catalogue import MOCHI, NoiseSchedule
 from models.cuda import translate_gpu_errors
 from models.engine import Checkpoints, Clip, EncodeAhead, OnStep, Previews, Traits
 from models.errors import OutOfMemoryError
@@ -47,6 +48,7 @@ class MochiEngine:
         origin: weights, options and versions, on which the latents depend besides the request and
             `traits`.
         ranks: the cards that share each video.
+        noise: the schedule that the weights are trained for.
     """
 
     text_encoder: TextEncoder
@@ -64,6 +66,7 @@ class MochiEngine:
     remedy: str = ""
     origin: str = ""
     ranks: Ranks = ALONE
+    noise: NoiseSchedule = MOCHI.schedule
 
     @property
     def encode_ahead(self) -> EncodeAhead | None:
@@ -131,7 +134,7 @@ class MochiEngine:
         previews: Previews | None = None,
         stop_after: int | None = None,
     ) -> Tensor:
-        schedule = Schedule.of(self.scheduler, params.steps)
+        schedule = Schedule.of(self.scheduler, params.steps, self.noise)
         last = stop_after or params.steps
         own = self.ranks.branches([prompt.embedding for prompt in prompts])
         conditions = self.conditioner(own, schedule.timesteps)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.params import HEIGHT, WIDTH, GenerateParams
+from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
 
 Floats = NDArray[np.floating]
 Colour = tuple[int, int, int]
@@ -103,6 +103,7 @@ def _rgb(lightness: Floats, chroma: Floats, hue: Floats) -> Floats:
 
 
 def random_of(params: GenerateParams, purpose: str) -> np.random.Generator:
-    """Random numbers of the seed, the prompt and a purpose."""
-    digest = hashlib.sha256(f"{params.seed} {params.prompt} {purpose}".encode()).digest()
+    """Random numbers of the seed, the prompt and a purpose; those of each model are its own."""
+    model = "" if params.model == MODEL else f" {params.model}"
+    digest = hashlib.sha256(f"{params.seed} {params.prompt} {purpose}{model}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16]))

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from models.engine import Clip
 from models.mock.backdrop import Backdrop, palette, random_of
 from models.mock.words import BAR, MARGIN, SMALL, font, pill, words
-from models.params import HEIGHT, WIDTH, GenerateParams
+from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
 
 INSET = (WIDTH - MARGIN - 120, 32, WIDTH - MARGIN, 104)
 """The box of an engine's own frames: left, top, right, bottom."""
@@ -41,9 +41,10 @@ class Scene:
         """
         self._params = params
         self._mock = mock
+        self._variant = {} if params.model == MODEL else {"model": params.model}
         colours, self._ink = palette(params)
         self._backdrop = Backdrop(params, colours)
-        self._words = words(params, made, stop_after)
+        self._words = words(params, ", ".join([*self._variant.values(), made]), stop_after)
 
     def clip(self, engine: Clip | None = None) -> Clip:
         """The video, with the parameters as a JSON object in its comment.
@@ -53,7 +54,7 @@ class Scene:
         """
         pictures = _pictures(engine) if engine else repeat(None, self._params.frames)
         frames = (self._frame(*each).tobytes() for each in enumerate(pictures))
-        facts = {"mock": self._mock} | self._params.model_dump()
+        facts = {"mock": self._mock} | self._variant | self._params.model_dump()
         comment = json.dumps(facts, ensure_ascii=False)
         return Clip(WIDTH, HEIGHT, frames, engine.warnings if engine else (), comment)
 

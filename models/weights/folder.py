@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from models.catalogue import MOCHI
 from models.errors import WeightsError
 from models.settings import EngineSettings, default_data_dir
 from models.weights.manifest import Manifest, size
@@ -76,7 +77,7 @@ def pull_command(
 ) -> str:
     """The command that downloads or repairs weights."""
     command = ["mochi-server", "weights", "pull"]
-    if weights != _DEFAULTS["weights"].default:
+    if weights != MOCHI.weights:
         command += ["--weights", weights]
     if revision:
         command += ["--revision", revision]

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import pytest
 from redis import Redis
 
+from models.catalogue import CATALOGUE
 from models.engine import Traits
-from models.params import GenerateParams
+from models.params import MODEL, GenerateParams
 from worker.broker.connection import connect_gateway
 from worker.job import Job
 from worker.store import keyspace, scripts
@@ -22,15 +23,15 @@ OWNER = "a-key"
 _Result = TypeVar("_Result")
 
 
-def params(prompt: str = "a pond", **others: Any) -> GenerateParams:
+def params(prompt: str = "a pond", model: str = MODEL, **others: Any) -> GenerateParams:
     """Ten steps, one frame: little work."""
     given: dict[str, Any] = {"prompt": prompt, "frames": 1, "steps": 10} | others
-    return GenerateParams(**given)
+    return CATALOGUE[model].parameters(**given)
 
 
-def live(name: str = "ann") -> LiveWorker:
-    """A worker with some engine."""
-    return LiveWorker(name, Traits("some weights", "CPU", "float32"))
+def live(name: str = "ann", *models: str) -> LiveWorker:
+    """A worker with some engine, of the default model if none is given."""
+    return LiveWorker(name, Traits("some weights", "CPU", "float32"), models=models or (MODEL,))
 
 
 def ask_gateway(
@@ -70,9 +71,10 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, **sources: str) -> None:
     monkeypatch.setattr(scripts, "source", lambda name: sources.get(name) or ours(name))
 
 
-def pop(redis: Redis) -> str | None:
-    """The next id, popped as a worker does."""
-    popped = redis.register_script(scripts.source("pop"))(keys=keyspace.for_scripts())
+def pop(redis: Redis, *models: str) -> str | None:
+    """The next id, popped as a worker of these models does, or of the default one."""
+    script = redis.register_script(scripts.source("pop"))
+    popped = script(keys=keyspace.for_scripts(), args=models or [MODEL])
     return None if popped is None else str(popped)
 
 
@@ -81,9 +83,14 @@ def waiting(redis: Redis) -> list[str]:
     return list(redis.lrange(keyspace.RQ_QUEUE, 0, -1))  # type: ignore[arg-type]
 
 
+def queue_of(redis: Redis, request_id: str) -> keyspace.QueueKeys:
+    """The keys of the queue that the request's record names."""
+    return keyspace.QUEUES[str(redis.hget(keyspace.record(request_id), "model") or MODEL)]
+
+
 def end_lease(redis: Redis, request_id: str) -> None:
     """As if the worker had been silent for the length of a lease."""
-    assert redis.zadd(keyspace.LEASES, {request_id: 1}, xx=True, ch=True)
+    assert redis.zadd(queue_of(redis, request_id).leases, {request_id: 1}, xx=True, ch=True)
 
 
 def make_webhook_due(redis: Redis, request_id: str) -> None:

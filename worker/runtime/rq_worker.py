@@ -15,6 +15,7 @@ process dies or is told to stop are replaced (found by experiment with RQ 3.0):
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from time import sleep
 from types import FrameType
@@ -27,24 +28,32 @@ from rq.queue import Queue
 from typing_extensions import override
 
 from models.errors import EngineBrokenError
+from models.params import MODEL
 from worker.broker.connection import Client
 from worker.errors import DiskFullError, OtherStoreError
 from worker.process.shutdown import DRAIN, Stop, on_signals
 from worker.runtime.background import read_mark
 from worker.runtime.runner import Runner
-from worker.store import keyspace
-from worker.store.rq_queue import POP_SECONDS, SERIALIZER, TASK, FairQueue
+from worker.store.rq_queue import POP_SECONDS, SERIALIZER, TASK, FairQueue, queue_of
 
 _log = structlog.get_logger()
 
 
 class EngineWorker(SimpleWorker):
-    """Pops ids, one queue, one at a time, and hands each to the runner."""
+    """Pops ids of the models that it runs, one at a time, and hands each to the runner."""
 
     queue_class = FairQueue
 
-    def __init__(self, name: str, runner: Runner, connection: Client, *, stop: Stop) -> None:
-        self._queue = FairQueue(keyspace.QUEUE, connection=connection, serializer=SERIALIZER)
+    def __init__(
+        self,
+        name: str,
+        runner: Runner,
+        connection: Client,
+        *,
+        stop: Stop,
+        models: Sequence[str] = (MODEL,),
+    ) -> None:
+        self._queue = queue_of(models, connection)
         super().__init__(
             [self._queue],
             name=name,

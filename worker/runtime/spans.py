@@ -22,7 +22,6 @@ from models.params import GenerateParams
 from worker.job import Job
 from worker.process.telemetry import PROPAGATOR, TRACEPARENT
 from worker.runtime.run import Run
-from worker.store import keyspace
 
 _MS = 1_000_000
 
@@ -51,7 +50,7 @@ def traced(tracer: Tracer, job: Job, run: Run, worker: str, device: str) -> Iter
             "messaging.system": "rq",
             "messaging.operation.name": "process",
             "messaging.operation.type": "process",
-            "messaging.destination.name": keyspace.QUEUE,
+            "messaging.destination.name": job.model,
             "messaging.message.id": job.request_id,
             "mochi.worker": worker,
             "mochi.device": device,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from redis import Redis
 
 from models.engine import Traits
+from models.params import MODEL
 from worker.broker.connection import broker_errors
 from worker.job import CANCELLED, Cancellation, Job, Status
 from worker.store import keyspace, scripts
@@ -26,6 +28,7 @@ class Worker:
         job: the request that it runs.
         pause: why it takes none; empty if it takes some.
         version: of its build; empty while it drains, or where it tells none.
+        models: slugs of those that it runs; empty while it drains.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Worker:
     job: Job | None = None
     pause: str = ""
     version: str = ""
+    models: tuple[str, ...] = (MODEL,)
 
     @property
     def state(self) -> str:
@@ -47,24 +51,31 @@ def fleet(redis: Redis) -> list[Worker]:
     """The live workers, by name. Raises BrokerUnavailableError."""
     with broker_errors():
         alive = redis.register_script(scripts.source("alive"))(keys=keyspace.for_scripts())
-        records = _records(redis, redis.zrange(keyspace.LEASES, 0, -1))
+        running: Any = [redis.zrange(queue.leases, 0, -1) for queue in keyspace.QUEUES.values()]
+        records = _records(redis, [*chain.from_iterable(running)])
     jobs = {
         record["worker"]: Job.from_record(request_id, record)
         for request_id, record in records
         if record.get("status") == Status.PROCESSING
     }
     workers = {
-        live.name: Worker(live.name, live.engine, jobs.get(live.name), live.pause, live.version)
+        live.name: Worker(
+            *(live.name, live.engine, jobs.get(live.name), live.pause, live.version, live.models)
+        )
         for live in read_all(alive)
     }
-    draining = {name: Worker(name, None, job) for name, job in jobs.items()}
+    draining = {name: Worker(name, None, job, models=()) for name, job in jobs.items()}
     return [worker for _, worker in sorted((draining | workers).items())]
 
 
 def first_waiting(redis: Redis, most: int) -> list[Job]:
-    """The first `most` of the queue. Raises BrokerUnavailableError."""
+    """The first `most` of each model's queue. Raises BrokerUnavailableError."""
+    return [job for queue in keyspace.QUEUES.values() for job in _first(redis, queue, most)]
+
+
+def _first(redis: Redis, queue: keyspace.QueueKeys, most: int) -> list[Job]:
     with broker_errors():
-        records = _records(redis, redis.zrange(keyspace.WAITING, 0, most - 1))
+        records = _records(redis, redis.zrange(queue.waiting, 0, most - 1))
     return [
         Job.from_record(request_id, record, position=place)
         for place, (request_id, record) in enumerate(records, start=1)

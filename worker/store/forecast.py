@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from redis.asyncio import Redis
 
+from models.params import MODEL
 from worker.broker.connection import broker_errors
 from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work, pace_for, read_paces
 from worker.store import keyspace, scripts
-from worker.store.presence import read_all
+from worker.store.presence import LiveWorker, read_all
 from worker.store.scripts import pairs
 
 MOST_WAITING = 2000
@@ -31,11 +32,11 @@ SHARE = 0.01
 
 @dataclass(frozen=True)
 class Forecast:
-    """The state of queue and workers at one moment.
+    """The state of a model's queue and workers at one moment.
 
     Attributes:
         made_at: by this process's monotonic clock.
-        paces: by latent frames; the mean of all live engines.
+        paces: by latent frames; the mean of all live engines of the model.
         starts: by id, seconds until a waiting request starts, for the first ones.
         last_start: seconds for one that would come after these; None when no worker is alive.
     """
@@ -85,58 +86,108 @@ class Forecaster:
 
     def __init__(self, redis: Redis) -> None:
         self._foresee = redis.register_script(scripts.source("foresee"))
-        self._forecast: Forecast | None = None
+        self._forecasts: Mapping[str, Forecast] = {}
         self._good_until = 0.0
         self._lock = asyncio.Lock()
 
     async def seconds_left(self, job: Job) -> float | None:
         if job.status.is_final:
             return None
-        return (await self.now()).seconds_left(job, time.monotonic())
+        return (await self.now(job.model)).seconds_left(job, time.monotonic())
 
-    async def now(self) -> Forecast:
-        if self._forecast is not None and time.monotonic() < self._good_until:
-            return self._forecast
+    async def now(self, model: str = MODEL) -> Forecast:
+        if time.monotonic() < self._good_until:
+            return self._forecasts[model]
         async with self._lock:  # concurrent callers wait for one walk
             began = time.monotonic()
-            if self._forecast is None or began >= self._good_until:
+            if began >= self._good_until:
                 with broker_errors():
                     found = await self._foresee(keyspace.for_scripts(), [MOST_WAITING])
-                self._forecast = _forecast(found, time.monotonic())
+                self._forecasts = _forecasts(found, time.monotonic())
                 took = time.monotonic() - began
                 self._good_until = began + took / SHARE
-            return self._forecast
+            return self._forecasts[model]
 
 
-def _forecast(answer: list[Any], made_at: float) -> Forecast:
+@dataclass
+class _Queue:
+    """The first waiting requests of a model, and when each starts, as far as it is known.
+
+    `times`: of their submits, in ms.
+    """
+
+    paces: Mapping[int, Pace]
+    ids: Sequence[str]
+    works: Sequence[Work | None]
+    times: Sequence[int]
+    starts: list[float] = field(default_factory=list)
+    last_start: float | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return len(self.starts) == len(self.ids)
+
+    @property
+    def waits_since(self) -> int:
+        return self.times[len(self.starts)]
+
+    def start_next(self, at: float) -> float:
+        """Returns the end of its run."""
+        work = self.works[len(self.starts)]
+        self.starts.append(at)
+        pace = work and pace_for(work.latent_frames, self.paces)
+        return at + (pace.seconds(work.steps) if work and pace else 0.0)
+
+
+def _forecasts(answer: list[Any], made_at: float) -> dict[str, Forecast]:
     found = dict(pairs(answer))
     workers = [worker for worker in read_all(found["workers"]) if not worker.pause]
-    # Of all engines when none is alive: the last worker may be finishing its last run.
-    paces = read_paces(pairs(found["paces"]), {str(worker.engine) for worker in workers})
+    kept = list(pairs(found["paces"]))
+    queues = {}
+    for model, ids, works, times in found["queues"]:
+        # Of all engines when none is alive: the last worker may be finishing its last run.
+        engines = {str(worker.engine) for worker in workers if worker.takes(model)}
+        paces = read_paces(kept, engines)
+        queues[model] = _Queue(paces, ids, [*map(_work, works)], [*map(int, times)])
     busy = {
-        run["worker"]: _left(run, paces, found["now_ms"])
+        run["worker"]: _left(run, queues[run["model"]].paces, found["now_ms"])
         for run in map(dict, map(pairs, found["runs"]))
         if run["worker"] and run["work"]
     }
-    free_in = [busy.get(worker.name, 0.0) for worker in workers]
-    starts, last = _starts(free_in, map(_work, found["works"]), paces)
-    return Forecast(made_at, paces, dict(zip(found["waiting"], starts, strict=False)), last)
+    _simulate([(busy.get(worker.name, 0.0), worker) for worker in workers], queues)
+    return {
+        model: Forecast(
+            made_at,
+            queue.paces,
+            dict(zip(queue.ids, queue.starts, strict=False)),
+            queue.last_start,
+        )
+        for model, queue in queues.items()
+    }
 
 
-def _starts(
-    free_in: list[float], works: Iterable[Work | None], paces: Mapping[int, Pace]
-) -> tuple[list[float], float | None]:
-    """Seconds until each start, by the worker that is free first; and until one more start."""
-    if not free_in:
-        return [], None
-    heapq.heapify(free_in)
-    starts = []
-    for work in works:
-        starts.append(free_in[0])
-        pace = work and pace_for(work.latent_frames, paces)
-        seconds = pace.seconds(work.steps) if work and pace else 0.0
-        heapq.heapreplace(free_in, starts[-1] + seconds)
-    return starts, free_in[0]
+def _simulate(free_in: Iterable[tuple[float, LiveWorker]], queues: Mapping[str, _Queue]) -> None:
+    """Start the waiting requests, each by the worker that is free first.
+
+    A worker of several models takes the request that has waited longest of those that are next.
+    """
+    order = [
+        (seconds, number, [queues[model] for model in worker.models if model in queues])
+        for number, (seconds, worker) in enumerate(free_in)
+    ]
+    heapq.heapify(order)
+    idle = []
+    while order:
+        now, number, served = order[0]
+        waiting = [queue for queue in served if not queue.is_empty]
+        if waiting:
+            longest = min(waiting, key=lambda queue: queue.waits_since)
+            heapq.heapreplace(order, (longest.start_next(now), number, served))
+        else:
+            idle.append(heapq.heappop(order))
+    for seconds, _, served in sorted(idle, reverse=True, key=lambda worker: worker[:2]):
+        for queue in served:
+            queue.last_start = seconds  # at last of the one that is free first
 
 
 def _left(run: Mapping[str, str | None], paces: Mapping[int, Pace], now_ms: int) -> float:

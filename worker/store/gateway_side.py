@@ -16,7 +16,7 @@ from uuid import uuid4
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from models.params import GenerateParams
+from models.params import MODEL, GenerateParams
 from worker.billing import FREE, Price, from_millionths
 from worker.broker.batching import Batch
 from worker.broker.connection import broker_errors
@@ -111,7 +111,7 @@ class GatewayStore:
             params: including the seed.
             owner: id of the API key; the broker knows its limits.
             price: its `most` is reserved until the request ends.
-            needs_worker: refuse if no worker is alive.
+            needs_worker: refuse if no worker of the model is alive.
             idempotency: a second submit with it gets the first request.
             further: more fields of the record; see `Job`.
             unless: raised in place of making a new request.
@@ -120,11 +120,13 @@ class GatewayStore:
             IdempotencyConflictError: the idempotency key came with another body.
             KeyEndedError: the API key was revoked or has expired.
             LimitError: one of its kinds: too many requests, of all or of this owner.
-            NoWorkerError: no worker is alive.
+            NoWorkerError: no worker of the model is alive.
             TooFewCreditsError, MonthlyCapError: the balance or the cap does not cover the price.
         """
         request_id = str(uuid4())
         fields = {"work": str(Work.of(params)), **trace_fields(), **further}
+        if params.model != MODEL:
+            fields["model"] = params.model
         answer = await self._ask_to_submit(
             request_id,
             "replay" if unless else "needs_worker" if needs_worker else "",
@@ -134,10 +136,11 @@ class GatewayStore:
             price.fixed,
             price.gpu_second,
             price.most_gpu_seconds,
+            params.model,
             params.model_dump_json(),
             2 * len(fields),
             *chain.from_iterable(fields.items()),
-            *rq_fields(request_id),
+            *rq_fields(request_id, params.model),
         )
         match answer:
             case ["accepted"]:
@@ -150,14 +153,14 @@ class GatewayStore:
                 raise unless
         raise UnknownAnswerError("submit", answer)
 
-    async def try_out(self, owner: str, *, price: Price) -> int:
+    async def try_out(self, owner: str, *, price: Price, model: str = MODEL) -> int:
         """Check whether a submit would be accepted, and write nothing. Raises as `submit`.
 
         Returns:
             The place that the request would have in the queue; 1 is next.
         """
         bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
-        match await self._ask_to_submit(str(uuid4()), "dry_run", owner, "", "", *bill):
+        match await self._ask_to_submit(str(uuid4()), "dry_run", owner, "", "", *bill, model):
             case ["would_accept", position]:
                 return int(position)
             case answer:
@@ -174,10 +177,8 @@ class GatewayStore:
                 raise IdempotencyConflictError(first_id)
             case ["queue_full"]:
                 raise QueueFullError(self._most_waiting)
-            case ["no_worker"]:
-                raise NoWorkerError(
-                    "No live worker takes requests: /readyz says why. Requests to /v2 wait for one."
-                )
+            case ["no_worker", model]:
+                raise NoWorkerError(model)
             case ["key_ended"]:
                 raise KeyEndedError
             case ["too_many_jobs", most]:

@@ -5,23 +5,61 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
+from typing import Self
+
 from rq.job import Job as RqJob
 from rq.queue import Queue as RqQueue
 
+from models.catalogue import CATALOGUE
 from models.params import MODEL
 
-QUEUE = MODEL
-"""The RQ queue; there is one per model."""
 
-WAITING = "mochi:waiting"
-"""Sorted set: ids that are QUEUED, by place in the queue. With a colon and an owner's id: of one
-owner."""
-SEQUENCE = "mochi:sequence"
-"""Counter of submits since the queue was empty."""
-TURNS = "mochi:turns"
-"""Hash: owner to the place of the last request that was started, since the queue was empty."""
-LEASES = "mochi:leases"
-"""Sorted set: ids that are PROCESSING, by the broker's time in ms at which their lease ends."""
+@dataclass(frozen=True)
+class QueueKeys:
+    """The keys of one model's queue, by their names in `lua/common/base.lua`.
+
+    Each model has its own, so that a release that does not know a model leaves it alone: it would
+    retry a lost run of it in the queue of another.
+
+    Attributes:
+        waiting: sorted set: ids that are QUEUED, by place in the queue. With a colon and an owner's
+            id: of one owner.
+        sequence: counter of submits since the queue was empty.
+        turns: hash: owner to the place of the last request that was started, since the queue was
+            empty.
+        leases: sorted set: ids that are PROCESSING, by the broker's time in ms at which their lease
+            ends.
+        rq_queue: list: ids that a worker may pop.
+        intermediate: list: ids that a worker has popped and not started yet.
+    """
+
+    waiting: str
+    sequence: str
+    turns: str
+    leases: str
+    rq_queue: str
+    intermediate: str
+
+    @classmethod
+    def of(cls, model: str = MODEL) -> Self:
+        """Those of the default model have no slug in their names, except RQ's."""
+        part = "" if model == MODEL else f"{model}:"
+        rq_queue = RqQueue.redis_queue_namespace_prefix + model
+        return cls(
+            waiting=f"mochi:{part}waiting",
+            sequence=f"mochi:{part}sequence",
+            turns=f"mochi:{part}turns",
+            leases=f"mochi:{part}leases",
+            rq_queue=rq_queue,
+            intermediate=f"{rq_queue}:intermediate",
+        )
+
+
+WAITING, SEQUENCE, TURNS, LEASES, RQ_QUEUE, RQ_INTERMEDIATE = astuple(QueueKeys.of())
+"""Of the default model."""
+QUEUES = {model: QueueKeys.of(model) for model in CATALOGUE}
+"""By model."""
 LOOKS = "mochi:looks"
 """Hash: when a reconciler looked last, and since when without a gap; in ms."""
 PACES = "mochi:paces"
@@ -89,10 +127,6 @@ SWEEP = "mochi:sweep:"
 """With the mark of a store of videos, a string that expires: a process has swept it."""
 
 RQ_QUEUES = RqQueue.redis_queues_keys
-RQ_QUEUE = RqQueue.redis_queue_namespace_prefix + QUEUE
-"""List: ids that a worker may pop."""
-RQ_INTERMEDIATE = RQ_QUEUE + ":intermediate"
-"""List: ids that a worker has popped and not started yet."""
 
 HEARTBEAT_SECONDS = 0.5
 """Between two heartbeats of a worker; each also carries the progress."""
@@ -151,7 +185,10 @@ def rq_job(request_id: str) -> str:
 
 
 def for_scripts(request_id: str = "") -> list[str]:
-    """KEYS of every script, in the order in which `lua/common/base.lua` names them."""
+    """KEYS of every script, in the order in which `lua/common/base.lua` names them.
+
+    The queue is that of the default model; `use_queue` turns to that of another.
+    """
     return [record(request_id), rq_job(request_id), *_FIXED_KEYS]
 
 

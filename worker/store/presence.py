@@ -12,6 +12,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from models.engine import Traits
+from models.params import MODEL
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class LiveWorker:
     """Why it takes no request for a while, for clients; empty if it takes them."""
     version: str = ""
     """Of its build. Workers of releases before this field tell none."""
+    models: tuple[str, ...] = (MODEL,)
+    """Slugs of those that it runs. Workers of releases before this field run the default one."""
+
+    def takes(self, model: str) -> bool:
+        """Whether it takes requests for a model now."""
+        return not self.pause and model in self.models
 
     def __str__(self) -> str:
         return _JSON.dump_json(self).decode()

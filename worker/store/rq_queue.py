@@ -7,8 +7,9 @@ importable on purpose; the worker compares it and imports nothing that it reads 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from redis import Redis
@@ -20,6 +21,7 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from typing_extensions import override
 
+from models.params import MODEL
 from worker.store import keyspace, scripts
 
 _log = structlog.get_logger()
@@ -28,18 +30,29 @@ TASK = "mochi-1.generate"
 SERIALIZER = JSONSerializer
 POP_SECONDS = 1
 """Timeout of one blocking pop; also the longest that an idle worker takes to see a signal."""
+LOOK_SECONDS = 0.1
+"""Between two looks of an idle worker of several models: a pop that blocks on several queues loses
+the id when its worker dies."""
 
 
 class FairQueue(Queue):
     """Pops in the order of the fair queue; RQ's own pop is first in, first out."""
 
+    models: ClassVar[Sequence[str]] = (MODEL,)
+    """Slugs of the models whose queues it pops from: see `queue_of`."""
+
     @override
     @classmethod
     def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
         pop = connection.register_script(scripts.source("pop"))
-        popped = pop(keys=keyspace.for_scripts())
-        if popped is not None:
-            return queue_key, popped
+        for _ in range(1 if len(cls.models) == 1 else round(POP_SECONDS / LOOK_SECONDS)):
+            popped = pop(keys=keyspace.for_scripts(), args=cls.models)
+            if popped is not None:
+                return queue_key, popped
+            if len(cls.models) > 1:
+                time.sleep(LOOK_SECONDS)
+        if len(cls.models) > 1:
+            raise DequeueTimeout(timeout, queue_key)
         try:
             return super().lmove(connection, queue_key, timeout)  # blocks until a submit
         except OutOfMemoryError:
@@ -67,20 +80,27 @@ class FairQueue(Queue):
             return None
 
 
-def rq_fields(request_id: str) -> list[str | bytes]:
+def queue_of(models: Sequence[str], connection: Redis) -> FairQueue:
+    """The queue of a worker that runs these models."""
+    kind = type("FairQueue", (FairQueue,), {"models": tuple(models)})
+    queue: FairQueue = kind(models[0], connection=connection, serializer=SERIALIZER)
+    return queue
+
+
+def rq_fields(request_id: str, model: str = MODEL) -> list[str | bytes]:
     """RQ's hash of a queued job, as alternating names and values."""
-    return [*_constant_fields(), "description", request_id]
+    return [*_constant_fields(model), "description", request_id]
 
 
 @cache
-def _constant_fields() -> tuple[str | bytes, ...]:
+def _constant_fields(model: str) -> tuple[str | bytes, ...]:
     """All fields but the id. RQ makes them once, as that takes longer than the whole submit."""
     job = RqJob.create(
         TASK,
         connection=Redis(),  # never used
         serializer=SERIALIZER,
         status=JobStatus.QUEUED,
-        origin=keyspace.QUEUE,
+        origin=model,
         description="",
         timeout=-1,
     )

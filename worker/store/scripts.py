@@ -6,11 +6,14 @@ An answer that this version does not know raises.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from models.catalogue import CATALOGUE
+from models.params import MODEL
 from worker.broker.schema import ERROR_CODE, READS, SCHEMA, SCHEMA_KEY
 from worker.errors import UnknownAnswerError
 from worker.store import keyspace
@@ -40,10 +43,20 @@ def _constants() -> str:
     reads = ", ".join(f"['{number}'] = true" for number in sorted(READS))
     return (
         f"local BOUNDS_MS = {{ {', '.join(map(str, keyspace.BOUNDS_MS))} }}\n"
+        f"local DEFAULT_MODEL, MODELS = '{MODEL}', {{ {', '.join(map(repr, CATALOGUE))} }}\n"
+        f"local QUEUE_KEYS = {{ {', '.join(_queue_keys())} }}\n"
         f"local SCHEMA_KEY, SCHEMA = '{SCHEMA_KEY}', {SCHEMA}\n"
         f"local READS = {{ {reads} }}\n"
         f"local SCHEMA_ERROR = '{ERROR_CODE} '\n"
     )
+
+
+def _queue_keys() -> Iterator[str]:
+    """By name: the place in KEYS of the default model's, and the form of the others'."""
+    places = keyspace.for_scripts()
+    default, other = asdict(keyspace.QueueKeys.of()), asdict(keyspace.QueueKeys.of("%s"))
+    for name, key in default.items():
+        yield f"{name} = {{ {places.index(key) + 1}, '{other[name]}' }}"
 
 
 def pairs(flat: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from redis import Redis
 
+from models.catalogue import CATALOGUE
 from models.engine import DeviceUse, Traits
-from models.params import GenerateParams
+from models.params import MODEL, GenerateParams
 from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
 from worker.errors import OtherStoreError
@@ -91,16 +92,28 @@ class Recovery(StrEnum):
 class WorkerStore:
     """Every method raises BrokerUnavailableError when the broker does not answer."""
 
-    def __init__(self, redis: Redis, *, lease_seconds: float, retention_seconds: float) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        lease_seconds: float,
+        retention_seconds: float,
+        models: Sequence[str] = (MODEL,),
+    ) -> None:
+        """`models`: slugs of those that the worker runs."""
         self._redis = redis
+        self._models = models
         self._lease_ms = round(lease_seconds * 1000)
         self._retention_ms = round(retention_seconds * 1000)
         self._scripts = {name: redis.register_script(scripts.source(name)) for name in _SCRIPTS}
 
     def peek(self) -> tuple[str, GenerateParams] | None:
         """Id and parameters of the request that the next pop takes, if nothing changes before."""
-        found = self._run("peek", "")
-        return None if found is None else (found[0], GenerateParams.model_validate_json(found[1]))
+        found = self._run("peek", "", *self._models)
+        if found is None:
+            return None
+        request_id, model, params = found
+        return request_id, CATALOGUE[model or MODEL].parameters.model_validate_json(params)
 
     def start(self, lease: Lease, worker: str, store_mark: str = "", gpus: int = 1) -> Job | None:
         """QUEUED -> PROCESSING. None when the request is gone, has ended, or runs elsewhere.
@@ -109,7 +122,8 @@ class WorkerStore:
             OtherStoreError: gateways do not read the store with this mark; the request waits on.
         """
         record = self._run(
-            "start", lease.request_id, lease.run, worker, self._lease_ms, store_mark, gpus
+            *("start", lease.request_id, lease.run, worker, self._lease_ms, store_mark, gpus),
+            *self._models,
         )
         if record == "other_store":
             raise OtherStoreError
@@ -241,12 +255,17 @@ class WorkerStore:
         with broker_errors():
             # No transaction: `recover` checks each again.
             pipeline = self._redis.pipeline(transaction=False)
-            pipeline.zrange(keyspace.WAITING, 0, -1)
-            pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
-            pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
-            waiting, queued, popped = pipeline.execute()
-        listed = {*queued, *popped}
-        return [request_id for request_id in waiting if request_id not in listed]
+            for queue in keyspace.QUEUES.values():
+                pipeline.zrange(queue.waiting, 0, -1)
+                pipeline.lrange(queue.rq_queue, 0, -1)
+                pipeline.lrange(queue.intermediate, 0, -1)
+            found = pipeline.execute()
+        lists = zip(found[::3], found[1::3], found[2::3], strict=True)
+        return [
+            request_id
+            for waiting, queued, popped in lists
+            for request_id in _without(waiting, {*queued, *popped})
+        ]
 
     def dangers(self) -> list[str]:
         """See `dangers_in`."""
@@ -288,6 +307,10 @@ class WorkerStore:
 def _millijoules(joules: float | None) -> int | str:
     """As scripts take them: whole, or empty for an unknown number."""
     return "" if joules is None else round(1000 * joules)
+
+
+def _without(ids: Iterable[str], others: Set[str]) -> Iterator[str]:
+    return (each for each in ids if each not in others)
 
 
 def _as_read(text: str) -> bytes:

@@ -8,6 +8,7 @@ import diffusers
 import torch
 import transformers
 
+from models.catalogue import MOCHI, NoiseSchedule
 from models.engine import Traits
 from models.mochi.engine import SPATIAL_FACTOR, MochiEngine
 from models.mochi.loading.compiling import compile_blocks
@@ -61,6 +62,7 @@ def assemble(
     *,
     weights_stamp: str = "",
     ranks: Ranks = ALONE,
+    noise: NoiseSchedule = MOCHI.schedule,
 ) -> MochiEngine:
     """Build an engine.
 
@@ -72,6 +74,7 @@ def assemble(
         size: width and height of the frames in pixels, multiples of 16.
         weights_stamp: see `LoadPlan`; empty where the traits identify the weights.
         ranks: the cards that share each video.
+        noise: the schedule of the denoising steps.
 
     Raises:
         torch.OutOfMemoryError: the weights alone are too large for the device.
@@ -107,6 +110,7 @@ def assemble(
         remedy=_remedy(profile),
         origin=f"{weights_stamp} {options} {_versions()} T5 in {parts.text_encoder.dtype}",
         ranks=ranks,
+        noise=noise,
     )
 
 

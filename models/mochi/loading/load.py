@@ -15,6 +15,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import T5EncoderModel
 
+from models.catalogue import MOCHI, Model, NoiseSchedule
 from models.cuda import GIB
 from models.engine import Engine, Traits
 from models.errors import EngineBrokenError, EngineUnavailableError
@@ -53,7 +54,11 @@ def load(settings: EngineSettings, cache_dir: Path, leader: Leader | None = None
     """
     silence_libraries()
     if settings.is_mock:
-        return mock.MockEngine(_lead(_load_mock(settings, cache_dir, leader), leader))
+        engines = {
+            model.slug: _lead(_load_mock(settings, cache_dir, leader, model), leader)
+            for model in settings.served
+        }
+        return mock.MockEngine(engines)
     plan = _plan(settings, cache_dir, leader)
     engine = _lead(_assemble_in_turn(plan, settings, cache_dir), leader)
     _warm_up(engine, plan)
@@ -68,8 +73,9 @@ def load_and_follow(settings: EngineSettings, cache_dir: Path, follower: Followe
         MochiError: this card has failed; the process must end.
     """
     silence_libraries()
+    (model,) = settings.served
     if settings.is_mock:
-        engine = _load_mock(settings, cache_dir, follower)
+        engine = _load_mock(settings, cache_dir, follower, model)
     else:
         plan = _plan(settings, cache_dir, follower)
         engine = _assemble_in_turn(plan, settings, cache_dir)
@@ -105,9 +111,11 @@ def silence_libraries() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def _load_mock(settings: EngineSettings, cache_dir: Path, member: Member | None) -> MochiEngine:
+def _load_mock(
+    settings: EngineSettings, cache_dir: Path, member: Member | None, model: Model
+) -> MochiEngine:
     try:
-        folder = mock.write_mock_checkpoint(cache_dir)
+        folder = mock.write_mock_checkpoint(cache_dir, model)
     except (OSError, SafetensorError) as error:
         raise EngineUnavailableError(
             f"The mock weights cannot be written to {cache_dir}: {error}"
@@ -119,17 +127,23 @@ def _load_mock(settings: EngineSettings, cache_dir: Path, member: Member | None)
         )
     ranks = ranks_of(member, CPU)
     parts = read_weights(folder, Dtypes(), has_text=ranks.encodes)
-    return assemble_mock(parts, settings.step_cache, ranks)
+    return assemble_mock(parts, settings.step_cache, ranks, model.schedule)
 
 
-def assemble_mock(parts: Parts, step_cache: float, ranks: Ranks = ALONE) -> MochiEngine:
+def assemble_mock(
+    parts: Parts,
+    step_cache: float,
+    ranks: Ranks = ALONE,
+    noise: NoiseSchedule = MOCHI.schedule,
+) -> MochiEngine:
     """Assemble the mock checkpoint's parts on the CPU; the frames are small and have no caption."""
     # With so little work, threads cost more than they bring: up to ten times as much where other
     # processes want the same cores.
     torch.set_num_threads(1)
     options = Options(PROFILES["80gb"], choose_kernel("auto", CPU), step_cache=step_cache)
     traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy, is_mock=True)
-    return assemble(parts, options, traits, CPU, (mock.WIDTH, mock.HEIGHT), ranks=ranks)
+    size = (mock.WIDTH, mock.HEIGHT)
+    return assemble(parts, options, traits, CPU, size, ranks=ranks, noise=noise)
 
 
 def make_parts(plan: LoadPlan) -> Parts:
@@ -181,10 +195,10 @@ def _assemble_in_turn(plan: LoadPlan, settings: EngineSettings, data_dir: Path) 
     )
     with main_memory.one_at_a_time(data_dir / "loading.lock"):
         main_memory.check(needed, insists=settings.profile != "auto")
-        return _assemble(plan)
+        return _assemble(plan, settings.served[0].schedule)
 
 
-def _assemble(plan: LoadPlan) -> MochiEngine:
+def _assemble(plan: LoadPlan, noise: NoiseSchedule) -> MochiEngine:
     profile = plan.memory.profile.name
     try:
         return assemble(
@@ -195,6 +209,7 @@ def _assemble(plan: LoadPlan) -> MochiEngine:
             (WIDTH, HEIGHT),
             weights_stamp=plan.weights_stamp,
             ranks=plan.ranks,
+            noise=noise,
         )
     except torch.OutOfMemoryError as error:
         free, total = (size / GIB for size in torch.cuda.mem_get_info(plan.device))

@@ -132,7 +132,7 @@ def plan_loading(
         fp8=settings.fp8,
         step_cache=settings.step_cache,
     )
-    model = "dummy weights" if settings.weights == DUMMY else "Mochi 1"
+    model = "dummy weights" if settings.weights == DUMMY else settings.served[0].title
     return LoadPlan(
         device=device,
         memory=memory,

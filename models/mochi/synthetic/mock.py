@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import string
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from zlib import crc32
 
@@ -15,6 +16,7 @@ import torch
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from models.catalogue import MOCHI, Model
 from models.engine import Checkpoints, Clip, EncodeAhead, Engine, OnStep, Previews, Traits
 from models.mochi.parts import Parts
 from models.mochi.synthetic.values import random_values
@@ -25,7 +27,6 @@ from models.settings import make_private_folder
 FORMAT = 2
 """Increase this when the checkpoint changes, so that an older one on disk is not reused."""
 
-SEED = 1
 WIDTH, HEIGHT = 80, 48
 """Size of a frame: close to the shape of 848x480, and multiples of 16."""
 
@@ -43,19 +44,25 @@ LETTERS = string.printable.strip()
 
 
 class MockEngine:
-    """An `Engine` with the mock checkpoint, whose small frames are the corner of a `Scene`."""
+    """An `Engine` with mock checkpoints, whose small frames are the corner of a `Scene`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        """`engines`: one for each model, by slug."""
+        self._engines = engines
 
     @property
     def traits(self) -> Traits:
-        return self._engine.traits
+        return next(iter(self._engines.values())).traits
 
     @property
     def encode_ahead(self) -> EncodeAhead | None:
-        encode = self._engine.encode_ahead
-        return encode and (lambda params: encode(condensed(params)))
+        encodes = {slug: engine.encode_ahead for slug, engine in self._engines.items()}
+
+        def ahead(params: GenerateParams) -> None:
+            if encode := encodes[params.model]:
+                encode(condensed(params))
+
+        return ahead if all(encodes.values()) else None
 
     def generate(
         self,
@@ -65,8 +72,8 @@ class MockEngine:
         previews: Previews | None = None,
         stop_after: int | None = None,
     ) -> Clip:
-        asked = condensed(params)
-        clip = self._engine.generate(asked, on_step, checkpoints, previews, stop_after)
+        engine, asked = self._engines[params.model], condensed(params)
+        clip = engine.generate(asked, on_step, checkpoints, previews, stop_after)
         return Scene(params, self.traits.model, "tiny random weights", stop_after).clip(clip)
 
 
@@ -84,20 +91,21 @@ def _condensed(text: str) -> str:
     return "".join(LETTERS[crc32(part.encode()) % len(LETTERS)] for part in parts)
 
 
-def write_mock_checkpoint(cache_dir: Path) -> Path:
-    """Write the mock checkpoint to `cache_dir`, unless it is there already.
+def write_mock_checkpoint(cache_dir: Path, model: Model = MOCHI) -> Path:
+    """Write the mock checkpoint of a model to `cache_dir`, unless it is there already.
 
     Two processes may do this at once: each writes its own folder, and the first rename wins.
 
     Returns:
         The checkpoint's folder, in the layout of diffusers, with safetensors only.
     """
-    checkpoint = cache_dir / f"mock-mochi-{FORMAT}"
+    name = "mochi" if model is MOCHI else model.slug
+    checkpoint = cache_dir / f"mock-{name}-{FORMAT}"
     if checkpoint.is_dir():
         return checkpoint
     make_private_folder(cache_dir)
     with tempfile.TemporaryDirectory(dir=cache_dir) as draft:
-        _parts().pipeline().save_pretrained(draft)
+        _parts(model.mock_seed).pipeline().save_pretrained(draft)
         try:
             Path(draft).rename(checkpoint)
         except OSError:
@@ -106,10 +114,10 @@ def write_mock_checkpoint(cache_dir: Path) -> Path:
     return checkpoint
 
 
-def _parts() -> Parts:
+def _parts(seed: int) -> Parts:
     tokenizer = character_tokenizer()
     transformer, vae, text_encoder = tiny_transformer(), _vae(), _text_encoder(len(tokenizer))
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     for module in (transformer, vae, text_encoder):
         for name, parameter in module.named_parameters():
             parameter.data = random_values(name, parameter.shape, generator)

@@ -23,7 +23,7 @@ def _families() -> list[Metric]:
     sums = ["wait 10", "1", "run 10", "1", "stage step 10", "1", "stage video 10", "1"]
     survey = Survey.of(
         [
-            *("waiting", 0, "running", 0, "oldest_ms", 0, "due_webhooks", 0),
+            *("queues", [["mochi-1", 0, 0, 0]], "due_webhooks", 0),
             *("workers", [str(LiveWorker("ann", traits))], "sums", sums),
         ]
     )

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from models.build import build_energy_counter, build_engine, build_meter
 from models.cuda import CudaEnergy, CudaMeter
+from models.errors import EngineUnavailableError
 from models.mock.fake_engine import FakeEngine
 from models.settings import EngineSettings
 
@@ -71,6 +74,7 @@ def test_an_engine_without_its_libraries_says_what_to_install(
 ) -> None:
     code = f"""
 from pathlib import Path
+from typing import Any
 from models.build import build_engine
 from models.errors import EngineUnavailableError
 from models.settings import EngineSettings
@@ -108,6 +112,32 @@ def test_the_meter_reads_every_card_of_a_group(device: str, gpus: int, cards: li
     counter = build_energy_counter(EngineSettings(device=device, gpus_per_video=gpus))
     assert isinstance(counter, CudaEnergy)
     assert list(map(str, counter.cards)) == cards
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"weights": "dummy"}, {"mock": True, "gpus_per_video": 2}]
+)
+def test_one_worker_runs_one_model_with_real_weights_or_in_a_group(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(EngineUnavailableError) as refused:
+        build_engine(EngineSettings(models="mochi-1,mochi-1-fast", **settings), tmp_path)
+    assert str(refused.value).endswith(
+        "Start a worker for each: MOCHI_MODELS=mochi-1, MOCHI_MODELS=mochi-1-fast."
+    )
+
+
+def test_the_light_mock_runs_all_models(tmp_path: Path) -> None:
+    settings = EngineSettings(engine="fake", fake_step_seconds=0, models="mochi-1,mochi-1-fast")
+    engine = build_engine(settings, tmp_path)
+    seen = []
+    for model in settings.served:
+        asked = model.parameters(prompt="a pond", frames=1, steps=10, guidance_scale=2)
+        clip = engine.generate(asked, lambda _step, _steps: None)
+        seen.append((json.loads(clip.comment).get("model"), *clip.frames))
+    (none, slow), (slug, fast) = seen
+    assert (none, slug) == (None, "mochi-1-fast")
+    assert slow != fast
 
 
 def test_mock_weights_have_no_meter() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from models.catalogue import MOCHI
 from server.cli.main import app
 from server.errors import SettingsError
 from server.settings import ServerSettings, load_settings
@@ -130,7 +131,7 @@ def test_a_value_of_a_wrong_form_is_answered_with_a_right_one(
 def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"MOCHI_{name.upper()}" for name in ServerSettings.model_fields]
     settings = load(monkeypatch, **dict.fromkeys(names, ""))
-    assert settings == ServerSettings.model_construct()
+    assert settings == ServerSettings.model_construct(weights=MOCHI.weights)
     assert not settings.model_fields_set
 
 

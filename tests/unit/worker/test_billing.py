@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.billing import from_millionths, to_millionths
+from models.catalogue import FAST_MOCHI, MOCHI
+from worker.billing import Tariff, from_millionths, to_millionths
 
 
 @given(st.integers(-(9 * 10**15), 9 * 10**15))
@@ -25,3 +26,12 @@ def test_an_amount_has_no_needless_zeros(millionths: int, text: str) -> None:
 def test_what_is_no_number_of_millionths_is_refused(amount: str) -> None:
     with pytest.raises(ValueError, match=amount):
         to_millionths(Decimal(amount))
+
+
+def test_the_price_of_a_model_is_multiplied_by_its_factor() -> None:
+    base, frame_step, gpu_second = Decimal("0.5"), Decimal("0.000001"), Decimal("0.3")
+    tariff = Tariff(base, frame_step, gpu_second, 10, {FAST_MOCHI.slug: Decimal("0.25")})
+    slow = tariff.price(MOCHI.parameters(prompt="a pond", frames=1, steps=10))
+    fast = tariff.price(FAST_MOCHI.parameters(prompt="a pond", frames=1, steps=10))
+    assert (slow.fixed, slow.gpu_second, slow.most) == (500_010, 300_000, Decimal("3.50001"))
+    assert (fast.fixed, fast.gpu_second, fast.most) == (125_002, 75_000, Decimal("0.875002"))

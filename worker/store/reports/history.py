@@ -8,7 +8,7 @@ still kept is read from its record, which knows more.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, repeat
@@ -16,7 +16,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from models.params import GenerateParams
+from models.catalogue import CATALOGUE
+from models.params import MODEL, GenerateParams
 from worker.broker.connection import broker_errors, broker_time
 from worker.errors import RequestNotFoundError
 from worker.job import Job, Status
@@ -47,6 +48,7 @@ class Entry:
         error: text for the client; only when FAILED.
         params_json: the parameters that are kept.
         energy_mj: see `Job`.
+        model: slug.
         job: the request itself, as long as it is kept.
     """
 
@@ -58,6 +60,7 @@ class Entry:
     error: str
     params_json: str
     energy_mj: int | None = None
+    model: str = MODEL
     job: Job | None = None
 
     @classmethod
@@ -72,6 +75,7 @@ class Entry:
             error=job.error,
             params_json=job.params_json,
             energy_mj=job.energy_mj,
+            model=job.model,
             job=job,
         )
 
@@ -86,6 +90,7 @@ class Entry:
             error=fields["error"],
             params_json=fields["params"],
             energy_mj=int(fields["energy_mj"]) if "energy_mj" in fields else None,
+            model=fields.get("model", MODEL),
         )
 
     @property
@@ -129,11 +134,13 @@ class History:
         found |= {job.request_id: Entry.of_job(job) async for job in self._kept(owner, since_ms)}
         return _newest(found.values())
 
-    async def latest_videos(self, owner: str, most: int) -> list[Entry]:
-        """The owner's newest requests that have made a video, the newest first."""
+    async def latest_videos(
+        self, owner: str, most: int, models: Set[str] = CATALOGUE.keys()
+    ) -> list[Entry]:
+        """The owner's newest requests for these models that have made a video, the newest first."""
         newest: list[Entry] = []
         async for job in self._kept(owner):
-            if job.status is Status.COMPLETED:
+            if job.status is Status.COMPLETED and job.model in models:
                 newest.append(Entry.of_job(job))
             if len(newest) == most:
                 break
@@ -141,7 +148,8 @@ class History:
             if len(newest) == most and entry.ended_at <= newest[-1].created_at:
                 break  # further rows ended before, so they were submitted before
             is_known = entry.request_id in {other.request_id for other in newest}
-            if entry.status is Status.COMPLETED and not is_known:
+            is_asked = entry.status is Status.COMPLETED and entry.model in models
+            if is_asked and not is_known:
                 newest = _newest([*newest, entry])[:most]
         return newest
 

@@ -54,22 +54,33 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """The figures of one moment.
+class QueueSurvey:
+    """The queue of one model.
 
     Attributes:
         waiting: requests that are QUEUED.
         running: requests that are PROCESSING.
         oldest_seconds: age of the oldest waiting request; 0 without one.
+    """
+
+    waiting: int
+    running: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The figures of one moment.
+
+    Attributes:
+        queues: by the model's slug.
         workers: live workers that take requests.
         due_webhooks: deliveries that wait for an attempt.
         counts: counters by name and label; the label is empty for a counter without.
         times: histograms by name and label, likewise.
     """
 
-    waiting: int
-    running: int
-    oldest_seconds: float
+    queues: Mapping[str, QueueSurvey]
     workers: list[LiveWorker]
     due_webhooks: int
     counts: Mapping[str, Mapping[str, int]]
@@ -92,14 +103,30 @@ class Survey:
                 case [metric, of, bound]:
                     times[metric][of].add(bound, int(amount))
         return cls(
-            waiting=found["waiting"],
-            running=found["running"],
-            oldest_seconds=found["oldest_ms"] / 1000,
+            queues={
+                model: QueueSurvey(waiting, running, oldest_ms / 1000)
+                for model, waiting, running, oldest_ms in found["queues"]
+            },
             workers=read_all(found["workers"]),
             due_webhooks=found["due_webhooks"],
             counts=counts,
             times=times,
         )
+
+    @property
+    def waiting(self) -> int:
+        """Of all models."""
+        return sum(queue.waiting for queue in self.queues.values())
+
+    @property
+    def running(self) -> int:
+        """Of all models."""
+        return sum(queue.running for queue in self.queues.values())
+
+    @property
+    def oldest_seconds(self) -> float:
+        """Age of the oldest waiting request of any model; 0 without one."""
+        return max(queue.oldest_seconds for queue in self.queues.values())
 
     @property
     def device_keys(self) -> list[str]:

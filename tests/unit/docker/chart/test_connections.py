@@ -28,7 +28,7 @@ from tests.support.helm import (
     pods,
     rendered,
 )
-from worker.store.reports.statistics import Survey
+from worker.store.reports.statistics import QueueSurvey, Survey
 
 MONITORING = (*PASSWORD, "--set", "metrics.dashboard.enabled=true")
 
@@ -214,7 +214,7 @@ def test_keda_reads_a_figure_that_there_is_and_may_scale_to_zero() -> None:
     assert scaled["minReplicaCount"] == 0
     [trigger] = scaled["triggers"]
     figure = trigger["metadata"]["valueLocation"]
-    survey = Survey(2, 3, 0, [], 0, {}, {})
+    survey = Survey({"mochi-1": QueueSurvey(2, 3, 0)}, [], 0, {}, {})
     text = Scrape("1", Traffic(), survey, {}).text().decode()
     assert f"\n{figure} 5.0\n" in text
     service = one(objects, "Service", "gateway")

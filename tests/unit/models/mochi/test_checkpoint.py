@@ -25,7 +25,7 @@ from models.mochi.memory.profiles import PROFILES, MemoryPlan
 from models.mochi.network.attention import Kernel
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic.mock import MockEngine, write_mock_checkpoint
-from models.params import GenerateParams
+from models.params import MODEL, GenerateParams
 from models.weights.folder import MANIFEST
 from models.weights.manifest import Manifest, WeightsFile
 from tests.support.models.checkpoints import AbandonedError, Kept, abandon, run
@@ -131,7 +131,7 @@ def test_an_undisturbed_run_keeps_every_so_many_steps_but_never_the_last(
 
 
 def test_the_mock_goes_on_as_well(folder: Path) -> None:
-    engine = MockEngine(assemble_mock(Parts.read(folder, Dtypes()), step_cache=0))
+    engine = MockEngine({MODEL: assemble_mock(Parts.read(folder, Dtypes()), step_cache=0)})
     frames, _ = run(engine, params(), None)
     kept = Kept(4)
     abandon(engine, params(), kept, at=9)

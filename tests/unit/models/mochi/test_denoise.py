@@ -8,6 +8,7 @@ import torch
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule, retrieve_timesteps
 from torch import Tensor
 
+from models.catalogue import FAST_MOCHI
 from models.mochi.denoise import Schedule
 from tests.support.models.tiny_mochi import (
     embeddings,
@@ -71,6 +72,36 @@ def test_steps_lead_from_noise_to_the_video(steps: int) -> None:
     assert schedule.timesteps[-1] < 1000
     assert all(delta > 0 for delta in schedule.deltas)
     assert sum(schedule.deltas) == pytest.approx(1, abs=1e-6)
+
+
+FAST_STEPS = range(4, 17)
+"""That a request for `mochi-1-fast` may ask for."""
+
+
+@pytest.mark.parametrize("steps", FAST_STEPS)
+def test_steps_of_the_fast_model_lead_from_noise_to_the_video(steps: int) -> None:
+    schedule = Schedule.of(make_scheduler(), steps, FAST_MOCHI.schedule)
+    assert len(schedule.deltas) == steps
+    assert schedule.timesteps[0] == 0
+    assert all(delta > 0 for delta in schedule.deltas)
+    assert sum(schedule.deltas) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("grid", [50, 100])
+def test_the_fast_model_takes_the_steps_that_it_is_distilled_for(grid: int) -> None:
+    """FastVideo picks them, rounded down, from a grid of a schedule of a thousand steps."""
+    thousand = linear_quadratic_schedule(1000, 0.1, 750)
+    picked = [thousand[step * grid // 8 * (1000 // grid)] for step in range(8)]
+    timesteps = Schedule.of(make_scheduler(), 8, FAST_MOCHI.schedule).timesteps / 1000
+    # The last steps are long: there a hundredth of the way is six hundredths of the noise.
+    assert timesteps.tolist() == pytest.approx([1 - sigma for sigma in picked], abs=0.06)
+    assert timesteps[:7].tolist() == pytest.approx([1 - each for each in picked[:7]], abs=0.003)
+
+
+def test_the_fast_model_removes_a_tenth_of_the_noise_in_six_of_its_eight_steps() -> None:
+    deltas = Schedule.of(make_scheduler(), 8, FAST_MOCHI.schedule).deltas
+    assert sum(deltas[:6]) == pytest.approx(0.1, abs=1e-6)
+    assert deltas[:6] == pytest.approx([0.1 / 6] * 6, abs=1e-6)
 
 
 def test_a_scheduler_serves_one_request_after_another() -> None:

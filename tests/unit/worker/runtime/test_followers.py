@@ -19,7 +19,7 @@ from models.engine import Engine, Picture
 from models.errors import EngineError
 from models.group import LOADED, OUT_OF_MEMORY, Leader
 from models.mochi.group import GroupEngine
-from models.params import GenerateParams
+from models.params import MODEL, GenerateParams
 from tests.support.jobs import find, submit
 from tests.support.models.checkpoints import AbandonedError, Kept, abandon, run
 from worker.__main__ import run as run_worker
@@ -131,7 +131,7 @@ def test_a_group_without_memory_fails_the_request_and_asks_for_another_start(
     monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
     statuses: SimpleQueue[int] = SimpleQueue()
     monkeypatch.setattr(os, "_exit", statuses.put)
-    engine = alone._engine  # type: ignore[attr-defined]
+    engine = alone._engines[MODEL]  # type: ignore[attr-defined]
     ours, theirs = Pipe()
 
     def fill(*_: object) -> NoReturn:
@@ -159,7 +159,7 @@ def test_a_group_without_memory_fails_the_request_and_asks_for_another_start(
 def test_rank_0_encodes_ahead_for_its_group(group: Engine, alone: Engine) -> None:
     asked = params(prompt="a heron", negative_prompt="dim")
     encoded = []
-    encoder = group._engine._engine.text_encoder._encoder  # type: ignore[attr-defined]
+    encoder = group._engines[MODEL]._engine.text_encoder._encoder  # type: ignore[attr-defined]
     hook = encoder.register_forward_hook(lambda *_: encoded.append(current_thread().name))
     assert group.encode_ahead
     ahead = Thread(target=group.encode_ahead, args=(asked,), name="ahead")

@@ -9,9 +9,9 @@ from rq import Queue
 from rq.job import Job as RqJob
 from rq.job import JobStatus
 
+from models.params import MODEL
 from tests.support.jobs import submit
 from worker.broker.connection import connect_worker
-from worker.store import keyspace
 from worker.store.rq_queue import SERIALIZER, TASK
 
 SECRET = "a prompt that nobody else should read"
@@ -28,7 +28,7 @@ def test_rq_reads_our_job_as_one_of_its_own(redis_url: str) -> None:
     request_id = submit(redis_url)
     job = fetched(redis_url, request_id)
     assert (job.id, job.origin, job.get_status(refresh=False)) == (
-        request_id, keyspace.QUEUE, JobStatus.QUEUED,
+        request_id, MODEL, JobStatus.QUEUED,
     )  # fmt: skip
     assert (job.func_name, job.args, job.kwargs, job.instance) == (TASK, [], {}, None)
 
@@ -36,8 +36,8 @@ def test_rq_reads_our_job_as_one_of_its_own(redis_url: str) -> None:
 def test_rqs_queue_holds_the_id_and_is_known_to_rq(redis: Redis, redis_url: str) -> None:
     request_id = submit(redis_url)
     connection = connect_worker(redis_url, decode_responses=False)
-    assert [queue.name for queue in Queue.all(connection=connection)] == [keyspace.QUEUE]
-    assert Queue(keyspace.QUEUE, connection=connection).job_ids == [request_id]
+    assert [queue.name for queue in Queue.all(connection=connection)] == [MODEL]
+    assert Queue(MODEL, connection=connection).job_ids == [request_id]
     connection.close()
 
 

@@ -1,4 +1,4 @@
-"""The life of requests in any order of events, against a real Valkey.
+"""The life of requests of two models in any order of events, against a real Valkey.
 
 Workers die at any point simply by being forgotten. Zombies are leases that are still used after the
 reconciler has taken them away.
@@ -22,7 +22,8 @@ from hypothesis.stateful import (
 )
 from hypothesis.strategies import booleans, integers, sampled_from
 
-from tests.support.jobs import OWNER, end_lease, live, params, pop
+from models.catalogue import CATALOGUE, FAST_MOCHI, MOCHI
+from tests.support.jobs import OWNER, end_lease, live, params, pop, queue_of
 from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
 from tests.unit.worker.support.promises import (
     BUDGET_WEBHOOK,
@@ -44,6 +45,9 @@ from worker.store.gateway_side import Accepted
 from worker.store.worker_side import Lease, Order, Recovery, Result
 
 WORKERS = sampled_from(["ann", "bob", "cid"])
+MODELS = sampled_from([*CATALOGUE])
+SERVED = sampled_from([[MOCHI.slug], [FAST_MOCHI.slug], [*CATALOGUE]])
+"""What a worker may run."""
 PRICES = sampled_from([FREE, Price(3), Price(4, gpu_second=2, most_gpu_seconds=3)])
 
 
@@ -66,13 +70,13 @@ class Requests(Promises):
                 scripts.source(name)
             )  # or the reply to this would be the lost one
 
-    @rule(target=ids, lost=booleans(), keyed=booleans(), price=PRICES)
-    def submit(self, lost: bool, keyed: bool, price: Price) -> Any:
+    @rule(target=ids, model=MODELS, lost=booleans(), keyed=booleans(), price=PRICES)
+    def submit(self, model: str, lost: bool, keyed: bool, price: Price) -> Any:
         first = self.redis.hget(self.key.key, "request_id") if keyed else None
-        room = self.redis.zcard(keyspace.WAITING) < MOST_WAITING
+        room = self.redis.zcard(keyspace.QUEUES[model].waiting) < MOST_WAITING
         AsyncForgetful.lose_next = lost
         submit = self.gateway.submit(
-            params(),
+            params(model=model),
             OWNER,
             price=price,
             idempotency=self.key if keyed else None,
@@ -112,9 +116,9 @@ class Requests(Promises):
     def raise_cap(self, amount: int) -> None:
         self.redis.hincrby(keyspace.API_KEY + OWNER, "monthly_cap", amount)
 
-    @rule(target=pops, worker=WORKERS)
-    def pop(self, worker: str) -> Any:
-        request_id = pop(self.redis)
+    @rule(target=pops, worker=WORKERS, served=SERVED)
+    def pop(self, worker: str, served: list[str]) -> Any:
+        request_id = pop(self.redis, *served)
         if request_id is None:
             return multiple()
         self.unlisted.discard(request_id)  # whose turn it is comes up wherever it is listed
@@ -133,7 +137,7 @@ class Requests(Promises):
         if before is None or job is None:
             return None
         assert (job.status, job.attempt) == (Status.PROCESSING, before.attempt + 1)
-        assert job.params == params()
+        assert job.params == params(model=job.model)
         self.unlisted.discard(request_id)
         return lease
 
@@ -213,18 +217,20 @@ class Requests(Promises):
 
     @rule(request_id=ids)
     def end_lease(self, request_id: str) -> None:
-        if self.redis.zscore(keyspace.LEASES, request_id) not in {None, 1.0}:
+        leases = queue_of(self.redis, request_id).leases
+        if self.redis.zscore(leases, request_id) not in {None, 1.0}:
             end_lease(self.redis, request_id)
 
     @rule(request_id=ids, lost=booleans())
     def reap(self, request_id: str, lost: bool) -> None:
-        is_over = self.redis.zscore(keyspace.LEASES, request_id) == 1.0
+        leases = queue_of(self.redis, request_id).leases
+        is_over = self.redis.zscore(leases, request_id) == 1.0
         self.recovery(request_id, self.store.reap, is_due=is_over, lost=lost)
 
     @rule(request_id=ids, lost=booleans())
     def recover(self, request_id: str, lost: bool) -> None:
         before = self.job(request_id)
-        listed = request_id in self.redis.lrange(keyspace.RQ_QUEUE, 0, -1)
+        listed = request_id in self.redis.lrange(queue_of(self.redis, request_id).rq_queue, 0, -1)
         is_due = before is not None and before.status is Status.QUEUED and not listed
         self.recovery(request_id, self.store.recover, is_due=is_due, lost=lost)
         self.unlisted.discard(request_id)
@@ -261,13 +267,14 @@ class Requests(Promises):
         assert (job.status, job.attempt, job.started_at, job.step) == (
             Status.QUEUED, attempt, None, 0,
         )  # fmt: skip
-        assert self.redis.zrange(keyspace.WAITING, 0, 0) == [request_id]
-        assert self.redis.lindex(keyspace.RQ_QUEUE, 0) == request_id
+        queue = queue_of(self.redis, request_id)
+        assert self.redis.zrange(queue.waiting, 0, 0) == [request_id]
+        assert self.redis.lindex(queue.rq_queue, 0) == request_id
 
-    @rule(target=leases, worker=WORKERS, lost=booleans())
-    def make(self, worker: str, lost: bool) -> Any:
+    @rule(target=leases, worker=WORKERS, served=SERVED, lost=booleans())
+    def make(self, worker: str, served: list[str], lost: bool) -> Any:
         """The same for one that is completed, and then for what its run may still try."""
-        request_id = pop(self.redis)
+        request_id = pop(self.redis, *served)
         if request_id is None:
             return multiple()
         self.unlisted.discard(request_id)
@@ -278,18 +285,18 @@ class Requests(Promises):
         self.complete(lease, lost)
         return lease
 
-    @rule(target=ids, worker=WORKERS, lost=booleans())
-    def spend(self, worker: str, lost: bool) -> Any:
+    @rule(target=ids, model=MODELS, worker=WORKERS, lost=booleans())
+    def spend(self, model: str, worker: str, lost: bool) -> Any:
         """A submit and a run in one step, so that a month comes to its cap more often."""
-        request_id = self.submit(lost=False, keyed=False, price=Price(2))
+        request_id = self.submit(model, lost=False, keyed=False, price=Price(2))
         self.holds_together()
-        self.make(worker, lost)
+        self.make(worker, [*CATALOGUE], lost)
         return request_id
 
-    @rule(worker=WORKERS)
-    def crash(self, worker: str) -> None:
+    @rule(worker=WORKERS, served=SERVED)
+    def crash(self, worker: str, served: list[str]) -> None:
         """All of it in one step, so that a request comes to its last attempt more often."""
-        request_id = pop(self.redis)
+        request_id = pop(self.redis, *served)
         if request_id is None:
             return
         self.unlisted.discard(request_id)
@@ -301,8 +308,9 @@ class Requests(Promises):
     def lose_from_lists(self, request_id: str) -> None:
         job = self.job(request_id)
         if job is not None and job.status is Status.QUEUED:
-            self.redis.lrem(keyspace.RQ_QUEUE, 0, request_id)
-            self.redis.lrem(keyspace.RQ_INTERMEDIATE, 0, request_id)
+            queue = queue_of(self.redis, request_id)
+            self.redis.lrem(queue.rq_queue, 0, request_id)
+            self.redis.lrem(queue.intermediate, 0, request_id)
             self.unlisted.add(request_id)
 
     @rule(request_id=ids)

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import cast
 
 import redis.asyncio
@@ -16,6 +17,8 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from models.catalogue import CATALOGUE
+from models.params import MODEL
 from tests.support.jobs import OWNER
 from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
 from worker.job import TRANSITIONS, Job, Status
@@ -87,7 +90,10 @@ class Promises(RuleBasedStateMachine):
         )
         self.loop = asyncio.Runner()
         self.store = WorkerStore(
-            self.redis, lease_seconds=LEASE_SECONDS, retention_seconds=RETENTION_SECONDS
+            self.redis,
+            lease_seconds=LEASE_SECONDS,
+            retention_seconds=RETENTION_SECONDS,
+            models=[*CATALOGUE],
         )
         self.gateway = GatewayStore(
             self.gateway_redis, most_waiting=MOST_WAITING, retention_seconds=RETENTION_SECONDS
@@ -129,20 +135,27 @@ class Promises(RuleBasedStateMachine):
     def look(self) -> Snapshot:
         known = sorted(self.accepted)
         pipeline = self.redis.pipeline()
-        pipeline.zrange(keyspace.WAITING, 0, -1, withscores=True)
-        pipeline.zrange(f"{keyspace.WAITING}:{OWNER}", 0, -1, withscores=True)
-        pipeline.zrange(keyspace.LEASES, 0, -1)
-        pipeline.lrange(keyspace.RQ_QUEUE, 0, -1)
-        pipeline.lrange(keyspace.RQ_INTERMEDIATE, 0, -1)
+        for queue in keyspace.QUEUES.values():
+            pipeline.zrange(queue.waiting, 0, -1, withscores=True)
+            pipeline.zrange(f"{queue.waiting}:{OWNER}", 0, -1, withscores=True)
+            pipeline.zrange(queue.leases, 0, -1)
+            pipeline.lrange(queue.rq_queue, 0, -1)
+            pipeline.lrange(queue.intermediate, 0, -1)
         pipeline.smembers(keyspace.LIVE + OWNER)
         pipeline.hgetall(keyspace.API_KEY + OWNER)
         for request_id in known:
             pipeline.hgetall(keyspace.record(request_id))
             pipeline.pttl(keyspace.record(request_id))
             pipeline.exists(keyspace.rq_job(request_id))
-        waiting, mine, leased, queued, popped, live, account, *rest = pipeline.execute()
+        answers = pipeline.execute()
+        parts = 5 * len(keyspace.QUEUES)
+        waiting, mine, leased, queued, popped = (answers[part:parts:5] for part in range(5))
+        live, account, *rest = answers[parts:]
         assert mine == waiting
         records = dict(zip(known, rest[0::3], strict=True))
+        for place, model in enumerate(keyspace.QUEUES):
+            held = {*leased[place], *queued[place], *popped[place], *dict(waiting[place])}
+            assert {records[name].get("model", MODEL) for name in held} <= {model}
         return Snapshot(
             jobs={
                 name: Job.from_record(name, record) for name, record in records.items() if record
@@ -150,10 +163,10 @@ class Promises(RuleBasedStateMachine):
             runs={name: record.get("run", "") for name, record in records.items()},
             has_ttl={name: ttl > 0 for name, ttl in zip(known, rest[1::3], strict=True)},
             rq_jobs={name for name, there in zip(known, rest[2::3], strict=True) if there},
-            waiting={name for name, _ in waiting},
-            leased=set(leased),
-            queued=queued,
-            popped=popped,
+            waiting={name for name, _ in chain(*waiting)},
+            leased=set(chain(*leased)),
+            queued=[*chain(*queued)],
+            popped=[*chain(*popped)],
             live=live,
             reserved={name: int(record.get("reserved", 0)) for name, record in records.items()},
             account={name: int(amount) for name, amount in account.items()},

@@ -22,6 +22,15 @@ local keys = {
   standing = KEYS[25],
 }
 
+-- Lets `keys` name the queue of a model. Records of the default model have none. QUEUE_KEYS and the names
+-- of models come from keyspace.py.
+local function use_queue(model)
+  local is_default = not model or model == DEFAULT_MODEL
+  for name, key in pairs(QUEUE_KEYS) do
+    keys[name] = is_default and KEYS[key[1]] or string.format(key[2], model)
+  end
+end
+
 -- The broker's clock, so that hosts' clocks do not matter.
 local function now_ms()
   local time = redis.call('TIME')
@@ -47,6 +56,12 @@ local function named(key, ...)
     flat[#flat + 1] = values[index] or false
   end
   return flat
+end
+
+local function append(list, more)
+  for _, each in ipairs(more) do
+    list[#list + 1] = each
+  end
 end
 
 local function is_revoked(owner)

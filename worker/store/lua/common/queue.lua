@@ -21,6 +21,22 @@ local function next_waiting()
   end
 end
 
+-- The same among the queues of several models: that which has waited longest. `keys` then names its queue.
+-- keys.record is here the prefix of all records.
+local function next_waiting_of(models)
+  local found, model, oldest
+  for _, each in ipairs(models) do
+    use_queue(each)
+    local id = next_waiting()
+    local created_at = id and models[2] and tonumber(read(keys.record .. id, 'created_at')[1]) or 0
+    if id and (not found or created_at < oldest) then
+      found, model, oldest = id, each, created_at
+    end
+  end
+  use_queue(model)
+  return found
+end
+
 local function leave_queue(id)
   redis.call('ZREM', keys.waiting, id)
   local owner = unpack(read(keys.record, 'owner'))
@@ -29,5 +45,18 @@ local function leave_queue(id)
   end
   if redis.call('EXISTS', keys.waiting) == 0 then
     redis.call('DEL', keys.turns, keys.sequence) -- an empty queue begins anew
+  end
+end
+
+-- Removes an id from the queues of all models, except of one, if it waits there. A record that is gone names
+-- no model.
+local function leave_all_queues(id, except)
+  for _, model in ipairs(MODELS) do
+    if model ~= except then
+      use_queue(model)
+      redis.call('LREM', keys.intermediate, 0, id)
+      redis.call('LREM', keys.rq_queue, 0, id)
+      leave_queue(id)
+    end
   end
 end

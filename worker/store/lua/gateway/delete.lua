@@ -2,11 +2,14 @@
 -- record stays, hidden from the owner, until the run has ended.
 -- ARGV: id, owner, retention in ms, error. Returns the name of the video or '', or nil: no such request.
 local id = ARGV[1]
-local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name', 'history_entry', 'deliveries' }
-local status, owner, deleted, key, file_name, entry, deliveries = unpack(read(keys.record, unpack(names)))
+local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name', 'history_entry', 'deliveries',
+                'model' }
+local status, owner, deleted, key, file_name, entry, deliveries, model =
+  unpack(read(keys.record, unpack(names)))
 if owner ~= ARGV[2] or deleted then
   return nil
 end
+use_queue(model)
 if key then -- the owner may use it for another request
   redis.call('DEL', key)
   redis.call('HDEL', keys.record, 'idempotency_key')

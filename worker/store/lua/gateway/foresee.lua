@@ -1,23 +1,29 @@
 -- The data of a forecast.
--- ARGV: most waiting requests to look at.
+-- ARGV: most waiting requests of each model to look at.
 -- Returns, as names and values: now_ms, the paces of runs, the live workers, the runs (each as names and
--- values), and of the first waiting requests the ids and their work.
+-- values), and the queues: of each model its slug, and of its first waiting requests the ids, their work and
+-- the times of their submit.
 local now = now_ms()
-local runs = {}
-for _, id in ipairs(redis.call('ZRANGE', keys.leases, 0, -1)) do
-  runs[#runs + 1] = named(keys.record .. id, 'worker', 'work', 'step', 'stage', 'progress',
-                          'started_at')
-end
-local waiting = redis.call('ZRANGE', keys.waiting, 0, ARGV[1] - 1)
-local works = {}
-for index, id in ipairs(waiting) do
-  works[index] = read(keys.record .. id, 'work')[1] or false
+local runs, queues = {}, {}
+for _, model in ipairs(MODELS) do
+  use_queue(model)
+  for _, id in ipairs(redis.call('ZRANGE', keys.leases, 0, -1)) do
+    local run = named(keys.record .. id, 'worker', 'work', 'step', 'stage', 'progress', 'started_at')
+    append(run, { 'model', model })
+    runs[#runs + 1] = run
+  end
+  local waiting = redis.call('ZRANGE', keys.waiting, 0, ARGV[1] - 1)
+  local works, times = {}, {}
+  for index, id in ipairs(waiting) do
+    local record = read(keys.record .. id, 'work', 'created_at')
+    works[index], times[index] = record[1] or false, record[2] or '0'
+  end
+  queues[#queues + 1] = { model, waiting, works, times }
 end
 return {
   'now_ms', now,
   'paces', redis.call('HGETALL', keys.paces),
   'workers', redis.call('ZRANGEBYSCORE', keys.workers, text(now), '+inf'),
   'runs', runs,
-  'waiting', waiting,
-  'works', works,
+  'queues', queues,
 }

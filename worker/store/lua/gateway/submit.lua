@@ -1,11 +1,12 @@
 -- Accepts a request: writes all of record, place in the queue, reserved credits and RQ's job, or nothing.
--- ARGV: id, most waiting, 'needs_worker' or 'replay' or 'dry_run' or '', owner, idempotency key of the broker or '',
--- fingerprint, price and price of a GPU second in millionths, most GPU seconds charged, params, number of
--- names and values that follow, further fields of the record …, RQ's fields …
--- Returns the outcome; when replayed, with the first request's id; when the owner has a rate limit, with
--- the limit, the requests left, and ms until there is one more. A dry run makes the same checks, returns
--- the request's place in the queue, and writes nothing.
+-- ARGV: id, most waiting for the model, 'needs_worker' or 'replay' or 'dry_run' or '', owner, idempotency key of
+-- the broker or '', fingerprint, price and price of a GPU second in millionths, most GPU seconds charged, model,
+-- params, number of names and values that follow, further fields of the record …, RQ's fields …
+-- Returns the outcome; when replayed, with the first request's id; without a worker, with the model; when the
+-- owner has a rate limit, with the limit, the requests left, and ms until there is one more. A dry run makes the
+-- same checks, returns the request's place in the queue, and writes nothing.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
+local model = ARGV[10]
 local is_dry_run = ARGV[3] == 'dry_run'
 local MINUTE_MS = 60000
 
@@ -16,6 +17,15 @@ local function answer(outcome, ...)
   return { outcome, ... }
 end
 
+-- Whether a worker runs the model. One of a release without models runs the default one.
+local function runs_model(worker)
+  local models = string.match(worker, '"models":(%b[])') -- see `LiveWorker`
+  if not models then
+    return model == DEFAULT_MODEL
+  end
+  return string.find(models, '"' .. model .. '"', 1, true)
+end
+
 -- Whether a live worker does. In portions: of a large fleet, one of the first does.
 local function takes_requests()
   local first, most = 0, 10
@@ -23,7 +33,7 @@ local function takes_requests()
     local workers = redis.call('ZRANGE', keys.workers, text(now_ms()), '+inf', 'BYSCORE',
                                'LIMIT', first, most)
     for _, worker in ipairs(workers) do
-      if not string.find(worker, '"pause":"[^"]') then -- see `LiveWorker`
+      if not string.find(worker, '"pause":"[^"]') and runs_model(worker) then
         return true
       end
     end
@@ -32,6 +42,9 @@ local function takes_requests()
   return false
 end
 
+if model ~= DEFAULT_MODEL then
+  use_queue(model)
+end
 if redis.call('EXISTS', keys.record) == 1 then
   return { 'accepted' } -- the client library's retry after a lost reply
 end
@@ -45,7 +58,7 @@ if ARGV[3] == 'replay' then
   return { 'not_replayed' }
 end
 if ARGV[3] == 'needs_worker' and not takes_requests() then
-  return answer('no_worker')
+  return answer('no_worker', model)
 end
 
 -- The key's limits now: it may have changed since the gateway authenticated it.
@@ -121,11 +134,11 @@ if key ~= '' then
   redis.call('HSET', key, 'request_id', id, 'fingerprint', fingerprint)
   redis.call('HSET', keys.record, 'idempotency_key', key)
 end
-redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', ARGV[10],
+redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', ARGV[11],
            'attempt', 0, 'created_at', text(now))
-local further = tonumber(ARGV[11])
+local further = tonumber(ARGV[12])
 if further > 0 then
-  redis.call('HSET', keys.record, unpack(ARGV, 12, 11 + further))
+  redis.call('HSET', keys.record, unpack(ARGV, 13, 12 + further))
 end
 if per_minute then
   redis.call('ZREMRANGEBYSCORE', recent, '-inf', text(now - MINUTE_MS))
@@ -148,7 +161,7 @@ if not head[1] then
 end
 enter_queue(id, owner, place + redis.call('INCR', keys.sequence))
 
-redis.call('HSET', keys.rq_job, unpack(ARGV, 12 + further))
+redis.call('HSET', keys.rq_job, unpack(ARGV, 13 + further))
 redis.call('SADD', keys.rq_queues, keys.rq_queue)
 redis.call('RPUSH', keys.rq_queue, id)
 return answer('accepted', unpack(rate))

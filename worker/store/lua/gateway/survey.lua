@@ -1,20 +1,31 @@
 -- The broker's figures for /metrics, at one moment, in a time that does not grow with the queue.
--- Returns, as names and values: how many requests wait, how many run, for how many ms the oldest has
--- waited, the live workers, the sums (as names and values), and how many deliveries are due.
+-- Returns, as names and values: the queues (of each model its slug, how many requests wait, how many run, for
+-- how many ms the oldest has waited), the live workers, the sums (as names and values), and how many deliveries
+-- are due.
 local now = now_ms()
 
--- The oldest request is at the head of RQ's list, behind those that have run before.
-local again = redis.call('ZCOUNT', keys.waiting, '-inf', '(0')
-local first = redis.call('LRANGE', keys.rq_queue, 0, again)
-for _, id in ipairs(redis.call('LRANGE', keys.intermediate, 0, -1)) do
-  first[#first + 1] = id
-end
-local oldest = now
-for _, id in ipairs(first) do
-  local record = read(keys.record .. id, 'status', 'created_at')
-  if record[1] == 'QUEUED' then
-    oldest = math.min(oldest, tonumber(record[2]))
+local function age_of_oldest()
+  -- It is at the head of RQ's list, behind those that have run before.
+  local again = redis.call('ZCOUNT', keys.waiting, '-inf', '(0')
+  local first = redis.call('LRANGE', keys.rq_queue, 0, again)
+  for _, id in ipairs(redis.call('LRANGE', keys.intermediate, 0, -1)) do
+    first[#first + 1] = id
   end
+  local oldest = now
+  for _, id in ipairs(first) do
+    local record = read(keys.record .. id, 'status', 'created_at')
+    if record[1] == 'QUEUED' then
+      oldest = math.min(oldest, tonumber(record[2]))
+    end
+  end
+  return now - oldest
+end
+
+local queues = {}
+for _, model in ipairs(MODELS) do
+  use_queue(model)
+  queues[#queues + 1] = { model, redis.call('ZCARD', keys.waiting), redis.call('ZCARD', keys.leases),
+                          age_of_oldest() }
 end
 
 local due_webhooks = 0
@@ -23,9 +34,7 @@ for _, owner in ipairs(redis.call('ZRANGE', keys.webhooks, 0, -1)) do
 end
 
 return {
-  'waiting', redis.call('ZCARD', keys.waiting),
-  'running', redis.call('ZCARD', keys.leases),
-  'oldest_ms', now - oldest,
+  'queues', queues,
   'workers', redis.call('ZRANGEBYSCORE', keys.workers, text(now), '+inf'),
   'sums', redis.call('HGETALL', keys.metrics),
   'due_webhooks', due_webhooks,

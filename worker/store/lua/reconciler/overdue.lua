@@ -23,14 +23,21 @@ end
 -- No lease is that long: the clock was set back. Live workers send a heartbeat within a second.
 local farthest = text(now + ARGV[2] + 60000)
 redis.call('ZREMRANGEBYSCORE', keys.workers, farthest, '+inf')
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.leases, farthest, '+inf')) do
-  redis.call('ZADD', keys.leases, text(now + ARGV[2]), id)
-end
 
-local popped = redis.call('LRANGE', keys.intermediate, 0, -1)
-local missing = redis.call('ZCARD', keys.waiting) - redis.call('LLEN', keys.rq_queue) - #popped
+local expired, popped, missing = {}, {}, 0
+for _, model in ipairs(MODELS) do
+  use_queue(model)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.leases, farthest, '+inf')) do
+    redis.call('ZADD', keys.leases, text(now + ARGV[2]), id)
+  end
+  append(expired, redis.call('ZRANGEBYSCORE', keys.leases, '-inf', text(now)))
+  local taken = redis.call('LRANGE', keys.intermediate, 0, -1)
+  append(popped, taken)
+  local unlisted = redis.call('ZCARD', keys.waiting) - redis.call('LLEN', keys.rq_queue) - #taken
+  missing = missing + math.max(0, unlisted)
+end
 return {
-  'expired', redis.call('ZRANGEBYSCORE', keys.leases, '-inf', text(now)),
+  'expired', expired,
   'popped', popped,
   'missing', missing,
   'watched_ms', now - since,

@@ -1,12 +1,17 @@
 -- A run whose lease has expired: another attempt, or FAILED. Several reconcilers may call it at once.
 -- ARGV: id, most attempts, retention in ms, error. Returns 'requeued', 'failed', or nil: not expired.
 local id = ARGV[1]
-local lease = redis.call('ZSCORE', keys.leases, id)
-if not lease or tonumber(lease) > now_ms() then
+local record = read(keys.record, 'status', 'model')
+if record[1] ~= 'PROCESSING' then
+  for _, model in ipairs(MODELS) do -- a record that is gone names none
+    use_queue(model)
+    redis.call('ZREM', keys.leases, id)
+  end
   return nil
 end
-if read(keys.record, 'status')[1] ~= 'PROCESSING' then
-  redis.call('ZREM', keys.leases, id)
+use_queue(record[2])
+local lease = redis.call('ZSCORE', keys.leases, id)
+if not lease or tonumber(lease) > now_ms() then
   return nil
 end
 local outcome = retry(id, tonumber(ARGV[2]), ARGV[3], ARGV[4])

@@ -1,12 +1,12 @@
 -- A waiting request that was popped and never started, or is missing from RQ's lists.
 -- ARGV: id, most attempts, retention in ms, error. Returns 'requeued', 'failed', or nil: nothing to do.
 local id = ARGV[1]
-if read(keys.record, 'status')[1] ~= 'QUEUED' then
-  redis.call('LREM', keys.intermediate, 0, id)
-  redis.call('LREM', keys.rq_queue, 0, id)
-  leave_queue(id)
+local record = read(keys.record, 'status', 'model')
+if record[1] ~= 'QUEUED' then
+  leave_all_queues(id)
   return nil
 end
+use_queue(record[2])
 if redis.call('LPOS', keys.rq_queue, id) then
   redis.call('LREM', keys.intermediate, 0, id)
   return nil

@@ -17,7 +17,7 @@ end
 if id == '' then
   return orders
 end
-local record = read(keys.record, 'status', 'run', 'cancelled')
+local record = read(keys.record, 'status', 'run', 'cancelled', 'model')
 if record[1] ~= 'PROCESSING' or record[2] ~= ARGV[4] then
   orders[#orders + 1] = 'lost'
   return orders
@@ -25,6 +25,7 @@ end
 if record[3] then
   orders[#orders + 1] = 'cancel'
 end
+use_queue(record[4])
 redis.call('ZADD', keys.leases, text(now + lease_ms), id)
 redis.call('HSET', keys.record, 'step', ARGV[5], 'stage', ARGV[8], 'progress', ARGV[9])
 return orders

@@ -1,9 +1,10 @@
 -- PROCESSING -> COMPLETED | FAILED, only by the run that holds the lease.
 -- ARGV: id, run, status, retention in ms, mJ of the run or '', fields … Returns 1 when the end is this run's, else 0.
-local record = read(keys.record, 'status', 'run', 'owner')
+local record = read(keys.record, 'status', 'run', 'owner', 'model')
 if record[2] ~= ARGV[2] then
   return 0
 end
+use_queue(record[4])
 if record[1] == 'PROCESSING' then
   add_energy(record[3], ARGV[5])
 end

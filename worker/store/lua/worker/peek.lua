@@ -1,7 +1,4 @@
 -- What the next pop takes, if nothing changes before. Writes nothing.
--- Returns the id and the parameters as JSON, or nil.
-local id = next_waiting()
-if id then
-  return { id, unpack(read(keys.record .. id, 'params')) }
-end
-return nil
+-- ARGV: '', the models that the worker runs. Returns the id, its model or false, and the parameters as JSON, or nil.
+local id = next_waiting_of({ unpack(ARGV, 2) })
+return id and { id, unpack(read(keys.record .. id, 'model', 'params'), 1, 2) }

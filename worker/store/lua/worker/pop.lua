@@ -1,6 +1,6 @@
 -- RQ's pop, in the order of the waiting set: RQ's own list is first in, first out.
--- Returns the id, or nil.
-local id = next_waiting()
+-- ARGV: the models that the worker runs. Returns the id, or nil.
+local id = next_waiting_of(ARGV)
 if id then
   redis.call('LREM', keys.rq_queue, 0, id)
   redis.call('RPUSH', keys.intermediate, id)

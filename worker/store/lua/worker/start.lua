@@ -1,13 +1,31 @@
 -- QUEUED -> PROCESSING under a lease. The run token fences all later writes of this attempt.
--- ARGV: id, run, worker, lease in ms, the mark of the store that the worker writes to, or '', and how
--- many GPUs it has for the run.
+-- ARGV: id, run, worker, lease in ms, the mark of the store that the worker writes to, or '', how many GPUs it
+-- has for the run, and the models that it runs.
 -- Returns the fields of the record that a worker needs, as names and values; or nil: nothing to do; or
 -- 'other_store': no gateway could serve the video, and the request waits on for another worker.
 local id, run = ARGV[1], ARGV[2]
 local now = now_ms()
 
+local function runs_model(model)
+  for index = 7, #ARGV do
+    if ARGV[index] == model then
+      return true
+    end
+  end
+end
+
+local record = read(keys.record, 'status', 'run', 'model')
+if not record[1] then
+  leave_all_queues(id)
+  return nil
+end
+local model = record[3] or DEFAULT_MODEL
+if not runs_model(model) then
+  leave_all_queues(id, model) -- it was in a queue that is not its own
+  return nil
+end
+use_queue(model)
 redis.call('LREM', keys.intermediate, 0, id)
-local record = read(keys.record, 'status', 'run')
 if record[1] == 'QUEUED' then
   local store = redis.call('GET', keys.store)
   if store and ARGV[5] ~= '' and store ~= ARGV[5] then
@@ -30,4 +48,4 @@ elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
 end
 redis.call('ZADD', keys.leases, text(now + ARGV[4]), id)
 return named(keys.record, 'status', 'attempt', 'params', 'owner', 'created_at', 'started_at',
-             'scenario', 'traceparent', 'draft_steps', 'draft_of')
+             'scenario', 'traceparent', 'draft_steps', 'draft_of', 'model')

@@ -10,6 +10,8 @@ import pytest
 import torch
 from diffusers import MochiPipeline
 
+from models.catalogue import FAST_MOCHI, MOCHI, Model
+from models.engine import Engine
 from models.errors import EngineUnavailableError
 from models.mochi.loading.load import load
 from models.mochi.synthetic.mock import write_mock_checkpoint
@@ -50,6 +52,26 @@ def test_a_present_mock_checkpoint_is_reused(tmp_path: Path) -> None:
     mark.touch()
     assert write_mock_checkpoint(tmp_path) == folder
     assert mark.exists()
+
+
+def test_each_model_has_mock_weights_of_its_own(tmp_path: Path) -> None:
+    own, fast = write_mock_checkpoint(tmp_path), write_mock_checkpoint(tmp_path, FAST_MOCHI)
+    assert own.name == "mock-mochi-2"  # as releases with one model have written it
+    assert files(own).keys() == files(fast).keys()
+    weights = [name for name in files(own) if name.endswith(".safetensors")]
+    assert all(files(own)[name] != files(fast)[name] for name in weights)
+
+
+def test_an_engine_of_several_models_runs_each_with_its_own_weights(tmp_path: Path) -> None:
+    engine = load(EngineSettings(mock=True, models="mochi-1,mochi-1-fast"), tmp_path)
+    alone = load(EngineSettings(mock=True, models="mochi-1-fast"), tmp_path)
+
+    def frames(engine: Engine, model: Model) -> list[bytes]:
+        asked = model.parameters(prompt="a pond", frames=1, steps=10, guidance_scale=2)
+        return list(engine.generate(asked, lambda _step, _steps: None).frames)
+
+    assert frames(engine, MOCHI) != frames(engine, FAST_MOCHI)
+    assert frames(engine, FAST_MOCHI) == frames(alone, FAST_MOCHI)
 
 
 def test_a_data_folder_that_the_mock_checkpoint_makes_is_private(tmp_path: Path) -> None:

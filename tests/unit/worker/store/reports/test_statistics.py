@@ -6,6 +6,7 @@ import asyncio
 import time
 from itertools import chain
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -213,8 +214,8 @@ def test_the_energy_of_a_run_is_read_while_it_goes_on(
 
 def test_what_another_version_has_counted_is_not_lost() -> None:
     sums = ["wait 10", 1, "wait 77", 2, "wait inf", 3, "wait sum", 9, "stage video 10", 4, "new", 5]
-    figures = {"waiting": 0, "running": 0, "oldest_ms": 0, "due_webhooks": 0}
-    answer = {**figures, "workers": [], "sums": list(map(str, sums))}
+    figures = {"queues": [["mochi-1", 0, 0, 0]], "due_webhooks": 0}
+    answer: dict[str, Any] = {**figures, "workers": [], "sums": list(map(str, sums))}
     now = Survey.of([*chain.from_iterable(answer.items())])
     assert now.times["wait"][""] == Times({**Times().counts, 10: 1}, longer=5, total_ms=9)
     assert now.times["stage"]["video"].counts[10] == 4
