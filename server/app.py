@@ -33,7 +33,7 @@ from server.api.routes import (
     webhook_event,
 )
 from server.api.routes.key import account, generations, webhooks
-from server.api.services import Canceller, Services
+from server.api.services import Canceller, ServedModels, Services
 from server.keys.lookup import KeyLookup
 from server.page import Page
 from server.page.files import read_page_files
@@ -164,6 +164,7 @@ def _services(settings: ServerSettings, broker: AsyncClient) -> Services:
     outputs = open_outputs(settings, patience_seconds=OUTPUTS_PATIENCE_SECONDS)
     return Services(
         settings=settings,
+        models=ServedModels(settings.served),
         store=store,
         forecaster=Forecaster(broker),
         statistics=Statistics(broker),
@@ -232,7 +233,8 @@ async def check_broker(services: Services, broker_log: BrokerLog) -> None:
         try:
             if broker_log.is_new:
                 broker_log.warn(await store.dangers())
-            await store.live_workers()  # a replica or a cluster refuses it, and not the next
+            # A replica or a cluster refuses it, and not the next.
+            services.models.saw(await store.live_workers())
             await store.check_memory()
             broker_log.connected()
         except BrokerUnavailableError as error:

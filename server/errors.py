@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from models.errors import (
     INSTALL,
     EngineError,
@@ -92,9 +94,23 @@ class ForbiddenError(HttpError):
 class UnknownRouteError(HttpError):
     """No such path. A model's name is part of one."""
 
-    def __init__(self, *, has_docs: bool) -> None:
+    def __init__(self, models: Sequence[str], *, has_docs: bool) -> None:
+        """`models`: slugs of those that this server has."""
+        are = "model is" if len(models) == 1 else "models are"
         where = "; /docs shows all paths" if has_docs else ""
-        super().__init__(f"There is no such path or model here. The model is `{MODEL}`{where}.")
+        super().__init__(
+            f"There is no such path or model here. The {are} {_listed(models)}{where}."
+        )
+
+
+class UnservedModelError(HttpError):
+    """This release knows the model, and no worker of this server has run it."""
+
+    def __init__(self, model: str, served: Sequence[str]) -> None:
+        super().__init__(
+            f"This server does not have the model `{model}`; it has {_listed(served)}. Its "
+            f"operator can start a worker with MOCHI_MODELS={model}."
+        )
 
 
 class McpMissingError(HttpError):
@@ -262,6 +278,7 @@ STATUS: dict[type[MochiError], int] = {
     McpMissingError: 404,
     NoVersionError: 404,
     UnknownRouteError: 404,
+    UnservedModelError: 404,
     NotHereError: 404,
     WebhookNotFoundError: 404,
     jobs.RequestNotFoundError: 404,
@@ -334,6 +351,10 @@ MEANING: dict[int, str] = {
     504: "v1 passed its time limit, or the gateway stops; the job runs on and can be polled on v2",
 }
 """One line per status, for the OpenAPI document and `docs/api.md`."""
+
+
+def _listed(slugs: Sequence[str]) -> str:
+    return " and ".join(f"`{slug}`" for slug in slugs)
 
 
 def visible(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from models.params import GenerateParams
+from models.catalogue import CATALOGUE, FAST_MOCHI
 from models.settings import ENV_PREFIX, PathOrName
 from server.errors import SettingsError
 from server.webhooks.address_rules import Guard
@@ -22,7 +22,12 @@ from worker.settings import WorkerSettings
 
 CLIENT_VARIABLES = frozenset({"MOCHI_URL", "MOCHI_API_KEY"})
 """Read by `mochi-server generate`; no settings of a server."""
-DEAREST = GenerateParams(prompt="any", frames=160, steps=75)
+DEAREST = tuple(
+    kind.model_validate({"prompt": "any"} | {name: kind.most(name) for name in ("frames", "steps")})
+    for kind in (model.parameters for model in CATALOGUE.values())
+)
+"""The most expensive request of each model."""
+_PRICES = ("price_base", "price_frame_step", "price_gpu_second", "price_most_gpu_seconds")
 MOST_CREDITS = 1_000_000
 """Most that one request may cost. Larger amounts would lose precision in the broker's Lua."""
 _SERVICE_LINK = re.compile(
@@ -41,6 +46,7 @@ _ORIGIN = re.compile(
     r"(http(?!.*:80$)|https(?!.*:443$))://([a-z0-9_.-]+|\[[0-9a-f:]+\])(:(\d{1,5}|\*))?"
 )
 """As browsers send it; `*` in place of the port is every one."""
+_FACTOR = re.compile(r"(1000|\d{1,3})(\.\d{1,6})?")
 LOCAL_ORIGINS = ("http://localhost:*", "http://127.0.0.1:*")
 SECRET = frozenset({"redis_url"})
 """Settings that may hold a password: error messages leave their values out."""
@@ -161,8 +167,15 @@ class ServerSettings(WorkerSettings):
         default=600,
         ge=1,
         le=1_000_000,
-        validate_default=True,
         description="Most GPU seconds charged for a request; a submit reserves this many.",
+    )
+    price_factors: str = Field(
+        default="",
+        validate_default=True,
+        description=(
+            "Factors by which the prices of models are multiplied, comma-separated, like "
+            f"{FAST_MOCHI.slug}=0.3; 1 for a model without one."
+        ),
     )
     workers: int = Field(
         default=1,
@@ -180,6 +193,7 @@ class ServerSettings(WorkerSettings):
             self.price_frame_step,
             self.price_gpu_second,
             self.price_most_gpu_seconds,
+            _factors(self.price_factors),
         )
 
     @property
@@ -207,15 +221,15 @@ class ServerSettings(WorkerSettings):
             )
         return key
 
-    @field_validator("price_most_gpu_seconds")
+    @field_validator("price_factors")
     @classmethod
-    def _limits_price(cls, seconds: int, info: ValidationInfo) -> int:
-        prices = info.data
-        if not {"price_base", "price_frame_step", "price_gpu_second"} <= prices.keys():
-            return seconds  # one of them is invalid, and the error will name it
-        dearest = Tariff(
-            prices["price_base"], prices["price_frame_step"], prices["price_gpu_second"], seconds
-        ).price(DEAREST)
+    def _limits_price(cls, factors: str, info: ValidationInfo) -> str:
+        by_model = _factors(factors)
+        if not set(_PRICES) <= info.data.keys():
+            return factors  # one of them is invalid, and the error will name it
+        base, frame_step, gpu_second, most_seconds = (info.data[name] for name in _PRICES)
+        tariff = Tariff(base, frame_step, gpu_second, most_seconds, by_model)
+        dearest = max((tariff.price(params) for params in DEAREST), key=lambda price: price.most)
         if dearest.most > MOST_CREDITS:
             raise PydanticCustomError(
                 "price",
@@ -223,7 +237,7 @@ class ServerSettings(WorkerSettings):
                 "Lower one of the MOCHI_PRICE_ variables",
                 {"dearest": f"{dearest.most:,f}", "most": f"{MOST_CREDITS:,}"},
             )
-        return seconds
+        return factors
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -261,6 +275,22 @@ class ServerSettings(WorkerSettings):
         except ValueError as error:
             raise PydanticCustomError("hosts", "{why}", {"why": str(error)}) from None
         return allowed
+
+
+def _factors(text: str) -> dict[str, Decimal]:
+    """Raises PydanticCustomError."""
+    factors = {}
+    for item in filter(None, map(str.strip, text.split(","))):
+        slug, _, number = item.partition("=")
+        if slug not in CATALOGUE or not _FACTOR.fullmatch(number):
+            raise PydanticCustomError(
+                "factors",
+                "{item} is no factor: write MODEL=FACTOR with one of {all}, and a number from 0 "
+                "to 1000 of at most six decimals",
+                {"item": item, "all": ", ".join(CATALOGUE)},
+            )
+        factors[slug] = Decimal(number)
+    return factors
 
 
 def load_settings() -> ServerSettings:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from models.params import MODEL
+from models.catalogue import Model
 from server.api.links import Links
 from server.api.schemas import ResultBody, StatusBody, result_body, status_body
 from server.api.services import Services
@@ -62,10 +62,17 @@ class Call:
     def links(self, request_id: str) -> Links:
         return Links(self.base_url, request_id)
 
-    def require_submit(self) -> None:
-        """Raise ForbiddenError unless the key may submit. Call it before the body is read."""
+    def require_submit(self, slug: object) -> Model:
+        """The model with this slug, if the key may submit requests for it.
+
+        Raises:
+            ForbiddenError: the key may not.
+            UnknownRouteError, UnservedModelError: see `ServedModels.find`.
+        """
         self.key.require(Scope.GENERATE)
-        self.key.require_model(MODEL)
+        model = self.services.models.find(slug)
+        self.key.require_model(model.slug)
+        return model
 
     async def find_job(self) -> Job:
         """The request in the path.

@@ -61,13 +61,15 @@ async def dry_run(submission: Submission) -> DryRunBody:
     try:
         if services.store_check.refusal:
             raise services.store_check.refusal
-        position = await services.store.try_out(submission.call.key.key_id, price=submission.price)
+        position = await services.store.try_out(
+            submission.call.key.key_id, price=submission.price, model=submission.params.model
+        )
     except REFUSALS as error:
         seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
         refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
         price = _price_body(submission.price)
         return DryRunBody(would_be_accepted=False, refusal=refusal, price=price)
-    forecast = await services.forecaster.now()
+    forecast = await services.forecaster.now(submission.params.model)
     return DryRunBody(
         would_be_accepted=True,
         price=_price_body(submission.price),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.params import MODEL
+from models.catalogue import Model
 from server.transport.error_body import absent_when_none
 
 _PROMPT = (
@@ -84,35 +84,42 @@ class AccountBody(BaseModel):
 
 
 class ModelBody(BaseModel):
-    """The model, as the OpenAI API describes one."""
+    """A model, as the OpenAI API describes one."""
 
-    id: str = MODEL
+    id: str
     object: Literal["model"] = "model"
-    created: int = Field(
-        default=1_729_555_200, description="When Mochi 1 was published, in seconds since 1970."
-    )
-    owned_by: Literal["genmo"] = "genmo"
+    created: int = Field(description="When it was published, in seconds since 1970.")
+    owned_by: str
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        return cls(id=model.slug, created=model.published, owned_by=model.owner)
 
 
 class ModelsBody(BaseModel):
-    """All models: one."""
+    """The models of this server."""
 
     object: Literal["list"] = "list"
     data: list[ModelBody]
 
 
 class HostedModel(BaseModel):
-    """The model, as the hosted API describes one."""
+    """A model, as the hosted API describes one."""
 
-    title: Literal["Mochi 1"] = "Mochi 1"
+    title: str
     type: Literal["textToVideo"] = "textToVideo"
     description: str = "Makes a video from a text."
-    slug: str = MODEL
+    slug: str
     parameters: dict[str, Any] = Field(description="The JSON schema of each, by name.")
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        parameters = model.parameters.model_json_schema()["properties"]
+        return cls(title=model.title, slug=model.slug, parameters=parameters)
 
 
 class HostedModelsBody(BaseModel):
-    """All models: one."""
+    """The models of this server."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 

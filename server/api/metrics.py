@@ -147,6 +147,7 @@ def _state(survey: Survey) -> Iterator[Metric]:
         ("mochi_live_gpus", "Their GPUs.", sum(worker.engine.gpus for worker in takers)),
     ):
         yield GaugeMetricFamily(name, text, value)
+    yield from _queues(survey)
     engines = InfoMetricFamily("mochi_worker", "Each live worker and its engine.")
     for worker in survey.workers:
         engine = worker.engine
@@ -159,9 +160,46 @@ def _state(survey: Survey) -> Iterator[Metric]:
                 "precision": engine.precision,
                 "profile": engine.profile,
                 "lossy": ",".join(engine.lossy),
+                "models": ",".join(worker.models),
             },
         )
     yield engines
+
+
+def _queues(survey: Survey) -> Iterator[Metric]:
+    """The same by the model that clients ask for."""
+    queues = survey.queues
+    for name, text, values in (
+        (
+            "waiting_requests",
+            "Waiting requests of each model.",
+            {model: queue.waiting for model, queue in queues.items()},
+        ),
+        (
+            "oldest_waiting_seconds",
+            "How long the oldest waiting request of each model has waited.",
+            {model: queue.oldest_seconds for model, queue in queues.items()},
+        ),
+        (
+            "running_requests",
+            "Running requests of each model.",
+            {model: queue.running for model, queue in queues.items()},
+        ),
+        (
+            "unfinished_requests",
+            "Waiting and running requests of each model, to scale its workers by.",
+            {model: queue.waiting + queue.running for model, queue in queues.items()},
+        ),
+        (
+            "live_workers",
+            "Live workers that take requests of each model.",
+            {model: sum(worker.takes(model) for worker in survey.workers) for model in queues},
+        ),
+    ):
+        family = GaugeMetricFamily(f"mochi_model_{name}", text, labels=("model",))
+        for model, value in values.items():
+            family.add_metric((model,), value)
+        yield family
 
 
 def _devices(devices: Devices) -> Iterator[Metric]:

@@ -11,8 +11,9 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from models.catalogue import CATALOGUE, MOCHI, Model
 from models.example import EXAMPLE_REQUEST
-from models.params import MODEL, GenerateParams
+from models.params import MODEL
 from server.api.schemas import VIDEO_TYPE, FailedBody
 from server.api.submission import WEBHOOK_URL
 from server.api.videos.object import SIZE
@@ -94,16 +95,40 @@ def _body(component: str, example: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-GENERATE_BODY = _body("GenerateRequest", EXAMPLE_REQUEST)
+def _component(model: Model) -> str:
+    """Name of the schema of a model's parameters."""
+    words = [] if model is MOCHI else model.slug.split("-")
+    return "".join(map(str.capitalize, words)) + "GenerateRequest"
+
+
+def generate_body(model: Model) -> dict[str, Any]:
+    """The request body of a model, with the example of the hosted API in its ranges."""
+    schema = model.parameters.model_json_schema()["properties"]
+    defaults = {name: field["default"] for name, field in schema.items() if "minimum" in field}
+    return _body(_component(model), EXAMPLE_REQUEST | defaults)
+
+
 VIDEO_BODY = _body("VideoRequest", {"prompt": "a pond"})
 WEBHOOK_BODY = {"required": True, "content": {JSON: {"schema": _reference("WebhookRequest")}}}
 MOST_TYPES = 20
 """Of events, of a standing webhook."""
 
 
-def _generate_request() -> dict[str, Any]:
-    schema = GenerateParams.model_json_schema()
-    schema |= {"title": "GenerateRequest", "description": "The parameters of a video."}
+def parameters_of(models: Iterable[Model]) -> dict[str, Any]:
+    """The JSON schema of the parameters of several models: its ranges hold those of each."""
+    schema, *others = (model.parameters.model_json_schema() for model in models)
+    for other in others:
+        for name, field in other["properties"].items():
+            for limit, widest in (("minimum", min), ("maximum", max)):
+                if limit in field:
+                    kept = schema["properties"][name]
+                    kept[limit] = widest(kept[limit], field[limit])
+    return schema
+
+
+def _generate_request(*models: Model) -> dict[str, Any]:
+    schema = parameters_of(models)
+    schema |= {"title": _component(models[0]), "description": "The parameters of a video."}
     schema["properties"][WEBHOOK_URL.name] = {
         **WEBHOOK_URL.schema,
         "type": ["string", "null"],
@@ -113,10 +138,15 @@ def _generate_request() -> dict[str, Any]:
 
 
 def _video_request() -> dict[str, Any]:
-    schema = _generate_request()
+    schema = _generate_request(*CATALOGUE.values())
     schema["title"] = "VideoRequest"
     schema["properties"] |= {
-        "model": {"type": "string", "enum": [MODEL], "default": MODEL},
+        "model": {
+            "type": "string",
+            "enum": [*CATALOGUE],
+            "default": MODEL,
+            "description": "Its own ranges and defaults apply: see the routes under /v2.",
+        },
         "size": {"type": "string", "enum": [SIZE], "default": SIZE},
         "seconds": {
             "anyOf": [{"type": "number"}, {"type": "string"}],
@@ -140,7 +170,7 @@ def _webhook_request() -> dict[str, Any]:
 
 
 _COMPONENTS: dict[str, Any] = {
-    "GenerateRequest": _generate_request(),
+    **{_component(model): _generate_request(model) for model in CATALOGUE.values()},
     "VideoRequest": _video_request(),
     "WebhookRequest": _webhook_request(),
     "RequestEvent": {
@@ -176,6 +206,11 @@ def errors(*statuses: int, body: type[BaseModel] = ErrorBody) -> dict[int | str,
     if HTTPStatus.TOO_MANY_REQUESTS in answers:
         answers[HTTPStatus.TOO_MANY_REQUESTS]["headers"] = RETRY_HEADERS
     return answers
+
+
+def name_suffix(model: Model) -> str:
+    """Makes the name of a model's route unique. The default model's has the function's name."""
+    return "" if model is MOCHI else "_" + model.slug.replace("-", "_")
 
 
 def operation_id(route: APIRoute) -> str:

@@ -236,7 +236,8 @@ class VersionBody(BaseModel):
     dirty: bool | None = Field(
         description="Whether its source differed from the commit; null if that is not known."
     )
-    model: str
+    model: str = Field(description="The default model.")
+    models: list[str] = Field(description="All that clients may ask for.")
     engines: list[EngineBody] = Field(
         description="One for each live worker; none while the broker does not answer."
     )

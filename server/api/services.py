@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import structlog
 
+from models.catalogue import CATALOGUE, Model
 from server.api.links import VideoLinks
 from server.api.poller import Poller
+from server.errors import UnknownRouteError, UnservedModelError
 from server.settings import ServerSettings
 from server.transport.traffic import Traffic
 from server.webhooks.address_rules import Guard
@@ -17,6 +20,7 @@ from worker.outputs.base import Outputs
 from worker.outputs.store_check import StoreCheck
 from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
+from worker.store.presence import LiveWorker
 from worker.store.reports.history import History
 from worker.store.reports.statistics import Statistics
 from worker.store.reports.usage import UsageStore
@@ -53,11 +57,49 @@ class Canceller:
         _log.warning("request.not_cancelled", request_id=request_id)
 
 
+class ServedModels:
+    """The models that clients may ask for: of the settings, and what live workers run.
+
+    A model stays once a worker has run it: while its workers restart, requests wait for them.
+    """
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._slugs = {model.slug for model in models}
+
+    def __iter__(self) -> Iterator[Model]:
+        """In the order of the catalogue."""
+        return (model for model in CATALOGUE.values() if model.slug in self._slugs)
+
+    @property
+    def slugs(self) -> list[str]:
+        return [model.slug for model in self]
+
+    def saw(self, workers: Iterable[LiveWorker]) -> None:
+        """Add what these workers run."""
+        for worker in workers:
+            self._slugs.update(worker.models)
+
+    def find(self, slug: object) -> Model:
+        """The model with this slug.
+
+        Raises:
+            UnknownRouteError: this release has none.
+            UnservedModelError: this server has not.
+        """
+        model = CATALOGUE.get(slug) if isinstance(slug, str) else None
+        if model is None:
+            raise UnknownRouteError(self.slugs, has_docs=False)
+        if model.slug not in self._slugs:
+            raise UnservedModelError(model.slug, self.slugs)
+        return model
+
+
 @dataclass(frozen=True)
 class Services:
     """One of each for the life of the gateway."""
 
     settings: ServerSettings
+    models: ServedModels
     store: GatewayStore
     forecaster: Forecaster
     statistics: Statistics

@@ -11,10 +11,11 @@ from typing import Any, Self
 import structlog
 from starlette.requests import Request
 
+from models.catalogue import MOCHI, Model
 from models.errors import InvalidParametersError
 from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import LATE_VALIDATION, PAYMENT_REQUIRED, SCENARIO, Scenario
-from models.params import MODEL, GenerateParams, hint, parse_params
+from models.params import GenerateParams, hint, parse_params
 from server.api.call import Call
 from server.errors import BadHeaderError, BadQueryError, MockPaymentError
 from server.transport.parameters import Flag, SingleText, Text
@@ -60,8 +61,8 @@ MOCK_SCENARIO = Text(
 
 OPTIONAL = frozenset(GenerateParams.model_fields) - {"prompt"} | {FIELD, SCENARIO}
 """Fields of a body that may be null."""
-_REFUSED_LATER = GenerateParams(prompt="(refused)")
-"""Of a request whose own parameters are wrong, in the scenario `late_validation`."""
+_REFUSED = "(refused)"
+"""Prompt of a request whose own parameters are wrong, in the scenario `late_validation`."""
 _seeds = random.SystemRandom()
 _log = structlog.get_logger()
 
@@ -72,7 +73,7 @@ class Submission:
 
     Attributes:
         body: what the idempotency key is compared with: the fields as they came, and the webhook
-            URL and the mock scenario wherever they came.
+            URL, the mock scenario and a model that is not the default one wherever they came.
         ignored: names of fields that are not known.
         record_fields: further fields of the job record; see `Job`.
     """
@@ -87,11 +88,20 @@ class Submission:
 
     @classmethod
     async def read(
-        cls, call: Call, body: dict[str, Any], parameters: Mapping[str, Any] | None = None
+        cls,
+        call: Call,
+        body: dict[str, Any],
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        model: Model = MOCHI,
     ) -> Self:
         """Validate a body, and the query and headers that came with it.
 
-        `parameters`: the body in the names of `GenerateParams`; None if it has them already.
+        Args:
+            call: of a key that may submit.
+            body: as it came.
+            parameters: the body in the names of `GenerateParams`; None if it has them already.
+            model: what is asked for.
 
         Raises:
             InvalidParametersError: a field is wrong.
@@ -102,7 +112,7 @@ class Submission:
         request = call.request
         is_dry_run = DRY_RUN.read(request)
         scenario_header = _scenario_header(request, body)
-        body = body | scenario_header
+        body = body | scenario_header | ({} if model is MOCHI else {"model": model.slug})
         if parameters is None:
             parameters = body
         url = webhook_url(
@@ -110,12 +120,12 @@ class Submission:
         )
         scenario_fields = await _scenario_fields(call, body)
         try:
-            params, unknown = parse_params({**parameters, **scenario_header})
+            params, unknown = parse_params({**parameters, **scenario_header}, model.parameters)
         except InvalidParametersError as error:
             if scenario_fields.get("scenario") != LATE_VALIDATION:
                 raise
             scenario_fields["scenario"] += f":{error}"
-            params, unknown = _REFUSED_LATER, []
+            params, unknown = model.parameters(prompt=_REFUSED), []
         else:
             if scenario_fields.get("scenario") == LATE_VALIDATION:
                 del scenario_fields["scenario"]  # the hosted API makes the video, too
@@ -183,9 +193,10 @@ class Submission:
         """Refuse what would otherwise make a video, and cost."""
         name = DRY_RUN.name
         if self.is_dry_run:
-            raise BadQueryError(f"`{name}` works only with POST /v2/{MODEL}.")
+            raise BadQueryError(f"`{name}` works only with POST /v2/{self.params.model}.")
         if str(self.body.get(name)).lower() in {"true", "1"}:
-            raise BadQueryError(f"`{name}` must be in the query: POST /v2/{MODEL}?{name}=true")
+            path = f"/v2/{self.params.model}?{name}=true"
+            raise BadQueryError(f"`{name}` must be in the query: POST {path}")
 
 
 def _scenario_header(request: Request, body: Mapping[str, Any]) -> dict[str, str]:

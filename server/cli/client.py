@@ -9,7 +9,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import httpx2
@@ -68,6 +68,9 @@ def generate(
             "… if that exists]",
         ),
     ] = None,
+    model: Annotated[
+        str, typer.Option(help="The model, with ranges and defaults of its own.")
+    ] = MODEL,
     url: ServerUrl = None,
     api_key: ApiKeyOption = None,
     **params: Any,  # noqa: ANN401 (of the fields of GenerateParams)
@@ -77,6 +80,8 @@ def generate(
     Example: `mochi-server generate "A red panda drinks tea"`
 
     Shorter, to a chosen file: `mochi-server generate "A pond" -o pond.mp4 --frames 31`
+
+    With another model: `mochi-server generate "A pond" --model mochi-1-fast`
     """
     if len(prompt) > 1:
         raise typer.BadParameter('Put the prompt into quotes: generate "A red panda".')
@@ -85,7 +90,7 @@ def generate(
     with exit_on_error():
         client = Client(Access.of(url, api_key))
         with nullcontext(output) if output else new_file(DEFAULT_OUTPUT) as file:
-            client.generate({"prompt": prompt[0], **asked}, file)
+            client.generate({"prompt": prompt[0], **asked}, file, model)
 
 
 class Client:
@@ -99,7 +104,7 @@ class Client:
         self._key_hint = access.key_hint
         self._remedy = access.remedy
 
-    def generate(self, params: dict[str, Any], output: Path) -> None:
+    def generate(self, params: dict[str, Any], output: Path, model: str = MODEL) -> None:
         """Generate a video and write it to `output`, with a progress bar on standard error.
 
         Raises:
@@ -107,7 +112,7 @@ class Client:
             ClientError: there is no video; nothing was written.
         """
         check_file(output)
-        request_id = self._submit(params)
+        request_id = self._submit(params, model)
         # Not by the links in the response: behind a proxy they can lead to another host.
         request_url = self._request_url(request_id)
         try:
@@ -127,12 +132,12 @@ class Client:
         for warning in result.get("warnings", ()):
             errors.print(visible(warning), style="yellow")
 
-    def _submit(self, params: dict[str, Any]) -> str:
+    def _submit(self, params: dict[str, Any], model: str) -> str:
         """Make a request and return its id. An interruption before it is known cancels, too."""
         headers = {"idempotency-key": str(uuid4())}  # the id of the same request comes again
 
         def ask() -> str:
-            url = f"{self._url}/v2/{MODEL}"
+            url = f"{self._url}/v2/{quote(model, safe='')}"
             return str(self._json("POST", url, json=params, headers=headers)["request_id"])
 
         try:

@@ -69,6 +69,7 @@ class Picture:
             "next": [
                 {
                     "request_id": job.request_id,
+                    "model": job.model,
                     "position": job.position,
                     "waited_seconds": self.seconds_since(job.created_at),
                     "frames": job.params.frames,
@@ -187,6 +188,7 @@ def _worker_row(picture: Picture, worker: Worker) -> dict[str, Any]:
 def _waiting_row(picture: Picture, job: Job) -> dict[str, Any]:
     return {
         "request_id": job.request_id,
+        "model": job.model,
         "place": job.position,
         "for": _seconds(picture.seconds_since(job.created_at)),
         "frames": job.params.frames,

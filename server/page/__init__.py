@@ -1,7 +1,7 @@
 """The page at `/`: renders its form from the parameters of the model.
 
-`index.html` is a template, so that ranges and defaults stand only in `models/params.py`. The
-scripts in `assets` call the API as any client does.
+`index.html` is a template, so that ranges and defaults stand only in `models/params.py` and
+`models/catalogue.py`. The scripts in `assets` call the API as any client does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from models.catalogue import CATALOGUE, Model
 from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
 from models.mock.scenario import SCENARIO
 from models.params import HEIGHT, MODEL, WIDTH, GenerateParams, shown
@@ -91,6 +92,7 @@ class Page:
         template = Template((Path(__file__).parent / "index.html").read_text("utf-8"))
         names = {"model": MODEL, "width": WIDTH, "height": HEIGHT}
         parts = {
+            "models": "".join(map(_model, CATALOGUE.values())),
             "texts": texts,
             "numbers": numbers,
             "scenario": SCENARIO,
@@ -121,6 +123,23 @@ def _examples() -> str:
         for name, request in (requests | {"Hosted example": EXAMPLE_REQUEST}).items()
     )
     return f'  <div class="examples" role="group" aria-label="Examples">\n{buttons}  </div>\n'
+
+
+def _model(model: Model) -> str:
+    """The choice of a model, with the ranges and defaults of its numbers."""
+    fields = model.parameters.model_json_schema()["properties"]
+    numbers = {
+        name: {
+            "least": str(field["minimum"]),
+            "most": str(field["maximum"]),
+            "range": f"{shown(field['minimum'])} to {shown(field['maximum'])}",
+            "value": str(field["default"]),
+        }
+        for name, field in fields.items()
+        if "minimum" in field
+    }
+    data = escape(json.dumps(numbers))
+    return f'      <option value="{model.slug}" data-numbers="{data}">{model.title}</option>\n'
 
 
 def _scenarios() -> str:

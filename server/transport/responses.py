@@ -126,7 +126,9 @@ def _answer_for_routing(error: HTTPException, scope: Scope) -> Response:
     if any(route.matches(with_version)[0] is not Match.NONE for route in app.state.routes):
         base_url = scope["state"]["base_url"]
         return answer_for_error(NoVersionError(base_url), path)
-    return answer_for_error(UnknownRouteError(has_docs=has_docs), path)
+    return answer_for_error(
+        UnknownRouteError(app.state.services.models.slugs, has_docs=has_docs), path
+    )
 
 
 def _error_body(text: str, status: int, path: str, request_id: str | None) -> BaseModel:

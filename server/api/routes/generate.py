@@ -1,4 +1,7 @@
-"""Making a video: `POST /v2/mochi-1` answers at once, `POST /v1/mochi-1` with the video."""
+"""Making a video: `POST /v2/mochi-1` answers at once, `POST /v1/mochi-1` with the video.
+
+The other models have such routes, too.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.params import MODEL
+from models.catalogue import CATALOGUE, Model
 from server.api.call import Call
 from server.api.dry_run import DryRunBody, dry_run
 from server.api.openapi import (
     FAILED,
-    GENERATE_BODY,
     RESULT_HEADERS,
     SUBMIT_HEADERS,
     VIDEO_BYTES,
     errors,
+    generate_body,
+    name_suffix,
 )
 from server.api.schemas import SubmittedBody, cost, failed_body, remaining, submitted_body
 from server.api.submission import (
@@ -41,15 +45,6 @@ _PARAMETERS = (IDEMPOTENCY_KEY, WEBHOOK_URL, MOCK_SCENARIO)
 router = APIRouter(tags=["Generate"])
 
 
-@router.post(
-    f"/v2/{MODEL}",
-    response_model=SubmittedBody | DryRunBody,
-    responses={
-        200: {"headers": SUBMIT_HEADERS},
-        **errors(400, 401, 402, 403, 406, 409, 413, 415, 429, 500, 502),
-    },
-    openapi_extra={"parameters": documented(*_PARAMETERS, DRY_RUN), "requestBody": GENERATE_BODY},
-)
 async def submit_video(request: Request) -> Response:
     """Queue a video and answer at once with the addresses to poll."""
     submission = await _read(Call.of(request))
@@ -60,16 +55,6 @@ async def submit_video(request: Request) -> Response:
     return answer(submitted_body(links), headers=submission.headers(accepted))
 
 
-@router.post(
-    f"/v1/{MODEL}",
-    response_class=Response,
-    responses={
-        200: {**VIDEO_BYTES, "headers": RESULT_HEADERS},
-        422: FAILED,
-        **errors(400, 401, 402, 403, 406, 409, 413, 415, 429, 500, 502, 504),
-    },
-    openapi_extra={"parameters": documented(*_PARAMETERS), "requestBody": GENERATE_BODY},
-)
 async def generate_video(request: Request) -> Response:
     """Make a video and answer with it. Blocks until it is ready; hanging up cancels it."""
     call = Call.of(request)
@@ -92,10 +77,50 @@ async def generate_video(request: Request) -> Response:
     return await video_response(services.outputs, job, headers | _result_headers(job))
 
 
+def _add_routes(model: Model) -> None:
+    suffix = name_suffix(model)
+    router.add_api_route(
+        f"/v2/{model.slug}",
+        submit_video,
+        methods=["POST"],
+        name=submit_video.__name__ + suffix,
+        response_model=SubmittedBody | DryRunBody,
+        responses={
+            200: {"headers": SUBMIT_HEADERS},
+            **errors(400, 401, 402, 403, 404, 406, 409, 413, 415, 429, 500, 502),
+        },
+        openapi_extra={
+            "parameters": documented(*_PARAMETERS, DRY_RUN),
+            "requestBody": generate_body(model),
+        },
+    )
+    router.add_api_route(
+        f"/v1/{model.slug}",
+        generate_video,
+        methods=["POST"],
+        name=generate_video.__name__ + suffix,
+        response_class=Response,
+        responses={
+            200: {**VIDEO_BYTES, "headers": RESULT_HEADERS},
+            422: FAILED,
+            **errors(400, 401, 402, 403, 404, 406, 409, 413, 415, 429, 500, 502, 504),
+        },
+        openapi_extra={
+            "parameters": documented(*_PARAMETERS),
+            "requestBody": generate_body(model),
+        },
+    )
+
+
+for _model in CATALOGUE.values():
+    _add_routes(_model)
+
+
 async def _read(call: Call) -> Submission:
-    call.require_submit()
+    """The path ends with the model's slug."""
+    model = call.require_submit(call.request.scope["path"].rpartition("/")[2])
     body = await read_fields(call.request, call.services.settings.body_bytes, OPTIONAL)
-    return await Submission.read(call, body)
+    return await Submission.read(call, body, model=model)
 
 
 def _result_headers(job: Job) -> dict[str, str]:

@@ -20,9 +20,9 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import MochiError
-from models.params import MODEL, GenerateParams
 from models.version import this_build
 from server.api.call import Call
+from server.api.openapi import parameters_of
 from server.api.schemas import ResultBody
 from server.api.submission import OPTIONAL, Submission
 from server.paths import MCP
@@ -31,6 +31,8 @@ from server.transport.responses import BUG
 from worker.job import Job, Stage, Status
 
 TOOL = "generate_video"
+_MODEL = "model"
+"""An argument where the server has several."""
 _DESCRIPTION = (
     "Make a video of a few seconds from a text, with Mochi 1, and return the link to it. Takes "
     "minutes. Closing the call's connection cancels the video."
@@ -86,12 +88,16 @@ def _until_hang_up(scope: Scope, body: bytes) -> Receive:
 
 
 async def _list_tools(
-    _context: _Context, _params: mcp.PaginatedRequestParams | None
+    context: _Context, _params: mcp.PaginatedRequestParams | None
 ) -> mcp.ListToolsResult:
-    schema = GenerateParams.model_json_schema()
+    call = Call.of(cast("Request", context.request))  # the transport is HTTP
+    slugs = call.services.models.slugs
+    schema = parameters_of(call.services.models)
+    if len(slugs) > 1:
+        schema["properties"][_MODEL] = {"type": "string", "enum": slugs, "default": slugs[0]}
     tool = mcp.Tool(
         name=TOOL,
-        title=f"Video with {MODEL}",
+        title=f"Video with {' or '.join(slugs)}",
         description=_DESCRIPTION,
         input_schema={name: schema[name] for name in ("type", "properties", "required")},
         annotations=mcp.ToolAnnotations(read_only_hint=False, destructive_hint=False),
@@ -132,8 +138,10 @@ async def _generate(
     session: ServerSession, call: Call, arguments: dict[str, Any]
 ) -> mcp.CallToolResult:
     services = call.services
-    call.require_submit()
-    submission = await Submission.read(call, arguments)
+    served = services.models.slugs
+    slug = arguments.pop(_MODEL, served[0]) if len(served) > 1 else served[0]
+    model = call.require_submit(slug)
+    submission = await Submission.read(call, arguments, model=model)
     with anyio.CancelScope(shield=True):  # a request that is accepted is known here, to cancel it
         accepted = await submission.accept(needs_worker=True)
     request_id, owner = accepted.request_id, call.key.key_id

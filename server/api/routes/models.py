@@ -1,4 +1,4 @@
-"""The model, as clients list models; and the services of other APIs that are not here."""
+"""The models, as clients list them; and the services of other APIs that are not here."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.params import MODEL, GenerateParams
+from models.catalogue import CATALOGUE
 from server.api.call import Call
 from server.api.listings import HostedModel, HostedModelsBody, ModelBody, ModelsBody
-from server.api.openapi import errors
+from server.api.openapi import errors, name_suffix
 from server.errors import NotHereError
 from server.keys.lookup import Scope
 from server.paths import OPENAI_LACKING
@@ -34,24 +34,36 @@ router = APIRouter(tags=["Models"])
 
 @router.get("/v1/models", response_model=ModelsBody, **_LIST)
 async def list_models(request: Request) -> Response:
-    """The model, in the shape of the OpenAI API."""
-    Call.of(request).key.require(Scope.READ)
-    return answer(ModelsBody(data=[ModelBody()]))
+    """The models of this server, in the shape of the OpenAI API."""
+    call = Call.of(request)
+    call.key.require(Scope.READ)
+    return answer(ModelsBody(data=[*map(ModelBody.of, call.services.models)]))
 
 
-@router.get(f"/v1/models/{MODEL}", response_model=ModelBody, **_LIST)
 async def get_model(request: Request) -> Response:
-    """The same, alone."""
-    Call.of(request).key.require(Scope.READ)
-    return answer(ModelBody())
+    """One of them."""
+    call = Call.of(request)
+    call.key.require(Scope.READ)
+    slug = request.scope["path"].rpartition("/")[2]
+    return answer(ModelBody.of(call.services.models.find(slug)))
+
+
+for _model in CATALOGUE.values():
+    router.add_api_route(
+        f"/v1/models/{_model.slug}",
+        get_model,
+        name=get_model.__name__ + name_suffix(_model),
+        response_model=ModelBody,
+        responses=errors(401, 403, 404, 500, 502),
+    )
 
 
 @router.get("/inference-model-information/list", response_model=HostedModelsBody, **_LIST)
 async def list_hosted_models(request: Request) -> Response:
-    """The model with its parameters, in the shape of the hosted API."""
-    Call.of(request).key.require(Scope.READ)
-    parameters = GenerateParams.model_json_schema()["properties"]
-    return answer(HostedModelsBody(models=[HostedModel(parameters=parameters)]))
+    """The models with their parameters, in the shape of the hosted API."""
+    call = Call.of(request)
+    call.key.require(Scope.READ)
+    return answer(HostedModelsBody(models=[*map(HostedModel.of, call.services.models)]))
 
 
 @router.api_route("/upload-asset", **_ANY_VERB)

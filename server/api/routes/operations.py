@@ -51,16 +51,18 @@ async def get_readiness(request: Request) -> Response:
         await services.store.check_memory()
         if services.store_check.problem:
             missing.append(str(services.store_check.problem))
+        services.models.saw(workers)
         is_loading = not workers and await services.store.is_loading()
         state, lack = _presence(workers, is_loading=is_loading)
     except BrokerUnavailableError as error:
         silent = "The broker does not answer: check MOCHI_REDIS_URL."
         missing.append(str(error) if error.has_answered else silent)
+    lacks = [lack] if lack else _unserved(services.models.slugs, workers)
     body = ReadyBody(
         status="not ready" if missing else "no worker" if lack else "ready",
         workers=state,
         live_workers=sum(not worker.pause for worker in workers),
-        missing=[*missing, lack] if lack else missing,
+        missing=[*missing, *lacks],
     )
     accepts_all = body.status == "ready" or (
         body.status == "no worker" and services.settings.wait_for_worker
@@ -79,6 +81,15 @@ def _presence(workers: list[LiveWorker], *, is_loading: bool) -> tuple[WorkersSt
     return "none", NO_WORKER
 
 
+def _unserved(slugs: list[str], workers: list[LiveWorker]) -> list[str]:
+    """Of the models, those without a worker. The gateway is ready while one model has some."""
+    return [
+        f"No live worker takes requests for `{slug}`."
+        for slug in slugs
+        if workers and not any(worker.takes(slug) for worker in workers)
+    ]
+
+
 @router.get("/version", response_model=VersionBody, responses=errors(500))
 async def get_version(request: Request) -> Response:
     """Version and commit, the engines of the live workers, and where links lead."""
@@ -95,6 +106,7 @@ async def get_version(request: Request) -> Response:
         commit=build.commit or None,
         dirty=build.is_dirty if build.commit else None,
         model=MODEL,
+        models=services.models.slugs,
         engines=engines,
         link_origins=origins,
     )

@@ -37,7 +37,7 @@ async def page_file(request: Request) -> Response:
     """A script, a style or a picture of the page."""
     file = request.app.state.page_files.get(request.path_params["name"])
     if file is None:
-        raise UnknownRouteError(has_docs=True)
+        raise UnknownRouteError(Call.of(request).services.models.slugs, has_docs=True)
     return _answer(request, file, {})
 
 

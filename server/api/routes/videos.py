@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from models.params import MODEL
 from server.api.call import Call
 from server.api.openapi import (
     REQUEST_ID,
@@ -72,9 +73,10 @@ _log = structlog.get_logger()
 async def create_video(request: Request) -> Response:
     """Queue a video, and answer with an object to poll. Takes JSON or a form."""
     call = Call.of(request)
-    call.require_submit()
+    call.key.require(Scope.GENERATE)  # before the body is read
     fields = await read_fields(request, call.services.settings.body_bytes, OPTIONAL | OTHERS)
-    submission = await Submission.read(call, fields, to_parameters(fields))
+    model = call.require_submit(fields.get("model", MODEL))
+    submission = await Submission.read(call, fields, to_parameters(fields), model=model)
     accepted = await submission.accept()
     request.state.request_id = accepted.request_id  # later errors name it
     job = await call.services.store.find(accepted.request_id, call.key.key_id)

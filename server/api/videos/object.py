@@ -10,13 +10,11 @@ from models.errors import InvalidParametersError
 from models.params import (
     ALIASES,
     HEIGHT,
-    MODEL,
     WIDTH,
     GenerateParams,
     number_of_text,
     parse_params,
 )
-from server.errors import UnknownRouteError
 from server.transport.body import NO_FILE
 from worker.job import Job, Status
 from worker.store.gateway_side import Page
@@ -50,7 +48,7 @@ class VideoObject(BaseModel):
 
     id: str = Field(description="The id of the request, valid on all other routes.")
     object: Literal["video"] = "video"
-    model: Literal["mochi-1"] = MODEL  # type: ignore[assignment]  # it is that text
+    model: str
     status: VideoStatus
     progress: int = Field(ge=0, le=100, description="Percentage of the run's time.")
     created_at: int
@@ -88,6 +86,7 @@ def video_object(job: Job) -> VideoObject:
     is_failed = job.status is Status.FAILED
     return VideoObject(
         id=job.request_id,
+        model=job.model,
         status=_STATUS[job.status],
         progress=job.progress,
         created_at=job.created_at // 1000,
@@ -117,10 +116,7 @@ def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         InvalidParametersError: a field is wrong.
-        UnknownRouteError: the model is unknown.
     """
-    if fields.get("model", MODEL) != MODEL:
-        raise UnknownRouteError(has_docs=False)
     if fields.get("size", SIZE) != SIZE:
         raise InvalidParametersError(f"`size` must be {SIZE}: Mochi 1 makes no other size.")
     if "input_reference" in fields:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from models.params import MODEL
+from models.catalogue import CATALOGUE
 from server.cli.output import console, print_table
 from server.errors import visible
 from server.keys.audit import Entry
@@ -31,8 +31,9 @@ def parse_credits(text: str) -> Decimal:
 def _warn_of_unknown(names: list[str] | None) -> list[str] | None:
     """Only a warning, as gateways of a later version may serve more models."""
     for name in names or ():
-        if name != MODEL:
-            warning = f"No model is called `{name}`: this server has `{MODEL}`."
+        if name not in CATALOGUE:
+            known = ", ".join(f"`{slug}`" for slug in CATALOGUE)
+            warning = f"No model is called `{name}`: this release has {known}."
             typer.secho(visible(warning), err=True, fg="yellow")
     return names
 

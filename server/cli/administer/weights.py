@@ -43,11 +43,11 @@ weights = typer.Typer(
     help="Pull, verify and locate the weights of the model.", no_args_is_help=True
 )
 
-options = settings_options("weights", "revision", "data_dir", weights=HUB_ID)
+options = settings_options("models", "weights", "revision", "data_dir", weights=HUB_ID)
 
 
 @weights.command("pull")
-@settings_options("weights", "revision", "variant", "data_dir", weights=HUB_ID)
+@settings_options("models", "weights", "revision", "variant", "data_dir", weights=HUB_ID)
 def pull_command_() -> None:
     """Download the weights and verify them; a second pull keeps the files that are complete.
 

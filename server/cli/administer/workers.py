@@ -38,9 +38,12 @@ def list_workers(as_json: AsJson = False) -> None:
         print_json([worker_row(worker) for worker in found])
     elif found:
         print_table(
-            ("worker", "state", "request", "step", "version", "engine"),
+            ("worker", "state", "request", "step", "models", "version", "engine"),
             (
-                (each.name, each.state, *_run(each), each.version, each.engine or "")
+                (
+                    *(each.name, each.state, *_run(each)),
+                    *(" ".join(each.models), each.version, each.engine or ""),
+                )
                 for each in found
             ),
         )
@@ -109,6 +112,7 @@ def worker_row(worker: Worker) -> dict[str, Any]:
         "steps": job and job.params.steps,
         "engine": worker.engine and asdict(worker.engine),
         "version": worker.version,
+        "models": list(worker.models),
     }
 
 

@@ -29,7 +29,7 @@ export function draw() {
   const text =
     name === "response"
       ? snippets.response(latest)
-      : snippets[name](address("v1"), form.model, form.literals());
+      : snippets[name](address("v1"), form.model(), form.literals());
   at("snippet").replaceChildren(...coloured(text));
   write(at("snippet-hint"), HINTS[name]);
 }

@@ -7,13 +7,13 @@ const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 const USES_ENTER = "a, button, summary, input, select";
 
 export const form = document.getElementById("form");
-export const model = form.dataset.model;
 
 const secret = form.querySelector("#key");
 const problem = form.querySelector("#problem");
 const countdown = form.querySelector("#countdown");
 const keyPart = form.querySelector("#key-part");
 const scenario = form.querySelector("#scenario");
+const choice = form.querySelector("#model");
 const fields = [...form.querySelectorAll("[name]")].filter((field) => !field.matches("fieldset"));
 
 let retryAt = 0;
@@ -21,6 +21,11 @@ let retryAt = 0;
 let isUnanswered = false;
 /** The key that a link has brought. */
 let linkedKey = "";
+
+/** The slug of the chosen model. */
+export function model() {
+  return choice.value;
+}
 
 /** The values of all fields, as text. */
 export function values() {
@@ -81,6 +86,19 @@ export function offerScenarios(isMock) {
   if (scenario.disabled !== isMock) return;
   scenario.disabled = !isMock;
   form.querySelector("#scenario-part").hidden = !isMock;
+  changed();
+}
+
+/** Let the user choose among these models. The chosen one stays while the server has it. */
+export function offerModels(slugs) {
+  if (slugs.length === 0) return;
+  for (const option of choice.options) {
+    option.hidden = option.disabled = !slugs.includes(option.value);
+  }
+  form.querySelector("#model-part").hidden = slugs.length === 1;
+  if (slugs.includes(choice.value)) return;
+  choice.value = slugs[0];
+  takeRanges();
   changed();
 }
 
@@ -198,11 +216,34 @@ function changed() {
   form.dispatchEvent(new Event("changed"));
 }
 
+/** Give the numbers the ranges and defaults of the model. A value that it does not take goes. */
+function takeRanges() {
+  form.action = `v2/${choice.value}`;
+  const numbers = JSON.parse(choice.selectedOptions[0].dataset.numbers);
+  for (const [name, { least, most, range, value }] of Object.entries(numbers)) {
+    const field = form.elements[name];
+    const isIn = field.value !== "" && field.value - least >= 0 && most - field.value >= 0;
+    const kept = isIn && field.value !== field.defaultValue ? field.value : value;
+    for (const input of [field, ...form.querySelectorAll(`[data-for="${name}"]`)]) {
+      Object.assign(input, { min: least, max: most, defaultValue: value });
+    }
+    field.value = kept;
+    field.placeholder = value;
+    document.querySelector(`#${name}-hint .range`).textContent = `${range}.`;
+  }
+}
+
 function showKeyState() {
   const source = apiKey() === linkedKey ? "Set by the link" : "Set for this tab";
   form.querySelector("#key-state").textContent = apiKey() ? source : "";
 }
 
+form.addEventListener("change", ({ target }) => {
+  if (target.id !== "model") return;
+  takeRanges();
+  clear();
+  changed();
+});
 form.addEventListener("input", ({ target }) => {
   if (target.dataset.for) form.elements[target.dataset.for].value = target.value;
   changed();
@@ -216,6 +257,7 @@ form.addEventListener("reset", () => {
   const kept = secret.value;
   setTimeout(() => {
     secret.value = kept; // the example has no key
+    takeRanges();
     clear();
     changed();
   });

@@ -39,7 +39,7 @@ async function submit() {
   history.press.set(press);
   sending(true);
   try {
-    const { request_id: requestId } = await api.submit(form.model, secret, json, press.name);
+    const { request_id: requestId } = await api.submit(form.model(), secret, json, press.name);
     history.press.set(null);
     history.add(requestId, secret, values);
     form.foldKey();
@@ -71,7 +71,7 @@ function offerSoon() {
 async function offer(signal) {
   if (!givenKey || form.apiKey() !== givenKey || form.hasProblem()) return;
   try {
-    const trial = await api.tryOut(form.model, givenKey, form.json(), signal);
+    const trial = await api.tryOut(form.model(), givenKey, form.json(), signal);
     if (!signal.aborted) write(at("offer"), words.offer(form.seconds(), trial, view.isBusy()));
   } catch (error) {
     if (error.isPassing) server.doubt(); // a submit shows the error
@@ -296,6 +296,7 @@ form.fill(history.draft.get());
 list();
 server.watch((state, before) => {
   form.offerScenarios(state.isMock);
+  form.offerModels(state.models);
   if (before === "away" && state.name !== "away") form.forgiveSilence();
 });
 checkKey();

@@ -109,18 +109,20 @@ export function fileName({ prompt, seed }) {
 
 /** State of the server from /readyz and /version; null if it did not answer. */
 export function server(answer) {
-  if (answer === null) return { name: "away", text: "No connection", remedy: "", isMock: false };
-  const { status, workers, missing, engines } = answer;
+  if (answer === null) {
+    return { name: "away", text: "No connection", remedy: "", isMock: false, models: [] };
+  }
+  const { status, workers, missing, engines, models = [] } = answer;
   const isMock = engines.length > 0 && engines.every((engine) => engine.is_mock);
   if (status === "ready") {
     const text = `Ready · ${isMock ? "mock" : engines[0]?.device ?? "GPU"}`;
-    return { name: "ready", text, remedy: "", isMock };
+    return { name: "ready", text, remedy: "", isMock, models };
   }
   if (workers === "loading") {
-    return { name: "loading", text: "Model is loading", remedy: "", isMock };
+    return { name: "loading", text: "Model is loading", remedy: "", isMock, models };
   }
   const text = workers === "none" ? "No worker" : "Not ready";
-  return { name: "waiting", text, remedy: missing.join(" "), isMock };
+  return { name: "waiting", text, remedy: missing.join(" "), isMock, models };
 }
 
 /** `12.5 credits`; the API has no word for unlimited, and answers a billion. */

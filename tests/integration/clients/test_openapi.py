@@ -20,6 +20,7 @@ from tests.support.stack import Stack
 from tests.support.wire import another_gateway
 
 SUBMITS = ["/v1/mochi-1", "/v2/mochi-1"]
+FAST_SUBMITS = ["/v1/mochi-1-fast", "/v2/mochi-1-fast"]
 PARAMETERS = {
     "prompt": {"type": "string", "maxLength": 4000},
     "negative_prompt": {"type": "string", "maxLength": 4000, "default": ""},
@@ -30,6 +31,10 @@ PARAMETERS = {
     "seed": {"type": "integer", "minimum": -1, "maximum": 2**63 - 1, "default": 985521},
 }
 """As the contract has them."""
+FAST_PARAMETERS = PARAMETERS | {
+    "guidance_scale": {"type": "number", "minimum": 1, "maximum": 3, "default": 1.5},
+    "steps": {"type": "integer", "minimum": 4, "maximum": 16, "default": 8},
+}
 
 SCHEMATHESIS = """
 hooks = "hooks"
@@ -138,9 +143,12 @@ def test_the_gateway_does_what_its_document_says(
     assert int(cases[1]) >= fewest_cases
 
 
-@pytest.mark.parametrize("path", SUBMITS)
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [(path, PARAMETERS) for path in SUBMITS] + [(path, FAST_PARAMETERS) for path in FAST_SUBMITS],
+)
 def test_parameters_have_the_types_ranges_and_defaults_of_the_contract(
-    document: dict[str, Any], path: str
+    document: dict[str, Any], path: str, parameters: dict[str, Any]
 ) -> None:
     content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     schema = resolved(document, content["schema"])
@@ -149,7 +157,7 @@ def test_parameters_have_the_types_ranges_and_defaults_of_the_contract(
         for name, field in schema["properties"].items()
     }
     url = {"type": ["string", "null"], "maxLength": 2048}
-    assert shown == PARAMETERS | {"webhook_url": url}
+    assert shown == parameters | {"webhook_url": url}
     assert schema["required"] == ["prompt"]
 
 
@@ -157,6 +165,16 @@ def test_parameters_have_the_types_ranges_and_defaults_of_the_contract(
 def test_the_example_is_that_of_the_api_page_and_valid(document: dict[str, Any], path: str) -> None:
     content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     assert content["example"] == EXAMPLE_REQUEST
+    schema = resolved(document, content["schema"])
+    Draft202012Validator(schema).validate(content["example"])
+
+
+@pytest.mark.parametrize("path", FAST_SUBMITS)
+def test_the_example_of_the_fast_model_has_its_defaults_and_is_valid(
+    document: dict[str, Any], path: str
+) -> None:
+    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    assert content["example"] == EXAMPLE_REQUEST | {"steps": 8, "guidance_scale": 1.5}
     schema = resolved(document, content["schema"])
     Draft202012Validator(schema).validate(content["example"])
 
@@ -184,6 +202,8 @@ def test_operation_ids_are_short_and_stable(document: dict[str, Any]) -> None:
     assert ids == {
         "POST /v2/mochi-1": "submit_video",
         "POST /v1/mochi-1": "generate_video",
+        "POST /v2/mochi-1-fast": "submit_video_mochi_1_fast",
+        "POST /v1/mochi-1-fast": "generate_video_mochi_1_fast",
         "GET /v2/requests/{request_id}/status": "get_status",
         "GET /v2/requests/{request_id}": "get_result",
         "GET /v1/requests/{request_id}": "poll_result",
@@ -198,6 +218,7 @@ def test_operation_ids_are_short_and_stable(document: dict[str, Any]) -> None:
         "DELETE /v1/videos/{request_id}": "delete_video",
         "GET /v1/models": "list_models",
         "GET /v1/models/mochi-1": "get_model",
+        "GET /v1/models/mochi-1-fast": "get_model_mochi_1_fast",
         "GET /inference-model-information/list": "list_hosted_models",
         "GET /inference-request/recent-generations": "get_recent_generations",
         "GET /inference-request/generations": "list_generations",

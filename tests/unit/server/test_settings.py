@@ -237,6 +237,23 @@ def test_prices_beyond_what_can_be_reckoned_with_are_refused(
         load(monkeypatch, **prices)
 
 
+def test_a_factor_counts_for_the_most_expensive_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    prices = {"MOCHI_PRICE_FRAME_STEP": "80", "MOCHI_PRICE_FACTORS": "mochi-1-fast=4"}
+    assert load(monkeypatch, **prices).price_factors == "mochi-1-fast=4"  # with its fewer steps
+    with pytest.raises(SettingsError, match=r"MOCHI_PRICE_FACTORS: .* 1,024,000"):
+        load(monkeypatch, **prices | {"MOCHI_PRICE_FACTORS": "mochi-1-fast=5"})
+
+
+@pytest.mark.parametrize(
+    "factors", ["mochi-1-fast", "mochi-2=1", "mochi-1=-1", "mochi-1=0.0000001", "mochi-1=1001"]
+)
+def test_a_factor_is_of_a_model_and_in_a_range(
+    monkeypatch: pytest.MonkeyPatch, factors: str
+) -> None:
+    with pytest.raises(SettingsError, match="is no factor: write MODEL=FACTOR with one of mochi-1"):
+        load(monkeypatch, MOCHI_PRICE_FACTORS=factors)
+
+
 def test_a_price_has_at_most_six_decimals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(load(monkeypatch, MOCHI_PRICE_BASE="0.000001").price_base) == "0.000001"
     with pytest.raises(SettingsError, match=r"MOCHI_PRICE_BASE: .* 6 decimal places"):

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from models.catalogue import CATALOGUE
 from models.params import MODEL
 from server.api.call import Call
 from server.api.listings import (
@@ -45,7 +46,10 @@ START_DATE = Day(name="start_date", description="The first day of submits, in UT
 END_DATE = Day(name="end_date", description="The last day, included.")
 FROM_DATE = Day(name="from_date", description="The first day of submits; 7 before the last.")
 TO_DATE = Day(name="to_date", description="The last day, included, 31 later at most; today.")
-MODEL_NAME = Text(name="model_name", description=f"A part of `{MODEL}`; others find nothing.")
+MODEL_NAME = Text(
+    name="model_name",
+    description=f"A part of a model's slug, such as `{MODEL}`; others find nothing.",
+)
 STATUS = Choice(
     name="status",
     description="Only requests in this state; PENDING has not ended.",
@@ -78,7 +82,8 @@ async def get_recent_generations(request: Request) -> Response:
     call = Call.of(request)
     _require_reader(call)
     history = call.services.history
-    shown = await history.latest_videos(call.key.key_id, ROWS) if _asks_for_model(call) else []
+    slugs = _asked_models(call)
+    shown = await history.latest_videos(call.key.key_id, ROWS, slugs) if slugs else []
     urls = _VideoUrls(call)
     return answer(RecentBody(generations=[await _generation(urls, entry) for entry in shown]))
 
@@ -183,18 +188,22 @@ async def _entries(call: Call, first: date | None = None, last: date | None = No
     """
     _require_reader(call)
     since_ms = to_ms(datetime.combine(first, time(), UTC)) if first else 0
-    if not _asks_for_model(call):
+    slugs = _asked_models(call)
+    if not slugs:
         return []
     entries = await call.services.history.entries(call.key.key_id, since_ms=since_ms)
     return [
         entry
         for entry in entries
-        if since_ms <= entry.created_at and (not last or from_ms(entry.created_at).date() <= last)
+        if since_ms <= entry.created_at
+        and (not last or from_ms(entry.created_at).date() <= last)
+        and entry.model in slugs
     ]
 
 
-def _asks_for_model(call: Call) -> bool:
-    return MODEL_NAME.read(call.request) in MODEL
+def _asked_models(call: Call) -> set[str]:
+    part = MODEL_NAME.read(call.request)
+    return {slug for slug in CATALOGUE if part in slug}
 
 
 def _require_reader(call: Call) -> None:
@@ -233,7 +242,7 @@ class _VideoUrls:
 async def _generation(urls: _VideoUrls, entry: Entry) -> GenerationRow:
     return GenerationRow(
         request_id=entry.request_id,
-        model_name=MODEL,
+        model_name=entry.model,
         generation_url=await urls.of(entry),
         credits_deduction=_credits(entry),
         latency_ms=entry.latency_ms,
@@ -246,7 +255,7 @@ async def _generation(urls: _VideoUrls, entry: Entry) -> GenerationRow:
 async def _history_row(urls: _VideoUrls, entry: Entry) -> HistoryRow:
     return HistoryRow(
         request_id=entry.request_id,
-        model_name=MODEL,
+        model_name=entry.model,
         model_status=_status(entry),
         credits_deduction=_credits(entry),
         request_body=entry.params,

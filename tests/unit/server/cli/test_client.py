@@ -90,8 +90,9 @@ def test_only_what_was_given_is_asked_for_and_no_file_is_overwritten_unless_name
     class Recorder:
         def __init__(self, *_: Access) -> None: ...
 
-        def generate(self, params: dict[str, Any], output: Path) -> None:
+        def generate(self, params: dict[str, Any], output: Path, model: str) -> None:
             asked.append((params, output.name))
+            assert model == "mochi-1"
 
     monkeypatch.setattr(client, "Client", Recorder)
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,71 @@
+"""The page at / lets its user choose the model, where the server has several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.support.stack import Stack
+from tests.support.visitor import Visitor, visit
+
+FAST = "mochi-1-fast"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("choice")
+    models = f"mochi-1,{FAST}"
+    with Stack(folder, engine="fake", fake_step_seconds="0.001", models=models) as stack:
+        stack.start_gateway()
+        stack.start_worker()
+        yield stack
+
+
+@pytest.fixture
+def visitor(stack: Stack, browser: Browser) -> Iterator[Visitor]:
+    with visit(stack, browser) as visitor:
+        yield visitor
+
+
+def test_a_model_is_chosen_with_its_ranges_and_makes_the_video(visitor: Visitor) -> None:
+    steps, guidance = visitor.field("Steps"), visitor.field("Guidance")
+    frames = visitor.field("Frames")
+    expect(steps).to_have_value("30")
+    guidance.fill("2.5")
+    frames.fill("3")
+    visitor.page.get_by_label("Model", exact=True).select_option(FAST)
+    expect(steps).to_have_value("8")
+    expect(steps).to_have_attribute("max", "16")
+    expect(visitor.page.locator("#steps-hint")).to_contain_text("4 to 16.")
+    expect(guidance).to_have_value("2.5")  # it is in the range of the model, too
+    expect(frames).to_have_value("3")
+    expect(visitor.page.locator("#snippet")).to_contain_text(FAST)
+    visitor.generate(Frames=1)
+    expect(visitor.page.locator("#state")).to_have_text("Your video is ready")
+    [request_id] = visitor.stack.redis.keys("mochi:request:*")
+    assert visitor.stack.redis.hget(request_id, "model") == FAST
+
+    visitor.button("Reset").click()
+    expect(visitor.page.get_by_label("Model", exact=True)).to_have_value("mochi-1")
+    expect(steps).to_have_value("30")
+    expect(steps).to_have_attribute("max", "75")
+
+
+def test_a_server_of_one_model_leaves_no_choice(server: Stack, browser: Browser) -> None:
+    with visit(server, browser) as visitor:
+        expect(visitor.page.locator("#server")).to_have_attribute("data-state", "ready")
+        expect(visitor.page.locator("#model-part")).to_be_hidden()
+        expect(visitor.page.locator("#snippet")).to_contain_text("mochi-1")
+
+
+def test_a_server_without_the_default_model_offers_its_own(server: Stack, browser: Browser) -> None:
+    with visit(server, browser) as visitor:
+        whole = visitor.page.request.get(f"{server.url}/version").json()
+        visitor.page.route(
+            "**/version", lambda route: route.fulfill(json=whole | {"models": [FAST]})
+        )
+        visitor.page.reload()
+        expect(visitor.field("Steps")).to_have_value("8")
+        expect(visitor.page.locator("#model-part")).to_be_hidden()
