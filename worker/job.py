@@ -84,7 +84,7 @@ CANCELLED = "The request was cancelled."
 
 _TEXTS = (
     *("owner", "model", "traceparent", "file_name", "precision", "scenario"),
-    *("error", "error_code", "draft_of"),
+    *("error", "error_code", "draft_of", "siblings"),
 )
 _NUMBERS = (
     *("attempt", "created_at", "started_at", "ended_at", "step"),
@@ -121,6 +121,7 @@ class Job:
         cost: charge in millionths of a credit; only when COMPLETED.
         remaining: the owner's balance after the charge, in millionths; None without a limit.
         energy_mj: millijoules of the last run's cards; only when COMPLETED, None if unknown.
+        siblings: ids of the requests that were submitted with it, after it, separated by spaces.
         draft_steps: of a draft, the steps that it runs; 0 of any other request.
         draft_of: of a request that finishes a draft, the draft's id; empty of any other.
         first_step: of the same, the steps of the draft; 0 of any other.
@@ -154,6 +155,7 @@ class Job:
     cost: int = 0
     remaining: int | None = None
     energy_mj: int | None = None
+    siblings: str = ""
     draft_steps: int = 0
     draft_of: str = ""
     first_step: int = 0

@@ -22,7 +22,7 @@ from server.transport.parameters import Flag, SingleText, Text
 from server.transport.responses import REPLAYED, ignored_parameters, rate_limit, shown_names
 from server.webhooks.url import FIELD, MOST_LENGTH, webhook_url
 from worker.billing import Price
-from worker.store.gateway_side import Accepted, Idempotency
+from worker.store.submits import Accepted, Idempotency
 
 DRY_RUN = Flag(
     name="dry_run",

@@ -15,8 +15,9 @@ from models.params import MODEL, GenerateParams
 from worker.broker.connection import connect_gateway
 from worker.job import Job
 from worker.store import keyspace, scripts
-from worker.store.gateway_side import NOTHING, GatewayStore
+from worker.store.gateway_side import GatewayStore
 from worker.store.presence import LiveWorker
+from worker.store.submits import NOTHING
 
 OWNER = "a-key"
 

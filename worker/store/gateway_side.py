@@ -3,65 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from types import MappingProxyType
 from typing import Any
-from uuid import uuid4
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
-from models.params import MODEL, GenerateParams
-from worker.billing import FREE, Price, from_millionths
 from worker.broker.batching import Batch
 from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
 from worker.errors import (
-    IdempotencyConflictError,
-    JobError,
-    KeyEndedError,
-    MonthlyCapError,
-    NoWorkerError,
-    QueueFullError,
-    Rate,
     RequestNotFoundError,
-    TooFastError,
-    TooFewCreditsError,
-    TooManyJobsError,
-    UnknownAnswerError,
 )
 from worker.job import CANCELLED, Cancellation, Job
-from worker.pace import Work
-from worker.process.telemetry import trace_fields
 from worker.store import keyspace, scripts
 from worker.store.presence import LiveWorker, read_all
-from worker.store.rq_queue import rq_fields
 from worker.store.scripts import outcome, pairs
+from worker.store.submits import Submits
 
 MOST_LOOKED_AT, MOST_CHECKED = 100, 1000
 """Records that one script reads, in about a millisecond: all of each, or its status."""
 _REFUSED_WITHOUT_MEMORY = "#!lua\nreturn 1"
-NOTHING: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """An accepted request.
-
-    Attributes:
-        request_id: UUID v4, as text.
-        is_replay: an earlier submit with the same idempotency key made it.
-        rate: the owner's rate limit; None without one, and for a replay.
-    """
-
-    request_id: str
-    is_replay: bool = False
-    rate: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -72,14 +35,12 @@ class Page:
     has_more: bool
 
 
-class GatewayStore:
+class GatewayStore(Submits):
     """Every method raises BrokerUnavailableError when the broker does not answer."""
 
     def __init__(self, redis: Redis, *, most_waiting: int, retention_seconds: float) -> None:
-        self._redis = redis
-        self._most_waiting = most_waiting
+        super().__init__(redis, most_waiting=most_waiting)
         self._retention_ms = round(retention_seconds * 1000)
-        self._submit = redis.register_script(scripts.source("submit"))
         self._probe = redis.register_script(_REFUSED_WITHOUT_MEMORY)
         self._alive = redis.register_script(scripts.source("alive"))
         self._cancel = redis.register_script(scripts.source("cancel"))
@@ -90,106 +51,8 @@ class GatewayStore:
         self._look_script = redis.register_script(scripts.source("look"))
         self._looks = Batch(self._look_at_all)
         self._previews = Batch(self._previews_of_all)
-        self._submits = Batch(self._submit_all)
         self._cancels = Batch(self._cancel_all)
         self._presence = Batch(self._live_workers)
-
-    async def submit(
-        self,
-        params: GenerateParams,
-        owner: str,
-        *,
-        price: Price = FREE,
-        needs_worker: bool = False,
-        idempotency: Idempotency | None = None,
-        further: Mapping[str, str] = NOTHING,
-        unless: JobError | None = None,
-    ) -> Accepted:
-        """Accept a request. When this returns, the broker has it and a worker will run it.
-
-        Args:
-            params: including the seed.
-            owner: id of the API key; the broker knows its limits.
-            price: its `most` is reserved until the request ends.
-            needs_worker: refuse if no worker of the model is alive.
-            idempotency: a second submit with it gets the first request.
-            further: more fields of the record; see `Job`.
-            unless: raised in place of making a new request.
-
-        Raises:
-            IdempotencyConflictError: the idempotency key came with another body.
-            KeyEndedError: the API key was revoked or has expired.
-            LimitError: one of its kinds: too many requests, of all or of this owner.
-            NoWorkerError: no worker of the model is alive.
-            TooFewCreditsError, MonthlyCapError: the balance or the cap does not cover the price.
-        """
-        request_id = str(uuid4())
-        fields = {"work": str(Work.of(params)), **trace_fields(), **further}
-        if params.model != MODEL:
-            fields["model"] = params.model
-        answer = await self._ask_to_submit(
-            request_id,
-            "replay" if unless else "needs_worker" if needs_worker else "",
-            owner,
-            idempotency.key if idempotency else "",
-            idempotency.fingerprint if idempotency else "",
-            price.fixed,
-            price.gpu_second,
-            price.most_gpu_seconds,
-            params.model,
-            params.model_dump_json(),
-            2 * len(fields),
-            *chain.from_iterable(fields.items()),
-            *rq_fields(request_id, params.model),
-        )
-        match answer:
-            case ["accepted"]:
-                return Accepted(request_id)
-            case ["accepted", limit, remaining, reset_ms]:
-                return Accepted(request_id, rate=Rate(limit, remaining, reset_ms / 1000))
-            case ["replayed", first_id]:
-                return Accepted(first_id, is_replay=True)
-            case ["not_replayed"] if unless:
-                raise unless
-        raise UnknownAnswerError("submit", answer)
-
-    async def try_out(self, owner: str, *, price: Price, model: str = MODEL) -> int:
-        """Check whether a submit would be accepted, and write nothing. Raises as `submit`.
-
-        Returns:
-            The place that the request would have in the queue; 1 is next.
-        """
-        bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
-        match await self._ask_to_submit(str(uuid4()), "dry_run", owner, "", "", *bill, model):
-            case ["would_accept", position]:
-                return int(position)
-            case answer:
-                raise UnknownAnswerError("submit", answer)
-
-    async def _ask_to_submit(
-        self, request_id: str, mode: str, *arguments: str | bytes | int
-    ) -> list[Any]:
-        """The script's answer, unless it is a refusal, which raises."""
-        keys = keyspace.for_scripts(request_id)
-        answer = await self._submits.ask([*keys, request_id, self._most_waiting, mode, *arguments])
-        match answer:
-            case ["conflict", first_id]:
-                raise IdempotencyConflictError(first_id)
-            case ["queue_full"]:
-                raise QueueFullError(self._most_waiting)
-            case ["no_worker", model]:
-                raise NoWorkerError(model)
-            case ["key_ended"]:
-                raise KeyEndedError
-            case ["too_many_jobs", most]:
-                raise TooManyJobsError(most)
-            case ["too_fast", limit, remaining, reset_ms]:
-                raise TooFastError(Rate(limit, remaining, reset_ms / 1000))
-            case ["too_few_credits", *amounts]:
-                raise TooFewCreditsError(*map(from_millionths, map(int, amounts)))
-            case ["over_monthly_cap", ends_at, *amounts]:
-                raise MonthlyCapError(int(ends_at), *map(from_millionths, map(int, amounts)))
-        return list(answer)
 
     async def cancel(self, request_id: str, owner: str) -> Cancellation:
         """End a request FAILED, as soon as its run can be stopped. Raises RequestNotFoundError."""
@@ -320,18 +183,6 @@ class GatewayStore:
         with broker_errors():
             return dangers_in(await pipeline.execute(raise_on_error=False))
 
-    async def _submit_all(self, arguments: list[list[str | bytes | int]]) -> list[Any]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for each in arguments:
-            pipeline.evalsha(self._submit.sha, keyspace.SCRIPT_KEYS, *each)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        if any(isinstance(answer, NoScriptError) for answer in answers):
-            # A new broker knows no scripts. Some may have run all the same: a repeated submit
-            # changes nothing.
-            await self._redis.script_load(self._submit.script)
-            return await self._submit_all(arguments)
-        return answers
-
     async def _cancel_all(self, asked: list[tuple[str, str]]) -> list[Any]:
         cancels = (
             self._cancel(keyspace.for_scripts(name), [name, owner, self._retention_ms, CANCELLED])
@@ -377,25 +228,3 @@ def _job(
 def _portions(items: list[str], most: int) -> Iterator[list[str]]:
     """Of a script that reads thousands of records, which would delay all other callers."""
     return (items[first : first + most] for first in range(0, len(items), most))
-
-
-@dataclass(frozen=True)
-class Idempotency:
-    """An idempotency key with the fingerprint of its body, as the broker keeps them."""
-
-    key: str
-    fingerprint: str
-
-    @classmethod
-    def of(cls, owner: str, key: str, body: Mapping[str, Any]) -> Idempotency:
-        """The client's `key` for the JSON object `body`, as hashes. Each owner has its own keys.
-
-        The fingerprint is of the body as sent, not as parsed, which another version may do
-        differently.
-        """
-        digest = _digest(f"{owner} {key}")
-        return cls(keyspace.IDEMPOTENCY + digest, _digest(json.dumps(body, sort_keys=True)))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -34,7 +34,7 @@ from tests.support.stack import Stack, eventually
 from tests.support.wire import call, refusal
 from worker.broker.connection import connect_gateway
 from worker.job import Job
-from worker.store.gateway_side import Accepted
+from worker.store.submits import Accepted
 from worker.store.worker_side import WorkerStore
 
 POND = {"prompt": "a pond", "frames": 7, "steps": 10}

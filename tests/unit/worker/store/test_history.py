@@ -14,7 +14,8 @@ from worker.broker.connection import connect_gateway
 from worker.errors import RequestNotFoundError
 from worker.job import Status
 from worker.store import keyspace
-from worker.store.gateway_side import GatewayStore, Idempotency
+from worker.store.gateway_side import GatewayStore
+from worker.store.submits import Idempotency
 from worker.store.worker_side import Lease, Order, Result, WorkerStore
 
 RESULT = Result("a.mp4", 17)

@@ -41,7 +41,7 @@ from worker.errors import (
 )
 from worker.job import Cancellation, Status
 from worker.store import keyspace, scripts
-from worker.store.gateway_side import Accepted
+from worker.store.submits import Accepted
 from worker.store.worker_side import Lease, Order, Recovery, Result
 
 WORKERS = sampled_from(["ann", "bob", "cid"])

@@ -36,8 +36,8 @@ from worker.errors import (
 from worker.job import Status
 from worker.store import keyspace
 from worker.store.fleet import Worker, fleet
-from worker.store.gateway_side import Idempotency
 from worker.store.presence import LiveWorker
+from worker.store.submits import Idempotency
 from worker.store.worker_side import Lease, Recovery, Result, WorkerStore
 
 RESULT = Result("a.mp4", 17)

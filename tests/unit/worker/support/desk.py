@@ -24,7 +24,7 @@ from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.reconciler import Reconciler
 from worker.runtime.runner import Runner
 from worker.store import keyspace
-from worker.store.gateway_side import NOTHING
+from worker.store.submits import NOTHING
 from worker.store.worker_side import Recovery, WorkerStore
 
 

@@ -23,7 +23,8 @@ from tests.support.jobs import OWNER
 from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
 from worker.job import TRANSITIONS, Job, Status
 from worker.store import keyspace
-from worker.store.gateway_side import GatewayStore, Idempotency
+from worker.store.gateway_side import GatewayStore
+from worker.store.submits import Idempotency
 from worker.store.webhooks.deliveries import State, all_deliveries, is_notice
 from worker.store.worker_side import Lease, WorkerStore
 

@@ -1,14 +1,22 @@
--- Accepts a request: writes all of record, place in the queue, reserved credits and RQ's job, or nothing.
--- ARGV: id, most waiting for the model, 'needs_worker' or 'replay' or 'dry_run' or '', owner, idempotency key of
--- the broker or '', fingerprint, price and price of a GPU second in millionths, most GPU seconds charged, model,
--- params, number of names and values that follow, further fields of the record …, RQ's fields …
+-- Accepts one or several requests: writes all of their records, places in the queue, reserved credits and
+-- RQ's jobs, or nothing.
+-- ARGV: id of the first, most waiting for the model, 'needs_worker' or 'replay' or 'dry_run' or '', owner, idempotency key of
+-- the broker or '', fingerprint, of each request the price and the price of a GPU second in millionths and the
+-- most GPU seconds charged, model, number of requests, id of the draft that the request finishes or ''; then of
+-- each request: id, params, number of names and values that follow, further fields of the record …, number of names
+-- and values that follow, RQ's fields …
 -- Returns the outcome; when replayed, with the first request's id; without a worker, with the model; when the
 -- owner has a rate limit, with the limit, the requests left, and ms until there is one more. A dry run makes the
--- same checks, returns the request's place in the queue, and writes nothing.
+-- same checks, returns the first request's place in the queue, and writes nothing.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
-local model = ARGV[10]
 local is_dry_run = ARGV[3] == 'dry_run'
+local model, number, draft_id = ARGV[10], tonumber(ARGV[11]), ARGV[12]
 local MINUTE_MS = 60000
+
+-- A key of another request, from the same key of the first.
+local function of_other(first_key, other_id)
+  return string.sub(first_key, 1, -#id - 1) .. other_id
+end
 
 local function answer(outcome, ...)
   if not is_dry_run then
@@ -54,6 +62,18 @@ if key ~= '' then
     return answer(first[2] == fingerprint and 'replayed' or 'conflict', first[1])
   end
 end
+local draft = draft_id ~= '' and of_other(keys.record, draft_id)
+if draft then
+  local draft_owner, deleted, finish_id = unpack(read(draft, 'owner', 'deleted', 'finish_id'))
+  if draft_owner ~= owner or deleted then
+    return { 'no_draft' } -- it has expired, or was deleted
+  end
+  -- While a finish waits, runs or is kept, there is no other. One that failed may be repeated.
+  local finish = finish_id and read(of_other(keys.record, finish_id), 'status', 'deleted') or {}
+  if finish[1] and finish[1] ~= 'FAILED' and not finish[2] then
+    return answer('replayed', finish_id)
+  end
+end
 if ARGV[3] == 'replay' then
   return { 'not_replayed' }
 end
@@ -73,14 +93,16 @@ if revoked or (expires and now >= tonumber(expires)) then
 end
 -- A full queue still takes an owner's first request.
 local mine = keys.waiting .. ':' .. owner
-if redis.call('ZCARD', keys.waiting) >= tonumber(ARGV[2]) and redis.call('EXISTS', mine) == 1 then
+local is_first = number == 1 and redis.call('EXISTS', mine) == 0
+if redis.call('ZCARD', keys.waiting) + number > tonumber(ARGV[2]) and not is_first then
   return answer('queue_full')
 end
 local live = keys.live .. owner
-if at_once and redis.call('SCARD', live) >= tonumber(at_once) then
+if at_once and redis.call('SCARD', live) + number > tonumber(at_once) then
   return answer('too_many_jobs', tonumber(at_once))
 end
-local reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9])
+local each = ARGV[7] + math.ceil(ARGV[8] * ARGV[9])
+local reserved = number * each
 if balance and reserved > 0 and reserved > tonumber(balance) then
   return answer('too_few_credits', balance, text(reserved),
                 redis.call('HGET', account, 'reserved') or '0')
@@ -97,11 +119,13 @@ if per_minute then
   -- A sliding minute. Times in the future, from before the clock was set back, do not count.
   local since, limit = '(' .. text(now - MINUTE_MS), tonumber(per_minute)
   local made = redis.call('ZCOUNT', recent, since, text(now))
-  -- One more may be submitted when this request is a minute old.
+  local is_over = made + number > limit
+  -- One more, or as many more, may be submitted when this request is a minute old.
   local first = redis.call('ZRANGE', recent, since, text(now), 'BYSCORE',
-                           'LIMIT', math.max(0, made - limit), 1, 'WITHSCORES')
-  rate = { limit, math.max(0, limit - made - 1), (first[2] or now) + MINUTE_MS - now }
-  if made >= limit then
+                           'LIMIT', math.max(0, made + number - 1 - limit), 1, 'WITHSCORES')
+  local left = math.max(0, limit - made - (is_over and 0 or number))
+  rate = { limit, left, (first[2] or now) + MINUTE_MS - now }
+  if is_over then
     return answer('too_fast', unpack(rate))
   end
 end
@@ -124,6 +148,7 @@ end
 
 -- Nothing is written before this line. A broker with full memory refuses writes that need memory, but
 -- only until a script's first write: so the first one must need memory.
+redis.call('SADD', keys.rq_queues, keys.rq_queue)
 if reserved > 0 and redis.call('EXISTS', account) == 1 then
   redis.call('HINCRBY', account, 'reserved', text(reserved))
   if balance then
@@ -134,34 +159,60 @@ if key ~= '' then
   redis.call('HSET', key, 'request_id', id, 'fingerprint', fingerprint)
   redis.call('HSET', keys.record, 'idempotency_key', key)
 end
-redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', ARGV[11],
-           'attempt', 0, 'created_at', text(now))
-local further = tonumber(ARGV[12])
-if further > 0 then
-  redis.call('HSET', keys.record, unpack(ARGV, 13, 12 + further))
+if draft then
+  redis.call('HSET', draft, 'finish_id', id)
 end
 if per_minute then
   redis.call('ZREMRANGEBYSCORE', recent, '-inf', text(now - MINUTE_MS))
   redis.call('ZREMRANGEBYSCORE', recent, '(' .. text(now), '+inf')
-  redis.call('ZADD', recent, text(now), id)
-  redis.call('PEXPIRE', recent, MINUTE_MS)
 end
-redis.call('SADD', live, id)
-local time = redis.call('TIME')
-redis.call('ZADD', keys.history .. owner, text(time[1] * 1000000 + time[2]), id)
-redis.call('PERSIST', keys.history .. owner)
-redis.call('PERSIST', keys.expiries .. owner)
-add_usage(owner, 'requests', 1)
-if reserved > 0 then
-  redis.call('HSET', keys.record, 'reserved', text(reserved), 'price', ARGV[7], 'gpu_price', ARGV[8])
-end
-
 if not head[1] then
   redis.call('DEL', keys.turns) -- an empty queue forgets past turns
 end
-enter_queue(id, owner, place + redis.call('INCR', keys.sequence))
+local history, time = keys.history .. owner, redis.call('TIME')
+local submitted_us = time[1] * 1000000 + time[2]
 
-redis.call('HSET', keys.rq_job, unpack(ARGV, 13 + further))
-redis.call('SADD', keys.rq_queues, keys.rq_queue)
-redis.call('RPUSH', keys.rq_queue, id)
+-- The next item of ARGV, and as many of them as the next one says.
+local at = 12
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+local function take_list()
+  local first = tonumber(take())
+  at = at + first
+  return { unpack(ARGV, at - first + 1, at) }
+end
+
+for index = 1, number do
+  local request = take()
+  local record = of_other(keys.record, request)
+  redis.call('HSET', record, 'status', 'QUEUED', 'owner', owner, 'params', take(),
+             'attempt', 0, 'created_at', text(now))
+  local further = take_list()
+  if further[1] then
+    redis.call('HSET', record, unpack(further))
+  end
+  if reserved > 0 then
+    redis.call('HSET', record, 'reserved', text(each), 'price', ARGV[7], 'gpu_price', ARGV[8])
+  end
+  if per_minute then
+    redis.call('ZADD', recent, text(now), request)
+  end
+  redis.call('SADD', live, request)
+  redis.call('ZADD', history, text(submitted_us + index), request) -- in this order
+  if index > 1 then
+    place = math.max(tonumber(head[2] or 0), place + TURN / (priority or 1))
+  end
+  place = place + redis.call('INCR', keys.sequence)
+  enter_queue(request, owner, place)
+  redis.call('HSET', of_other(keys.rq_job, request), unpack(take_list()))
+  redis.call('RPUSH', keys.rq_queue, request)
+end
+if per_minute then
+  redis.call('PEXPIRE', recent, MINUTE_MS)
+end
+redis.call('PERSIST', history)
+redis.call('PERSIST', keys.expiries .. owner)
+add_usage(owner, 'requests', number)
 return answer('accepted', unpack(rate))

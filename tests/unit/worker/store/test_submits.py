@@ -1,0 +1,275 @@
+"""Several requests in one submit, and the one request that finishes a draft."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tests.support.jobs import OWNER, ask_gateway, find, params, pop, submit, waiting
+from worker.billing import Price
+from worker.errors import (
+    IdempotencyConflictError,
+    QueueFullError,
+    RequestNotFoundError,
+    TooFastError,
+    TooFewCreditsError,
+    TooManyJobsError,
+)
+from worker.job import Status
+from worker.store import keyspace
+from worker.store.submits import Accepted, Idempotency, NewRequest
+from worker.store.worker_side import Lease, Result, WorkerStore
+
+ACCOUNT = keyspace.API_KEY + OWNER
+DRAFT = {"draft_steps": "4"}
+
+
+def submit_several(url: str, count: int, most_waiting: int = 1000, **options: Any) -> Accepted:
+    requests = [NewRequest(params(seed=seed), {"hints": f'["{seed}"]'}) for seed in range(count)]
+    return ask_gateway(
+        url, lambda it: it.submit_all(requests, OWNER, **options), most_waiting=most_waiting
+    )
+
+
+def ids_of(url: str, accepted: Accepted) -> list[str]:
+    return [accepted.request_id, *find(url, accepted.request_id).siblings.split()]
+
+
+def keys_of_requests(redis: Redis) -> Counter[str]:
+    """How many keys of each kind the broker has, but for counters."""
+    names = map(str, redis.keys("*"))
+    return Counter(name.rpartition(":")[0] for name in names if "metrics" not in name)
+
+
+def test_all_requests_of_a_submit_wait_in_its_order(redis: Redis, redis_url: str) -> None:
+    ids = ids_of(redis_url, submit_several(redis_url, 4))
+    jobs = [find(redis_url, request_id) for request_id in ids]
+    assert [job.params.seed for job in jobs] == [0, 1, 2, 3]
+    assert [job.position for job in jobs] == [1, 2, 3, 4]
+    assert [job.warnings for job in jobs] == [["0"], ["1"], ["2"], ["3"]]
+    assert {job.status for job in jobs} == {Status.QUEUED}
+    assert waiting(redis) == ids
+    page = ask_gateway(redis_url, lambda it: it.page_of(OWNER, most=10, is_ascending=True))
+    assert [job.request_id for job in page.jobs] == ids
+    assert [pop(redis) for _ in ids] == ids
+
+
+def test_only_the_first_names_the_others(redis_url: str) -> None:
+    first, *others = ids_of(redis_url, submit_several(redis_url, 3))
+    assert find(redis_url, first).siblings == " ".join(others)
+    assert {find(redis_url, other).siblings for other in others} == {""}
+    assert find(redis_url, submit(redis_url)).siblings == ""
+
+
+def test_several_requests_leave_the_keys_of_as_many_single_ones(
+    redis: Redis, redis_url: str
+) -> None:
+    submit_several(redis_url, 3)
+    together = keys_of_requests(redis)
+    redis.flushall()
+    for _ in range(3):
+        submit(redis_url)
+    assert keys_of_requests(redis) == together
+
+
+def test_another_owners_request_comes_between_several(redis: Redis, redis_url: str) -> None:
+    first, *others = ids_of(redis_url, submit_several(redis_url, 3))
+    other = ask_gateway(redis_url, lambda it: it.submit(params(), "another-key"))
+    assert [pop(redis) for _ in range(4)] == [first, other.request_id, *others]
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        ({"jobs_at_once": 2}, TooManyJobsError),
+        ({"requests_per_minute": 2}, TooFastError),
+        ({"balance": 29, "granted": 29}, TooFewCreditsError),
+    ],
+)
+def test_a_limit_that_has_no_room_for_all_lets_none_in(
+    redis: Redis, redis_url: str, limits: dict[str, int], error: type[Exception]
+) -> None:
+    redis.hset(ACCOUNT, mapping=limits)  # type: ignore[arg-type]
+    with pytest.raises(error):
+        submit_several(redis_url, 3, price=Price(10))
+    assert waiting(redis) == []
+    assert redis.hgetall(ACCOUNT) == {name: str(value) for name, value in limits.items()}
+    assert submit_several(redis_url, 2, price=Price(10))
+
+
+def test_a_queue_takes_as_many_as_it_has_room_for(redis: Redis, redis_url: str) -> None:
+    with pytest.raises(QueueFullError):
+        submit_several(redis_url, 3, most_waiting=2)
+    assert submit_several(redis_url, 2, most_waiting=2)
+    with pytest.raises(QueueFullError):
+        submit_several(redis_url, 1, most_waiting=2)
+
+
+def test_several_requests_reserve_the_price_of_each(redis: Redis, redis_url: str) -> None:
+    redis.hset(ACCOUNT, mapping={"balance": 100, "granted": 100})
+    submit_several(redis_url, 3, price=Price(10, gpu_second=2, most_gpu_seconds=3))
+    assert redis.hmget(ACCOUNT, "balance", "reserved") == ["52", "48"]
+    request_id = pop(redis)
+    assert request_id
+    store = WorkerStore(redis, lease_seconds=10, retention_seconds=60)
+    assert store.start(Lease(request_id, "a-run"), "ann")
+    assert store.fail(Lease(request_id, "a-run"), "internal", "no")
+    assert redis.hmget(ACCOUNT, "balance", "reserved") == ["68", "32"]
+
+
+def test_the_rate_limit_counts_each_and_names_when_there_is_room_for_all(
+    redis: Redis, redis_url: str
+) -> None:
+    redis.hset(ACCOUNT, "requests_per_minute", 5)
+    accepted = submit_several(redis_url, 3)
+    assert accepted.rate
+    assert accepted.rate.remaining == 2
+    ids = ids_of(redis_url, accepted)
+    now = redis.time()[0] * 1000
+    for age, request_id in zip((30_000, 20_000, 10_000), ids, strict=True):
+        redis.zadd(keyspace.RATE + OWNER, {request_id: now - age})
+    with pytest.raises(TooFastError) as error:
+        submit_several(redis_url, 4)
+    assert error.value.rate.remaining == 2
+    assert 38 < error.value.rate.reset_seconds < 42  # when the second is a minute old
+
+
+def test_a_dry_run_of_several_makes_the_same_checks(redis: Redis, redis_url: str) -> None:
+    redis.hset(ACCOUNT, "jobs_at_once", 2)
+    free = Price()
+    assert ask_gateway(redis_url, lambda it: it.try_out(OWNER, price=free, count=2)) == 1
+    with pytest.raises(TooManyJobsError):
+        ask_gateway(redis_url, lambda it: it.try_out(OWNER, price=free, count=3))
+    assert waiting(redis) == []
+
+
+def test_a_replay_finds_all_requests_of_the_first_submit(redis: Redis, redis_url: str) -> None:
+    key = Idempotency.of(OWNER, "a key", {"count": 3})
+    first = submit_several(redis_url, 3, idempotency=key)
+    again = submit_several(redis_url, 3, idempotency=key)
+    assert again == Accepted(first.request_id, is_replay=True)
+    assert len(ids_of(redis_url, again)) == len(waiting(redis)) == 3
+    with pytest.raises(IdempotencyConflictError):
+        submit_several(redis_url, 2, idempotency=Idempotency.of(OWNER, "a key", {"count": 2}))
+
+
+def test_a_broker_with_full_memory_takes_none_of_several(redis: Redis, redis_url: str) -> None:
+    redis.hset(ACCOUNT, "requests_per_minute", 5)
+    redis.zadd(keyspace.RATE + OWNER, {"long ago": 1})
+    ask_gateway(redis_url, lambda it: it.submit(params(), OWNER))
+    before = redis.zrange(keyspace.RATE + OWNER, 0, -1), redis.keys("*")
+    redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Exception, match="memory"):
+            submit_several(redis_url, 2)
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert (redis.zrange(keyspace.RATE + OWNER, 0, -1), redis.keys("*")) == before
+
+
+# Finishes
+
+
+def finish(url: str, draft_id: str, owner: str = OWNER, **options: Any) -> Accepted:
+    request = NewRequest(params(), {"draft_of": draft_id, "first_step": "4"})
+    return ask_gateway(
+        url, lambda it: it.submit_all([request], owner, draft_id=draft_id, **options)
+    )
+
+
+def complete(redis: Redis, request_id: str) -> None:
+    assert pop(redis) == request_id
+    store = WorkerStore(redis, lease_seconds=10, retention_seconds=60)
+    lease = Lease(request_id, "a-run")
+    assert store.start(lease, "ann")
+    assert store.complete(lease, Result(f"{request_id}-a-run.mp4", 1000))
+
+
+@pytest.fixture
+def draft(redis: Redis, redis_url: str) -> str:
+    request_id = submit(redis_url, record=DRAFT)
+    complete(redis, request_id)
+    return request_id
+
+
+def test_a_draft_has_one_finish_however_often_it_is_asked_for(
+    redis: Redis, redis_url: str, draft: str
+) -> None:
+    first = finish(redis_url, draft)
+    assert not first.is_replay
+    assert finish(redis_url, draft) == Accepted(first.request_id, is_replay=True)
+    job = find(redis_url, first.request_id)
+    assert (job.draft_of, job.first_step, job.draft_steps) == (draft, 4, 0)
+    complete(redis, first.request_id)
+    assert finish(redis_url, draft) == Accepted(first.request_id, is_replay=True)
+    assert waiting(redis) == []
+
+
+def test_a_finish_changes_no_expiry_and_no_state_of_its_draft(
+    redis: Redis, redis_url: str, draft: str
+) -> None:
+    before, expiry = find(redis_url, draft), redis.pexpiretime(keyspace.record(draft))
+    finish(redis_url, draft)
+    assert find(redis_url, draft) == before
+    assert redis.pexpiretime(keyspace.record(draft)) == expiry > 0
+
+
+@pytest.mark.parametrize("end", ["cancelled", "deleted", "expired"])
+def test_a_finish_that_failed_or_is_gone_may_be_repeated(
+    redis: Redis, redis_url: str, draft: str, end: str
+) -> None:
+    first = finish(redis_url, draft).request_id
+    match end:
+        case "cancelled":
+            ask_gateway(redis_url, lambda it: it.cancel(first, OWNER))
+        case "deleted":
+            ask_gateway(redis_url, lambda it: it.delete(first, OWNER))
+        case "expired":
+            complete(redis, first)
+            redis.delete(keyspace.record(first))
+    again = finish(redis_url, draft)
+    assert not again.is_replay
+    assert again.request_id != first
+
+
+def test_a_finish_that_is_being_deleted_may_be_repeated(
+    redis: Redis, redis_url: str, draft: str
+) -> None:
+    first = finish(redis_url, draft).request_id
+    assert pop(redis) == first
+    store = WorkerStore(redis, lease_seconds=10, retention_seconds=60)
+    assert store.start(Lease(first, "a-run"), "ann")
+    ask_gateway(redis_url, lambda it: it.delete(first, OWNER))
+    assert finish(redis_url, draft).request_id != first
+
+
+def test_another_owner_cannot_finish_a_draft(redis: Redis, redis_url: str, draft: str) -> None:
+    with pytest.raises(RequestNotFoundError, match=draft):
+        finish(redis_url, draft, owner="another-key")
+    assert waiting(redis) == []
+
+
+@pytest.mark.parametrize("how", ["expired", "deleted"])
+def test_a_draft_that_is_gone_has_no_finish(
+    redis: Redis, redis_url: str, draft: str, how: str
+) -> None:
+    if how == "expired":
+        redis.delete(keyspace.record(draft))
+    else:
+        ask_gateway(redis_url, lambda it: it.delete(draft, OWNER))
+    with pytest.raises(RequestNotFoundError, match=draft):
+        finish(redis_url, draft)
+    assert waiting(redis) == []
+    assert not redis.exists(keyspace.record(draft))
+
+
+def test_an_idempotency_key_finds_its_finish_even_when_that_failed(
+    redis_url: str, draft: str
+) -> None:
+    key = Idempotency.of(OWNER, "a key", {"finish": draft})
+    first = finish(redis_url, draft, idempotency=key)
+    ask_gateway(redis_url, lambda it: it.cancel(first.request_id, OWNER))
+    assert finish(redis_url, draft, idempotency=key) == Accepted(first.request_id, is_replay=True)

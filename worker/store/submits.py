@@ -1,0 +1,264 @@
+"""Submits: what a gateway asks of the broker to accept requests, all of them or none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from types import MappingProxyType
+from typing import Any
+from uuid import uuid4
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from models.params import MODEL, GenerateParams
+from worker.billing import FREE, Price, from_millionths
+from worker.broker.batching import Batch
+from worker.errors import (
+    IdempotencyConflictError,
+    JobError,
+    KeyEndedError,
+    MonthlyCapError,
+    NoWorkerError,
+    QueueFullError,
+    Rate,
+    RequestNotFoundError,
+    TooFastError,
+    TooFewCreditsError,
+    TooManyJobsError,
+    UnknownAnswerError,
+)
+from worker.pace import Work
+from worker.process.telemetry import trace_fields
+from worker.store import keyspace, scripts
+from worker.store.rq_queue import rq_fields
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class NewRequest:
+    """A request to submit: its parameters, with the seed, and further fields of its record."""
+
+    params: GenerateParams
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An accepted request, the first of those that were submitted with it.
+
+    Attributes:
+        request_id: UUID v4, as text.
+        is_replay: an earlier submit made it: one with the same idempotency key, or of the finish of
+            the same draft.
+        rate: the owner's rate limit; None without one, and for a replay.
+    """
+
+    request_id: str
+    is_replay: bool = False
+    rate: Rate | None = None
+
+
+class Submits:
+    """Every method raises BrokerUnavailableError when the broker does not answer."""
+
+    def __init__(self, redis: Redis, *, most_waiting: int) -> None:
+        self._redis = redis
+        self._most_waiting = most_waiting
+        self._submit = redis.register_script(scripts.source("submit"))
+        self._submits = Batch(self._submit_all)
+
+    async def submit(
+        self,
+        params: GenerateParams,
+        owner: str,
+        *,
+        price: Price = FREE,
+        needs_worker: bool = False,
+        idempotency: Idempotency | None = None,
+        further: Mapping[str, str] = NOTHING,
+        unless: JobError | None = None,
+    ) -> Accepted:
+        """Accept one request; see `submit_all`."""
+        return await self.submit_all(
+            [NewRequest(params, further)],
+            owner,
+            price=price,
+            needs_worker=needs_worker,
+            idempotency=idempotency,
+            unless=unless,
+        )
+
+    async def submit_all(
+        self,
+        requests: Sequence[NewRequest],
+        owner: str,
+        *,
+        price: Price = FREE,
+        needs_worker: bool = False,
+        idempotency: Idempotency | None = None,
+        unless: JobError | None = None,
+        draft_id: str = "",
+    ) -> Accepted:
+        """Accept all requests or none.
+
+        When this returns, the broker has them and workers will run them. The record of the first
+        has the ids of the others, so that a replay finds them.
+
+        Args:
+            requests: one or more, of one model.
+            owner: id of the API key; the broker knows its limits.
+            price: of each; its `most` is reserved until the request ends.
+            needs_worker: refuse if no worker of the model is alive.
+            idempotency: a second submit with it gets the first request.
+            unless: raised in place of making a new request.
+            draft_id: of the owner's draft that the only request finishes. A second finish of it
+                gets the first one, unless that has failed or is gone.
+
+        Raises:
+            IdempotencyConflictError: the idempotency key came with another body.
+            KeyEndedError: the API key was revoked or has expired.
+            LimitError: one of its kinds: too many requests, of all or of this owner.
+            NoWorkerError: no worker of the model is alive.
+            RequestNotFoundError: the draft has expired or was deleted.
+            TooFewCreditsError, MonthlyCapError: the balance or the cap does not cover the price.
+        """
+        ids = [str(uuid4()) for _ in requests]
+        trace = trace_fields()
+        answer = await self._ask_to_submit(
+            ids[0],
+            "replay" if unless else "needs_worker" if needs_worker else "",
+            owner,
+            idempotency.key if idempotency else "",
+            idempotency.fingerprint if idempotency else "",
+            price.fixed,
+            price.gpu_second,
+            price.most_gpu_seconds,
+            requests[0].params.model,
+            len(requests),
+            draft_id,
+            *_arguments(requests[0], ids[0], {**trace, **_siblings(ids)}),
+            *(
+                argument
+                for request, request_id in zip(requests[1:], ids[1:], strict=True)
+                for argument in _arguments(request, request_id, trace)
+            ),
+        )
+        match answer:
+            case ["accepted"]:
+                return Accepted(ids[0])
+            case ["accepted", limit, remaining, reset_ms]:
+                return Accepted(ids[0], rate=Rate(limit, remaining, reset_ms / 1000))
+            case ["replayed", first_id]:
+                return Accepted(first_id, is_replay=True)
+            case ["no_draft"]:
+                raise RequestNotFoundError(draft_id)
+            case ["not_replayed"] if unless:
+                raise unless
+        raise UnknownAnswerError("submit", answer)
+
+    async def try_out(
+        self, owner: str, *, price: Price, model: str = MODEL, count: int = 1
+    ) -> int:
+        """Check whether a submit would be accepted, and write nothing. Raises as `submit_all`.
+
+        Args:
+            owner: id of the API key.
+            price: of each request.
+            model: its slug.
+            count: of requests.
+
+        Returns:
+            The place that the first request would have in the queue; 1 is next.
+        """
+        bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
+        asked = (str(uuid4()), "dry_run", owner, "", "", *bill, model, count, "")
+        match await self._ask_to_submit(*asked):
+            case ["would_accept", position]:
+                return int(position)
+            case answer:
+                raise UnknownAnswerError("submit", answer)
+
+    async def _ask_to_submit(
+        self, request_id: str, mode: str, *arguments: str | bytes | int
+    ) -> list[Any]:
+        """The script's answer, unless it is a refusal, which raises."""
+        keys = keyspace.for_scripts(request_id)
+        answer = await self._submits.ask([*keys, request_id, self._most_waiting, mode, *arguments])
+        match answer:
+            case ["conflict", first_id]:
+                raise IdempotencyConflictError(first_id)
+            case ["queue_full"]:
+                raise QueueFullError(self._most_waiting)
+            case ["no_worker", model]:
+                raise NoWorkerError(model)
+            case ["key_ended"]:
+                raise KeyEndedError
+            case ["too_many_jobs", most]:
+                raise TooManyJobsError(most)
+            case ["too_fast", limit, remaining, reset_ms]:
+                raise TooFastError(Rate(limit, remaining, reset_ms / 1000))
+            case ["too_few_credits", *amounts]:
+                raise TooFewCreditsError(*map(from_millionths, map(int, amounts)))
+            case ["over_monthly_cap", ends_at, *amounts]:
+                raise MonthlyCapError(int(ends_at), *map(from_millionths, map(int, amounts)))
+        return list(answer)
+
+    async def _submit_all(self, arguments: list[list[str | bytes | int]]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for each in arguments:
+            pipeline.evalsha(self._submit.sha, keyspace.SCRIPT_KEYS, *each)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            # A new broker knows no scripts. Some may have run all the same: a repeated submit
+            # changes nothing.
+            await self._redis.script_load(self._submit.script)
+            return await self._submit_all(arguments)
+        return answers
+
+
+def _siblings(ids: Sequence[str]) -> dict[str, str]:
+    return {"siblings": " ".join(ids[1:])} if ids[1:] else {}
+
+
+def _arguments(
+    request: NewRequest, request_id: str, fields: Mapping[str, str]
+) -> Iterator[str | bytes | int]:
+    """Of the script, for one of the requests."""
+    params = request.params
+    record = {"work": str(Work.of(params)), **fields, **request.fields}
+    if params.model != MODEL:
+        record["model"] = params.model
+    rq_job = rq_fields(request_id, params.model)
+    yield request_id
+    yield params.model_dump_json()
+    yield 2 * len(record)
+    yield from chain.from_iterable(record.items())
+    yield len(rq_job)
+    yield from rq_job
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """An idempotency key with the fingerprint of its body, as the broker keeps them."""
+
+    key: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, owner: str, key: str, body: Mapping[str, Any]) -> Idempotency:
+        """The client's `key` for the JSON object `body`, as hashes. Each owner has its own keys.
+
+        The fingerprint is of the body as sent, not as parsed, which another version may do
+        differently.
+        """
+        digest = _digest(f"{owner} {key}")
+        return cls(keyspace.IDEMPOTENCY + digest, _digest(json.dumps(body, sort_keys=True)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
