@@ -161,9 +161,7 @@ class Submits:
                 raise unless
         raise UnknownAnswerError("submit", answer)
 
-    async def try_out(
-        self, owner: str, *, price: Price, model: str = MODEL, count: int = 1
-    ) -> int:
+    async def try_out(self, owner: str, *, price: Price, model: str = MODEL, count: int = 1) -> int:
         """Check whether a submit would be accepted, and write nothing. Raises as `submit_all`.
 
         Args:
