@@ -44,6 +44,7 @@ SKEW = timedelta(days=1)
 """By which clocks of other machines may be behind."""
 PURPOSE = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
 """One of those that C2PA asks of a certificate that signs."""
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 
 
@@ -108,6 +109,7 @@ def own_identity(data_dir: Path, now: datetime | None = None) -> Identity:
             fcntl.flock(lock, fcntl.LOCK_EX)
             kept = _read(folder / FILE)
             if kept is not None and _ends(kept) - now > RENEWED_BEFORE:
+                _check_begin(kept, folder / FILE, now)
                 return kept
             made = _made(now)
             _write(folder / FILE, made.key + made.chain)
@@ -129,7 +131,8 @@ def own_anchor(data_dir: Path) -> bytes | None:
         kept = _read(data_dir / FOLDER / FILE)
     except OSError as error:
         raise ProvenanceUnusableError(
-            f"{data_dir / FOLDER / FILE} cannot be read: {error.strerror}."
+            f"{data_dir / FOLDER / FILE} cannot be read: {error.strerror}. Run this as the user of "
+            "the server, or name certificates to trust with --trust."
         ) from None
     return kept.anchor if kept else None
 
@@ -222,6 +225,17 @@ def _identifier(key: Ed25519PrivateKey) -> x509.SubjectKeyIdentifier:
 
 def _ends(identity: Identity) -> datetime:
     return min(each.not_valid_after_utc for each in identity.certificates)
+
+
+def _check_begin(identity: Identity, path: Path, now: datetime) -> None:
+    """It would sign nothing before. To replace it because of a wrong clock would lose it."""
+    begin = max(each.not_valid_before_utc for each in identity.certificates)
+    if now < begin:
+        raise ProvenanceUnusableError(
+            f"{path} is valid from {begin:{_TIME}} on, and this machine's clock says "
+            f"{now:{_TIME}}. Correct the clock. If it was wrong when the file was made, remove the "
+            "file: the next start makes another."
+        )
 
 
 def _identity(key: PrivateKeyTypes, certificates: Sequence[x509.Certificate]) -> Identity:

@@ -17,7 +17,8 @@ SETTINGS: dict[str, Any] = {
 }
 CHANGED_PICTURES = ("assertion.bmffHash.", "assertion.dataHash.", "assertion.boxesHash.")
 CHANGED_CLAIM = ("assertion.", "claim.", "claimSignature.mismatch", "manifest.")
-UNTRUSTED = "signingCredential.untrusted"
+EXPIRED = "signingCredential.expired"
+"""Or not valid yet."""
 
 _Kind = TypeVar("_Kind", str, list[Any], dict[str, Any])
 
@@ -117,6 +118,8 @@ def _reason(verdict: Verdict, codes: tuple[str, ...]) -> str:
         return "it was changed after it was signed"
     if any(code.startswith(CHANGED_CLAIM) for code in codes):
         return "its manifest was changed after it was signed"
+    if EXPIRED in codes:
+        return "its certificate has expired, or is not valid yet by this machine's clock"
     return "its signature does not hold"
 
 

@@ -122,14 +122,15 @@ def _own_anchor(settings: ServerSettings) -> bytes:
 
 
 def _read(certificates: Path) -> bytes:
-    from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 (an extra)
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 (an extra)
+    from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 (likewise)
 
-    pem = certificates.read_bytes()
     try:
-        load_pem_x509_certificates(pem)
+        found = load_pem_x509_certificates(certificates.read_bytes())
     except ValueError as error:
         raise NoCertificateError(f"{certificates} has no PEM certificate: {error}.") from None
-    return pem
+    # Without the text around them, which may be in any encoding.
+    return b"".join(each.public_bytes(Encoding.PEM) for each in found)
 
 
 def _lines(file: Path, found: Finding, trusted: str) -> Iterator[str]:

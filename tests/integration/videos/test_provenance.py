@@ -91,6 +91,16 @@ def test_another_machine_verifies_with_the_certificate_that_the_server_prints(
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_the_text_around_a_certificate_may_be_in_any_encoding(
+    server: Stack, video: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root.pem"
+    printed = server.run("provenance", "certificate").stdout
+    root.write_bytes("Müller\n".encode("latin-1") + printed.encode())
+    done = verify(server, video, "--trust", str(root))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_file_without_a_certificate_cannot_be_trusted(server: Stack, video: Path) -> None:
     done = verify(server, video, "--trust", str(video))
     assert done.returncode == os.EX_CONFIG

@@ -87,6 +87,22 @@ def test_it_is_made_anew_in_the_last_year_of_its_life(tmp_path: Path) -> None:
     assert own_identity(tmp_path, NOW + LIFE - timedelta(days=364)) != first
 
 
+def test_one_that_is_not_valid_yet_is_kept_and_the_clock_is_named(tmp_path: Path) -> None:
+    """It would sign nothing, and the clock may be wrong now, or have been when it was made."""
+    first = own_identity(tmp_path, NOW)
+    with pytest.raises(ProvenanceUnusableError) as error:
+        own_identity(tmp_path, NOW - timedelta(days=2))
+    assert "is valid from 2026-11-30T00:00:00Z on" in str(error.value)
+    assert "this machine's clock says 2026-11-29T00:00:00Z. Correct the clock" in str(error.value)
+    assert own_identity(tmp_path, NOW) == first
+
+
+def test_one_that_cannot_be_read_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "provenance" / "identity.pem").mkdir(parents=True)
+    with pytest.raises(ProvenanceUnusableError, match=r"cannot be read: .*--trust"):
+        own_anchor(tmp_path)
+
+
 def test_a_damaged_one_is_not_replaced_in_silence(tmp_path: Path) -> None:
     own_identity(tmp_path, NOW)
     path = tmp_path / "provenance" / "identity.pem"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.unit.worker.support.certificates import issued
+from worker.provenance import identity as identities
 from worker.provenance.identity import Identity, given_identity, own_identity
 from worker.provenance.label import AI_MADE, append_xmp
 from worker.provenance.signing import Signer
@@ -139,6 +142,25 @@ def test_a_manifest_may_say_anything_anywhere(odd: object) -> None:
     for manifest in (odd, dict.fromkeys(names, odd), actions, nested):
         claims = _claims(manifest)
         assert all(isinstance(text, str) for text in claims.values())
+
+
+def test_a_video_whose_certificate_has_expired_is_told_from_a_changed_one(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signature has no time, so it holds as long as its certificate."""
+    monkeypatch.setattr(identities, "LIFE", timedelta(seconds=3))
+    own = own_identity(tmp_path / "data")
+    Signer(own).sign(video, MODEL, PROMPT)
+    time.sleep(
+        max(0.0, (own.certificates[0].not_valid_after_utc - datetime.now(UTC)).total_seconds()) + 1
+    )
+    found = verify(video, own.anchor)
+    assert (found.verdict, "signingCredential.expired" in found.codes) == (Verdict.INVALID, True)
+    assert (
+        found.reason == "its certificate has expired, or is not valid yet by this machine's clock"
+    )
+    video.write_bytes(flipped(video.read_bytes(), -40))
+    assert verify(video, own.anchor).reason == "it was changed after it was signed"
 
 
 def test_an_operators_certificate_is_trusted_by_its_root(tmp_path: Path, video: Path) -> None:
