@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from models.params import MODEL, GenerateParams, Number, Whole
+from models.params import MODEL, GenerateParams, Number, RequestParams, Whole
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Model:
     Attributes:
         slug: its name in paths, records and settings: lower-case letters, digits and hyphens.
         title: its name for people; also `Traits.model` of an engine with its weights.
-        parameters: ranges and defaults.
+        parameters: what decides the frames, with ranges and defaults.
+        request: the same, with what decides the files.
         weights: the weights that a worker loads unless told otherwise, a Hugging Face id.
         schedule: of the denoising steps.
         published: when its weights were published, in seconds since 1970.
@@ -46,6 +47,7 @@ class Model:
     slug: str
     title: str
     parameters: type[GenerateParams]
+    request: type[RequestParams]
     weights: str
     schedule: NoiseSchedule
     published: int
@@ -68,10 +70,15 @@ class FastParams(GenerateParams):
     steps: Whole = Field(default=8, ge=4, le=16, description="Denoising steps.")
 
 
+class FastRequestParams(FastParams, RequestParams):
+    """All parameters of a request for it. Of two bases with a field, pydantic takes the first."""
+
+
 MOCHI = Model(
     slug=MODEL,
     title="Mochi 1",
     parameters=GenerateParams,
+    request=RequestParams,
     weights="genmo/mochi-1-preview",
     # https://github.com/genmoai/mochi: `linear_quadratic_schedule(steps, 0.025)`
     schedule=NoiseSchedule(threshold=0.025, linear=0.5),
@@ -83,6 +90,7 @@ FAST_MOCHI = Model(
     slug=FastParams.model,
     title="FastMochi",
     parameters=FastParams,
+    request=FastRequestParams,
     weights="FastVideo/FastMochi-diffusers",
     # https://github.com/hao-ai-lab/FastVideo, `scripts/inference/inference_mochi_hf.sh`:
     # `--num_inference_steps 8 --guidance_scale 1.5 --linear_threshold 0.1 --linear_range 0.75`

@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, Le, MaxLen
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -32,6 +32,18 @@ ALIASES = {"num_frames": "frames", "num_inference_steps": "steps", "guidance": "
 MOST_FRAMES = 160
 TEMPORAL_FACTOR = 6
 """Mochi's VAE turns k+1 latent frames into 6k+1 frames."""
+Format = Literal["mp4", "webm", "gif"]
+VideoType = Literal["video/mp4", "video/webm", "image/gif"]
+FORMATS: Final[dict[Format, VideoType]] = {
+    "mp4": "video/mp4",
+    "webm": "video/webm",
+    "gif": "image/gif",
+}
+"""What a video can be, each with its media type."""
+Still = Literal["poster", "last_frame"]
+"""A picture beside the video: the parameter that asks for it, and its field in a result."""
+STILLS: Final[tuple[Still, ...]] = ("poster", "last_frame")
+STILL_TYPE: Final = "image/jpeg"
 
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -46,6 +58,11 @@ def number_of_text(value: object) -> object:
     if not isinstance(value, str) or not _NUMBER.fullmatch(value):
         return value
     return float(value) if "." in value else int(value)
+
+
+def _flag_of_text(value: object) -> object:
+    """The flag in the text of a form. Anything else is returned as it is."""
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
 def _whole(value: object) -> object:
@@ -68,10 +85,11 @@ def _not_blank(value: str) -> str:
 Number = Annotated[float, BeforeValidator(number_of_text)]
 Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(number_of_text)]
 Text = Annotated[str, AfterValidator(_plain_text)]
+Flag = Annotated[bool, BeforeValidator(_flag_of_text)]
 
 
 class GenerateParams(BaseModel):
-    """The parameters of a request. Frozen; built by `parse_params` from JSON.
+    """The parameters that decide the frames of a video: all that an engine is told.
 
     `model` is the slug of the model that they are for: it is no field, but the class has it.
     """
@@ -111,19 +129,48 @@ class GenerateParams(BaseModel):
         """The number of frames that Mochi makes for this request: the next 6k+1."""
         return -(-(self.frames - 1) // TEMPORAL_FACTOR) * TEMPORAL_FACTOR + 1
 
-    def with_seed(self, rng: random.Random) -> GenerateParams:
+    def with_seed(self, rng: random.Random) -> Self:
         """The parameters with a drawn seed in place of -1."""
         if self.seed != DRAW_SEED:
             return self
         return self.model_copy(update={"seed": rng.randint(0, MAX_DRAWN_SEED)})
 
 
+class FileParams(BaseModel):
+    """The parameters that decide the files of a video, and none of its frames.
+
+    A default is not serialized: a record without them is that of an earlier release.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    format: Format = Field(
+        default="mp4",
+        exclude_if=lambda value: value == "mp4",
+        description="The file of the video: H.264 in MP4, VP9 in WebM, or an animated GIF.",
+    )
+    poster: Flag = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="Whether the result has a JPEG of the middle frame.",
+    )
+    last_frame: Flag = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="Whether the result has a JPEG of the last frame.",
+    )
+
+
+class RequestParams(FileParams, GenerateParams):
+    """All parameters of a request. Frozen; built by `parse_params` from JSON."""
+
+
 def parse_params(
-    body: Mapping[str, Any], kind: type[GenerateParams] = GenerateParams
-) -> tuple[GenerateParams, list[str]]:
+    body: Mapping[str, Any], kind: type[RequestParams] = RequestParams
+) -> tuple[RequestParams, list[str]]:
     """Validate a decoded JSON object, or the texts of a form.
 
-    A number may come as text. `kind`: the parameters of the model.
+    A number or a flag may come as text. `kind`: the parameters of the model.
 
     Returns:
         The parameters, and the unknown names in `body`.
@@ -142,7 +189,7 @@ def parse_params(
 
 def hint(name: str) -> str:
     """What to say of a name that is not known."""
-    known = GenerateParams.model_fields
+    known = RequestParams.model_fields
     meant = ALIASES.get(name) or next(iter(get_close_matches(name, known, n=1)), "")
     return f"`{name}` is unknown and was ignored{meant and f'; did you mean `{meant}`?'}"
 
@@ -172,6 +219,11 @@ def _bounds(field: FieldInfo) -> dict[type, Any]:
 
 def _rule(field: FieldInfo) -> str:
     bounds = _bounds(field)
+    if field.annotation is bool:
+        return "true or false"
+    if get_origin(field.annotation) is Literal:
+        *others, last = (f"`{choice}`" for choice in get_args(field.annotation))
+        return f"{', '.join(others)} or {last}"
     if field.annotation is str:
         blank = "not blank, " if field.is_required() else ""
         most = bounds[MaxLen].max_length

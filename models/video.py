@@ -1,4 +1,4 @@
-"""Encodes frames to an H.264 MP4 through ffmpeg."""
+"""Encodes frames to an MP4, a WebM or a GIF through ffmpeg."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, cast
 
 from models.engine import Clip
 from models.errors import DiskError, EncodingError, EngineUnavailableError, not_installed
-from models.params import HEIGHT, WIDTH
+from models.params import HEIGHT, WIDTH, Format
 
 MAX_DENOMINATOR = 30_000
 """Of a frame rate. ffmpeg limits both numbers of the fraction to 1,001,000; ours go up to 30."""
@@ -26,24 +26,32 @@ DISK_STATUSES = frozenset(256 - number for number in (ENOSPC, EDQUOT, EFBIG, ERO
 """Exit statuses of ffmpeg (the negative error number) when the disk did not accept a file."""
 
 # full_chroma_int, accurate_rnd and bitexact: the same bytes whatever instructions the CPU has.
-FILTERS = (
-    f"scale={WIDTH}:{HEIGHT}:flags=bicubic+accurate_rnd+bitexact+full_chroma_int"
-    ":out_color_matrix=bt709:out_range=tv,"
+SCALE = f"scale={WIDTH}:{HEIGHT}:flags=bicubic+accurate_rnd+bitexact+full_chroma_int"
+YUV = (
+    f"{SCALE}:out_color_matrix=bt709:out_range=tv,"
     "format=yuv420p,"
     "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 )
+# One palette, so that what stands still from frame to frame is left out. ffmpeg holds all frames
+# until it is known.
+PALETTE = (
+    f"{SCALE},split[seen][drawn];[seen]palettegen=stats_mode=full[palette];"
+    "[drawn][palette]paletteuse=dither=bayer:bayer_scale=4:diff_mode=rectangle"
+)
 
 
-def encode(clip: Clip, fps: float, path: Path) -> None:
-    """Write a clip as an H.264 MP4 of 848x480, readable by its owner only.
+def encode(clip: Clip, fps: float, path: Path, kind: Format = "mp4") -> None:
+    """Write a clip as a video of 848x480, readable by its owner only.
 
-    Frames of another size are scaled. The same frames give the same bytes. The index precedes the
-    pictures, so a browser can play the file while it loads.
+    Frames of another size are scaled. The same frames give the same bytes. In MP4 and WebM, the
+    index precedes the pictures, so a browser can play the file while it loads.
 
     Args:
         clip: to encode; its frames are drawn one at a time.
-        fps: frames per second, above 0; fractions are exact (23.976 becomes 2997/125).
+        fps: frames per second, above 0; fractions are exact in MP4 (23.976 becomes 2997/125). WebM
+            rounds the time of each frame to a millisecond, GIF to a hundredth of a second.
         path: the file to write, in an existing folder. An error leaves no file.
+        kind: H.264 in MP4, VP9 in WebM, or an animated GIF that repeats.
 
     Raises:
         DiskError: the disk did not accept the video.
@@ -53,7 +61,8 @@ def encode(clip: Clip, fps: float, path: Path) -> None:
     try:
         with _scratch() as log, _scratch() as metadata:
             _write_metadata(metadata, clip)
-            _run(_command(clip, fps, path, metadata), clip, path.parent, log, metadata)
+            command = _command(clip, fps, path, metadata, kind)
+            _run(command, clip, path.parent, log, metadata)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -75,21 +84,41 @@ def encoder() -> str:
         raise EngineUnavailableError(f"There is no ffmpeg: {error}") from error
 
 
-def _command(clip: Clip, fps: float, path: Path, metadata: IO[bytes]) -> list[str]:
+def _command(clip: Clip, fps: float, path: Path, metadata: IO[bytes], kind: Format) -> list[str]:
     rate = Fraction(str(fps)).limit_denominator(MAX_DENOMINATOR)
-    # Ticks that hit the end of every frame; the usual milliseconds would round the duration.
-    clock = rate.numerator * math.ceil(1000 / rate.numerator)
+    codec = {"mp4": _mp4, "webm": _webm, "gif": _gif}[kind]
     return [
         encoder(),
         *("-hide_banner", "-nostdin", "-nostats", "-loglevel", "error", "-y"),
         *("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{clip.width}x{clip.height}"),
         *("-framerate", str(rate), "-i", "pipe:0"),
         *("-f", "ffmetadata", "-i", f"pipe:{metadata.fileno()}", "-map_metadata", "1"),
-        *("-vf", FILTERS, "-fps_mode", "passthrough", "-flags:v", "+bitexact"),
-        *("-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-threads", str(THREADS)),
-        *("-f", "mp4", "-movflags", "+faststart", "-movie_timescale", str(clock)),
+        *("-fps_mode", "passthrough", "-flags:v", "+bitexact", "-threads", str(THREADS)),
+        *codec(rate),
         *("-fflags", "+bitexact", f"file:{path.name}"),
     ]
+
+
+def _mp4(rate: Fraction) -> list[str]:
+    # Ticks that hit the end of every frame; the usual milliseconds would round the duration.
+    clock = rate.numerator * math.ceil(1000 / rate.numerator)
+    return [
+        *("-vf", YUV, "-c:v", "libx264", "-preset", "veryfast", "-crf", "18"),
+        *("-f", "mp4", "-movflags", "+faststart", "-movie_timescale", str(clock)),
+    ]
+
+
+def _webm(_rate: Fraction) -> list[str]:
+    return [
+        *("-vf", YUV, "-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0"),
+        # Without a look ahead, which takes up to five times as long for files a fifth smaller.
+        *("-deadline", "realtime", "-cpu-used", "5", "-tile-columns", "1", "-row-mt", "0"),
+        *("-f", "webm", "-cues_to_front", "1"),
+    ]
+
+
+def _gif(_rate: Fraction) -> list[str]:
+    return ["-vf", PALETTE, "-c:v", "gif", "-f", "gif", "-loop", "0"]
 
 
 def _write_metadata(metadata: IO[bytes], clip: Clip) -> None:

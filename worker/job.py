@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from models.catalogue import CATALOGUE
-from models.params import MODEL, GenerateParams
+from models.params import MODEL, STILLS, FileParams, GenerateParams, Still
 
 
 class Status(StrEnum):
@@ -78,6 +78,7 @@ FAILURES = (
 """Every `error_code`."""
 NOT_FAILURES = frozenset({"cancelled", "content_blocked"})
 """Ends that the client or the operator wanted; reports count them apart from failures."""
+UNMADE = "The worker that made the video is of an earlier release: it ignored {}."
 CANCELLED = "The request was cancelled."
 """The client's `error` of a cancelled request."""
 
@@ -88,7 +89,8 @@ _TEXTS = (
 )
 _NUMBERS = (
     *("attempt", "created_at", "started_at", "ended_at", "step"),
-    *("file_size", "cost", "remaining", "energy_mj", "draft_steps", "first_step"),
+    *("file_size", "poster_size", "last_frame_size", "cost", "remaining", "energy_mj"),
+    *("draft_steps", "first_step"),
 )
 """Fields of the record that a `Job` has by the same name."""
 
@@ -101,7 +103,7 @@ class Job:
         request_id: UUID v4, as text.
         owner: id of the API key that made it.
         status: see `Status`.
-        params_json: the validated parameters; `params` decodes them.
+        params_json: the validated parameters; `params` and `files` decode them.
         model: slug; records of the default model have none.
         attempt: runs so far, including the present one and pops lost with their worker; requeued
             runs do not count.
@@ -114,6 +116,7 @@ class Job:
         position: place in the queue, 1 is next; only when QUEUED.
         file_name: name in the output store; only when COMPLETED.
         file_size: bytes; only when COMPLETED.
+        poster_size, last_frame_size: bytes; 0 without such a still.
         precision: of the engine, or empty; only when COMPLETED.
         warnings_json: messages of the run for the client, a JSON list; only when COMPLETED.
         hints_json: messages about the submit, a JSON list. `warnings` has both.
@@ -148,6 +151,8 @@ class Job:
     position: int | None = None
     file_name: str = ""
     file_size: int = 0
+    poster_size: int = 0
+    last_frame_size: int = 0
     precision: str = ""
     warnings_json: str = "[]"
     hints_json: str = "[]"
@@ -196,7 +201,7 @@ class Job:
 
     @cached_property
     def params(self) -> GenerateParams:
-        """The parameters, with the seed that is used."""
+        """The parameters that decide the frames, with the seed that is used."""
         return CATALOGUE[self.model].parameters.model_validate_json(self.params_json)
 
     @property
@@ -204,11 +209,32 @@ class Job:
         """The step with which its run ends."""
         return self.draft_steps or self.params.steps
 
+    @cached_property
+    def files(self) -> FileParams:
+        """The parameters that decide the files."""
+        return FileParams.model_validate_json(self.params_json)
+
+    @property
+    def stills(self) -> dict[Still, int]:
+        """The stills that the run has made, each with its size in bytes."""
+        sizes = {"poster": self.poster_size, "last_frame": self.last_frame_size}
+        return {still: sizes[still] for still in STILLS if sizes[still]}
+
     @property
     def warnings(self) -> list[str]:
         hints: list[str] = json.loads(self.hints_json)
         warnings: list[str] = json.loads(self.warnings_json)
-        return hints + warnings
+        return hints + warnings + self._unmade()
+
+    def _unmade(self) -> list[str]:
+        """A warning where the worker's release did not know a parameter of the files."""
+        if self.status is not Status.COMPLETED:
+            return []
+        asked = self.files
+        is_other = asked.format != "mp4" and not self.file_name.endswith(f".{asked.format}")
+        unmade = [still for still in STILLS if getattr(asked, still) and still not in self.stills]
+        names = [f"`{name}`" for name in (*(["format"] if is_other else []), *unmade)]
+        return [UNMADE.format(" and ".join(names))] if names else []
 
     @property
     def queue_seconds(self) -> float | None:

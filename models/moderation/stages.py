@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -49,14 +49,17 @@ class Moderation:
             if category is not None:
                 raise ContentBlockedError(category, "prompt")
 
-    def moderated(self, clip: Clip, count: int) -> Clip:
-        """The clip of `count` frames; drawing one that is blocked raises `ContentBlockedError`."""
+    def moderated(self, clip: Clip, count: int, also: Set[int] = frozenset()) -> Clip:
+        """The clip of `count` frames; drawing one that is blocked raises `ContentBlockedError`.
+
+        `also`: indices of frames that are judged beside the sample.
+        """
         if self.frame_judge is None:
             return clip
-        return replace(clip, frames=self._judged(clip, count, self.frame_judge))
+        chosen = sample(count, self.frames) | also
+        return replace(clip, frames=self._judged(clip, chosen, self.frame_judge))
 
-    def _judged(self, clip: Clip, count: int, judge: FrameJudge) -> Iterator[bytes]:
-        chosen = sample(count, self.frames)
+    def _judged(self, clip: Clip, chosen: Set[int], judge: FrameJudge) -> Iterator[bytes]:
         for index, frame in enumerate(clip.frames):
             if index in chosen:
                 category = judge.blocks(frame, clip.width, clip.height)

@@ -113,7 +113,9 @@ class Call:
             StorageError: the link to the video cannot be signed.
         """
         links = self.links(job.request_id)
-        body = result_body(job, await self.services.video_links.url(job, links))
+        video_links = self.services.video_links
+        url, stills = await video_links.url(job, links), await video_links.stills(job, links)
+        body = result_body(job, url, stills)
         if not self.has_key:
             body.metrics.remaining_credits = None
         return body

@@ -11,15 +11,16 @@ from urllib.parse import urlsplit
 from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 
-from server.paths import SIGNATURE, VIDEO_LINK
+from models.params import Still
+from server.paths import FILE_LINK, SIGNATURE
 from server.transport.parameters import Text
 from worker.job import Job
-from worker.outputs.base import Outputs
+from worker.outputs.base import Outputs, ending_of, still_name
 from worker.store.gateway_side import GatewayStore
 
 SHORTEST_LINK_SECONDS = 5.0
 VIDEO, EVENTS = "video", "events"
-"""What a signature opens."""
+"""What a signature opens: all files of a video, or its events."""
 SIGNED = Text(
     name=SIGNATURE,
     description="As in the `output` of a result and the `events_url` of a status; it is the key.",
@@ -37,10 +38,13 @@ class Links:
         self.status = f"{self.response}/status"
         self.cancel = f"{self.response}/cancel"
 
-    def video(self, signer: LinkSigner) -> str:
-        """The video, for anyone with the link, as long as the record lives."""
+    def video(self, signer: LinkSigner, ending: str = ".mp4") -> str:
+        """The video, for anyone with the link, as long as the record lives; or another file.
+
+        `ending`: of its name; see `ending_of`.
+        """
         signature = signer.sign(VIDEO, self.request_id)
-        return self.base + VIDEO_LINK.format(signature=signature, request_id=self.request_id)
+        return self.base + FILE_LINK.format(signature=signature, name=self.request_id + ending)
 
     def events(self, signer: LinkSigner) -> str:
         """The events, for anyone with the link: a browser's `EventSource` sends no header."""
@@ -112,9 +116,19 @@ class VideoLinks:
             BrokerUnavailableError: the gateway's secret cannot be read.
             StorageError: the output store cannot sign.
         """
+        return await self._url(job.file_name, job, links)
+
+    async def stills(self, job: Job, links: Links) -> dict[Still, str]:
+        """Where the stills of a COMPLETED request are served. Raises as `url`."""
+        return {
+            still: await self._url(still_name(job.file_name, still), job, links)
+            for still in job.stills
+        }
+
+    async def _url(self, name: str, job: Job, links: Links) -> str:
         # In a thread: credentials that expire may have to be fetched.
-        link = await run_in_threadpool(self._outputs.link, job.file_name, self.seconds_left(job))
-        return link or links.video(await self.signer())
+        link = await run_in_threadpool(self._outputs.link, name, self.seconds_left(job))
+        return link or links.video(await self.signer(), ending_of(name))
 
     def origins(self) -> list[str]:
         """Scheme and host of links to videos, where they differ from the gateway's."""

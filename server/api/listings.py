@@ -114,7 +114,7 @@ class HostedModel(BaseModel):
 
     @classmethod
     def of(cls, model: Model) -> Self:
-        parameters = model.parameters.model_json_schema()["properties"]
+        parameters = model.request.model_json_schema()["properties"]
         return cls(title=model.title, slug=model.slug, parameters=parameters)
 
 

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from models.catalogue import CATALOGUE, MOCHI, Model
 from models.example import EXAMPLE_REQUEST
-from models.params import MODEL
-from server.api.schemas import VIDEO_TYPE, FailedBody
+from models.params import FORMATS, MODEL, STILL_TYPE
+from server.api.schemas import FailedBody
 from server.api.submission import WEBHOOK_URL
 from server.api.videos.object import SIZE
 from server.errors import MEANING
@@ -60,8 +60,13 @@ RESULT_HEADERS = {
     **SUBMIT_HEADERS,
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-VIDEO_BYTES: dict[str, Any] = {"description": "The MP4", "content": {VIDEO_TYPE: _BINARY}}
+VIDEO_BYTES: dict[str, Any] = {
+    "description": "The video, in the `format` of the request",
+    "content": dict.fromkeys(FORMATS.values(), _BINARY),
+}
 VIDEO_RANGE = VIDEO_BYTES | {"description": "A byte range of it"}
+STILL_BYTES: dict[str, Any] = {"description": "The JPEG", "content": {STILL_TYPE: _BINARY}}
+STILL_RANGE = STILL_BYTES | {"description": "A byte range of it"}
 METRICS_TEXT: dict[str, Any] = {
     "description": "In Prometheus' text format",
     "content": {"text/plain": {"schema": {"type": "string"}}},
@@ -103,7 +108,7 @@ def _component(model: Model) -> str:
 
 def generate_body(model: Model) -> dict[str, Any]:
     """The request body of a model, with the example of the hosted API in its ranges."""
-    schema = model.parameters.model_json_schema()["properties"]
+    schema = model.request.model_json_schema()["properties"]
     defaults = {name: field["default"] for name, field in schema.items() if "minimum" in field}
     return _body(_component(model), EXAMPLE_REQUEST | defaults)
 
@@ -116,7 +121,7 @@ MOST_TYPES = 20
 
 def parameters_of(models: Iterable[Model]) -> dict[str, Any]:
     """The JSON schema of the parameters of several models: its ranges hold those of each."""
-    schema, *others = (model.parameters.model_json_schema() for model in models)
+    schema, *others = (model.request.model_json_schema() for model in models)
     for other in others:
         for name, field in other["properties"].items():
             for limit, widest in (("minimum", min), ("maximum", max)):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.params import STILL_TYPE, Still, VideoType
 from server.api.links import Links
 from server.keys.times import from_ms
 from server.transport.error_body import absent_when_none
 from worker.billing import from_millionths
 from worker.job import Job, Stage, Status
+from worker.outputs.base import ending_of, media_type, still_name
 
-VIDEO_TYPE: Literal["video/mp4"] = "video/mp4"
+NO_STILLS: Mapping[Still, str] = MappingProxyType({})
 UNLIMITED = Decimal(1_000_000_000)
 """The balance shown for a key without a limit: clients compare it with a price."""
 
@@ -98,7 +102,16 @@ class Video(BaseModel):
     """The file behind a result."""
 
     url: str
-    content_type: Literal["video/mp4"] = VIDEO_TYPE
+    content_type: VideoType = "video/mp4"
+    file_name: str
+    file_size: int = Field(description="Bytes.")
+
+
+class StillFile(BaseModel):
+    """A picture beside the video. As the video, it needs no header and expires with the result."""
+
+    url: str
+    content_type: Literal["image/jpeg"] = STILL_TYPE
     file_name: str
     file_size: int = Field(description="Bytes.")
 
@@ -111,6 +124,8 @@ class ResultBody(BaseModel):
     error: None = None
     output: str = Field(description="URL of the video; needs no header, expires with the result.")
     video: Video
+    poster: StillFile | None = absent_when_none("The middle frame, if `poster` asked for it.")
+    last_frame: StillFile | None = absent_when_none("The last frame, if `last_frame` asked for it.")
     seed: int = Field(description="The seed of the video.")
     prompt: str
     metrics: Metrics
@@ -297,12 +312,19 @@ def failed_body(job: Job) -> FailedBody:
     )
 
 
-def result_body(job: Job, url: str) -> ResultBody:
-    """The result of a COMPLETED request whose video is at `url`."""
+def result_body(job: Job, url: str, stills: Mapping[Still, str] = NO_STILLS) -> ResultBody:
+    """The result of a COMPLETED request whose video is at `url`, and its stills at theirs."""
     return ResultBody(
         request_id=job.request_id,
         output=url,
-        video=Video(url=url, file_name=f"{job.request_id}.mp4", file_size=job.file_size),
+        video=Video(
+            url=url,
+            content_type=media_type(job.file_name),
+            file_name=job.request_id + ending_of(job.file_name),
+            file_size=job.file_size,
+        ),
+        poster=_still_file(job, "poster", stills),
+        last_frame=_still_file(job, "last_frame", stills),
         seed=job.params.seed,
         prompt=job.params.prompt,
         metrics=metrics(job),
@@ -310,6 +332,13 @@ def result_body(job: Job, url: str) -> ResultBody:
         warnings=job.warnings,
         expires_at=expires_at(job),
     )
+
+
+def _still_file(job: Job, still: Still, urls: Mapping[Still, str]) -> StillFile | None:
+    if still not in urls:
+        return None
+    name = job.request_id + ending_of(still_name(job.file_name, still))
+    return StillFile(url=urls[still], file_name=name, file_size=job.stills[still])
 
 
 def expires_at(job: Job) -> datetime | None:

@@ -15,7 +15,7 @@ from models.catalogue import MOCHI, Model
 from models.errors import InvalidParametersError
 from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import LATE_VALIDATION, PAYMENT_REQUIRED, SCENARIO, Scenario
-from models.params import GenerateParams, hint, parse_params
+from models.params import RequestParams, hint, parse_params
 from server.api.call import Call
 from server.errors import BadHeaderError, BadQueryError, MockPaymentError
 from server.transport.parameters import Flag, SingleText, Text
@@ -59,7 +59,7 @@ MOCK_SCENARIO = Text(
     limits={"pattern": SCENARIO_FORM},
 )
 
-OPTIONAL = frozenset(GenerateParams.model_fields) - {"prompt"} | {FIELD, SCENARIO}
+OPTIONAL = frozenset(RequestParams.model_fields) - {"prompt"} | {FIELD, SCENARIO}
 """Fields of a body that may be null."""
 _REFUSED = "(refused)"
 """Prompt of a request whose own parameters are wrong, in the scenario `late_validation`."""
@@ -80,7 +80,7 @@ class Submission:
 
     call: Call
     body: Mapping[str, Any]
-    params: GenerateParams
+    params: RequestParams
     ignored: list[str]
     record_fields: Mapping[str, str]
     idempotency_key: str | None
@@ -100,7 +100,7 @@ class Submission:
         Args:
             call: of a key that may submit.
             body: as it came.
-            parameters: the body in the names of `GenerateParams`; None if it has them already.
+            parameters: the body in the names of `RequestParams`; None if it has them already.
             model: what is asked for.
 
         Raises:
@@ -120,12 +120,12 @@ class Submission:
         )
         scenario_fields = await _scenario_fields(call, body)
         try:
-            params, unknown = parse_params({**parameters, **scenario_header}, model.parameters)
+            params, unknown = parse_params({**parameters, **scenario_header}, model.request)
         except InvalidParametersError as error:
             if scenario_fields.get("scenario") != LATE_VALIDATION:
                 raise
             scenario_fields["scenario"] += f":{error}"
-            params, unknown = model.parameters(prompt=_REFUSED), []
+            params, unknown = model.request(prompt=_REFUSED), []
         else:
             if scenario_fields.get("scenario") == LATE_VALIDATION:
                 del scenario_fields["scenario"]  # the hosted API makes the video, too

@@ -8,15 +8,16 @@ from contextlib import nullcontext
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import httpx2
 import typer
+from pydantic.fields import FieldInfo
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from models.params import MODEL, GenerateParams
+from models.params import FORMATS, MODEL, STILLS, RequestParams, Still
 from server.cli.access import START_IT, Access, ApiKeyOption, ServerUrl
 from server.cli.options import (
     add_options,
@@ -38,15 +39,22 @@ PATIENT_POLLS = 20
 PASSING = frozenset({502, 503, 504})
 """Temporary: from a server without its broker, or a proxy without its server."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-DEFAULT_OUTPUT = Path("mochi.mp4")
+DEFAULT_OUTPUT = Path("mochi")
+"""With the format at its end."""
+DEFAULT_FORMAT = RequestParams.model_fields["format"].default
+KINDS = {".mp4": "an MP4", ".webm": "a WebM", ".gif": "a GIF"}
+
+
+def _help(field: FieldInfo) -> str:
+    choices = get_args(field.annotation)  # of a Literal
+    values = f" [values: {', '.join(choices)}]" if choices else ""
+    default = "" if field.default in ("", False) else f" [default: {field.default!r}]"
+    return f"{field.description}{values}{default}"
+
 
 _PARAMS = {
-    name: option(
-        name,
-        field,
-        f"{field.description} [default: {field.default!r}]".removesuffix(" [default: '']"),
-    )
-    for name, field in GenerateParams.model_fields.items()
+    name: option(name, field, _help(field))
+    for name, field in RequestParams.model_fields.items()
     if not field.is_required()
 }
 
@@ -56,7 +64,7 @@ _PARAMS = {
 def generate(
     prompt: Annotated[
         list[str],
-        typer.Argument(metavar="PROMPT", help=GenerateParams.model_fields["prompt"].description),
+        typer.Argument(metavar="PROMPT", help=RequestParams.model_fields["prompt"].description),
     ],
     output: Annotated[
         Path | None,
@@ -64,8 +72,8 @@ def generate(
             "--output",
             "-o",
             callback=expand,
-            help="The MP4 to write or overwrite. [default: mochi.mp4, or mochi-2.mp4, mochi-3.mp4 "
-            "… if that exists]",
+            help="The video to write or overwrite; .webm or .gif at its end chooses the format. "
+            "[default: mochi.mp4, or mochi-2.mp4, mochi-3.mp4 … if that exists]",
         ),
     ] = None,
     model: Annotated[
@@ -73,7 +81,7 @@ def generate(
     ] = MODEL,
     url: ServerUrl = None,
     api_key: ApiKeyOption = None,
-    **params: Any,  # noqa: ANN401 (of the fields of GenerateParams)
+    **params: Any,  # noqa: ANN401 (of the fields of RequestParams)
 ) -> None:
     """Ask a running server for a video and write it to a file.
 
@@ -82,14 +90,20 @@ def generate(
     Shorter, to a chosen file: `mochi-server generate "A pond" -o pond.mp4 --frames 31`
 
     With another model: `mochi-server generate "A pond" --model mochi-1-fast`
+
+    Pictures of the video go beside it: `--poster` writes mochi-poster.jpg.
     """
     if len(prompt) > 1:
         raise typer.BadParameter('Put the prompt into quotes: generate "A red panda".')
     on_signals(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C
     asked = {name: value for name, value in params.items() if value is not None}
+    suffix = output.suffix.lower().removeprefix(".") if output else ""
+    if suffix in FORMATS and suffix != DEFAULT_FORMAT:
+        asked.setdefault("format", suffix)
+    default = DEFAULT_OUTPUT.with_suffix(f".{asked.get('format', DEFAULT_FORMAT)}")
     with exit_on_error():
         client = Client(Access.of(url, api_key))
-        with nullcontext(output) if output else new_file(DEFAULT_OUTPUT) as file:
+        with nullcontext(output) if output else new_file(default) as file:
             client.generate({"prompt": prompt[0], **asked}, file, model)
 
 
@@ -119,6 +133,7 @@ class Client:
             self._follow(f"{request_url}/status")
             result = self._json("GET", request_url)
             size = self._download(result["output"], output)
+            stills = [self._download_still(result, still, output) for still in STILLS]
         except ClientError as error:
             said = str(error).removesuffix(".")
             raise ClientError(f"{said}. The request is {request_id}.") from None
@@ -127,8 +142,12 @@ class Client:
             raise
         seconds = result["metrics"]["total_time"]
         errors.print(f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds")
-        if output.suffix.lower() not in {"", ".mp4"}:
-            errors.print(f"It is an MP4, whatever {output.name} ends with.", style="yellow")
+        suffix = Path(urlsplit(result["output"]).path).suffix
+        if output.suffix.lower() not in {"", suffix}:
+            kind = KINDS.get(suffix, "another file")
+            errors.print(f"It is {kind}, whatever {output.name} ends with.", style="yellow")
+        for still in filter(None, stills):
+            errors.print(f"{still}: {still.stat().st_size:,} bytes")
         for warning in result.get("warnings", ()):
             errors.print(visible(warning), style="yellow")
 
@@ -186,6 +205,15 @@ class Client:
             except UnreachableError:
                 time.sleep(POLL_SECONDS)
         return self._json("GET", status_url)
+
+    def _download_still(self, result: dict[str, Any], still: Still, video: Path) -> Path | None:
+        """Write it beside the video, to a file that is new; None if the result has none."""
+        if still not in result:
+            return None
+        name = f"{video.stem}-{still.replace('_', '-')}.jpg"
+        with new_file(video.with_name(name)) as file:
+            self._download(result[still]["url"], file)
+        return file
 
     def _download(self, url: str, output: Path) -> int:
         draft = draft_of(output)

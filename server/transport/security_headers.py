@@ -20,6 +20,7 @@ _POLICY = b"content-security-policy"
 _NOTHING = b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 # A browser that opens a video shows it on a page of its own, under this policy.
 _MEDIA = _NOTHING + b"; media-src 'self'; style-src 'unsafe-inline'"
+_PICTURE = _NOTHING + b"; img-src 'self'; style-src 'unsafe-inline'"
 _DOCS = (
     _NOTHING + b"; connect-src 'self'; img-src 'self' data:; style-src 'self'; "
     b"script-src 'self' '%b'" % SCRIPT_HASH.encode()
@@ -27,7 +28,8 @@ _DOCS = (
 # Nothing `unsafe-`: the page at / has scripts and styles in files, and turns no text into markup.
 _FRONT = (
     _NOTHING.decode() + "; connect-src 'self'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' data:; require-trusted-types-for 'script'; trusted-types 'none'; media-src"
+    "img-src 'self' data:{0}; require-trusted-types-for 'script'; trusted-types 'none'; "
+    "media-src 'self'{0}"
 )
 _ONLY_TLS: Headers = ((b"strict-transport-security", b"max-age=31536000"),)
 
@@ -39,6 +41,7 @@ _ASKED_ANEW = (b"cache-control", b"no-cache")
 _FRONT_PAGE: Headers = (*_ALWAYS, _ASKED_ANEW)
 _PAGE_FILE: Headers = (*_ASSET, _ASKED_ANEW)
 _VIDEO: Headers = (*_ALWAYS, (_POLICY, _MEDIA))
+_IMAGE: Headers = (*_ALWAYS, (_POLICY, _PICTURE))
 
 
 def security_headers(path: str, status: int, scheme: str | None) -> Headers:
@@ -49,7 +52,7 @@ def security_headers(path: str, status: int, scheme: str | None) -> Headers:
     headers = _PLAIN_ANSWER
     if status < HTTPStatus.BAD_REQUEST:
         if path.startswith(VIDEO_FOLDER):
-            headers = _VIDEO
+            headers = _IMAGE if path.endswith((".gif", ".jpg")) else _VIDEO
         elif path == FRONT_PAGE:
             headers = _FRONT_PAGE
         elif path.startswith(PAGE_FOLDER):
@@ -63,4 +66,4 @@ def security_headers(path: str, status: int, scheme: str | None) -> Headers:
 
 def front_page_policy(video_origins: Iterable[str]) -> str:
     """The content security policy of the page at /, which shows videos from these origins too."""
-    return " ".join([_FRONT, "'self'", *video_origins])
+    return _FRONT.format("".join(f" {origin}" for origin in video_origins))

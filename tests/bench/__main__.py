@@ -14,7 +14,8 @@ from server.cli.output import check_file
 from tests.support.commands import exit_on_error, load_settings_with
 
 app = typer.Typer(
-    help="Benchmarks of gateway, requests, events, forecasts, clusters; counts of engine work.",
+    help="Benchmarks of gateway, requests, formats, events, forecasts, clusters; counts of engine "
+    "work.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -61,6 +62,24 @@ def request(
 
     with exit_on_error():
         run(count)
+
+
+@app.command()
+def formats(
+    frames: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=160, help="Number of frames; may be repeated. [default: 52, 160]"),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of videos of each kind.")] = 3,
+) -> None:
+    """CPU time, memory, size and exactness of MP4, WebM and GIF, of the same frames.
+
+    Example: `python -m tests.bench formats --frames 52`
+    """
+    from tests.bench.formats import run  # noqa: PLC0415 (`--help` needs none of it)
+
+    with exit_on_error():
+        run(frames or [52, 160], count)
 
 
 @app.command()

@@ -55,9 +55,14 @@ def submit(
     record: Mapping[str, str] = NOTHING,
     **others: Any,
 ) -> str:
-    """The id of a new request, with a mock scenario if one is given, and fields of its record."""
+    """The id of a new request, with a mock scenario if one is given, and fields of its record.
+
+    `others`: parameters, of frames and of files, and the model.
+    """
     further = {**record, "scenario": scenario} if scenario else record
-    asked = params(prompt, **others)
+    asked = CATALOGUE[others.get("model", MODEL)].request(
+        **params(prompt, **others).model_dump() | others
+    )
     return ask_gateway(url, lambda it: it.submit(asked, OWNER, further=further)).request_id
 
 

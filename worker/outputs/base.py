@@ -1,4 +1,4 @@
-"""Output stores for videos and checkpoints, which appear whole or not at all.
+"""Output stores for videos, their stills and checkpoints, which appear whole or not at all.
 
 `Outputs` is the protocol; `local.py` and `s3.py` implement it.
 """
@@ -11,15 +11,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
+from models.params import FORMATS, STILLS, Format, Still, VideoType
 from worker.errors import StorageError, VideoGoneError
 
 CHUNK_BYTES = 1 << 18
 """Read of a video at a time."""
 
 _REQUEST = r"(?P<request_id>[0-9a-f-]{36})"
-_VIDEO = re.compile(_REQUEST + r"-[0-9a-f]{12}\.mp4")
+_ENDING = rf"(?P<ending>\.({'|'.join(FORMATS)})|-({'|'.join(STILLS)})\.jpg)"
+_FILE = re.compile(rf"{_REQUEST}-[0-9a-f]{{12}}{_ENDING}")
 _CHECKPOINT = re.compile(_REQUEST + r"\.checkpoint")
-_OURS = re.compile(_REQUEST + r"(-[0-9a-f]{12}\.mp4|\.checkpoint)")
+_OURS = re.compile(rf"{_REQUEST}(-[0-9a-f]{{12}}{_ENDING}|\.checkpoint)")
 _DRAFT = re.compile(rf"{_OURS.pattern}(\.[0-9a-f]{{12}})?\.part")
 DRAFT_SUFFIX = ".part"
 MARKER = "store-id"
@@ -28,20 +30,45 @@ MARK_SECONDS = 30.0
 """After which they read it again: a share may be unmounted, or a rule of a bucket delete it."""
 
 
-def video_name(request_id: str, run: str) -> str:
+def video_name(request_id: str, run: str, kind: Format = "mp4") -> str:
     """The name of a run's video. Runs never share one, so a late run cannot replace a video."""
-    return f"{request_id}-{run}.mp4"
+    return f"{request_id}-{run}.{kind}"
 
 
-def checked_video(name: str) -> str:
+def still_name(video: str, still: Still) -> str:
+    """The name of a still beside a video."""
+    return f"{video.rpartition('.')[0]}-{still}.jpg"
+
+
+def ending_of(name: str) -> str:
+    """What follows the run in a file's name, as in `.mp4` or `-poster.jpg`."""
+    match = _FILE.fullmatch(name)
+    return match["ending"] if match else ".mp4"
+
+
+def media_type(name: str) -> VideoType:
+    """Of a video, by its name: an older worker makes MP4 whatever was asked for."""
+    return next((FORMATS[each] for each in FORMATS if name.endswith(f".{each}")), FORMATS["mp4"])
+
+
+def checked_name(name: str) -> str:
     """The same name, which comes from the broker and is not trusted.
+
+    Raises:
+        StorageError: it is no video's or still's name.
+    """
+    if not _FILE.fullmatch(name):
+        raise VideoGoneError
+    return name
+
+
+def names_beside(video: str) -> list[str]:
+    """The name of a video, and those that its stills would have.
 
     Raises:
         StorageError: it is no video's name.
     """
-    if not _VIDEO.fullmatch(name):
-        raise VideoGoneError
-    return name
+    return [checked_name(video), *(still_name(video, still) for still in STILLS)]
 
 
 def checkpoint_name(request_id: str) -> str:
@@ -109,23 +136,30 @@ class Outputs(Protocol):
             StorageError: the store refused. A video that it stored all the same is swept.
         """
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Bytes of a published video from `start` to before `stop`, by default all.
+    def save_still(self, name: str, data: bytes) -> None:
+        """Store a still, durably and atomically. Its video is published after it.
 
         Raises:
-            StorageError: the video does not exist, or the store does not answer. During the
+            StorageError: the store refused, or it is no still's name.
+        """
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Bytes of a published video or still from `start` to before `stop`, by default all.
+
+        Raises:
+            StorageError: the file does not exist, or the store does not answer. During the
                 iteration: the store broke off.
         """
 
     def link(self, name: str, seconds: float) -> str | None:
-        """A URL at which the store itself serves the video for `seconds`; None if it cannot.
+        """A URL at which the store itself serves the file for `seconds`; None if it cannot.
 
         Raises:
-            StorageError: the URL cannot be signed, or it is no video's name.
+            StorageError: the URL cannot be signed, or it is no file's name.
         """
 
     def remove(self, name: str) -> None:
-        """Remove a video and its draft, if they exist. Files that stay are swept later.
+        """Remove a video, its draft and its stills, if they exist. What stays is swept later.
 
         Raises:
             StorageError: it is no video's name.

@@ -18,8 +18,9 @@ from worker.outputs.base import (
     CHUNK_BYTES,
     DRAFT_SUFFIX,
     MARKER,
-    checked_video,
+    checked_name,
     checkpoint_name,
+    names_beside,
     prefetch_first,
     request_of,
 )
@@ -72,7 +73,7 @@ class LocalOutputs:
             raise StorageError(f"{self._folder / MARKER} cannot be read: {error}") from error
 
     def draft(self, name: str) -> Path:
-        draft = self._folder / (checked_video(name) + DRAFT_SUFFIX)
+        draft = self._folder / (checked_name(name) + DRAFT_SUFFIX)
         self.make_folder()
         return draft
 
@@ -88,13 +89,16 @@ class LocalOutputs:
             self.remove(name)
             raise StorageError(f"The video cannot be kept: {error.strerror}") from error
 
+    def save_still(self, name: str, data: bytes) -> None:
+        self._write(checked_name(name), data, "The picture cannot be kept")
+
     def path(self, name: str) -> Path:
-        """The file of a published video.
+        """The file of a published video or still.
 
         Raises:
-            StorageError: it does not exist, or it is no video's name.
+            StorageError: it does not exist, or it is no file's name.
         """
-        path = self._folder / checked_video(name)
+        path = self._folder / checked_name(name)
         if path.is_symlink() or not path.is_file():
             raise VideoGoneError
         return path
@@ -103,17 +107,20 @@ class LocalOutputs:
         return prefetch_first(_chunks(self.path(name), start, stop))
 
     def link(self, name: str, _seconds: float) -> str | None:
-        checked_video(name)
+        checked_name(name)
         return None  # the gateway serves it
 
     def remove(self, name: str) -> None:
-        path = self._folder / checked_video(name)
-        for file in (path, path.with_name(name + DRAFT_SUFFIX)):
+        for each in (*names_beside(name), name + DRAFT_SUFFIX):
             with suppress(OSError):
-                file.unlink()
+                (self._folder / each).unlink()
 
     def save_checkpoint(self, request_id: str, data: bytes) -> None:
-        path = self._folder / checkpoint_name(request_id)
+        self._write(checkpoint_name(request_id), data, "The checkpoint cannot be kept")
+
+    def _write(self, name: str, data: bytes, failure: str) -> None:
+        """Replace a file by these bytes, once they are on disk."""
+        path = self._folder / name
         self.make_folder()
         # A name of its own: a run that was taken for dead may be at the same.
         draft = path.with_name(f"{path.name}.{uuid4().hex[:12]}{DRAFT_SUFFIX}")
@@ -125,7 +132,7 @@ class LocalOutputs:
         except OSError as error:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-            raise StorageError(f"The checkpoint cannot be kept: {error.strerror}") from error
+            raise StorageError(f"{failure}: {error.strerror}") from error
 
     def load_checkpoint(self, request_id: str) -> bytes | None:
         try:

@@ -30,12 +30,15 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from pydantic import HttpUrl, TypeAdapter, ValidationError
 
+from models.params import STILL_TYPE
 from worker.errors import OutputsUnusableError, StorageError, VideoGoneError
 from worker.outputs.base import (
     CHUNK_BYTES,
     MARKER,
-    checked_video,
+    checked_name,
     checkpoint_name,
+    media_type,
+    names_beside,
     prefetch_first,
     request_of,
 )
@@ -166,26 +169,30 @@ class S3Outputs:
         try:
             video = draft.read_bytes()
             with _store_errors("The video cannot be kept"):
-                self._put(name, video, "video/mp4")
+                self._put(name, video, media_type(name))
         except OSError as error:
             raise StorageError(f"The video cannot be kept: {error.strerror}") from error
         finally:
             self.drafts.remove(name)
         return len(video)
 
+    def save_still(self, name: str, data: bytes) -> None:
+        with _store_errors("The picture cannot be kept"):
+            self._put(checked_name(name), data, STILL_TYPE)
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        return prefetch_first(self._chunks(checked_video(name), start, stop))
+        return prefetch_first(self._chunks(checked_name(name), start, stop))
 
     def link(self, name: str, seconds: float) -> str | None:
         """A presigned URL; temporary credentials may end it earlier."""
         expires = timedelta(seconds=min(round(seconds), LONGEST_LINK_SECONDS))
         with _store_errors("The link to the video cannot be signed"):
-            return obstore.sign(self.store, "GET", checked_video(name), expires)
+            return obstore.sign(self.store, "GET", checked_name(name), expires)
 
     def remove(self, name: str) -> None:
         self.drafts.remove(name)
         with suppress(StorageError), _store_errors("A video stays"):
-            obstore.delete(self.store, [name])
+            obstore.delete(self.store, names_beside(name))
 
     def save_checkpoint(self, request_id: str, data: bytes) -> None:
         name = checkpoint_name(request_id)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 from models.engine import Clip
 from models.errors import INSTALL
+from models.params import FORMATS, STILL_TYPE
 from worker.errors import ProvenanceUnusableError, StorageError
-from worker.provenance.label import append_xmp, description
+from worker.provenance.label import append_xmp, description, jpeg_with_term
 from worker.settings import WorkerSettings
+
+MP4, WEBM = FORMATS["mp4"], FORMATS["webm"]
 
 if TYPE_CHECKING:
     from worker.provenance.signing import Signer
@@ -33,22 +36,33 @@ class Marker:
         """The clip whose file will say in words that a model made it."""
         return replace(clip, description=description(model))
 
-    def mark(self, video: Path, model: str, prompt: str) -> None:
-        """Mark an MP4 that is not published yet, in place. An error leaves no file.
+    def mark(self, video: Path, model: str, prompt: str, media_type: str = MP4) -> None:
+        """Mark a video that is not published yet, in place. An error leaves no file.
 
         Raises:
             StorageError: it cannot be marked.
         """
         try:
-            append_xmp(video)
-            if self.signer is not None:
-                self.signer.sign(video, model, prompt)
+            append_xmp(video, media_type)
+            if self.signer is not None and media_type != WEBM:  # C2PA has no place in a WebM
+                self.signer.sign(video, model, prompt, media_type)
         except OSError as error:
             video.unlink(missing_ok=True)
             raise StorageError(f"The video cannot be marked: {error.strerror}") from error
         except BaseException:
             video.unlink(missing_ok=True)
             raise
+
+    def marked_still(self, jpeg: bytes, model: str, prompt: str) -> bytes:
+        """The same picture with the marks of its video.
+
+        Raises:
+            StorageError: it cannot be marked.
+        """
+        jpeg = jpeg_with_term(jpeg)
+        if self.signer is None:
+            return jpeg
+        return self.signer.signed(jpeg, model, prompt, STILL_TYPE)
 
 
 def open_marker(settings: WorkerSettings) -> Marker | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterator
 from hashlib import sha256
+from itertools import islice
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
@@ -22,6 +23,11 @@ _HEAD = 8
 """Of each box: its length and its type."""
 _STORE_AT = _HEAD + 16 + 4 + len(b"manifest\x00") + 8
 """In the box of the manifest: its head, UUID, version, purpose and an offset come first."""
+_GIF = b"GIF"
+_GIF_EXTENSION = b"\x21\xff\x0bC2PA_GIF\x01\x00\x00"
+_JPEG = b"\xff\xd8"
+_STORE_AT_JPEG = 2 + 2 + 2 + 2 + 4
+"""In a segment APP11: marker, length, `JP`, a number and a sequence come first."""
 _SALT_HEAD = b"\x00\x00\x00\x18c2sh"
 """Of the box that ends the description of an assertion: 16 bytes follow."""
 _SIGN1 = b"\xd2\x84"
@@ -52,8 +58,16 @@ def repeatable(signed: bytes, key: Ed25519PrivateKey, manifest: bytes) -> bytes:
         UnknownFormError: it is not what the library wrote when this was written.
     """
     try:
-        return _signed_again(signed, key, hmac.digest(key.private_bytes_raw(), manifest, "sha256"))
-    except (ValueError, KeyError, InvalidSignature) as error:
+        secret = hmac.digest(key.private_bytes_raw(), manifest, "sha256")
+        if not signed.startswith(_GIF):
+            return _signed_again(signed, key, secret)
+        places = list(_gif_blocks(signed))
+        store = b"".join(signed[each] for each in places)
+        left, file = iter(_signed_again(store, key, secret)), bytearray(signed)
+        for each in places:
+            file[each] = bytes(islice(left, each.stop - each.start))
+        return bytes(file)
+    except (ValueError, KeyError, IndexError, InvalidSignature) as error:
         raise UnknownFormError from error
 
 
@@ -79,12 +93,32 @@ def _signed_again(signed: bytes, key: Ed25519PrivateKey, secret: bytes) -> bytes
 
 def _parts(video: bytes) -> dict[bytes, Box]:
     """The superboxes of the one manifest, by the kind that their description begins with."""
-    start = int.from_bytes(video[:4])  # the second box of the file, after its type
-    stop = start + int.from_bytes(video[start : start + 4])
-    (store,) = _boxes(video, Box(start + _STORE_AT, stop))
+    (store,) = _boxes(video, _around_store(video))
     _, manifest = _boxes(video, store)
     _, *parts = _boxes(video, manifest)
     return {_kind(video, part): part for part in parts}
+
+
+def _gif_blocks(gif: bytes) -> Iterator[slice]:
+    """The pieces of the manifest: each has its length before it, and the last one is empty."""
+    start = gif.index(_GIF_EXTENSION) + len(_GIF_EXTENSION)
+    while size := gif[start]:
+        yield slice(start + 1, start + 1 + size)
+        start += 1 + size
+
+
+def _around_store(video: bytes) -> Box:
+    """What has the manifest alone: in an MP4 the second box, in a JPEG the second segment.
+
+    A manifest of more than 64 kB would be in several segments. Then its box does not fill this one.
+    """
+    if video[4:8] == b"jumb":
+        return Box(0, len(video))  # it is all
+    if video.startswith(_JPEG):
+        start = 4 + int.from_bytes(video[4:6])  # after JFIF's
+        return Box(start + _STORE_AT_JPEG, start + 2 + int.from_bytes(video[start + 2 : start + 4]))
+    start = int.from_bytes(video[:4])  # after the file's type
+    return Box(start + _STORE_AT, start + int.from_bytes(video[start : start + 4]))
 
 
 def _kind(video: bytes, superbox: Box) -> bytes:

@@ -1,4 +1,4 @@
-"""Signs MP4s with C2PA manifests, offline. Needs the extra `provenance`."""
+"""Signs files with C2PA manifests, offline. Needs the extra `provenance`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from c2pa import Signer as LibrarySigner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from models.params import FORMATS
 from models.version import this_build
 from worker.errors import ProvenanceUnusableError, StorageError
 from worker.provenance.identity import Identity
@@ -22,7 +23,7 @@ from worker.provenance.label import AI_MADE, GENERATOR
 from worker.provenance.repeatable import UnknownFormError, repeatable
 from worker.provenance.verification import Verdict, verify
 
-MP4 = "video/mp4"
+MP4 = FORMATS["mp4"]
 SETTINGS = {
     "verify": {"verify_after_sign": False},  # `_checked` does, of what leaves this process
     "builder": {"thumbnail": {"enabled": False}},
@@ -50,7 +51,7 @@ class Signer:
             info = C2paSignerInfo(identity.algorithm, identity.chain, identity.key, None)
             signer = LibrarySigner.from_info(info)
             self._context = Context(Settings.from_dict(SETTINGS), signer)
-            self._signed(_SMALLEST, "trial", "")
+            self._signed(_SMALLEST, "trial", "", MP4)
         except C2paError as error:
             raise ProvenanceUnusableError(
                 f"MOCHI_C2PA_CERT and MOCHI_C2PA_KEY cannot sign: {error}. C2PA wants a "
@@ -58,26 +59,35 @@ class Signer:
                 "emailProtection, documentSigning or C2PA's own, and all up to the root after it."
             ) from None
 
-    def sign(self, video: Path, model: str, prompt: str) -> None:
-        """Put a signed manifest into an MP4, in place. The index stays before the pictures.
+    def sign(self, video: Path, model: str, prompt: str, media_type: str = MP4) -> None:
+        """Put a signed manifest into a video, in place. See `signed`.
 
         Raises:
             StorageError: the library cannot sign it.
             OSError: it cannot be read or written; it may be torn.
         """
+        video.write_bytes(self.signed(video.read_bytes(), model, prompt, media_type))
+
+    def signed(self, data: bytes, model: str, prompt: str, media_type: str) -> bytes:
+        """The same file with a signed manifest. In an MP4 the index stays before the pictures.
+
+        Raises:
+            StorageError: the library cannot sign it.
+        """
         try:
-            video.write_bytes(self._signed(video.read_bytes(), model, prompt))
+            return self._signed(data, model, prompt, media_type)
         except C2paError as error:
             _log.error("provenance.failed", reason=str(error))
             raise StorageError(
                 "The video cannot be signed, so it is not kept. The server's log says more."
             ) from error
 
-    def _signed(self, video: bytes, model: str, prompt: str) -> bytes:
-        manifest = json.dumps(_manifest(video, model, prompt if self._keeps_prompt else ""))
+    def _signed(self, data: bytes, model: str, prompt: str, media_type: str) -> bytes:
+        kept = prompt if self._keeps_prompt else ""
+        manifest = json.dumps(_manifest(data, model, kept, media_type))
         signed = BytesIO()
         with Builder(manifest, self._context) as builder:
-            builder.sign(MP4, BytesIO(video), signed)
+            builder.sign(media_type, BytesIO(data), signed)
         if self._key is None:
             return _checked(signed.getvalue())
         try:
@@ -87,21 +97,21 @@ class Signer:
             return _checked(signed.getvalue())
 
 
-def _checked(video: bytes) -> bytes:
+def _checked(data: bytes) -> bytes:
     """The same, unless readers would not accept its signature. Raises C2paError."""
-    found = verify(BytesIO(video), anchors=b"")
+    found = verify(BytesIO(data), anchors=b"")
     if found.verdict is not Verdict.UNTRUSTED:  # as nothing is trusted
         raise C2paError(f"{found.reason} ({', '.join(found.codes)})")
-    return video
+    return data
 
 
-def _manifest(video: bytes, model: str, prompt: str) -> dict[str, Any]:
-    """What is claimed of a video, in the library's form.
+def _manifest(data: bytes, model: str, prompt: str, media_type: str) -> dict[str, Any]:
+    """What is claimed of a file, in the library's form.
 
     The ids are drawn from the contents, so that equal videos get equal manifests.
     """
     software = {"name": GENERATOR, "version": this_build().version}
-    digest = hashlib.sha256(video).digest()
+    digest = hashlib.sha256(data).digest()
     label, instance = (UUID(bytes=half, version=4) for half in (digest[:16], digest[16:]))
     created = {
         "action": "c2pa.created",
@@ -113,7 +123,7 @@ def _manifest(video: bytes, model: str, prompt: str) -> dict[str, Any]:
     return {
         "label": f"urn:c2pa:{label}",
         "instance_id": f"xmp:iid:{instance}",
-        "format": MP4,
+        "format": media_type,
         "claim_generator_info": [software],
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": [created]}, "created": True}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
@@ -22,10 +23,12 @@ from models.errors import (
 from models.group import FULL
 from models.mock.card_speed import AT_ONCE, MockSpeed
 from models.moderation.stages import Moderation
+from models.params import FORMATS, Still
+from models.stills import Stills
 from models.video import encode
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.job import Job, Stage
-from worker.outputs.base import Outputs, video_name
+from worker.outputs.base import Outputs, still_name, video_name
 from worker.pace import USUAL, Pace, Work, pace_for
 from worker.process.shutdown import Stop
 from worker.provenance.marker import Marker
@@ -140,7 +143,8 @@ class Runner:
 
     def _make_video(self, job: Job, run: Run) -> Result:
         note_params(job.params)
-        name = video_name(job.request_id, run.lease.run)
+        name = video_name(job.request_id, run.lease.run, job.files.format)
+        stills = Stills.of(job.files, job.params.frames)
         draft = self.outputs.draft(name)
         self.moderation.check_prompt(job.params.prompt)
         run.check()  # moderation may take long
@@ -156,24 +160,53 @@ class Runner:
             checkpoints.warn_if_unused()
         seconds["step"] = run.step_seconds
         with timed("video", seconds):
-            clip = self.moderation.moderated(clip, job.params.frames)
+            also = {*stills.places.values()}
+            clip = stills.watching(self.moderation.moderated(clip, job.params.frames, also))
             clip = replace(clip, frames=run.checked(clip.frames, job.params.frames))
             if self.marker:
                 clip = self.marker.described(clip, traits.model)
-            self._encode(clip, job.params.fps, draft)
+            self._encode(clip, job, draft)
+        files = stills.taken
         if self.marker:
             with timed("marking", seconds):
-                self.marker.mark(draft, traits.model, job.params.prompt)
+                files = self._marked(self.marker, job, draft, stills.taken)
         parts = {name: took for name, took in seconds.items() if name != "step"}
         _log.info("run.encoded", **{f"{name}_seconds": round(parts[name], 3) for name in parts})
         run.enter(Stage.PUBLISHING)
         with timed("publishing", seconds):
-            size = self.outputs.publish(name)
-        return Result(name, size, traits.precision, self._warnings(job, clip), seconds)
+            size = self._publish(name, files)
+        sizes = {still: len(data) for still, data in files.items()}
+        warnings = self._warnings(job, clip)
+        return Result(name, size, traits.precision, warnings, seconds, stills=sizes)
 
-    def _encode(self, clip: Clip, fps: float, draft: Path) -> None:
+    def _marked(
+        self, marker: Marker, job: Job, draft: Path, stills: Mapping[Still, bytes]
+    ) -> dict[Still, bytes]:
+        """Mark the draft, in place, and the stills. An error leaves no file."""
+        model, prompt = self.engine.traits.model, job.params.prompt
+        marker.mark(draft, model, prompt, FORMATS[job.files.format])
         try:
-            encode(clip, fps, draft)
+            return {
+                still: marker.marked_still(jpeg, model, prompt) for still, jpeg in stills.items()
+            }
+        except StorageError:
+            draft.unlink(missing_ok=True)
+            raise
+
+    def _publish(self, name: str, stills: Mapping[Still, bytes]) -> int:
+        """Publish the stills, then the video, by whose name the record finds them."""
+        try:
+            for still, data in stills.items():
+                self.outputs.save_still(still_name(name, still), data)
+            return self.outputs.publish(name)
+        except StorageError:
+            if stills:
+                self.outputs.remove(name)  # the sweeper would, too, but later
+            raise
+
+    def _encode(self, clip: Clip, job: Job, draft: Path) -> None:
+        try:
+            encode(clip, job.params.fps, draft, job.files.format)
         except EncodingError:
             if self.stop.draining:
                 raise Requeued from None  # a signal to all processes has ended ffmpeg, too

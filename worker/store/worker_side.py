@@ -12,7 +12,7 @@ from redis import Redis
 
 from models.catalogue import CATALOGUE
 from models.engine import DeviceUse, Traits
-from models.params import MODEL, GenerateParams
+from models.params import MODEL, GenerateParams, Still
 from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
 from worker.errors import OtherStoreError
@@ -52,6 +52,8 @@ class Result:
     /metrics."""
     joules: float | None = None
     """Energy of all cards; None where they do not count it."""
+    stills: Mapping[Still, int] = field(default_factory=dict)
+    """Size of each still in bytes."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,7 @@ class WorkerStore:
             *("file_size", result.file_size),
             *("precision", result.precision),
             *("warnings", json.dumps(result.warnings)),
+            *(part for still, size in result.stills.items() for part in (f"{still}_size", size)),
             *(
                 part
                 for stage, seconds in result.stages.items()

@@ -170,12 +170,15 @@ async def _generate(
 
 
 def _result(body: ResultBody, preview: str) -> mcp.CallToolResult:
-    """The facts, the link, and the last preview, which is a data URL or empty."""
-    video = body.video
+    """The facts, the links, and the last preview, which is a data URL or empty."""
+    files = [each for each in (body.video, body.poster, body.last_frame) if each]
     content: list[mcp.ContentBlock] = [
         mcp.TextContent(text=body.model_dump_json(indent=2)),
-        mcp.ResourceLink(
-            name=video.file_name, uri=video.url, mime_type=video.content_type, size=video.file_size
+        *(
+            mcp.ResourceLink(
+                name=file.file_name, uri=file.url, mime_type=file.content_type, size=file.file_size
+            )
+            for file in files
         ),
     ]
     if preview:

@@ -9,21 +9,37 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from models.params import STILLS
 from server.api.call import Call
 from server.api.links import SIGNED, VIDEO
-from server.api.openapi import FAILED, REQUEST_ID, VIDEO_BYTES, VIDEO_RANGE, errors
+from server.api.openapi import (
+    FAILED,
+    REQUEST_ID,
+    STILL_BYTES,
+    STILL_RANGE,
+    VIDEO_BYTES,
+    VIDEO_RANGE,
+    errors,
+)
 from server.api.schemas import CancelBody, ResultBody, StatusBody, failed_body
-from server.api.videos.file import video_response
+from server.api.videos.file import still_response, video_response
 from server.keys.lookup import Scope
-from server.paths import VIDEO_PATH
-from server.transport.parameters import Flag, documented
+from server.paths import GIF_PATH, STILL_PATH, VIDEO_PATH, WEBM_PATH
+from server.transport.parameters import Choice, Flag, documented
 from server.transport.responses import answer
 from worker.errors import RequestNotFoundError
-from worker.job import Cancellation, Status
+from worker.job import Cancellation, Job, Status
 
 PREVIEW = Flag(
     name="preview",
     description="`true` or `1`: include the latest preview picture, if there is one.",
+)
+STILL = Choice(
+    name="still",
+    place="path",
+    is_required=True,
+    description="The parameter that asked for it.",
+    choices=STILLS,
 )
 _CANCEL: dict[str, Any] = {
     "status_code": 202,
@@ -37,6 +53,11 @@ _RESULT: dict[str, Any] = {
     "response_model": ResultBody | StatusBody,
     "responses": {422: FAILED, **errors(401, 403, 404, 500, 502)},
     "openapi_extra": {"parameters": documented(REQUEST_ID)},
+}
+_VIDEO: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
+    "openapi_extra": {"security": [], "parameters": documented(REQUEST_ID, SIGNED)},
 }
 
 router = APIRouter(tags=["Requests"])
@@ -94,21 +115,43 @@ async def cancel_request(request: Request) -> Response:
     return answer(CancelBody(status="CANCELLATION_REQUESTED", request_id=call.request_id), 202)
 
 
-@router.get(
-    VIDEO_PATH,
-    response_class=Response,
-    responses={200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
-    openapi_extra={"security": [], "parameters": documented(REQUEST_ID, SIGNED)},
-)
+@router.get(GIF_PATH, name="download_gif", **_VIDEO)
+@router.get(WEBM_PATH, name="download_webm", **_VIDEO)
+@router.get(VIDEO_PATH, **_VIDEO)
 async def download_video(request: Request) -> Response:
     """The video itself, whole or in ranges. Needs no key: the link is signed.
 
     Links have the signature before the name, `/v2/videos/SIGNATURE/ID.mp4`, which is the same.
     """
     call = Call.of(request)
-    job = await call.find_signed_job(VIDEO, SIGNED.read(request))
+    job = await _signed_result(call)
+    return await video_response(call.services.outputs, job, _kept(call, job), request)
+
+
+@router.get(
+    STILL_PATH,
+    response_class=Response,
+    responses={200: STILL_BYTES, 206: STILL_RANGE, **errors(400, 404, 416, 500, 502)},
+    openapi_extra={"security": [], "parameters": documented(REQUEST_ID, STILL, SIGNED)},
+)
+async def download_still(request: Request) -> Response:
+    """A picture beside the video, as the video itself."""
+    call = Call.of(request)
+    job = await _signed_result(call)
+    still = next((each for each in job.stills if each == request.path_params["still"]), None)
+    if still is None:
+        raise RequestNotFoundError(job.request_id)
+    return await still_response(call.services.outputs, job, still, _kept(call, job), request)
+
+
+async def _signed_result(call: Call) -> Job:
+    job = await call.find_signed_job(VIDEO, SIGNED.read(call.request))
     if job.status is not Status.COMPLETED:
         raise RequestNotFoundError(job.request_id)
-    # A player may cache the video, but not for longer than it is kept here.
-    kept = {"cache-control": f"private, max-age={call.services.video_links.seconds_left(job):.0f}"}
-    return await video_response(call.services.outputs, job, kept, request)
+    return job
+
+
+def _kept(call: Call, job: Job) -> dict[str, str]:
+    """A player may cache a file, but not for longer than it is kept here."""
+    seconds = call.services.video_links.seconds_left(job)
+    return {"cache-control": f"private, max-age={seconds:.0f}"}

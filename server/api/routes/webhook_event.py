@@ -67,8 +67,9 @@ async def webhook_body(delivery: Delivery, video_links: VideoLinks) -> str:
     if job.status is Status.FAILED:
         body = WebhookBody(type="request.failed", timestamp=ended_at, data=failed_body(job))
     else:
-        url = await video_links.url(job, Links(delivery.base_url, job.request_id))
-        data = result_body(job, url)
+        links = Links(delivery.base_url, job.request_id)
+        url, stills = await video_links.url(job, links), await video_links.stills(job, links)
+        data = result_body(job, url, stills)
         body = WebhookBody(type="request.completed", timestamp=ended_at, data=data)
     return body.model_dump_json()
 

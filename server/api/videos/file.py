@@ -1,8 +1,9 @@
-"""Responds with a video, whole or one byte range, from the output store."""
+"""Responds with a video or a still, whole or one byte range, from the output store."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -11,11 +12,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from server.api.schemas import VIDEO_TYPE
+from models.params import STILL_TYPE, Still
 from server.errors import RangeError
 from worker.errors import StorageError
 from worker.job import Job
-from worker.outputs.base import Outputs
+from worker.outputs.base import Outputs, media_type, still_name
 
 _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-(?!0+$)([0-9]{1,18}))")
 
@@ -33,16 +34,40 @@ async def video_response(
         RangeError: the range starts beyond the end.
         StorageError: the video cannot be read.
     """
-    size = job.file_size
+    file = _File(job.file_name, job.file_size, media_type(job.file_name))
+    return await _response(outputs, job, file, headers, request)
+
+
+async def still_response(
+    outputs: Outputs, job: Job, still: Still, headers: dict[str, str], request: Request
+) -> Response:
+    """A still that the request has, as `video_response`."""
+    file = _File(still_name(job.file_name, still), job.stills[still], STILL_TYPE)
+    return await _response(outputs, job, file, headers, request)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file in the output store: its name there, its size in bytes, its media type."""
+
+    name: str
+    size: int
+    media_type: str
+
+
+async def _response(
+    outputs: Outputs, job: Job, file: _File, headers: dict[str, str], request: Request | None
+) -> Response:
+    size = file.size
     ended = formatdate((job.ended_at or 0) / 1000, usegmt=True)
     # Names are never reused, so the name is the ETag.
-    validators = {"etag": f'"{job.file_name}"', "last-modified": ended}
+    validators = {"etag": f'"{file.name}"', "last-modified": ended}
     headers = {"accept-ranges": "bytes", **validators, **headers}
     asked = _asked_range(request, headers, size) if request is not None else None
     start, stop = asked or (0, size)
     # Reading blocks, so it is done in threads, chunk by chunk.
     try:
-        chunks = await run_in_threadpool(outputs.read, job.file_name, start, stop)
+        chunks = await run_in_threadpool(outputs.read, file.name, start, stop)
     except StorageError as error:
         _log.error("video.unreadable", request_id=job.request_id, reason=str(error))
         raise
@@ -51,7 +76,7 @@ async def video_response(
     if asked:
         status = HTTPStatus.PARTIAL_CONTENT
         headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
-    return StreamingResponse(chunks, status, headers, VIDEO_TYPE)
+    return StreamingResponse(chunks, status, headers, file.media_type)
 
 
 def _asked_range(request: Request, validators: dict[str, str], size: int) -> tuple[int, int] | None:

@@ -27,6 +27,7 @@ from models.mock.fake_engine import FakeEngine
 from models.moderation.stages import Moderation
 from worker.broker.connection import connect_briefly, connect_worker
 from worker.broker.health import BrokerLog
+from worker.job import Job
 from worker.outputs.factory import open_outputs
 from worker.process.shutdown import Stop
 from worker.runtime.background import read_mark, start_mark_reader, start_sweeper
@@ -124,7 +125,7 @@ class _TimedStore(WorkerStore):
 
 class _Runner(Runner):
     @override
-    def _encode(self, clip: Clip, fps: float, draft: Path) -> None:
+    def _encode(self, clip: Clip, job: Job, draft: Path) -> None:
         draft.write_bytes(bytes(VIDEO_BYTES))
 
 

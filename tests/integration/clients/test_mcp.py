@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from models.mock.scenario import SCENARIO
-from models.params import GenerateParams
+from models.params import RequestParams
 from server.api.poller import Poller
 from server.api.routes import mcp_tool
 from server.api.submission import Submission
@@ -87,7 +87,7 @@ def test_the_tool_has_the_parameters_with_their_ranges(server: Stack, mode: str)
 
     (tool,) = asyncio.run(listed())
     assert tool.name == "generate_video"
-    assert set(tool.input_schema["properties"]) == set(GenerateParams.model_fields)
+    assert set(tool.input_schema["properties"]) == set(RequestParams.model_fields)
     assert tool.input_schema["properties"]["steps"]["maximum"] == 75
     assert tool.input_schema["required"] == ["prompt"]
 

@@ -29,8 +29,11 @@ PARAMETERS = {
     "frames": {"type": "integer", "minimum": 1, "maximum": 160, "default": 52},
     "steps": {"type": "integer", "minimum": 10, "maximum": 75, "default": 30},
     "seed": {"type": "integer", "minimum": -1, "maximum": 2**63 - 1, "default": 985521},
+    "format": {"type": "string", "enum": ["mp4", "webm", "gif"], "default": "mp4"},
+    "poster": {"type": "boolean", "default": False},
+    "last_frame": {"type": "boolean", "default": False},
 }
-"""As the contract has them."""
+"""As the contract has them, and those of files, which are ours."""
 FAST_PARAMETERS = PARAMETERS | {
     "guidance_scale": {"type": "number", "minimum": 1, "maximum": 3, "default": 1.5},
     "steps": {"type": "integer", "minimum": 4, "maximum": 16, "default": 8},
@@ -73,13 +76,17 @@ import schemathesis
 hypothesis.target = lambda *_args, **_options: None
 
 NUMBERS = ("guidance_scale", "fps", "frames", "steps", "seed", "seconds")
+FLAGS = ("poster", "last_frame")
 
 
-# The gateway is more lenient than its document: null is a default, and a number may come as text.
+# The gateway is more lenient than its document: null is a default, and numbers and flags may come
+# as text.
 @schemathesis.hook
 def filter_body(context, body):
     return not isinstance(body, dict) or not any(
-        value is None or (name in NUMBERS and re.fullmatch(r"-?[0-9.]+", str(value)))
+        value is None
+        or (name in NUMBERS and re.fullmatch(r"-?[0-9.]+", str(value)))
+        or (name in FLAGS and value in ("true", "false"))
         for name, value in body.items()
         if name not in NUMBERS or isinstance(value, str)
     )
@@ -211,6 +218,9 @@ def test_operation_ids_are_short_and_stable(document: dict[str, Any]) -> None:
         "PUT /v2/requests/{request_id}/cancel": "cancel_request",
         "DELETE /v2/requests/{request_id}": "delete_request",
         "GET /v2/videos/{request_id}.mp4": "download_video",
+        "GET /v2/videos/{request_id}.webm": "download_webm",
+        "GET /v2/videos/{request_id}.gif": "download_gif",
+        "GET /v2/videos/{request_id}-{still}.jpg": "download_still",
         "POST /v1/videos": "create_video",
         "GET /v1/videos": "list_videos",
         "GET /v1/videos/{request_id}": "get_video",

@@ -116,8 +116,9 @@ def test_the_sdk_raises_what_says_that_a_frame_was_blocked(stack: Stack) -> None
 @pytest.mark.parametrize("stage", ["prompt", "frames"])
 def test_a_blocked_request_leaves_no_file(stack: Stack, stage: str) -> None:
     prompt = "a bomb" if stage == "prompt" else prompt_for(is_bright=True)
-    record = ended(stack, prompt)
+    record = ended(stack, prompt, poster=True, last_frame=True, format="webm")
     assert f"blocked the {stage}" in record["error"]
+    assert not {"poster_size", "last_frame_size"} & {*record}
     # The checkpoint goes a moment after the end.
     eventually(lambda: not [x for x in stack.outputs() if x.startswith(record["request_id"])])
 

@@ -9,7 +9,7 @@ import pytest
 from segmind import SegmindClient
 from segmind.exceptions import SegmindError
 
-from models.params import GenerateParams
+from models.params import RequestParams
 from server.keys.lookup import Scope
 from tests.support.services.hosted import hosted_sdk
 from tests.support.stack import Stack
@@ -56,7 +56,7 @@ def test_the_account_is_the_key(server: Stack, sdk: SegmindClient) -> None:
 def test_the_only_model_is_listed_with_its_parameters(sdk: SegmindClient) -> None:
     (model,) = sdk.models.list()["Inference Segmind Model Information List With Details"]
     assert (model["slug"], model["type"], model["title"]) == ("mochi-1", "textToVideo", "Mochi 1")
-    assert model["parameters"].keys() == GenerateParams.model_fields.keys()
+    assert model["parameters"].keys() == RequestParams.model_fields.keys()
     assert model["parameters"]["seed"]["maximum"] == 2**63 - 1
 
 

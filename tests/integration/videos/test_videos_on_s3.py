@@ -27,6 +27,7 @@ from worker.provenance.verification import Verdict, verify
 
 POND = {"prompt": "a pond", "frames": 3, "steps": 10}
 FAKE = {"engine": "fake", "fake_step_seconds": "0.01"}
+FILES: dict[str, Any] = {"format": "webm", "poster": True, "last_frame": True}
 RETENTION_SECONDS = 300
 MEGABYTE = 1_000_000
 
@@ -55,9 +56,9 @@ class Bucket(Stack):
         """With one key for all requests."""
         return self.http()
 
-    def ended(self) -> httpx2.Response:
+    def ended(self, **files: Any) -> httpx2.Response:
         """The result of a new request, when it has one."""
-        submitted = self.client.post("/v2/mochi-1", json=POND).json()
+        submitted = self.client.post("/v2/mochi-1", json=POND | files).json()
         path = urlsplit(submitted["response_url"]).path
 
         def final() -> httpx2.Response | None:
@@ -222,6 +223,38 @@ def test_an_outage_at_the_end_fails_the_request_and_not_the_worker(stack: Bucket
     assert stack.ended().json()["status"] == "COMPLETED"
     assert all(process.poll() is None for process in stack.processes)
     assert stack.live_workers() == 1
+
+
+def test_all_files_are_in_the_bucket_and_served_from_there_as_what_they_are(stack: Bucket) -> None:
+    made = stack.ended(**FILES).json()
+    kinds = {"video": "video/webm", "poster": "image/jpeg", "last_frame": "image/jpeg"}
+    for name, kind in kinds.items():
+        assert made[name]["url"].startswith(f"{stack.s3.url}/{stack.bucket}/videos/")
+        answer = httpx2.get(made[name]["url"])
+        assert answer.headers["content-type"] == made[name]["content_type"] == kind
+        assert len(answer.content) == made[name]["file_size"]
+        own = own_link(stack, made["request_id"]).replace(
+            f"{made['request_id']}.mp4", made[name]["file_name"]
+        )
+        assert httpx2.get(own).content == answer.content
+        part = httpx2.get(own, headers={"range": "bytes=-50"})
+        assert (part.status_code, part.content) == (206, answer.content[-50:])
+    owned = [key for key in stack.objects() if made["request_id"] in key]
+    assert len(owned) == 3
+    assert stack.client.delete(f"/v1/videos/{made['request_id']}").is_success
+    assert not [key for key in stack.objects() if made["request_id"] in key]
+
+
+def test_a_still_that_the_store_refuses_fails_the_request_and_leaves_nothing(
+    stack: Bucket,
+) -> None:
+    before = stack.objects()
+    stack.s3.fail("PUT", None, then=503)  # it takes the first one
+    answer = stack.ended(**FILES)
+    assert (answer.status_code, answer.json()["error_code"]) == (422, "storage")
+    assert answer.json()["error"].startswith("The picture cannot be kept: the object store")
+    assert stack.objects() == before
+    assert stack.outputs() == []
 
 
 def test_a_history_comes_without_a_link_that_cannot_be_signed(stack: Bucket) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tests.bench.__main__ import app as bench
 from tests.chaos.__main__ import app as chaos
 
-COMMANDS = ("gateway", "request", "events", "forecast", "cluster", "engine-counts")
+COMMANDS = ("gateway", "request", "formats", "events", "forecast", "cluster", "engine-counts")
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,8 @@ def test_the_help_of_the_chaos_run_has_an_example() -> None:
         ("gateway", "--seconds", "0"),
         ("gateway", "--connections", "0"),
         ("request", "--count", "0"),
+        ("formats", "--frames", "161"),
+        ("formats", "--count", "0"),
         ("events", "--clients", "1"),
         ("forecast", "--requests", "1"),
         ("cluster", "--workers", "0"),

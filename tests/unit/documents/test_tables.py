@@ -12,13 +12,13 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from models.moderation.settings import ModerationSettings
-from models.params import GenerateParams, shown
+from models.params import RequestParams, shown
 from models.settings import EngineSettings
 from server.api.dry_run import DryRunBody
 from server.api.routes import event_stream, generate, models, operations, requests
 from server.api.routes import videos as videos_api
 from server.api.routes.key import account, generations, webhooks
-from server.api.schemas import FailedBody, Metrics, ResultBody, StatusBody, Video
+from server.api.schemas import FailedBody, Metrics, ResultBody, StatusBody, StillFile, Video
 from server.errors import MEANING
 from server.keys.backup import Line
 from server.settings import ServerSettings
@@ -69,12 +69,12 @@ def _errors() -> list[str]:
 
 
 def _parameters() -> list[str]:
-    fields = GenerateParams.model_json_schema()["properties"]
+    fields = RequestParams.model_json_schema()["properties"]
     return _rows(
         *(
             (
                 f"`{name}`",
-                "required" if "default" not in field else f"`{field['default']!r}`",
+                "required" if "default" not in field else f"`{_literal(field['default'])}`",
                 _range(field),
                 field["description"],
             )
@@ -83,7 +83,15 @@ def _parameters() -> list[str]:
     )
 
 
+def _literal(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def _range(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return ", ".join(f"`{choice}`" for choice in field["enum"])
+    if field["type"] == "boolean":
+        return "`true`, `false`"
     if "maxLength" in field:
         return f"at most {field['maxLength']:,} characters"
     return f"{shown(field['minimum'])} – {shown(field['maximum'])}"  # noqa: RUF001 (a range)
@@ -113,7 +121,9 @@ def test_the_api_document_has_the_table_that_the_code_gives(table: Callable[[], 
     assert rows in (DOCS / "api.md").read_text(), f"docs/api.md should have:\n{rows}"
 
 
-@pytest.mark.parametrize("body", [StatusBody, FailedBody, ResultBody, Metrics, Video, DryRunBody])
+@pytest.mark.parametrize(
+    "body", [StatusBody, FailedBody, ResultBody, Metrics, Video, StillFile, DryRunBody]
+)
 def test_the_api_document_names_every_field(body: type[BaseModel]) -> None:
     named = set(re.findall(r"`(\w+)`", (DOCS / "api.md").read_text()))
     assert set(body.model_fields) - SUBMIT_FIELDS - named == set()

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from models.catalogue import CATALOGUE, FAST_MOCHI, MOCHI, Model
 from models.errors import InvalidParametersError
-from models.params import MODEL, GenerateParams, parse_params
+from models.params import MODEL, GenerateParams, RequestParams, parse_params
 from models.settings import EngineSettings
 from models.weights.folder import is_hub_id
 
@@ -32,8 +32,8 @@ def test_the_first_model_is_the_default_one() -> None:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.slug)
 def test_defaults_are_in_their_ranges(model: Model) -> None:
-    defaults = model.parameters(prompt="a pond").model_dump()
-    params, unknown = parse_params(defaults, model.parameters)
+    defaults = model.request(prompt="a pond").model_dump()
+    params, unknown = parse_params(defaults, model.request)
     assert (params.model_dump(), unknown) == (defaults, [])
 
 
@@ -56,12 +56,12 @@ def test_no_two_models_share(text: str) -> None:
 )
 def test_the_fast_model_names_its_own_ranges(name: str, value: Any, rule: str) -> None:
     with pytest.raises(InvalidParametersError) as refused:
-        parse_params({"prompt": "a pond", name: value}, FAST_MOCHI.parameters)
+        parse_params({"prompt": "a pond", name: value}, FAST_MOCHI.request)
     assert str(refused.value) == rule
 
 
 def test_the_fast_model_makes_few_steps_with_little_guidance_unless_told_otherwise() -> None:
-    params, _ = parse_params({"prompt": "a pond"}, FAST_MOCHI.parameters)
+    params, _ = parse_params({"prompt": "a pond"}, FAST_MOCHI.request)
     assert (params.steps, params.guidance_scale, params.frames) == (8, 1.5, 52)
 
 
@@ -95,3 +95,12 @@ def test_an_unknown_model_is_refused_with_those_that_there_are(given: str, unkno
 
 def test_weights_that_are_named_are_loaded_whatever_the_model() -> None:
     assert EngineSettings(models="mochi-1-fast", weights="me/mine").weights == "me/mine"
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.slug)
+def test_a_request_has_the_models_parameters_and_those_of_files(model: Model) -> None:
+    asked = model.request(prompt="a pond", format="gif", poster=True)
+    assert asked.model == model.slug
+    frames = model.parameters.model_validate_json(asked.model_dump_json())
+    assert frames == model.parameters(prompt="a pond")
+    assert {*model.request.model_fields} == {*RequestParams.model_fields}

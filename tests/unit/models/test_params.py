@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from models.errors import InvalidParametersError
-from models.params import MAX_DRAWN_SEED, GenerateParams, hint, parse_params
+from models.params import (
+    MAX_DRAWN_SEED,
+    FileParams,
+    GenerateParams,
+    RequestParams,
+    hint,
+    parse_params,
+)
 
 NUMBERS = {
     "guidance_scale": ("a number from 2 to 10", 2, 10),
@@ -25,7 +32,7 @@ TEXT_RULE = "Unicode text, of at most 4,000 characters, without control characte
 PROMPT_RULE = TEXT_RULE.replace("of at most", "not blank, of at most")
 
 
-def parsed(**body: Any) -> GenerateParams:
+def parsed(**body: Any) -> RequestParams:
     return parse_params({"prompt": "a cat", **body})[0]
 
 
@@ -118,6 +125,48 @@ def test_a_fraction_is_no_whole_number(name: str) -> None:
 def test_numbers_may_be_whole_or_fractional(name: str) -> None:
     assert getattr(parsed(**{name: 8}), name) == 8
     assert getattr(parsed(**{name: 7.125}), name) == 7.125
+
+
+@pytest.mark.parametrize("format_", ["mp4", "webm", "gif"])
+def test_a_video_may_have_any_of_three_formats(format_: str) -> None:
+    assert parsed(format=format_).format == format_
+
+
+@pytest.mark.parametrize(
+    ("value", "came"),
+    [
+        ("avi", "a string of 3 characters"),
+        ("MP4", "a string of 3 characters"),
+        (None, "null"),
+        (4, "4"),
+    ],
+)
+def test_another_format_is_refused_with_the_list(value: object, came: str) -> None:
+    assert refusal(format=value) == f"`format` must be `mp4`, `webm` or `gif`; got {came}."
+
+
+@pytest.mark.parametrize("name", ["poster", "last_frame"])
+def test_a_still_is_asked_for_by_true_also_as_text(name: str) -> None:
+    for value in (True, "true"):
+        assert getattr(parsed(**{name: value}), name) is True
+    for value in (False, "false"):
+        assert parsed(**{name: value}) == parsed()
+
+
+@pytest.mark.parametrize("name", ["poster", "last_frame"])
+@pytest.mark.parametrize(
+    ("value", "came"), [(1, "1"), ("yes", "a string of 3 characters"), (None, "null")]
+)
+def test_what_is_no_flag_is_refused(name: str, value: object, came: str) -> None:
+    assert refusal(**{name: value}) == f"`{name}` must be true or false; got {came}."
+
+
+def test_files_are_told_apart_from_what_decides_the_frames() -> None:
+    asked = parsed(format="gif", poster=True, seed=7)
+    kept = asked.model_dump_json()
+    assert GenerateParams.model_validate_json(kept).model_dump() == parsed(seed=7).model_dump()
+    assert FileParams.model_validate_json(kept).model_dump() == {"format": "gif", "poster": True}
+    assert set(FileParams.model_fields).isdisjoint(GenerateParams.model_fields)
 
 
 def test_a_prompt_is_required() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from models.errors import EngineError
+from models.params import RequestParams
 from tests.support.jobs import params
 from worker.job import FAILURES, TRANSITIONS, Job, Stage, Status
 
@@ -61,6 +62,26 @@ def test_a_record_is_read_as_the_store_keeps_it() -> None:
 def test_before_the_end_there_is_nothing_to_say_of_a_video() -> None:
     running = job(status="PROCESSING", started_at=3500)
     assert (running.file_name, running.precision, running.warnings) == ("", "", [])
+
+
+@pytest.mark.parametrize(
+    ("asked", "made", "ignored"),
+    [
+        ({}, {"file_name": "a.mp4"}, ""),
+        ({"format": "gif"}, {"file_name": "a.gif"}, ""),
+        ({"format": "gif"}, {"file_name": "a.mp4"}, "`format`"),
+        ({"poster": True}, {"file_name": "a.mp4", "poster_size": 5}, ""),
+        ({"poster": True, "last_frame": True}, {"poster_size": 5}, "`last_frame`"),
+        ({"format": "webm", "poster": True}, {"file_name": "a.mp4"}, "`format` and `poster`"),
+    ],
+)
+def test_a_client_is_told_what_a_worker_of_an_earlier_release_ignored(
+    asked: dict[str, Any], made: dict[str, Any], ignored: str
+) -> None:
+    text = RequestParams(prompt="a pond", **asked).model_dump_json()
+    earlier = f"The worker that made the video is of an earlier release: it ignored {ignored}."
+    assert job(status="COMPLETED", params=text, **made).warnings == [earlier] * bool(ignored)
+    assert job(status="PROCESSING", params=text).warnings == []
 
 
 def test_times_are_between_submit_last_start_and_end() -> None:

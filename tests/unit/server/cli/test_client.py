@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer import BadParameter
 
-from models.params import GenerateParams
+from models.params import RequestParams
 from server.cli import client
 from server.cli.access import Access
 from server.cli.client import Client, where
@@ -46,7 +46,7 @@ def test_the_place_the_step_and_the_time_left_are_told_where_they_are_known(
 
 def test_every_parameter_of_a_video_is_an_option() -> None:
     offered = {param.name for param in load("generate").params}
-    assert set(GenerateParams.model_fields) <= offered
+    assert set(RequestParams.model_fields) <= offered
 
 
 def test_a_prompt_without_quotes_is_told_so() -> None:
@@ -81,9 +81,22 @@ def answer_in_http(listener: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
-@pytest.mark.parametrize(("options", "file"), [((), "mochi-2.mp4"), (("-o", "a.mp4"), "a.mp4")])
+@pytest.mark.parametrize(
+    ("options", "file", "files"),
+    [
+        ((), "mochi-2.mp4", {}),
+        (("-o", "a.mp4"), "a.mp4", {}),
+        (("-o", "a.GIF"), "a.GIF", {"format": "gif"}),
+        (("-o", "a.webm", "--format", "mp4"), "a.webm", {"format": "mp4"}),
+        (("--format", "webm", "--poster"), "mochi.webm", {"format": "webm", "poster": True}),
+    ],
+)
 def test_only_what_was_given_is_asked_for_and_no_file_is_overwritten_unless_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...], file: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    file: str,
+    files: dict[str, Any],
 ) -> None:
     asked: list[tuple[dict[str, Any], str]] = []
 
@@ -99,5 +112,5 @@ def test_only_what_was_given_is_asked_for_and_no_file_is_overwritten_unless_name
     Path("mochi.mp4").touch()
     command = ["generate", "a pond", *options, "--guidance-scale", "3.5", "--seed", "0"]
     app([*command, "--api-key", "k"], standalone_mode=False)
-    assert asked == [({"prompt": "a pond", "guidance_scale": 3.5, "seed": 0}, file)]
+    assert asked == [({"prompt": "a pond", "guidance_scale": 3.5, "seed": 0, **files}, file)]
     assert [path.name for path in tmp_path.iterdir()] == ["mochi.mp4"]

@@ -13,9 +13,10 @@ from uuid import uuid4
 import httpx2
 import pytest
 
+from models.params import STILLS, Format
 from worker.broker.embedded import EmbeddedBroker
 from worker.errors import OutputsUnusableError, StorageError
-from worker.outputs.base import CHUNK_BYTES, MARKER, Outputs, video_name
+from worker.outputs.base import CHUNK_BYTES, MARKER, Outputs, still_name, video_name
 from worker.outputs.factory import open_outputs
 from worker.outputs.local import LocalOutputs
 from worker.settings import WorkerSettings
@@ -27,6 +28,7 @@ REQUEST = "0b6f4a52-1f43-4c5f-9d57-000000000000"
 NAME = video_name(REQUEST, "0123456789ab")
 CHECKPOINT = f"{REQUEST}.checkpoint"
 PREFIX = "some/videos"
+POSTER = still_name(NAME, "poster")
 ESCAPES = [
     "../" + NAME,
     "/etc/" + NAME,
@@ -41,6 +43,10 @@ ESCAPES = [
     video_name("../../../../../../../../../secret/x", "0123456789ab"),
     video_name(REQUEST, "../x"),
     NAME.replace("0", "\N{FULLWIDTH DIGIT ZERO}"),
+    NAME.replace(".mp4", ".avi"),
+    NAME.replace(".mp4", ".jpg"),
+    POSTER.replace("poster", "other"),
+    POSTER + ".part",
 ]
 ESCAPING_IDS = [
     "..",
@@ -179,6 +185,7 @@ def test_a_name_that_is_not_one_of_ours_leads_nowhere(shelf: Shelf, name: str) -
         shelf.outputs.publish,
         shelf.outputs.remove,
         lambda name: shelf.outputs.link(name, 60),
+        lambda name: shelf.outputs.save_still(name, b"picture"),
     ]
     for use in uses:
         with pytest.raises(StorageError, match="The video is gone"):
@@ -197,6 +204,28 @@ def test_removing_takes_the_video_and_its_draft_and_nothing_else(shelf: Shelf) -
     shelf.outputs.remove(NAME)
     assert shelf.names() == [other]
     assert not draft.exists()
+
+
+@pytest.mark.parametrize("format_", ["webm", "gif"])
+def test_a_video_of_another_format_is_kept_as_any(shelf: Shelf, format_: Format) -> None:
+    name = video_name(REQUEST, "0123456789ab", format_)
+    shelf.publish(b"video", name)
+    assert shelf.names() == [name]
+    assert shelf.read(name, 2) == b"deo"
+
+
+def test_a_still_is_kept_whole_replaced_whole_and_goes_with_its_video(shelf: Shelf) -> None:
+    names = [still_name(NAME, still) for still in STILLS]
+    other = still_name(video_name(REQUEST, "f" * 12), "poster")
+    for name in (*names, other):
+        shelf.outputs.save_still(name, b"half")
+        shelf.outputs.save_still(name, name.encode())
+    shelf.publish(b"video")
+    assert shelf.names() == sorted([NAME, *names, other])
+    assert [shelf.read(name).decode() for name in names] == names
+    assert shelf.read(names[0], 3, 5) == names[0][3:5].encode()
+    shelf.outputs.remove(NAME)
+    assert shelf.names() == [other]
 
 
 # Checkpoints
@@ -230,11 +259,13 @@ def test_a_checkpoint_of_an_id_that_is_not_one_of_ours_leads_nowhere(
 
 def test_a_sweep_takes_what_is_old_and_of_no_request_and_counts_it(shelf: Shelf) -> None:
     gone, kept = REQUEST, REQUEST.replace("0b6f", "ffff")
-    old = [f"{gone}-{'0' * 12}.mp4", f"{gone}.checkpoint"]
+    of_a_run = [".mp4", ".webm", ".gif", "-poster.jpg", "-last_frame.jpg"]
+    old = [*(f"{gone}-{'0' * 12}{ending}" for ending in of_a_run), f"{gone}.checkpoint"]
     others = [
         f"{kept}-{'0' * 12}.mp4",
         f"{kept}.checkpoint",
         "holiday.mp4",
+        f"{gone}-{'0' * 12}.jpg",
         f"x{gone}.checkpoint",
         f"{gone}-{'0' * 12}.mp4.bak",
     ]
@@ -306,6 +337,26 @@ def test_only_a_bucket_has_links_of_its_own_and_they_serve_ranges(shelf: Shelf) 
     assert "X-Amz-Expires=604800&" in week  # the longest that S3 signs
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (video_name(REQUEST, "0" * 12, "webm"), "video/webm"),
+        (video_name(REQUEST, "0" * 12, "gif"), "image/gif"),
+        (POSTER, "image/jpeg"),
+    ],
+)
+def test_a_bucket_says_what_each_file_is(shelf: Shelf, name: str, kind: str) -> None:
+    if isinstance(shelf, Disk):
+        return  # a folder says nothing of its files
+    if kind == "image/jpeg":
+        shelf.outputs.save_still(name, b"picture")
+    else:
+        shelf.publish(b"video", name)
+    link = shelf.outputs.link(name, 60)
+    assert link
+    assert httpx2.get(link).headers["content-type"] == kind
+
+
 # A folder
 
 
@@ -366,7 +417,11 @@ def test_what_the_disk_refuses_is_not_there(outputs: LocalOutputs, folder: Path)
 def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     outputs = LocalOutputs(tmp_path / "file" / "outputs")
-    for use in (lambda: outputs.draft(NAME), lambda: outputs.save_checkpoint(REQUEST, b"data")):
+    for use in (
+        lambda: outputs.draft(NAME),
+        lambda: outputs.save_checkpoint(REQUEST, b"data"),
+        lambda: outputs.save_still(POSTER, b"data"),
+    ):
         with pytest.raises(StorageError, match="The folder for videos cannot be made: Not a dir"):
             use()
     with pytest.raises(OutputsUnusableError, match=r"Not a directory\. Choose .* MOCHI_DATA_DIR"):
