@@ -16,11 +16,12 @@ from typing import Any
 from models.catalogue import CATALOGUE, Model
 from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
 from models.mock.scenario import SCENARIO
-from models.params import HEIGHT, MODEL, WIDTH, GenerateParams, shown
+from models.params import HEIGHT, MODEL, WIDTH, RequestParams, shown
 from server.page.files import etag_of
 
-_LABELS = {"fps": "Frame rate", "guidance_scale": "Guidance"}
+_LABELS = {"fps": "Frame rate", "guidance_scale": "Guidance", "format": "Output"}
 """Labels for parameters whose names are unclear or long."""
+_CHOICES = {"mp4": "MP4", "webm": "WebM", "gif": "GIF"}
 _WIDEST_SLIDER = 1000
 """Parameters with a wider range have a button that draws a value, and no slider."""
 SCENARIOS = {
@@ -69,6 +70,24 @@ _DIE = Template("""\
     <span class="unseen">Draw a $name</span>
   </button>
   """)
+_SELECT = Template("""\
+<div class="field">
+  <label for="$name">$label</label>
+  <select id="$name" name="$name" aria-describedby="$name-hint $name-error">
+$options  </select>
+  <p class="hint" id="$name-hint">$hint</p>
+  <p class="error" id="$name-error"></p>
+</div>
+""")
+_TICK = Template("""\
+<div class="field tick">
+  <input type="checkbox" id="$name" name="$name" value="true"
+    aria-describedby="$name-hint $name-error" autocomplete="off">
+  <label for="$name">$label</label>
+  <p class="hint" id="$name-hint">$hint</p>
+  <p class="error" id="$name-error"></p>
+</div>
+""")
 _EXAMPLE = Template("""\
 <button type="button" class="chip" data-fill="$values">$name</button>
 """)
@@ -83,9 +102,13 @@ class Page:
 
     @classmethod
     def render(cls) -> Page:
-        texts, numbers = "", ""
-        for name, field in GenerateParams.model_json_schema()["properties"].items():
-            if field["type"] == "string":
+        texts, numbers, outputs = "", "", ""
+        for name, field in RequestParams.model_json_schema()["properties"].items():
+            if "enum" in field:
+                outputs += _SELECT.substitute(_common(name, field), options=_options(field))
+            elif field["type"] == "boolean":
+                outputs += _TICK.substitute(_common(name, field))
+            elif field["type"] == "string":
                 texts += _text(name, field)
             else:
                 numbers += _number(name, field)
@@ -95,6 +118,7 @@ class Page:
             "models": "".join(map(_model, CATALOGUE.values())),
             "texts": texts,
             "numbers": numbers,
+            "outputs": outputs,
             "scenario": SCENARIO,
             "scenarios": _scenarios(),
         }
@@ -146,6 +170,15 @@ def _scenarios() -> str:
     return "".join(
         f'      <option value="{value}">{escape(outcome)}</option>\n'
         for value, outcome in SCENARIOS.items()
+    )
+
+
+def _options(field: dict[str, Any]) -> str:
+    """The default one has no value, so that the form does not send it."""
+    return "".join(
+        f'    <option value="{"" if value == field["default"] else value}">'
+        f"{_CHOICES[value]}</option>\n"
+        for value in field["enum"]
     )
 
 

@@ -6,14 +6,14 @@ import * as form from "./form.js";
 import * as snippets from "./snippets.js";
 
 const HINTS = {
-  python: "Reads the key from `MOCHI_API_KEY`, writes `mochi.mp4`. Needs `pip install segmind`.",
-  requests: "Reads the key from `MOCHI_API_KEY`, writes `mochi.mp4`. Needs `pip install requests`.",
-  javascript: "Reads the key from `MOCHI_API_KEY`, writes `mochi.mp4`. Needs Node.js 18.",
-  curl: "Reads the key from `MOCHI_API_KEY`, writes `mochi.mp4`.",
+  python: "Reads the key from `MOCHI_API_KEY`, writes `FILE`. Needs `pip install segmind`.",
+  requests: "Reads the key from `MOCHI_API_KEY`, writes `FILE`. Needs `pip install requests`.",
+  javascript: "Reads the key from `MOCHI_API_KEY`, writes `FILE`. Needs Node.js 18.",
+  curl: "Reads the key from `MOCHI_API_KEY`, writes `FILE`.",
   response: "The server's latest response for the request above.",
 };
 const TOKENS =
-  /(?<string>"(?:[^"\\\n]|\\.)*"|'[^'\n]*')|(?<value>\b\d+(?:\.\d+)?\b)|(?<word>\b(?:import|from|as|with|if|not|raise|new|throw|const|await|curl|true|false|null)\b)/g;
+  /(?<string>"(?:[^"\\\n]|\\.)*"|'[^'\n]*')|(?<value>\b\d+(?:\.\d+)?\b)|(?<word>\b(?:import|from|as|with|if|not|raise|new|throw|const|await|curl|true|True|false|null)\b)/g;
 
 let latest = null;
 
@@ -26,12 +26,13 @@ export function note(body) {
 /** Show the chosen tab. */
 export function draw() {
   const name = tab();
+  const literals = form.literals();
   const text =
     name === "response"
       ? snippets.response(latest)
-      : snippets[name](address("v1"), form.model(), form.literals());
+      : snippets[name](address("v1"), form.model(), literals);
   at("snippet").replaceChildren(...coloured(text));
-  write(at("snippet-hint"), HINTS[name]);
+  write(at("snippet-hint"), HINTS[name].replace("FILE", snippets.fileName(literals)));
 }
 
 function tab() {

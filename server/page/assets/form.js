@@ -27,15 +27,17 @@ export function model() {
   return choice.value;
 }
 
-/** The values of all fields, as text. */
+/** The values of all fields, as text; empty for a box without its tick. */
 export function values() {
-  return Object.fromEntries(fields.map((field) => [field.name, field.value]));
+  return Object.fromEntries(fields.map((field) => [field.name, textOf(field)]));
 }
 
 /** Fill the fields named in `texts`. */
 export function fill(texts) {
   for (const field of fields) {
-    if (field.name in texts) field.value = texts[field.name];
+    if (!(field.name in texts)) continue;
+    if (isBox(field)) field.checked = texts[field.name] !== "";
+    else field.value = texts[field.name];
   }
   changed();
 }
@@ -43,7 +45,7 @@ export function fill(texts) {
 /** Name and JSON literal of every field with a value. Numbers keep all their digits. */
 export function literals() {
   return fields
-    .filter((field) => !field.disabled && (field.value !== "" || field.required))
+    .filter((field) => !field.disabled && (textOf(field) !== "" || field.required))
     .map((field) => [field.name, literal(field)]);
 }
 
@@ -194,7 +196,16 @@ function errorOf(field) {
   return document.getElementById(`${field.id}-error`);
 }
 
+function isBox(field) {
+  return field.type === "checkbox";
+}
+
+function textOf(field) {
+  return isBox(field) && !field.checked ? "" : field.value;
+}
+
 function literal(field) {
+  if (isBox(field)) return field.value;
   const isNumber = field.type === "number" && !field.validity.badInput;
   if (!isNumber) return JSON.stringify(field.value);
   return JSON_NUMBER.test(field.value) ? field.value : String(field.valueAsNumber);

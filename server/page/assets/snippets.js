@@ -3,6 +3,12 @@
 const IS_NAME = /^[A-Za-z_]\w*$/;
 const IS_WHOLE = /^-?\d+$/;
 
+/** The file that the code writes. */
+export function fileName(literals) {
+  const format = new Map(literals).get("format");
+  return `mochi.${format ? JSON.parse(format) : "mp4"}`;
+}
+
 /** The blocking call. An error is printed and does not become a video file. */
 export function curl(origin, model, literals) {
   return [
@@ -10,14 +16,14 @@ export function curl(origin, model, literals) {
     `  -H "x-api-key: $MOCHI_API_KEY" \\`,
     `  -H 'content-type: application/json' \\`,
     `  -d ${quoted(`{\n${fields(literals, "    ")}\n  }`)} \\`,
-    `  -o mochi.part && mv mochi.part mochi.mp4 ||`,
+    `  -o mochi.part && mv mochi.part ${fileName(literals)} ||`,
     `  { cat mochi.part; rm -f mochi.part; false; }`,
   ].join("\n");
 }
 
-/** The official SDK. JSON numbers and strings are valid Python. */
+/** The official SDK. JSON numbers and strings are valid Python, and `true` is not. */
 export function python(origin, model, literals) {
-  const params = literals.map(([name, literal]) =>
+  const params = pythonic(literals).map(([name, literal]) =>
     IS_NAME.test(name) ? `    ${name}=${literal},` : `    **{"${name}": ${literal}},`,
   );
   return [
@@ -34,7 +40,7 @@ export function python(origin, model, literals) {
     `    ${JSON.stringify(model)},`,
     ...params,
     ")",
-    'urlretrieve(result["output"], "mochi.mp4")',
+    `urlretrieve(result["output"], "${fileName(literals)}")`,
   ].join("\n");
 }
 
@@ -49,12 +55,12 @@ export function requests(origin, model, literals) {
     `    ${JSON.stringify(`${origin}/${model}`)},`,
     '    headers={"x-api-key": os.environ["MOCHI_API_KEY"]},',
     "    json={",
-    `${fields(literals, "        ")},`,
+    `${fields(pythonic(literals), "        ")},`,
     "    },",
     ")",
     "if not response.ok:",
     "    raise SystemExit(response.text)",
-    'with open("mochi.mp4", "wb") as file:',
+    `with open("${fileName(literals)}", "wb") as file:`,
     "    file.write(response.content)",
   ].join("\n");
 }
@@ -79,7 +85,7 @@ export function javascript(origin, model, literals) {
     "  }),",
     "});",
     "if (!response.ok) throw new Error(await response.text());",
-    'await writeFile("mochi.mp4", response.body);',
+    `await writeFile("${fileName(literals)}", response.body);`,
   ].join("\n");
 }
 
@@ -92,6 +98,10 @@ export function response(body) {
     2,
   );
   return text.replace(/^ {2}"seed": "(-?\d+)"/m, '  "seed": $1'); // see `parse` of api.js
+}
+
+function pythonic(literals) {
+  return literals.map(([name, literal]) => [name, literal === "true" ? "True" : literal]);
 }
 
 function fields(literals, indent) {

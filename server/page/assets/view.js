@@ -9,6 +9,7 @@ const POSTER = { width: 288, height: 163 };
 
 const section = at("request");
 const [headline, detail, video, preview] = ["state", "detail", "video", "preview"].map(at);
+const animation = at("animation");
 const [progress, trouble, failure, facts] = ["progress", "trouble", "failure", "facts"].map(at);
 const actions = ["cancel", "download", "copy-link", "use-seed", "use-all"].map(at);
 const [cancelButton, download, copyLink, useSeed, useAll] = actions;
@@ -25,9 +26,11 @@ export function begin(requestId, entry) {
   headline.textContent = "Loading";
   detail.textContent = "";
   video.removeAttribute("src");
+  video.removeAttribute("poster");
+  animation.removeAttribute("src");
   video.controls = false;
   video.load();
-  hide(preview, trouble, failure, progress, at("warnings"), ...actions);
+  hide(animation, preview, trouble, failure, progress, at("warnings"), ...actions);
   preview.removeAttribute("src");
   facts.replaceChildren();
   at("asked").hidden = !entry?.values.prompt;
@@ -121,10 +124,8 @@ function complete(body) {
   detail.textContent = "";
   hide(progress, cancelButton, failure);
   useSeed.hidden = false;
-  video.src = body.output;
-  video.controls = true;
-  video.setAttribute("aria-label", `Video: ${body.prompt}`);
-  if (!stillness.matches) video.play().catch(() => {}); // autoplay may be blocked
+  if (body.video.content_type.startsWith("image/")) animate(body);
+  else play(body);
   download.href = body.output;
   download.setAttribute("download", words.fileName(body));
   download.hidden = copyLink.hidden = false;
@@ -134,6 +135,21 @@ function complete(body) {
   list.replaceChildren(...body.warnings.map(warning));
   list.hidden = body.warnings.length === 0;
   title("ready");
+}
+
+function play(body) {
+  video.src = body.output;
+  if (body.poster) video.poster = body.poster.url;
+  video.controls = true;
+  video.setAttribute("aria-label", `Video: ${body.prompt}`);
+  if (!stillness.matches) video.play().catch(() => {}); // autoplay may be blocked
+}
+
+/** A GIF is no video to a browser. */
+function animate(body) {
+  animation.src = body.output;
+  animation.alt = `Video: ${body.prompt}`;
+  animation.hidden = false;
 }
 
 function fail(body) {
@@ -180,10 +196,10 @@ function title(state) {
 }
 
 /** A frame of the video, small; none where the video is of another origin. */
-function poster() {
+function poster(source) {
   const canvas = Object.assign(document.createElement("canvas"), POSTER);
   try {
-    canvas.getContext("2d").drawImage(video, 0, 0, POSTER.width, POSTER.height);
+    canvas.getContext("2d").drawImage(source, 0, 0, POSTER.width, POSTER.height);
     return canvas.toDataURL("image/webp", 0.6);
   } catch {
     return "";
@@ -204,11 +220,13 @@ function fact([name, text]) {
 
 copyLink.addEventListener("click", () => copy(copyLink, download.href));
 video.addEventListener("playing", () => hide(preview));
-video.addEventListener("loadeddata", () => {
-  hide(preview);
-  section.dispatchEvent(new CustomEvent("poster", { detail: poster() }));
-});
-video.addEventListener("error", () => {
-  if (section.dataset.state !== "done" || !video.hasAttribute("src")) return;
-  detail.textContent = "The video cannot be loaded. It may have expired.";
-});
+for (const [source, event] of [[video, "loadeddata"], [animation, "load"]]) {
+  source.addEventListener(event, () => {
+    hide(preview);
+    section.dispatchEvent(new CustomEvent("poster", { detail: poster(source) }));
+  });
+  source.addEventListener("error", () => {
+    if (section.dataset.state !== "done" || !source.hasAttribute("src")) return;
+    detail.textContent = "The video cannot be loaded. It may have expired.";
+  });
+}

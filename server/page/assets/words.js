@@ -102,9 +102,9 @@ export function offer(seconds, trial, isBusy) {
 }
 
 /** `a-red-panda-drinks-tea-7.mp4`: a name for a downloaded video. */
-export function fileName({ prompt, seed }) {
+export function fileName({ prompt, seed, video }) {
   const parts = prompt.toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu)?.slice(0, 6) ?? ["mochi"];
-  return `${[...parts.join("-")].slice(0, 60).join("")}-${seed}.mp4`;
+  return `${[...parts.join("-")].slice(0, 60).join("")}-${seed}${/\.\w+$/.exec(video.file_name)[0]}`;
 }
 
 /** State of the server from /readyz and /version; null if it did not answer. */

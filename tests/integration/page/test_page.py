@@ -195,11 +195,12 @@ def test_all_can_be_done_with_the_keyboard(visitor: Visitor) -> None:
             keyboard.type(visitor.key)
         if order[-1] == "steps":
             keyboard.type("75")
-        assert len(order) < 20
+        assert len(order) < 24
     assert order == [
         *("API docs", "reset", "API key", "key", "show-key", "prompt"),
         *("Paper boat", "Fox in snow", "Hosted example", "negative_prompt", "guidance_scale"),
-        *("fps", "frames", "steps", "seed", "Draw a seed", "scenario", "generate"),
+        *("fps", "frames", "steps", "seed", "Draw a seed", "format", "poster", "last_frame"),
+        *("scenario", "generate"),
     ]
     visitor.field("Prompt").focus()
     keyboard.press("Control+Enter")
@@ -207,3 +208,43 @@ def test_all_can_be_done_with_the_keyboard(visitor: Visitor) -> None:
     visitor.button("Cancel").focus()
     keyboard.press("Enter")
     expect(visitor.state).to_have_text("Cancelled")
+
+
+def test_a_gif_is_shown_with_its_poster_in_the_list_and_the_code_asks_for_the_same(
+    visitor: Visitor,
+) -> None:
+    visitor.ask_for()
+    assert "format" not in visitor.snippet.inner_text()
+    visitor.field("Output").select_option(label="GIF")
+    visitor.field("Poster").check()
+    expect(visitor.snippet).to_contain_text('format="gif",\n    poster=True,')
+    expect(visitor.snippet).to_contain_text("mochi.gif")
+    visitor.button("Generate").click()
+    expect(visitor.state).to_have_text("Your video is ready")
+    animation = visitor.page.locator("#animation")
+    visitor.page.wait_for_function(
+        "([one, width]) => one.naturalWidth === width", arg=[animation.element_handle(), WIDTH]
+    )
+    expect(animation).to_be_visible()
+    poster = visitor.requests.first.get_by_role("presentation")
+    expect(poster).to_have_attribute("src", re.compile("^data:image/webp;base64,.{100,16000}$"))
+    with visitor.page.expect_download() as download:
+        visitor.page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == "a-pond-at-night-985521.gif"
+    visitor.page.reload()
+    expect(visitor.field("Output")).to_have_value("gif")
+    expect(visitor.field("Poster")).to_be_checked()
+
+
+def test_a_webm_is_played_and_shows_its_poster_until_then(visitor: Visitor) -> None:
+    visitor.ask_for()
+    visitor.field("Output").select_option("webm")
+    visitor.field("Poster").check()
+    visitor.button("Generate").click()
+    video = visitor.page.locator("#video")
+    visitor.page.wait_for_function(
+        "([video, width]) => video.readyState >= 2 && video.videoWidth === width",
+        arg=[video.element_handle(), WIDTH],
+    )
+    expect(video).to_have_attribute("poster", re.compile(r"-poster\.jpg$"))
+    expect(visitor.page.locator("#animation")).to_be_hidden()

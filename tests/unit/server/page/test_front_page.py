@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import server.page
+from models.catalogue import CATALOGUE
 from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
 from models.mock.scenario import FORM, SCENARIO, Scenario
-from models.params import GenerateParams, parse_params
+from models.params import RequestParams, parse_params
 from server.page import SCENARIOS, Page
 
 FOLDER = Path(server.page.__file__).parent
-PARAMETERS: dict[str, dict[str, Any]] = GenerateParams.model_json_schema()["properties"]
+PARAMETERS: dict[str, dict[str, Any]] = RequestParams.model_json_schema()["properties"]
 
 
 class Reader(HTMLParser):
@@ -47,12 +48,12 @@ READER = Reader(Page.render().html.decode())
 
 def test_the_form_has_every_parameter_and_no_other() -> None:
     named = READER.all("name").keys() - {"viewport", "color-scheme", "tab", SCENARIO}
-    assert named == GenerateParams.model_fields.keys()
+    assert named == RequestParams.model_fields.keys()
 
 
 def test_a_number_has_the_range_and_the_default_of_the_model() -> None:
     for name, parameter in PARAMETERS.items():
-        if parameter["type"] == "string":
+        if parameter["type"] in {"string", "boolean"}:
             continue
         fields = [READER.all("name")[name]]
         fields += [READER.all("data-for")[name]] if name in READER.all("data-for") else []
@@ -76,11 +77,21 @@ def test_a_short_prompt_is_there_and_examples_are_a_button_away() -> None:
 
 def test_a_text_has_the_limit_of_the_model() -> None:
     for name, parameter in PARAMETERS.items():
-        if parameter["type"] != "string":
+        if parameter["type"] != "string" or "enum" in parameter:
             continue
         field = READER.all("name")[name]
         assert field["data-most"] == str(parameter["maxLength"])
         assert ("required" in field) == ("default" not in parameter)
+
+
+def test_every_format_can_be_chosen_and_what_is_a_default_is_not_sent() -> None:
+    format_ = PARAMETERS["format"]
+    options = {found["value"] for tag, found in READER.elements if tag == "option"}
+    offered = options - {*SCENARIOS, *CATALOGUE}
+    assert offered == {*format_["enum"]} - {format_["default"]}
+    for name in ("poster", "last_frame"):
+        box = READER.all("name")[name]
+        assert (box["type"], box["value"], "checked" in box) == ("checkbox", "true", False)
 
 
 def test_every_mock_scenario_can_be_chosen() -> None:
