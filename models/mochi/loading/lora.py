@@ -1,4 +1,4 @@
-"""Fuses LoRA files into the transformer's weights before anything runs.
+"""Reads LoRA files, and fuses those of MOCHI_LORA into the transformer's weights.
 
 Here a file is used in full or refused, and a weight is rounded once. diffusers over peft ignores
 text-encoder weights and halves of pairs without an error, knows neither alphas nor `lora_down` nor
@@ -7,10 +7,12 @@ Genmo's names for Mochi, and rounds to bfloat16 after each LoRA.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models.errors import EngineUnavailableError
+from models.mochi.network.adapters import LowRank, NamedLora
 
 ITEM = re.compile(r"(?P<path>.+?\.safetensors)(\s*=\s*(?P<scale>\S+))?")
 
@@ -84,15 +87,13 @@ def fuse(transformer: nn.Module, loras: Iterable[Lora]) -> None:
     Raises:
         EngineUnavailableError: a file is missing or damaged, or does not fit the transformer.
     """
-    weights = {
-        name.removesuffix(".weight"): parameter
-        for name, parameter in transformer.named_parameters()
-        if name.endswith(".weight") and parameter.dim() > 1
-    }
-    changes: dict[str, list[_Change]] = {}
+    weights = _matrices(transformer)
+    changes: dict[str, list[LowRank]] = {}
     for lora in loras:
-        for change in _read(lora, weights):
-            changes.setdefault(change.layer, []).append(change)
+        with _problems_reported(lora.path, "MOCHI_LORA"):
+            for change in _read(lora.path, lora.scale):
+                _check(change, weights)
+                changes.setdefault(change.layer, []).append(change)
     with torch.no_grad():
         for layer, its_changes in changes.items():
             fused = weights[layer].to(
@@ -103,56 +104,86 @@ def fuse(transformer: nn.Module, loras: Iterable[Lora]) -> None:
             weights[layer].copy_(fused)
 
 
-@dataclass(frozen=True)
-class _Change:
-    """Adds `factor * up @ down` to the weight of a layer, of the shape `(out, in)`.
-
-    Attributes:
-        layer: its name in the transformer of diffusers.
-        down: `(rank, in)`; of a convolution `(rank, in, height, width)`.
-        up: `(out, rank)`; of a convolution `(out, rank, 1, 1)`.
-        factor: scale times alpha / rank.
-    """
-
-    layer: str
-    down: Tensor
-    up: Tensor
-    factor: float
-
-    def fits(self, weight: Tensor) -> bool:
-        return (
-            self.down.dim() == self.up.dim() == weight.dim()
-            and self.down.shape[1:] == weight.shape[1:]
-            and self.up.shape[:2] == (weight.shape[0], self.down.shape[0])
-            and math.prod(self.up.shape[2:]) == 1
-        )
-
-    def add_to(self, weight: Tensor) -> None:
-        """Change `weight` in place: contiguous, float32, and one that `fits`."""
-        up, down = (half.to(weight.device).float().flatten(1) for half in (self.up, self.down))
-        # A copy of the largest layers is 200 MB, and takes longer than the product.
-        weight.view(len(weight), -1).addmm_(up, down, alpha=self.factor)
-
-
 class _MisfitError(Exception):
     """A file does not fit; the text completes "The LoRA cannot be used: …"."""
 
 
-def _read(lora: Lora, weights: Mapping[str, Tensor]) -> Iterator[_Change]:
+def read_named(named: Mapping[str, Path]) -> dict[str, NamedLora]:
+    """Read the LoRAs of MOCHI_LORAS, for `Adapters`.
+
+    Args:
+        named: the file of each name.
+
+    Raises:
+        EngineUnavailableError: a file is missing or damaged, or changes a layer without adapter.
+    """
+    return {name: _read_named(path) for name, path in named.items()}
+
+
+def check_named(transformer: nn.Module, loras: Mapping[str, NamedLora]) -> None:
+    """Check that the LoRAs of MOCHI_LORAS fit a transformer of diffusers.
+
+    Raises:
+        EngineUnavailableError: one does not.
+    """
+    weights = _matrices(transformer)
+    for name, lora in loras.items():
+        with _problems_reported(name, "MOCHI_LORAS"):
+            for change in lora.changes:
+                _check(change, weights)
+
+
+def _read_named(path: Path) -> NamedLora:
+    with _problems_reported(path, "MOCHI_LORAS"):
+        changes = tuple(_read(path))
+        for change in changes:
+            if change.place is None:
+                raise _MisfitError(
+                    f"its layer {change.source[0]} is outside of the attention and the "
+                    "feed-forward networks of Mochi's blocks, which only MOCHI_LORA can change"
+                )
+        with path.open("rb") as file:
+            return NamedLora(hashlib.file_digest(file, "sha256").hexdigest(), changes)
+
+
+def _matrices(transformer: nn.Module) -> dict[str, Tensor]:
+    return {
+        name.removesuffix(".weight"): parameter
+        for name, parameter in transformer.named_parameters()
+        if name.endswith(".weight") and parameter.dim() > 1
+    }
+
+
+@contextmanager
+def _problems_reported(lora: Path | str, setting: str) -> Iterator[None]:
     try:
-        tensors, settings = _load(lora.path)
-        for layer, parts in _by_layer(tensors).items():
-            yield from _changes(layer, parts, settings, lora.scale, weights)
+        yield
     except (OSError, SafetensorError, ValueError) as error:
         raise EngineUnavailableError(
-            f"The LoRA {lora.path} cannot be read: {error}\nCheck the path in MOCHI_LORA, and that "
+            f"The LoRA {lora} cannot be read: {error}\nCheck the path in {setting}, and that "
             "the file is complete and of the format safetensors."
         ) from error
     except _MisfitError as misfit:
         raise EngineUnavailableError(
-            f"The LoRA {lora.path} cannot be used: {misfit}. Remove it from MOCHI_LORA, or replace "
+            f"The LoRA {lora} cannot be used: {misfit}. Remove it from {setting}, or replace "
             "it with one for Mochi 1 in the format of diffusers, peft, ComfyUI or Genmo's trainer."
         ) from misfit
+
+
+def _read(path: Path, scale: float = 1.0) -> Iterator[LowRank]:
+    tensors, settings = _load(path)
+    for layer, parts in _by_layer(tensors).items():
+        yield from _changes(layer, parts, settings, scale)
+
+
+def _check(change: LowRank, weights: Mapping[str, Tensor]) -> None:
+    layer, shapes = change.source
+    if change.layer not in weights:
+        raise _MisfitError(f"its layer {layer} is not in Mochi's transformer")
+    if not change.fits(weight := weights[change.layer]):
+        raise _MisfitError(
+            f"its layer {layer} ({shapes}) does not fit {change.layer} {tuple(weight.shape)}"
+        )
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -191,26 +222,15 @@ def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _changes(
-    layer: str,
-    parts: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
-    scale: float,
-    weights: Mapping[str, Tensor],
-) -> Iterator[_Change]:
+    layer: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any], scale: float
+) -> Iterator[LowRank]:
     if not parts.keys() >= {"down", "up"}:
         raise _MisfitError(f"its layer {layer} lacks a half: lora_A and lora_B are a pair")
     factor = scale * _strength(layer, parts, settings)
+    shapes = ", ".join(f"{part} {tuple(half.shape)}" for part, half in parts.items())
     names = _names_in_diffusers(layer)
     for name, up in zip(names, parts["up"].tensor_split(len(names)), strict=True):
-        change = _Change(name, parts["down"], up, factor)
-        if name not in weights:
-            raise _MisfitError(f"its layer {layer} is not in Mochi's transformer")
-        if not change.fits(weights[name]):
-            shapes = ", ".join(f"{part} {tuple(half.shape)}" for part, half in parts.items())
-            raise _MisfitError(
-                f"its layer {layer} ({shapes}) does not fit {name} {tuple(weights[name].shape)}"
-            )
-        yield change
+        yield LowRank(name, parts["down"], up, factor, (layer, shapes))
 
 
 def _names_in_diffusers(layer: str) -> list[str]:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 def pin(module: nn.Module) -> None:
-    """Pin the weights, if there is a GPU, so that it can copy them without the CPU."""
+    """Pin weights and buffers, if there is a GPU, so that it can copy them without the CPU."""
     if torch.cuda.is_available():
-        for parameter in module.parameters():
-            parameter.data = parameter.data.pin_memory()
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.pin_memory()
 
 
 @contextmanager
@@ -38,6 +38,9 @@ class StreamedBlocks:
 
     The device holds two copies of a block. The weights go to them alternately, over a stream of
     their own. Iterating yields the copies; each is valid until the next is drawn.
+
+    Attributes:
+        with_buffers: whether the buffers are copied, too; at first not.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
@@ -49,7 +52,8 @@ class StreamedBlocks:
         """
         for block in blocks:
             pin(block)
-        self._homes = [[parameter.data for parameter in block.parameters()] for block in blocks]
+        self.with_buffers = False
+        self._homes = [_Tensors(block) for block in blocks]
         self._slots = [_Slot(copy.deepcopy(block).to(device)) for block in blocks[:2]]
         self._fetching: torch.cuda.Stream | None = None
         if device.type == "cuda":
@@ -72,7 +76,19 @@ class StreamedBlocks:
                 slot.release()
 
     def _fetch(self, index: int) -> None:
-        self._slots[index % 2].fetch(self._homes[index], self._fetching)
+        home = self._homes[index].some(with_buffers=self.with_buffers)
+        self._slots[index % 2].fetch(home, self._fetching)
+
+
+class _Tensors:
+    """The memory of a module's weights and buffers."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._weights = [parameter.data for parameter in module.parameters()]
+        self._buffers = [buffer.data for buffer in module.buffers()]
+
+    def some(self, *, with_buffers: bool) -> list[Tensor]:
+        return [*self._weights, *(self._buffers if with_buffers else ())]
 
 
 class _Slot:
@@ -80,7 +96,7 @@ class _Slot:
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
-        self._weights = [parameter.data for parameter in block.parameters()]
+        self._tensors = _Tensors(block).some(with_buffers=True)
         self._fetched: torch.cuda.Event | None = None
         self._released: torch.cuda.Event | None = None
 
@@ -106,5 +122,6 @@ class _Slot:
             self._released = torch.cuda.current_stream().record_event()
 
     def _copy(self, home: list[Tensor]) -> None:
-        for weight, source in zip(self._weights, home, strict=True):
-            weight.copy_(source, non_blocking=True)
+        # The weights are first; there may be no buffers in `home`.
+        for tensor, source in zip(self._tensors, home, strict=False):
+            tensor.copy_(source, non_blocking=True)

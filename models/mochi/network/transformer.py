@@ -168,6 +168,11 @@ class Core(nn.Module):
             self.blocks = nn.ModuleList((*self._streamed.copies, *self.blocks[streamed:]))
         self.to(device)
 
+    def fetch_buffers(self, is_needed: bool) -> None:  # noqa: FBT001 (its name says it)
+        """Whether the buffers of streamed blocks come with their weights from now on."""
+        if self._streamed:
+            self._streamed.with_buffers = is_needed
+
     def join(self, ranks: Ranks) -> None:
         """Share each video with other cards. Call it after `place`."""
         self._ranks = ranks

@@ -8,6 +8,8 @@ import torch
 from diffusers import MochiTransformer3DModel
 from torch import Tensor, nn
 
+from models.mochi.network.adapters import LowRank, NamedLora
+
 QUERY = "transformer_blocks.0.attn1.to_q"
 OUT = "transformer_blocks.1.attn1.to_out.0"
 DOWN = "transformer_blocks.1.ff.net.2"
@@ -75,3 +77,21 @@ def products(halves: Halves, factor: float) -> dict[str, Tensor]:
         layer: factor * up.double() @ down.double().flatten(1)
         for layer, (down, up) in halves.items()
     }
+
+
+def named_lora(
+    transformer: nn.Module, layers: Sequence[str], rank: int = 4, seed: int = 0
+) -> NamedLora:
+    """A LoRA of random numbers for layers of `transformer`, as large as its weights."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def half(*shape: int) -> Tensor:
+        values: Tensor = torch.randn(shape, generator=generator) / shape[1] ** 0.5
+        return values
+
+    shapes = {layer: transformer.get_parameter(f"{layer}.weight").shape for layer in layers}
+    changes = [
+        LowRank(layer, half(rank, width), half(out, rank), 0.5)
+        for layer, (out, width) in shapes.items()
+    ]
+    return NamedLora(f"digest {rank} {seed}", tuple(changes))

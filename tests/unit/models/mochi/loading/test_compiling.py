@@ -14,11 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo import register_backend
+from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.fx import GraphModule
 
 from models.mochi.loading.compiling import compile_blocks, keep_on_disk
+from models.mochi.network.adapters import Adapters
+from models.mochi.network.transformer import Core
+from tests.support.models.tiny_lora import named_lora
 from tests.support.models.tiny_mochi import (
+    CPU,
     embeddings,
     make_stock,
     noise,
@@ -93,6 +98,41 @@ def test_a_whole_request_is_what_it_is_without_compiling(graphs: list[GraphModul
     compile_blocks(core.blocks, backend="counting")
     assert torch.equal(our_loop(core, conditions, noise()), expected)
     assert len(graphs) == 4
+
+
+def test_a_lora_has_graphs_of_its_own_once_whatever_is_chosen() -> None:
+    layers = [f"transformer_blocks.{number}.attn1.to_q" for number in range(2)]
+    loras = {
+        name: named_lora(make_stock(2), layers, rank, seed=rank)
+        for name, rank in (("a", 4), ("b", 9))
+    }
+    conditioner, plain = take_over(make_stock(2))
+    core = Core(make_stock(2))
+    adapters = Adapters(core, loras)
+    core.place(CPU)
+    compile_blocks(core.blocks, backend="aot_eager")
+
+    def run(scales: dict[str, float]) -> Tensor:
+        adapters.use(scales)
+        for length in (0, 1, 20):
+            conditions = our_conditions(conditioner, embeddings(length, length), 10)
+            velocity: Tensor = core(noise(), conditions, 3)[1]
+            if not scales:
+                assert torch.equal(velocity, plain(noise(), conditions, 3)[1])
+        return velocity
+
+    def compiled() -> int:
+        return counters["stats"]["unique_graphs"]
+
+    counters.clear()
+    run({})
+    assert compiled() == MOST_GRAPHS
+    first = run({"a": 1.0})
+    assert compiled() == 2 * MOST_GRAPHS
+    for scales in ({}, {"b": 0.5}, {"a": 0.1, "b": -1.0}, {}, {"a": 1.0}):
+        last = run(scales)
+    assert compiled() == 2 * MOST_GRAPHS
+    assert torch.equal(last, first)
 
 
 # On disk

@@ -57,6 +57,20 @@ def test_every_block_comes_once_in_order_with_its_own_weights(count: int) -> Non
         assert_draws_in_order(iter(streamed), originals)
 
 
+def test_buffers_are_copied_only_while_they_are_needed() -> None:
+    blocks = make_blocks(3)
+    for number, block in enumerate(blocks):
+        block.register_buffer("extra", torch.full((2,), float(number)))
+    streamed = StreamedBlocks(blocks, CPU)
+
+    def seen() -> list[float]:
+        return [float(block.get_buffer("extra")[0]) for block in streamed]
+
+    assert seen() == [0, 1, 0]  # the copies' own
+    streamed.with_buffers = True
+    assert seen() == [0, 1, 2]
+
+
 def test_two_copies_do_all_the_work() -> None:
     streamed = StreamedBlocks(make_blocks(5), CPU)
     assert len(streamed.copies) == 2
