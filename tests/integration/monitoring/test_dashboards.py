@@ -25,8 +25,8 @@ OF_PROMETHEUS = {"instance", "job", "namespace", "pod"}
 """Labels that it gives to all it reads; `namespace` and `pod` on Kubernetes alone."""
 OWN = {"up": OF_PROMETHEUS}
 """Figures of its own, with their labels."""
-FOR_AUTOSCALERS = {"mochi_unfinished_requests"}
-"""The sum of two figures that are shown apart."""
+FOR_AUTOSCALERS = {"mochi_unfinished_requests", "mochi_model_unfinished_requests"}
+"""Each is the sum of two figures that are shown apart."""
 INTERVAL = {"$__rate_interval": "5m"}
 
 
