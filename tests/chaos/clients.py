@@ -7,18 +7,20 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
 
 import httpx2
 
+from models.catalogue import FAST_MOCHI
 from models.params import MODEL
 from tests.chaos.accounting import COMPLETED
 from tests.chaos.history import Event, What
 
-STEPS = 20
+STEPS = {MODEL: 20, FAST_MOCHI.slug: 16}
+"""By model: as many as make runs long enough to be hit."""
 AGAIN_SECONDS = 0.2
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
@@ -39,14 +41,21 @@ class Clients:
     """
 
     def __init__(
-        self, urls: list[str], key: str, note: Callable[[Event], None], webhook_url: str = ""
+        self,
+        urls: list[str],
+        key: str,
+        note: Callable[[Event], None],
+        webhook_url: str = "",
+        models: Sequence[str] = (MODEL,),
     ) -> None:
+        """They ask for `models` in turn."""
         self.errors: Counter[str] = Counter()
         self.replayed = 0
         self.gave_up = 0
         self._turns = itertools.count()
         self._urls = list(urls)
         self._webhook = {"webhook_url": webhook_url} if webhook_url else {}
+        self._models = models
         self._note = note
         self._open: dict[str, None] = {}
         self._ended: dict[str, str] = {}
@@ -132,12 +141,13 @@ class Clients:
                 await self._fetch(request_id, self._ended[request_id])
 
     async def _submit(self, number: int) -> None:
-        body = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS, **self._webhook}
+        model = self._models[number % len(self._models)]
+        body = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS[model], **self._webhook}
         headers = {"idempotency-key": f"chaos-{number}"}
         to_say = 1 if number % SAY_TWICE else 2
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            url = f"{self._next_url()}/v2/{MODEL}"
+            url = f"{self._next_url()}/v2/{model}"
             answer = await self._ask("POST", url, json=body, headers=headers)
             if answer is not None and answer.is_success:
                 self._accept(answer, number)

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from models.params import MODEL
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from tests.bench.processes import START_SECONDS, BenchError, wait_until_ready
@@ -23,7 +24,7 @@ from tests.chaos.books import GRANTED, Books
 from tests.chaos.brokers import Broker, external_broker, own_broker
 from tests.chaos.clients import Clients
 from tests.chaos.faults import OF_WORKERS, Fault, Kind, rolls, schedule
-from tests.chaos.fleet import Fleet, Member
+from tests.chaos.fleet import Fleet, Member, models_of
 from tests.chaos.history import Event, events_of, read_log
 from tests.chaos.releases import has_history, unpack
 from tests.chaos.report import Plan, Report
@@ -108,7 +109,8 @@ class _Experiment:
             ) as fleet,
         ):
             urls = fleet.start(gateways=GATEWAYS, workers=self._plan.workers)
-            async with Clients(urls, key, self._history.append, hook.url) as clients:
+            models = _models(self._plan)
+            async with Clients(urls, key, self._history.append, hook.url, models) as clients:
                 quiet = await self._load_and_break(fleet, clients)
                 await clients.look_again()
                 deliveries = await _deliveries(hook, clients.ids) if hook.url else {}
@@ -233,6 +235,14 @@ async def _signed_on(worker: Member) -> None:
         if time.monotonic() > deadline:
             raise BenchError(f"{worker.name} is not ready after {START_SECONDS:g} seconds.")
         await asyncio.sleep(WATCH_SECONDS)
+
+
+def _models(plan: Plan) -> list[str]:
+    """What there are workers for. Of an older release, the default model alone."""
+    if plan.upgrade_from:
+        return [MODEL]
+    places = range(plan.workers)
+    return sorted({slug for place in places for slug in models_of(place, plan.groups).split(",")})
 
 
 def _older_release(plan: Plan, folder: Path) -> Path | None:

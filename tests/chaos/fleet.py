@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from models.catalogue import FAST_MOCHI
+from models.params import MODEL
 from tests.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
 from tests.chaos.books import PRICES
 from tests.chaos.faults import Kind
@@ -25,8 +27,17 @@ STOP_SECONDS = 30.0
 TOLD = (0, -signal.SIGTERM)
 """How a worker that was told to stop may end: the signal may come before it can heed it."""
 
+SERVED = (f"{MODEL},{FAST_MOCHI.slug}", MODEL, FAST_MOCHI.slug)
+"""What workers run, by turns; groups run one model each."""
 GROUP = {"MOCHI_ENGINE": "mochi", "MOCHI_MOCK": "true", "MOCHI_GPUS_PER_VIDEO": "2"}
 """Variables of a worker with a follower."""
+
+
+def models_of(place: int, groups: int) -> str:
+    """What the worker in a place runs, as in MOCHI_MODELS. The first `groups` are groups."""
+    if place < groups:
+        return SERVED[1:][place % 2]
+    return SERVED[(place - groups) % len(SERVED)]
 
 
 @dataclass(frozen=True)
@@ -224,11 +235,13 @@ class Fleet:
 
     def _start_worker(self, place: int) -> Member:
         environ = self._release(Kind.ROLL_WORKER, place)
-        return self._start("worker", environ | (GROUP if place < self._groups else {}))
+        models = {} if self._older else {"MOCHI_MODELS": models_of(place, self._groups)}
+        return self._start("worker", environ | models | (GROUP if place < self._groups else {}))
 
     def _start_gateway(self, place: int) -> Member:
         environ = self._release(Kind.ROLL_GATEWAY, place)
-        return self._start("server", environ | {"MOCHI_PORT": str(self._ports[place])})
+        models = {} if self._older else {"MOCHI_MODELS": SERVED[0]}
+        return self._start("server", environ | models | {"MOCHI_PORT": str(self._ports[place])})
 
     def _release(self, kind: Kind, place: int) -> dict[str, str]:
         """The variables of a process, which say of which release it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.chaos.faults import Kind
 from tests.chaos.releases import has_history, last_release, unpack, within
 from tests.chaos.report import Plan, broken_promises
 from tests.support.stack import Stack, eventually
+from worker.store import keyspace
 
 RELEASE = last_release()
 WORKERS = 2
@@ -106,3 +108,37 @@ def test_a_request_of_either_release_is_made_and_served_by_the_other(
         assert client.get(link).content[4:8] == b"ftyp"
         process.terminate()
         assert process.wait(60) == 0
+
+
+def test_the_last_release_neither_runs_nor_loses_requests_for_a_model_that_it_does_not_know(
+    tmp_path: Path, release: tuple[str, str]
+) -> None:
+    """Its worker lives, and its reconciler looks, while a run of such a request is lost."""
+    fast = {"models": "mochi-1-fast", "fake_step_seconds": "0.5"}
+    with Stack(tmp_path, engine="fake", fake_step_seconds="0.01", lease_seconds="2") as stack:
+        stack.start_gateway(models="mochi-1,mochi-1-fast")
+        stack.start_worker(within=release)
+        client = stack.http()
+        pond = {"prompt": "a pond", "frames": 1}
+        request_id = client.post("/v2/mochi-1-fast", json=pond).json()["request_id"]
+        assert client.post("/v1/mochi-1", json=pond).is_success  # made by the older worker
+        assert stack.record(request_id)["status"] == "QUEUED"
+
+        lost = stack.start_worker(**fast)
+        eventually(lambda: stack.record(request_id).get("step", "0") != "0")
+        lost.kill()
+        lost.wait()
+        leases = keyspace.QueueKeys.of("mochi-1-fast").leases
+        ends_at = stack.redis.zscore(leases, request_id)
+        assert ends_at is not None
+        eventually(
+            lambda: time.time() * 1000 > ends_at + 3000
+        )  # the older worker looks every second
+        assert client.post("/v1/mochi-1", json=pond).is_success
+        record = stack.record(request_id)
+        assert (record["status"], record["attempt"]) == ("PROCESSING", "1")
+
+        stack.start_worker(**fast | {"fake_step_seconds": "0.01"})
+        link = eventually(partial(output, client, request_id))
+        assert client.get(link).content[4:8] == b"ftyp"
+        assert stack.record(request_id)["attempt"] == "2"
