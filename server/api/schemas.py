@@ -154,7 +154,9 @@ class BudgetData(BaseModel):
     key_id: str
     month: str = Field(description="Like 2026-11, in UTC.")
     month_ends_at: datetime
-    percent: Literal[80, 100] = Field(description="The share of the cap that is spent, or more.")
+    percent: Literal[80, 100] = Field(
+        description="80, or 100 where what is left covers no further request like the last one."
+    )
     monthly_cap: float
     charged: float = Field(description="In the month so far.")
 
@@ -163,7 +165,7 @@ class BudgetBody(BaseModel):
     """The body that a standing webhook receives when a key has spent a share of its monthly cap."""
 
     type: Literal["budget.warning", "budget.reached"] = Field(
-        description="At 80 and at 100 per cent of the cap."
+        description="At 80 per cent of the cap, and when it is spent."
     )
     timestamp: datetime = Field(description="The charge that has come to the share.")
     data: BudgetData

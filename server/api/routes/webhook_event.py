@@ -48,7 +48,7 @@ def request_ended(body: WebhookBody) -> None:
 
 @router.post("budget-spent", operation_id="budget_spent", **_EVENT)
 def budget_spent(body: BudgetBody) -> None:
-    """A key has spent 80 or 100 per cent of its monthly cap; each is told once a month.
+    """A key has spent 80 per cent of its monthly cap, or all; each is told once a month.
 
     Only standing webhooks with the event type `BUDGET` receive it, signed like the others.
     """

@@ -246,6 +246,30 @@ def test_one_charge_may_bring_both_and_only_a_charge_brings_any(
     assert [each.event for each in notices(redis)] == ["budget.warning", "budget.reached"]
 
 
+def test_a_rest_that_covers_no_further_request_is_told_of_as_100_per_cent(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    """Hardly a cap is a multiple of the prices, and nothing is charged above it."""
+    put_cap(redis, 10.5)
+    put_webhook(redis)
+    told = []
+    for _ in range(10):
+        spend(store, redis, redis_url, 1)
+        told.append([each.notice.percent for each in notices(redis)])
+    refused(redis_url, 1, "of which 10 are spent")
+    assert told == [[]] * 8 + [[80], [80, 100]]
+    assert from_millionths(notices(redis)[1].notice.charged) == 10
+
+
+def test_a_large_request_that_still_leaves_much_is_not_told_of_as_100_per_cent(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    put_cap(redis, 10)
+    put_webhook(redis)
+    spend(store, redis, redis_url, 7)
+    assert notices(redis) == []
+
+
 @pytest.mark.parametrize("millions", [7, 10**9 - 1])
 def test_large_and_odd_caps_are_compared_exactly(
     store: WorkerStore, redis: Redis, redis_url: str, millions: int

@@ -174,17 +174,21 @@ local function enqueue_deliveries(id, owner, retention_ms)
 end
 
 -- After a charge: queues a notice for each share of the monthly cap, in per cent, that the month's charges have
--- come to, once a month. A webhook that is added later gets only later ones.
+-- come to, once a month. A webhook that is added later gets only later ones. Hardly a cap is a multiple of the
+-- prices, so a rest below 20 per cent counts as none if it does not cover another request like this one.
 local function notify_of_budget(owner, retention_ms)
   local cap = redis.call('HGET', keys.api_key .. owner, 'monthly_cap')
   if not cap or is_revoked(owner) then
     return
   end
   local month = this_month(owner)
-  for _, notice in ipairs({ { 80, 'budget.warning' }, { 100, 'budget.reached' } }) do
-    local percent, event = unpack(notice)
-    -- In fifths, as a hundred times a large cap is more than Lua counts exactly.
-    if not month.noticed[percent] and month.charged * 5 >= cap * (percent / 20) then
+  local rest = cap - month.charged
+  -- In fifths, as a hundred times a large cap is more than Lua counts exactly.
+  local is_near = rest * 5 <= tonumber(cap)
+  local is_spent = rest <= 0 or is_near and rest < tonumber(redis.call('HGET', keys.record, 'reserved') or 0)
+  for _, notice in ipairs({ { 80, 'budget.warning', is_near }, { 100, 'budget.reached', is_spent } }) do
+    local percent, event, has_come = unpack(notice)
+    if has_come and not month.noticed[percent] then
       add_usage(owner, 'budget_' .. percent, 1)
       enqueue_standing('budget-' .. percent .. '-' .. month.name .. '-' .. owner, owner, event, retention_ms, {
         'event', event, 'expires_at', text(now_ms() + retention_ms), ':percent', percent,
