@@ -17,6 +17,8 @@ SETTINGS: dict[str, Any] = {
 }
 CHANGED_PICTURES = ("assertion.bmffHash.", "assertion.dataHash.", "assertion.boxesHash.")
 CHANGED_CLAIM = ("assertion.", "claim.", "claimSignature.mismatch", "manifest.")
+PART = 2**20
+"""Bytes that are searched at once: a file may be larger than the memory."""
 EXPIRED = "signingCredential.expired"
 """Or not valid yet."""
 
@@ -84,9 +86,9 @@ def verify(file: IO[bytes], anchors: bytes) -> Finding:
         with Reader(file, context=Context(Settings.from_dict(SETTINGS | trust))) as reader:
             store = json.loads(reader.json())
     except C2paError.ManifestNotFound:
-        return _unsigned(file)
+        return _unsigned(file, "it has no C2PA manifest")
     except C2paError.NotSupported:
-        return Finding(Verdict.UNSIGNED, "it is of no kind that C2PA can sign")
+        return _unsigned(file, "it is of no kind that C2PA can sign")
     except C2paError as error:
         return Finding(Verdict.INVALID, f"its manifest cannot be read: {error}")
     # A damaged store may lack its active manifest.
@@ -96,12 +98,21 @@ def verify(file: IO[bytes], anchors: bytes) -> Finding:
     return Finding(verdict, _reason(verdict, codes), **_claims(manifest), codes=codes)
 
 
-def _unsigned(file: IO[bytes]) -> Finding:
-    file.seek(0)
-    if AI_MADE.encode() in file.read():
-        reason = "it has no C2PA manifest; its metadata, which anybody can write, says AI made it"
+def _unsigned(file: IO[bytes], reason: str) -> Finding:
+    if _says_ai_made_it(file):
+        reason += "; its metadata, which anybody can write, says AI made it"
         return Finding(Verdict.UNSIGNED, reason, source=AI_MADE)
-    return Finding(Verdict.UNSIGNED, "it has no C2PA manifest")
+    return Finding(Verdict.UNSIGNED, reason)
+
+
+def _says_ai_made_it(file: IO[bytes]) -> bool:
+    term, before = AI_MADE.encode(), b""
+    file.seek(0)
+    while part := file.read(PART):
+        if term in before + part:
+            return True
+        before = (before + part)[-len(term) :]
+    return False
 
 
 def _failures(results: object) -> Iterator[str]:

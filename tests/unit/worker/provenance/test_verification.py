@@ -132,6 +132,16 @@ def test_a_file_of_another_kind_is_unsigned(content: bytes) -> None:
     assert verify_stream(io.BytesIO(content), b"").verdict is Verdict.UNSIGNED
 
 
+@pytest.mark.parametrize("start", [0, 2**20 - 10, 3 * 2**20])
+def test_the_metadata_of_a_file_that_c2pa_cannot_sign_are_told_of_too(start: int) -> None:
+    """As those of a WebM."""
+    found = verify_stream(io.BytesIO(bytes(start) + AI_MADE.encode()), b"")
+    assert (found.verdict, found.is_ai_made) == (Verdict.UNSIGNED, True)
+    assert found.reason.startswith(
+        "it is of no kind that C2PA can sign; its metadata, which anybody"
+    )
+
+
 @pytest.mark.parametrize("odd", [None, 7, "text", [], [7], {}, {"actions": [7, {}]}])
 def test_a_manifest_may_say_anything_anywhere(odd: object) -> None:
     """Any program may have made it."""
