@@ -35,6 +35,10 @@ class NoLibraryError(CommandError):
     """The extra `provenance` is not installed."""
 
 
+class UnreadableFileError(CommandError):
+    """A file that the command was given cannot be read."""
+
+
 class NoCertificateError(CommandError):
     """There is no certificate to print, or none to trust in the file."""
 
@@ -64,11 +68,11 @@ def verify(
     One of another server: `mochi-server provenance verify panda.mp4 --trust root.pem`
     """
     settings = read_settings()
-    with exit_on_error(os.EX_CONFIG), _library():
-        from worker.provenance import verification  # noqa: PLC0415 (an extra)
-
-        anchor = _read(trust) if trust else _own_anchor(settings)
-        with file.open("rb") as stream:
+    with exit_on_error(os.EX_CONFIG):
+        with _library():
+            from worker.provenance import verification  # noqa: PLC0415 (an extra)
+        anchor = _trusted(trust) if trust else _own_anchor(settings)
+        with _readable(file), file.open("rb") as stream:
             found = verification.verify(stream, anchor)
     if as_json:
         print_json({"file": str(file), **asdict(found), "ai_made": found.is_ai_made})
@@ -89,7 +93,7 @@ def certificate() -> None:
     Example: `mochi-server provenance certificate > root.pem`
     """
     settings = read_settings()
-    with exit_on_error(os.EX_CONFIG), _library():
+    with exit_on_error(os.EX_CONFIG):
         anchor = _own_anchor(settings)
         if not anchor:
             raise NoCertificateError(
@@ -108,25 +112,39 @@ def _library() -> Iterator[None]:
             f"A library is not installed ({error}). In a clone of the project, type: "
             f"{INSTALL} '.[provenance]'"
         ) from None
-    except RuntimeError as error:  # of c2pa-python, if it is not for this machine
+    except (OSError, RuntimeError) as error:  # it is there, and not for this machine
         raise NoLibraryError(f"c2pa-python does not load here: {error}.") from None
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableFileError(f"{file} cannot be read: {error.strerror}.") from None
 
 
 def _own_anchor(settings: ServerSettings) -> bytes:
     """What verifiers of this server's videos trust, as PEM; empty if it has not signed any yet."""
-    from worker.provenance.identity import given_identity, own_anchor  # noqa: PLC0415 (an extra)
-
+    with _library():
+        from worker.provenance.identity import (  # noqa: PLC0415 (an extra)
+            given_identity,
+            own_anchor,
+        )
     if settings.c2pa_cert:
         return given_identity(settings.c2pa_cert, settings.c2pa_key).anchor
     return own_anchor(settings.data_dir) or b""
 
 
-def _read(certificates: Path) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 (an extra)
-    from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 (likewise)
-
+def _trusted(certificates: Path) -> bytes:
+    with _library():
+        from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415 (an extra)
+            Encoding,
+        )
+        from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 (likewise)
     try:
-        found = load_pem_x509_certificates(certificates.read_bytes())
+        with _readable(certificates):
+            found = load_pem_x509_certificates(certificates.read_bytes())
     except ValueError as error:
         raise NoCertificateError(f"{certificates} has no PEM certificate: {error}.") from None
     # Without the text around them, which may be in any encoding.

@@ -12,7 +12,7 @@ import pytest
 from c2pa import Reader
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.support.stack import Stack
+from tests.support.stack import COMMAND, Stack
 from tests.unit.worker.support.certificates import issued
 from worker.provenance.label import AI_MADE
 
@@ -99,6 +99,32 @@ def test_the_text_around_a_certificate_may_be_in_any_encoding(
     root.write_bytes("Müller\n".encode("latin-1") + printed.encode())
     done = verify(server, video, "--trust", str(root))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "text"),
+    [
+        ("ImportError('no c2pa')", "A library is not installed (no c2pa). In a clone of the"),
+        ("OSError('GLIBC_2.99 not found')", "c2pa-python does not load here: GLIBC_2.99 not"),
+        ("RuntimeError('no symbol')", "c2pa-python does not load here: no symbol."),
+    ],
+)
+def test_without_the_library_a_video_is_not_said_to_be_wrong(
+    tmp_path: Path, raised: str, text: str
+) -> None:
+    """The exit status 1 would be for a video that was checked."""
+    (tmp_path / "c2pa.py").write_text(f"raise {raised}")
+    environ = os.environ | {"MOCHI_DATA_DIR": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    command = [COMMAND, "provenance", "verify", __file__]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (os.EX_CONFIG, False)
+    assert text in done.stderr
+
+
+def test_a_file_that_cannot_be_read_is_not_said_to_be_wrong(server: Stack) -> None:
+    done = verify(server, Path("/proc/self/mem"))
+    assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
+    assert done.stderr == "/proc/self/mem cannot be read: Input/output error.\n"
 
 
 def test_a_file_without_a_certificate_cannot_be_trusted(server: Stack, video: Path) -> None:
