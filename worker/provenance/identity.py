@@ -72,6 +72,11 @@ class Identity:
         """The last certificate as PEM: who trusts it trusts the signatures."""
         return self.certificates[-1].public_bytes(Encoding.PEM)
 
+    @property
+    def ends_at(self) -> datetime:
+        """When the first of the certificates does. It signs nothing from then on."""
+        return min(each.not_valid_after_utc for each in self.certificates)
+
 
 def given_identity(certificates: str, key: str) -> Identity:
     """The operator's, from the files of MOCHI_C2PA_CERT and MOCHI_C2PA_KEY.
@@ -108,7 +113,7 @@ def own_identity(data_dir: Path, now: datetime | None = None) -> Identity:
         with (folder / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             kept = _read(folder / FILE)
-            if kept is not None and _ends(kept) - now > RENEWED_BEFORE:
+            if kept is not None and kept.ends_at - now > RENEWED_BEFORE:
                 _check_begin(kept, folder / FILE, now)
                 return kept
             made = _made(now)
@@ -221,10 +226,6 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 def _identifier(key: Ed25519PrivateKey) -> x509.SubjectKeyIdentifier:
     return x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-
-
-def _ends(identity: Identity) -> datetime:
-    return min(each.not_valid_after_utc for each in identity.certificates)
 
 
 def _check_begin(identity: Identity, path: Path, now: datetime) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import structlog
 
 from models.engine import Clip
 from models.errors import INSTALL
@@ -14,9 +17,13 @@ from worker.provenance.label import append_xmp, description, jpeg_with_term
 from worker.settings import WorkerSettings
 
 MP4, WEBM = FORMATS["mp4"], FORMATS["webm"]
+WARNED_BEFORE = timedelta(days=30)
+"""The end of a certificate."""
 
 if TYPE_CHECKING:
     from worker.provenance.signing import Signer
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ def open_marker(settings: WorkerSettings) -> Marker | None:
         ) from None
     if settings.c2pa_cert:
         identity = given_identity(settings.c2pa_cert, settings.c2pa_key)
+        if identity.ends_at - datetime.now(UTC) < WARNED_BEFORE:
+            _log.warning("provenance.ends_soon", ends_at=identity.ends_at.isoformat())
     else:
         identity = own_identity(settings.data_dir)
     return Marker(Signer(identity, keeps_prompt=settings.c2pa_prompt))

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +18,7 @@ from c2pa import Reader
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import ObjectIdentifier
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from structlog.testing import capture_logs
 
 from models.engine import Clip
 from models.video import encode
@@ -213,6 +215,20 @@ def test_an_operators_certificate_that_no_reader_would_accept_is_refused_at_the_
     cert, private = issued(tmp_path, key, days=days, usage=[usage])
     with pytest.raises(ProvenanceUnusableError, match="MOCHI_C2PA_CERT and MOCHI_C2PA_KEY cannot"):
         marker_of(tmp_path, c2pa_cert=str(cert), c2pa_key=str(private))
+
+
+@pytest.mark.parametrize(("days", "events"), [(31, []), (29, ["provenance.ends_soon"])])
+def test_a_certificate_that_ends_soon_is_told_of_at_the_start(
+    tmp_path: Path, days: int, events: list[str]
+) -> None:
+    """A worker that runs on beyond its end could sign no more, and each request would fail."""
+    cert, key = issued(tmp_path, ec.generate_private_key(ec.SECP256R1()), days=days)
+    with capture_logs() as logs:
+        marker_of(tmp_path, c2pa_cert=str(cert), c2pa_key=str(key))
+    assert [log["event"] for log in logs] == events
+    end = datetime.now(UTC) + timedelta(days)
+    for log in logs:
+        assert abs(datetime.fromisoformat(log["ends_at"]) - end) < timedelta(minutes=1)
 
 
 def test_the_longest_video_is_marked_in_a_moment(
