@@ -187,6 +187,21 @@ def parse_params(
     return params, [name for name in body if name not in kind.model_fields]
 
 
+def whole_number(name: str, value: object, least: int, most: int, rule: str = "") -> int:
+    """Read a field of a body that is no parameter of the video; it may come as text, too.
+
+    Raises:
+        InvalidParametersError: it is no whole number from `least` to `most`. The text also has the
+            `rule` behind the range.
+    """
+    number = _whole(number_of_text(value))
+    if isinstance(number, int) and not isinstance(number, bool) and least <= number <= most:
+        return number
+    also = rule and f", {rule}"
+    text = f"`{name}` must be a whole number from {least} to {most}{also}; got {_described(value)}."
+    raise InvalidParametersError(text, {name: text})
+
+
 def hint(name: str) -> str:
     """What to say of a name that is not known."""
     known = RequestParams.model_fields

@@ -24,6 +24,7 @@ from server.api.openapi import document, operation_id
 from server.api.poller import Poller
 from server.api.routes import (
     event_stream,
+    finish,
     generate,
     models,
     operations,
@@ -71,7 +72,7 @@ DESCRIPTION = (
 _ROUTERS = [
     module.router
     for module in (
-        *(generate, requests, event_stream, videos),
+        *(generate, finish, requests, event_stream, videos),
         *(models, generations, webhooks, account, operations),
     )
 ]

@@ -214,6 +214,28 @@ class VideoNotReadyError(HttpError):
         super().__init__(f"Request {request_id} has no video: {why}")
 
 
+class NotADraftError(HttpError):
+    """The request to finish is no draft."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"Request {request_id} is no draft: only one submitted with `draft_steps` can be "
+            "finished."
+        )
+
+
+class DraftNotReadyError(HttpError):
+    """The draft to finish waits or runs, or has failed."""
+
+    def __init__(self, request_id: str, status: str, failure: str) -> None:
+        remedy = (
+            f"submit it again; it failed: {failure}"
+            if failure
+            else "poll it until it is COMPLETED, then finish it."
+        )
+        super().__init__(f"Draft {request_id} is {status}: {remedy}")
+
+
 class OutOfFilesError(HttpError):
     """The process, or its machine, has as many open files as its limit allows."""
 
@@ -268,6 +290,7 @@ STATUS: dict[type[MochiError], int] = {
     BadHeaderError: 400,
     BadQueryError: 400,
     BadHostError: 400,
+    NotADraftError: 400,
     MissingKeyError: 401,
     InvalidKeyError: 401,
     jobs.KeyEndedError: 401,
@@ -290,6 +313,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.MonthlyCapError: 406,
     jobs.IdempotencyConflictError: 409,
     WebhookUrlTakenError: 409,
+    DraftNotReadyError: 409,
     BodyTooLargeError: 413,
     EncodedBodyError: 415,
     RangeError: 416,
@@ -337,7 +361,7 @@ MEANING: dict[int, str] = {
     405: "Wrong verb",
     406: "Wrong or missing content type; or too few credits, in all or for this month",
     409: "The `Idempotency-Key` was used before with another body; or another standing webhook of "
-    "the key has the URL",
+    "the key has the URL; or the draft to finish is not COMPLETED",
     413: "The body is over the limit",
     415: "The body is compressed",
     416: "The range starts beyond the end of the video",

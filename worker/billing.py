@@ -71,10 +71,10 @@ class Tariff:
     most_gpu_seconds: int
     factors: Mapping[str, Decimal] = field(default_factory=dict)
 
-    def price(self, params: GenerateParams) -> Price:
-        """Rounded to a millionth of a credit."""
+    def price(self, params: GenerateParams, steps: int | None = None) -> Price:
+        """Rounded to a millionth of a credit. `steps`: those that are run, if not all."""
         factor = self.factors.get(params.model, Decimal(1))
-        fixed = self.base + self.frame_step * params.frames * params.steps
+        fixed = self.base + self.frame_step * params.frames * (steps or params.steps)
         return Price(
             to_millionths((factor * fixed).quantize(_MILLIONTH)),
             to_millionths((factor * self.gpu_second).quantize(_MILLIONTH)),

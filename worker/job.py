@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from models.catalogue import CATALOGUE
-from models.params import MODEL, STILLS, FileParams, GenerateParams, Still
+from models.params import MODEL, STILLS, FileParams, GenerateParams, RequestParams, Still
 
 
 class Status(StrEnum):
@@ -203,6 +203,11 @@ class Job:
     def params(self) -> GenerateParams:
         """The parameters that decide the frames, with the seed that is used."""
         return CATALOGUE[self.model].parameters.model_validate_json(self.params_json)
+
+    @property
+    def request(self) -> RequestParams:
+        """All parameters of the request, with the seed that is used."""
+        return CATALOGUE[self.model].request.model_validate_json(self.params_json)
 
     @property
     def last_step(self) -> int:

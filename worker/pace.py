@@ -20,8 +20,10 @@ class Work:
     steps: int
 
     @classmethod
-    def of(cls, params: GenerateParams) -> Self:
-        return cls((params.model_frames - 1) // TEMPORAL_FACTOR + 1, params.steps)
+    def of(cls, params: GenerateParams, steps: int | None = None) -> Self:
+        """`steps`: those that are run, if not all."""
+        latent_frames = (params.model_frames - 1) // TEMPORAL_FACTOR + 1
+        return cls(latent_frames, steps or params.steps)
 
     @classmethod
     def read(cls, text: str) -> Self:

@@ -115,7 +115,7 @@ class Call:
         links = self.links(job.request_id)
         video_links = self.services.video_links
         url, stills = await video_links.url(job, links), await video_links.stills(job, links)
-        body = result_body(job, url, stills)
+        body = result_body(job, links, url, stills)
         if not self.has_key:
             body.metrics.remaining_credits = None
         return body

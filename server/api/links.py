@@ -28,7 +28,7 @@ SIGNED = Text(
 
 
 class Links:
-    """The URLs of one request, under `base`: scheme and host. `cancel` takes PUT."""
+    """The URLs of one request, under `base`: scheme and host. `cancel` takes PUT, `finish` POST."""
 
     def __init__(self, base: str, request_id: str) -> None:
         self.base = base
@@ -37,6 +37,7 @@ class Links:
         self.response = f"{base}/v2/requests/{request_id}"
         self.status = f"{self.response}/status"
         self.cancel = f"{self.response}/cancel"
+        self.finish = f"{self.response}/finish"
 
     def video(self, signer: LinkSigner, ending: str = ".mp4") -> str:
         """The video, for anyone with the link, as long as the record lives; or another file.

@@ -15,7 +15,8 @@ from models.catalogue import CATALOGUE, MOCHI, Model
 from models.example import EXAMPLE_REQUEST
 from models.params import FORMATS, MODEL, STILL_TYPE
 from server.api.schemas import FailedBody
-from server.api.submission import WEBHOOK_URL
+from server.api.submit.plan import COUNT, DESCRIPTIONS, DRAFT_STEPS, MOST_REQUESTS
+from server.api.submit.submission import WEBHOOK_URL
 from server.api.videos.object import SIZE
 from server.errors import MEANING
 from server.paths import PUBLIC, VERSION_PATH
@@ -100,21 +101,39 @@ def _body(component: str, example: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _component(model: Model) -> str:
+def _component(model: Model, kind: str = "GenerateRequest") -> str:
     """Name of the schema of a model's parameters."""
     words = [] if model is MOCHI else model.slug.split("-")
-    return "".join(map(str.capitalize, words)) + "GenerateRequest"
+    return "".join(map(str.capitalize, words)) + kind
 
 
 def generate_body(model: Model) -> dict[str, Any]:
     """The request body of a model, with the example of the hosted API in its ranges."""
+    return _body(_component(model), _example(model))
+
+
+def submit_body(model: Model) -> dict[str, Any]:
+    """The same for a submit that does not wait for the video."""
+    return _body(_component(model, SUBMIT_REQUEST), _example(model))
+
+
+def _example(model: Model) -> dict[str, Any]:
     schema = model.request.model_json_schema()["properties"]
     defaults = {name: field["default"] for name, field in schema.items() if "minimum" in field}
-    return _body(_component(model), EXAMPLE_REQUEST | defaults)
+    return EXAMPLE_REQUEST | defaults
 
 
+FINISH_BODY = _body("FinishRequest", {}) | {"required": False}
 VIDEO_BODY = _body("VideoRequest", {"prompt": "a pond"})
 WEBHOOK_BODY = {"required": True, "content": {JSON: {"schema": _reference("WebhookRequest")}}}
+SUBMIT_REQUEST = "SubmitRequest"
+_WEBHOOK_FIELD = {
+    WEBHOOK_URL.name: {
+        **WEBHOOK_URL.schema,
+        "type": ["string", "null"],
+        "description": WEBHOOK_URL.description,
+    }
+}
 MOST_TYPES = 20
 """Of events, of a standing webhook."""
 
@@ -134,10 +153,22 @@ def parameters_of(models: Iterable[Model]) -> dict[str, Any]:
 def _generate_request(*models: Model) -> dict[str, Any]:
     schema = parameters_of(models)
     schema |= {"title": _component(models[0]), "description": "The parameters of a video."}
-    schema["properties"][WEBHOOK_URL.name] = {
-        **WEBHOOK_URL.schema,
-        "type": ["string", "null"],
-        "description": WEBHOOK_URL.description,
+    schema["properties"] |= _WEBHOOK_FIELD
+    return schema
+
+
+def _submit_request(model: Model) -> dict[str, Any]:
+    schema = _generate_request(model)
+    schema["title"] = _component(model, SUBMIT_REQUEST)
+    limits = {DRAFT_STEPS: int(model.parameters.most("steps")) - 1, COUNT: MOST_REQUESTS}
+    schema["properties"] |= {
+        name: {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "maximum": most,
+            "description": DESCRIPTIONS[name],
+        }
+        for name, most in limits.items()
     }
     return schema
 
@@ -161,6 +192,15 @@ def _video_request() -> dict[str, Any]:
     return schema
 
 
+def _finish_request() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "title": "FinishRequest",
+        "description": "Everything else is the draft's.",
+        "properties": _WEBHOOK_FIELD,
+    }
+
+
 def _webhook_request() -> dict[str, Any]:
     types = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_TYPES}
     return {
@@ -176,6 +216,8 @@ def _webhook_request() -> dict[str, Any]:
 
 _COMPONENTS: dict[str, Any] = {
     **{_component(model): _generate_request(model) for model in CATALOGUE.values()},
+    **{_component(model, SUBMIT_REQUEST): _submit_request(model) for model in CATALOGUE.values()},
+    "FinishRequest": _finish_request(),
     "VideoRequest": _video_request(),
     "WebhookRequest": _webhook_request(),
     "RequestEvent": {

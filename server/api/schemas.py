@@ -37,6 +37,16 @@ class Metrics(BaseModel):
     )
 
 
+class SubmittedRequest(BaseModel):
+    """One of several requests that were accepted together."""
+
+    request_id: str
+    seed: int
+    poll_url: str
+    status_url: str
+    response_url: str
+
+
 class SubmittedBody(BaseModel):
     """A request was accepted. A replay gets the same body."""
 
@@ -45,6 +55,9 @@ class SubmittedBody(BaseModel):
     poll_url: str
     status_url: str
     response_url: str
+    requests: list[SubmittedRequest] | None = absent_when_none(
+        "With `count`: all requests; the first is that of the other fields."
+    )
 
 
 _EXPIRES = "When request and video expire; after the end."
@@ -62,7 +75,7 @@ class StatusBody(BaseModel):
     queue_position: int | None = absent_when_none("While QUEUED; 1 is next.")
     stage: Stage | None = absent_when_none("Stage of the run; until the end.")
     step: int = Field(description="Denoising steps done in the present run.")
-    total_steps: int
+    total_steps: int = Field(description="Of the run; of a draft its `draft_steps`.")
     eta_seconds: float | None = absent_when_none(
         "Estimated seconds until the end, from the work ahead and the pace of recent runs; absent "
         "while unknown."
@@ -116,6 +129,14 @@ class StillFile(BaseModel):
     file_size: int = Field(description="Bytes.")
 
 
+class DraftBody(BaseModel):
+    """The video is an estimate, of the first steps alone."""
+
+    steps: int = Field(description="The `draft_steps` that were run.")
+    total_steps: int = Field(description="The `steps` of the finished video.")
+    finish_url: str = Field(description="Makes the finished video, with POST, from here on.")
+
+
 class ResultBody(BaseModel):
     """A video is ready."""
 
@@ -128,6 +149,7 @@ class ResultBody(BaseModel):
     last_frame: StillFile | None = absent_when_none("The last frame, if `last_frame` asked for it.")
     seed: int = Field(description="The seed of the video.")
     prompt: str
+    draft: DraftBody | None = absent_when_none("Of a draft only.")
     metrics: Metrics
     precision: str | None = absent_when_none(
         "Numeric precision of the model, such as `bf16`; absent if no model ran."
@@ -264,13 +286,29 @@ class VersionBody(BaseModel):
     )
 
 
-def submitted_body(links: Links) -> SubmittedBody:
+def submitted_body(links: Links, requests: list[SubmittedRequest] | None = None) -> SubmittedBody:
     return SubmittedBody(
         request_id=links.request_id,
         poll_url=links.poll,
         status_url=links.status,
         response_url=links.response,
+        requests=requests,
     )
+
+
+def submitted_requests(first: Job, base: str) -> list[SubmittedRequest]:
+    """All requests that were submitted with the first one, for the host `base`."""
+    every = [Links(base, request_id) for request_id in (first.request_id, *first.siblings.split())]
+    return [
+        SubmittedRequest(
+            request_id=links.request_id,
+            seed=seed,
+            poll_url=links.poll,
+            status_url=links.status,
+            response_url=links.response,
+        )
+        for seed, links in enumerate(every, start=first.params.seed)
+    ]
 
 
 def status_body(
@@ -291,8 +329,8 @@ def status_body(
         progress=job.progress,
         queue_position=job.position,
         stage=None if is_final else job.stage,
-        step=job.params.steps if is_final else job.step,
-        total_steps=job.params.steps,
+        step=job.last_step if is_final else job.step,
+        total_steps=job.last_step,
         eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
         attempt=job.attempt,
         cancel_url=None if is_final else links.cancel,
@@ -314,7 +352,9 @@ def failed_body(job: Job) -> FailedBody:
     )
 
 
-def result_body(job: Job, url: str, stills: Mapping[Still, str] = NO_STILLS) -> ResultBody:
+def result_body(
+    job: Job, links: Links, url: str, stills: Mapping[Still, str] = NO_STILLS
+) -> ResultBody:
     """The result of a COMPLETED request whose video is at `url`, and its stills at theirs."""
     return ResultBody(
         request_id=job.request_id,
@@ -329,6 +369,7 @@ def result_body(job: Job, url: str, stills: Mapping[Still, str] = NO_STILLS) -> 
         last_frame=_still_file(job, "last_frame", stills),
         seed=job.params.seed,
         prompt=job.params.prompt,
+        draft=_draft_body(job, links) if job.draft_steps else None,
         metrics=metrics(job),
         precision=None if job.precision in {"", "none"} else job.precision,
         warnings=job.warnings,
@@ -341,6 +382,10 @@ def _still_file(job: Job, still: Still, urls: Mapping[Still, str]) -> StillFile 
         return None
     name = job.request_id + ending_of(still_name(job.file_name, still))
     return StillFile(url=urls[still], file_name=name, file_size=job.stills[still])
+
+
+def _draft_body(job: Job, links: Links) -> DraftBody:
+    return DraftBody(steps=job.draft_steps, total_steps=job.params.steps, finish_url=links.finish)
 
 
 def expires_at(job: Job) -> datetime | None:

@@ -73,7 +73,7 @@ class Picture:
                     "position": job.position,
                     "waited_seconds": self.seconds_since(job.created_at),
                     "frames": job.params.frames,
-                    "steps": job.params.steps,
+                    "steps": job.last_step,
                     "attempts": job.attempt,
                 }
                 for job in self.next
@@ -176,7 +176,7 @@ def _worker_row(picture: Picture, worker: Worker) -> dict[str, Any]:
     job = worker.job
     return {
         "request_id": job.request_id if job else "",
-        "step": f"{job.step}/{job.params.steps}" if job else "",
+        "step": f"{job.step}/{job.last_step}" if job else "",
         "for": _seconds(picture.seconds_since(job.started_at)) if job else "",
         "state": job.stage if job and worker.state == "running" else worker.state,
         "run": job.attempt if job else "",
@@ -192,7 +192,7 @@ def _waiting_row(picture: Picture, job: Job) -> dict[str, Any]:
         "place": job.position,
         "for": _seconds(picture.seconds_since(job.created_at)),
         "frames": job.params.frames,
-        "steps": job.params.steps,
+        "steps": job.last_step,
         "runs": job.attempt,
     }
 

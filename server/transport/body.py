@@ -66,6 +66,16 @@ async def read_fields(
     }
 
 
+async def read_optional_fields(
+    request: Request, most_bytes: int, optional: Container[str]
+) -> dict[str, Any]:
+    """The same, where a request without a body has no fields. Raises as `read_fields`."""
+    headers = request.headers
+    if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
+        return {}
+    return await read_fields(request, most_bytes, optional)
+
+
 def media_type(request: Request) -> str:
     """The declared content type, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -70,15 +70,14 @@ class Forecast:
 
     def seconds_left(self, job: Job, now: float) -> float | None:
         """Until a request ends; None if unknown, and after the end."""
-        work = Work.of(job.params)
-        pace = pace_for(work.latent_frames, self.paces)
+        pace = pace_for(Work.of(job.params).latent_frames, self.paces)
         if pace is None or job.status.is_final:
             return None
         if job.status is Status.QUEUED:
             start = self.start_seconds(job, now)
-            return None if start is None else start + pace.seconds(work.steps)
+            return None if start is None else start + pace.seconds(job.last_step - job.first_step)
         elapsed = max(0, job.seen_at - (job.started_at or job.seen_at)) / 1000
-        return pace.seconds_left(work.steps, job.stage, job.step, job.run_progress, elapsed)
+        return pace.seconds_left(job.last_step, job.stage, job.step, job.run_progress, elapsed)
 
 
 class Forecaster:
@@ -144,11 +143,11 @@ def _forecasts(answer: list[Any], made_at: float) -> dict[str, Forecast]:
     workers = [worker for worker in read_all(found["workers"]) if not worker.pause]
     kept = list(pairs(found["paces"]))
     queues = {}
-    for model, ids, works, times in found["queues"]:
+    for model, ids, works, firsts, times in found["queues"]:
         # Of all engines when none is alive: the last worker may be finishing its last run.
         engines = {str(worker.engine) for worker in workers if worker.takes(model)}
         paces = read_paces(kept, engines)
-        queues[model] = _Queue(paces, ids, [*map(_work, works)], [*map(int, times)])
+        queues[model] = _Queue(paces, ids, [*map(_work, works, firsts)], [*map(int, times)])
     busy = {
         run["worker"]: _left(run, queues[run["model"]].paces, found["now_ms"])
         for run in map(dict, map(pairs, found["runs"]))
@@ -201,6 +200,7 @@ def _left(run: Mapping[str, str | None], paces: Mapping[int, Pace], now_ms: int)
     return pace.seconds_left(work.steps, stage, step, progress, elapsed)
 
 
-def _work(text: str | None) -> Work | None:
-    """None for a request accepted by another version."""
-    return Work.read(text) if text else None
+def _work(text: str | None, first_step: str | None = None) -> Work | None:
+    """Of a run that begins after `first_step`; None for a request accepted by another version."""
+    work = Work.read(text) if text else None
+    return work and replace(work, steps=work.steps - int(first_step or 0))

@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from models.catalogue import CATALOGUE, Model
 from server.api.call import Call
-from server.api.dry_run import DryRunBody, dry_run
 from server.api.openapi import (
     FAILED,
     RESULT_HEADERS,
@@ -20,9 +19,17 @@ from server.api.openapi import (
     errors,
     generate_body,
     name_suffix,
+    submit_body,
 )
-from server.api.schemas import SubmittedBody, cost, failed_body, remaining, submitted_body
-from server.api.submission import (
+from server.api.schemas import (
+    SubmittedBody,
+    cost,
+    failed_body,
+    remaining,
+)
+from server.api.submit.answer import submit
+from server.api.submit.dry_run import DryRunBody
+from server.api.submit.submission import (
     DRY_RUN,
     IDEMPOTENCY_KEY,
     MOCK_SCENARIO,
@@ -47,12 +54,8 @@ router = APIRouter(tags=["Generate"])
 
 async def submit_video(request: Request) -> Response:
     """Queue a video and answer at once with the addresses to poll."""
-    submission = await _read(Call.of(request))
-    if submission.is_dry_run:
-        return answer(await dry_run(submission), headers=submission.headers())
-    accepted = await submission.accept()
-    links = submission.call.links(accepted.request_id)
-    return answer(submitted_body(links), headers=submission.headers(accepted))
+    submission = await _read(Call.of(request), takes_plan=True)
+    return await submit(submission)
 
 
 async def generate_video(request: Request) -> Response:
@@ -91,7 +94,7 @@ def _add_routes(model: Model) -> None:
         },
         openapi_extra={
             "parameters": documented(*_PARAMETERS, DRY_RUN),
-            "requestBody": generate_body(model),
+            "requestBody": submit_body(model),
         },
     )
     router.add_api_route(
@@ -116,11 +119,11 @@ for _model in CATALOGUE.values():
     _add_routes(_model)
 
 
-async def _read(call: Call) -> Submission:
+async def _read(call: Call, *, takes_plan: bool = False) -> Submission:
     """The path ends with the model's slug."""
     model = call.require_submit(call.request.scope["path"].rpartition("/")[2])
     body = await read_fields(call.request, call.services.settings.body_bytes, OPTIONAL)
-    return await Submission.read(call, body, model=model)
+    return await Submission.read(call, body, model=model, takes_plan=takes_plan)
 
 
 def _result_headers(job: Job) -> dict[str, str]:

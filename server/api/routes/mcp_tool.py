@@ -24,7 +24,7 @@ from models.version import this_build
 from server.api.call import Call
 from server.api.openapi import parameters_of
 from server.api.schemas import ResultBody
-from server.api.submission import OPTIONAL, Submission
+from server.api.submit.submission import OPTIONAL, Submission
 from server.paths import MCP
 from server.transport.body import read_bytes
 from server.transport.responses import BUG
@@ -217,5 +217,5 @@ def _message(job: Job) -> str:
     if job.position is not None:
         return f"{place}, place {job.position}"
     if job.stage is Stage.DENOISING:
-        return f"{place}, step {job.step} of {job.params.steps}"
+        return f"{place}, step {job.step} of {job.last_step}"
     return place

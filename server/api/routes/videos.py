@@ -20,7 +20,13 @@ from server.api.openapi import (
     VIDEO_RANGE,
     errors,
 )
-from server.api.submission import IDEMPOTENCY_KEY, MOCK_SCENARIO, OPTIONAL, WEBHOOK_URL, Submission
+from server.api.submit.submission import (
+    IDEMPOTENCY_KEY,
+    MOCK_SCENARIO,
+    OPTIONAL,
+    WEBHOOK_URL,
+    Submission,
+)
 from server.api.videos.file import video_response
 from server.api.videos.object import (
     OTHERS,
@@ -147,5 +153,11 @@ async def delete_video(request: Request) -> Response:
     file_name = await call.services.store.delete(call.request_id, call.key.key_id)
     _log.info("request.deleted", request_id=call.request_id, key_id=call.key.key_id)
     if file_name:  # after a crash here the sweeper removes it
-        await run_in_threadpool(call.services.outputs.remove, file_name)
+        await run_in_threadpool(_remove_files, call, file_name)
     return answer(DeletedVideo(id=call.request_id))
+
+
+def _remove_files(call: Call, file_name: str) -> None:
+    """Of a deleted request: its video, and what a draft keeps besides."""
+    call.services.outputs.remove(file_name)
+    call.services.outputs.remove_checkpoint(call.request_id)

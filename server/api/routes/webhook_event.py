@@ -69,7 +69,7 @@ async def webhook_body(delivery: Delivery, video_links: VideoLinks) -> str:
     else:
         links = Links(delivery.base_url, job.request_id)
         url, stills = await video_links.url(job, links), await video_links.stills(job, links)
-        data = result_body(job, url, stills)
+        data = result_body(job, links, url, stills)
         body = WebhookBody(type="request.completed", timestamp=ended_at, data=data)
     return body.model_dump_json()
 

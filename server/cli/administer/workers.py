@@ -109,7 +109,7 @@ def worker_row(worker: Worker) -> dict[str, Any]:
         "request_id": job and job.request_id,
         "attempt": job and job.attempt,
         "step": job and job.step,
-        "steps": job and job.params.steps,
+        "steps": job and job.last_step,
         "engine": worker.engine and asdict(worker.engine),
         "version": worker.version,
         "models": list(worker.models),
@@ -132,4 +132,4 @@ def _describe(worker: Worker) -> str:
 def _run(worker: Worker) -> tuple[str, str]:
     if worker.job is None:
         return "", ""
-    return worker.job.request_id, f"{worker.job.step}/{worker.job.params.steps}"
+    return worker.job.request_id, f"{worker.job.step}/{worker.job.last_step}"

@@ -22,7 +22,7 @@ from models.mock.scenario import SCENARIO
 from models.params import RequestParams
 from server.api.poller import Poller
 from server.api.routes import mcp_tool
-from server.api.submission import Submission
+from server.api.submit.submission import Submission
 from server.app import create_app
 from server.keys import lookup
 from server.keys.record import NewKey

@@ -75,7 +75,7 @@ import schemathesis
 # Otherwise most of the time goes into shrinking what was accepted, which brings few new calls.
 hypothesis.target = lambda *_args, **_options: None
 
-NUMBERS = ("guidance_scale", "fps", "frames", "steps", "seed", "seconds")
+NUMBERS = ("guidance_scale", "fps", "frames", "steps", "seed", "seconds", "draft_steps", "count")
 FLAGS = ("poster", "last_frame")
 
 
@@ -164,7 +164,10 @@ def test_parameters_have_the_types_ranges_and_defaults_of_the_contract(
         for name, field in schema["properties"].items()
     }
     url = {"type": ["string", "null"], "maxLength": 2048}
-    assert shown == parameters | {"webhook_url": url}
+    whole = {"type": ["integer", "null"], "minimum": 1}
+    most_steps = parameters["steps"]["maximum"] - 1
+    plan = {"draft_steps": {**whole, "maximum": most_steps}, "count": {**whole, "maximum": 8}}
+    assert shown == parameters | {"webhook_url": url} | (plan if "/v2/" in path else {})
     assert schema["required"] == ["prompt"]
 
 
@@ -211,6 +214,7 @@ def test_operation_ids_are_short_and_stable(document: dict[str, Any]) -> None:
         "POST /v1/mochi-1": "generate_video",
         "POST /v2/mochi-1-fast": "submit_video_mochi_1_fast",
         "POST /v1/mochi-1-fast": "generate_video_mochi_1_fast",
+        "POST /v2/requests/{request_id}/finish": "finish_draft",
         "GET /v2/requests/{request_id}/status": "get_status",
         "GET /v2/requests/{request_id}": "get_result",
         "GET /v1/requests/{request_id}": "poll_result",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from tests.support.stack import APART_SECONDS, Stack, eventually
 
@@ -97,3 +98,30 @@ def test_a_request_that_was_requeued_goes_on_with_its_attempt_unused(tmp_path: P
         assert resumed == (requeued - 1) // EVERY * EVERY > 0
         saved = steps_of(stack, "checkpoint.saved", request_id)
         assert saved == list(range(EVERY, 75, EVERY))
+
+
+@pytest.mark.parametrize("every", [0, EVERY])
+def test_a_killed_workers_finish_of_a_draft_is_the_same_to_the_byte(
+    tmp_path: Path, every: int
+) -> None:
+    settings = {"mock": "true", "checkpoint_steps": str(every), "lease_seconds": "2"}
+    with Stack(tmp_path, **settings) as stack:
+        for _ in range(2):
+            stack.start("worker")
+        stack.start_gateway()
+        eventually(lambda: stack.live_workers() == 2)
+        key = stack.key()
+        expected = video(stack, key, submit(stack, key, steps=75, frames=61))
+        draft = submit(stack, key, steps=75, frames=61, draft_steps=12)
+        estimate = video(stack, key, draft)
+        finish = stack.http(key).post(f"/v2/requests/{draft}/finish").json()["request_id"]
+        running = eventually(lambda: stack.record(finish).get("step", "0") > "20" and finish)
+        name = stack.record(running)["worker"]
+        next(worker for worker in stack.processes if f"-{worker.pid}-" in name).kill()
+        assert video(stack, key, finish) == expected != estimate
+        assert stack.record(finish)["attempt"] == "2"
+        first, second = sorted(steps_of(stack, "checkpoint.resumed", finish))
+        assert first == 12
+        assert second == 12 if every == 0 else second % EVERY == 0 < second - 12
+        assert f"{draft}.checkpoint" in stack.outputs()
+        assert f"{finish}.checkpoint" not in stack.outputs()

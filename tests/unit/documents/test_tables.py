@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from models.moderation.settings import ModerationSettings
 from models.params import RequestParams, shown
 from models.settings import EngineSettings
-from server.api.dry_run import DryRunBody
-from server.api.routes import event_stream, generate, models, operations, requests
+from server.api.routes import event_stream, finish, generate, models, operations, requests
 from server.api.routes import videos as videos_api
 from server.api.routes.key import account, generations, webhooks
 from server.api.schemas import FailedBody, Metrics, ResultBody, StatusBody, StillFile, Video
+from server.api.submit.dry_run import DryRunBody
 from server.errors import MEANING
 from server.keys.backup import Line
 from server.settings import ServerSettings
@@ -31,6 +31,7 @@ SUBMIT_FIELDS = {"request_id", "status", "status_url", "response_url"}
 LAYERS = (EngineSettings, ModerationSettings, WorkerSettings, ServerSettings)
 ROUTERS = (
     generate.router,
+    finish.router,
     requests.router,
     event_stream.router,
     videos_api.router,

@@ -37,7 +37,7 @@ def test_status_and_result_after_the_end_have_the_warnings_or_an_empty_list(
 ) -> None:
     done = job(Status.COMPLETED, warnings_json=kept)
     assert shown(status_body(done, LINKS))["warnings"] == warnings
-    assert shown(result_body(done, "http://here/v"))["warnings"] == warnings
+    assert shown(result_body(done, LINKS, "http://here/v"))["warnings"] == warnings
 
 
 def test_after_the_end_every_step_is_done() -> None:
@@ -57,7 +57,7 @@ def test_a_failure_has_neither_warnings_nor_precision() -> None:
 def test_a_result_has_the_precision_of_its_model_if_there_was_one(
     kept: str, part: dict[str, str]
 ) -> None:
-    result = shown(result_body(job(Status.COMPLETED, precision=kept), "http://here/v"))
+    result = shown(result_body(job(Status.COMPLETED, precision=kept), LINKS, "http://here/v"))
     assert {name: result[name] for name in result if name == "precision"} == part
 
 
@@ -72,3 +72,15 @@ def test_an_engine_is_shown_with_every_trait() -> None:
         "is_mock": False,
         "gpus": 1,
     }
+
+
+def test_a_draft_shows_its_steps_and_where_it_is_finished() -> None:
+    draft = job(Status.COMPLETED, draft_steps=4)
+    assert shown(result_body(draft, LINKS, "http://here/v"))["draft"] == {
+        "steps": 4,
+        "total_steps": draft.params.steps,
+        "finish_url": LINKS.finish,
+    }
+    assert "draft" not in shown(result_body(job(Status.COMPLETED), LINKS, "http://here/v"))
+    body = shown(status_body(draft, LINKS))
+    assert (body["step"], body["total_steps"]) == (4, 4)

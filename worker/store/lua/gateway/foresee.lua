@@ -1,8 +1,8 @@
 -- The data of a forecast.
 -- ARGV: most waiting requests of each model to look at.
 -- Returns, as names and values: now_ms, the paces of runs, the live workers, the runs (each as names and
--- values), and the queues: of each model its slug, and of its first waiting requests the ids, their work and
--- the times of their submit.
+-- values), and the queues: of each model its slug, and of its first waiting requests the ids, their work, the
+-- steps that their drafts have done, and the times of their submit.
 local now = now_ms()
 local runs, queues = {}, {}
 for _, model in ipairs(MODELS) do
@@ -13,12 +13,12 @@ for _, model in ipairs(MODELS) do
     runs[#runs + 1] = run
   end
   local waiting = redis.call('ZRANGE', keys.waiting, 0, ARGV[1] - 1)
-  local works, times = {}, {}
+  local works, firsts, times = {}, {}, {}
   for index, id in ipairs(waiting) do
-    local record = read(keys.record .. id, 'work', 'created_at')
-    works[index], times[index] = record[1] or false, record[2] or '0'
+    local record = read(keys.record .. id, 'work', 'created_at', 'first_step')
+    works[index], firsts[index], times[index] = record[1] or false, record[3] or '0', record[2] or '0'
   end
-  queues[#queues + 1] = { model, waiting, works, times }
+  queues[#queues + 1] = { model, waiting, works, firsts, times }
 end
 return {
   'now_ms', now,

@@ -17,12 +17,15 @@ from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import LATE_VALIDATION, PAYMENT_REQUIRED, SCENARIO, Scenario
 from models.params import RequestParams, hint, parse_params
 from server.api.call import Call
+from server.api.submit.plan import FIELDS, WHOLE, Plan
 from server.errors import BadHeaderError, BadQueryError, MockPaymentError
 from server.transport.parameters import Flag, SingleText, Text
 from server.transport.responses import REPLAYED, ignored_parameters, rate_limit, shown_names
 from server.webhooks.url import FIELD, MOST_LENGTH, webhook_url
 from worker.billing import Price
-from worker.store.submits import Accepted, Idempotency
+from worker.job import Job
+from worker.pace import Work
+from worker.store.submits import Accepted, Idempotency, NewRequest
 
 DRY_RUN = Flag(
     name="dry_run",
@@ -59,7 +62,7 @@ MOCK_SCENARIO = Text(
     limits={"pattern": SCENARIO_FORM},
 )
 
-OPTIONAL = frozenset(RequestParams.model_fields) - {"prompt"} | {FIELD, SCENARIO}
+OPTIONAL = frozenset(RequestParams.model_fields) - {"prompt"} | {FIELD, SCENARIO} | FIELDS
 """Fields of a body that may be null."""
 _REFUSED = "(refused)"
 """Prompt of a request whose own parameters are wrong, in the scenario `late_validation`."""
@@ -76,6 +79,8 @@ class Submission:
             URL, the mock scenario and a model that is not the default one wherever they came.
         ignored: names of fields that are not known.
         record_fields: further fields of the job record; see `Job`.
+        plan: how it runs.
+        draft: the request that it finishes; None where it begins one.
     """
 
     call: Call
@@ -85,6 +90,8 @@ class Submission:
     record_fields: Mapping[str, str]
     idempotency_key: str | None
     is_dry_run: bool
+    plan: Plan = WHOLE
+    draft: Job | None = None
 
     @classmethod
     async def read(
@@ -94,6 +101,7 @@ class Submission:
         parameters: Mapping[str, Any] | None = None,
         *,
         model: Model = MOCHI,
+        takes_plan: bool = False,
     ) -> Self:
         """Validate a body, and the query and headers that came with it.
 
@@ -102,6 +110,7 @@ class Submission:
             body: as it came.
             parameters: the body in the names of `RequestParams`; None if it has them already.
             model: what is asked for.
+            takes_plan: whether the route answers drafts and several requests.
 
         Raises:
             InvalidParametersError: a field is wrong.
@@ -109,15 +118,14 @@ class Submission:
             BrokerUnavailableError: there is a mock scenario, and the workers are not known.
             MockPaymentError: it is the scenario.
         """
-        request = call.request
-        is_dry_run = DRY_RUN.read(request)
-        scenario_header = _scenario_header(request, body)
+        if not takes_plan:
+            Plan.refuse(body, model.slug)
+        is_dry_run = DRY_RUN.read(call.request)
+        scenario_header = _scenario_header(call.request, body)
         body = body | scenario_header | ({} if model is MOCHI else {"model": model.slug})
         if parameters is None:
             parameters = body
-        url = webhook_url(
-            [*WEBHOOK_URL.values(request), body.get(FIELD)], call.services.webhook_guard
-        )
+        webhook_fields = _webhook_fields(call, body)
         scenario_fields = await _scenario_fields(call, body)
         try:
             params, unknown = parse_params({**parameters, **scenario_header}, model.request)
@@ -129,58 +137,105 @@ class Submission:
         else:
             if scenario_fields.get("scenario") == LATE_VALIDATION:
                 del scenario_fields["scenario"]  # the hosted API makes the video, too
-        known = {FIELD, SCENARIO} if scenario_fields else {FIELD}
-        webhook_fields = {} if url is None else {"webhook_base": call.base_url, FIELD: url}
+        known = {FIELD, *FIELDS, *([SCENARIO] if scenario_fields else [])}
         ignored = [name for name in unknown if name not in known]
-        hints = [hint(name) for name in shown_names(ignored)]
-        hint_fields = {"hints": json.dumps(hints)} if hints else {}
         return cls(
             call=call,
-            body=body if url is None else {**body, FIELD: url},
+            body=body | _url_of(webhook_fields),
             params=params,
             ignored=ignored,
-            record_fields={**scenario_fields, **webhook_fields, **hint_fields},
-            idempotency_key=IDEMPOTENCY_KEY.read(request),
+            record_fields={**scenario_fields, **webhook_fields, **_hint_fields(ignored)},
+            idempotency_key=IDEMPOTENCY_KEY.read(call.request),
             is_dry_run=is_dry_run,
+            plan=Plan.read(body, params),
+        )
+
+    @classmethod
+    async def read_finish(cls, call: Call, body: dict[str, Any], draft: Job) -> Self:
+        """Validate the body of a finish, and the query and headers that came with it.
+
+        Raises:
+            BadHeaderError, BadQueryError, BrokerUnavailableError, MockPaymentError: as `read`.
+            InvalidParametersError: the webhook or the scenario is wrong.
+        """
+        body = body | _scenario_header(call.request, body)
+        webhook_fields = _webhook_fields(call, body)
+        scenario_fields = await _scenario_fields(call, body)
+        if scenario_fields.get("scenario") == LATE_VALIDATION:
+            del scenario_fields["scenario"]  # the draft's parameters were right
+        known = {FIELD, *([SCENARIO] if scenario_fields else [])}
+        ignored = [name for name in body if name not in known]
+        return cls(
+            call=call,
+            body=body | _url_of(webhook_fields) | {"draft_of": draft.request_id},
+            params=draft.request,
+            ignored=ignored,
+            record_fields={**scenario_fields, **webhook_fields, **_hint_fields(ignored)},
+            idempotency_key=IDEMPOTENCY_KEY.read(call.request),
+            is_dry_run=DRY_RUN.read(call.request),
+            draft=draft,
         )
 
     @property
+    def steps(self) -> int:
+        """Those that each request runs, and is charged for."""
+        done = self.draft.draft_steps if self.draft else 0
+        return (self.plan.draft_steps or self.params.steps) - done
+
+    @property
     def price(self) -> Price:
-        return self.call.services.settings.tariff.price(self.params)
+        """Of each request."""
+        return self.call.services.settings.tariff.price(self.params, self.steps)
 
     async def accept(self, *, needs_worker: bool = False) -> Accepted:
-        """Queue the request, or find the one that had the same idempotency key.
+        """Queue the requests, or find those that had the same idempotency key or draft.
 
         `needs_worker`: refuse when no live worker could run it soon, unless the settings let
         it wait for one.
 
         Raises:
             BadQueryError: it asks for a dry run.
-            MochiError: any that `GatewayStore.submit` raises.
+            MochiError: any that `Submits.submit_all` raises.
         """
         self._refuse_dry_run()
         owner, key = self.call.key.key_id, self.idempotency_key
-        params = self.params.with_seed(_seeds)
-        accepted = await self.call.services.store.submit(
-            params,
+        accepted = await self.call.services.store.submit_all(
+            self._requests(),
             owner,
             price=self.price,
             needs_worker=needs_worker and not self.call.services.settings.wait_for_worker,
             idempotency=None if key is None else Idempotency.of(owner, key, self.body),
-            further={
-                **self.record_fields,
-                **self.call.services.history.record_fields(params),
-            },
             unless=self.call.services.store_check.refusal,
+            draft_id=self.draft.request_id if self.draft else "",
         )
         structlog.contextvars.bind_contextvars(request_id=accepted.request_id)
         _log.info(
             "request.replayed" if accepted.is_replay else "request.accepted",
             key_id=owner,
             frames=self.params.frames,
-            steps=self.params.steps,
+            steps=self.steps,
         )
         return accepted
+
+    def _requests(self) -> list[NewRequest]:
+        first = self.params.with_seed(_seeds)
+        seeds = range(first.seed, first.seed + self.plan.requests)
+        same = {**self.record_fields, **self._plan_fields()}
+        history = self.call.services.history
+        return [
+            NewRequest(params, same | history.record_fields(params))
+            for params in (first.model_copy(update={"seed": seed}) for seed in seeds)
+        ]
+
+    def _plan_fields(self) -> dict[str, str]:
+        """Fields of the record that make its run a draft, or one that finishes a draft."""
+        if self.draft:
+            first = str(self.draft.draft_steps)
+            return {"draft_of": self.draft.request_id, "first_step": first}
+        if self.plan.draft_steps:
+            steps = self.plan.draft_steps
+            return {"draft_steps": str(steps), "work": str(Work.of(self.params, steps))}
+        return {}
 
     def headers(self, accepted: Accepted | None = None) -> dict[str, str]:
         """Of the response: ignored names, and what the key may still submit."""
@@ -197,6 +252,23 @@ class Submission:
         if str(self.body.get(name)).lower() in {"true", "1"}:
             path = f"/v2/{self.params.model}?{name}=true"
             raise BadQueryError(f"`{name}` must be in the query: POST {path}")
+
+
+def _webhook_fields(call: Call, body: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of the job record for the webhook; none without one."""
+    given = [*WEBHOOK_URL.values(call.request), body.get(FIELD)]
+    url = webhook_url(given, call.services.webhook_guard)
+    return {} if url is None else {"webhook_base": call.base_url, FIELD: url}
+
+
+def _url_of(webhook_fields: Mapping[str, str]) -> dict[str, str]:
+    """The webhook's URL as the field of a body, wherever it came."""
+    return {FIELD: webhook_fields[FIELD]} if webhook_fields else {}
+
+
+def _hint_fields(ignored: list[str]) -> dict[str, str]:
+    hints = [hint(name) for name in shown_names(ignored)]
+    return {"hints": json.dumps(hints)} if hints else {}
 
 
 def _scenario_header(request: Request, body: Mapping[str, Any]) -> dict[str, str]:

@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from server.api.submission import Submission
+from server.api.submit.submission import Submission
 from server.errors import STATUS
 from server.transport.error_body import absent_when_none
-from worker.billing import Price, from_millionths
+from worker.billing import from_millionths
 from worker.errors import LimitError, MonthlyCapError, StoreUnverifiedError, TooFewCreditsError
 from worker.pace import Work
 
@@ -19,7 +19,7 @@ REFUSALS = (LimitError, MonthlyCapError, StoreUnverifiedError, TooFewCreditsErro
 
 
 class PriceBody(BaseModel):
-    """Credits. The charge is `fixed` plus `gpu_second` for each second of the run."""
+    """Credits of all requests: `fixed`, plus `gpu_second` for each second of their runs."""
 
     fixed: float
     gpu_second: float
@@ -41,12 +41,14 @@ class DryRunBody(BaseModel):
     would_be_accepted: bool
     refusal: RefusalBody | None = absent_when_none("Why it would not be accepted now.")
     price: PriceBody
-    queue_position: int | None = absent_when_none("The position it would have; 1 is next.")
+    queue_position: int | None = absent_when_none(
+        "The position that it, or the first of several, would have; 1 is next."
+    )
     estimated_wait_seconds: float | None = Field(
         default=None, description="Time in the queue; null while nothing was measured."
     )
     estimated_seconds: float | None = Field(
-        default=None, description="Time of the run; null while nothing was measured."
+        default=None, description="Time of each run; null while nothing was measured."
     )
 
 
@@ -62,20 +64,24 @@ async def dry_run(submission: Submission) -> DryRunBody:
         if services.store_check.refusal:
             raise services.store_check.refusal
         position = await services.store.try_out(
-            submission.call.key.key_id, price=submission.price, model=submission.params.model
+            submission.call.key.key_id,
+            price=submission.price,
+            model=submission.params.model,
+            count=submission.plan.requests,
         )
     except REFUSALS as error:
         seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
         refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
-        price = _price_body(submission.price)
+        price = _price_body(submission)
         return DryRunBody(would_be_accepted=False, refusal=refusal, price=price)
     forecast = await services.forecaster.now(submission.params.model)
+    work = Work.of(submission.params, submission.steps)
     return DryRunBody(
         would_be_accepted=True,
-        price=_price_body(submission.price),
+        price=_price_body(submission),
         queue_position=position,
         estimated_wait_seconds=_rounded(forecast.start_seconds_at(position, time.monotonic())),
-        estimated_seconds=_rounded(forecast.run_seconds(Work.of(submission.params))),
+        estimated_seconds=_rounded(forecast.run_seconds(work)),
     )
 
 
@@ -83,9 +89,10 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
-def _price_body(price: Price) -> PriceBody:
+def _price_body(submission: Submission) -> PriceBody:
+    price, requests = submission.price, submission.plan.requests
     return PriceBody(
-        fixed=float(from_millionths(price.fixed)),
+        fixed=float(requests * from_millionths(price.fixed)),
         gpu_second=float(from_millionths(price.gpu_second)),
-        most=float(price.most),
+        most=float(requests * price.most),
     )

@@ -1,0 +1,1 @@
+"""Submits: what a client asks for, whether it would be accepted, and the answer."""
