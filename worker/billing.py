@@ -73,10 +73,10 @@ class Tariff:
 
     def price(self, params: GenerateParams, steps: int | None = None) -> Price:
         """Rounded to a millionth of a credit. `steps`: those that are run, if not all."""
-        factor = self.factors.get(params.model, Decimal(1))
         fixed = self.base + self.frame_step * params.frames * (steps or params.steps)
-        return Price(
-            to_millionths((factor * fixed).quantize(_MILLIONTH)),
-            to_millionths((factor * self.gpu_second).quantize(_MILLIONTH)),
-            self.most_gpu_seconds,
-        )
+        gpu_second = self.gpu_second
+        factor = self.factors.get(params.model)
+        if factor is not None:
+            fixed = (factor * fixed).quantize(_MILLIONTH)
+            gpu_second = (factor * gpu_second).quantize(_MILLIONTH)
+        return Price(to_millionths(fixed), to_millionths(gpu_second), self.most_gpu_seconds)
