@@ -9,7 +9,7 @@ from typing import NoReturn
 from models.engine import EnergyCounter, Engine, Meter
 from models.errors import EngineUnavailableError, not_installed
 from models.group import Follower, Leader
-from models.settings import EngineSettings, missing_libraries
+from models.settings import EngineSettings, check_models, missing_libraries
 
 
 def build_engine(settings: EngineSettings, cache_dir: Path, leader: Leader | None = None) -> Engine:
@@ -23,7 +23,7 @@ def build_engine(settings: EngineSettings, cache_dir: Path, leader: Leader | Non
     Raises:
         EngineUnavailableError: the engine cannot run on this machine; the text has the remedy.
     """
-    _refuse_several(settings)
+    check_models(settings)
     if settings.is_light_mock:
         try:
             from models.mock.fake_engine import FakeEngine  # noqa: PLC0415 (of an extra)
@@ -42,18 +42,6 @@ def build_engine(settings: EngineSettings, cache_dir: Path, leader: Leader | Non
     except ImportError as error:
         raise not_installed(error) from error
     return load(settings, cache_dir, leader)
-
-
-def _refuse_several(settings: EngineSettings) -> None:
-    """Real weights fill a card, and a group is of one model."""
-    slugs = [model.slug for model in settings.served]
-    if len(slugs) > 1 and (settings.is_group or not settings.is_mock):
-        raise EngineUnavailableError(
-            f"MOCHI_MODELS={settings.models} names {len(slugs)} models, and a worker with real "
-            "weights, or a group of GPUs, runs one. Start a worker for each: "
-            + ", ".join(f"MOCHI_MODELS={slug}" for slug in slugs)
-            + "."
-        )
 
 
 def build_and_follow(settings: EngineSettings, cache_dir: Path, follower: Follower) -> NoReturn:

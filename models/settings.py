@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.catalogue import CATALOGUE, Model
+from models.errors import EngineUnavailableError
 from models.mock.card_speed import FORM as MOCK_SPEED_FORM
 from models.mock.card_speed import INSTANT, PEAK_TFLOPS, SPEEDUPS
 from models.params import MODEL
@@ -300,3 +301,21 @@ class EngineSettings(BaseSettings):
             unused |= {"gpus_per_video"}
         names = self.model_fields_set & unused
         return sorted(ENV_PREFIX + name.upper() for name in names)
+
+
+def check_models(settings: EngineSettings) -> None:
+    """Check that one worker can run the models.
+
+    Real weights fill a card, and a group of cards has one engine.
+
+    Raises:
+        EngineUnavailableError: it cannot run so many.
+    """
+    slugs = [model.slug for model in settings.served]
+    if len(slugs) > 1 and (settings.is_group or not settings.is_mock):
+        raise EngineUnavailableError(
+            f"MOCHI_MODELS={settings.models} names {len(slugs)} models, and a worker with real "
+            "weights, or a group of GPUs, runs one. Start a worker for each: "
+            + ", ".join(f"MOCHI_MODELS={slug}" for slug in slugs)
+            + "."
+        )

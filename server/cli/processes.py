@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from models.errors import not_installed
-from models.settings import missing_libraries
+from models.settings import check_models, missing_libraries
 from server.cli.administer.weights import fetch_missing
 from server.cli.options import (
     BROKER,
@@ -53,6 +53,7 @@ def up(
     settings = read_settings()
     _warn_of_ignored(settings)
     with exit_on_error(os.EX_CONFIG):
+        check_models(settings)  # before a pull of many GB
         fetch_missing(settings)
         if not settings.is_light_mock:
             _refuse_without_libraries()

@@ -125,3 +125,15 @@ def test_without_torch_a_measurement_says_what_to_type(monkeypatch: pytest.Monke
     status, message = refused()
     assert status == os.EX_CONFIG
     assert "pip install -c constraints.txt '.[worker]'" in message
+
+
+def test_several_models_with_real_weights_are_refused_before_they_are_pulled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pulled: list[object] = []
+    monkeypatch.setattr(processes, "fetch_missing", pulled.append)
+    command = ["up", "--models", "mochi-1,mochi-1-fast"]
+    result = CliRunner().invoke(cli.app, command, env={"COLUMNS": "200"})
+    assert result.exit_code == os.EX_CONFIG
+    assert "Start a worker for each: MOCHI_MODELS=mochi-1, MOCHI_MODELS=mochi-1" in result.output
+    assert pulled == []
