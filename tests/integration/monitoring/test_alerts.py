@@ -57,6 +57,49 @@ def test_a_gateway_that_cannot_be_scraped_raises_an_alert(
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.parametrize(
+    ("waiting", "takers", "others", "fires"),
+    [
+        pytest.param(3, 0, 1, True, id="the workers run other models"),
+        pytest.param(3, 1, 0, False, id="a worker runs it"),
+        pytest.param(0, 0, 1, False, id="no request waits"),
+        pytest.param(3, 0, 0, False, id="there is no worker at all"),
+    ],
+)
+def test_requests_for_a_model_that_no_worker_runs_raise_an_alert(
+    tmp_path: Path, waiting: int, takers: int, others: int, *, fires: bool
+) -> None:
+    labels = {"job": "mochi", "model": "mochi-1-fast"}
+    annotations = {
+        name: text.replace("{{ $labels.model }}", labels["model"]).replace("{{ $value }}", "3")
+        for name, text in rule("MochiModelWithoutWorker")["annotations"].items()
+    }
+    alert = {"exp_labels": labels | {"severity": "warn"}, "exp_annotations": annotations}
+    of_model, all_ = 'job="mochi", model="mochi-1-fast"', 'job="mochi"'
+    series = {
+        f"mochi_model_waiting_requests{{{of_model}}}": waiting,
+        f"mochi_model_live_workers{{{of_model}}}": takers,
+        f"mochi_live_workers{{{all_}}}": takers + others,
+    }
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": name, "values": f"{value}x10"} for name, value in series.items()
+        ],
+        "alert_rule_test": [
+            {
+                "eval_time": "8m",
+                "alertname": "MochiModelWithoutWorker",
+                "exp_alerts": [alert] if fires else [],
+            }
+        ],
+    }
+    test = tmp_path / "test.yaml"
+    test.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "tests": [case]}))
+    result = promtool("test", "rules", str(test))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_promtool_finds_no_fault_in_the_rules() -> None:
     result = promtool("check", "rules", str(RULES))
     assert result.returncode == 0, result.stdout + result.stderr
