@@ -122,7 +122,7 @@ class Submission:
             Plan.refuse(body, model.slug)
         is_dry_run = DRY_RUN.read(call.request)
         scenario_header = _scenario_header(call.request, body)
-        body = body | scenario_header | ({} if model is MOCHI else {"model": model.slug})
+        body = body | scenario_header
         if parameters is None:
             parameters = body
         webhook_fields = _webhook_fields(call, body)
@@ -141,7 +141,7 @@ class Submission:
         ignored = [name for name in unknown if name not in known]
         return cls(
             call=call,
-            body=body | _url_of(webhook_fields),
+            body=body | _url_of(webhook_fields) | _model_of(model),
             params=params,
             ignored=ignored,
             record_fields={**scenario_fields, **webhook_fields, **_hint_fields(ignored)},
@@ -259,6 +259,11 @@ def _webhook_fields(call: Call, body: Mapping[str, Any]) -> dict[str, str]:
     given = [*WEBHOOK_URL.values(call.request), body.get(FIELD)]
     url = webhook_url(given, call.services.webhook_guard)
     return {} if url is None else {"webhook_base": call.base_url, FIELD: url}
+
+
+def _model_of(model: Model) -> dict[str, str]:
+    """A field that the body is compared with; the default model has none."""
+    return {} if model is MOCHI else {"model": model.slug}
 
 
 def _url_of(webhook_fields: Mapping[str, str]) -> dict[str, str]:

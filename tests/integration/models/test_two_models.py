@@ -58,6 +58,18 @@ def test_a_model_is_asked_for_by_its_path(client: httpx2.Client) -> None:
     assert b'"model": "mochi-1-fast"' in video
 
 
+def test_the_model_in_the_path_is_no_ignored_parameter(client: httpx2.Client) -> None:
+    submitted = client.post(f"/v2/{FAST}", json=POND)
+    assert "x-ignored-parameters" not in submitted.headers
+    assert not result(client, submitted.json()["request_id"]).get("warnings")
+
+
+def test_a_model_in_a_body_is_ignored_where_the_path_names_one(client: httpx2.Client) -> None:
+    for path in ("mochi-1", FAST):
+        submitted = client.post(f"/v2/{path}", json={**POND, "model": "mochi-1"})
+        assert submitted.headers["x-ignored-parameters"] == "model"
+
+
 def test_a_blocking_call_answers_with_the_video_of_its_model(client: httpx2.Client) -> None:
     slow = client.post("/v1/mochi-1", json=POND)
     fast = client.post(f"/v1/{FAST}", json=POND)
