@@ -100,7 +100,8 @@ def generate(
     suffix = output.suffix.lower().removeprefix(".") if output else ""
     if suffix in FORMATS and suffix != DEFAULT_FORMAT:
         asked.setdefault("format", suffix)
-    default = DEFAULT_OUTPUT.with_suffix(f".{asked.get('format', DEFAULT_FORMAT)}")
+    kind = asked.get("format", DEFAULT_FORMAT)
+    default = DEFAULT_OUTPUT.with_suffix(f".{kind if kind in FORMATS else DEFAULT_FORMAT}")
     with exit_on_error():
         client = Client(Access.of(url, api_key))
         with nullcontext(output) if output else new_file(default) as file:

@@ -89,6 +89,9 @@ def answer_in_http(listener: socket.socket) -> None:
         (("-o", "a.GIF"), "a.GIF", {"format": "gif"}),
         (("-o", "a.webm", "--format", "mp4"), "a.webm", {"format": "mp4"}),
         (("--format", "webm", "--poster"), "mochi.webm", {"format": "webm", "poster": True}),
+        # The server refuses these, and says what there is.
+        (("--format", "a/b"), "mochi-2.mp4", {"format": "a/b"}),
+        (("--format", ""), "mochi-2.mp4", {"format": ""}),
     ],
 )
 def test_only_what_was_given_is_asked_for_and_no_file_is_overwritten_unless_named(
