@@ -27,13 +27,15 @@ export function model() {
   return choice.value;
 }
 
-/** The values of all fields, as text; empty for a box without its tick. */
+/** The values of all fields, as text, empty for a box without its tick; and the model. */
 export function values() {
-  return Object.fromEntries(fields.map((field) => [field.name, textOf(field)]));
+  return { model: model(), ...Object.fromEntries(fields.map((field) => [field.name, textOf(field)])) };
 }
 
-/** Fill the fields named in `texts`. */
+/** Fill the fields named in `texts`. A `model` among them is chosen if the server has it. */
 export function fill(texts) {
+  const option = [...choice.options].find(({ value }) => value === texts.model);
+  if (option && !option.disabled) choose(option.value);
   for (const field of fields) {
     if (!(field.name in texts)) continue;
     if (isBox(field)) field.checked = texts[field.name] !== "";
@@ -99,8 +101,7 @@ export function offerModels(slugs) {
   }
   form.querySelector("#model-part").hidden = slugs.length === 1;
   if (slugs.includes(choice.value)) return;
-  choice.value = slugs[0];
-  takeRanges();
+  choose(slugs[0]);
   changed();
 }
 
@@ -225,6 +226,11 @@ function changed() {
   }
   showKeyState();
   form.dispatchEvent(new Event("changed"));
+}
+
+function choose(slug) {
+  choice.value = slug;
+  takeRanges();
 }
 
 /** Give the numbers the ranges and defaults of the model. A value that it does not take goes. */

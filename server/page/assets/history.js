@@ -22,7 +22,7 @@ export const key = {
   set: (secret) => keep(sessionStorageOrNone(), KEY, secret),
 };
 
-/** The last submit without an answer: its body and its idempotency key. */
+/** The last submit without an answer: its model, its body and its idempotency key. */
 export const press = {
   get: () => JSON.parse(recall(sessionStorageOrNone(), PRESS) ?? "null"),
   set: (pressed) => keep(sessionStorageOrNone(), PRESS, JSON.stringify(pressed)),

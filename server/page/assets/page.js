@@ -33,13 +33,15 @@ let result = null;
 /** One press is one video: retries of an unanswered press reuse its idempotency key. */
 async function submit() {
   if (isSending || !form.isSendable()) return;
-  const [secret, values, json] = [form.apiKey(), form.values(), form.json()];
+  const [model, secret, values] = [form.model(), form.apiKey(), form.values()];
+  const json = form.json();
   const before = history.press.get();
-  const press = before?.json === json ? before : { json, name: randomName() };
+  const isSame = before?.json === json && before.model === model;
+  const press = isSame ? before : { model, json, name: randomName() };
   history.press.set(press);
   sending(true);
   try {
-    const { request_id: requestId } = await api.submit(form.model(), secret, json, press.name);
+    const { request_id: requestId } = await api.submit(model, secret, json, press.name);
     history.press.set(null);
     history.add(requestId, secret, values);
     form.foldKey();

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.support.stack import Stack
 from tests.support.visitor import Visitor, visit
@@ -51,6 +51,45 @@ def test_a_model_is_chosen_with_its_ranges_and_makes_the_video(visitor: Visitor)
     expect(visitor.page.get_by_label("Model", exact=True)).to_have_value("mochi-1")
     expect(steps).to_have_value("30")
     expect(steps).to_have_attribute("max", "75")
+
+
+def test_the_settings_of_a_request_have_its_model_again(visitor: Visitor) -> None:
+    steps, model = visitor.field("Steps"), visitor.page.get_by_label("Model", exact=True)
+    model.select_option(FAST)
+    visitor.generate(Frames=1, Steps=5)
+    expect(visitor.page.locator("#state")).to_have_text("Your video is ready")
+
+    visitor.page.reload()
+    expect(visitor.page.locator("#model-part")).to_be_visible()
+    expect(model).to_have_value(FAST)
+    expect(steps).to_have_value("5")
+    expect(steps).to_have_attribute("max", "16")
+
+    model.select_option("mochi-1")
+    expect(steps).to_have_value("30")
+    visitor.button("Reuse settings").click()
+    expect(model).to_have_value(FAST)
+    expect(steps).to_have_value("5")
+
+
+def test_a_repeated_press_with_another_model_is_another_wish(visitor: Visitor) -> None:
+    visitor.ask_for(Steps=12, Guidance="2.5")  # both models take these, so the bodies are the same
+    names: list[str] = []
+
+    def lose(route: Route) -> None:
+        names.append(route.request.headers["idempotency-key"])
+        route.abort()
+
+    for slug in ("mochi-1", FAST):
+        visitor.page.route(f"**/v2/{slug}", lose)
+    for count, slug in enumerate(("mochi-1", "mochi-1", FAST), start=1):
+        visitor.page.get_by_label("Model", exact=True).select_option(slug)
+        visitor.button("Generate").click()
+        expect(visitor.page.locator("#generate-text")).to_have_text("Generate")
+        expect(visitor.page.locator("#problem")).to_contain_text("does not answer")
+        assert len(names) == count
+    assert names[0] == names[1] != names[2]
+    visitor.forgive("Failed to load")
 
 
 def test_a_server_of_one_model_leaves_no_choice(server: Stack, browser: Browser) -> None:
