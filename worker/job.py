@@ -122,7 +122,8 @@ class Job:
         hints_json: messages about the submit, a JSON list. `warnings` has both.
         scenario: of a mock engine, or empty; see `Scenario`.
         cost: charge in millionths of a credit; only when COMPLETED.
-        remaining: the owner's balance after the charge, in millionths; None without a limit.
+        remaining: what the owner could spend after the charge, by balance and monthly cap, in
+            millionths; None without a limit.
         energy_mj: millijoules of the last run's cards; only when COMPLETED, None if unknown.
         siblings: ids of the requests that were submitted with it, after it, separated by spaces.
         draft_steps: of a draft, the steps that it runs; 0 of any other request.
