@@ -77,8 +77,8 @@ def verify(
     if as_json:
         print_json({"file": str(file), **asdict(found), "ai_made": found.is_ai_made})
     else:
-        by = f"a certificate of {trust}" if trust else "a certificate of this server"
-        typer.echo("\n".join(map(visible, _lines(file, found, by))))
+        lines = _lines(file, found, str(trust or settings.c2pa_cert))
+        typer.echo("\n".join(map(visible, lines)))
     if found.verdict is not verification.Verdict.TRUSTED:
         raise typer.Exit(1)
 
@@ -151,12 +151,18 @@ def _trusted(certificates: Path) -> bytes:
     return b"".join(each.public_bytes(Encoding.PEM) for each in found)
 
 
-def _lines(file: Path, found: Finding, trusted: str) -> Iterator[str]:
-    """For people: the verdict, then what the manifest says."""
+def _lines(file: Path, found: Finding, anchors: str) -> Iterator[str]:
+    """For people: the verdict, then what the manifest says.
+
+    `anchors` is the file of the certificates that were trusted; empty for the one that the server
+    made, whose authority has signed no other.
+    """
     if found.reason:
         yield f"{file}: {found.verdict}: {found.reason}."
+    elif anchors:
+        yield f"{file}: unchanged, signed by a certificate that leads to one of {anchors}."
     else:
-        yield f"{file}: unchanged, signed by {trusted}."
+        yield f"{file}: unchanged, signed by a certificate of this server."
     if found.verdict in HINTS:
         yield HINTS[found.verdict]
     if found.verdict not in {"trusted", "untrusted"}:

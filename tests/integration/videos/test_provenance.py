@@ -150,6 +150,10 @@ def test_an_operators_certificate_and_prompt_are_in_the_video(tmp_path: Path) ->
         worker = stack.start_worker()
         path = tmp_path / "pond.mp4"
         path.write_bytes(stack.sdk().run_sync("mochi-1", **POND).content)
+        first, *said = verify(stack, path).stdout.splitlines()
+        # Its authority may serve others, too.
+        assert first == f"{path}: unchanged, signed by a certificate that leads to one of {cert}."
+        assert "  signer: Example, Example Films" in said
         found = json.loads(verify(stack, path, "--json").stdout)
         assert found["verdict"] == "trusted"
         assert found["signer"] == "Example, Example Films"
