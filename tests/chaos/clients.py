@@ -27,6 +27,8 @@ PATIENCE_SECONDS = 60.0
 """Tries to submit one request, longer than any fault lasts."""
 TIMEOUT_SECONDS = 10.0
 REPLAYED = "idempotency-replayed"
+DRAFT_EACH, SEVERAL_EACH = 3, 5
+"""Each so many-th submit is a draft, which is finished, or two requests; some are both."""
 SAY_TWICE = 10
 """Each so many-th submit is sent once more after its answer, as if that had been lost."""
 
@@ -47,8 +49,10 @@ class Clients:
         note: Callable[[Event], None],
         webhook_url: str = "",
         models: Sequence[str] = (MODEL,),
+        *,
+        makes_drafts: bool = True,
     ) -> None:
-        """They ask for `models` in turn."""
+        """They ask for `models` in turn, and for drafts, which they finish, and several at once."""
         self.errors: Counter[str] = Counter()
         self.replayed = 0
         self.gave_up = 0
@@ -56,6 +60,8 @@ class Clients:
         self._urls = list(urls)
         self._webhook = {"webhook_url": webhook_url} if webhook_url else {}
         self._models = models
+        self._makes_drafts = makes_drafts
+        self._finishes: dict[str, asyncio.Task[None]] = {}
         self._note = note
         self._open: dict[str, None] = {}
         self._ended: dict[str, str] = {}
@@ -126,7 +132,7 @@ class Clients:
     async def until_quiet(self, seconds: float) -> float | None:
         """Wait, while `poll` goes on, for every open request. How long it took; None: too long."""
         started = time.monotonic()
-        while self._open:
+        while self._open or not all(finish.done() for finish in self._finishes.values()):
             if time.monotonic() - started > seconds:
                 return None
             await asyncio.sleep(0.05)
@@ -143,26 +149,41 @@ class Clients:
     async def _submit(self, number: int) -> None:
         model = self._models[number % len(self._models)]
         body = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS[model], **self._webhook}
-        headers = {"idempotency-key": f"chaos-{number}"}
-        to_say = 1 if number % SAY_TWICE else 2
+        if self._makes_drafts and number % DRAFT_EACH == 0:
+            body["draft_steps"] = STEPS[model] // 2
+        if self._makes_drafts and number % SEVERAL_EACH == 0:
+            body["count"] = 2
+        times = 1 if number % SAY_TWICE else 2
+        await self._say(f"/v2/{model}", body, f"chaos-{number}", times)
+
+    async def _finish(self, draft_id: str) -> None:
+        """Twice, as a draft has one finish; without a key, which would see to that."""
+        await self._say(f"/v2/requests/{draft_id}/finish", dict(self._webhook), "", 2)
+
+    async def _say(self, path: str, body: dict[str, Any], key: str, times: int) -> None:
+        """Send it until it is accepted so many times."""
+        headers = {"idempotency-key": key} if key else {}
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            url = f"{self._next_url()}/v2/{model}"
+            url = self._next_url() + path
             answer = await self._ask("POST", url, json=body, headers=headers)
             if answer is not None and answer.is_success:
-                self._accept(answer, number)
-                to_say -= 1
-            if not to_say:
+                self._accept(answer, key or path)
+                times -= 1
+            if not times:
                 return
             await asyncio.sleep(AGAIN_SECONDS)
         self.gave_up += 1
 
-    def _accept(self, answer: httpx2.Response, number: int) -> None:
-        request_id = answer.json()["request_id"]
+    def _accept(self, answer: httpx2.Response, submit: str) -> None:
+        body = answer.json()
         self.replayed += REPLAYED in answer.headers
-        if request_id not in self._ended:
-            self._open[request_id] = None
-        self._note(Event(time.time(), What.ACKNOWLEDGED, request_id, detail=str(number)))
+        for place, request in enumerate(body.get("requests", [body])):
+            request_id = request["request_id"]
+            if request_id not in self._ended:
+                self._open[request_id] = None
+            detail = f"{submit} {place}"
+            self._note(Event(time.time(), What.ACKNOWLEDGED, request_id, detail=detail))
 
     async def _look(self, url: str, request_id: str) -> bool:
         """Note the end of a request, if it has come. False when there is no answer."""
@@ -178,6 +199,8 @@ class Clients:
             detail = body.get("error_code", COMPLETED)
             end = json.dumps(_without_links(body), sort_keys=True)
             self._note(Event(time.time(), What.ANSWERED, request_id, detail=detail, body=end))
+            if "draft" in body and request_id not in self._finishes:
+                self._finishes[request_id] = asyncio.create_task(self._finish(request_id))
         return True
 
     async def _fetch(self, request_id: str, url: str) -> None:
@@ -206,6 +229,8 @@ ENDS = {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.NOT_FOUND}
 def _without_links(body: dict[str, Any]) -> dict[str, Any]:
     """An end as every gateway tells it: links are on the host that was called."""
     plain = {name: value for name, value in body.items() if name != "output"}
+    if "draft" in plain:
+        plain["draft"] = body["draft"]["steps"]
     if "video" in plain:
         plain["video"] = {name: value for name, value in body["video"].items() if name != "url"}
     return plain

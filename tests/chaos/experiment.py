@@ -110,7 +110,14 @@ class _Experiment:
         ):
             urls = fleet.start(gateways=GATEWAYS, workers=self._plan.workers)
             models = _models(self._plan)
-            async with Clients(urls, key, self._history.append, hook.url, models) as clients:
+            async with Clients(
+                urls,
+                key,
+                self._history.append,
+                hook.url,
+                models,
+                makes_drafts=not self._plan.upgrade_from,
+            ) as clients:
                 quiet = await self._load_and_break(fleet, clients)
                 await clients.look_again()
                 deliveries = await _deliveries(hook, clients.ids) if hook.url else {}

@@ -6,7 +6,7 @@ reconciler has taken them away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -41,7 +41,7 @@ from worker.errors import (
 )
 from worker.job import Cancellation, Status
 from worker.store import keyspace, scripts
-from worker.store.submits import Accepted
+from worker.store.submits import Accepted, NewRequest
 from worker.store.worker_side import Lease, Order, Recovery, Result
 
 WORKERS = sampled_from(["ann", "bob", "cid"])
@@ -51,16 +51,24 @@ SERVED = sampled_from([[MOCHI.slug], [FAST_MOCHI.slug], [*CATALOGUE]])
 PRICES = sampled_from([FREE, Price(3), Price(4, gpu_second=2, most_gpu_seconds=3)])
 
 
+WEBHOOK = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
+
+
 class Requests(Promises):
-    """One gateway, three workers, and a reconciler that may look at any time."""
+    """One gateway, three workers, and a reconciler that may look at any time.
+
+    `finishes`: by the id of a draft, that of its latest finish.
+    """
 
     ids: Bundle[str] = Bundle("ids")
+    drafts: Bundle[str] = Bundle("drafts")
     pops: Bundle[tuple[str, str]] = Bundle("pops")
     leases: Bundle[Lease] = Bundle("leases")
 
     @initialize()
     def flush(self) -> None:
         self.redis.flushall()
+        self.finishes: dict[str, str] = {}
         account = {"balance": GRANTED, "granted": GRANTED, "reserved": 0, "charged": 0}
         account |= {"monthly_cap": MONTHLY_CAP}
         self.redis.hset(keyspace.API_KEY + OWNER, mapping=account)  # type: ignore[arg-type]
@@ -70,39 +78,85 @@ class Requests(Promises):
                 scripts.source(name)
             )  # or the reply to this would be the lost one
 
-    @rule(target=ids, model=MODELS, lost=booleans(), keyed=booleans(), price=PRICES)
-    def submit(self, model: str, lost: bool, keyed: bool, price: Price) -> Any:
+    @rule(
+        target=ids,
+        model=MODELS,
+        lost=booleans(),
+        keyed=booleans(),
+        drafted=booleans(),
+        price=PRICES,
+    )
+    def submit(self, model: str, lost: bool, keyed: bool, drafted: bool, price: Price) -> Any:
         first = self.redis.hget(self.key.key, "request_id") if keyed else None
-        room = self.redis.zcard(keyspace.QUEUES[model].waiting) < MOST_WAITING
-        AsyncForgetful.lose_next = lost
+        fields = WEBHOOK | ({"draft_steps": "4"} if drafted else {})
         submit = self.gateway.submit(
             params(model=model),
             OWNER,
             price=price,
             idempotency=self.key if keyed else None,
-            further={"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"},
+            further=fields,
         )
+        return self.made(submit, model, price, lost=lost, first=str(first) if first else None)
+
+    @rule(target=ids, model=MODELS, count=integers(2, 3), lost=booleans(), price=PRICES)
+    def submit_several(self, model: str, count: int, lost: bool, price: Price) -> Any:
+        requests = [NewRequest(params(model=model), WEBHOOK)] * count
+        submit = self.gateway.submit_all(requests, OWNER, price=price)
+        return self.made(submit, model, price, lost=lost, count=count)
+
+    @rule(target=ids, draft_id=drafts, lost=booleans(), price=PRICES)
+    def finish(self, draft_id: str, lost: bool, price: Price) -> Any:
+        draft = self.job(draft_id)
+        if draft is None or not draft.draft_steps or draft.status is not Status.COMPLETED:
+            return multiple()
+        first = self.finishes.get(draft_id)
+        job = self.job(first) if first else None
+        request = NewRequest(draft.params, WEBHOOK | {"draft_of": draft_id, "first_step": "4"})
+        submit = self.gateway.submit_all([request], OWNER, price=price, draft_id=draft_id)
+        is_kept = job is not None and job.status is not Status.FAILED
+        made = self.made(submit, draft.model, price, lost=lost, first=first if is_kept else None)
+        if isinstance(made, str):
+            self.finishes[draft_id] = made
+        return made
+
+    def made(
+        self,
+        submit: Coroutine[Any, Any, Accepted],
+        model: str,
+        price: Price,
+        *,
+        lost: bool,
+        count: int = 1,
+        first: str | None = None,
+    ) -> Any:
+        """The ids of as many requests, or none where the submit must be refused, or replays."""
+        most = count * to_millionths(price.most)
+        refusal = self.refusal(model, count, most)
+        AsyncForgetful.lose_next = lost
         if first:
-            assert self.loop.run(submit) == Accepted(str(first), is_replay=True)
+            assert self.loop.run(submit) == Accepted(first, is_replay=True)
             return multiple()
-        if not room:
-            with pytest.raises(QueueFullError):
-                self.loop.run(submit)
-            return multiple()
-        if to_millionths(price.most) > self.balance():
-            with pytest.raises(TooFewCreditsError):
-                self.loop.run(submit)
-            return multiple()
-        if price.most and to_millionths(price.most) > self.left_of_month():
-            with pytest.raises(MonthlyCapError):
+        if refusal:
+            with pytest.raises(refusal):
                 self.loop.run(submit)
             return multiple()
         accepted = self.loop.run(submit)
         # Asked again after a lost reply, the broker knows it already by its id.
         assert not accepted.is_replay
-        request_id = accepted.request_id
-        self.accepted.add(request_id)
-        return request_id
+        job = self.job(accepted.request_id)
+        assert job is not None
+        made = [accepted.request_id, *job.siblings.split()]
+        assert len({*made}) == count
+        self.accepted |= {*made}
+        return made[0] if count == 1 else multiple(*made)
+
+    def refusal(self, model: str, count: int, most: int) -> type[Exception] | None:
+        """Why so many requests, which cost at most so much, cannot be accepted."""
+        if self.redis.zcard(keyspace.QUEUES[model].waiting) + count > MOST_WAITING:
+            return QueueFullError
+        if most > self.balance():
+            return TooFewCreditsError
+        return MonthlyCapError if most and most > self.left_of_month() else None
 
     def balance(self) -> int:
         return int(self.redis.hget(keyspace.API_KEY + OWNER, "balance") or 0)
@@ -285,10 +339,18 @@ class Requests(Promises):
         self.complete(lease, lost)
         return lease
 
+    @rule(target=drafts, model=MODELS, worker=WORKERS)
+    def make_draft(self, model: str, worker: str) -> Any:
+        """A submit of a draft and a run in one step: of that, or of the request that is next."""
+        request_id = self.submit(model, lost=False, keyed=False, drafted=True, price=FREE)
+        self.holds_together()
+        self.make(worker, [*CATALOGUE], lost=False)
+        return request_id
+
     @rule(target=ids, model=MODELS, worker=WORKERS, lost=booleans())
     def spend(self, model: str, worker: str, lost: bool) -> Any:
         """A submit and a run in one step, so that a month comes to its cap more often."""
-        request_id = self.submit(model, lost=False, keyed=False, price=Price(2))
+        request_id = self.submit(model, lost=False, keyed=False, drafted=False, price=Price(2))
         self.holds_together()
         self.make(worker, [*CATALOGUE], lost)
         return request_id
