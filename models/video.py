@@ -111,8 +111,8 @@ def _mp4(rate: Fraction) -> list[str]:
 def _webm(_rate: Fraction) -> list[str]:
     return [
         *("-vf", YUV, "-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0"),
-        # Without a look ahead, which takes three to six times as long. How much smaller it makes the
-        # file depends on the grain: by 5 to 47 % where that was measured (docs/operate/performance.md).
+        # Without a look ahead, which takes three to six times as long, for files that are 5 to 47 %
+        # smaller, by their grain: see docs/operate/performance.md.
         *("-deadline", "realtime", "-cpu-used", "5", "-tile-columns", "1", "-row-mt", "0"),
         *("-f", "webm", "-cues_to_front", "1"),
     ]
