@@ -1,4 +1,4 @@
-"""`mochi-server generate`: submit a request, follow it with a progress bar, download the video."""
+"""`mochi-server generate` and `finish`: submit, follow with a progress bar, download the video."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from models.params import FORMATS, MODEL, STILLS, RequestParams, Still
+from server.api.submit.plan import DRAFT_STEPS
 from server.cli.access import START_IT, Access, ApiKeyOption, ServerUrl
 from server.cli.options import (
     add_options,
@@ -79,6 +80,10 @@ def generate(
     model: Annotated[
         str, typer.Option(help="The model, with ranges and defaults of its own.")
     ] = MODEL,
+    draft: Annotated[
+        int | None,
+        typer.Option(help="Run only the first so many steps; `mochi-server finish` does the rest."),
+    ] = None,
     url: ServerUrl = None,
     api_key: ApiKeyOption = None,
     **params: Any,  # noqa: ANN401 (of the fields of RequestParams)
@@ -97,6 +102,8 @@ def generate(
         raise typer.BadParameter('Put the prompt into quotes: generate "A red panda".')
     on_signals(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C
     asked = {name: value for name, value in params.items() if value is not None}
+    if draft is not None:
+        asked[DRAFT_STEPS] = draft
     suffix = output.suffix.lower().removeprefix(".") if output else ""
     if suffix in FORMATS and suffix != DEFAULT_FORMAT:
         asked.setdefault("format", suffix)
@@ -106,6 +113,35 @@ def generate(
         client = Client(Access.of(url, api_key))
         with nullcontext(output) if output else new_file(default) as file:
             client.generate({"prompt": prompt[0], **asked}, file, model)
+
+
+@settings_options("data_dir")
+def finish(
+    request_id: Annotated[
+        str, typer.Argument(metavar="ID", help="The draft, as `generate --draft` names it.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            callback=expand,
+            help="The video to write or overwrite. [default: as for `generate`]",
+        ),
+    ] = None,
+    url: ServerUrl = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Run the steps that a draft has left, and write the video to a file.
+
+    Example: `mochi-server generate "A pond" --draft 8`, then `mochi-server finish ID`
+    """
+    on_signals(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C
+    with exit_on_error():
+        client = Client(Access.of(url, api_key))
+        default = DEFAULT_OUTPUT.with_suffix(client.suffix_of(request_id))
+        with nullcontext(output) if output else new_file(default) as file:
+            client.finish(request_id, file)
 
 
 class Client:
@@ -126,8 +162,21 @@ class Client:
             OutputError: `output` cannot be written; no request was made.
             ClientError: there is no video; nothing was written.
         """
+        self._make(f"/v2/{quote(model, safe='')}", params, output)
+
+    def finish(self, draft_id: str, output: Path) -> None:
+        """The same for the request that finishes a draft."""
+        self._make(f"/v2/requests/{quote(draft_id, safe='')}/finish", {}, output)
+
+    def suffix_of(self, request_id: str) -> str:
+        """Of the file of a request's video, like `.mp4`. Raises ClientError if it has none."""
+        result = self._json("GET", self._request_url(quote(request_id, safe="")))
+        file_name = result.get("video", {}).get("file_name", "")
+        return Path(file_name).suffix or f".{DEFAULT_FORMAT}"
+
+    def _make(self, path: str, body: dict[str, Any], output: Path) -> None:
         check_file(output)
-        request_id = self._submit(params, model)
+        request_id = self._submit(path, body)
         # Not by the links in the response: behind a proxy they can lead to another host.
         request_url = self._request_url(request_id)
         try:
@@ -151,14 +200,19 @@ class Client:
             errors.print(f"{still}: {still.stat().st_size:,} bytes")
         for warning in result.get("warnings", ()):
             errors.print(visible(warning), style="yellow")
+        if draft := result.get("draft"):
+            errors.print(
+                f"A draft: {draft['steps']} of {draft['total_steps']} steps. To run the others: "
+                f"mochi-server finish {request_id}"
+            )
 
-    def _submit(self, params: dict[str, Any], model: str) -> str:
+    def _submit(self, path: str, body: dict[str, Any]) -> str:
         """Make a request and return its id. An interruption before it is known cancels, too."""
         headers = {"idempotency-key": str(uuid4())}  # the id of the same request comes again
 
         def ask() -> str:
-            url = f"{self._url}/v2/{quote(model, safe='')}"
-            return str(self._json("POST", url, json=params, headers=headers)["request_id"])
+            url = self._url + path
+            return str(self._json("POST", url, json=body, headers=headers)["request_id"])
 
         try:
             return ask()
