@@ -29,7 +29,7 @@ def build_engine(settings: EngineSettings, cache_dir: Path, leader: Leader | Non
             from models.mock.fake_engine import FakeEngine  # noqa: PLC0415 (of an extra)
         except ImportError as error:
             raise not_installed(error, "'.[mock]'") from error
-        return FakeEngine(settings.fake_step_seconds)
+        return FakeEngine(settings.fake_step_seconds, loras=settings.named_loras)
     if sys.flags.optimize > 1:
         raise EngineUnavailableError(
             "Python leaves out docstrings here, which transformers needs. Start it without -OO and "

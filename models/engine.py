@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from models.errors import EngineError
 from models.params import GenerateParams
 
 OnStep = Callable[[int, int], None]
@@ -56,6 +57,7 @@ class Traits:
         lossy: speed modes that change the pictures, none by default.
         is_mock: whether the engine has no real weights and serves tests.
         gpus: cards that share each video; on a CPU, processes.
+        loras: those that requests may name; each with a digest of its numbers.
     """
 
     model: str
@@ -65,6 +67,13 @@ class Traits:
     lossy: tuple[str, ...] = ()
     is_mock: bool = False
     gpus: int = 1
+    loras: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+
+    def check_loras(self, params: GenerateParams) -> None:
+        """Raise EngineError if the engine lacks a LoRA that a request asks for."""
+        for name in params.lora or {}:
+            if name not in self.loras:
+                raise EngineError(f"This worker has no LoRA `{name}`.")
 
     def __str__(self) -> str:
         precision = self.precision.removeprefix("none")  # as without a model

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 NAME = r"[a-z0-9-]{1,40}"
@@ -13,6 +15,27 @@ MOST_AT_ONCE = 4
 MOST_SCALE = 2.0
 """Of a LoRA in a request, and its negative: styles are used from 0.5 to 1.2, and sliders from -2 to
 2. With more, a LoRA outweighs the weights it is made for, and the pictures break."""
+
+RULE = (
+    f"the name of a LoRA, or an object of up to {MOST_AT_ONCE} names with their scales, numbers "
+    f"from -{MOST_SCALE:g} to {MOST_SCALE:g}"
+)
+JSON_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "pattern": f"^{NAME}$"},
+        {
+            "type": "object",
+            "propertyNames": {"pattern": f"^{NAME}$"},
+            "additionalProperties": {
+                "type": "number",
+                "minimum": -MOST_SCALE,
+                "maximum": MOST_SCALE,
+            },
+            "maxProperties": MOST_AT_ONCE,
+        },
+        {"type": "null"},
+    ]
+}
 
 _ITEM = re.compile(rf"(?P<name>{NAME})(\s*=\s*(?P<path>.+))?")
 
@@ -40,3 +63,39 @@ def parse_named(text: str) -> dict[str, Path | None]:
     if len(named) > MOST:
         raise ValueError(f"it has {len(named)} LoRAs, and a worker offers at most {MOST}")
     return named
+
+
+def scales_of(value: object) -> dict[str, float] | None:
+    """The LoRAs that a request asks for, by name and in its order; None for none.
+
+    Args:
+        value: a name, an object of names and scales, or either as the text of a form.
+
+    Raises:
+        ValueError: it is something else; the text completes "it has …".
+    """
+    if isinstance(value, str):
+        value = _of_text(value.strip())
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError("another type")  # noqa: TRY004 (of a client's value)
+    if len(value) > MOST_AT_ONCE:
+        raise ValueError(f"{len(value)} names")
+    for name, scale in value.items():
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            raise ValueError("a name that is not up to 40 lower-case letters, digits and hyphens")
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise ValueError(f"a scale of `{name}` that is no number")  # noqa: TRY004 (as above)
+        if not -MOST_SCALE <= scale <= MOST_SCALE:
+            raise ValueError(f"a scale of `{name}` that is out of range")
+    return {name: float(value[name]) for name in sorted(value)} or None
+
+
+def _of_text(text: str) -> object:
+    if not text.startswith("{"):
+        return {text: 1.0} if text else None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("a text that is no JSON") from None

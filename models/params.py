@@ -12,10 +12,19 @@ from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, Le, MaxLen
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from models import loras
 from models.errors import InvalidParametersError
 
 MODEL = "mochi-1"
@@ -82,10 +91,20 @@ def _not_blank(value: str) -> str:
     return value
 
 
+def _loras(value: object) -> object:
+    try:
+        return loras.scales_of(value)
+    except ValueError as error:
+        raise PydanticCustomError("lora", "{why}", {"why": str(error)}) from None
+
+
 Number = Annotated[float, BeforeValidator(number_of_text)]
 Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(number_of_text)]
 Text = Annotated[str, AfterValidator(_plain_text)]
 Flag = Annotated[bool, BeforeValidator(_flag_of_text)]
+Loras = Annotated[
+    dict[str, float] | None, BeforeValidator(_loras), WithJsonSchema(loras.JSON_SCHEMA)
+]
 
 
 class GenerateParams(BaseModel):
@@ -116,6 +135,14 @@ class GenerateParams(BaseModel):
         ge=DRAW_SEED,
         le=MAX_SEED,
         description="The same seed and parameters give the same frames; -1 draws a seed.",
+    )
+    lora: Loras = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description=(
+            "LoRAs of the server's workers: a name, or an object of names with their scales, where "
+            "1 is as trained. `GET /version` lists the names."
+        ),
     )
 
     @classmethod
@@ -216,6 +243,8 @@ def shown(bound: float) -> str:
 
 def _explain(error: ErrorDetails, kind: type[GenerateParams]) -> str:
     name = str(error["loc"][0])
+    if error["type"] == "lora":
+        return f"`{name}` must be {loras.RULE}; it has {error['msg']}."
     rule = _rule(kind.model_fields[name])
     if error["type"] == "missing":
         return f"`{name}` is required: {rule}."

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.catalogue import CATALOGUE, Model
 from models.errors import EngineUnavailableError
+from models.loras import parse_named
 from models.mock.card_speed import FORM as MOCK_SPEED_FORM
 from models.mock.card_speed import INSTANT, PEAK_TFLOPS, SPEEDUPS
 from models.params import MODEL
@@ -31,7 +32,7 @@ _WITHOUT_REAL_WEIGHTS = frozenset(
             "fake_step_seconds",
             "mock_speed",
         ),
-        *("gpus_per_video", "encode_ahead"),
+        *("gpus_per_video", "encode_ahead", "loras"),
     }
 )
 """Settings that engines without real weights use."""
@@ -218,6 +219,14 @@ class EngineSettings(BaseSettings):
             "LoRA files to fuse in, comma-separated: FILE.safetensors or FILE.safetensors=0.8."
         ),
     )
+    loras: str = Field(
+        default="",
+        description=(
+            "LoRAs that requests may name, up to 16, comma-separated: name=FILE.safetensors. With "
+            "mock weights, a name alone will do: they draw its numbers, and the light mock reads "
+            "no file."
+        ),
+    )
     fp8: bool = Field(
         default=False,
         description="Lossy: matrix products in 8-bit floats. Needs Ada, Hopper or newer.",
@@ -256,6 +265,17 @@ class EngineSettings(BaseSettings):
                 )
         return ",".join(dict.fromkeys(each))
 
+    @field_validator("loras")
+    @classmethod
+    def _are_named(cls, text: str) -> str:
+        """The same with whole paths: other processes start in other folders."""
+        try:
+            named = parse_named(text)
+        except ValueError as error:
+            raise PydanticCustomError("loras", "{why}", {"why": str(error)}) from None
+        paths = {name: path and _make_absolute(path) for name, path in named.items()}
+        return ",".join(f"{name}={path}" if path else name for name, path in paths.items())
+
     @field_validator("weights")
     @classmethod
     def _are_of_the_model(cls, weights: str, info: ValidationInfo) -> str:
@@ -269,6 +289,11 @@ class EngineSettings(BaseSettings):
         if count not in GROUP_SIZES:
             raise PydanticCustomError("gpus_per_video", "It must be 1, 2, 4, 6 or 8")
         return count
+
+    @property
+    def named_loras(self) -> dict[str, Path | None]:
+        """The files of `loras` by name; None of a name alone."""
+        return parse_named(self.loras)
 
     @property
     def served(self) -> tuple[Model, ...]:

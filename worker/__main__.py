@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
@@ -19,6 +21,7 @@ from models.group import Leader
 from models.mock.card_speed import MockSpeed
 from models.moderation.build import build_moderation
 from models.moderation.stages import Moderation
+from models.params import MODEL
 from models.version import this_build
 from models.video import encoder
 from worker.broker.connection import (
@@ -29,6 +32,7 @@ from worker.broker.connection import (
 )
 from worker.broker.health import BrokerLog
 from worker.errors import (
+    BrokerUnavailableError,
     OutputsUnusableError,
     ProvenanceUnusableError,
     SchemaError,
@@ -179,10 +183,13 @@ def work(
     """
     stop = Stop(settings.drain_seconds)
     notifier = notifier or Notifier()
-    brief_store = _store(settings, connect_briefly(settings.redis_url))
+    models = tuple(model.slug for model in settings.served)
+    live = LiveWorker(name, engine.traits, version=this_build().version, models=models)
+    brief_store = _store(settings, connect_briefly(settings.redis_url), live.sources)
+    _warn_of_other_loras(brief_store, live)
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)
     heartbeat = Heartbeat(
-        LiveWorker(name, engine.traits, version=this_build().version, models=_slugs(settings)),
+        live,
         brief_store,
         reconciler,
         BrokerLog(settings.redis_url),
@@ -194,7 +201,11 @@ def work(
     runner = Runner(
         worker=name,
         engine=engine,
-        store=_store(settings, connect_worker(settings.redis_url, is_over=lambda: stop.urgent)),
+        store=_store(
+            settings,
+            connect_worker(settings.redis_url, is_over=lambda: stop.urgent),
+            live.sources,
+        ),
         outputs=outputs,
         heartbeat=heartbeat,
         moderation=moderation,
@@ -212,7 +223,7 @@ def work(
     connection = connect_worker(
         settings.redis_url, is_over=lambda: stop.draining, decode_responses=False
     )
-    worker = EngineWorker(name, runner, connection, stop=stop, models=_slugs(settings))
+    worker = EngineWorker(name, runner, connection, stop=stop, sources=live.sources)
     read_mark(outputs, heartbeat)
     start_mark_reader(outputs, heartbeat)
     start_sweeper(brief_store, outputs, retention_seconds=settings.retention_seconds)
@@ -229,17 +240,24 @@ def work(
         notifier.stopping()
 
 
-def _store(settings: WorkerSettings, redis: Client) -> WorkerStore:
+def _warn_of_other_loras(store: WorkerStore, live: LiveWorker) -> None:
+    """Requests name LoRAs: under one name, all workers should have the same numbers."""
+    with suppress(BrokerUnavailableError):
+        for other in store.live_workers():
+            for name, digest in live.engine.loras.items():
+                if other.engine.loras.get(name, digest) != digest:
+                    _log.warning("lora.differs", lora=name, worker=other.name)
+
+
+def _store(
+    settings: WorkerSettings, redis: Client, sources: Sequence[str] = (MODEL,)
+) -> WorkerStore:
     return WorkerStore(
         redis,
         lease_seconds=settings.lease_seconds,
         retention_seconds=settings.retention_seconds,
-        models=_slugs(settings),
+        sources=sources,
     )
-
-
-def _slugs(settings: WorkerSettings) -> tuple[str, ...]:
-    return tuple(model.slug for model in settings.served)
 
 
 if __name__ == "__main__":

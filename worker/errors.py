@@ -88,8 +88,9 @@ class BrokerStartError(JobError):
 class NoWorkerError(JobError):
     """No live worker has the model loaded."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, loras: str = "") -> None:
         which = "" if model == MODEL else f" for `{model}`"
+        which += f" with the LoRAs {loras}" if loras else ""
         super().__init__(
             f"No live worker takes requests{which}: /readyz says why. Requests to /v2 wait for one."
         )

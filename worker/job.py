@@ -12,6 +12,19 @@ from typing import Any
 from models.catalogue import CATALOGUE
 from models.params import MODEL, STILLS, FileParams, GenerateParams, RequestParams, Still
 
+LORA = "+lora"
+"""At the end of the name of a queue: its requests ask for LoRAs."""
+
+
+def queue_of(params: GenerateParams) -> str:
+    """The queue of a request: one for each model, and one for its requests with LoRAs."""
+    return params.model + (LORA if params.lora else "")
+
+
+def model_of(queue: str) -> str:
+    """The slug of a queue's model."""
+    return queue.removesuffix(LORA)
+
 
 class Status(StrEnum):
     """All states of a request."""
@@ -209,6 +222,11 @@ class Job:
     def request(self) -> RequestParams:
         """All parameters of the request, with the seed that is used."""
         return CATALOGUE[self.model].request.model_validate_json(self.params_json)
+
+    @property
+    def queue(self) -> str:
+        """See `queue_of`."""
+        return queue_of(self.params)
 
     @property
     def last_step(self) -> int:

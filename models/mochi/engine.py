@@ -17,6 +17,7 @@ from models.errors import OutOfMemoryError
 from models.mochi.checkpoint import LatentsKeeper
 from models.mochi.denoise import Schedule, denoise
 from models.mochi.memory.host_copy import to_host
+from models.mochi.network.adapters import Adapters
 from models.mochi.network.attention import Kernel, use_kernel
 from models.mochi.network.modulation import Conditioner
 from models.mochi.network.ranks import ALONE, Ranks
@@ -49,6 +50,7 @@ class MochiEngine:
             `traits`.
         ranks: the cards that share each video.
         noise: the schedule that the weights are trained for.
+        adapters: of `core`; None where requests may name no LoRA.
     """
 
     text_encoder: TextEncoder
@@ -67,6 +69,7 @@ class MochiEngine:
     origin: str = ""
     ranks: Ranks = ALONE
     noise: NoiseSchedule = MOCHI.schedule
+    adapters: Adapters | None = None
 
     @property
     def encode_ahead(self) -> EncodeAhead | None:
@@ -86,7 +89,9 @@ class MochiEngine:
         Raises:
             OutOfMemoryError: the device has too little memory for so many frames.
             EngineBrokenError: CUDA has failed, and refuses further work of this process.
+            EngineError: it lacks a LoRA that the request names.
         """
+        self.traits.check_loras(params)
         with contextlib.suppress(torch.OutOfMemoryError), translate_gpu_errors(self.device):
             prompts = self._prompts(params)
             latents = self._denoise(
@@ -134,6 +139,8 @@ class MochiEngine:
         previews: Previews | None = None,
         stop_after: int | None = None,
     ) -> Tensor:
+        if self.adapters:
+            self.adapters.use(params.lora or {})
         schedule = Schedule.of(self.scheduler, params.steps, self.noise)
         last = stop_after or params.steps
         own = self.ranks.branches([prompt.embedding for prompt in prompts])
@@ -161,7 +168,10 @@ class MochiEngine:
         if checkpoints is None or self.step_cache:
             return None
         size = f"{self.width}x{self.height}"
-        identity = f"{params.model_dump_json()} {self.traits!r} {size} {self.origin}"
+        asked = params.model_dump_json(exclude={"lora"})
+        if self.adapters and params.lora:
+            asked += f" {self.adapters.identity(params.lora)}"
+        identity = f"{asked} {self.traits!r} {size} {self.origin}"
         return LatentsKeeper(checkpoints, identity, params.steps, stop_after)
 
     def _noise(self, params: GenerateParams) -> Tensor:

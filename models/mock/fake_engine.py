@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from models.engine import (
     Checkpoints,
@@ -22,20 +22,27 @@ from models.params import GenerateParams
 class FakeEngine:
     """Sleeps for each step, then draws the video; see `Scene`."""
 
-    def __init__(self, step_seconds: float, sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self,
+        step_seconds: float,
+        sleep: Callable[[float], object] = time.sleep,
+        loras: Iterable[str] = (),
+    ) -> None:
         """Make an engine.
 
         Args:
             step_seconds: how long a step takes, 0 or more.
             sleep: waits for as many seconds.
+            loras: names of those that requests may name. Videos show the names.
         """
         self._step_seconds = step_seconds
         self._sleep = sleep
+        self._loras = dict.fromkeys(loras, "light mock")
 
     @property
     def traits(self) -> Traits:
         """See `Engine`."""
-        return Traits("light mock", "CPU", "none", is_mock=True)
+        return Traits("light mock", "CPU", "none", is_mock=True, loras=self._loras)
 
     @property
     def encode_ahead(self) -> None:
@@ -50,6 +57,7 @@ class FakeEngine:
         stop_after: int | None = None,
     ) -> Clip:
         """See `Engine`."""
+        self.traits.check_loras(params)
         last = stop_after or params.steps
         scene = Scene(params, self.traits.model, "drawn without a model", stop_after)
         on_step(0, last)

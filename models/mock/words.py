@@ -44,6 +44,10 @@ def words(params: GenerateParams, made: str, stop_after: int | None = None) -> I
         f"{params.fps:g} fps",
     )
     pen.text((MARGIN, 362), "   ".join(facts), 230, font(SMALL))
+    if params.lora:
+        loras = "   ".join(f"{name} {scale:g}" for name, scale in params.lora.items())
+        loras = _shortened(loras, font(SMALL), WIDTH // 3)
+        pen.text((WIDTH - MARGIN, 362), loras, 230, font(SMALL), anchor="ra")
     if params.negative_prompt.strip():
         line = f"not: {_plain(params.negative_prompt)}"
         pen.text((MARGIN, 390), _shortened(line, font(SMALL), WIDTH - 2 * MARGIN), 180, font(SMALL))

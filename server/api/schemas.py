@@ -280,6 +280,9 @@ class VersionBody(BaseModel):
     engines: list[EngineBody] = Field(
         description="One for each live worker; none while the broker does not answer."
     )
+    loras: list[str] | None = absent_when_none(
+        "Names of LoRAs that requests may have as `lora`; absent without any."
+    )
     link_origins: list[str] = Field(
         description="Scheme and host of links in responses, where they are not the caller's: "
         "MOCHI_PUBLIC_URL, and the S3 store of videos."

@@ -65,6 +65,8 @@ class ServedModels:
 
     def __init__(self, models: Iterable[Model]) -> None:
         self._slugs = {model.slug for model in models}
+        self.loras: set[str] = set()
+        """Names of LoRAs that workers have, or had since the gateway's start."""
 
     def __iter__(self) -> Iterator[Model]:
         """In the order of the catalogue."""
@@ -78,6 +80,7 @@ class ServedModels:
         """Add what these workers run."""
         for worker in workers:
             self._slugs.update(worker.models)
+            self.loras.update(worker.engine.loras)
 
     def find(self, slug: object) -> Model:
         """The model with this slug.

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
@@ -47,9 +47,10 @@ KINDS = {".mp4": "an MP4", ".webm": "a WebM", ".gif": "a GIF"}
 
 
 def _help(field: FieldInfo) -> str:
-    choices = get_args(field.annotation)  # of a Literal
+    is_choice = get_origin(field.annotation) is Literal
+    choices = get_args(field.annotation) if is_choice else ()
     values = f" [values: {', '.join(choices)}]" if choices else ""
-    default = "" if field.default in ("", False) else f" [default: {field.default!r}]"
+    default = "" if field.default in ("", False, None) else f" [default: {field.default!r}]"
     return f"{field.description}{values}{default}"
 
 

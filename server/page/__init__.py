@@ -104,6 +104,8 @@ class Page:
     def render(cls) -> Page:
         texts, numbers, outputs = "", "", ""
         for name, field in RequestParams.model_json_schema()["properties"].items():
+            if "anyOf" in field:
+                continue  # the choice of a LoRA: its names are those of the workers
             if "enum" in field:
                 outputs += _SELECT.substitute(_common(name, field), options=_options(field))
             elif field["type"] == "boolean":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import pytest
@@ -30,9 +30,10 @@ def params(prompt: str = "a pond", model: str = MODEL, **others: Any) -> Generat
     return CATALOGUE[model].parameters(**given)
 
 
-def live(name: str = "ann", *models: str) -> LiveWorker:
+def live(name: str = "ann", *models: str, loras: Iterable[str] = ()) -> LiveWorker:
     """A worker with some engine, of the default model if none is given."""
-    return LiveWorker(name, Traits("some weights", "CPU", "float32"), models=models or (MODEL,))
+    engine = Traits("some weights", "CPU", "float32", loras=dict.fromkeys(loras, "a digest"))
+    return LiveWorker(name, engine, models=models or (MODEL,))
 
 
 def ask_gateway(
@@ -77,10 +78,10 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, **sources: str) -> None:
     monkeypatch.setattr(scripts, "source", lambda name: sources.get(name) or ours(name))
 
 
-def pop(redis: Redis, *models: str) -> str | None:
-    """The next id, popped as a worker of these models does, or of the default one."""
+def pop(redis: Redis, *sources: str) -> str | None:
+    """The next id, popped as a worker of these queues does, or of the default one."""
     script = redis.register_script(scripts.source("pop"))
-    popped = script(keys=keyspace.for_scripts(), args=models or [MODEL])
+    popped = script(keys=keyspace.for_scripts(), args=sources or [MODEL])
     return None if popped is None else str(popped)
 
 
@@ -91,7 +92,7 @@ def waiting(redis: Redis) -> list[str]:
 
 def queue_of(redis: Redis, request_id: str) -> keyspace.QueueKeys:
     """The keys of the queue that the request's record names."""
-    return keyspace.QUEUES[str(redis.hget(keyspace.record(request_id), "model") or MODEL)]
+    return keyspace.QUEUES[str(redis.hget(keyspace.record(request_id), "queue") or MODEL)]
 
 
 def end_lease(redis: Redis, request_id: str) -> None:

@@ -40,7 +40,7 @@ _log = structlog.get_logger()
 
 
 class EngineWorker(SimpleWorker):
-    """Pops ids of the models that it runs, one at a time, and hands each to the runner."""
+    """Pops ids of its queues, one at a time, and hands each to the runner."""
 
     queue_class = FairQueue
 
@@ -51,9 +51,9 @@ class EngineWorker(SimpleWorker):
         connection: Client,
         *,
         stop: Stop,
-        models: Sequence[str] = (MODEL,),
+        sources: Sequence[str] = (MODEL,),
     ) -> None:
-        self._queue = queue_of(models, connection)
+        self._queue = queue_of(sources, connection)
         super().__init__(
             [self._queue],
             name=name,

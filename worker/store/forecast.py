@@ -92,11 +92,11 @@ class Forecaster:
     async def seconds_left(self, job: Job) -> float | None:
         if job.status.is_final:
             return None
-        return (await self.now(job.model)).seconds_left(job, time.monotonic())
+        return (await self.now(job.queue)).seconds_left(job, time.monotonic())
 
-    async def now(self, model: str = MODEL) -> Forecast:
+    async def now(self, queue: str = MODEL) -> Forecast:
         if time.monotonic() < self._good_until:
-            return self._forecasts[model]
+            return self._forecasts[queue]
         async with self._lock:  # concurrent callers wait for one walk
             began = time.monotonic()
             if began >= self._good_until:
@@ -105,7 +105,7 @@ class Forecaster:
                 self._forecasts = _forecasts(found, time.monotonic())
                 took = time.monotonic() - began
                 self._good_until = began + took / SHARE
-            return self._forecasts[model]
+            return self._forecasts[queue]
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _forecasts(answer: list[Any], made_at: float) -> dict[str, Forecast]:
         paces = read_paces(kept, engines)
         queues[model] = _Queue(paces, ids, [*map(_work, works, firsts)], [*map(int, times)])
     busy = {
-        run["worker"]: _left(run, queues[run["model"]].paces, found["now_ms"])
+        run["worker"]: _left(run, queues[run["queue"]].paces, found["now_ms"])
         for run in map(dict, map(pairs, found["runs"]))
         if run["worker"] and run["work"]
     }
@@ -171,7 +171,7 @@ def _simulate(free_in: Iterable[tuple[float, LiveWorker]], queues: Mapping[str, 
     A worker of several models takes the request that has waited longest of those that are next.
     """
     order = [
-        (seconds, number, [queues[model] for model in worker.models if model in queues])
+        (seconds, number, [queues[queue] for queue in worker.queues if queue in queues])
         for number, (seconds, worker) in enumerate(free_in)
     ]
     heapq.heapify(order)

@@ -13,18 +13,21 @@ from rq.queue import Queue as RqQueue
 
 from models.catalogue import CATALOGUE
 from models.params import MODEL
+from worker.job import LORA
 
 
 @dataclass(frozen=True)
 class QueueKeys:
-    """The keys of one model's queue, by their names in `lua/common/base.lua`.
+    """The keys of one queue, by their names in `lua/common/base.lua`.
 
-    Each model has its own, so that a release that does not know a model leaves it alone: it would
-    retry a lost run of it in the queue of another.
+    Each model has its own, and one more for its requests with LoRAs. So a release that does not
+    know a model or LoRAs leaves those requests alone: it would retry a lost run of one in the queue
+    of another, or run it without its LoRAs.
 
     Attributes:
         waiting: sorted set: ids that are QUEUED, by place in the queue. With a colon and an owner's
-            id: of one owner.
+            id: of one owner. Of requests with LoRAs also with `:loras`, a set: the choices of LoRAs
+            that wait, their names with commas between; with `:loras:` and such a choice: its ids.
         sequence: counter of submits since the queue was empty.
         turns: hash: owner to the place of the last request that was started, since the queue was
             empty.
@@ -42,10 +45,10 @@ class QueueKeys:
     intermediate: str
 
     @classmethod
-    def of(cls, model: str = MODEL) -> Self:
-        """Those of the default model have no slug in their names, except RQ's."""
-        part = "" if model == MODEL else f"{model}:"
-        rq_queue = RqQueue.redis_queue_namespace_prefix + model
+    def of(cls, queue: str = MODEL) -> Self:
+        """Those of the default model have no name of a queue in theirs, except RQ's."""
+        part = "" if queue == MODEL else f"{queue}:"
+        rq_queue = RqQueue.redis_queue_namespace_prefix + queue
         return cls(
             waiting=f"mochi:{part}waiting",
             sequence=f"mochi:{part}sequence",
@@ -58,8 +61,8 @@ class QueueKeys:
 
 WAITING, SEQUENCE, TURNS, LEASES, RQ_QUEUE, RQ_INTERMEDIATE = astuple(QueueKeys.of())
 """Of the default model."""
-QUEUES = {model: QueueKeys.of(model) for model in CATALOGUE}
-"""By model."""
+QUEUES = {queue: QueueKeys.of(queue) for model in CATALOGUE for queue in (model, model + LORA)}
+"""By name; see `worker.job.queue_of`."""
 LOOKS = "mochi:looks"
 """Hash: when a reconciler looked last, and since when without a gap; in ms."""
 PACES = "mochi:paces"

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.engine import Traits
 from models.params import MODEL
+from worker.job import LORA
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,32 @@ class LiveWorker:
     models: tuple[str, ...] = (MODEL,)
     """Slugs of those that it runs. Workers of releases before this field run the default one."""
 
-    def takes(self, model: str) -> bool:
-        """Whether it takes requests for a model now."""
-        return not self.pause and model in self.models
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """Those from which it takes requests, unless it pauses; see `worker.job.queue_of`."""
+        return queues_of(self.models, self.engine)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The same for scripts: behind the name of a queue with LoRAs come those that it has."""
+        loras = ":" + ",".join(self.engine.loras)
+        return tuple(queue + (loras if queue.endswith(LORA) else "") for queue in self.queues)
+
+    def takes(self, queue: str) -> bool:
+        """Whether it takes requests from a queue now. With LoRAs, those that it has."""
+        return not self.pause and queue in self.queues
+
+    def has_loras(self, names: Iterable[str]) -> bool:
+        return self.engine.loras.keys() >= set(names)
 
     def __str__(self) -> str:
         return _JSON.dump_json(self).decode()
+
+
+def queues_of(models: Iterable[str], engine: Traits) -> tuple[str, ...]:
+    """The queues of a worker: of each of its models, and of its requests with LoRAs."""
+    with_loras = [f"{model}{LORA}" for model in models] if engine.loras else []
+    return (*models, *with_loras)
 
 
 _JSON = TypeAdapter(LiveWorker)

@@ -31,27 +31,27 @@ SERIALIZER = JSONSerializer
 POP_SECONDS = 1
 """Timeout of one blocking pop; also the longest that an idle worker takes to see a signal."""
 LOOK_SECONDS = 0.1
-"""Between two looks of an idle worker of several models: a pop that blocks on several queues loses
+"""Between two looks of an idle worker of several queues: a pop that blocks on several queues loses
 the id when its worker dies."""
 
 
 class FairQueue(Queue):
     """Pops in the order of the fair queue; RQ's own pop is first in, first out."""
 
-    models: ClassVar[Sequence[str]] = (MODEL,)
-    """Slugs of the models whose queues it pops from: see `queue_of`."""
+    sources: ClassVar[Sequence[str]] = (MODEL,)
+    """The queues that it pops from: see `LiveWorker.sources`."""
 
     @override
     @classmethod
     def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
         pop = connection.register_script(scripts.source("pop"))
-        for _ in range(1 if len(cls.models) == 1 else round(POP_SECONDS / LOOK_SECONDS)):
-            popped = pop(keys=keyspace.for_scripts(), args=cls.models)
+        for _ in range(1 if len(cls.sources) == 1 else round(POP_SECONDS / LOOK_SECONDS)):
+            popped = pop(keys=keyspace.for_scripts(), args=cls.sources)
             if popped is not None:
                 return queue_key, popped
-            if len(cls.models) > 1:
+            if len(cls.sources) > 1:
                 time.sleep(LOOK_SECONDS)
-        if len(cls.models) > 1:
+        if len(cls.sources) > 1:
             raise DequeueTimeout(timeout, queue_key)
         try:
             return super().lmove(connection, queue_key, timeout)  # blocks until a submit
@@ -80,27 +80,27 @@ class FairQueue(Queue):
             return None
 
 
-def queue_of(models: Sequence[str], connection: Redis) -> FairQueue:
-    """The queue of a worker that runs these models."""
-    kind = type("FairQueue", (FairQueue,), {"models": tuple(models)})
-    queue: FairQueue = kind(models[0], connection=connection, serializer=SERIALIZER)
+def queue_of(sources: Sequence[str], connection: Redis) -> FairQueue:
+    """The queue of a worker that takes requests from these; the first is a plain one."""
+    kind = type("FairQueue", (FairQueue,), {"sources": tuple(sources)})
+    queue: FairQueue = kind(sources[0], connection=connection, serializer=SERIALIZER)
     return queue
 
 
-def rq_fields(request_id: str, model: str = MODEL) -> list[str | bytes]:
+def rq_fields(request_id: str, queue: str = MODEL) -> list[str | bytes]:
     """RQ's hash of a queued job, as alternating names and values."""
-    return [*_constant_fields(model), "description", request_id]
+    return [*_constant_fields(queue), "description", request_id]
 
 
 @cache
-def _constant_fields(model: str) -> tuple[str | bytes, ...]:
+def _constant_fields(queue: str) -> tuple[str | bytes, ...]:
     """All fields but the id. RQ makes them once, as that takes longer than the whole submit."""
     job = RqJob.create(
         TASK,
         connection=Redis(),  # never used
         serializer=SERIALIZER,
         status=JobStatus.QUEUED,
-        origin=model,
+        origin=queue,
         description="",
         timeout=-1,
     )

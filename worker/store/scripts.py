@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from models.catalogue import CATALOGUE
 from models.params import MODEL
 from worker.broker.schema import ERROR_CODE, READS, SCHEMA, SCHEMA_KEY
 from worker.errors import UnknownAnswerError
@@ -43,7 +42,7 @@ def _constants() -> str:
     reads = ", ".join(f"['{number}'] = true" for number in sorted(READS))
     return (
         f"local BOUNDS_MS = {{ {', '.join(map(str, keyspace.BOUNDS_MS))} }}\n"
-        f"local DEFAULT_MODEL, MODELS = '{MODEL}', {{ {', '.join(map(repr, CATALOGUE))} }}\n"
+        f"local DEFAULT_MODEL, QUEUES = '{MODEL}', {{ {', '.join(map(repr, keyspace.QUEUES))} }}\n"
         f"local QUEUE_KEYS = {{ {', '.join(_queue_keys())} }}\n"
         f"local SCHEMA_KEY, SCHEMA = '{SCHEMA_KEY}', {SCHEMA}\n"
         f"local READS = {{ {reads} }}\n"

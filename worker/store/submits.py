@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from types import MappingProxyType
@@ -14,12 +14,12 @@ from uuid import uuid4
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from models.errors import MochiError
 from models.params import MODEL, GenerateParams
 from worker.billing import FREE, Price, from_millionths
 from worker.broker.batching import Batch
 from worker.errors import (
     IdempotencyConflictError,
-    JobError,
     KeyEndedError,
     MonthlyCapError,
     NoWorkerError,
@@ -31,6 +31,7 @@ from worker.errors import (
     TooManyJobsError,
     UnknownAnswerError,
 )
+from worker.job import LORA, queue_of
 from worker.pace import Work
 from worker.process.telemetry import trace_fields
 from worker.store import keyspace, scripts
@@ -81,7 +82,7 @@ class Submits:
         needs_worker: bool = False,
         idempotency: Idempotency | None = None,
         further: Mapping[str, str] = NOTHING,
-        unless: JobError | None = None,
+        unless: MochiError | None = None,
     ) -> Accepted:
         """Accept one request; see `submit_all`."""
         return await self.submit_all(
@@ -101,7 +102,7 @@ class Submits:
         price: Price = FREE,
         needs_worker: bool = False,
         idempotency: Idempotency | None = None,
-        unless: JobError | None = None,
+        unless: MochiError | None = None,
         draft_id: str = "",
     ) -> Accepted:
         """Accept all requests or none.
@@ -110,10 +111,10 @@ class Submits:
         has the ids of the others, so that a replay finds them.
 
         Args:
-            requests: one or more, of one model.
+            requests: one or more, of one model, which ask for the same LoRAs.
             owner: id of the API key; the broker knows its limits.
             price: of each; its `most` is reserved until the request ends.
-            needs_worker: refuse if no worker of the model is alive.
+            needs_worker: refuse if no worker of the model, which has the LoRAs, is alive.
             idempotency: a second submit with it gets the first request.
             unless: raised in place of making a new request.
             draft_id: of the owner's draft that the only request finishes. A second finish of it
@@ -138,7 +139,7 @@ class Submits:
             price.fixed,
             price.gpu_second,
             price.most_gpu_seconds,
-            requests[0].params.model,
+            _source(requests[0].params.model, requests[0].params.lora or ()),
             len(requests),
             draft_id,
             *_arguments(requests[0], ids[0], {**trace, **_siblings(ids)}),
@@ -161,20 +162,29 @@ class Submits:
                 raise unless
         raise UnknownAnswerError("submit", answer)
 
-    async def try_out(self, owner: str, *, price: Price, model: str = MODEL, count: int = 1) -> int:
+    async def try_out(
+        self,
+        owner: str,
+        *,
+        price: Price,
+        model: str = MODEL,
+        loras: Iterable[str] = (),
+        count: int = 1,
+    ) -> int:
         """Check whether a submit would be accepted, and write nothing. Raises as `submit_all`.
 
         Args:
             owner: id of the API key.
             price: of each request.
             model: its slug.
+            loras: names of those that each request asks for.
             count: of requests.
 
         Returns:
             The place that the first request would have in the queue; 1 is next.
         """
         bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
-        asked = (str(uuid4()), "dry_run", owner, "", "", *bill, model, count, "")
+        asked = (str(uuid4()), "dry_run", owner, "", "", *bill, _source(model, loras), count, "")
         match await self._ask_to_submit(*asked):
             case ["would_accept", position]:
                 return int(position)
@@ -192,8 +202,8 @@ class Submits:
                 raise IdempotencyConflictError(first_id)
             case ["queue_full"]:
                 raise QueueFullError(self._most_waiting)
-            case ["no_worker", model]:
-                raise NoWorkerError(model)
+            case ["no_worker", model, loras]:
+                raise NoWorkerError(model, loras)
             case ["key_ended"]:
                 raise KeyEndedError
             case ["too_many_jobs", most]:
@@ -219,6 +229,11 @@ class Submits:
         return answers
 
 
+def _source(model: str, loras: Iterable[str]) -> str:
+    """The queue of a request, with the LoRAs that it asks for; see `LiveWorker.sources`."""
+    return f"{model}{LORA}:{','.join(loras)}" if loras else model
+
+
 def _siblings(ids: Sequence[str]) -> dict[str, str]:
     return {"siblings": " ".join(ids[1:])} if ids[1:] else {}
 
@@ -229,9 +244,14 @@ def _arguments(
     """Of the script, for one of the requests."""
     params = request.params
     record = {"work": str(Work.of(params)), **fields, **request.fields}
+    queue = queue_of(params)
     if params.model != MODEL:
         record["model"] = params.model
-    rq_job = rq_fields(request_id, params.model)
+    if queue != MODEL:
+        record["queue"] = queue
+    if params.lora:
+        record["loras"] = ",".join(params.lora)
+    rq_job = rq_fields(request_id, queue)
     yield request_id
     yield params.model_dump_json()
     yield 2 * len(record)

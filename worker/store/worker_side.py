@@ -19,13 +19,13 @@ from worker.errors import OtherStoreError
 from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work, read_paces
 from worker.store import keyspace, scripts
-from worker.store.presence import LiveWorker
+from worker.store.presence import LiveWorker, read_all
 from worker.store.reports.statistics import DEVICE_USES
 from worker.store.scripts import outcome, pairs, was_done
 
 _SCRIPTS = (
     *("start", "beat", "finish", "requeue", "reap", "recover"),
-    *("overdue", "note_pace", "preview", "peek"),
+    *("overdue", "note_pace", "preview", "peek", "alive"),
 )
 _LOST = f"The worker that ran this request died, on each of {keyspace.MOST_ATTEMPTS} attempts."
 
@@ -100,18 +100,22 @@ class WorkerStore:
         *,
         lease_seconds: float,
         retention_seconds: float,
-        models: Sequence[str] = (MODEL,),
+        sources: Sequence[str] = (MODEL,),
     ) -> None:
-        """`models`: slugs of those that the worker runs."""
+        """`sources`: from which the worker takes requests; see `LiveWorker`."""
         self._redis = redis
-        self._models = models
+        self._sources = sources
         self._lease_ms = round(lease_seconds * 1000)
         self._retention_ms = round(retention_seconds * 1000)
         self._scripts = {name: redis.register_script(scripts.source(name)) for name in _SCRIPTS}
 
+    def live_workers(self) -> list[LiveWorker]:
+        """The workers that are alive and have the model loaded."""
+        return read_all(self._run("alive", ""))
+
     def peek(self) -> tuple[str, GenerateParams] | None:
         """Id and parameters of the request that the next pop takes, if nothing changes before."""
-        found = self._run("peek", "", *self._models)
+        found = self._run("peek", "", *self._sources)
         if found is None:
             return None
         request_id, model, params = found
@@ -125,7 +129,7 @@ class WorkerStore:
         """
         record = self._run(
             *("start", lease.request_id, lease.run, worker, self._lease_ms, store_mark, gpus),
-            *self._models,
+            *self._sources,
         )
         if record == "other_store":
             raise OtherStoreError

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import diffusers
 import torch
@@ -14,6 +16,7 @@ from models.mochi.engine import SPATIAL_FACTOR, MochiEngine
 from models.mochi.loading.compiling import compile_blocks
 from models.mochi.memory.profiles import PROFILES, Profile
 from models.mochi.network import fp8
+from models.mochi.network.adapters import Adapters, NamedLora
 from models.mochi.network.attention import Kernel
 from models.mochi.network.modulation import Conditioner
 from models.mochi.network.ranks import ALONE, GroupRanks, Ranks
@@ -63,6 +66,7 @@ def assemble(
     weights_stamp: str = "",
     ranks: Ranks = ALONE,
     noise: NoiseSchedule = MOCHI.schedule,
+    loras: Mapping[str, NamedLora] = MappingProxyType({}),
 ) -> MochiEngine:
     """Build an engine.
 
@@ -75,6 +79,7 @@ def assemble(
         weights_stamp: see `LoadPlan`; empty where the traits identify the weights.
         ranks: the cards that share each video.
         noise: the schedule of the denoising steps.
+        loras: that requests may name; all fit the transformer.
 
     Raises:
         torch.OutOfMemoryError: the weights alone are too large for the device.
@@ -84,7 +89,9 @@ def assemble(
         module.requires_grad_(False)  # noqa: FBT003 (torch's own signature)
     conditioner = Conditioner(parts.transformer)
     conditioner.place(device, big_layers_too=profile.keeps_modulation)
-    core = _core(parts, options, device)
+    core = Core(parts.transformer)
+    adapters = Adapters(core, loras) if loras else None
+    _place(core, options, device)
     decoder = Decoder(parts.vae, chunk=profile.chunk)
     parts.vae.to(device)  # after the decoder has dropped the encoder
     colours = fit_colours(decoder, device, size[0] // SPATIAL_FACTOR, size[1] // SPATIAL_FACTOR)
@@ -103,7 +110,7 @@ def assemble(
         device=device,
         width=size[0],
         height=size[1],
-        traits=traits,
+        traits=replace(traits, loras={name: lora.digest for name, lora in loras.items()}),
         kernel=options.kernel,
         colours=colours,
         step_cache=options.step_cache,
@@ -111,6 +118,7 @@ def assemble(
         origin=f"{weights_stamp} {options} {_versions()} T5 in {parts.text_encoder.dtype}",
         ranks=ranks,
         noise=noise,
+        adapters=adapters,
     )
 
 
@@ -139,15 +147,14 @@ def _versions() -> dict[str, object]:
     }
 
 
-def _core(parts: Parts, options: Options, device: torch.device) -> Core:
-    core, streamed = Core(parts.transformer), options.profile.streamed
+def _place(core: Core, options: Options, device: torch.device) -> None:
+    streamed = options.profile.streamed
     if options.fp8:
         for number, block in enumerate(core.blocks):
             fp8.quantize(block.to(device))
             if number < streamed:
                 block.to(CPU)
     core.place(device, streamed=streamed)
-    return core
 
 
 def _remedy(profile: Profile) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 import diffusers
@@ -27,6 +28,7 @@ from models.mochi.loading.assemble import CPU, Options, assemble
 from models.mochi.loading.plan import LoadPlan, plan_loading, ranks_of
 from models.mochi.memory import main_memory
 from models.mochi.memory.profiles import PROFILES, TEXT
+from models.mochi.network.adapters import NamedLora
 from models.mochi.network.attention import choose_kernel
 from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.parts import Dtypes, Parts
@@ -127,7 +129,16 @@ def _load_mock(
         )
     ranks = ranks_of(member, CPU)
     parts = read_weights(folder, Dtypes(), has_text=ranks.encodes)
-    return assemble_mock(parts, settings.step_cache, ranks, model.schedule)
+    loras = _mock_loras(settings, parts)
+    return assemble_mock(parts, settings.step_cache, ranks, model.schedule, loras)
+
+
+def _mock_loras(settings: EngineSettings, parts: Parts) -> dict[str, NamedLora]:
+    """Those of files, and random ones for names without a file."""
+    named = settings.named_loras
+    loras = lora.read_named({name: path for name, path in named.items() if path})
+    lora.check_named(parts.transformer, loras)
+    return {name: loras.get(name) or lora.random_lora(name, parts.transformer) for name in named}
 
 
 def assemble_mock(
@@ -135,6 +146,7 @@ def assemble_mock(
     step_cache: float,
     ranks: Ranks = ALONE,
     noise: NoiseSchedule = MOCHI.schedule,
+    loras: Mapping[str, NamedLora] = MappingProxyType({}),
 ) -> MochiEngine:
     """Assemble the mock checkpoint's parts on the CPU; the frames are small and have no caption."""
     # With so little work, threads cost more than they bring: up to ten times as much where other
@@ -143,7 +155,7 @@ def assemble_mock(
     options = Options(PROFILES["80gb"], choose_kernel("auto", CPU), step_cache=step_cache)
     traits = Traits("mock weights", "CPU", "float32", lossy=options.lossy, is_mock=True)
     size = (mock.WIDTH, mock.HEIGHT)
-    return assemble(parts, options, traits, CPU, size, ranks=ranks, noise=noise)
+    return assemble(parts, options, traits, CPU, size, ranks=ranks, noise=noise, loras=loras)
 
 
 def make_parts(plan: LoadPlan) -> Parts:
@@ -153,6 +165,7 @@ def make_parts(plan: LoadPlan) -> Parts:
     else:
         parts = read_weights(plan.folder, plan.dtypes, has_text=plan.ranks.encodes)
     lora.fuse(parts.transformer, plan.loras)
+    lora.check_named(parts.transformer, plan.named_loras)
     return parts
 
 
@@ -210,6 +223,7 @@ def _assemble(plan: LoadPlan, noise: NoiseSchedule) -> MochiEngine:
             weights_stamp=plan.weights_stamp,
             ranks=plan.ranks,
             noise=noise,
+            loras=plan.named_loras,
         )
     except torch.OutOfMemoryError as error:
         free, total = (size / GIB for size in torch.cuda.mem_get_info(plan.device))
@@ -231,7 +245,8 @@ def _warm_up(engine: Engine, plan: LoadPlan) -> None:
     if plan.options.compiles:
         _log.info("engine.compiling", hint="minutes the first time, less at later starts")
     try:
-        for params in warm_up_requests(plan.memory.profile.chunk, plan.ranks.cards):
+        chunk, cards = plan.memory.profile.chunk, plan.ranks.cards
+        for params in warm_up_requests(chunk, cards, next(iter(plan.named_loras), "")):
             for _ in engine.generate(params, lambda _step, _steps: None).frames:
                 pass
     except EngineBrokenError:
@@ -245,7 +260,7 @@ def _warm_up(engine: Engine, plan: LoadPlan) -> None:
         ) from error
 
 
-def warm_up_requests(chunk: int, cards: int = 1) -> list[GenerateParams]:
+def warm_up_requests(chunk: int, cards: int = 1, lora: str = "") -> list[GenerateParams]:
     """Requests that together compile every graph.
 
     There is a graph for each length of a clip's first chunk, and for texts of no token, of one, and
@@ -254,10 +269,11 @@ def warm_up_requests(chunk: int, cards: int = 1) -> list[GenerateParams]:
     Args:
         chunk: latent frames that a card decodes at a time.
         cards: that share each video.
+        lora: one that requests may name; blocks have graphs of their own with it.
     """
     longer = "A red panda drinks tea"
     negative_prompts = ("", " ", longer) if cards > 1 else ("", " ")
-    return [
+    without = [
         GenerateParams(
             prompt=longer,
             negative_prompt=negative_prompt,
@@ -267,3 +283,5 @@ def warm_up_requests(chunk: int, cards: int = 1) -> list[GenerateParams]:
         for chunks in range(chunk + 1, 2 * chunk + 1)
         for negative_prompt in negative_prompts
     ]
+    shortest = without[: len(negative_prompts)] if lora else []
+    return without + [each.model_copy(update={"lora": {lora: 1.0}}) for each in shortest]

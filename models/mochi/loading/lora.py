@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ KEY = re.compile(
 """With the prefixes of peft, of diffusers and of ComfyUI, and the name of peft's first adapter."""
 PARTS = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up", None: "alpha"}
 TEXT_ENCODER_KEY = re.compile(r"text_encoder|lora_te")
+
+RANDOM_RANK = 4
 
 GENMO_LAYER = re.compile(r"blocks\.(?P<block>\d+)\.attn\.(?P<name>\w+)")
 GENMO_LAYERS = {
@@ -131,6 +134,23 @@ def check_named(transformer: nn.Module, loras: Mapping[str, NamedLora]) -> None:
         with _problems_reported(name, "MOCHI_LORAS"):
             for change in lora.changes:
                 _check(change, weights)
+
+
+def random_lora(name: str, transformer: nn.Module) -> NamedLora:
+    """A LoRA for mock weights, of numbers that its name draws: of rank 4, for the visual queries.
+
+    Its products are as large as the weights.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    changes = []
+    for layer, weight in _matrices(transformer).items():
+        if layer.endswith("attn1.to_q"):
+            down, up = (
+                torch.randn(shape, generator=generator) / shape[1] ** 0.5
+                for shape in ((RANDOM_RANK, weight.shape[1]), (weight.shape[0], RANDOM_RANK))
+            )
+            changes.append(LowRank(layer, down, up, 1.0))
+    return NamedLora(f"random numbers of {name}", tuple(changes))
 
 
 def _read_named(path: Path) -> NamedLora:

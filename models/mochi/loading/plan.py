@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -18,8 +18,9 @@ from models.group import Member
 from models.mochi.loading import lora, preflight
 from models.mochi.loading.assemble import Options
 from models.mochi.loading.compiling import keep_on_disk
-from models.mochi.memory.profiles import MemoryPlan, plan_memory
+from models.mochi.memory.profiles import MemoryPlan, Modes, plan_memory
 from models.mochi.network import fp8
+from models.mochi.network.adapters import NamedLora, buffer_bytes
 from models.mochi.network.attention import FIRST_CAPABILITY, choose_kernel
 from models.mochi.network.ranks import ALONE, Ranks, join_group
 from models.mochi.parts import Dtypes
@@ -48,6 +49,7 @@ class LoadPlan:
         folder: of the weights; None for dummy weights.
         loras: to be fused.
         ranks: the cards that share each video.
+        named_loras: that requests may name.
     """
 
     device: torch.device
@@ -57,6 +59,7 @@ class LoadPlan:
     folder: Path | None
     loras: list[lora.Lora]
     ranks: Ranks = ALONE
+    named_loras: Mapping[str, NamedLora] = field(default_factory=dict)
 
     @property
     def dtypes(self) -> Dtypes:
@@ -101,6 +104,7 @@ def plan_loading(
         EngineBrokenError: see `ranks_of`.
     """
     preflight.check(settings, data_dir)
+    named = settings.named_loras
     choose_allocator()
     try:
         device, name = _open_card(settings, member.rank if member else 0)
@@ -112,15 +116,17 @@ def plan_loading(
             "this torch, and that no other process fills the card or holds it exclusively "
             "(nvidia-smi)."
         ) from error
+    named_loras = lora.read_named({name: path for name, path in named.items() if path})
     ranks = ranks_of(member, device)
     with _exchange_reported():
         least = ranks.least(free)
     # Compiled code contains the attention kernel, but its key on disk does not name the kernel.
     keep_on_disk(compiled / kernel)
-    modes = {
+    modes: Modes = {
         "fp8": settings.fp8,
         "step_cache": settings.step_cache > 0,
         "group": member is not None,
+        "adapters": buffer_bytes(named_loras.values()) / GIB,
     }
     memory = plan_memory(least, settings.profile, settings.precision, **modes)
     if memory_gib is None:
@@ -141,6 +147,7 @@ def plan_loading(
         folder=weights.find(settings.weights, settings.revision, data_dir),
         loras=lora.parse(settings.lora),
         ranks=ranks,
+        named_loras=named_loras,
     )
 
 
@@ -205,7 +212,7 @@ def _warn_of_others(
     free: float,
     memory: MemoryPlan,
     settings: EngineSettings,
-    modes: dict[str, bool],
+    modes: Modes,
 ) -> None:
     """Warn if other processes' share of this card has led to a worse plan, which stays."""
     taken = torch.cuda.mem_get_info(device)[1] / GIB - OWN - free

@@ -107,8 +107,14 @@ def _lora_problems(settings: EngineSettings) -> list[str]:
         loras = lora.parse(settings.lora)
     except EngineUnavailableError as error:
         return [str(error)]
-    return [
+    missing = [
         f"There is no file {each.path}, which MOCHI_LORA names."
         for each in loras
         if not each.path.is_file()
     ]
+    for name, path in settings.named_loras.items():
+        if path is None:
+            missing.append(f"MOCHI_LORAS names no file for {name}: write {name}=FILE.safetensors.")
+        elif not path.is_file():
+            missing.append(f"There is no file {path}, which MOCHI_LORAS names.")
+    return missing

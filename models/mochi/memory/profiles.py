@@ -8,7 +8,7 @@ itself and the allocator's gaps.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from models.errors import EngineUnavailableError
 
@@ -44,6 +44,22 @@ EXCHANGE = 1.0
 """Of a card of a group: NCCL's buffers, and frames on their way. An estimate."""
 
 
+class Modes(TypedDict, total=False):
+    """What changes the memory that a profile needs.
+
+    Attributes:
+        fp8: whether the blocks are in 8 bits.
+        step_cache: whether the step cache is on.
+        group: whether several cards share each video.
+        adapters: GiB of each block's adapters, for the LoRAs that requests may name.
+    """
+
+    fp8: bool
+    step_cache: bool
+    group: bool
+    adapters: float
+
+
 def decoding(chunk: int) -> float:
     """Work of the decoder in GiB at `chunk` latent frames at a time, for any length of video."""
     return CACHES + DECODING * chunk
@@ -68,19 +84,12 @@ class Profile:
     chunk: int
     streamed: int = field(default=0, repr=False)
 
-    def gib(
-        self,
-        precision: Precision,
-        *,
-        fp8: bool = False,
-        step_cache: bool = False,
-        group: bool = False,
-    ) -> float:
+    def gib(self, precision: Precision, **modes: Unpack[Modes]) -> float:
         """Estimated peak of the GPU memory, for the longest request."""
-        saved = FP8_SAVES if fp8 else 0.0
-        resident = CORE - BLOCKS * saved - max(self.streamed - SLOTS, 0) * (BLOCK - saved)
-        resident += VAE + RESERVE + (STEP_CACHE if step_cache else 0)
-        resident += EXCHANGE if group else 0
+        more = modes.get("adapters", 0.0) - (FP8_SAVES if modes.get("fp8") else 0.0)
+        resident = CORE + BLOCKS * more - max(self.streamed - SLOTS, 0) * (BLOCK + more)
+        resident += VAE + RESERVE + (STEP_CACHE if modes.get("step_cache") else 0)
+        resident += EXCHANGE if modes.get("group") else 0
         resident += MODULATION if self.keeps_modulation else 0
         work = max(DENOISING, decoding(self.chunk))
         if self.text == "gpu":
@@ -130,10 +139,7 @@ def plan_memory(
     free_gib: float,
     profile: ProfileName | Literal["auto"],
     precision: Precision | Literal["auto"],
-    *,
-    fp8: bool = False,
-    step_cache: bool = False,
-    group: bool = False,
+    **modes: Unpack[Modes],
 ) -> MemoryPlan:
     """The best plan for a card, within what the settings name.
 
@@ -142,15 +148,13 @@ def plan_memory(
         profile: one of `PROFILES`, or `auto`, which streams no more blocks than it has to. A named
             one is used even where it seems too large.
         precision: `reference`, `bf16` or `auto`.
-        fp8: whether the blocks are in 8 bits.
-        step_cache: whether the step cache is on.
-        group: whether several cards share each video.
+        modes: see `Modes`.
 
     Raises:
         EngineUnavailableError: `profile` is `auto`, and no profile fits.
     """
     candidates = [
-        MemoryPlan(each, kind, "", each.gib(kind, fp8=fp8, step_cache=step_cache, group=group))
+        MemoryPlan(each, kind, "", each.gib(kind, **modes))
         for kind in _PRECISIONS
         if precision in {"auto", kind}
         for each in (_ALL if profile == "auto" else [PROFILES[profile]])

@@ -14,6 +14,8 @@ from server.api.call import Call
 from server.api.metrics import Scrape
 from server.api.openapi import METRICS_TEXT, errors
 from server.api.schemas import EngineBody, HealthBody, ReadyBody, VersionBody, WorkersState
+from server.api.services import ServedModels
+from server.api.submit.loras import offered
 from server.errors import NO_WORKER
 from server.keys.lookup import Scope
 from server.transport.responses import answer
@@ -57,7 +59,7 @@ async def get_readiness(request: Request) -> Response:
     except BrokerUnavailableError as error:
         silent = "The broker does not answer: check MOCHI_REDIS_URL."
         missing.append(str(error) if error.has_answered else silent)
-    lacks = [lack] if lack else _unserved(services.models.slugs, workers)
+    lacks = [lack] if lack else _unserved(services.models, workers)
     body = ReadyBody(
         status="not ready" if missing else "no worker" if lack else "ready",
         workers=state,
@@ -81,13 +83,17 @@ def _presence(workers: list[LiveWorker], *, is_loading: bool) -> tuple[WorkersSt
     return "none", NO_WORKER
 
 
-def _unserved(slugs: list[str], workers: list[LiveWorker]) -> list[str]:
-    """Of the models, those without a worker. The gateway is ready while one model has some."""
-    return [
+def _unserved(models: ServedModels, workers: list[LiveWorker]) -> list[str]:
+    """Models and LoRAs without a worker. The gateway is ready while one model has some."""
+    if not workers:
+        return []
+    unserved = [
         f"No live worker takes requests for `{slug}`."
-        for slug in slugs
-        if workers and not any(worker.takes(slug) for worker in workers)
+        for slug in models.slugs
+        if not any(worker.takes(slug) for worker in workers)
     ]
+    gone = models.loras.difference(offered(workers))
+    return unserved + [f"No live worker has the LoRA `{name}` any more." for name in sorted(gone)]
 
 
 @router.get("/version", response_model=VersionBody, responses=errors(500))
@@ -108,6 +114,7 @@ async def get_version(request: Request) -> Response:
         model=MODEL,
         models=services.models.slugs,
         engines=engines,
+        loras=offered(workers) or None,
         link_origins=origins,
     )
     return answer(body)

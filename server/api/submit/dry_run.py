@@ -13,6 +13,7 @@ from server.errors import STATUS
 from server.transport.error_body import absent_when_none
 from worker.billing import from_millionths
 from worker.errors import LimitError, MonthlyCapError, StoreUnverifiedError, TooFewCreditsError
+from worker.job import queue_of
 from worker.pace import Work
 
 REFUSALS = (LimitError, MonthlyCapError, StoreUnverifiedError, TooFewCreditsError)
@@ -56,26 +57,29 @@ async def dry_run(submission: Submission) -> DryRunBody:
     """Ask the broker whether it would accept a submit. Needs no worker.
 
     Raises:
+        InvalidParametersError: no live worker has the LoRAs that it names.
         KeyEndedError: the key was revoked or has expired meanwhile.
         BrokerUnavailableError: the broker does not answer.
     """
     services = submission.call.services
     try:
-        if services.store_check.refusal:
-            raise services.store_check.refusal
+        if refusal := await submission.refusal():
+            raise refusal
+        params = submission.params
         position = await services.store.try_out(
             submission.call.key.key_id,
             price=submission.price,
-            model=submission.params.model,
+            model=params.model,
+            loras=params.lora or (),
             count=submission.plan.requests,
         )
     except REFUSALS as error:
         seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
-        refusal = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
+        body = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
         price = _price_body(submission)
-        return DryRunBody(would_be_accepted=False, refusal=refusal, price=price)
-    forecast = await services.forecaster.now(submission.params.model)
-    work = Work.of(submission.params, submission.steps)
+        return DryRunBody(would_be_accepted=False, refusal=body, price=price)
+    forecast = await services.forecaster.now(queue_of(params))
+    work = Work.of(params, submission.steps)
     return DryRunBody(
         would_be_accepted=True,
         price=_price_body(submission),

@@ -12,11 +12,12 @@ import structlog
 from starlette.requests import Request
 
 from models.catalogue import MOCHI, Model
-from models.errors import InvalidParametersError
+from models.errors import InvalidParametersError, MochiError
 from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import LATE_VALIDATION, PAYMENT_REQUIRED, SCENARIO, Scenario
 from models.params import RequestParams, hint, parse_params
 from server.api.call import Call
+from server.api.submit.loras import lacking_loras
 from server.api.submit.plan import FIELDS, WHOLE, Plan
 from server.errors import BadHeaderError, BadQueryError, MockPaymentError
 from server.transport.parameters import Flag, SingleText, Text
@@ -205,7 +206,7 @@ class Submission:
             price=self.price,
             needs_worker=needs_worker and not self.call.services.settings.wait_for_worker,
             idempotency=None if key is None else Idempotency.of(owner, key, self.body),
-            unless=self.call.services.store_check.refusal,
+            unless=await self.refusal(),
             draft_id=self.draft.request_id if self.draft else "",
         )
         structlog.contextvars.bind_contextvars(request_id=accepted.request_id)
@@ -216,6 +217,13 @@ class Submission:
             steps=self.steps,
         )
         return accepted
+
+    async def refusal(self) -> MochiError | None:
+        """Why it cannot be accepted now, unless it was before. A finish waits for its LoRAs."""
+        if problem := self.call.services.store_check.refusal:
+            return problem
+        asks = self.params.lora and not self.draft
+        return await lacking_loras(self.call, self.params) if asks else None
 
     def _requests(self) -> list[NewRequest]:
         first = self.params.with_seed(_seeds)

@@ -13,6 +13,7 @@ const problem = form.querySelector("#problem");
 const countdown = form.querySelector("#countdown");
 const keyPart = form.querySelector("#key-part");
 const scenario = form.querySelector("#scenario");
+const lora = form.querySelector("#lora");
 const choice = form.querySelector("#model");
 const fields = [...form.querySelectorAll("[name]")].filter((field) => !field.matches("fieldset"));
 
@@ -102,6 +103,18 @@ export function offerModels(slugs) {
   form.querySelector("#model-part").hidden = slugs.length === 1;
   if (slugs.includes(choice.value)) return;
   choose(slugs[0]);
+  changed();
+}
+
+/** Let the user choose among these LoRAs, if there are some. The chosen one stays while it is there. */
+export function offerLoras(names) {
+  const offered = [...lora.options].slice(1).map((option) => option.value);
+  if (names.join() === offered.join()) return;
+  const chosen = lora.value;
+  lora.replaceChildren(lora.options[0], ...names.map((name) => new Option(name)));
+  lora.value = names.includes(chosen) ? chosen : "";
+  lora.disabled = names.length === 0;
+  form.querySelector("#lora-part").hidden = lora.disabled;
   changed();
 }
 

@@ -299,6 +299,7 @@ list();
 server.watch((state, before) => {
   form.offerScenarios(state.isMock);
   form.offerModels(state.models);
+  form.offerLoras(state.loras);
   if (before === "away" && state.name !== "away") form.forgiveSilence();
 });
 checkKey();

@@ -110,19 +110,19 @@ export function fileName({ prompt, seed, video }) {
 /** State of the server from /readyz and /version; null if it did not answer. */
 export function server(answer) {
   if (answer === null) {
-    return { name: "away", text: "No connection", remedy: "", isMock: false, models: [] };
+    return { name: "away", text: "No connection", remedy: "", isMock: false, models: [], loras: [] };
   }
-  const { status, workers, missing, engines, models = [] } = answer;
+  const { status, workers, missing, engines, models = [], loras = [] } = answer;
   const isMock = engines.length > 0 && engines.every((engine) => engine.is_mock);
   if (status === "ready") {
     const text = `Ready · ${isMock ? "mock" : engines[0]?.device ?? "GPU"}`;
-    return { name: "ready", text, remedy: "", isMock, models };
+    return { name: "ready", text, remedy: "", isMock, models, loras };
   }
   if (workers === "loading") {
-    return { name: "loading", text: "Model is loading", remedy: "", isMock, models };
+    return { name: "loading", text: "Model is loading", remedy: "", isMock, models, loras };
   }
   const text = workers === "none" ? "No worker" : "Not ready";
-  return { name: "waiting", text, remedy: missing.join(" "), isMock, models };
+  return { name: "waiting", text, remedy: missing.join(" "), isMock, models, loras };
 }
 
 /** `12.5 credits`; the API has no word for unlimited, and answers a billion. */

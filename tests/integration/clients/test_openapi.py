@@ -32,6 +32,19 @@ PARAMETERS = {
     "format": {"type": "string", "enum": ["mp4", "webm", "gif"], "default": "mp4"},
     "poster": {"type": "boolean", "default": False},
     "last_frame": {"type": "boolean", "default": False},
+    "lora": {
+        "anyOf": [
+            {"type": "string", "pattern": "^[a-z0-9-]{1,40}$"},
+            {
+                "type": "object",
+                "propertyNames": {"pattern": "^[a-z0-9-]{1,40}$"},
+                "additionalProperties": {"type": "number", "minimum": -2, "maximum": 2},
+                "maxProperties": 4,
+            },
+            {"type": "null"},
+        ],
+        "default": None,
+    },
 }
 """As the contract has them, and those of files, which are ours."""
 FAST_PARAMETERS = PARAMETERS | {

@@ -11,6 +11,7 @@ import pytest
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from models.loras import RULE as LORA_RULE
 from models.moderation.settings import ModerationSettings
 from models.params import RequestParams, shown
 from models.settings import EngineSettings
@@ -85,10 +86,12 @@ def _parameters() -> list[str]:
 
 
 def _literal(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return str(value).lower() if value is None or isinstance(value, bool) else repr(value)
 
 
 def _range(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        return LORA_RULE
     if "enum" in field:
         return ", ".join(f"`{choice}`" for choice in field["enum"])
     if field["type"] == "boolean":

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from models.engine import DeviceUse
 from worker.broker.connection import broker_errors
+from worker.job import model_of
 from worker.store import keyspace, scripts
 from worker.store.presence import LiveWorker, read_all
 from worker.store.scripts import pairs
@@ -55,7 +56,7 @@ class Times:
 
 @dataclass(frozen=True)
 class QueueSurvey:
-    """The queue of one model.
+    """The queues of one model: that of its requests with LoRAs counts, too.
 
     Attributes:
         waiting: requests that are QUEUED.
@@ -66,6 +67,18 @@ class QueueSurvey:
     waiting: int
     running: int
     oldest_seconds: float
+
+
+def _by_model(queues: list[tuple[str, int, int, int]]) -> dict[str, QueueSurvey]:
+    models: dict[str, QueueSurvey] = {}
+    for queue, waiting, running, oldest_ms in queues:
+        other = models.get(model_of(queue), QueueSurvey(0, 0, 0.0))
+        models[model_of(queue)] = QueueSurvey(
+            other.waiting + waiting,
+            other.running + running,
+            max(other.oldest_seconds, oldest_ms / 1000),
+        )
+    return models
 
 
 @dataclass(frozen=True)
@@ -103,10 +116,7 @@ class Survey:
                 case [metric, of, bound]:
                     times[metric][of].add(bound, int(amount))
         return cls(
-            queues={
-                model: QueueSurvey(waiting, running, oldest_ms / 1000)
-                for model, waiting, running, oldest_ms in found["queues"]
-            },
+            queues=_by_model(found["queues"]),
             workers=read_all(found["workers"]),
             due_webhooks=found["due_webhooks"],
             counts=counts,

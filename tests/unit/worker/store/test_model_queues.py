@@ -38,7 +38,7 @@ _Result = TypeVar("_Result")
 
 def store_of(redis: Redis, *models: str) -> WorkerStore:
     """That of a worker of these models."""
-    return WorkerStore(redis, lease_seconds=10, retention_seconds=60, models=models)
+    return WorkerStore(redis, lease_seconds=10, retention_seconds=60, sources=models)
 
 
 @pytest.fixture

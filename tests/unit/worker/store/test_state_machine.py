@@ -30,6 +30,7 @@ from tests.unit.worker.support.promises import (
     GRANTED,
     MONTHLY_CAP,
     MOST_WAITING,
+    SOURCES,
     Promises,
 )
 from worker.billing import FREE, Price, to_millionths
@@ -40,13 +41,17 @@ from worker.errors import (
     TooFewCreditsError,
 )
 from worker.job import Cancellation, Status
+from worker.job import queue_of as queue_for
 from worker.store import keyspace, scripts
 from worker.store.submits import Accepted, NewRequest
 from worker.store.worker_side import Lease, Order, Recovery, Result
 
 WORKERS = sampled_from(["ann", "bob", "cid"])
 MODELS = sampled_from([*CATALOGUE])
-SERVED = sampled_from([[MOCHI.slug], [FAST_MOCHI.slug], [*CATALOGUE]])
+CHOICES = sampled_from([None, None, {"a": 1.0}, {"a": 0.5, "b": 1.0}])
+SERVED = sampled_from(
+    [[MOCHI.slug], [FAST_MOCHI.slug], [*CATALOGUE], [MOCHI.slug, f"{MOCHI.slug}+lora:a"], SOURCES]
+)
 """What a worker may run."""
 PRICES = sampled_from([FREE, Price(3), Price(4, gpu_second=2, most_gpu_seconds=3)])
 
@@ -81,22 +86,34 @@ class Requests(Promises):
     @rule(
         target=ids,
         model=MODELS,
+        loras=CHOICES,
         lost=booleans(),
         keyed=booleans(),
         drafted=booleans(),
         price=PRICES,
     )
-    def submit(self, model: str, lost: bool, keyed: bool, drafted: bool, price: Price) -> Any:
+    def submit(
+        self,
+        *,
+        model: str,
+        lost: bool,
+        keyed: bool,
+        drafted: bool,
+        price: Price,
+        loras: dict[str, float] | None = None,
+    ) -> Any:
         first = self.redis.hget(self.key.key, "request_id") if keyed else None
         fields = WEBHOOK | ({"draft_steps": "4"} if drafted else {})
+        asked = params(model=model, lora=loras)
         submit = self.gateway.submit(
-            params(model=model),
+            asked,
             OWNER,
             price=price,
             idempotency=self.key if keyed else None,
             further=fields,
         )
-        return self.made(submit, model, price, lost=lost, first=str(first) if first else None)
+        first_id = str(first) if first else None
+        return self.made(submit, queue_for(asked), price, lost=lost, first=first_id)
 
     @rule(target=ids, model=MODELS, count=integers(2, 3), lost=booleans(), price=PRICES)
     def submit_several(self, model: str, count: int, lost: bool, price: Price) -> Any:
@@ -114,7 +131,7 @@ class Requests(Promises):
         request = NewRequest(draft.params, WEBHOOK | {"draft_of": draft_id, "first_step": "4"})
         submit = self.gateway.submit_all([request], OWNER, price=price, draft_id=draft_id)
         is_kept = job is not None and job.status is not Status.FAILED
-        made = self.made(submit, draft.model, price, lost=lost, first=first if is_kept else None)
+        made = self.made(submit, draft.queue, price, lost=lost, first=first if is_kept else None)
         if isinstance(made, str):
             self.finishes[draft_id] = made
         return made
@@ -122,7 +139,7 @@ class Requests(Promises):
     def made(
         self,
         submit: Coroutine[Any, Any, Accepted],
-        model: str,
+        queue: str,
         price: Price,
         *,
         lost: bool,
@@ -131,7 +148,7 @@ class Requests(Promises):
     ) -> Any:
         """The ids of as many requests, or none where the submit must be refused, or replays."""
         most = count * to_millionths(price.most)
-        refusal = self.refusal(model, count, most)
+        refusal = self.refusal(queue, count, most)
         AsyncForgetful.lose_next = lost
         if first:
             assert self.loop.run(submit) == Accepted(first, is_replay=True)
@@ -150,9 +167,9 @@ class Requests(Promises):
         self.accepted |= {*made}
         return made[0] if count == 1 else multiple(*made)
 
-    def refusal(self, model: str, count: int, most: int) -> type[Exception] | None:
+    def refusal(self, queue: str, count: int, most: int) -> type[Exception] | None:
         """Why so many requests, which cost at most so much, cannot be accepted."""
-        if self.redis.zcard(keyspace.QUEUES[model].waiting) + count > MOST_WAITING:
+        if self.redis.zcard(keyspace.QUEUES[queue].waiting) + count > MOST_WAITING:
             return QueueFullError
         if most > self.balance():
             return TooFewCreditsError
@@ -191,7 +208,7 @@ class Requests(Promises):
         if before is None or job is None:
             return None
         assert (job.status, job.attempt) == (Status.PROCESSING, before.attempt + 1)
-        assert job.params == params(model=job.model)
+        assert job.params == params(model=job.model, lora=job.params.lora)
         self.unlisted.discard(request_id)
         return lease
 
@@ -342,7 +359,7 @@ class Requests(Promises):
     @rule(target=drafts, model=MODELS, worker=WORKERS)
     def make_draft(self, model: str, worker: str) -> Any:
         """A submit of a draft and a run in one step: of that, or of the request that is next."""
-        request_id = self.submit(model, lost=False, keyed=False, drafted=True, price=FREE)
+        request_id = self.submit(model=model, lost=False, keyed=False, drafted=True, price=FREE)
         self.holds_together()
         self.make(worker, [*CATALOGUE], lost=False)
         return request_id
@@ -350,9 +367,11 @@ class Requests(Promises):
     @rule(target=ids, model=MODELS, worker=WORKERS, lost=booleans())
     def spend(self, model: str, worker: str, lost: bool) -> Any:
         """A submit and a run in one step, so that a month comes to its cap more often."""
-        request_id = self.submit(model, lost=False, keyed=False, drafted=False, price=Price(2))
+        request_id = self.submit(
+            model=model, lost=False, keyed=False, drafted=False, price=Price(2)
+        )
         self.holds_together()
-        self.make(worker, [*CATALOGUE], lost)
+        self.make(worker, SOURCES, lost)
         return request_id
 
     @rule(worker=WORKERS, served=SERVED)

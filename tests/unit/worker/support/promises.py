@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import cast
@@ -17,17 +18,18 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from models.catalogue import CATALOGUE
 from models.params import MODEL
 from tests.support.jobs import OWNER
 from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
-from worker.job import TRANSITIONS, Job, Status
+from worker.job import LORA, TRANSITIONS, Job, Status
 from worker.store import keyspace
 from worker.store.gateway_side import GatewayStore
 from worker.store.submits import Idempotency
 from worker.store.webhooks.deliveries import State, all_deliveries, is_notice
 from worker.store.worker_side import Lease, WorkerStore
 
+SOURCES = [queue + (":a,b" if queue.endswith(LORA) else "") for queue in keyspace.QUEUES]
+"""Of a worker of all models, with two LoRAs."""
 MOST_WAITING = 4
 LEASE_SECONDS = 30
 RETENTION_SECONDS = 60
@@ -94,7 +96,7 @@ class Promises(RuleBasedStateMachine):
             self.redis,
             lease_seconds=LEASE_SECONDS,
             retention_seconds=RETENTION_SECONDS,
-            models=[*CATALOGUE],
+            sources=SOURCES,
         )
         self.gateway = GatewayStore(
             self.gateway_redis, most_waiting=MOST_WAITING, retention_seconds=RETENTION_SECONDS
@@ -154,9 +156,10 @@ class Promises(RuleBasedStateMachine):
         live, account, *rest = answers[parts:]
         assert mine == waiting
         records = dict(zip(known, rest[0::3], strict=True))
-        for place, model in enumerate(keyspace.QUEUES):
+        for place, slug in enumerate(keyspace.QUEUES):
             held = {*leased[place], *queued[place], *popped[place], *dict(waiting[place])}
-            assert {records[name].get("model", MODEL) for name in held} <= {model}
+            assert {records[name].get("queue", MODEL) for name in held} <= {slug}
+            self.choices_hold(keyspace.QUEUES[slug].waiting, dict(waiting[place]), records)
         return Snapshot(
             jobs={
                 name: Job.from_record(name, record) for name, record in records.items() if record
@@ -173,6 +176,21 @@ class Promises(RuleBasedStateMachine):
             account={name: int(amount) for name, amount in account.items()},
             used=self.used(),
         )
+
+    def choices_hold(
+        self, key: str, waiting: Mapping[str, float], records: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        """Each request with LoRAs waits at its place in the set of its choice, and in no other."""
+        expected: dict[str, dict[str, float]] = {}
+        for name, place in waiting.items():
+            if loras := records[name].get("loras"):
+                expected.setdefault(loras, {})[name] = place
+        choices = cast("set[str]", self.redis.smembers(f"{key}:loras"))
+        found = {
+            loras: dict(self.redis.zrange(f"{key}:loras:{loras}", 0, -1, withscores=True))  # type: ignore[arg-type]
+            for loras in choices
+        }
+        assert found == expected
 
     def used(self) -> dict[str, int]:
         """The sums of all days: a test may run at midnight."""

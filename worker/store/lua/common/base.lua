@@ -22,12 +22,12 @@ local keys = {
   standing = KEYS[25],
 }
 
--- Lets `keys` name the queue of a model. Records of the default model have none. QUEUE_KEYS and the names
--- of models come from keyspace.py.
-local function use_queue(model)
-  local is_default = not model or model == DEFAULT_MODEL
+-- Lets `keys` name a queue. Records of the default model's queue have none. QUEUE_KEYS and the names of
+-- queues come from keyspace.py.
+local function use_queue(queue)
+  local is_default = not queue or queue == DEFAULT_MODEL
   for name, key in pairs(QUEUE_KEYS) do
-    keys[name] = is_default and KEYS[key[1]] or string.format(key[2], model)
+    keys[name] = is_default and KEYS[key[1]] or string.format(key[2], queue)
   end
 end
 

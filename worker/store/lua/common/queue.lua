@@ -1,59 +1,110 @@
 -- Requests that wait.
 
--- Two sorted sets hold a waiting request: that of all, and its owner's. Places below 0 are those of
--- requests that have run before.
-local function enter_queue(id, owner, place)
+-- Two sorted sets hold a waiting request: that of all, and its owner's; with LoRAs also that of its choice of
+-- them: a worker finds the first request that it can run without looking at those before. Places below 0 are
+-- those of requests that have run before.
+local function enter_queue(id, owner, place, loras)
   place = string.format('%.17g', place)
   redis.call('ZADD', keys.waiting, place, id)
   redis.call('ZADD', keys.waiting .. ':' .. owner, place, id)
+  if loras then
+    redis.call('SADD', keys.waiting .. ':loras', loras)
+    redis.call('ZADD', keys.waiting .. ':loras:' .. loras, place, id)
+  end
 end
 
--- The id that the next pop takes, or nil: the first that waits, and is not popped already.
-local function next_waiting()
+local function leave_choice(id, loras)
+  local choice = keys.waiting .. ':loras:' .. loras
+  redis.call('ZREM', choice, id)
+  if redis.call('EXISTS', choice) == 0 then
+    redis.call('SREM', keys.waiting .. ':loras', loras)
+  end
+end
+
+local function has_all(offered, loras)
+  for name in string.gmatch(loras, '[^,]+') do
+    if not string.find(',' .. offered .. ',', ',' .. name .. ',', 1, true) then
+      return false
+    end
+  end
+  return true
+end
+
+-- The first of a sorted set that is not popped already, and its place; or nil.
+local function first_of(waiting, popped)
+  local found = redis.call('ZRANGE', waiting, 0, #popped, 'WITHSCORES')
+  for index = 1, #found, 2 do
+    if not popped[found[index]] then
+      return found[index], tonumber(found[index + 1])
+    end
+  end
+end
+
+-- The id that the next pop takes, or nil: the first that waits, is not popped already, and asks for no LoRA
+-- but those that are offered.
+local function next_waiting(offered)
   local popped = {}
   for _, id in ipairs(redis.call('LRANGE', keys.intermediate, 0, -1)) do
     popped[#popped + 1], popped[id] = id, true
   end
-  for _, id in ipairs(redis.call('ZRANGE', keys.waiting, 0, #popped)) do
-    if not popped[id] then
-      return id
+  if offered == '' then
+    return (first_of(keys.waiting, popped))
+  end
+  local found, least
+  for _, loras in ipairs(redis.call('SMEMBERS', keys.waiting .. ':loras')) do
+    if has_all(offered, loras) then
+      local id, place = first_of(keys.waiting .. ':loras:' .. loras, popped)
+      if id and (not found or place < least) then
+        found, least = id, place
+      end
     end
   end
+  return found
 end
 
--- The same among the queues of several models: that which has waited longest. `keys` then names its queue.
--- keys.record is here the prefix of all records.
-local function next_waiting_of(models)
-  local found, model, oldest
-  for _, each in ipairs(models) do
-    use_queue(each)
-    local id = next_waiting()
-    local created_at = id and models[2] and tonumber(read(keys.record .. id, 'created_at')[1]) or 0
+-- The name of a queue, and the LoRAs behind it; see `LiveWorker.sources`.
+local function parts_of(source)
+  return string.match(source, '^([^:]*):?(.*)$')
+end
+
+-- The same among several queues: that which has waited longest. `keys` then names its queue. keys.record is
+-- here the prefix of all records.
+local function next_waiting_of(sources)
+  local found, queue, oldest
+  for _, source in ipairs(sources) do
+    local name, offered = parts_of(source)
+    use_queue(name)
+    local id = next_waiting(offered)
+    local created_at = id and sources[2] and tonumber(read(keys.record .. id, 'created_at')[1]) or 0
     if id and (not found or created_at < oldest) then
-      found, model, oldest = id, each, created_at
+      found, queue, oldest = id, name, created_at
     end
   end
-  use_queue(model)
+  use_queue(queue)
   return found
 end
 
 local function leave_queue(id)
   redis.call('ZREM', keys.waiting, id)
-  local owner = unpack(read(keys.record, 'owner'))
+  local owner, loras = unpack(read(keys.record, 'owner', 'loras'))
   if owner then
     redis.call('ZREM', keys.waiting .. ':' .. owner, id)
+  end
+  -- Without a record, it may be in any choice.
+  for _, each in ipairs(owner and { loras or nil } or redis.call('SMEMBERS', keys.waiting .. ':loras')) do
+    leave_choice(id, each)
   end
   if redis.call('EXISTS', keys.waiting) == 0 then
     redis.call('DEL', keys.turns, keys.sequence) -- an empty queue begins anew
   end
 end
 
--- Removes an id from the queues of all models, except of one, if it waits there. A record that is gone names
--- no model.
+-- Removes an id from all queues except one, if it waits there. A record that is gone names
+-- none.
 local function leave_all_queues(id, except)
-  for _, model in ipairs(MODELS) do
-    if model ~= except then
-      use_queue(model)
+  for _, queue in ipairs(QUEUES) do
+    if queue ~= except then
+      use_queue(queue)
       redis.call('LREM', keys.intermediate, 0, id)
       redis.call('LREM', keys.rq_queue, 0, id)
       leave_queue(id)

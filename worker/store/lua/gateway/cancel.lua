@@ -1,7 +1,7 @@
 -- Cancel: a waiting request ends at once, a running one at its worker's next heartbeat.
 -- ARGV: id, owner, retention in ms, error. Returns 'requested', 'ended', or nil: no such request.
 local id = ARGV[1]
-local record = read(keys.record, 'status', 'owner', 'deleted', 'model')
+local record = read(keys.record, 'status', 'owner', 'deleted', 'queue')
 if record[2] ~= ARGV[2] or record[3] then
   return nil
 end

@@ -3,13 +3,13 @@
 -- ARGV: id, owner, retention in ms, error. Returns the name of the video or '', or nil: no such request.
 local id = ARGV[1]
 local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name', 'history_entry', 'deliveries',
-                'model' }
-local status, owner, deleted, key, file_name, entry, deliveries, model =
+                'queue' }
+local status, owner, deleted, key, file_name, entry, deliveries, queue =
   unpack(read(keys.record, unpack(names)))
 if owner ~= ARGV[2] or deleted then
   return nil
 end
-use_queue(model)
+use_queue(queue)
 if key then -- the owner may use it for another request
   redis.call('DEL', key)
   redis.call('HDEL', keys.record, 'idempotency_key')

@@ -1,15 +1,15 @@
 -- The data of a forecast.
--- ARGV: most waiting requests of each model to look at.
+-- ARGV: most waiting requests of each queue to look at.
 -- Returns, as names and values: now_ms, the paces of runs, the live workers, the runs (each as names and
--- values), and the queues: of each model its slug, and of its first waiting requests the ids, their work, the
+-- values), and the queues: of each its name, and of its first waiting requests the ids, their work, the
 -- steps that their drafts have done, and the times of their submit.
 local now = now_ms()
 local runs, queues = {}, {}
-for _, model in ipairs(MODELS) do
-  use_queue(model)
+for _, queue in ipairs(QUEUES) do
+  use_queue(queue)
   for _, id in ipairs(redis.call('ZRANGE', keys.leases, 0, -1)) do
     local run = named(keys.record .. id, 'worker', 'work', 'step', 'stage', 'progress', 'started_at')
-    append(run, { 'model', model })
+    append(run, { 'queue', queue })
     runs[#runs + 1] = run
   end
   local waiting = redis.call('ZRANGE', keys.waiting, 0, ARGV[1] - 1)
@@ -18,7 +18,7 @@ for _, model in ipairs(MODELS) do
     local record = read(keys.record .. id, 'work', 'created_at', 'first_step')
     works[index], firsts[index], times[index] = record[1] or false, record[3] or '0', record[2] or '0'
   end
-  queues[#queues + 1] = { model, waiting, works, firsts, times }
+  queues[#queues + 1] = { queue, waiting, works, firsts, times }
 end
 return {
   'now_ms', now,

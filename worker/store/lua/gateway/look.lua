@@ -1,10 +1,10 @@
--- Records and places in their queues of many requests. KEYS: the waiting set of the default model, then the
+-- Records and places in their queues of many requests. KEYS: the waiting set of the default queue, then the
 -- records.
 -- ARGV: the ids of the records. Returns now, and for each its record (as names and values), its rank or
 -- false, and its expiry, negative without one.
 local function rank_elsewhere(record, id)
-  local model = read(record, 'model')[1]
-  return model and redis.call('ZRANK', string.format(QUEUE_KEYS.waiting[2], model), id) or false
+  local queue = read(record, 'queue')[1]
+  return queue and redis.call('ZRANK', string.format(QUEUE_KEYS.waiting[2], queue), id) or false
 end
 
 local found = { now_ms() }

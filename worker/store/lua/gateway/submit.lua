@@ -1,8 +1,8 @@
 -- Accepts one or several requests: writes all of their records, places in the queue, reserved credits and
 -- RQ's jobs, or nothing.
--- ARGV: id of the first, most waiting for the model, 'needs_worker' or 'replay' or 'dry_run' or '', owner, idempotency key of
+-- ARGV: id of the first, most waiting in the queue, 'needs_worker' or 'replay' or 'dry_run' or '', owner, idempotency key of
 -- the broker or '', fingerprint, of each request the price and the price of a GPU second in millionths and the
--- most GPU seconds charged, model, number of requests, id of the draft that the request finishes or ''; then of
+-- most GPU seconds charged, queue with the LoRAs that all ask for, number of requests, id of the draft that the request finishes or ''; then of
 -- each request: id, params, number of names and values that follow, further fields of the record …, number of names
 -- and values that follow, RQ's fields …
 -- Returns the outcome; when replayed, with the first request's id; without a worker, with the model; when the
@@ -10,7 +10,8 @@
 -- same checks, returns the first request's place in the queue, and writes nothing.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local is_dry_run = ARGV[3] == 'dry_run'
-local model, number, draft_id = ARGV[10], tonumber(ARGV[11]), ARGV[12]
+local queue, loras = parts_of(ARGV[10])
+local model, number, draft_id = string.match(queue, '^[^+]*'), tonumber(ARGV[11]), ARGV[12]
 local MINUTE_MS = 60000
 
 -- A key of another request, from the same key of the first.
@@ -25,9 +26,15 @@ local function answer(outcome, ...)
   return { outcome, ... }
 end
 
--- Whether a worker runs the model. One of a release without models runs the default one.
+-- Whether a worker runs the model with the LoRAs. One of a release without models runs the default one.
 local function runs_model(worker)
-  local models = string.match(worker, '"models":(%b[])') -- see `LiveWorker`
+  local offered = string.match(worker, '"loras":(%b{})') or '' -- see `LiveWorker`
+  for name in string.gmatch(loras, '[^,]+') do
+    if not string.find(offered, '"' .. name .. '":', 1, true) then
+      return false
+    end
+  end
+  local models = string.match(worker, '"models":(%b[])')
   if not models then
     return model == DEFAULT_MODEL
   end
@@ -50,8 +57,8 @@ local function takes_requests()
   return false
 end
 
-if model ~= DEFAULT_MODEL then
-  use_queue(model)
+if queue ~= DEFAULT_MODEL then
+  use_queue(queue)
 end
 if redis.call('EXISTS', keys.record) == 1 then
   return { 'accepted' } -- the client library's retry after a lost reply
@@ -78,7 +85,7 @@ if ARGV[3] == 'replay' then
   return { 'not_replayed' }
 end
 if ARGV[3] == 'needs_worker' and not takes_requests() then
-  return answer('no_worker', model)
+  return answer('no_worker', model, loras)
 end
 
 -- The key's limits now: it may have changed since the gateway authenticated it.
@@ -205,7 +212,7 @@ for index = 1, number do
     place = math.max(tonumber(head[2] or 0), place + TURN / (priority or 1))
   end
   place = place + redis.call('INCR', keys.sequence)
-  enter_queue(request, owner, place)
+  enter_queue(request, owner, place, loras ~= '' and loras or nil)
   redis.call('HSET', of_other(keys.rq_job, request), unpack(take_list()))
   redis.call('RPUSH', keys.rq_queue, request)
 end

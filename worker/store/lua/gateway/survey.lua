@@ -1,5 +1,5 @@
 -- The broker's figures for /metrics, at one moment, in a time that does not grow with the queue.
--- Returns, as names and values: the queues (of each model its slug, how many requests wait, how many run, for
+-- Returns, as names and values: the queues (of each its name, how many requests wait, how many run, for
 -- how many ms the oldest has waited), the live workers, the sums (as names and values), and how many deliveries
 -- are due.
 local now = now_ms()
@@ -22,9 +22,9 @@ local function age_of_oldest()
 end
 
 local queues = {}
-for _, model in ipairs(MODELS) do
-  use_queue(model)
-  queues[#queues + 1] = { model, redis.call('ZCARD', keys.waiting), redis.call('ZCARD', keys.leases),
+for _, queue in ipairs(QUEUES) do
+  use_queue(queue)
+  queues[#queues + 1] = { queue, redis.call('ZCARD', keys.waiting), redis.call('ZCARD', keys.leases),
                           age_of_oldest() }
 end
 

@@ -25,8 +25,8 @@ local farthest = text(now + ARGV[2] + 60000)
 redis.call('ZREMRANGEBYSCORE', keys.workers, farthest, '+inf')
 
 local expired, popped, missing = {}, {}, 0
-for _, model in ipairs(MODELS) do
-  use_queue(model)
+for _, queue in ipairs(QUEUES) do
+  use_queue(queue)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.leases, farthest, '+inf')) do
     redis.call('ZADD', keys.leases, text(now + ARGV[2]), id)
   end

@@ -1,10 +1,10 @@
 -- A run whose lease has expired: another attempt, or FAILED. Several reconcilers may call it at once.
 -- ARGV: id, most attempts, retention in ms, error. Returns 'requeued', 'failed', or nil: not expired.
 local id = ARGV[1]
-local record = read(keys.record, 'status', 'model')
+local record = read(keys.record, 'status', 'queue')
 if record[1] ~= 'PROCESSING' then
-  for _, model in ipairs(MODELS) do -- a record that is gone names none
-    use_queue(model)
+  for _, queue in ipairs(QUEUES) do -- a record that is gone names none
+    use_queue(queue)
     redis.call('ZREM', keys.leases, id)
   end
   return nil

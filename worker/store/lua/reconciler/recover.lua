@@ -1,7 +1,7 @@
 -- A waiting request that was popped and never started, or is missing from RQ's lists.
 -- ARGV: id, most attempts, retention in ms, error. Returns 'requeued', 'failed', or nil: nothing to do.
 local id = ARGV[1]
-local record = read(keys.record, 'status', 'model')
+local record = read(keys.record, 'status', 'queue')
 if record[1] ~= 'QUEUED' then
   leave_all_queues(id)
   return nil

@@ -17,7 +17,7 @@ end
 if id == '' then
   return orders
 end
-local record = read(keys.record, 'status', 'run', 'cancelled', 'model')
+local record = read(keys.record, 'status', 'run', 'cancelled', 'queue')
 if record[1] ~= 'PROCESSING' or record[2] ~= ARGV[4] then
   orders[#orders + 1] = 'lost'
   return orders

@@ -1,6 +1,6 @@
 -- PROCESSING -> COMPLETED | FAILED, only by the run that holds the lease.
 -- ARGV: id, run, status, retention in ms, mJ of the run or '', fields … Returns 1 when the end is this run's, else 0.
-local record = read(keys.record, 'status', 'run', 'owner', 'model')
+local record = read(keys.record, 'status', 'run', 'owner', 'queue')
 if record[2] ~= ARGV[2] then
   return 0
 end

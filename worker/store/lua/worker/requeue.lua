@@ -1,6 +1,6 @@
 -- PROCESSING -> QUEUED by a worker that must stop: the attempt does not count.
 -- ARGV: id, run, retention in ms, mJ of the run or ''. Returns 1 when the run held the lease, else 0.
-local record = read(keys.record, 'status', 'run', 'owner', 'model')
+local record = read(keys.record, 'status', 'run', 'owner', 'queue')
 if record[1] ~= 'PROCESSING' or record[2] ~= ARGV[2] then
   return 0
 end

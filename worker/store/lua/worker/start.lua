@@ -1,30 +1,31 @@
 -- QUEUED -> PROCESSING under a lease. The run token fences all later writes of this attempt.
 -- ARGV: id, run, worker, lease in ms, the mark of the store that the worker writes to, or '', how many GPUs it
--- has for the run, and the models that it runs.
+-- has for the run, and its queues; see `LiveWorker.sources`.
 -- Returns the fields of the record that a worker needs, as names and values; or nil: nothing to do; or
 -- 'other_store': no gateway could serve the video, and the request waits on for another worker.
 local id, run = ARGV[1], ARGV[2]
 local now = now_ms()
 
-local function runs_model(model)
+local function takes_from(queue, loras)
   for index = 7, #ARGV do
-    if ARGV[index] == model then
+    local name, offered = parts_of(ARGV[index])
+    if name == queue and has_all(offered, loras) then
       return true
     end
   end
 end
 
-local record = read(keys.record, 'status', 'run', 'model')
+local record = read(keys.record, 'status', 'run', 'queue', 'loras')
 if not record[1] then
   leave_all_queues(id)
   return nil
 end
-local model = record[3] or DEFAULT_MODEL
-if not runs_model(model) then
-  leave_all_queues(id, model) -- it was in a queue that is not its own
+local queue = record[3] or DEFAULT_MODEL
+if not takes_from(queue, record[4] or '') then
+  leave_all_queues(id, queue) -- it was in a queue that is not its own
   return nil
 end
-use_queue(model)
+use_queue(queue)
 redis.call('LREM', keys.intermediate, 0, id)
 if record[1] == 'QUEUED' then
   local store = redis.call('GET', keys.store)

@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from models.engine import Traits
 from models.mochi.loading.assemble import Options, assemble
 from models.mochi.loading.load import make_parts
-from models.mochi.loading.lora import Lora
+from models.mochi.loading.lora import Lora, read_named
 from models.mochi.loading.plan import LoadPlan
 from models.mochi.memory.profiles import PROFILES, MemoryPlan
 from models.mochi.network import fp8
 from models.mochi.network.ranks import ALONE, Ranks
+from models.params import GenerateParams
 from tests.support.models.mock_mochi import CPU, ignore, params
 from tests.support.models.ranks import Group, group_of
 from tests.support.models.tiny_lora import in_diffusers_format, random_halves
@@ -26,6 +27,8 @@ from tests.unit.models.mochi.network.test_fp8 import needs_products
 
 NARROWEST = 32
 """The width of the mock's blocks, so that fp8 takes their layers."""
+
+ASKED = params(13, negative_prompt="blurry")
 
 SPLITTING = 0.305
 """A threshold at which the two branches alone would not skip the same steps."""
@@ -52,13 +55,20 @@ def plan_of(folder: Path, **options: Any) -> LoadPlan:
     return LoadPlan(CPU, memory, Options(profile, "flash", **options), traits, folder, [])
 
 
-def frames(ranks: Ranks, plan: LoadPlan) -> str:
+def frames(ranks: Ranks, plan: LoadPlan, asked: GenerateParams = ASKED) -> str:
     """Their checksum, on rank 0."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fp8, "NARROWEST", NARROWEST)
         parts = make_parts(replace(plan, ranks=ranks))
-        engine = assemble(parts, plan.options, plan.traits, CPU, (48, 32), ranks=ranks)
-    asked = params(13, negative_prompt="blurry")
+        engine = assemble(
+            parts,
+            plan.options,
+            plan.traits,
+            CPU,
+            (48, 32),
+            ranks=ranks,
+            loras=plan.named_loras,
+        )
     if ranks.rank:
         engine.follow(asked, ignore)
         return ""
@@ -75,6 +85,15 @@ def assert_equal(group: Group, plan: LoadPlan) -> None:
 
 def test_a_lora(group: Group, checkpoint: Path, loras: list[Lora]) -> None:
     assert_equal(group, replace(plan_of(checkpoint), loras=loras))
+
+
+def test_a_lora_of_the_request(group: Group, checkpoint: Path, loras: list[Lora]) -> None:
+    named = read_named({"style": loras[0].path})
+    plan = replace(plan_of(checkpoint), named_loras=named)
+    asked = ASKED.model_copy(update={"lora": {"style": 0.3}})
+    expected = frames(ALONE, plan, asked)
+    assert group(frames, plan, asked)[0] == expected
+    assert group(frames, plan)[0] == frames(ALONE, plan_of(checkpoint)) != expected
 
 
 @needs_products
