@@ -37,7 +37,7 @@ LINE_SECONDS = 15.0
 PROBE_SECONDS = 20.0
 """For nvidia-smi: the first call after a boot wakes the driver."""
 INTERRUPTED = 130
-HUB_ID = "A Hugging Face id. [default: genmo/mochi-1-preview] [env: MOCHI_WEIGHTS]"
+HUB_ID = "A Hugging Face id. [default: the model's own] [env: MOCHI_WEIGHTS]"
 
 weights = typer.Typer(
     help="Pull, verify and locate the weights of the model.", no_args_is_help=True
@@ -73,11 +73,12 @@ def verify_command(
     Example: `mochi-server weights verify /models/mochi-1-preview`
     """
     settings = read_settings()
-    names = settings.weights, settings.revision, settings.data_dir
     with exit_on_error():
-        folder = folder or locate(*names)
         if folder is None:
-            raise WeightsError(absent(*names))
+            names = _wanted(settings)
+            folder = locate(*names)
+            if folder is None:
+                raise WeightsError(absent(*names))
         manifest = read_manifest(folder)
         with Meter() as meter, _exit_on_ctrl_c(meter, "Nothing was changed."):
             faults = verify(folder, meter)
@@ -100,8 +101,7 @@ def path_command() -> None:
     Example: `export MOCHI_WEIGHTS=$(mochi-server weights path)`
     """
     with exit_on_error():
-        settings = read_settings()
-        names = settings.weights, settings.revision, settings.data_dir
+        names = _wanted(read_settings())
         folder = find(*names)
         if folder is None:
             raise WeightsError(absent(*names))
@@ -112,15 +112,28 @@ def pull_weights(settings: WorkerSettings) -> Path:
     """Download the missing files of the weights that the settings name; returns their folder.
 
     Raises:
-        WeightsError: the weights are not complete; the next pull continues from there.
+        WeightsError: the weights are not complete, and the next pull continues from there; or
+            several models are named.
         EngineUnavailableError: the worker's libraries are not installed.
     """
-    names = settings.weights, settings.revision, settings.data_dir
+    names = _wanted(settings)
     again = pull_command(*names, settings.variant)
     with Meter() as meter, _exit_on_ctrl_c(meter, f"`{again}` continues from here."):
         folder = pull(*names, variant=settings.variant, progress=meter, say=meter.say)
         meter.say(f"Complete and checked: {folder}")
     return folder
+
+
+def _wanted(settings: WorkerSettings) -> tuple[str, str, Path]:
+    """Weights, revision and data folder. Raises WeightsError if several models are named."""
+    slugs = [model.slug for model in settings.served]
+    if len(slugs) > 1 and settings.weights == settings.served[0].weights:
+        choices = " or ".join(f"--models {slug}" for slug in slugs)
+        raise WeightsError(
+            f"MOCHI_MODELS={settings.models} names {len(slugs)} models, and each has weights of "
+            f"its own. Say which: {choices}."
+        )
+    return settings.weights, settings.revision, settings.data_dir
 
 
 @contextmanager

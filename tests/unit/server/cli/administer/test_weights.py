@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from models.errors import WeightsError
 from models.weights.folder import find
-from server.cli.administer.weights import fetch_missing, has_nvidia_gpu
+from server.cli.administer.weights import (
+    fetch_missing,
+    has_nvidia_gpu,
+    pull_weights,
+    weights,
+)
 from tests.support.services.hub import FIRST, HUB_ID, FakeHub, fake_hub_here
 from worker.settings import WorkerSettings
 
@@ -77,3 +83,25 @@ def test_a_gpu_is_seen_by_its_device_or_by_nvidia_smi(
         assert has_nvidia_gpu(devices) is is_gpu
     tool.write_text("#!/bin/sh\necho 'GPU 0: a card'\n")
     assert has_nvidia_gpu(tmp_path / "nvidiactl")
+
+
+@pytest.mark.parametrize("command", ["pull", "verify", "path"])
+def test_a_command_for_the_weights_of_one_model_does_not_choose_among_several(
+    hub: FakeHub, tmp_path: Path, command: str
+) -> None:
+    """Gateways have such a setting, and their machine may be where the weights are pulled."""
+    variables = {"MOCHI_MODELS": "mochi-1,mochi-1-fast", "MOCHI_DATA_DIR": str(tmp_path)}
+    refused = CliRunner().invoke(weights, [command], env=variables | {"COLUMNS": "200"})
+    assert refused.exit_code == 1
+    assert "Say which: --models mochi-1 or --models mochi-1-fast." in " ".join(
+        refused.output.split()
+    )
+    assert hub.requests == []
+
+
+def test_weights_that_are_named_are_pulled_whatever_the_models(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    """Such as a classifier's."""
+    own = settings(tmp_path, models="mochi-1-fast,mochi-1", weights=HUB_ID)
+    assert pull_weights(own).name == FIRST
