@@ -186,3 +186,17 @@ def test_a_single_card_goes_on_at_the_checkpoint_of_a_group_that_was_killed(
     assert stack.record(request_id)["attempt"] == "2"
     single.terminate()
     assert single.wait(30) == 0
+
+
+def test_a_group_finishes_a_draft_to_the_byte_also_when_it_is_killed_on_the_way(
+    stack: Stack, client: httpx2.Client, worker: subprocess.Popen[bytes]
+) -> None:
+    expected = video(client, submit(client))
+    draft = submit(client, draft_steps=4)
+    assert video(client, draft) != expected
+    finish = client.post(f"/v2/requests/{draft}/finish", headers=SLOW).json()["request_id"]
+    reaches(stack, finish, "denoising", step=12)
+    worker.kill()
+    stack.start_worker(gpus_per_video="2")
+    assert video(client, finish) == expected
+    assert stack.record(finish)["attempt"] == "2"
