@@ -232,7 +232,10 @@ class Submission:
         history = self.call.services.history
         return [
             NewRequest(params, same | history.record_fields(params))
-            for params in (first.model_copy(update={"seed": seed}) for seed in seeds)
+            for params in (
+                first if seed == first.seed else first.model_copy(update={"seed": seed})
+                for seed in seeds
+            )
         ]
 
     def _plan_fields(self) -> dict[str, str]:
