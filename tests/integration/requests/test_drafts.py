@@ -22,6 +22,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         tmp_path_factory.mktemp("drafts"),
         engine="fake",
         fake_step_seconds="0.01",
+        loras="ink",
         price_base="0.2",
         price_frame_step="0.01",
     ) as stack:
@@ -103,6 +104,13 @@ def test_a_finish_makes_the_files_that_its_draft_was_asked_for(client: httpx2.Cl
         assert body["video"]["content_type"] == "image/gif"
         assert body["poster"]["content_type"] == "image/jpeg"
     assert video(finished) == video(result(client, submit(client, {**POND, "format": "gif"})))
+
+
+def test_a_finish_asks_for_the_loras_of_its_draft(client: httpx2.Client) -> None:
+    inked = {**POND, "lora": {"ink": 0.5}}
+    draft = result(client, submit(client, {**inked, "draft_steps": 5}))
+    finished = result(client, client.post(draft["draft"]["finish_url"]).json())
+    assert video(finished) == video(result(client, submit(client, inked))) != video(draft)
 
 
 def test_each_pays_for_the_steps_that_it_runs(client: httpx2.Client) -> None:
