@@ -7,9 +7,9 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import httpx2
@@ -29,6 +29,8 @@ TIMEOUT_SECONDS = 10.0
 REPLAYED = "idempotency-replayed"
 DRAFT_EACH, SEVERAL_EACH = 3, 5
 """Each so many-th submit is a draft, which is finished, or two requests; some are both."""
+LORA_EACH = 3
+"""One of so many submits asks for no LoRA; the others for one, or two where a worker has two."""
 SAY_TWICE = 10
 """Each so many-th submit is sent once more after its answer, as if that had been lost."""
 
@@ -48,18 +50,21 @@ class Clients:
         key: str,
         note: Callable[[Event], None],
         webhook_url: str = "",
-        models: Sequence[str] = (MODEL,),
+        offers: Mapping[str, Sequence[str]] = MappingProxyType({MODEL: ()}),
         *,
         makes_drafts: bool = True,
     ) -> None:
-        """They ask for `models` in turn, and for drafts, which they finish, and several at once."""
+        """They ask for drafts, which they finish, and for several at once.
+
+        `offers`: the models that they ask for in turn; each with LoRAs, for some requests.
+        """
         self.errors: Counter[str] = Counter()
         self.replayed = 0
         self.gave_up = 0
         self._turns = itertools.count()
         self._urls = list(urls)
         self._webhook = {"webhook_url": webhook_url} if webhook_url else {}
-        self._models = models
+        self._offers = offers
         self._makes_drafts = makes_drafts
         self._finishes: dict[str, asyncio.Task[None]] = {}
         self._note = note
@@ -147,8 +152,12 @@ class Clients:
                 await self._fetch(request_id, self._ended[request_id])
 
     async def _submit(self, number: int) -> None:
-        model = self._models[number % len(self._models)]
-        body = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS[model], **self._webhook}
+        model = [*self._offers][number % len(self._offers)]
+        body: dict[str, Any] = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS[model]}
+        body |= self._webhook
+        loras = self._offers[model][: number % LORA_EACH]  # none, the first, or the first two
+        if loras:
+            body["lora"] = dict.fromkeys(loras, 0.5)
         if self._makes_drafts and number % DRAFT_EACH == 0:
             body["draft_steps"] = STEPS[model] // 2
         if self._makes_drafts and number % SEVERAL_EACH == 0:

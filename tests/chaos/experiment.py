@@ -24,7 +24,7 @@ from tests.chaos.books import GRANTED, Books
 from tests.chaos.brokers import Broker, external_broker, own_broker
 from tests.chaos.clients import Clients
 from tests.chaos.faults import OF_WORKERS, Fault, Kind, rolls, schedule
-from tests.chaos.fleet import Fleet, Member, models_of
+from tests.chaos.fleet import Fleet, Member, loras_of, models_of
 from tests.chaos.history import Event, events_of, read_log
 from tests.chaos.releases import has_history, unpack
 from tests.chaos.report import Plan, Report
@@ -109,13 +109,13 @@ class _Experiment:
             ) as fleet,
         ):
             urls = fleet.start(gateways=GATEWAYS, workers=self._plan.workers)
-            models = _models(self._plan)
+            offers = _offers(self._plan)
             async with Clients(
                 urls,
                 key,
                 self._history.append,
                 hook.url,
-                models,
+                offers,
                 makes_drafts=not self._plan.upgrade_from,
             ) as clients:
                 quiet = await self._load_and_break(fleet, clients)
@@ -244,12 +244,19 @@ async def _signed_on(worker: Member) -> None:
         await asyncio.sleep(WATCH_SECONDS)
 
 
-def _models(plan: Plan) -> list[str]:
-    """What there are workers for. Of an older release, the default model alone."""
+def _offers(plan: Plan) -> dict[str, list[str]]:
+    """The models that there are workers for, each with the most LoRAs that one of them has.
+
+    Of an older release, the default model alone.
+    """
     if plan.upgrade_from:
-        return [MODEL]
-    places = range(plan.workers)
-    return sorted({slug for place in places for slug in models_of(place, plan.groups).split(",")})
+        return {MODEL: []}
+    offers: dict[str, list[str]] = {}
+    for place in range(plan.workers):
+        loras = loras_of(place).split(",")
+        for slug in models_of(place, plan.groups).split(","):
+            offers[slug] = max(offers.get(slug, []), loras, key=len)
+    return dict(sorted(offers.items()))
 
 
 def _older_release(plan: Plan, folder: Path) -> Path | None:

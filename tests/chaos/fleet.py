@@ -29,6 +29,8 @@ TOLD = (0, -signal.SIGTERM)
 
 SERVED = (f"{MODEL},{FAST_MOCHI.slug}", MODEL, FAST_MOCHI.slug)
 """What workers run, by turns; groups run one model each."""
+LORAS = ("ink,noir", "ink")
+"""What workers offer, by turns."""
 GROUP = {"MOCHI_ENGINE": "mochi", "MOCHI_MOCK": "true", "MOCHI_GPUS_PER_VIDEO": "2"}
 """Variables of a worker with a follower."""
 
@@ -38,6 +40,11 @@ def models_of(place: int, groups: int) -> str:
     if place < groups:
         return SERVED[1:][place % 2]
     return SERVED[(place - groups) % len(SERVED)]
+
+
+def loras_of(place: int) -> str:
+    """The LoRAs of the worker in a place, as in MOCHI_LORAS: not all have all."""
+    return LORAS[place % len(LORAS)]
 
 
 @dataclass(frozen=True)
@@ -236,6 +243,8 @@ class Fleet:
     def _start_worker(self, place: int) -> Member:
         environ = self._release(Kind.ROLL_WORKER, place)
         models = {} if self._older else {"MOCHI_MODELS": models_of(place, self._groups)}
+        if not self._older:
+            models["MOCHI_LORAS"] = loras_of(place)
         return self._start("worker", environ | models | (GROUP if place < self._groups else {}))
 
     def _start_gateway(self, place: int) -> Member:

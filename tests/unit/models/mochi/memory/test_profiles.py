@@ -86,6 +86,20 @@ def test_fp8_needs_less_and_the_step_cache_more() -> None:
     assert plan_memory(20, "auto", "auto", fp8=True).profile.name == "24gb"
 
 
+@pytest.mark.parametrize("profile", [name for name in NAMES if name != "offload"])
+def test_adapters_need_their_buffers_in_every_block(profile: ProfileName) -> None:
+    needs = PROFILES[profile].gib("reference")
+    with_adapters = PROFILES[profile].gib("reference", adapters=0.01)
+    assert with_adapters == pytest.approx(needs + 0.01 * memory.BLOCKS)
+
+
+def test_adapters_of_fetched_blocks_are_in_main_memory() -> None:
+    needs = PROFILES["offload"].gib("bf16")
+    in_slots = memory.BLOCKS - PROFILES["offload"].streamed + memory.SLOTS
+    with_adapters = PROFILES["offload"].gib("bf16", adapters=0.01)
+    assert with_adapters == pytest.approx(needs + 0.01 * in_slots)
+
+
 @pytest.mark.parametrize("profile", NAMES)
 def test_a_card_of_a_group_needs_more_for_the_exchange(profile: ProfileName) -> None:
     needs = PROFILES[profile].gib("reference")
