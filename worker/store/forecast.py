@@ -112,19 +112,26 @@ class Forecaster:
 class _Queue:
     """The first waiting requests of a model, and when each starts, as far as it is known.
 
-    `times`: of their submits, in ms.
+    Attributes:
+        times: of their submits, in ms.
+        owners: a number for each.
     """
 
     paces: Mapping[int, Pace]
     ids: Sequence[str]
     works: Sequence[Work | None]
     times: Sequence[int]
+    owners: Sequence[int]
     starts: list[float] = field(default_factory=list)
     last_start: float | None = None
 
     @property
     def is_empty(self) -> bool:
         return len(self.starts) == len(self.ids)
+
+    @property
+    def next_owner(self) -> int:
+        return self.owners[len(self.starts)]
 
     @property
     def waits_since(self) -> int:
@@ -143,17 +150,22 @@ def _forecasts(answer: list[Any], made_at: float) -> dict[str, Forecast]:
     workers = [worker for worker in read_all(found["workers"]) if not worker.pause]
     kept = list(pairs(found["paces"]))
     queues = {}
-    for model, ids, works, firsts, times in found["queues"]:
+    for model, ids, works, firsts, times, owners in found["queues"]:
         # Of all engines when none is alive: the last worker may be finishing its last run.
         engines = {str(worker.engine) for worker in workers if worker.takes(model)}
         paces = read_paces(kept, engines)
-        queues[model] = _Queue(paces, ids, [*map(_work, works, firsts)], [*map(int, times)])
+        asked = [*map(_work, works, firsts)]
+        queues[model] = _Queue(paces, ids, asked, [*map(int, times)], owners)
     busy = {
         run["worker"]: _left(run, queues[run["queue"]].paces, found["now_ms"])
         for run in map(dict, map(pairs, found["runs"]))
         if run["worker"] and run["work"]
     }
-    _simulate([(busy.get(worker.name, 0.0), worker) for worker in workers], queues)
+    served = {
+        owner: (int(at) - found["now_ms"]) / 1000
+        for owner, at in enumerate(found["served"], start=1)
+    }
+    _simulate([(busy.get(worker.name, 0.0), worker) for worker in workers], queues, served)
     return {
         model: Forecast(
             made_at,
@@ -165,11 +177,25 @@ def _forecasts(answer: list[Any], made_at: float) -> dict[str, Forecast]:
     }
 
 
-def _simulate(free_in: Iterable[tuple[float, LiveWorker]], queues: Mapping[str, _Queue]) -> None:
+def _simulate(
+    free_in: Iterable[tuple[float, LiveWorker]],
+    queues: Mapping[str, _Queue],
+    served: dict[int, float],
+) -> None:
     """Start the waiting requests, each by the worker that is free first.
 
-    A worker of several models takes the request that has waited longest of those that are next.
+    A worker of several queues takes, of the requests that are next, that of the owner that was
+    served least recently.
+
+    Args:
+        free_in: seconds until each worker is free.
+        queues: by name.
+        served: by owner, the seconds from now at which such a worker started a request of it last.
     """
+
+    def rank(queue: _Queue) -> tuple[float, int]:
+        return served[queue.next_owner], queue.waits_since
+
     order = [
         (seconds, number, [queues[queue] for queue in worker.queues if queue in queues])
         for number, (seconds, worker) in enumerate(free_in)
@@ -177,15 +203,17 @@ def _simulate(free_in: Iterable[tuple[float, LiveWorker]], queues: Mapping[str, 
     heapq.heapify(order)
     idle = []
     while order:
-        now, number, served = order[0]
-        waiting = [queue for queue in served if not queue.is_empty]
+        now, number, sources = order[0]
+        waiting = [queue for queue in sources if not queue.is_empty]
         if waiting:
-            longest = min(waiting, key=lambda queue: queue.waits_since)
-            heapq.heapreplace(order, (longest.start_next(now), number, served))
+            first = min(waiting, key=rank)
+            if len(sources) > 1:
+                served[first.next_owner] = now
+            heapq.heapreplace(order, (first.start_next(now), number, sources))
         else:
             idle.append(heapq.heappop(order))
-    for seconds, _, served in sorted(idle, reverse=True, key=lambda worker: worker[:2]):
-        for queue in served:
+    for seconds, _, sources in sorted(idle, reverse=True, key=lambda worker: worker[:2]):
+        for queue in sources:
             queue.last_start = seconds  # at last of the one that is free first
 
 

@@ -63,6 +63,9 @@ WAITING, SEQUENCE, TURNS, LEASES, RQ_QUEUE, RQ_INTERMEDIATE = astuple(QueueKeys.
 """Of the default model."""
 QUEUES = {queue: QueueKeys.of(queue) for model in CATALOGUE for queue in (model, model + LORA)}
 """By name; see `worker.job.queue_of`."""
+SERVED = "mochi:served"
+"""Hash that expires: owner to the time in ms at which a worker of several queues last started a
+request of it."""
 LOOKS = "mochi:looks"
 """Hash: when a reconciler looked last, and since when without a gap; in ms."""
 PACES = "mochi:paces"
@@ -200,5 +203,6 @@ _FIXED_KEYS = (
     *(RQ_QUEUE, RQ_INTERMEDIATE, RQ_QUEUES, TURNS, LOOKS),
     *(API_KEY, LIVE, RATE, USAGE, METRICS, PACES, PREVIEWS),
     *(WEBHOOKS, WEBHOOK, HISTORY, EXPIRIES, STORE, PAST, STANDING),
+    SERVED,
 )
 SCRIPT_KEYS = len(for_scripts())

@@ -106,6 +106,61 @@ def test_a_worker_of_several_models_takes_what_has_waited_longest(
         assert pop(redis, SLOW, FAST) == name
 
 
+def submit_for(url: str, owner: str, model: str) -> str:
+    asked = params(model=model)
+    return ask_gateway(url, lambda it: it.submit(asked, owner)).request_id
+
+
+@pytest.mark.parametrize("models", [(SLOW, FAST), (FAST, SLOW)])
+def test_a_long_queue_of_one_key_does_not_delay_another_key_in_another_queue(
+    redis: Redis, redis_url: str, models: tuple[str, str]
+) -> None:
+    store, (long, short) = store_of(redis, SLOW, FAST), models
+    first = [submit_for(redis_url, "ann", long) for _ in range(3)]
+    later = [submit_for(redis_url, "bea", short) for _ in range(2)]
+    for age, name in enumerate([*first, *later]):
+        redis.hset(keyspace.record(name), "created_at", 1000 + age)
+    store.note_pace(live().engine, Work.of(params()), Pace(1, 1, 1))
+    store.beat(live("ann", SLOW, FAST))
+
+    async def ask(forecaster: Forecaster) -> dict[str, float]:
+        found = [await forecaster.now(model) for model in CATALOGUE]
+        return {name: at for forecast in found for name, at in forecast.starts.items()}
+
+    foreseen = forecasts(redis_url, ask)
+    begun = [start(redis, store, SLOW, FAST).request_id for _ in range(5)]
+    assert begun == [first[0], later[0], first[1], later[1], first[2]]
+    assert sorted(foreseen, key=foreseen.__getitem__) == begun
+    assert 0 < redis.pttl(keyspace.SERVED) <= 3_600_000
+
+
+def test_a_request_that_has_run_before_comes_first_whoever_was_served(
+    redis: Redis, redis_url: str, both: WorkerStore
+) -> None:
+    lost = submit_for(redis_url, "ann", SLOW)
+    start(redis, both, SLOW, FAST)
+    submit_for(redis_url, "bea", FAST)
+    end_lease(redis, lost)
+    assert both.reap(lost) is Recovery.REQUEUED
+    assert pop(redis, SLOW, FAST) == lost
+
+
+def test_a_time_of_the_clock_before_it_was_set_back_delays_no_key(
+    redis: Redis, redis_url: str
+) -> None:
+    older = submit_for(redis_url, "ann", SLOW)
+    newer = submit_for(redis_url, "bea", FAST)
+    redis.hset(keyspace.record(newer), "created_at", 2**52)
+    redis.hset(keyspace.SERVED, "ann", 2**51)
+    assert [pop(redis, FAST, SLOW), pop(redis, FAST, SLOW)] == [older, newer]
+
+
+def test_a_worker_of_one_queue_notes_nothing_of_owners(redis: Redis, redis_url: str) -> None:
+    submit(redis_url)
+    start(redis, store_of(redis, SLOW), SLOW)
+    assert not redis.exists(keyspace.SERVED)
+
+
 def test_a_place_counts_within_the_queue_of_the_model(redis_url: str) -> None:
     slow = [submit(redis_url) for _ in range(3)]
     fast = [submit(redis_url, model=FAST) for _ in range(2)]

@@ -19,7 +19,7 @@ local keys = {
   metrics = KEYS[16], paces = KEYS[17], previews = KEYS[18],
   webhooks = KEYS[19], webhook = KEYS[20], -- `webhook` is completed with a request's id.
   history = KEYS[21], expiries = KEYS[22], store = KEYS[23], past = KEYS[24],
-  standing = KEYS[25],
+  standing = KEYS[25], served = KEYS[26],
 }
 
 -- Lets `keys` name a queue. Records of the default model's queue have none. QUEUE_KEYS and the names of

@@ -67,17 +67,35 @@ local function parts_of(source)
   return string.match(source, '^([^:]*):?(.*)$')
 end
 
--- The same among several queues: that which has waited longest. `keys` then names its queue. keys.record is
--- here the prefix of all records.
+-- Orders the heads of several queues: first one that has run before, then by when its owner was served last, so
+-- that a key's long queue delays no other key's requests in another one, then by age. A time in the future is
+-- from before the clock was set back.
+local function rank(id)
+  local owner, created_at = unpack(read(keys.record .. id, 'owner', 'created_at'))
+  local served = tonumber(read(keys.served, owner or '')[1] or 0)
+  if tonumber(redis.call('ZSCORE', keys.waiting, id)) < 0 then
+    served = -1
+  elseif served > now_ms() then
+    served = 0
+  end
+  return { served, tonumber(created_at or 0) }
+end
+
+local function is_before(one, other)
+  return one[1] < other[1] or one[1] == other[1] and one[2] < other[2]
+end
+
+-- The same among several queues, by `rank`. `keys` then names its queue. keys.record is here the prefix of all
+-- records.
 local function next_waiting_of(sources)
-  local found, queue, oldest
+  local found, queue, least
   for _, source in ipairs(sources) do
     local name, offered = parts_of(source)
     use_queue(name)
     local id = next_waiting(offered)
-    local created_at = id and sources[2] and tonumber(read(keys.record .. id, 'created_at')[1]) or 0
-    if id and (not found or created_at < oldest) then
-      found, queue, oldest = id, name, created_at
+    local own = id and sources[2] and rank(id)
+    if id and (not found or is_before(own, least)) then
+      found, queue, least = id, name, own
     end
   end
   use_queue(queue)

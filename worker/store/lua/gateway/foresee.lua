@@ -2,9 +2,19 @@
 -- ARGV: most waiting requests of each queue to look at.
 -- Returns, as names and values: now_ms, the paces of runs, the live workers, the runs (each as names and
 -- values), and the queues: of each its name, and of its first waiting requests the ids, their work, the
--- steps that their drafts have done, and the times of their submit.
+-- steps that their drafts have done, the times of their submit, and their owners, as numbers; and when each
+-- owner was served last, see `rank`.
 local now = now_ms()
 local runs, queues = {}, {}
+local numbers, served = {}, {}
+local function number_of(owner)
+  if not numbers[owner] then
+    served[#served + 1] = read(keys.served, owner)[1] or '0'
+    numbers[owner] = #served
+  end
+  return numbers[owner]
+end
+
 for _, queue in ipairs(QUEUES) do
   use_queue(queue)
   for _, id in ipairs(redis.call('ZRANGE', keys.leases, 0, -1)) do
@@ -13,12 +23,13 @@ for _, queue in ipairs(QUEUES) do
     runs[#runs + 1] = run
   end
   local waiting = redis.call('ZRANGE', keys.waiting, 0, ARGV[1] - 1)
-  local works, firsts, times = {}, {}, {}
+  local works, firsts, times, owners = {}, {}, {}, {}
   for index, id in ipairs(waiting) do
-    local record = read(keys.record .. id, 'work', 'created_at', 'first_step')
+    local record = read(keys.record .. id, 'work', 'created_at', 'first_step', 'owner')
     works[index], firsts[index], times[index] = record[1] or false, record[3] or '0', record[2] or '0'
+    owners[index] = number_of(record[4] or '')
   end
-  queues[#queues + 1] = { queue, waiting, works, firsts, times }
+  queues[#queues + 1] = { queue, waiting, works, firsts, times, owners }
 end
 return {
   'now_ms', now,
@@ -26,4 +37,5 @@ return {
   'workers', redis.call('ZRANGEBYSCORE', keys.workers, text(now), '+inf'),
   'runs', runs,
   'queues', queues,
+  'served', served,
 }

@@ -5,6 +5,7 @@
 -- 'other_store': no gateway could serve the video, and the request waits on for another worker.
 local id, run = ARGV[1], ARGV[2]
 local now = now_ms()
+local HOUR_MS = 3600000
 
 local function takes_from(queue, loras)
   for index = 7, #ARGV do
@@ -15,7 +16,7 @@ local function takes_from(queue, loras)
   end
 end
 
-local record = read(keys.record, 'status', 'run', 'queue', 'loras')
+local record = read(keys.record, 'status', 'run', 'queue', 'loras', 'owner')
 if not record[1] then
   leave_all_queues(id)
   return nil
@@ -39,7 +40,11 @@ if record[1] == 'QUEUED' then
              'gpus', ARGV[6], 'started_at', text(now))
   local place = redis.call('ZSCORE', keys.waiting, id)
   if place and tonumber(place) >= 0 then
-    redis.call('HSET', keys.turns, redis.call('HGET', keys.record, 'owner'), place)
+    redis.call('HSET', keys.turns, record[5], place)
+  end
+  if ARGV[8] then -- a worker of several queues; see `rank`
+    redis.pcall('HSET', keys.served, record[5], text(now))
+    redis.pcall('PEXPIRE', keys.served, HOUR_MS)
   end
   leave_queue(id)
   redis.call('LREM', keys.rq_queue, 0, id) -- a slow pop may have been recovered meanwhile
