@@ -75,7 +75,10 @@ def test_f29_after_the_hour_no_key_and_no_file_is_left_of_any_request(stack: Sta
     assert second.http.delete(f"/v2/requests/{cancelled_running}").status_code == 202
     blocking = first.http.post("/v1/mochi-1", json={"prompt": "now", "steps": 10, "frames": 1})
     assert blocking.headers["content-type"] == "video/mp4"
-    mine = {died, done, blocking.headers["x-request-id"]}
+    draft = first.submit(draft_steps=5)
+    finish = first.http.post(first.ended(draft)["draft"]["finish_url"]).json()["request_id"]
+    assert f"{draft}.checkpoint" in stack.outputs()
+    mine = {died, done, blocking.headers["x-request-id"], draft, finish}
     others = {failed, cancelled_waiting, cancelled_running}
     for client, ids in ((first, mine), (second, others)):
         for request_id in ids:

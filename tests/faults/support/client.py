@@ -27,12 +27,15 @@ class Client:
         """The id of its key."""
         return self.stack.owner(self.key)
 
-    def submit(self, scenario: str = "", *, steps: int = 10, key: str = "") -> str:
+    def submit(
+        self, scenario: str = "", *, steps: int = 10, key: str = "", draft_steps: int | None = None
+    ) -> str:
         """The id of a new request, with a mock scenario and an idempotency key if given."""
         headers = {"Idempotency-Key": key, SCENARIO: scenario}
+        draft = {} if draft_steps is None else {"draft_steps": draft_steps}
         answer = self.http.post(
             "/v2/mochi-1",
-            json={"prompt": "a pond", "steps": steps, "frames": 1},
+            json={"prompt": "a pond", "steps": steps, "frames": 1, **draft},
             headers={name: value for name, value in headers.items() if value},
         )
         assert answer.is_success, answer.text
