@@ -11,7 +11,7 @@ import heapq
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from redis.asyncio import Redis
@@ -161,10 +161,7 @@ def _forecasts(answer: list[Any], made_at: float) -> dict[str, Forecast]:
         for run in map(dict, map(pairs, found["runs"]))
         if run["worker"] and run["work"]
     }
-    served = {
-        owner: (int(at) - found["now_ms"]) / 1000
-        for owner, at in enumerate(found["served"], start=1)
-    }
+    served = dict(enumerate(map(int, found["served"]), start=1))
     _simulate([(busy.get(worker.name, 0.0), worker) for worker in workers], queues, served)
     return {
         model: Forecast(
@@ -180,7 +177,7 @@ def _forecasts(answer: list[Any], made_at: float) -> dict[str, Forecast]:
 def _simulate(
     free_in: Iterable[tuple[float, LiveWorker]],
     queues: Mapping[str, _Queue],
-    served: dict[int, float],
+    served: dict[int, int],
 ) -> None:
     """Start the waiting requests, each by the worker that is free first.
 
@@ -190,10 +187,11 @@ def _simulate(
     Args:
         free_in: seconds until each worker is free.
         queues: by name.
-        served: by owner, the seconds from now at which such a worker started a request of it last.
+        served: by owner, the number of its latest start by such a worker.
     """
+    numbers = count(max(served.values(), default=0) + 1)
 
-    def rank(queue: _Queue) -> tuple[float, int]:
+    def rank(queue: _Queue) -> tuple[int, int]:
         return served[queue.next_owner], queue.waits_since
 
     order = [
@@ -208,7 +206,7 @@ def _simulate(
         if waiting:
             first = min(waiting, key=rank)
             if len(sources) > 1:
-                served[first.next_owner] = now
+                served[first.next_owner] = next(numbers)
             heapq.heapreplace(order, (first.start_next(now), number, sources))
         else:
             idle.append(heapq.heappop(order))

@@ -64,8 +64,8 @@ WAITING, SEQUENCE, TURNS, LEASES, RQ_QUEUE, RQ_INTERMEDIATE = astuple(QueueKeys.
 QUEUES = {queue: QueueKeys.of(queue) for model in CATALOGUE for queue in (model, model + LORA)}
 """By name; see `worker.job.queue_of`."""
 SERVED = "mochi:served"
-"""Hash that expires: owner to the time in ms at which a worker of several queues last started a
-request of it."""
+"""Hash that expires: owner to the number of the latest start of its requests by workers of several
+queues. Their count is under the empty name."""
 LOOKS = "mochi:looks"
 """Hash: when a reconciler looked last, and since when without a gap; in ms."""
 PACES = "mochi:paces"

@@ -145,14 +145,12 @@ def test_a_request_that_has_run_before_comes_first_whoever_was_served(
     assert pop(redis, SLOW, FAST) == lost
 
 
-def test_a_time_of_the_clock_before_it_was_set_back_delays_no_key(
-    redis: Redis, redis_url: str
+def test_a_key_of_another_type_there_stops_no_run(
+    redis: Redis, redis_url: str, both: WorkerStore
 ) -> None:
-    older = submit_for(redis_url, "ann", SLOW)
-    newer = submit_for(redis_url, "bea", FAST)
-    redis.hset(keyspace.record(newer), "created_at", 2**52)
-    redis.hset(keyspace.SERVED, "ann", 2**51)
-    assert [pop(redis, FAST, SLOW), pop(redis, FAST, SLOW)] == [older, newer]
+    names = {submit(redis_url), submit(redis_url, model=FAST)}
+    redis.set(keyspace.SERVED, "another client's")
+    assert {start(redis, both, SLOW, FAST).request_id for _ in names} == names
 
 
 def test_a_worker_of_one_queue_notes_nothing_of_owners(redis: Redis, redis_url: str) -> None:

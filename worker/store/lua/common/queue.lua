@@ -68,15 +68,12 @@ local function parts_of(source)
 end
 
 -- Orders the heads of several queues: first one that has run before, then by when its owner was served last, so
--- that a key's long queue delays no other key's requests in another one, then by age. A time in the future is
--- from before the clock was set back.
+-- that a key's long queue delays no other key's requests in another one, then by age.
 local function rank(id)
   local owner, created_at = unpack(read(keys.record .. id, 'owner', 'created_at'))
   local served = tonumber(read(keys.served, owner or '')[1] or 0)
   if tonumber(redis.call('ZSCORE', keys.waiting, id)) < 0 then
     served = -1
-  elseif served > now_ms() then
-    served = 0
   end
   return { served, tonumber(created_at or 0) }
 end

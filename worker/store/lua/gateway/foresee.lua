@@ -2,8 +2,8 @@
 -- ARGV: most waiting requests of each queue to look at.
 -- Returns, as names and values: now_ms, the paces of runs, the live workers, the runs (each as names and
 -- values), and the queues: of each its name, and of its first waiting requests the ids, their work, the
--- steps that their drafts have done, the times of their submit, and their owners, as numbers; and when each
--- owner was served last, see `rank`.
+-- steps that their drafts have done, the times of their submit, and their owners, as numbers; and of each
+-- owner the number of its latest start, see `rank`.
 local now = now_ms()
 local runs, queues = {}, {}
 local numbers, served = {}, {}

@@ -43,7 +43,7 @@ if record[1] == 'QUEUED' then
     redis.call('HSET', keys.turns, record[5], place)
   end
   if ARGV[8] then -- a worker of several queues; see `rank`
-    redis.pcall('HSET', keys.served, record[5], text(now))
+    redis.pcall('HSET', keys.served, record[5], redis.pcall('HINCRBY', keys.served, '', 1))
     redis.pcall('PEXPIRE', keys.served, HOUR_MS)
   end
   leave_queue(id)
