@@ -58,7 +58,10 @@ class Bucket(Stack):
 
     def ended(self, **files: Any) -> httpx2.Response:
         """The result of a new request, when it has one."""
-        submitted = self.client.post("/v2/mochi-1", json=POND | files).json()
+        return self.end_of(self.client.post("/v2/mochi-1", json=POND | files))
+
+    def end_of(self, submit: httpx2.Response) -> httpx2.Response:
+        submitted = submit.json()
         path = urlsplit(submitted["response_url"]).path
 
         def final() -> httpx2.Response | None:
@@ -102,6 +105,20 @@ def made(shared: Bucket) -> dict[str, Any]:
 def own_link(stack: Bucket, request_id: str) -> str:
     """The gateway's own link, which answers do not have here and which works all the same."""
     return Links(stack.url, request_id).video(ask_gateway(stack.broker.url, load_signer))
+
+
+def test_a_draft_keeps_its_checkpoint_in_the_bucket_until_it_is_deleted(shared: Bucket) -> None:
+    whole = shared.ended().json()
+    draft = shared.ended(draft_steps=4).json()
+    checkpoint = f"videos/{draft['request_id']}.checkpoint"
+    assert checkpoint in shared.objects()
+    path = urlsplit(draft["draft"]["finish_url"]).path
+    finished = shared.end_of(shared.client.post(path)).json()
+    assert httpx2.get(finished["output"]).content == httpx2.get(whole["output"]).content
+    assert "checkpoint.resumed" in shared.logs()
+    assert checkpoint in shared.objects()
+    assert shared.client.delete(f"/v1/videos/{draft['request_id']}").is_success
+    assert checkpoint not in shared.objects()
 
 
 def test_a_result_links_to_the_object_itself_for_as_long_as_it_lives(
