@@ -35,3 +35,12 @@ def test_the_price_of_a_model_is_multiplied_by_its_factor() -> None:
     fast = tariff.price(FAST_MOCHI.parameters(prompt="a pond", frames=1, steps=10))
     assert (slow.fixed, slow.gpu_second, slow.most) == (500_010, 300_000, Decimal("3.50001"))
     assert (fast.fixed, fast.gpu_second, fast.most) == (125_002, 75_000, Decimal("0.875002"))
+
+
+def test_a_draft_and_its_finish_pay_for_the_steps_of_each_and_the_base_twice() -> None:
+    tariff = Tariff(Decimal(1), Decimal("0.01"), Decimal("0.3"), 10)
+    params = MOCHI.parameters(prompt="a pond", frames=2, steps=30)
+    draft, finish, whole = tariff.price(params, 8), tariff.price(params, 22), tariff.price(params)
+    assert (draft.fixed, finish.fixed, whole.fixed) == (1_160_000, 1_440_000, 1_600_000)
+    assert draft.fixed + finish.fixed == whole.fixed + 1_000_000
+    assert draft.gpu_second == whole.gpu_second

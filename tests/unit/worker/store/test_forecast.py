@@ -96,6 +96,25 @@ def test_the_last_run_of_a_worker_that_drains_is_foretold(
     assert left(redis_url, request_id) != [None]
 
 
+def test_drafts_and_finishes_take_the_time_of_their_own_steps(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    note(store, 1, 10, FAST)
+    store.beat(live("ann"))
+    of_draft = {"draft_steps": "4", "work": str(Work.of(params(), 4))}
+    of_finish = {"draft_of": "a draft", "first_step": "4"}
+    finish = submit(redis_url, record=of_finish)
+    draft = submit(redis_url, record=of_draft)
+    whole = submit(redis_url)
+    waiting = 2 + 6 + 4, (2 + 6 + 4) + (2 + 4 + 4), (2 + 6 + 4) + (2 + 4 + 4) + (2 + 10 + 4)
+    assert left(redis_url, finish, draft, whole) == [*map(float, waiting)]
+    pop(redis)
+    lease = Lease(finish, "run")
+    store.start(lease, "ann")
+    store.beat(live("ann"), lease, 7, Stage.DENOISING)
+    assert left(redis_url, finish, draft) == [3 + 4, (3 + 4) + (2 + 4 + 4)]
+
+
 def test_nothing_is_foretold_while_nothing_was_measured(store: WorkerStore, redis_url: str) -> None:
     assert pace_for(4, {}) is None
     request_id = submit(redis_url)
