@@ -18,6 +18,8 @@ const choice = form.querySelector("#model");
 const fields = [...form.querySelectorAll("[name]")].filter((field) => !field.matches("fieldset"));
 
 let retryAt = 0;
+/** Names of the LoRAs that the server has told. */
+let offeredLoras = "";
 /** Whether the problem is that the server does not answer. */
 let isUnanswered = false;
 /** The key that a link has brought. */
@@ -39,6 +41,7 @@ export function fill(texts) {
   if (option && !option.disabled) choose(option.value);
   for (const field of fields) {
     if (!(field.name in texts)) continue;
+    if (field === lora) keepLora(texts.lora);
     if (isBox(field)) field.checked = texts[field.name] !== "";
     else field.value = texts[field.name];
   }
@@ -108,14 +111,19 @@ export function offerModels(slugs) {
 
 /** Let the user choose among these LoRAs, if there are some. The chosen one stays while it is there. */
 export function offerLoras(names) {
-  const offered = [...lora.options].slice(1).map((option) => option.value);
-  if (names.join() === offered.join()) return;
+  if (names.join() === offeredLoras) return;
+  offeredLoras = names.join();
   const chosen = lora.value;
   lora.replaceChildren(lora.options[0], ...names.map((name) => new Option(name)));
   lora.value = names.includes(chosen) ? chosen : "";
   lora.disabled = names.length === 0;
   form.querySelector("#lora-part").hidden = lora.disabled;
   changed();
+}
+
+/** A LoRA that is filled in before the server has told its names, or that has gone. */
+function keepLora(name) {
+  if (![...lora.options].some((option) => option.value === name)) lora.add(new Option(name));
 }
 
 /** Whether the form can be sent. The server checks the ranges. */

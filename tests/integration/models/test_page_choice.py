@@ -92,6 +92,28 @@ def test_a_repeated_press_with_another_model_is_another_wish(visitor: Visitor) -
     visitor.forgive("Failed to load")
 
 
+def test_a_lora_is_chosen_where_workers_have_some_and_kept(stack: Stack, visitor: Visitor) -> None:
+    choice = visitor.page.get_by_label("LoRA", exact=True)
+    expect(visitor.page.locator("#server")).to_have_attribute("data-state", "ready")
+    expect(choice).to_be_hidden()
+    expect(visitor.page.locator("#snippet")).not_to_contain_text("lora")
+
+    stack.start_worker(loras="noir,ink")
+    visitor.page.reload()
+    choice.select_option("noir")
+    expect(visitor.page.locator("#snippet")).to_contain_text('lora="noir"')
+    visitor.generate(Frames=1)
+    expect(visitor.page.locator("#state")).to_have_text("Your video is ready")
+    asked = {stack.redis.hget(each, "loras") for each in stack.redis.keys("mochi:request:*")}
+    assert asked == {None, "noir"}
+
+    visitor.page.reload()
+    expect(choice).to_have_value("noir")
+    choice.select_option("none")
+    visitor.button("Reuse settings").click()
+    expect(choice).to_have_value("noir")
+
+
 def test_a_server_of_one_model_leaves_no_choice(server: Stack, browser: Browser) -> None:
     with visit(server, browser) as visitor:
         expect(visitor.page.locator("#server")).to_have_attribute("data-state", "ready")
