@@ -191,20 +191,24 @@ class Client:
         except KeyboardInterrupt:
             self._cancel(request_url)
             raise
+        self._report(result, output, size, [*filter(None, stills)])
+
+    @staticmethod
+    def _report(result: dict[str, Any], output: Path, size: int, stills: list[Path]) -> None:
         seconds = result["metrics"]["total_time"]
         errors.print(f"{output}: {size:,} bytes, seed {result['seed']}, {seconds:.1f} seconds")
         suffix = Path(urlsplit(result["output"]).path).suffix
         if output.suffix.lower() not in {"", suffix}:
             kind = KINDS.get(suffix, "another file")
             errors.print(f"It is {kind}, whatever {output.name} ends with.", style="yellow")
-        for still in filter(None, stills):
+        for still in stills:
             errors.print(f"{still}: {still.stat().st_size:,} bytes")
         for warning in result.get("warnings", ()):
             errors.print(visible(warning), style="yellow")
         if draft := result.get("draft"):
             errors.print(
                 f"A draft: {draft['steps']} of {draft['total_steps']} steps. To run the others: "
-                f"mochi-server finish {request_id}"
+                f"mochi-server finish {result['request_id']}"
             )
 
     def _submit(self, path: str, body: dict[str, Any]) -> str:
