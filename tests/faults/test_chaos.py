@@ -19,15 +19,16 @@ def assert_promises_are_kept(report: Report, jobs: int, figure: Callable[[str], 
     assert list(broken_promises(report)) == []
     kept = report.account
     assert (kept.lost, kept.duplicated, kept.violations) == ([], [], [])
-    assert (kept.acknowledged, kept.terminal) == (jobs, jobs)
-    assert kept.answers == {1: jobs}
+    # Some submits are of two requests, and drafts are finished.
+    assert kept.acknowledged == kept.terminal >= jobs
+    assert kept.answers == {1: kept.acknowledged}
     assert set(kept.failed) <= {WORKER_LOST}
     assert kept.completed > jobs / 2, COMPLETED
     assert report.replayed >= jobs // SAY_TWICE
     assert (report.gave_up, report.died, report.stuck, report.processes_left) == (0, [], [], [])
     runs = ", ".join(f"{count} ran {times}x" for times, count in kept.runs.items())
     faults = sum(report.faults.values())
-    figure(f"of {jobs} acknowledged {kept.terminal} ended: {runs}; {faults} faults")
+    figure(f"of {kept.acknowledged} acknowledged {kept.terminal} ended: {runs}; {faults} faults")
     assert set(report.logged_errors) <= {"rank.died"}  # of a follower that was killed
 
 
