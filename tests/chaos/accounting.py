@@ -46,8 +46,8 @@ class Account:
         duplicated: runs beyond the first that nothing explains, a sentence each.
         answers: how many requests were seen with so many different ends.
         violations: other broken promises, a sentence each.
-        detection: seconds from the kill of a worker to the next run of the request that it held, or
-            to its end for that reason.
+        detection: seconds from the kill of a worker to the repair of the request that it held: it
+            waits again, or has ended for that reason.
     """
 
     acknowledged: int
@@ -272,18 +272,21 @@ def _violations(
 def _detection(history: list[Event], runs: dict[str, list[_Run]]) -> Iterator[float]:
     """For each kill of a worker in the middle of a run that was not its request's last word."""
     killed = {event.worker: event.at for event in history if event.what is What.KILLED}
-    failed = {
-        event.request_id: event.at
-        for event in reversed(history)
-        if (event.what is What.RECOVERED and event.detail == "failed")
-        or (event.what is What.ANSWERED and event.detail == WORKER_LOST)
-    }
+    repairs: defaultdict[str, list[float]] = defaultdict(list)
+    for event in history:
+        is_end = event.what is What.ANSWERED and event.detail == WORKER_LOST
+        if event.what is What.RECOVERED or is_end:
+            repairs[event.request_id].append(event.at)
     for request_id, its in runs.items():
         for run, after in zip(its, [*its[1:], None], strict=True):
             at = killed.get(run.worker)
-            noticed = after.started if after else failed.get(request_id)
-            if at is not None and run.end is None and noticed is not None and noticed > at:
-                yield noticed - at
+            if at is None or run.end is not None:
+                continue
+            # A reconciler that is killed after its repair logs none: the next run tells of it.
+            signs = [*repairs[request_id], *([after.started] if after else [])]
+            later = [moment for moment in signs if moment > at]
+            if later:
+                yield min(later) - at
 
 
 def _histogram(counts: Iterable[int]) -> dict[int, int]:

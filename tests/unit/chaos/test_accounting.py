@@ -241,7 +241,20 @@ def test_a_fourth_attempt_is_a_violation_and_a_run_that_was_requeued_is_none() -
     assert attempts(ended(61, "ann", What.REQUEUED)) == ["r: 4 attempts"]
 
 
-def test_detection_is_from_the_kill_to_the_next_run_or_to_the_end_for_that_reason() -> None:
+def test_a_death_is_detected_when_its_request_waits_again_however_long_it_then_waits() -> None:
+    kept = accounted(
+        accepted("r"),
+        Event(1, What.RECOVERED, "r", "eve", detail="requeued"),  # of a pop that was lost before
+        started(10, "ann", "r"),
+        fault(11, What.KILLED, "ann"),
+        Event(21, What.RECOVERED, "r", "eve", detail="requeued"),
+        started(50, "bob", "r"),
+        seen(60, request_id="r"),
+    )
+    assert kept.detection == [10]
+
+
+def test_a_repair_that_no_log_tells_of_counts_by_the_next_run_or_the_end_for_that_reason() -> None:
     kept = accounted(
         accepted("r"),
         started(10, "ann", "r"),
