@@ -125,7 +125,7 @@ def _given(params: mcp.CallToolRequestParams) -> dict[str, Any]:
     return {
         name: value
         for name, value in arguments.items()
-        if value is not None or name not in OPTIONAL
+        if value is not None or name not in OPTIONAL | {_MODEL}
     }
 
 

@@ -186,21 +186,24 @@ def test_the_command_asks_for_a_model(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_the_tool_takes_a_model(stack: Stack) -> None:
-    async def use() -> tuple[Any, Any]:
+    async def use() -> list[Any]:
         headers = {"x-api-key": stack.key()}
         async with httpx2.AsyncClient(headers=headers, timeout=60) as http:
             transport = streamable_http_client(f"{stack.url}/mcp", http_client=http)
             async with Client(transport) as client:
                 [tool] = (await client.list_tools()).tools
-                arguments = {**POND, "model": FAST, "steps": 4}
-                return tool.input_schema, await client.call_tool("generate_video", arguments)
+                fast, other = {**POND, "model": FAST, "steps": 4}, {**POND, "model": None}
+                calls = [await client.call_tool("generate_video", each) for each in (fast, other)]
+                return [tool.input_schema, *calls]
 
-    schema, made = asyncio.run(use())
+    schema, made, default = asyncio.run(use())
     assert schema["properties"]["model"]["enum"] == ["mochi-1", FAST]
     steps = schema["properties"]["steps"]
     assert (steps["minimum"], steps["maximum"]) == (4, 75)
     assert not made.is_error, made
     assert stack.record(made.structured_content["request_id"])["model"] == FAST
+    assert not default.is_error, default
+    assert "model" not in stack.record(default.structured_content["request_id"])
 
 
 def test_metrics_are_of_each_model(stack: Stack) -> None:
