@@ -88,6 +88,12 @@ def test_a_place_whose_record_is_gone_is_given_up(redis: Redis, redis_url: str) 
     assert [key for key in redis.scan_iter() if ":loras" in str(key)] == []
 
 
+def test_a_place_in_a_choice_alone_stops_no_pop(redis: Redis, redis_url: str) -> None:
+    request_id, plain = submit(redis_url, lora=asked("a")), submit(redis_url)
+    redis.zrem(keyspace.QUEUES[SLOW + LORA].waiting, request_id)
+    assert [pop(redis, *of("a")) for _ in range(3)] == [request_id, plain, None]
+
+
 def test_a_popped_request_that_the_worker_cannot_run_waits_on(redis: Redis, redis_url: str) -> None:
     store = WorkerStore(redis, lease_seconds=10, retention_seconds=60, sources=of("b"))
     request_id = submit(redis_url, lora=asked("a"))

@@ -72,7 +72,8 @@ end
 local function rank(id)
   local owner, created_at = unpack(read(keys.record .. id, 'owner', 'created_at'))
   local served = tonumber(read(keys.served, owner or '')[1] or 0)
-  if tonumber(redis.call('ZSCORE', keys.waiting, id)) < 0 then
+  -- One that is in its choice alone has no place: it is popped as well, and `start` clears it away.
+  if tonumber(redis.call('ZSCORE', keys.waiting, id) or 0) < 0 then
     served = -1
   end
   return { served, tonumber(created_at or 0) }
