@@ -130,7 +130,8 @@ class Requests(Promises):
         job = self.job(first) if first else None
         request = NewRequest(draft.params, WEBHOOK | {"draft_of": draft_id, "first_step": "4"})
         submit = self.gateway.submit_all([request], OWNER, price=price, draft_id=draft_id)
-        is_kept = job is not None and job.status is not Status.FAILED
+        is_ending = first and self.redis.hexists(keyspace.record(first), "cancelled")
+        is_kept = job is not None and job.status is not Status.FAILED and not is_ending
         made = self.made(submit, draft.queue, price, lost=lost, first=first if is_kept else None)
         if isinstance(made, str):
             self.finishes[draft_id] = made

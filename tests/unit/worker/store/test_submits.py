@@ -235,14 +235,19 @@ def test_a_finish_that_failed_or_is_gone_may_be_repeated(
     assert again.request_id != first
 
 
-def test_a_finish_that_is_being_deleted_may_be_repeated(
-    redis: Redis, redis_url: str, draft: str
+@pytest.mark.parametrize("how", ["deleted", "cancelled"])
+def test_a_running_finish_that_is_about_to_end_without_a_video_may_be_repeated(
+    redis: Redis, redis_url: str, draft: str, how: str
 ) -> None:
     first = finish(redis_url, draft).request_id
     assert pop(redis) == first
     store = WorkerStore(redis, lease_seconds=10, retention_seconds=60)
     assert store.start(Lease(first, "a-run"), "ann")
-    ask_gateway(redis_url, lambda it: it.delete(first, OWNER))
+    if how == "deleted":
+        ask_gateway(redis_url, lambda it: it.delete(first, OWNER))
+    else:
+        ask_gateway(redis_url, lambda it: it.cancel(first, OWNER))
+    assert find(redis_url, draft).status is Status.COMPLETED
     assert finish(redis_url, draft).request_id != first
 
 

@@ -75,8 +75,9 @@ if draft then
   if draft_owner ~= owner or deleted then
     return { 'no_draft' } -- it has expired, or was deleted
   end
-  -- While a finish waits, runs or is kept, there is no other. One that failed may be repeated.
-  local finish = finish_id and read(of_other(keys.record, finish_id), 'status', 'deleted') or {}
+  -- While a finish waits, runs or is kept, there is no other. One that failed, or is about to, as it was
+  -- cancelled or deleted, may be repeated.
+  local finish = finish_id and read(of_other(keys.record, finish_id), 'status', 'cancelled') or {}
   if finish[1] and finish[1] ~= 'FAILED' and not finish[2] then
     return answer('replayed', finish_id)
   end
