@@ -97,37 +97,48 @@ class NoWorkerError(JobError):
 
 
 class LimitError(JobError):
-    """The submit exceeds a limit; a later one may succeed."""
+    """The submit exceeds a limit; a later one may succeed. `count`: requests that it asked for."""
 
     retry_seconds = 30.0
     """After which to retry; about the shortest time in which a GPU makes a video."""
+
+    def __init__(self, text: str, count: int = 1) -> None:
+        several = f" All {count} requests of your `count` need room at once: a lower one may fit."
+        super().__init__(text + (several if count > 1 else ""))
 
 
 class QueueFullError(LimitError):
     """The queue holds as many requests as it may."""
 
-    def __init__(self, most_waiting: int) -> None:
-        super().__init__(f"The queue is full: {most_waiting} requests wait already.")
+    def __init__(self, most_waiting: int, count: int = 1) -> None:
+        super().__init__(
+            f"The queue is full: {most_waiting} requests wait already."
+            if count == 1
+            else f"The queue is full: it holds {most_waiting} requests.",
+            count,
+        )
 
 
 class TooManyJobsError(LimitError):
     """The key has reached its limit of requests that wait or run."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, count: int = 1) -> None:
         super().__init__(
             f"This API key may have {most} {'request' if most == 1 else 'requests'} at once, and "
-            "has reached that limit. Wait for one to end, or cancel one."
+            "has reached that limit. Wait for one to end, or cancel one.",
+            count,
         )
 
 
 class TooFastError(LimitError):
     """The key has reached its limit of requests a minute."""
 
-    def __init__(self, rate: Rate) -> None:
+    def __init__(self, rate: Rate, count: int = 1) -> None:
         super().__init__(
             f"This API key may submit {rate.limit} {'request' if rate.limit == 1 else 'requests'} "
             "a minute, and has reached that limit. "
-            f"Retry in {math.ceil(rate.reset_seconds)} seconds."
+            f"Retry in {math.ceil(rate.reset_seconds)} seconds.",
+            count,
         )
         self.rate = rate
         self.retry_seconds = rate.reset_seconds

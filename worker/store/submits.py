@@ -148,6 +148,7 @@ class Submits:
                 for request, request_id in zip(requests[1:], ids[1:], strict=True)
                 for argument in _arguments(request, request_id, trace)
             ),
+            count=len(requests),
         )
         match answer:
             case ["accepted"]:
@@ -185,14 +186,14 @@ class Submits:
         """
         bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
         asked = (str(uuid4()), "dry_run", owner, "", "", *bill, _source(model, loras), count, "")
-        match await self._ask_to_submit(*asked):
+        match await self._ask_to_submit(*asked, count=count):
             case ["would_accept", position]:
                 return int(position)
             case answer:
                 raise UnknownAnswerError("submit", answer)
 
     async def _ask_to_submit(
-        self, request_id: str, mode: str, *arguments: str | bytes | int
+        self, request_id: str, mode: str, *arguments: str | bytes | int, count: int
     ) -> list[Any]:
         """The script's answer, unless it is a refusal, which raises."""
         keys = keyspace.for_scripts(request_id)
@@ -201,15 +202,15 @@ class Submits:
             case ["conflict", first_id]:
                 raise IdempotencyConflictError(first_id)
             case ["queue_full"]:
-                raise QueueFullError(self._most_waiting)
+                raise QueueFullError(self._most_waiting, count)
             case ["no_worker", model, loras]:
                 raise NoWorkerError(model, loras)
             case ["key_ended"]:
                 raise KeyEndedError
             case ["too_many_jobs", most]:
-                raise TooManyJobsError(most)
+                raise TooManyJobsError(most, count)
             case ["too_fast", limit, remaining, reset_ms]:
-                raise TooFastError(Rate(limit, remaining, reset_ms / 1000))
+                raise TooFastError(Rate(limit, remaining, reset_ms / 1000), count)
             case ["too_few_credits", *amounts]:
                 raise TooFewCreditsError(*map(from_millionths, map(int, amounts)))
             case ["over_monthly_cap", ends_at, *amounts]:

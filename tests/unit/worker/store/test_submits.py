@@ -12,6 +12,7 @@ from tests.support.jobs import OWNER, ask_gateway, find, params, pop, submit, wa
 from worker.billing import Price
 from worker.errors import (
     IdempotencyConflictError,
+    LimitError,
     QueueFullError,
     RequestNotFoundError,
     TooFastError,
@@ -98,6 +99,20 @@ def test_a_limit_that_has_no_room_for_all_lets_none_in(
     assert waiting(redis) == []
     assert redis.hgetall(ACCOUNT) == {name: str(value) for name, value in limits.items()}
     assert submit_several(redis_url, 2, price=Price(10))
+
+
+@pytest.mark.parametrize("limits", [{"jobs_at_once": 2}, {"requests_per_minute": 2}, {}])
+def test_a_limit_that_has_no_room_for_all_says_what_to_lower(
+    redis: Redis, redis_url: str, limits: dict[str, int]
+) -> None:
+    if limits:
+        redis.hset(ACCOUNT, mapping=limits)  # type: ignore[arg-type]
+    with pytest.raises(LimitError, match=r"All 3 requests of your `count` need room at once"):
+        submit_several(redis_url, 3, most_waiting=2)
+    submit_several(redis_url, 2, most_waiting=2)
+    with pytest.raises(LimitError) as error:
+        submit_several(redis_url, 1, most_waiting=2)
+    assert "count" not in str(error.value)
 
 
 def test_a_queue_takes_as_many_as_it_has_room_for(redis: Redis, redis_url: str) -> None:
