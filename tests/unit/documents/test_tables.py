@@ -76,7 +76,7 @@ def _parameters() -> list[str]:
         *(
             (
                 f"`{name}`",
-                "required" if "default" not in field else f"`{_literal(field['default'])}`",
+                "required" if "default" not in field else _literal(field["default"]),
                 _range(field),
                 field["description"],
             )
@@ -86,7 +86,9 @@ def _parameters() -> list[str]:
 
 
 def _literal(value: object) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else repr(value)
+    if value is None:
+        return ""  # `none` would be read as a value
+    return f"`{str(value).lower() if isinstance(value, bool) else repr(value)}`"
 
 
 def _range(field: dict[str, Any]) -> str:
