@@ -15,6 +15,8 @@ MOST_AT_ONCE = 4
 MOST_SCALE = 2.0
 """Of a LoRA in a request, and its negative: styles are used from 0.5 to 1.2, and sliders from -2 to
 2. With more, a LoRA outweighs the weights it is made for, and the pictures break."""
+LONGEST_FLOAT = len("-1.7976931348623157e+308")
+"""An integer may have thousands of digits."""
 
 RULE = (
     f"the name of a LoRA, or an object of up to {MOST_AT_ONCE} names with their scales, numbers "
@@ -88,7 +90,8 @@ def scales_of(value: object) -> dict[str, float] | None:
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise ValueError(f"a scale of `{name}` that is no number")  # noqa: TRY004 (as above)
         if not -MOST_SCALE <= scale <= MOST_SCALE:
-            raise ValueError(f"a scale of `{name}` that is out of range")
+            shown = str(scale) if len(str(scale)) <= LONGEST_FLOAT else "a number of many digits"
+            raise ValueError(f"{shown} as the scale of `{name}`")
     return {name: float(value[name]) for name in sorted(value)} or None
 
 

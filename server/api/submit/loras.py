@@ -32,7 +32,10 @@ def offered(workers: Iterable[LiveWorker]) -> list[str]:
 def _problem(asked: Iterable[str], workers: list[LiveWorker]) -> str:
     there = offered(workers)
     if not there:
-        return "no live worker has a LoRA."
+        return (
+            "no live worker has a LoRA. Leave it out, or ask your operator for a worker with "
+            "MOCHI_LORAS."
+        )
     names = _listed(there)
     if unknown := [name for name in asked if name not in there]:
         return f"no live worker has {_listed(unknown)}. There are: {names}."

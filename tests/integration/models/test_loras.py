@@ -139,7 +139,10 @@ def test_a_retry_gets_its_request_though_the_lora_has_gone(tmp_path: Path) -> No
         again = client.post("/v2/mochi-1", json=body, headers=headers)
         assert again.json()["request_id"] == first
         refused = client.post("/v2/mochi-1", json=body)
-        assert refused.json()["error"] == "`lora`: no live worker has a LoRA."
+        assert refused.json()["error"] == (
+            "`lora`: no live worker has a LoRA. Leave it out, or ask your operator for a worker "
+            "with MOCHI_LORAS."
+        )
 
 
 def test_a_request_waits_for_a_worker_with_its_lora(tmp_path: Path) -> None:
