@@ -46,7 +46,9 @@ class NoCertificateError(CommandError):
 @provenance.command()
 @settings_options("data_dir")
 def verify(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An MP4.")],
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="An MP4, a GIF or a JPEG.")
+    ],
     trust: Annotated[
         Path | None,
         typer.Option(

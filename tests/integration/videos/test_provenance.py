@@ -121,6 +121,11 @@ def test_without_the_library_a_video_is_not_said_to_be_wrong(
     assert text in done.stderr
 
 
+def test_the_help_names_all_files_that_can_be_verified(server: Stack) -> None:
+    said = server.run("provenance", "verify", "--help").stdout
+    assert "An MP4, a GIF or a JPEG." in said
+
+
 def test_a_file_that_cannot_be_read_is_not_said_to_be_wrong(server: Stack) -> None:
     done = verify(server, Path("/proc/self/mem"))
     assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
