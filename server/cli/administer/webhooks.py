@@ -24,7 +24,14 @@ from server.keys.signing import rotate_signing_secret, signing_secret
 from server.keys.store import GRACE, NoSuchKeyError, all_keys
 from server.keys.times import from_ms, written
 from worker.broker.connection import Client
-from worker.store.webhooks.deliveries import Delivery, Replay, State, all_deliveries, replay
+from worker.store.webhooks.deliveries import (
+    Delivery,
+    Replay,
+    State,
+    all_deliveries,
+    replay,
+    request_of,
+)
 
 webhooks = typer.Typer(help="List, replay and sign webhook deliveries.", no_args_is_help=True)
 
@@ -69,10 +76,7 @@ def replay_delivery(
     with any_broker() as redis:
         match replay(redis, delivery_id):
             case Replay.UNKNOWN:
-                raise NoDeliveryError(
-                    f"No webhook delivery {delivery_id}: none was requested, or it has "
-                    "expired. `mochi-server webhooks list` shows the others."
-                )
+                raise NoDeliveryError(_unknown(redis, delivery_id))
             case Replay.REVOKED:
                 raise NoDeliveryError(
                     "The API key of this request was revoked, so its webhooks are not delivered."
@@ -81,6 +85,20 @@ def replay_delivery(
                 entry = Entry("replay webhook", f"request {delivery_id}")
                 transaction(redis, lambda step: step.note(entry))
     typer.echo(f"Due: {delivery_id}.")
+
+
+def _unknown(redis: Client, delivery_id: str) -> str:
+    """Why there is no such delivery. A request or a notice may have only those with a suffix."""
+    ids = (each.delivery_id for each in all_deliveries(redis))
+    if standing := [each for each in ids if request_of(each) == delivery_id]:
+        return (
+            f"No webhook delivery {delivery_id}. Its deliveries to standing webhooks have ids of "
+            f"their own: {', '.join(standing)}. Name one of these."
+        )
+    return (
+        f"No webhook delivery {delivery_id}: none was requested, or it has expired. "
+        "`mochi-server webhooks list` shows the others."
+    )
 
 
 @webhooks.command()

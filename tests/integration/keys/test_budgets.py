@@ -126,6 +126,11 @@ def test_notices_come_signed_and_once_to_those_who_asked(stack: Stack, there: Re
     (line,) = (each for each in shown if each["delivery_id"] == f"{ids[0]}:{asked['webhook_id']}")
     assert (line["event"], line["state"]) == ("budget.warning", "delivered")
     assert [each for each in shown if each["request_id"] == requests[0] and "event" in each] == []
+    shared = run(stack, "webhooks", "replay", ids[0])
+    assert shared.exit_code == 1
+    said = " ".join(shared.stderr.split())
+    assert "Its deliveries to standing webhooks have ids of their own:" in said
+    assert {f"{ids[0]}:{each['webhook_id']}" in said for each in (asked, both)} == {True}
     assert run(stack, "webhooks", "replay", line["delivery_id"]).exit_code == 0
     assert len(eventually(lambda: _of_length(there.of(ids[0]), 3))) == 3
 
