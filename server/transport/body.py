@@ -38,11 +38,12 @@ MOST_FIELDS = 100
 
 
 async def read_fields(
-    request: Request, most_bytes: int, optional: Container[str]
+    request: Request, most_bytes: int, optional: Container[str], example: str = "prompt"
 ) -> dict[str, Any]:
     """The fields of a body, from JSON or a form. Those of a form are text.
 
-    One of `optional` that is null, or empty in a form, is as if it were not there.
+    One of `optional` that is null, or empty in a form, is as if it were not there. `example`: a
+    field for the message of a refusal.
 
     Raises:
         WrongContentTypeError: it is declared to be neither, or is JSON declared to be a form.
@@ -52,7 +53,7 @@ async def read_fields(
     """
     match media_type(request):
         case "application/json":
-            fields, nothing = parse_object(await read_bytes(request, most_bytes)), None
+            fields, nothing = parse_object(await read_bytes(request, most_bytes), example), None
         case "multipart/form-data":
             form = await _parse_multipart(request, await read_bytes(request, most_bytes))
             fields, nothing = _unique(form), ""
@@ -67,13 +68,13 @@ async def read_fields(
 
 
 async def read_optional_fields(
-    request: Request, most_bytes: int, optional: Container[str]
+    request: Request, most_bytes: int, optional: Container[str], example: str
 ) -> dict[str, Any]:
     """The same, where a request without a body has no fields. Raises as `read_fields`."""
     headers = request.headers
     if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
         return {}
-    return await read_fields(request, most_bytes, optional)
+    return await read_fields(request, most_bytes, optional, example)
 
 
 def media_type(request: Request) -> str:
@@ -81,7 +82,7 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes, example: str = "prompt") -> dict[str, Any]:
     """Decode strictly: one object, no NaN, no name twice, no depth beyond the parser's.
 
     In UTF-8, with or without a byte order mark, which RFC 8259 lets a parser ignore.
@@ -89,8 +90,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
     Raises:
         MalformedBodyError: the text says what is wrong, and where.
     """
+    like = f'like {{"{example}": "…"}}'
     if not body.strip():
-        raise MalformedBodyError('The body is empty: send a JSON object, like {"prompt": "…"}.')
+        raise MalformedBodyError(f"The body is empty: send a JSON object, {like}.")
     try:
         # Not "utf-8-sig": its codec would be imported from the disk by the first request.
         text = body.removeprefix(codecs.BOM_UTF8).decode()
@@ -106,7 +108,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except ValueError:  # Python's limit on the digits of a number
         raise MalformedBodyError("The body holds a number with too many digits.") from None
     if not isinstance(value, dict):
-        raise MalformedBodyError('The body must be a JSON object, like {"prompt": "…"}.')
+        raise MalformedBodyError(f"The body must be a JSON object, {like}.")
     return value
 
 

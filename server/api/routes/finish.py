@@ -49,7 +49,8 @@ async def finish_draft(request: Request) -> Response:
     call.key.require(Scope.GENERATE)
     draft = _checked(await call.services.store.find(call.request_id, call.key.key_id))
     call.require_submit(draft.model)
-    body = await read_optional_fields(request, call.services.settings.body_bytes, OPTIONAL)
+    most_bytes = call.services.settings.body_bytes
+    body = await read_optional_fields(request, most_bytes, OPTIONAL, WEBHOOK_URL.name)
     return await submit(await Submission.read_finish(call, body, draft))
 
 

@@ -15,13 +15,14 @@ from models.catalogue import MOCHI, Model
 from models.errors import InvalidParametersError, MochiError
 from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import LATE_VALIDATION, PAYMENT_REQUIRED, SCENARIO, Scenario
-from models.params import RequestParams, hint, parse_params
+from models.params import RequestParams, parse_params
 from server.api.call import Call
+from server.api.submit.hints import finish_hints, submit_hints
 from server.api.submit.loras import lacking_loras
 from server.api.submit.plan import FIELDS, WHOLE, Plan
 from server.errors import BadHeaderError, BadQueryError, MockPaymentError
 from server.transport.parameters import Flag, SingleText, Text
-from server.transport.responses import REPLAYED, ignored_parameters, rate_limit, shown_names
+from server.transport.responses import REPLAYED, ignored_parameters, rate_limit
 from server.webhooks.url import FIELD, MOST_LENGTH, webhook_url
 from worker.billing import Price
 from worker.job import Job
@@ -145,7 +146,11 @@ class Submission:
             body=body | _url_of(webhook_fields) | _model_of(model),
             params=params,
             ignored=ignored,
-            record_fields={**scenario_fields, **webhook_fields, **_hint_fields(ignored)},
+            record_fields={
+                **scenario_fields,
+                **webhook_fields,
+                **_hint_fields(submit_hints(ignored, body, model)),
+            },
             idempotency_key=IDEMPOTENCY_KEY.read(call.request),
             is_dry_run=is_dry_run,
             plan=Plan.read(body, params),
@@ -171,7 +176,11 @@ class Submission:
             body=body | _url_of(webhook_fields) | {"draft_of": draft.request_id},
             params=draft.request,
             ignored=ignored,
-            record_fields={**scenario_fields, **webhook_fields, **_hint_fields(ignored)},
+            record_fields={
+                **scenario_fields,
+                **webhook_fields,
+                **_hint_fields(finish_hints(ignored)),
+            },
             idempotency_key=IDEMPOTENCY_KEY.read(call.request),
             is_dry_run=DRY_RUN.read(call.request),
             draft=draft,
@@ -282,8 +291,7 @@ def _url_of(webhook_fields: Mapping[str, str]) -> dict[str, str]:
     return {FIELD: webhook_fields[FIELD]} if webhook_fields else {}
 
 
-def _hint_fields(ignored: list[str]) -> dict[str, str]:
-    hints = [hint(name) for name in shown_names(ignored)]
+def _hint_fields(hints: list[str]) -> dict[str, str]:
     return {"hints": json.dumps(hints)} if hints else {}
 
 

@@ -58,6 +58,18 @@ def test_a_model_is_asked_for_by_its_path(client: httpx2.Client) -> None:
     assert b'"model": "mochi-1-fast"' in video
 
 
+def test_a_model_in_the_body_is_ignored_with_the_path_to_take(client: httpx2.Client) -> None:
+    def warnings(model: Any) -> list[str]:
+        submitted = client.post("/v2/mochi-1", json={**POND, "model": model})
+        assert submitted.headers["x-ignored-parameters"] == "model"
+        found: list[str] = result(client, submitted.json()["request_id"])["warnings"]
+        return [each for each in found if "`model`" in each]
+
+    ignored = "`model` is unknown and was ignored"
+    assert warnings(FAST) == [f"{ignored}; the path names the model: POST /v2/{FAST}"]
+    assert warnings("mochi-1") == warnings("sora") == warnings([FAST]) == [ignored]
+
+
 def test_the_model_in_the_path_is_no_ignored_parameter(client: httpx2.Client) -> None:
     submitted = client.post(f"/v2/{FAST}", json=POND)
     assert "x-ignored-parameters" not in submitted.headers

@@ -160,11 +160,22 @@ def test_a_dry_run_of_a_finish_says_its_price_and_queues_nothing(
 
 def test_a_finish_names_what_it_ignores(client: httpx2.Client) -> None:
     url = drafted(client)["draft"]["finish_url"]
-    answer = client.post(url, json={"seed": 8})
-    assert answer.headers["x-ignored-parameters"] == "seed"
+    answer = client.post(url, json={"seed": 8, "steps": 40, "webhook_urll": "https://a.test"})
+    assert answer.headers["x-ignored-parameters"] == "seed, steps, webhook_urll"
     body = result(client, answer.json())
     assert body["seed"] == 7
-    assert body["warnings"]
+    rest = "was ignored: a finish takes only `webhook_url`, and the rest is the draft's"
+    assert body["warnings"][:3] == [
+        f"`seed` {rest}",
+        f"`steps` {rest}",
+        "`webhook_urll` is unknown and was ignored; did you mean `webhook_url`?",
+    ]
+
+
+def test_a_body_of_a_finish_that_is_no_object_is_refused_with_one(client: httpx2.Client) -> None:
+    url = drafted(client)["draft"]["finish_url"]
+    text = refusal(client.post(url, json=[]), 400)
+    assert text == 'The body must be a JSON object, like {"webhook_url": "…"}.'
 
 
 def test_a_request_of_another_key_has_no_finish(stack: Stack, client: httpx2.Client) -> None:

@@ -1,0 +1,32 @@
+"""Warnings in a result: what of the body was ignored, and what the client can do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from models.catalogue import CATALOGUE, Model
+from models.params import hint
+from server.transport.responses import shown_names
+from server.webhooks.url import FIELD
+
+
+def submit_hints(ignored: Iterable[str], body: Mapping[str, Any], model: Model) -> list[str]:
+    """One for each ignored name of a submit's body; `model` is the one in the path."""
+    asked = body.get("model")
+    named = {}
+    if isinstance(asked, str) and asked in CATALOGUE and asked != model.slug:
+        named["model"] = f"; the path names the model: POST /v2/{asked}"
+    return [hint(name) + named.get(name, "") for name in shown_names(ignored)]
+
+
+def finish_hints(ignored: Iterable[str]) -> list[str]:
+    """One for each ignored name of a finish's body. All parameters are the draft's."""
+    return [_finish_hint(name) for name in shown_names(ignored)]
+
+
+def _finish_hint(name: str) -> str:
+    if get_close_matches(name, [FIELD], n=1):
+        return f"`{name}` is unknown and was ignored; did you mean `{FIELD}`?"
+    return f"`{name}` was ignored: a finish takes only `{FIELD}`, and the rest is the draft's"
