@@ -96,6 +96,20 @@ class NoWorkerError(JobError):
         )
 
 
+def _requests(number: int) -> str:
+    return f"{number} {'request' if number == 1 else 'requests'}"
+
+
+def _too_large(count: int, most: int, may: str) -> str:
+    """The refusal of more requests at once than any wait could make room for."""
+    allowed = f"the {_requests(most)} that this API key may {may}"
+    return f"`count` {count} is more than {allowed}. Ask for fewer."
+
+
+def _cost(count: int) -> str:
+    return "the request costs" if count == 1 else f"the {count} requests cost"
+
+
 class LimitError(JobError):
     """The submit exceeds a limit; a later one may succeed. `count`: requests that it asked for."""
 
@@ -123,34 +137,41 @@ class TooManyJobsError(LimitError):
     """The key has reached its limit of requests that wait or run."""
 
     def __init__(self, most: int, count: int = 1) -> None:
-        super().__init__(
-            f"This API key may have {most} {'request' if most == 1 else 'requests'} at once, and "
-            "has reached that limit. Wait for one to end, or cancel one.",
-            count,
-        )
+        if count > max(most, 1):
+            super().__init__(_too_large(count, most, "have at once"))
+        else:
+            super().__init__(
+                f"This API key may have {_requests(most)} at once, and has reached that limit. "
+                "Wait for one to end, or cancel one.",
+                count,
+            )
 
 
 class TooFastError(LimitError):
     """The key has reached its limit of requests a minute."""
 
     def __init__(self, rate: Rate, count: int = 1) -> None:
-        super().__init__(
-            f"This API key may submit {rate.limit} {'request' if rate.limit == 1 else 'requests'} "
-            "a minute, and has reached that limit. "
-            f"Retry in {math.ceil(rate.reset_seconds)} seconds.",
-            count,
-        )
+        if count > max(rate.limit, 1):
+            super().__init__(_too_large(count, rate.limit, "submit a minute"))
+        else:
+            super().__init__(
+                f"This API key may submit {_requests(rate.limit)} a minute, and has reached that "
+                f"limit. Retry in {math.ceil(rate.reset_seconds)} seconds.",
+                count,
+            )
         self.rate = rate
         self.retry_seconds = rate.reset_seconds
 
 
 class TooFewCreditsError(JobError):
-    """The balance does not cover the highest price of the request."""
+    """The balance does not cover the highest price of the request, or of `count` together."""
 
-    def __init__(self, balance: Decimal, price: Decimal, reserved: Decimal) -> None:
+    def __init__(
+        self, balance: Decimal, price: Decimal, reserved: Decimal, *, count: int = 1
+    ) -> None:
         held = f" ({reserved:f} more are reserved for requests that wait or run)"
         super().__init__(
-            f"Insufficient credits: the request costs up to {price:f}, and the balance is "
+            f"Insufficient credits: {_cost(count)} up to {price:f}, and the balance is "
             f"{balance:f}{held if reserved else ''}. Ask your operator for more."
         )
 
@@ -161,18 +182,25 @@ class MonthlyCapError(JobError):
     Args:
         ends_at: the end of the month, in ms since 1970 by the broker's clock.
         cap: the key's `monthly_cap` in credits, as all amounts.
-        price: the most that the request can cost.
+        price: the most that the request, or `count` together, can cost.
         charged: since the month began.
         reserved: for requests that wait or run.
     """
 
     def __init__(
-        self, ends_at: int, cap: Decimal, price: Decimal, charged: Decimal, reserved: Decimal
+        self,
+        ends_at: int,
+        cap: Decimal,
+        price: Decimal,
+        charged: Decimal,
+        reserved: Decimal,
+        *,
+        count: int = 1,
     ) -> None:
         held = f", and {reserved:f} are reserved for requests that wait or run"
         end = datetime.fromtimestamp(ends_at / 1000, UTC)
         super().__init__(
-            f"Insufficient credits this month: the request costs up to {price:f}, and the "
+            f"Insufficient credits this month: {_cost(count)} up to {price:f}, and the "
             f"`monthly_cap` of this API key is {cap:f}, of which {charged:f} are spent"
             f"{held if reserved else ''}. The month ends at {end:%Y-%m-%dT%H:%M:%SZ}; wait for "
             "it, or ask your operator for a higher cap."

@@ -212,9 +212,10 @@ class Submits:
             case ["too_fast", limit, remaining, reset_ms]:
                 raise TooFastError(Rate(limit, remaining, reset_ms / 1000), count)
             case ["too_few_credits", *amounts]:
-                raise TooFewCreditsError(*map(from_millionths, map(int, amounts)))
+                raise TooFewCreditsError(*map(from_millionths, map(int, amounts)), count=count)
             case ["over_monthly_cap", ends_at, *amounts]:
-                raise MonthlyCapError(int(ends_at), *map(from_millionths, map(int, amounts)))
+                credits_ = map(from_millionths, map(int, amounts))
+                raise MonthlyCapError(int(ends_at), *credits_, count=count)
         return list(answer)
 
     async def _submit_all(self, arguments: list[list[str | bytes | int]]) -> list[Any]:

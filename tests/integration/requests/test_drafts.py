@@ -301,7 +301,7 @@ def test_seeds_beyond_the_last_one_are_400(client: httpx2.Client) -> None:
 def test_too_few_credits_for_all_queue_none(stack: Stack) -> None:
     client = stack.http(stack.key(credits="1.9"))
     text = refusal(client.post("/v2/mochi-1", json={**POND, "count": 2}), 406)
-    assert "costs up to 2, and the balance is 1.9" in text
+    assert "the 2 requests cost up to 2, and the balance is 1.9" in text
     assert client.get("/v1/videos").json()["data"] == []
     assert submit(client, POND)
 

@@ -12,6 +12,7 @@ from tests.support.jobs import OWNER, ask_gateway, find, params, pop, submit, wa
 from worker.billing import Price
 from worker.errors import (
     IdempotencyConflictError,
+    JobError,
     LimitError,
     QueueFullError,
     RequestNotFoundError,
@@ -113,6 +114,43 @@ def test_a_limit_that_has_no_room_for_all_says_what_to_lower(
     with pytest.raises(LimitError) as error:
         submit_several(redis_url, 1, most_waiting=2)
     assert "count" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        (
+            {"jobs_at_once": 3},
+            "`count` 4 is more than the 3 requests that this API key may have at once. Ask for "
+            "fewer.",
+        ),
+        (
+            {"requests_per_minute": 1},
+            "`count` 4 is more than the 1 request that this API key may submit a minute. Ask for "
+            "fewer.",
+        ),
+        (
+            {"balance": 39, "granted": 39},
+            "Insufficient credits: the 4 requests cost up to 0.00004, and the balance is 0.000039. "
+            "Ask your operator for more.",
+        ),
+        (
+            {"monthly_cap": 39},
+            "Insufficient credits this month: the 4 requests cost up to 0.00004, and the ",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_refusal_of_several_says_what_all_of_them_need(
+    redis: Redis, redis_url: str, limits: dict[str, int], text: str
+) -> None:
+    redis.hset(ACCOUNT, mapping=limits)  # type: ignore[arg-type]
+    with pytest.raises(JobError) as submitted:
+        submit_several(redis_url, 4, price=Price(10))
+    with pytest.raises(JobError) as tried:
+        ask_gateway(redis_url, lambda it: it.try_out(OWNER, price=Price(10), count=4))
+    assert str(submitted.value) == str(tried.value)
+    assert str(submitted.value).startswith(text)
 
 
 def test_a_queue_takes_as_many_as_it_has_room_for(redis: Redis, redis_url: str) -> None:
