@@ -312,6 +312,7 @@ STATUS: dict[type[MochiError], int] = {
     jobs.TooFewCreditsError: 406,
     jobs.MonthlyCapError: 406,
     jobs.IdempotencyConflictError: 409,
+    jobs.FinishConflictError: 409,
     WebhookUrlTakenError: 409,
     DraftNotReadyError: 409,
     BodyTooLargeError: 413,
@@ -361,7 +362,8 @@ MEANING: dict[int, str] = {
     405: "Wrong verb",
     406: "Wrong or missing content type; or too few credits, in all or for this month",
     409: "The `Idempotency-Key` was used before with another body; or another standing webhook of "
-    "the key has the URL; or the draft to finish is not COMPLETED",
+    "the key has the URL; or the draft to finish is not COMPLETED, or has a finish with another "
+    "`webhook_url`",
     413: "The body is over the limit",
     415: "The body is compressed",
     416: "The range starts beyond the end of the video",

@@ -251,6 +251,17 @@ class IdempotencyConflictError(JobError):
         )
 
 
+class FinishConflictError(JobError):
+    """The draft has a finish, and this one asks for another webhook."""
+
+    def __init__(self, finish_id: str) -> None:
+        super().__init__(
+            f"Request {finish_id} finishes this draft already, with another `webhook_url` or none. "
+            "Leave `webhook_url` out to get that request; or cancel or delete it, and finish the "
+            "draft again."
+        )
+
+
 class UnknownAnswerError(Exception):
     """A Lua script answered what this version does not know: a bug, which HTTP turns into 500."""
 

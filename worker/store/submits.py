@@ -19,6 +19,7 @@ from models.params import MODEL, GenerateParams
 from worker.billing import FREE, Price, from_millionths
 from worker.broker.batching import Batch
 from worker.errors import (
+    FinishConflictError,
     IdempotencyConflictError,
     KeyEndedError,
     MonthlyCapError,
@@ -118,9 +119,11 @@ class Submits:
             idempotency: a second submit with it gets the first request.
             unless: raised in place of making a new request.
             draft_id: of the owner's draft that the only request finishes. A second finish of it
-                gets the first one, unless that has failed or is gone.
+                gets the first one, unless that has failed or is gone, or this one has a webhook
+                and the first had not the same.
 
         Raises:
+            FinishConflictError: the draft has a finish with another webhook, or without.
             IdempotencyConflictError: the idempotency key came with another body.
             KeyEndedError: the API key was revoked or has expired.
             LimitError: one of its kinds: too many requests, of all or of this owner.
@@ -142,6 +145,7 @@ class Submits:
             _source(requests[0].params.model, requests[0].params.lora or ()),
             len(requests),
             draft_id,
+            requests[0].fields.get("webhook_url", ""),
             *_arguments(requests[0], ids[0], {**trace, **_siblings(ids)}),
             *(
                 argument
@@ -185,7 +189,18 @@ class Submits:
             The place that the first request would have in the queue; 1 is next.
         """
         bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
-        asked = (str(uuid4()), "dry_run", owner, "", "", *bill, _source(model, loras), count, "")
+        asked = (
+            str(uuid4()),
+            "dry_run",
+            owner,
+            "",
+            "",
+            *bill,
+            _source(model, loras),
+            count,
+            "",
+            "",
+        )
         match await self._ask_to_submit(*asked, count=count):
             case ["would_accept", position]:
                 return int(position)
@@ -199,6 +214,8 @@ class Submits:
         keys = keyspace.for_scripts(request_id)
         answer = await self._submits.ask([*keys, request_id, self._most_waiting, mode, *arguments])
         match answer:
+            case ["conflict", first_id, "finish"]:
+                raise FinishConflictError(first_id)
             case ["conflict", first_id]:
                 raise IdempotencyConflictError(first_id)
             case ["queue_full"]:

@@ -44,6 +44,7 @@ async def finish_draft(request: Request) -> Response:
     """Queue a request for the steps that a draft has left, to the video of a whole run.
 
     A draft has one finish: a second call answers with the first request, unless that has failed.
+    With another `webhook_url` than the first it is refused.
     """
     call = Call.of(request)
     call.key.require(Scope.GENERATE)

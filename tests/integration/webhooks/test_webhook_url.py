@@ -96,3 +96,20 @@ def test_two_urls_are_refused_and_none_is_taken_for_none(stack: Stack, there: Re
         assert answer.is_success, answer.text
         request_id = answer.json()["request_id"]
         assert stack.record(request_id).get("webhook_url") == kept
+
+
+def test_a_second_finish_does_not_lose_its_webhook(customer: Customer) -> None:
+    client = customer.http
+    draft_id = customer.submit(draft_steps=5)
+    customer.told(draft_id)
+    url, there = f"/v2/requests/{draft_id}/finish", customer.there.url
+    first = client.post(url, json={"webhook_url": there}).json()
+    for body in ({"webhook_url": there}, {}):
+        assert client.post(url, json=body).json() == first
+    refused = client.post(url, json={"webhook_url": f"{there}?other"})
+    assert refusal(refused, 409) == (
+        f"Request {first['request_id']} finishes this draft already, with another `webhook_url` or "
+        "none. Leave `webhook_url` out to get that request; or cancel or delete it, and finish the "
+        "draft again."
+    )
+    customer.told(first["request_id"])

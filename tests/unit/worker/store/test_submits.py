@@ -11,6 +11,7 @@ from redis import Redis
 from tests.support.jobs import OWNER, ask_gateway, find, params, pop, submit, waiting
 from worker.billing import Price
 from worker.errors import (
+    FinishConflictError,
     IdempotencyConflictError,
     JobError,
     LimitError,
@@ -259,6 +260,29 @@ def test_a_draft_has_one_finish_however_often_it_is_asked_for(
     complete(redis, first.request_id)
     assert finish(redis_url, draft) == Accepted(first.request_id, is_replay=True)
     assert waiting(redis) == []
+
+
+def test_a_second_finish_with_another_webhook_is_refused(
+    redis: Redis, redis_url: str, draft: str
+) -> None:
+    def ask(draft_id: str, **fields: str) -> Accepted:
+        request = NewRequest(params(), {"draft_of": draft_id, "first_step": "4", **fields})
+        return ask_gateway(redis_url, lambda it: it.submit_all([request], OWNER, draft_id=draft_id))
+
+    first = ask(draft, webhook_url="https://a.test")
+    for again in (ask(draft, webhook_url="https://a.test"), ask(draft)):
+        assert again == Accepted(first.request_id, is_replay=True)
+    with pytest.raises(FinishConflictError, match=f"Request {first.request_id} finishes this"):
+        ask(draft, webhook_url="https://b.test")
+    assert redis.hget(f"{keyspace.METRICS}", "submits conflict") == "1"
+    assert waiting(redis) == [first.request_id]
+    complete(redis, first.request_id)
+    other = submit(redis_url, record=DRAFT)
+    complete(redis, other)
+    plain = ask(other)
+    with pytest.raises(FinishConflictError, match="with another `webhook_url` or none"):
+        ask(other, webhook_url="https://b.test")
+    assert waiting(redis) == [plain.request_id]
 
 
 def test_a_finish_changes_no_expiry_and_no_state_of_its_draft(

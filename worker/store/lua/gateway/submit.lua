@@ -2,12 +2,12 @@
 -- RQ's jobs, or nothing.
 -- ARGV: id of the first, most waiting in the queue, 'needs_worker' or 'replay' or 'dry_run' or '', owner, idempotency key of
 -- the broker or '', fingerprint, of each request the price and the price of a GPU second in millionths and the
--- most GPU seconds charged, queue with the LoRAs that all ask for, number of requests, id of the draft that the request finishes or ''; then of
--- each request: id, params, number of names and values that follow, further fields of the record …, number of names
--- and values that follow, RQ's fields …
--- Returns the outcome; when replayed, with the first request's id; without a worker, with the model; when the
--- owner has a rate limit, with the limit, the requests left, and ms until there is one more. A dry run makes the
--- same checks, returns the first request's place in the queue, and writes nothing.
+-- most GPU seconds charged, queue with the LoRAs that all ask for, number of requests, id of the draft that
+-- the request finishes or '', webhook of that finish or ''; then of each request: id, params, number of names and
+-- values that follow, further fields of the record …, number of names and values that follow, RQ's fields …
+-- Returns the outcome; when replayed or in conflict, with the first request's id; without a worker, with the
+-- model; when the owner has a rate limit, with the limit, the requests left, and ms until there is one more. A
+-- dry run makes the same checks, returns the first request's place in the queue, and writes nothing.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local is_dry_run = ARGV[3] == 'dry_run'
 local queue, loras = parts_of(ARGV[10])
@@ -77,8 +77,12 @@ if draft then
   end
   -- While a finish waits, runs or is kept, there is no other. One that failed, or is about to, as it was
   -- cancelled or deleted, may be repeated.
-  local finish = finish_id and read(of_other(keys.record, finish_id), 'status', 'cancelled') or {}
-  if finish[1] and finish[1] ~= 'FAILED' and not finish[2] then
+  local finish = finish_id and of_other(keys.record, finish_id)
+  local status, cancelled, webhook = unpack(finish and read(finish, 'status', 'cancelled', 'webhook_url') or {})
+  if status and status ~= 'FAILED' and not cancelled then
+    if ARGV[13] ~= '' and ARGV[13] ~= webhook then
+      return answer('conflict', finish_id, 'finish') -- a replay would lose the new webhook
+    end
     return answer('replayed', finish_id)
   end
 end
@@ -181,7 +185,7 @@ local history, time = keys.history .. owner, redis.call('TIME')
 local submitted_us = time[1] * 1000000 + time[2]
 
 -- The next item of ARGV, and as many of them as the next one says.
-local at = 12
+local at = 13
 local function take()
   at = at + 1
   return ARGV[at]
