@@ -18,7 +18,6 @@ from redis import Redis
 from structlog.testing import capture_logs
 
 from models.mock.scenario import SCENARIO
-from models.params import GenerateParams
 from server.app import create_app
 from server.keys.lookup import Scope
 from server.keys.record import NewKey
@@ -38,6 +37,7 @@ from tests.support.wire import (
 from worker.broker.connection import connect_gateway
 from worker.runtime.mock_outcome import BUG_TEXT
 from worker.store.gateway_side import GatewayStore
+from worker.store.submits import NewRequest
 
 POND = {"prompt": "a pond", "frames": 1}
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
@@ -275,10 +275,10 @@ def test_a_bug_leaks_nothing(
         ServerSettings(data_dir=tmp_path, redis_url=redis_url), connect_gateway(redis_url)
     )
 
-    async def broken(_self: object, params: GenerateParams, *_: object, **__: object) -> str:
-        raise RuntimeError(f"{BUG_TEXT}: {params.prompt}")
+    async def broken(_self: object, made: list[NewRequest], *_: object, **__: object) -> str:
+        raise RuntimeError(f"{BUG_TEXT}: {made[0].params.prompt}")
 
-    monkeypatch.setattr(GatewayStore, "submit", broken)
+    monkeypatch.setattr(GatewayStore, "submit_all", broken)
     key = create_key(redis, NewKey(name="test"))
     headers = {"x-api-key": key}
     requests = [
