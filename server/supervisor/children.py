@@ -186,9 +186,13 @@ class Child:
 def end_children(
     children: list[Child], drain_seconds: float, stop: Stop, meanwhile: Callable[[], None]
 ) -> None:
-    """Drain them, and kill those that are left after it; `meanwhile` is called again and again."""
+    """Drain them, and kill those that are left after it.
+
+    `meanwhile` is called at once, so that it says that they drain, and then again and again.
+    """
     for child in children:
         child.drain()
+    meanwhile()
     deadline = time.monotonic() + drain_seconds + REQUEUE_SECONDS
     while not all(child.wait(WATCH_SECONDS) for child in children):
         meanwhile()
