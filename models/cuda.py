@@ -41,7 +41,7 @@ def choose_allocator() -> None:
     if "PYTORCH_CUDA_ALLOC_CONF" in os.environ:  # the variable's former name
         return
     options = "expandable_segments:True"
-    if torch.__version__ >= (2, 13):  # type: ignore[operator]
+    if torch.__version__ >= (2, 13):  # type: ignore[operator]  # of `TorchVersion`, typed as a text
         # Pinned memory is otherwise rounded up to a power of two, tensor by tensor: T5 takes 24 GiB
         # instead of 18. Older versions do not know the option.
         options += ",pinned_max_round_threshold_mb:1"

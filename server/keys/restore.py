@@ -1,8 +1,8 @@
 """Restores a backup, line by line, each in one step.
 
 The broker counts the lines, so a restore that was killed goes on where it was when the same file is
-restored again. What belongs to a key comes before the key: on an empty broker nobody can add to it
-meanwhile.
+restored again. What belongs to a key comes before the key: on an empty broker no client can
+add to it meanwhile.
 
 A key that the broker has is left alone, or replaced: terms, account and webhooks become those of
 the file; usage and history get what they lack. Its secrets and a revocation stay as they are, as
