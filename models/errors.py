@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class MochiError(Exception):
     """Base of all errors. The text is a message for the user."""
@@ -17,6 +19,11 @@ class InvalidParametersError(MochiError):
     def __init__(self, text: str, parameters: dict[str, str] | None = None) -> None:
         super().__init__(text)
         self.parameters = parameters
+
+    @classmethod
+    def of(cls, parameters: dict[str, str]) -> Self:
+        """Of these messages alone."""
+        return cls(" ".join(parameters.values()), parameters)
 
 
 class EngineError(MochiError):

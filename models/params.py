@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args, get_origin
 
@@ -36,6 +36,8 @@ MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**53 - 1
 """The largest drawn seed, which JavaScript's double-precision numbers hold exactly."""
 MAX_TEXT = 4000
+REFUSED_PROMPT = "(refused)"
+"""In place of one that is wrong or missing."""
 ALIASES = {"num_frames": "frames", "num_inference_steps": "steps", "guidance": "guidance_scale"}
 """Names that diffusers and other servers have for parameters."""
 MOST_FRAMES = 160
@@ -210,8 +212,22 @@ def parse_params(
     except ValidationError as error:
         errors = error.errors(include_url=False)
         wrong = {str(one["loc"][0]): _explain(one, kind) for one in errors}
-        raise InvalidParametersError(" ".join(wrong.values()), wrong) from None
+        raise InvalidParametersError.of(wrong) from None
     return params, [name for name in body if name not in kind.model_fields]
+
+
+def valid_part(
+    body: Mapping[str, Any], kind: type[RequestParams], wrong: Container[str]
+) -> RequestParams:
+    """The parameters of a body that `parse_params` has refused, to check what depends on them.
+
+    Those that are `wrong` have their defaults; of `steps`, there are as many as there may be.
+    """
+    instead = {"prompt": REFUSED_PROMPT, "steps": int(kind.most("steps"))}
+    valid = {name: value for name, value in body.items() if name not in wrong}
+    return kind.model_validate(
+        {name: value for name, value in instead.items() if name in wrong} | valid
+    )
 
 
 def whole_number(name: str, value: object, least: int, most: int, rule: str = "") -> int:
@@ -226,7 +242,7 @@ def whole_number(name: str, value: object, least: int, most: int, rule: str = ""
         return number
     also = rule and f", {rule}"
     text = f"`{name}` must be a whole number from {least} to {most}{also}; got {_described(value)}."
-    raise InvalidParametersError(text, {name: text})
+    raise InvalidParametersError.of({name: text})
 
 
 def hint(name: str) -> str:

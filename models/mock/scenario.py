@@ -82,12 +82,13 @@ class Scenario:
         scenario = _read(text, of_tests=of_tests) if isinstance(text, str) else None
         if scenario and _is_valid(scenario, retention_seconds):
             return scenario
-        raise InvalidParametersError(
+        text = (
             f"`{SCENARIO}` must be one of `fail`, `blocked`, `out_of_memory`, `crash`, "
             f"`{LATE_VALIDATION}`, `{PAYMENT_REQUIRED}`, "
             f"`slow:SECONDS` (0 to {MOST_SLOW_SECONDS}) and `expire:SECONDS` "
             f"({LEAST_EXPIRE_SECONDS} to {retention_seconds:g})."
         )
+        raise InvalidParametersError.of({SCENARIO: text})
 
 
 def _read(text: str, *, of_tests: bool) -> Scenario | None:

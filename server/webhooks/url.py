@@ -29,16 +29,18 @@ def webhook_url(values: Iterable[object], guard: Guard) -> str | None:
     if not given:
         return None
     if any(url != given[0] for url in given):
-        raise InvalidParametersError(
-            f"`{FIELD}` came more than once with different values: send one."
-        )
+        raise _wrong(f"`{FIELD}` came more than once with different values: send one.")
     host = _host(given[0])
     if guard.refuses(host):
-        raise InvalidParametersError(
+        raise _wrong(
             f"`{FIELD}` must not lead to an address that is private, local or special. Use a "
             f"public address, or ask the operator to {_permission(host)}."
         )
     return str(given[0])
+
+
+def _wrong(text: str) -> InvalidParametersError:
+    return InvalidParametersError.of({FIELD: text})
 
 
 def _permission(host: str) -> str:
@@ -52,21 +54,21 @@ def _permission(host: str) -> str:
 def _host(given: object) -> str:
     """The host as it is looked up: international names in ASCII."""
     if not isinstance(given, str):
-        raise InvalidParametersError(f"{_RULE}; got no string.")
+        raise _wrong(f"{_RULE}; got no string.")
     if len(given) > MOST_LENGTH:
-        raise InvalidParametersError(f"{_RULE}; got {len(given):,} characters.")
+        raise _wrong(f"{_RULE}; got {len(given):,} characters.")
     try:
         url = httpx2.URL(given)
     except (httpx2.InvalidURL, ValueError):
-        raise InvalidParametersError(f"{_RULE}; got no URL.") from None
+        raise _wrong(f"{_RULE}; got no URL.") from None
     if url.scheme not in {"http", "https"}:
-        raise InvalidParametersError(f"{_RULE}; got another scheme, or none.")
+        raise _wrong(f"{_RULE}; got another scheme, or none.")
     if url.userinfo:
-        raise InvalidParametersError(f"{_RULE}; got a user or password.")
+        raise _wrong(f"{_RULE}; got a user or password.")
     if "#" in given:
-        raise InvalidParametersError(f"{_RULE}; got a `#`.")
+        raise _wrong(f"{_RULE}; got a `#`.")
     has_port = url.port is None or 0 < url.port <= MOST_PORT
     host = url.raw_host.decode("ascii")  # `url.host` decodes Punycode, which may be invalid
     if not is_host(host) or not has_port:
-        raise InvalidParametersError(f"{_RULE}; got no host, or no such host or port.")
+        raise _wrong(f"{_RULE}; got no host, or no such host or port.")
     return host

@@ -20,8 +20,7 @@ async def lacking_loras(call: Call, params: GenerateParams) -> InvalidParameters
     asked = params.lora or {}
     if any(worker.has_loras(asked) for worker in workers):
         return None
-    text = f"`lora`: {_problem(asked, workers)}"
-    return InvalidParametersError(text, {"lora": text})
+    return InvalidParametersError.of({"lora": f"`lora`: {_problem(asked, workers)}"})
 
 
 def offered(workers: Iterable[LiveWorker]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from models.errors import InvalidParametersError
 from models.params import DRAW_SEED, MAX_SEED, GenerateParams, whole_number
+from server.api.submit.problems import Problems
 
 DRAFT_STEPS, COUNT = "draft_steps", "count"
 FIELDS = frozenset({DRAFT_STEPS, COUNT})
@@ -39,16 +40,21 @@ class Plan:
     count: int | None = None
 
     @classmethod
-    def read(cls, body: Mapping[str, Any], params: GenerateParams) -> Self:
-        """Validate the fields beside their parameters. Raises InvalidParametersError."""
-        return cls(_draft_steps(body, params), _count(body, params))
+    def read(cls, body: Mapping[str, Any], params: GenerateParams, problems: Problems) -> Self:
+        """Validate the fields beside their parameters; note what is wrong."""
+        return cls(
+            problems.read(lambda: _draft_steps(body, params), None),
+            problems.read(lambda: _count(body, params), None),
+        )
 
-    @staticmethod
-    def refuse(body: Mapping[str, Any], model: str) -> None:
-        """Raise InvalidParametersError for a field on a route that has no place for its answer."""
+    @classmethod
+    def refuse(cls, body: Mapping[str, Any], params: GenerateParams, problems: Problems) -> Self:
+        """Note each field on a route that has no place for its answer."""
         for name in sorted(FIELDS & body.keys()):
-            text = f"`{name}` works only with POST /v2/{model}: send it there, or leave it out."
-            raise InvalidParametersError(text, {name: text})
+            path = f"/v2/{params.model}"
+            text = f"`{name}` works only with POST {path}: send it there, or leave it out."
+            problems.note(InvalidParametersError.of({name: text}))
+        return cls()
 
     @property
     def requests(self) -> int:
@@ -75,5 +81,5 @@ def _count(body: Mapping[str, Any], params: GenerateParams) -> int | None:
             f"`seed` must be at most 2^63-{count} with a `count` of {count}, whose requests have "
             f"the seeds from `seed` on; got {params.seed}."
         )
-        raise InvalidParametersError(text, {"seed": text})
+        raise InvalidParametersError.of({"seed": text})
     return count

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import structlog
@@ -15,11 +16,12 @@ from models.catalogue import MOCHI, Model
 from models.errors import InvalidParametersError, MochiError
 from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import LATE_VALIDATION, PAYMENT_REQUIRED, SCENARIO, Scenario
-from models.params import RequestParams, parse_params
+from models.params import REFUSED_PROMPT, RequestParams, parse_params, valid_part
 from server.api.call import Call
 from server.api.submit.hints import finish_hints, submit_hints
 from server.api.submit.loras import lacking_loras
 from server.api.submit.plan import FIELDS, WHOLE, Plan
+from server.api.submit.problems import Problems
 from server.errors import BadHeaderError, BadQueryError, MockPaymentError
 from server.transport.parameters import Flag, SingleText, Text
 from server.transport.responses import REPLAYED, ignored_parameters, rate_limit
@@ -66,8 +68,6 @@ MOCK_SCENARIO = Text(
 
 OPTIONAL = frozenset(RequestParams.model_fields) - {"prompt"} | {FIELD, SCENARIO} | FIELDS
 """Fields of a body that may be null."""
-_REFUSED = "(refused)"
-"""Prompt of a request whose own parameters are wrong, in the scenario `late_validation`."""
 _seeds = random.SystemRandom()
 _log = structlog.get_logger()
 
@@ -120,27 +120,31 @@ class Submission:
             BrokerUnavailableError: there is a mock scenario, and the workers are not known.
             MockPaymentError: it is the scenario.
         """
-        if not takes_plan:
-            Plan.refuse(body, model.slug)
+        problems = Problems()
         is_dry_run = DRY_RUN.read(call.request)
         scenario_header = _scenario_header(call.request, body)
         body = body | scenario_header
         if parameters is None:
             parameters = body
-        webhook_fields = _webhook_fields(call, body)
-        scenario_fields = await _scenario_fields(call, body)
+        parameters = {**parameters, **scenario_header}
+        scenario_fields = await _scenario_fields(call, body, problems)
         try:
-            params, unknown = parse_params({**parameters, **scenario_header}, model.request)
+            params, unknown = parse_params(parameters, model.request)
         except InvalidParametersError as error:
-            if scenario_fields.get("scenario") != LATE_VALIDATION:
-                raise
-            scenario_fields["scenario"] += f":{error}"
-            params, unknown = model.request(prompt=_REFUSED), []
+            params, unknown = valid_part(parameters, model.request, error.parameters or ()), []
+            if scenario_fields.get("scenario") == LATE_VALIDATION:
+                scenario_fields["scenario"] += f":{error}"
+                params = model.request(prompt=REFUSED_PROMPT)
+            else:
+                problems.note(error)
         else:
             if scenario_fields.get("scenario") == LATE_VALIDATION:
                 del scenario_fields["scenario"]  # the hosted API makes the video, too
         known = {FIELD, *FIELDS, *([SCENARIO] if scenario_fields else [])}
         ignored = [name for name in unknown if name not in known]
+        plan = (Plan.read if takes_plan else Plan.refuse)(body, params, problems)
+        webhook_fields = _webhook_fields(call, body, problems)
+        await problems.refuse(call, params)
         return cls(
             call=call,
             body=body | _url_of(webhook_fields) | _model_of(model),
@@ -153,7 +157,7 @@ class Submission:
             },
             idempotency_key=IDEMPOTENCY_KEY.read(call.request),
             is_dry_run=is_dry_run,
-            plan=Plan.read(body, params),
+            plan=plan,
         )
 
     @classmethod
@@ -164,9 +168,11 @@ class Submission:
             BadHeaderError, BadQueryError, BrokerUnavailableError, MockPaymentError: as `read`.
             InvalidParametersError: the webhook or the scenario is wrong.
         """
+        problems = Problems()
         body = body | _scenario_header(call.request, body)
-        webhook_fields = _webhook_fields(call, body)
-        scenario_fields = await _scenario_fields(call, body)
+        scenario_fields = await _scenario_fields(call, body, problems)
+        webhook_fields = _webhook_fields(call, body, problems)
+        await problems.refuse(call)
         if scenario_fields.get("scenario") == LATE_VALIDATION:
             del scenario_fields["scenario"]  # the draft's parameters were right
         known = {FIELD, *([SCENARIO] if scenario_fields else [])}
@@ -274,10 +280,10 @@ class Submission:
             raise BadQueryError(f"`{name}` must be in the query: POST {path}")
 
 
-def _webhook_fields(call: Call, body: Mapping[str, Any]) -> dict[str, str]:
-    """Fields of the job record for the webhook; none without one."""
+def _webhook_fields(call: Call, body: Mapping[str, Any], problems: Problems) -> dict[str, str]:
+    """Fields of the job record for the webhook; none without one, or with one that is wrong."""
     given = [*WEBHOOK_URL.values(call.request), body.get(FIELD)]
-    url = webhook_url(given, call.services.webhook_guard)
+    url = problems.read(lambda: webhook_url(given, call.services.webhook_guard), None)
     return {} if url is None else {"webhook_base": call.base_url, FIELD: url}
 
 
@@ -305,16 +311,21 @@ def _scenario_header(request: Request, body: Mapping[str, Any]) -> dict[str, str
     return {SCENARIO: values[0]}
 
 
-async def _scenario_fields(call: Call, body: Mapping[str, Any]) -> dict[str, str]:
-    """Fields of the job record for the mock scenario; none without one, or with real weights."""
+async def _scenario_fields(
+    call: Call, body: Mapping[str, Any], problems: Problems
+) -> dict[str, str]:
+    """Fields of the job record for the mock scenario; none without one that counts and is right."""
     if SCENARIO not in body or not await _are_mocks(call):
         return {}
     settings = call.services.settings
-    scenario = Scenario.parse(
+    parse = partial(
+        Scenario.parse,
         body[SCENARIO],
         retention_seconds=settings.retention_seconds,
         of_tests=settings.engine == "fake",
     )
+    if (scenario := problems.read(parse, None)) is None:
+        return {}
     if scenario.name == PAYMENT_REQUIRED:
         raise MockPaymentError
     fields = {"scenario": str(body[SCENARIO])}

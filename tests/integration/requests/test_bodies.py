@@ -139,6 +139,44 @@ def test_nothing_else_loosens(server: Stack, body: dict[str, Any], says: str) ->
     assert says in refusal(server.http().post("/v2/mochi-1", json=body), 400)
 
 
+ALL_WRONG = {
+    "prompt": "a pond",
+    "fps": 31,
+    "steps": 9,
+    "draft_steps": 99,
+    "count": 9,
+    "lora": "sepia",
+    "webhook_url": "ftp://receiver.test",
+    "x-mock-scenario": "nap",
+}
+
+
+def test_one_refusal_names_all_that_is_wrong(server: Stack) -> None:
+    answer = server.http().post("/v2/mochi-1", json=ALL_WRONG)
+    text = refusal(answer, 400)
+    wrong = answer.json()["parameters"]
+    assert wrong.keys() == ALL_WRONG.keys() - {"prompt"}
+    assert text == " ".join(wrong.values())
+    assert wrong["draft_steps"].startswith("`draft_steps` must be a whole number from 1 to 74, few")
+    assert wrong["lora"].startswith("`lora`: no live worker has ")
+
+
+@pytest.mark.parametrize("path", ["/v1/mochi-1", "/v1/videos"])
+def test_so_does_a_route_that_takes_no_drafts(server: Stack, path: str) -> None:
+    answer = server.http().post(path, json=ALL_WRONG)
+    assert answer.status_code == 400
+    assert all(f"`{name}`" in answer.text for name in ALL_WRONG.keys() - {"prompt"})
+    error = answer.json()["error"]
+    text = error if isinstance(error, str) else error["message"]
+    assert text.count("works only with POST /v2/mochi-1") == 2
+
+
+def test_without_a_prompt_the_rest_is_checked_too(server: Stack) -> None:
+    answer = server.http().post("/v2/mochi-1", json={"steps": 12, "draft_steps": 12, "count": 2})
+    assert answer.json()["parameters"].keys() == {"prompt", "draft_steps"}
+    assert "from 1 to 11, fewer than `steps`; got 12." in refusal(answer, 400)
+
+
 @pytest.mark.parametrize(
     ("content_type", "body", "says"),
     [

@@ -172,6 +172,13 @@ def test_a_finish_names_what_it_ignores(client: httpx2.Client) -> None:
     ]
 
 
+def test_a_finish_names_all_that_is_wrong(client: httpx2.Client) -> None:
+    url = drafted(client)["draft"]["finish_url"]
+    answer = client.post(url, json={"webhook_url": "ftp://a.test", "x-mock-scenario": "nap"})
+    assert refusal(answer, 400)
+    assert answer.json()["parameters"].keys() == {"webhook_url", "x-mock-scenario"}
+
+
 def test_a_body_of_a_finish_that_is_no_object_is_refused_with_one(client: httpx2.Client) -> None:
     url = drafted(client)["draft"]["finish_url"]
     text = refusal(client.post(url, json=[]), 400)
