@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args, get_origin
 
@@ -245,9 +245,9 @@ def whole_number(name: str, value: object, least: int, most: int, rule: str = ""
     raise InvalidParametersError.of({name: text})
 
 
-def hint(name: str) -> str:
-    """What to say of a name that is not known."""
-    known = RequestParams.model_fields
+def hint(name: str, others: Iterable[str] = ()) -> str:
+    """What to say of a name that is not known. `others`: names besides those of parameters."""
+    known = [*RequestParams.model_fields, *others]
     meant = ALIASES.get(name) or next(iter(get_close_matches(name, known, n=1)), "")
     return f"`{name}` is unknown and was ignored{meant and f'; did you mean `{meant}`?'}"
 

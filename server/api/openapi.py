@@ -46,7 +46,7 @@ RETRY_HEADERS = RATE_HEADERS | {
     "retry-after": _header("Seconds to wait.", "integer"),
 }
 SUBMIT_HEADERS = {
-    "x-ignored-parameters": _header("Unknown names in the body."),
+    "x-ignored-parameters": _header("Unknown names in the body and the query."),
     "Idempotency-Replayed": _header(
         "`true`: the idempotency key was used before; this is the first request."
     ),

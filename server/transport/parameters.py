@@ -179,5 +179,13 @@ class SingleText(Parameter):
         return values[0]
 
 
+def unknown_query(request: Request, *known: Parameter) -> list[str]:
+    """Names in the query that are none of `known`, each once."""
+    if not request.scope["query_string"]:
+        return []
+    names = {parameter.name for parameter in known}
+    return [name for name in dict.fromkeys(request.query_params) if name not in names]
+
+
 def documented(*parameters: Parameter) -> list[dict[str, Any]]:
     return [parameter.document() for parameter in parameters]

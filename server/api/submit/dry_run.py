@@ -42,6 +42,7 @@ class DryRunBody(BaseModel):
     would_be_accepted: bool
     refusal: RefusalBody | None = absent_when_none("Why it would not be accepted now.")
     price: PriceBody
+    warnings: list[str] | None = absent_when_none("Of names that were ignored.")
     queue_position: int | None = absent_when_none(
         "The position that it, or the first of several, would have; 1 is next."
     )
@@ -62,6 +63,7 @@ async def dry_run(submission: Submission) -> DryRunBody:
         BrokerUnavailableError: the broker does not answer.
     """
     services = submission.call.services
+    price, warnings = _price_body(submission), submission.hints or None
     try:
         if refusal := await submission.refusal():
             raise refusal
@@ -76,13 +78,13 @@ async def dry_run(submission: Submission) -> DryRunBody:
     except REFUSALS as error:
         seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
         body = RefusalBody(status=STATUS[type(error)], error=str(error), retry_after=seconds)
-        price = _price_body(submission)
-        return DryRunBody(would_be_accepted=False, refusal=body, price=price)
+        return DryRunBody(would_be_accepted=False, refusal=body, price=price, warnings=warnings)
     forecast = await services.forecaster.now(queue_of(params))
     work = Work.of(params, submission.steps)
     return DryRunBody(
         would_be_accepted=True,
-        price=_price_body(submission),
+        price=price,
+        warnings=warnings,
         queue_position=position,
         estimated_wait_seconds=_rounded(forecast.start_seconds_at(position, time.monotonic())),
         estimated_seconds=_rounded(forecast.run_seconds(work)),

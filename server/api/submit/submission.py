@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -18,12 +18,12 @@ from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import LATE_VALIDATION, PAYMENT_REQUIRED, SCENARIO, Scenario
 from models.params import REFUSED_PROMPT, RequestParams, parse_params, valid_part
 from server.api.call import Call
-from server.api.submit.hints import finish_hints, submit_hints
+from server.api.submit.hints import finish_hints, query_hints, submit_hints
 from server.api.submit.loras import lacking_loras
 from server.api.submit.plan import FIELDS, WHOLE, Plan
 from server.api.submit.problems import Problems
 from server.errors import BadHeaderError, BadQueryError, MockPaymentError
-from server.transport.parameters import Flag, SingleText, Text
+from server.transport.parameters import Flag, SingleText, Text, unknown_query
 from server.transport.responses import REPLAYED, ignored_parameters, rate_limit
 from server.webhooks.url import FIELD, MOST_LENGTH, webhook_url
 from worker.billing import Price
@@ -66,6 +66,7 @@ MOCK_SCENARIO = Text(
     limits={"pattern": SCENARIO_FORM},
 )
 
+_QUERY = (DRY_RUN, WEBHOOK_URL)
 OPTIONAL = frozenset(RequestParams.model_fields) - {"prompt"} | {FIELD, SCENARIO} | FIELDS
 """Fields of a body that may be null."""
 _seeds = random.SystemRandom()
@@ -79,7 +80,8 @@ class Submission:
     Attributes:
         body: what the idempotency key is compared with: the fields as they came, and the webhook
             URL, the mock scenario and a model that is not the default one wherever they came.
-        ignored: names of fields that are not known.
+        ignored: names of the body and the query that are not known.
+        hints: a message for each, for the warnings of the result.
         record_fields: further fields of the job record; see `Job`.
         plan: how it runs.
         draft: the request that it finishes; None where it begins one.
@@ -89,6 +91,7 @@ class Submission:
     body: Mapping[str, Any]
     params: RequestParams
     ignored: list[str]
+    hints: list[str]
     record_fields: Mapping[str, str]
     idempotency_key: str | None
     is_dry_run: bool
@@ -142,6 +145,7 @@ class Submission:
                 del scenario_fields["scenario"]  # the hosted API makes the video, too
         known = {FIELD, *FIELDS, *([SCENARIO] if scenario_fields else [])}
         ignored = [name for name in unknown if name not in known]
+        unread = unknown_query(call.request, *_QUERY)
         plan = (Plan.read if takes_plan else Plan.refuse)(body, params, problems)
         webhook_fields = _webhook_fields(call, body, problems)
         await problems.refuse(call, params)
@@ -149,12 +153,9 @@ class Submission:
             call=call,
             body=body | _url_of(webhook_fields) | _model_of(model),
             params=params,
-            ignored=ignored,
-            record_fields={
-                **scenario_fields,
-                **webhook_fields,
-                **_hint_fields(submit_hints(ignored, body, model)),
-            },
+            ignored=[*dict.fromkeys(ignored + unread)],
+            hints=submit_hints(ignored, body, model) + _query_hints(unread, OPTIONAL | {"prompt"}),
+            record_fields={**scenario_fields, **webhook_fields},
             idempotency_key=IDEMPOTENCY_KEY.read(call.request),
             is_dry_run=is_dry_run,
             plan=plan,
@@ -177,16 +178,14 @@ class Submission:
             del scenario_fields["scenario"]  # the draft's parameters were right
         known = {FIELD, *([SCENARIO] if scenario_fields else [])}
         ignored = [name for name in body if name not in known]
+        unread = unknown_query(call.request, *_QUERY)
         return cls(
             call=call,
             body=body | _url_of(webhook_fields) | {"draft_of": draft.request_id},
             params=draft.request,
-            ignored=ignored,
-            record_fields={
-                **scenario_fields,
-                **webhook_fields,
-                **_hint_fields(finish_hints(ignored)),
-            },
+            ignored=[*dict.fromkeys(ignored + unread)],
+            hints=finish_hints(ignored) + _query_hints(unread, {SCENARIO}),
+            record_fields={**scenario_fields, **webhook_fields},
             idempotency_key=IDEMPOTENCY_KEY.read(call.request),
             is_dry_run=DRY_RUN.read(call.request),
             draft=draft,
@@ -243,7 +242,7 @@ class Submission:
     def _requests(self) -> list[NewRequest]:
         first = self.params.with_seed(_seeds)
         seeds = range(first.seed, first.seed + self.plan.requests)
-        same = {**self.record_fields, **self._plan_fields()}
+        same = {**self.record_fields, **_hint_fields(self.hints), **self._plan_fields()}
         history = self.call.services.history
         return [
             NewRequest(params, same | history.record_fields(params))
@@ -295,6 +294,10 @@ def _model_of(model: Model) -> dict[str, str]:
 def _url_of(webhook_fields: Mapping[str, str]) -> dict[str, str]:
     """The webhook's URL as the field of a body, wherever it came."""
     return {FIELD: webhook_fields[FIELD]} if webhook_fields else {}
+
+
+def _query_hints(ignored: list[str], fields: Container[str]) -> list[str]:
+    return query_hints(ignored, (parameter.name for parameter in _QUERY), fields)
 
 
 def _hint_fields(hints: list[str]) -> dict[str, str]:

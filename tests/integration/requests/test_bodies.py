@@ -57,6 +57,27 @@ def test_the_result_names_what_was_ignored_and_what_was_meant(server: Stack) -> 
     ]
 
 
+@pytest.mark.parametrize("path", [*SUBMITS, "/v1/videos"])
+def test_an_unknown_name_in_the_query_is_told_as_one_in_the_body(server: Stack, path: str) -> None:
+    client = server.http()
+    query = {"dryrun": "true", "steps": "20", "webhook_url": "", "odd": ["1", "2"], "a\nb": ""}
+    answer = client.post(path, json=POND | {"odd": 1, "draft_step": 2}, params=query)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-ignored-parameters"] == "odd, draft_step, dryrun, steps, a%0Ab"
+    is_video = answer.headers["content-type"] == "video/mp4"
+    body = {"id": answer.headers["x-request-id"]} if is_video else answer.json()
+    url = f"/v2/requests/{body.get('id') or body['request_id']}"
+    eventually(lambda: client.get(url).json()["status"] == "COMPLETED")
+    assert client.get(url).json()["warnings"][:6] == [
+        "`odd` is unknown and was ignored",
+        "`draft_step` is unknown and was ignored; did you mean `draft_steps`?",
+        "`dryrun` in the query is unknown and was ignored; did you mean `dry_run`?",
+        "`steps` in the query was ignored: it belongs into the body",
+        "`odd` in the query is unknown and was ignored",
+        "`a\nb` in the query is unknown and was ignored",
+    ]
+
+
 def test_the_videos_route_takes_the_names_of_other_servers(server: Stack) -> None:
     client = server.http()
     named = {"num_frames": 9, "num_inference_steps": 10, "guidance": 3}

@@ -160,15 +160,18 @@ def test_a_dry_run_of_a_finish_says_its_price_and_queues_nothing(
 
 def test_a_finish_names_what_it_ignores(client: httpx2.Client) -> None:
     url = drafted(client)["draft"]["finish_url"]
-    answer = client.post(url, json={"seed": 8, "steps": 40, "webhook_urll": "https://a.test"})
-    assert answer.headers["x-ignored-parameters"] == "seed, steps, webhook_urll"
+    wrong = {"seed": 8, "steps": 40, "webhook_urll": "https://a.test"}
+    answer = client.post(url, json=wrong, params={"dry-run": "1", "fps": "9"})
+    assert answer.headers["x-ignored-parameters"] == "seed, steps, webhook_urll, dry-run, fps"
     body = result(client, answer.json())
     assert body["seed"] == 7
     rest = "was ignored: a finish takes only `webhook_url`, and the rest is the draft's"
-    assert body["warnings"][:3] == [
+    assert body["warnings"][:5] == [
         f"`seed` {rest}",
         f"`steps` {rest}",
         "`webhook_urll` is unknown and was ignored; did you mean `webhook_url`?",
+        "`dry-run` in the query is unknown and was ignored; did you mean `dry_run`?",
+        "`fps` in the query is unknown and was ignored",
     ]
 
 

@@ -127,7 +127,8 @@ def test_a_full_queue_is_told(stack: Stack) -> None:
     url = another_gateway(stack, most_waiting="1")
     client = stack.http()
     assert client.post("/v2/mochi-1", json=POND).is_success
-    body = client.post(f"{url}/v2/mochi-1?dry_run=1", json=POND).json()
+    body = client.post(f"{url}/v2/mochi-1?dry_run=1", json=POND | {"odd": 1}).json()
+    assert body["warnings"] == ["`odd` is unknown and was ignored"]
     assert body["refusal"]["status"] == 429
     assert "queue is full" in body["refusal"]["error"]
 
@@ -135,7 +136,12 @@ def test_a_full_queue_is_told(stack: Stack) -> None:
 def test_bad_parameters_are_400_as_ever_and_unknown_ones_named(stack: Stack) -> None:
     client = stack.http()
     assert "`steps` must be" in refusal(dry_run(client, POND | {"steps": 9}), 400)
-    assert dry_run(client, POND | {"a": 1}).headers["x-ignored-parameters"] == "a"
+    odd = client.post("/v2/mochi-1?dry_run=true&count=2", json=POND | {"num_frames": 1})
+    assert odd.headers["x-ignored-parameters"] == "num_frames, count"
+    assert odd.json()["warnings"] == [
+        "`num_frames` is unknown and was ignored; did you mean `frames`?",
+        "`count` in the query was ignored: it belongs into the body",
+    ]
     long_key = {"Idempotency-Key": "x" * 256}
     refused = client.post("/v2/mochi-1?dry_run=true", json=POND, headers=long_key)
     assert "`Idempotency-Key`" in refusal(refused, 400)
