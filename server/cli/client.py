@@ -1,36 +1,24 @@
-"""`mochi-server generate` and `finish`: submit, follow with a progress bar, download the video."""
+"""The client of `mochi-server generate` and `finish`: submits, follows, downloads."""
 
 from __future__ import annotations
 
-import signal
 import time
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, closing, nullcontext
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import httpx2
-import typer
-from pydantic.fields import FieldInfo
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from models.params import FORMATS, MODEL, STILLS, RequestParams, Still
-from server.api.submit.plan import DRAFT_STEPS
-from server.cli.access import START_IT, Access, ApiKeyOption, ServerUrl
-from server.cli.options import (
-    add_options,
-    exit_on_error,
-    expand,
-    option,
-    settings_options,
-)
+from models.params import MODEL, STILLS, RequestParams, Still
+from server.cli.access import START_IT, Access
 from server.cli.output import check_file, draft_of, errors, new_file
-from server.errors import ClientError, UnreachableError, visible
+from server.errors import ClientError, CommandError, UnreachableError, visible
 from worker.job import Stage
-from worker.process.shutdown import on_signals
 
 POLL_SECONDS = 0.5
 TIMEOUT_SECONDS = 30.0
@@ -40,109 +28,11 @@ PATIENT_POLLS = 20
 PASSING = frozenset({502, 503, 504})
 """Temporary: from a server without its broker, or a proxy without its server."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-DEFAULT_OUTPUT = Path("mochi")
-"""With the format at its end."""
 DEFAULT_FORMAT = RequestParams.model_fields["format"].default
 KINDS = {".mp4": "an MP4", ".webm": "a WebM", ".gif": "a GIF"}
 
-
-def _help(field: FieldInfo) -> str:
-    is_choice = get_origin(field.annotation) is Literal
-    choices = get_args(field.annotation) if is_choice else ()
-    values = f" [values: {', '.join(choices)}]" if choices else ""
-    default = "" if field.default in ("", False, None) else f" [default: {field.default!r}]"
-    return f"{field.description}{values}{default}"
-
-
-_PARAMS = {
-    name: option(name, field, _help(field))
-    for name, field in RequestParams.model_fields.items()
-    if not field.is_required()
-}
-
-
-@settings_options("data_dir")
-@partial(add_options, options=_PARAMS)
-def generate(
-    prompt: Annotated[
-        list[str],
-        typer.Argument(metavar="PROMPT", help=RequestParams.model_fields["prompt"].description),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            callback=expand,
-            help="The video to write or overwrite; .webm or .gif at its end chooses the format. "
-            "[default: mochi.mp4, or mochi-2.mp4, mochi-3.mp4 … if that exists]",
-        ),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="The model, with ranges and defaults of its own.")
-    ] = MODEL,
-    draft: Annotated[
-        int | None,
-        typer.Option(help="Run only the first so many steps; `mochi-server finish` does the rest."),
-    ] = None,
-    url: ServerUrl = None,
-    api_key: ApiKeyOption = None,
-    **params: Any,  # noqa: ANN401 (of the fields of RequestParams)
-) -> None:
-    """Ask a running server for a video and write it to a file.
-
-    Example: `mochi-server generate "A red panda drinks tea"`
-
-    Shorter, to a chosen file: `mochi-server generate "A pond" -o pond.mp4 --frames 31`
-
-    With another model: `mochi-server generate "A pond" --model mochi-1-fast`
-
-    Pictures of the video go beside it: `--poster` writes mochi-poster.jpg.
-    """
-    if len(prompt) > 1:
-        raise typer.BadParameter('Put the prompt into quotes: generate "A red panda".')
-    on_signals(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C
-    asked = {name: value for name, value in params.items() if value is not None}
-    if draft is not None:
-        asked[DRAFT_STEPS] = draft
-    suffix = output.suffix.lower().removeprefix(".") if output else ""
-    if suffix in FORMATS and suffix != DEFAULT_FORMAT:
-        asked.setdefault("format", suffix)
-    kind = asked.get("format", DEFAULT_FORMAT)
-    default = DEFAULT_OUTPUT.with_suffix(f".{kind if kind in FORMATS else DEFAULT_FORMAT}")
-    with exit_on_error():
-        client = Client(Access.of(url, api_key))
-        with nullcontext(output) if output else new_file(default) as file:
-            client.generate({"prompt": prompt[0], **asked}, file, model)
-
-
-@settings_options("data_dir")
-def finish(
-    request_id: Annotated[
-        str, typer.Argument(metavar="ID", help="The draft, as `generate --draft` names it.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            callback=expand,
-            help="The video to write or overwrite. [default: as for `generate`]",
-        ),
-    ] = None,
-    url: ServerUrl = None,
-    api_key: ApiKeyOption = None,
-) -> None:
-    """Run the steps that a draft has left, and write the video to a file.
-
-    Example: `mochi-server generate "A pond" --draft 8`, then `mochi-server finish ID`
-    """
-    on_signals(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C
-    with exit_on_error():
-        client = Client(Access.of(url, api_key))
-        default = DEFAULT_OUTPUT.with_suffix(client.suffix_of(request_id))
-        with nullcontext(output) if output else new_file(default) as file:
-            client.finish(request_id, file)
+FileOfSeed = Callable[[int], AbstractContextManager[Path]]
+"""The file to write a video to, by its seed."""
 
 
 class Client:
@@ -163,7 +53,37 @@ class Client:
             OutputError: `output` cannot be written; no request was made.
             ClientError: there is no video; nothing was written.
         """
-        self._make(f"/v2/{quote(model, safe='')}", params, output)
+        self._make(_model_path(model), params, output)
+
+    def generate_several(
+        self, params: dict[str, Any], file_of: FileOfSeed, model: str = MODEL
+    ) -> None:
+        """Generate the `count` of `params`, and write each video as soon as it is there.
+
+        Raises:
+            ClientError: at least one video is missing; the text says why. The others are written.
+        """
+        waiting = self._submit(_model_path(model), params)
+        count, failures = len(waiting), []
+        try:
+            with closing(self._follow(waiting)) as ended:
+                for request_id, failure in ended:
+                    try:
+                        if failure:
+                            raise failure
+                        self._write(request_id, file_of)
+                    except CommandError as error:
+                        failures.append(f"Request {request_id}: {error}")
+        except UnreachableError as error:
+            said = str(error).removesuffix(".")
+            raise ClientError(f"{said}. The requests are {', '.join(waiting)}.") from None
+        except KeyboardInterrupt:
+            self._cancel(waiting)
+            raise
+        if failures:
+            are = "is" if len(failures) == 1 else "are"
+            missing = f"{len(failures)} of {count} videos {are} missing. "
+            raise ClientError(missing + "\n".join(failures))
 
     def finish(self, draft_id: str, output: Path) -> None:
         """The same for the request that finishes a draft."""
@@ -177,20 +97,27 @@ class Client:
 
     def _make(self, path: str, body: dict[str, Any], output: Path) -> None:
         check_file(output)
-        request_id = self._submit(path, body)
-        # Not by the links in the response: behind a proxy they can lead to another host.
-        request_url = self._request_url(request_id)
+        waiting = self._submit(path, body)
+        (request_id,) = waiting
         try:
-            self._follow(f"{request_url}/status")
-            result = self._json("GET", request_url)
-            size = self._download(result["output"], output)
-            stills = [self._download_still(result, still, output) for still in STILLS]
+            with closing(self._follow(waiting)) as ended:
+                for _, failure in ended:
+                    if failure:
+                        raise failure
+            self._write(request_id, lambda _seed: nullcontext(output))
         except ClientError as error:
             said = str(error).removesuffix(".")
             raise ClientError(f"{said}. The request is {request_id}.") from None
         except KeyboardInterrupt:
-            self._cancel(request_url)
+            self._cancel([request_id])
             raise
+
+    def _write(self, request_id: str, file_of: FileOfSeed) -> None:
+        """Download what a request has made, and report it."""
+        result = self._json("GET", self._request_url(request_id))
+        with file_of(result["seed"]) as output:
+            size = self._download(result["output"], output)
+            stills = [self._download_still(result, still, output) for still in STILLS]
         self._report(result, output, size, [*filter(None, stills)])
 
     @staticmethod
@@ -211,19 +138,25 @@ class Client:
                 f"mochi-server finish {result['request_id']}"
             )
 
-    def _submit(self, path: str, body: dict[str, Any]) -> str:
-        """Make a request and return its id. An interruption before it is known cancels, too."""
+    def _submit(self, path: str, body: dict[str, Any]) -> dict[str, str]:
+        """Make requests, and return their ids, each with its label for a bar.
+
+        An interruption before they are known cancels, too.
+        """
         headers = {"idempotency-key": str(uuid4())}  # the id of the same request comes again
 
-        def ask() -> str:
-            url = self._url + path
-            return str(self._json("POST", url, json=body, headers=headers)["request_id"])
+        def ask() -> dict[str, str]:
+            submitted = self._json("POST", self._url + path, json=body, headers=headers)
+            several = submitted.get("requests")  # a server of an earlier release makes one
+            if several is None:
+                return {submitted["request_id"]: ""}
+            return {each["request_id"]: f"seed {each['seed']}: " for each in several}
 
         try:
             return ask()
         except KeyboardInterrupt:
             try:
-                self._cancel(self._request_url(ask()))
+                self._cancel(ask())
             except ClientError as error:
                 errors.print(f"Cancelling failed: {error}", style="red")
             raise
@@ -231,40 +164,65 @@ class Client:
     def _request_url(self, request_id: str) -> str:
         return f"{self._url}/v2/requests/{request_id}"
 
-    def _cancel(self, url: str) -> None:
-        try:
-            answer = self._json("PUT", f"{url}/cancel")
-        except ClientError as error:
-            errors.print(f"Cancelling {url} failed: {error}", style="red")
-            return
-        if answer["status"] == "ALREADY_COMPLETED":
-            errors.print(f"The request had already ended: {url}")
-        else:
-            errors.print("The request is cancelled.")
+    def _cancel(self, request_ids: Iterable[str]) -> None:
+        for url in map(self._request_url, request_ids):
+            try:
+                answer = self._json("PUT", f"{url}/cancel")
+            except ClientError as error:
+                errors.print(f"Cancelling {url} failed: {error}", style="red")
+                continue
+            if answer["status"] == "ALREADY_COMPLETED":
+                errors.print(f"The request had already ended: {url}")
+            else:
+                errors.print("The request is cancelled.")
 
-    def _follow(self, status_url: str) -> None:
+    def _follow(
+        self, waiting: dict[str, str]
+    ) -> Generator[tuple[str, ClientError | None], None, None]:
+        """Show a bar for each request, and yield each at its end, with its failure.
+
+        Args:
+            waiting: the ids with their labels; those that have ended are removed.
+
+        Raises:
+            UnreachableError: the server does not answer for a while.
+        """
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
         )
         with Progress(*columns, TimeElapsedColumn(), console=errors) as progress:
-            bar = progress.add_task("submitted", total=100)
-            while True:
-                body = self._poll(status_url)
-                progress.update(bar, description=where(body), completed=body.get("progress", 0))
-                if body["status"] == "COMPLETED":
-                    return
-                time.sleep(POLL_SECONDS)
+            bars = {
+                request_id: progress.add_task(f"{label}submitted", total=100)
+                for request_id, label in waiting.items()
+            }
+            while waiting:
+                for request_id, label in [*waiting.items()]:
+                    # Not by the links in the response: behind a proxy they can lead elsewhere.
+                    body, failure = self._poll(f"{self._request_url(request_id)}/status")
+                    if failure is None:
+                        text, done = label + where(body), body.get("progress", 0)
+                        progress.update(bars[request_id], description=text, completed=done)
+                    if failure or body["status"] == "COMPLETED":
+                        del waiting[request_id]
+                        yield request_id, failure
+                if waiting:
+                    time.sleep(POLL_SECONDS)
 
-    def _poll(self, status_url: str) -> Any:  # noqa: ANN401 (JSON)
-        """Read the status; retry, as a server that restarts still knows the request."""
-        for _ in range(PATIENT_POLLS):
+    def _poll(self, status_url: str) -> tuple[dict[str, Any], ClientError | None]:
+        """Read the status, or the failure; retry, as a server that restarts knows the request."""
+        retries = PATIENT_POLLS
+        while True:
             try:
-                return self._json("GET", status_url)
+                return self._json("GET", status_url), None
             except UnreachableError:
+                if not retries:
+                    raise
+                retries -= 1
                 time.sleep(POLL_SECONDS)
-        return self._json("GET", status_url)
+            except ClientError as error:
+                return {}, error
 
     def _download_still(self, result: dict[str, Any], still: Still, video: Path) -> Path | None:
         """Write it beside the video, to a file that is new; None if the result has none."""
@@ -314,6 +272,10 @@ class Client:
             return body
         is_hinted = response.status_code == HTTPStatus.UNAUTHORIZED and self._key_hint
         raise ClientError(_error_text(response) + (f". {self._key_hint}" if is_hinted else ""))
+
+
+def _model_path(slug: str) -> str:
+    return f"/v2/{quote(slug, safe='')}"
 
 
 def where(body: dict[str, Any]) -> str:

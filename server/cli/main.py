@@ -28,9 +28,11 @@ COMMANDS = {
     "worker": Entry(
         "processes", "Run", "Run a worker: one model on one GPU or more, fed by a shared broker."
     ),
-    "generate": Entry("client", "Ask", "Ask a running server for a video and write it to a file."),
+    "generate": Entry(
+        "generate", "Ask", "Ask a running server for a video and write it to a file."
+    ),
     "finish": Entry(
-        "client", "Ask", "Run the steps that a draft has left, and write the video to a file."
+        "generate", "Ask", "Run the steps that a draft has left, and write the video to a file."
     ),
     "wrap": Entry(
         "hosted.wrap", "Ask", "Run a program whose calls to the hosted API reach a local server."

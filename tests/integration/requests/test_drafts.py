@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -325,34 +324,3 @@ def test_a_dry_run_says_the_price_of_all(client: httpx2.Client) -> None:
     assert price() == {"fixed": 1.0, "gpu_second": 0.0, "most": 1.0}
     assert price(draft_steps=5)["most"] == 0.4
     assert price(draft_steps=5, count=8) == {"fixed": 3.2, "gpu_second": 0.0, "most": 3.2}
-
-
-# The command line
-
-
-def test_generate_makes_a_draft_and_finish_the_video_of_it(stack: Stack, tmp_path: Path) -> None:
-    environ = {"MOCHI_URL": stack.url, "MOCHI_API_KEY": stack.key()}
-    files = [str(tmp_path / name) for name in ("draft.mp4", "finished.mp4", "whole.mp4")]
-    pond = ("generate", "a pond", "--frames", "2", "--steps", "20")
-    drafted = stack.run(*pond, "--draft", "5", "-o", files[0], **environ)
-    assert drafted.returncode == 0, drafted.stderr
-    words = drafted.stderr.split()
-    assert "A draft: 5 of 20 steps." in " ".join(words)
-    request_id = words[words.index("finish") + 1]
-    for arguments in (("finish", request_id, "-o", files[1]), (*pond, "-o", files[2])):
-        done = stack.run(*arguments, **environ)
-        assert done.returncode == 0, done.stderr
-        assert "A draft" not in done.stderr
-    draft, finished, whole = (Path(file).read_bytes() for file in files)
-    assert finished == whole != draft
-
-
-def test_finish_says_why_it_cannot(stack: Stack, tmp_path: Path) -> None:
-    done = stack.run(
-        *("finish", "no-draft", "-o", str(tmp_path / "pond.mp4")),
-        MOCHI_URL=stack.url,
-        MOCHI_API_KEY=stack.key(),
-    )
-    assert done.returncode == 1
-    assert "no-draft not found" in done.stderr
-    assert not list(tmp_path.iterdir())

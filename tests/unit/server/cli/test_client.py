@@ -11,7 +11,7 @@ import pytest
 from typer import BadParameter
 
 from models.params import RequestParams
-from server.cli import client
+from server.cli import generate
 from server.cli.access import Access
 from server.cli.client import Client, where
 from server.cli.main import app, load
@@ -110,7 +110,7 @@ def test_only_what_was_given_is_asked_for_and_no_file_is_overwritten_unless_name
             asked.append((params, output.name))
             assert model == "mochi-1"
 
-    monkeypatch.setattr(client, "Client", Recorder)
+    monkeypatch.setattr(generate, "Client", Recorder)
     monkeypatch.chdir(tmp_path)
     Path("mochi.mp4").touch()
     command = ["generate", "a pond", *options, "--guidance-scale", "3.5", "--seed", "0"]
