@@ -57,6 +57,8 @@ STILLS: Final[tuple[Still, ...]] = ("poster", "last_frame")
 STILL_TYPE: Final = "image/jpeg"
 
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
+_WORD = re.compile(r"[A-Za-z0-9_.+/-]{1,16}")
+"""Of a wrong choice, what a message repeats: no prompt, which has spaces or is longer."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 """ASCII control characters except tab and line ends. Text pasted from old encodings has others."""
 
@@ -261,7 +263,8 @@ def _explain(error: ErrorDetails, kind: type[GenerateParams]) -> str:
     name = str(error["loc"][0])
     if error["type"] == "lora":
         return f"`{name}` must be {loras.RULE}; it has {error['msg']}."
-    rule = _rule(kind.model_fields[name])
+    field = kind.model_fields[name]
+    rule = _rule(field)
     if error["type"] == "missing":
         return f"`{name}` is required: {rule}."
     if error["type"] == "blank":
@@ -270,7 +273,11 @@ def _explain(error: ErrorDetails, kind: type[GenerateParams]) -> str:
         return f"`{name}` must be {rule}; it has {error['msg']}."
     if error["type"] == "string_unicode":
         return f"`{name}` must be {rule}; it has half of a surrogate pair."
-    return f"`{name}` must be {rule}; got {_described(error['input'])}."
+    value = error["input"]
+    is_choice = field.annotation is bool or get_origin(field.annotation) is Literal
+    is_word = is_choice and isinstance(value, str) and _WORD.fullmatch(value)
+    came = f'"{value}"' if is_word else _described(value)
+    return f"`{name}` must be {rule}; got {came}."
 
 
 def _bounds(field: FieldInfo) -> dict[type, Any]:

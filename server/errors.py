@@ -12,7 +12,7 @@ from models.errors import (
     MochiError,
     WeightsError,
 )
-from models.params import MODEL
+from models.params import MODEL, Still
 from worker import errors as jobs
 
 NO_WORKER = (
@@ -214,6 +214,18 @@ class VideoNotReadyError(HttpError):
         super().__init__(f"Request {request_id} has no video: {why}")
 
 
+class NoStillError(HttpError):
+    """The request has a video, and not this still."""
+
+    def __init__(self, request_id: str, still: Still, *, is_asked: bool) -> None:
+        why = (
+            "as a worker of an earlier release ran it: submit it again"
+            if is_asked
+            else f"as it was not asked for: a request has one with `{still}: true` in the submit"
+        )
+        super().__init__(f"Request {request_id} has no {still}, {why}.")
+
+
 class NotADraftError(HttpError):
     """The request to finish is no draft."""
 
@@ -306,6 +318,7 @@ STATUS: dict[type[MochiError], int] = {
     WebhookNotFoundError: 404,
     jobs.RequestNotFoundError: 404,
     VideoNotReadyError: 404,
+    NoStillError: 404,
     WrongVerbError: 405,
     WrongContentTypeError: 406,
     JsonAsFormError: 406,

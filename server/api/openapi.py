@@ -68,6 +68,11 @@ VIDEO_BYTES: dict[str, Any] = {
 VIDEO_RANGE = VIDEO_BYTES | {"description": "A byte range of it"}
 STILL_BYTES: dict[str, Any] = {"description": "The JPEG", "content": {STILL_TYPE: _BINARY}}
 STILL_RANGE = STILL_BYTES | {"description": "A byte range of it"}
+CONTENT_BYTES: dict[str, Any] = {
+    "description": "The video, in the `format` of the request, or its poster",
+    "content": VIDEO_BYTES["content"] | STILL_BYTES["content"],
+}
+CONTENT_RANGE = CONTENT_BYTES | {"description": "A byte range of it"}
 METRICS_TEXT: dict[str, Any] = {
     "description": "In Prometheus' text format",
     "content": {"text/plain": {"schema": {"type": "string"}}},

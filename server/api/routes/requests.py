@@ -138,7 +138,7 @@ async def download_still(request: Request) -> Response:
     """A picture beside the video, as the video itself."""
     call = Call.of(request)
     job = await _signed_result(call)
-    still = next((each for each in job.stills if each == request.path_params["still"]), None)
+    still = next((each for each in STILLS if each == request.path_params["still"]), None)
     if still is None:
         raise RequestNotFoundError(job.request_id)
     return await still_response(call.services.outputs, job, still, _kept(call, job), request)

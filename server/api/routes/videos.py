@@ -13,11 +13,11 @@ from starlette.responses import Response
 from models.params import MODEL
 from server.api.call import Call
 from server.api.openapi import (
+    CONTENT_BYTES,
+    CONTENT_RANGE,
     REQUEST_ID,
     SUBMIT_HEADERS,
     VIDEO_BODY,
-    VIDEO_BYTES,
-    VIDEO_RANGE,
     errors,
 )
 from server.api.submit.submission import (
@@ -27,7 +27,7 @@ from server.api.submit.submission import (
     WEBHOOK_URL,
     Submission,
 )
-from server.api.videos.file import video_response
+from server.api.videos.file import still_response, video_response
 from server.api.videos.object import (
     OTHERS,
     DeletedVideo,
@@ -51,10 +51,11 @@ AFTER = Text(name="after", description="The `last_id` of the previous page.")
 ORDER = Choice(
     name="order", description="By time of submission.", choices=("asc", "desc"), default="desc"
 )
+_THUMBNAIL = "thumbnail"
 VARIANT = Choice(
     name="variant",
-    description="Only the video can be downloaded.",
-    choices=("video",),
+    description="The video, or the poster of a request that has one.",
+    choices=("video", _THUMBNAIL),
     default="video",
 )
 _errors = partial(errors, body=VideosErrorBody)
@@ -124,19 +125,21 @@ async def get_video(request: Request) -> Response:
     VIDEOS_PATH + "/{request_id}/content",
     response_class=Response,
     responses={
-        200: VIDEO_BYTES,
-        206: VIDEO_RANGE,
+        200: CONTENT_BYTES,
+        206: CONTENT_RANGE,
         **_errors(400, 401, 403, 404, 416, 500, 502),
     },
     openapi_extra={"parameters": documented(REQUEST_ID, VARIANT)},
 )
 async def get_video_content(request: Request) -> Response:
-    """The video itself, whole or in ranges."""
+    """The video itself, or its poster, whole or in ranges."""
     call = Call.of(request)
-    VARIANT.read(request)  # raises for any other
+    variant = VARIANT.read(request)
     job = await call.find_job()
     if job.status is not Status.COMPLETED:
         raise VideoNotReadyError(job.request_id, job.error)
+    if variant == _THUMBNAIL:
+        return await still_response(call.services.outputs, job, "poster", {}, request)
     return await video_response(call.services.outputs, job, {}, request)
 
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from models.params import STILL_TYPE, Still
-from server.errors import RangeError
+from server.errors import NoStillError, RangeError
 from worker.errors import StorageError
 from worker.job import Job
 from worker.outputs.base import Outputs, media_type, still_name
@@ -41,7 +41,10 @@ async def video_response(
 async def still_response(
     outputs: Outputs, job: Job, still: Still, headers: dict[str, str], request: Request
 ) -> Response:
-    """A still that the request has, as `video_response`."""
+    """A still of the request, as `video_response`. Raises NoStillError if it has none."""
+    if still not in job.stills:
+        is_asked = getattr(job.request, still)
+        raise NoStillError(job.request_id, still, is_asked=is_asked)
     file = _File(still_name(job.file_name, still), job.stills[still], STILL_TYPE)
     return await _response(outputs, job, file, headers, request)
 

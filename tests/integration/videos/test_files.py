@@ -38,6 +38,14 @@ def ended(server: Stack, **files: Any) -> dict[str, Any]:
     return answer
 
 
+def owner_of(server: Stack, result: dict[str, Any]) -> httpx2.Client:
+    """A client of the request's key, which is that of a new one from now on."""
+    client = server.http()
+    owner = server.owner(str(client.headers["x-api-key"]))
+    server.redis.hset(f"mochi:request:{result['request_id']}", "owner", owner)
+    return client
+
+
 def check_video(content: bytes, format_: str) -> None:
     with av.open(io.BytesIO(content), "r") as file:
         found = file.streams.video[0].codec_context
@@ -105,7 +113,34 @@ def test_a_still_that_was_not_asked_for_is_not_there(server: Stack, asked: dict[
     result = ended(server, **asked)
     for name in ("poster", "other", "poster%00"):
         url = result["output"].replace(".mp4", f"-{name}.jpg")
-        assert refusal(httpx2.get(url), 404)
+        text = refusal(httpx2.get(url), 404)
+        assert text.endswith("`poster: true` in the submit." if name == "poster" else "not found")
+
+
+def test_the_poster_is_the_thumbnail_of_other_servers(server: Stack, made: dict[str, Any]) -> None:
+    request_id, owner = made["request_id"], owner_of(server, made)
+    answer = owner.get(f"/v1/videos/{request_id}/content?variant=thumbnail")
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.content == httpx2.get(made["poster"]["url"]).content
+    part = owner.get(
+        f"/v1/videos/{request_id}/content?variant=thumbnail", headers={"range": "bytes=0-9"}
+    )
+    assert (part.status_code, part.content) == (206, answer.content[:10])
+
+
+def test_without_a_poster_a_thumbnail_is_404_with_the_way_to_have_one(server: Stack) -> None:
+    result = ended(server, last_frame=True)
+    url = f"/v1/videos/{result['request_id']}/content"
+    client = owner_of(server, result)
+    answer = client.get(f"{url}?variant=thumbnail")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == (
+        f"Request {result['request_id']} has no poster, as it was not asked for: a request has one "
+        "with `poster: true` in the submit."
+    )
+    other = client.get(f"{url}?variant=spritesheet")
+    assert other.status_code == 400
+    assert other.json()["error"]["message"] == "`variant` must be `video` or `thumbnail`."
 
 
 def test_an_altered_signature_opens_no_still(made: dict[str, Any]) -> None:
@@ -133,8 +168,8 @@ def test_a_form_asks_for_files_with_texts(server: Stack, *, as_form: bool) -> No
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"format": "avi"}, "`format` must be `mp4`, `webm` or `gif`; got a string"),
-        ({"poster": "yes"}, "`poster` must be true or false; got a string"),
+        ({"format": "avi"}, '`format` must be `mp4`, `webm` or `gif`; got "avi".'),
+        ({"poster": "yes"}, '`poster` must be true or false; got "yes".'),
         ({"last_frame": 1}, "`last_frame` must be true or false; got 1."),
     ],
 )
@@ -180,11 +215,12 @@ def test_a_worker_that_knows_no_formats_is_not_believed_to_have_made_one(server:
     record = f"mochi:request:{result['request_id']}"
     params = str(server.redis.hget(record, "params"))
     server.redis.hset(record, "params", params[:-1] + ',"format":"webm","poster":true}')
-    client = server.http()
-    server.redis.hset(record, "owner", server.owner(str(client.headers["x-api-key"])))
+    client = owner_of(server, result)
     now = client.get(f"/v2/requests/{result['request_id']}").json()
     assert now["video"] == result["video"]
     assert "poster" not in now
+    thumbnail = client.get(f"/v1/videos/{result['request_id']}/content?variant=thumbnail")
+    assert "a worker of an earlier release ran it: submit it again." in thumbnail.text
     assert now["warnings"] == [
         "The worker that made the video is of an earlier release: it ignored `format` and `poster`."
     ]

@@ -79,7 +79,7 @@ def test_content_comes_in_ranges(server: Stack) -> None:
     assert (part.status_code, part.content) == (206, whole.content[4:8])
     far = client.get(f"{url}/content", headers={"range": "bytes=99999999-"})
     assert far.status_code == 416
-    assert "`variant`" in refusal(client.get(f"{url}/content?variant=thumbnail"), 400)
+    assert "`variant`" in refusal(client.get(f"{url}/content?variant=sprites"), 400)
     assert httpx2.get(f"{server.url}{url}/content").status_code == 401
 
 

@@ -135,8 +135,12 @@ def test_a_video_may_have_any_of_three_formats(format_: str) -> None:
 @pytest.mark.parametrize(
     ("value", "came"),
     [
-        ("avi", "a string of 3 characters"),
-        ("MP4", "a string of 3 characters"),
+        ("avi", '"avi"'),
+        ("MP4", '"MP4"'),
+        ("", "a string of 0 characters"),
+        ("a pond", "a string of 6 characters"),
+        ("pond\n", "a string of 5 characters"),
+        ("p" * 17, "a string of 17 characters"),
         (None, "null"),
         (4, "4"),
     ],
@@ -154,9 +158,7 @@ def test_a_still_is_asked_for_by_true_also_as_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["poster", "last_frame"])
-@pytest.mark.parametrize(
-    ("value", "came"), [(1, "1"), ("yes", "a string of 3 characters"), (None, "null")]
-)
+@pytest.mark.parametrize(("value", "came"), [(1, "1"), ("yes", '"yes"'), (None, "null")])
 def test_what_is_no_flag_is_refused(name: str, value: object, came: str) -> None:
     assert refusal(**{name: value}) == f"`{name}` must be true or false; got {came}."
 
