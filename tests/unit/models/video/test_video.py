@@ -44,15 +44,6 @@ def boxes(path: Path) -> list[str]:
     return kinds
 
 
-@pytest.fixture
-def ffmpeg_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A shell script that is run instead of ffmpeg; the test writes it."""
-    script = tmp_path / "ffmpeg"
-    script.touch(mode=0o700)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(script))
-    return script
-
-
 @pytest.mark.parametrize("frames", [1, 2, 7, 52, 160])
 @pytest.mark.parametrize(
     ("fps", "rate"),
