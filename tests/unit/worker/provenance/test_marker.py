@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from structlog.testing import capture_logs
 
 from models.engine import Clip
-from models.video import encode
+from models.video import encode, retime
 from tests.unit.worker.support.certificates import issued
 from worker.errors import ProvenanceUnusableError, StorageError
 from worker.provenance.label import AI_MADE
@@ -55,6 +55,23 @@ def boxes(video: bytes) -> list[bytes]:
 def pictures(video: bytes) -> list[bytes]:
     with av.open(io.BytesIO(video), "r") as file:
         return [frame.to_ndarray(format="rgb24").tobytes() for frame in file.decode(video=0)]
+
+
+@pytest.mark.parametrize("signs", [True, False])
+def test_a_video_of_another_fps_has_no_mark_until_it_is_marked_itself(
+    signing: Marker, video: Path, tmp_path: Path, *, signs: bool
+) -> None:
+    """A manifest of the old file would call the new one tampered with."""
+    unmarked, retimed = tmp_path / "unmarked.mp4", tmp_path / "retimed.mp4"
+    retime(video, 23.976, unmarked)
+    marker = signing if signs else Marker()
+    marker.mark(video, MODEL, PROMPT)
+    retime(video, 23.976, retimed)
+    assert boxes(retimed.read_bytes()) == [b"ftyp", b"moov", b"free", b"mdat"]
+    assert retimed.read_bytes() == unmarked.read_bytes()
+    signing.mark(retimed, MODEL, PROMPT)
+    with Reader(retimed) as reader:
+        assert reader.get_validation_state() == "Valid"
 
 
 def test_a_signed_video_says_what_made_it(signing: Marker, video: Path) -> None:
