@@ -269,6 +269,18 @@ WRONG: list[tuple[object, str]] = [
         ({"webhook_url": "http://hooks.example", "event": {"types": types}}, "`event` must be")
         for types in ("INFERENCE", [], ["a"], [7], ["A"] * 21, ["\ud800"], None)
     ),
+    *(
+        (
+            {"webhook_url": "http://hooks.example", "event": {"types": ["INFERENCE", typo]}},
+            f"`event`: there is no type `{typo}`; did you mean `{meant}`? This server sends "
+            "`INFERENCE`, `GENERATION`, `MODEL_INFERENCE` and `BUDGET`.",
+        )
+        for typo, meant in (
+            ("INFERENCES", "INFERENCE"),
+            ("MODELINFERENCE", "MODEL_INFERENCE"),
+            ("BUGDET", "BUDGET"),
+        )
+    ),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import structlog
@@ -29,6 +30,9 @@ HEARD = ("INFERENCE", "GENERATION", "MODEL_INFERENCE")
 """Types of events that stand for the end of a request."""
 BUDGET = "BUDGET"
 """That of notices of the key's monthly cap. Others are kept, and never sent."""
+_NEARLY = 0.8
+"""How alike two names are of which one is taken for a typing error; `VIDEO_GENERATION` and
+`GENERATION` are less."""
 _TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
 _ID = re.compile(r"[0-9a-f-]{36}")
 _HTTP = re.compile(r"HTTP ([0-9]{3})")
@@ -139,12 +143,29 @@ def _read(call: Call, fields: Mapping[str, Any]) -> Webhook:
         raise InvalidParametersError(_TYPES_RULE)
     if not all(isinstance(name, str) and _TYPE.fullmatch(name) for name in types):
         raise InvalidParametersError(_TYPES_RULE)
+    for name in types:
+        _refuse_typo(name)
     return Webhook(
         url=url,
         base=call.base_url,
         types=types,
         is_heard=not {*types}.isdisjoint(HEARD),
     )
+
+
+def _refuse_typo(name: str) -> None:
+    """Raise InvalidParametersError for a name that is nearly one of ours.
+
+    Further ones are kept: the hosted API has types of which this server makes no events.
+    """
+    known = (*HEARD, BUDGET)
+    meant = [] if name in known else get_close_matches(name, known, n=1, cutoff=_NEARLY)
+    if meant:
+        *others, last = (f"`{each}`" for each in known)
+        raise InvalidParametersError(
+            f"`event`: there is no type `{name}`; did you mean `{meant[0]}`? This server sends "
+            f"{', '.join(others)} and {last}."
+        )
 
 
 def _sent(webhook: Webhook) -> str:
