@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from models.errors import MochiError
+from models.errors import InvalidParametersError, MochiError
 from models.params import MODEL
 
 
@@ -100,10 +100,10 @@ def _requests(number: int) -> str:
     return f"{number} {'request' if number == 1 else 'requests'}"
 
 
-def _too_large(count: int, most: int, may: str) -> str:
+def count_too_large(count: int, most: int, limit: str) -> InvalidParametersError:
     """The refusal of more requests at once than any wait could make room for."""
-    allowed = f"the {_requests(most)} that this API key may {may}"
-    return f"`count` {count} is more than {allowed}. Ask for fewer."
+    text = f"`count` {count} is more than the {_requests(most)} that {limit}. Ask for fewer."
+    return InvalidParametersError.of({"count": text})
 
 
 def _cost(count: int) -> str:
@@ -137,28 +137,22 @@ class TooManyJobsError(LimitError):
     """The key has reached its limit of requests that wait or run."""
 
     def __init__(self, most: int, count: int = 1) -> None:
-        if count > max(most, 1):
-            super().__init__(_too_large(count, most, "have at once"))
-        else:
-            super().__init__(
-                f"This API key may have {_requests(most)} at once, and has reached that limit. "
-                "Wait for one to end, or cancel one.",
-                count,
-            )
+        super().__init__(
+            f"This API key may have {_requests(most)} at once, and has reached that limit. "
+            "Wait for one to end, or cancel one.",
+            count,
+        )
 
 
 class TooFastError(LimitError):
     """The key has reached its limit of requests a minute."""
 
     def __init__(self, rate: Rate, count: int = 1) -> None:
-        if count > max(rate.limit, 1):
-            super().__init__(_too_large(count, rate.limit, "submit a minute"))
-        else:
-            super().__init__(
-                f"This API key may submit {_requests(rate.limit)} a minute, and has reached that "
-                f"limit. Retry in {math.ceil(rate.reset_seconds)} seconds.",
-                count,
-            )
+        super().__init__(
+            f"This API key may submit {_requests(rate.limit)} a minute, and has reached that "
+            f"limit. Retry in {math.ceil(rate.reset_seconds)} seconds.",
+            count,
+        )
         self.rate = rate
         self.retry_seconds = rate.reset_seconds
 

@@ -31,6 +31,7 @@ from worker.errors import (
     TooFewCreditsError,
     TooManyJobsError,
     UnknownAnswerError,
+    count_too_large,
 )
 from worker.job import LORA, queue_of
 from worker.pace import Work
@@ -213,6 +214,7 @@ class Submits:
         """The script's answer, unless it is a refusal, which raises."""
         keys = keyspace.for_scripts(request_id)
         answer = await self._submits.ask([*keys, request_id, self._most_waiting, mode, *arguments])
+        _refuse_count(answer, count, self._most_waiting)
         match answer:
             case ["conflict", first_id, "finish"]:
                 raise FinishConflictError(first_id)
@@ -246,6 +248,21 @@ class Submits:
             await self._redis.script_load(self._submit.script)
             return await self._submit_all(arguments)
         return answers
+
+
+def _refuse_count(answer: list[Any], count: int, most_waiting: int) -> None:
+    """Raise InvalidParametersError if a limit refuses more requests than it ever lets in."""
+    match answer:
+        case ["queue_full"]:
+            most, limit = most_waiting, "the queue may hold"
+        case ["too_many_jobs", int(most)]:
+            limit = "this API key may have at once"
+        case ["too_fast", int(most), *_]:
+            limit = "this API key may submit a minute"
+        case _:
+            return
+    if count > max(most, 1):
+        raise count_too_large(count, most, limit)
 
 
 def _source(model: str, loras: Iterable[str]) -> str:

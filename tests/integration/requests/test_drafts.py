@@ -315,6 +315,14 @@ def test_too_few_credits_for_all_queue_none(stack: Stack) -> None:
     assert submit(client, POND)
 
 
+@pytest.mark.parametrize("path", ["/v2/mochi-1", "/v2/mochi-1?dry_run=true"])
+def test_a_count_above_what_the_key_may_ever_have_is_400(stack: Stack, path: str) -> None:
+    answer = stack.http(stack.key(jobs_at_once=2)).post(path, json={**POND, "count": 3})
+    assert "`count` 3 is more than the 2 requests that this API key" in refusal(answer, 400)
+    assert answer.json()["parameters"].keys() == {"count"}
+    assert "retry-after" not in answer.headers
+
+
 def test_a_dry_run_says_the_price_of_all(client: httpx2.Client) -> None:
     def price(**body: Any) -> dict[str, float]:
         answer = client.post("/v2/mochi-1?dry_run=true", json={**POND, **body})

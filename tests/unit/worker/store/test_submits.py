@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from models.errors import InvalidParametersError
 from tests.support.jobs import OWNER, ask_gateway, find, params, pop, submit, waiting
 from worker.billing import Price
 from worker.errors import (
@@ -87,8 +88,8 @@ def test_another_owners_request_comes_between_several(redis: Redis, redis_url: s
 @pytest.mark.parametrize(
     ("limits", "error"),
     [
-        ({"jobs_at_once": 2}, TooManyJobsError),
-        ({"requests_per_minute": 2}, TooFastError),
+        ({"jobs_at_once": 3}, TooManyJobsError),
+        ({"requests_per_minute": 3}, TooFastError),
         ({"balance": 29, "granted": 29}, TooFewCreditsError),
     ],
 )
@@ -96,40 +97,32 @@ def test_a_limit_that_has_no_room_for_all_lets_none_in(
     redis: Redis, redis_url: str, limits: dict[str, int], error: type[Exception]
 ) -> None:
     redis.hset(ACCOUNT, mapping=limits)  # type: ignore[arg-type]
+    submit_several(redis_url, 1)
+    before = waiting(redis), redis.hgetall(ACCOUNT)
     with pytest.raises(error):
         submit_several(redis_url, 3, price=Price(10))
-    assert waiting(redis) == []
-    assert redis.hgetall(ACCOUNT) == {name: str(value) for name, value in limits.items()}
+    assert (waiting(redis), redis.hgetall(ACCOUNT)) == before
     assert submit_several(redis_url, 2, price=Price(10))
 
 
-@pytest.mark.parametrize("limits", [{"jobs_at_once": 2}, {"requests_per_minute": 2}, {}])
+@pytest.mark.parametrize("limits", [{"jobs_at_once": 3}, {"requests_per_minute": 3}, {}])
 def test_a_limit_that_has_no_room_for_all_says_what_to_lower(
     redis: Redis, redis_url: str, limits: dict[str, int]
 ) -> None:
     if limits:
         redis.hset(ACCOUNT, mapping=limits)  # type: ignore[arg-type]
+    submit_several(redis_url, 1, most_waiting=3)
     with pytest.raises(LimitError, match=r"All 3 requests of your `count` need room at once"):
-        submit_several(redis_url, 3, most_waiting=2)
-    submit_several(redis_url, 2, most_waiting=2)
+        submit_several(redis_url, 3, most_waiting=3)
+    submit_several(redis_url, 2, most_waiting=3)
     with pytest.raises(LimitError) as error:
-        submit_several(redis_url, 1, most_waiting=2)
+        submit_several(redis_url, 1, most_waiting=3)
     assert "count" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("limits", "text"),
     [
-        (
-            {"jobs_at_once": 3},
-            "`count` 4 is more than the 3 requests that this API key may have at once. Ask for "
-            "fewer.",
-        ),
-        (
-            {"requests_per_minute": 1},
-            "`count` 4 is more than the 1 request that this API key may submit a minute. Ask for "
-            "fewer.",
-        ),
         (
             {"balance": 39, "granted": 39},
             "Insufficient credits: the 4 requests cost up to 0.00004, and the balance is 0.000039. "
@@ -154,12 +147,39 @@ def test_a_refusal_of_several_says_what_all_of_them_need(
     assert str(submitted.value).startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({"jobs_at_once": 3}, "3 requests that this API key may have at once"),
+        ({"requests_per_minute": 1}, "1 request that this API key may submit a minute"),
+        ({}, "3 requests that the queue may hold"),
+    ],
+    ids=["jobs_at_once", "requests_per_minute", "queue"],
+)
+def test_more_than_would_ever_fit_is_a_wrong_count(
+    redis: Redis, redis_url: str, limits: dict[str, int], most: str
+) -> None:
+    if limits:
+        redis.hset(ACCOUNT, mapping=limits)  # type: ignore[arg-type]
+    room = 1000 if limits else 3
+    with pytest.raises(InvalidParametersError) as submitted:
+        submit_several(redis_url, 4, most_waiting=room)
+    with pytest.raises(InvalidParametersError) as tried:
+        ask_gateway(
+            redis_url, lambda it: it.try_out(OWNER, price=Price(), count=4), most_waiting=room
+        )
+    text = f"`count` 4 is more than the {most}. Ask for fewer."
+    assert submitted.value.parameters == tried.value.parameters == {"count": text}
+    assert str(submitted.value) == text
+
+
 def test_a_queue_takes_as_many_as_it_has_room_for(redis: Redis, redis_url: str) -> None:
+    assert submit_several(redis_url, 1, most_waiting=3)
     with pytest.raises(QueueFullError):
-        submit_several(redis_url, 3, most_waiting=2)
-    assert submit_several(redis_url, 2, most_waiting=2)
+        submit_several(redis_url, 3, most_waiting=3)
+    assert submit_several(redis_url, 2, most_waiting=3)
     with pytest.raises(QueueFullError):
-        submit_several(redis_url, 1, most_waiting=2)
+        submit_several(redis_url, 1, most_waiting=3)
 
 
 def test_several_requests_reserve_the_price_of_each(redis: Redis, redis_url: str) -> None:
@@ -192,12 +212,13 @@ def test_the_rate_limit_counts_each_and_names_when_there_is_room_for_all(
 
 
 def test_a_dry_run_of_several_makes_the_same_checks(redis: Redis, redis_url: str) -> None:
-    redis.hset(ACCOUNT, "jobs_at_once", 2)
+    redis.hset(ACCOUNT, "jobs_at_once", 3)
+    submit_several(redis_url, 1)
     free = Price()
-    assert ask_gateway(redis_url, lambda it: it.try_out(OWNER, price=free, count=2)) == 1
+    assert ask_gateway(redis_url, lambda it: it.try_out(OWNER, price=free, count=2)) == 2
     with pytest.raises(TooManyJobsError):
         ask_gateway(redis_url, lambda it: it.try_out(OWNER, price=free, count=3))
-    assert waiting(redis) == []
+    assert len(waiting(redis)) == 1
 
 
 def test_a_replay_finds_all_requests_of_the_first_submit(redis: Redis, redis_url: str) -> None:
