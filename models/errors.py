@@ -82,14 +82,21 @@ INSTALL = "pip install -c constraints.txt"
 """For a clone, as in the documents: the project is on no index."""
 
 
+TORCH_BUILDS = (
+    "\nOn Linux that brings torch's CUDA build, some 5 GB. Without a GPU, first set "
+    "PIP_EXTRA_INDEX_URL to the index of torch's CPU wheels."
+)
+
+
 def not_installed(
     missing: ImportError | list[str], extras: str = "'.[worker]'"
 ) -> EngineUnavailableError:
     """The error for a machine without the libraries of `extras`."""
     what = f"missing: {', '.join(missing)}" if isinstance(missing, list) else missing
+    cuda = TORCH_BUILDS if "torch" in str(what) else ""
     return EngineUnavailableError(
         f"The worker's libraries are not installed ({what}). "
-        f"In a clone of the project, type: {INSTALL} {extras}"
+        f"In a clone of the project, type: {INSTALL} {extras}{cuda}"
     )
 
 

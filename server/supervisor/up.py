@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from shlex import quote
 
 import httpx2
 import structlog
@@ -213,7 +214,8 @@ class Supervisor:
             )
         if sys.stderr.isatty():
             return f"{read_first_key(self.settings.data_dir)}\nKey file: {self.key_file}"
-        return f"kept in {self.key_file}"
+        use = f"export MOCHI_API_KEY=$(cat {quote(str(self.key_file))})"
+        return f"kept in {self.key_file}, and not printed without a terminal. To use it: {use}"
 
     def _end(self, children: list[Child], keeper: BrokerKeeper | None) -> None:
         """Stop gateway and workers together, so that a blocking call may still get its video."""

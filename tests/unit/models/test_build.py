@@ -86,6 +86,7 @@ except EngineUnavailableError as error:
     printed = run_blocked(code)
     assert f"pip install -c constraints.txt '.[{extra}]'" in printed
     assert f"({what}" in printed
+    assert ("PIP_EXTRA_INDEX_URL" in printed) == (extra == "worker")
 
 
 def test_python_without_docstrings_is_refused_with_the_remedy() -> None:

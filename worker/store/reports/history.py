@@ -120,7 +120,8 @@ class History:
         """Fields of the record that say what of the request is kept after its end."""
         if not self._days:
             return {}
-        kept = params.model_dump()
+        # Not `model_dump`, which has a default of 16 where the record has 16.0.
+        kept = json.loads(params.model_dump_json())
         for name in _PROMPTS:
             kept[name] = kept[name][:MOST_PROMPT]
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,10 +24,15 @@ def announced(
     public_url: str = "",
     *,
     opens_page: bool = False,
+    key_file: Path | None = None,
 ) -> str:
     settings = ServerSettings(port=0, host=host, public_url=public_url, mock=True)
+    if key_file:
+        settings = settings.model_copy(update={"data_dir": key_file.parent})
     with listen(settings.host, settings.port) as listener:
-        Supervisor(settings, listener, None, Stop(), Notifier(), opens_page)._announce()
+        supervisor = Supervisor(settings, listener, None, Stop(), Notifier(), opens_page)
+        supervisor.key_file = key_file
+        supervisor._announce()
     return capfd.readouterr().err
 
 
@@ -56,6 +62,20 @@ def test_a_folder_without_the_first_key_is_told_that_other_keys_are_valid(
 ) -> None:
     """As after a restore into an empty folder: `up` makes the key where the broker has none."""
     assert "The broker's keys are valid" in announced(capfd)
+
+
+def test_without_a_terminal_the_file_of_the_key_is_told_and_how_to_use_it(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "a folder" / "key"
+    file.parent.mkdir()
+    file.write_text("mochi_secret\n")
+    told = announced(capfd, key_file=file)
+    assert (
+        f"API key: kept in {file}, and not printed without a terminal. To use it: "
+        f"export MOCHI_API_KEY=$(cat '{file}')"
+    ) in told
+    assert "mochi_secret" not in told
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="it always has a browser")

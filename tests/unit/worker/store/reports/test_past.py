@@ -57,6 +57,13 @@ def entries(url: str, *, days: int = 90) -> list[Entry]:
     return ask(url, lambda it: it.entries(OWNER), days=days)
 
 
+def test_the_history_writes_each_parameter_as_the_record_does(redis: Redis, redis_url: str) -> None:
+    request_id = submit(redis_url)
+    record: Any = redis.hgetall(f"mochi:request:{request_id}")
+    asked, kept = json.loads(record["params"]), json.loads(record["history_params"])
+    assert json.dumps(kept) == json.dumps({name: asked[name] for name in kept})  # 16.0, not 16
+
+
 def start(store: WorkerStore, redis: Redis, url: str) -> Lease:
     request_id = submit(url)
     assert pop(redis) == request_id
