@@ -64,6 +64,11 @@ export async function cancel(requestId, key) {
   return read(await send(`${pathOf(requestId)}/cancel`, key, { method: "PUT" }));
 }
 
+/** Queue the steps that a draft has left; a draft has one finish. */
+export async function finish(requestId, key) {
+  return read(await send(`${pathOf(requestId)}/finish`, key, { method: "POST" }));
+}
+
 export function isEnded(body) {
   return body.status === "COMPLETED" || body.status === "FAILED";
 }

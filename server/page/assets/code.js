@@ -12,6 +12,7 @@ const HINTS = {
   curl: "Reads the key from `MOCHI_API_KEY`, writes `FILE`.",
   response: "The server's latest response for the request above.",
 };
+const DRAFT = "draft_steps";
 const TOKENS =
   /(?<string>"(?:[^"\\\n]|\\.)*"|'[^'\n]*')|(?<value>\b\d+(?:\.\d+)?\b)|(?<word>\b(?:import|from|as|with|if|not|raise|new|throw|const|await|curl|true|True|false|null)\b)/g;
 
@@ -26,13 +27,17 @@ export function note(body) {
 /** Show the chosen tab. */
 export function draw() {
   const name = tab();
-  const literals = form.literals();
+  // The calls wait for one video, and some of them refuse a draft.
+  const all = form.literals();
+  const literals = all.filter(([field]) => field !== DRAFT);
   const text =
     name === "response"
       ? snippets.response(latest)
       : snippets[name](address("v1"), form.model(), literals);
   at("snippet").replaceChildren(...coloured(text));
-  write(at("snippet-hint"), HINTS[name].replace("FILE", snippets.fileName(literals)));
+  const isDraft = literals.length < all.length && name !== "response";
+  const hint = HINTS[name].replace("FILE", snippets.fileName(literals));
+  write(at("snippet-hint"), isDraft ? `${hint} It makes the whole video, no draft.` : hint);
 }
 
 function tab() {

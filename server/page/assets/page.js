@@ -157,6 +157,26 @@ async function cancel() {
   }
 }
 
+/** Queue the rest of the draft that is shown. It is listed as a request of this browser. */
+async function finish() {
+  const draft = result;
+  const secret = form.apiKey();
+  at("finish").disabled = true;
+  try {
+    const { request_id: requestId } = await api.finish(draft.request_id, secret);
+    if (!history.find(requestId)) {
+      const values = history.find(draft.request_id)?.values;
+      const whole = { ...values, prompt: draft.prompt, seed: draft.seed, draft_steps: "" };
+      history.add(requestId, secret, whole);
+    }
+    go(requestId);
+  } catch (error) {
+    refuse(error);
+  } finally {
+    at("finish").disabled = false;
+  }
+}
+
 // History
 
 function list() {
@@ -250,6 +270,7 @@ at("show-key").addEventListener("click", ({ target }) => {
   target.setAttribute("aria-pressed", String(!isShown));
 });
 at("cancel").addEventListener("click", cancel);
+at("finish").addEventListener("click", finish);
 at("use-seed").addEventListener("click", () => {
   form.fill({ seed: result.seed });
   at("seed").focus();

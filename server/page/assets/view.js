@@ -11,8 +11,8 @@ const section = at("request");
 const [headline, detail, video, preview] = ["state", "detail", "video", "preview"].map(at);
 const animation = at("animation");
 const [progress, trouble, failure, facts] = ["progress", "trouble", "failure", "facts"].map(at);
-const actions = ["cancel", "download", "copy-link", "use-seed", "use-all"].map(at);
-const [cancelButton, download, copyLink, useSeed, useAll] = actions;
+const actions = ["cancel", "finish", "download", "copy-link", "use-seed", "use-all"].map(at);
+const [cancelButton, finishButton, download, copyLink, useSeed, useAll] = actions;
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** The request shown: as this browser stored it, and its latest status. */
@@ -129,6 +129,7 @@ function complete(body) {
   download.href = body.output;
   download.setAttribute("download", words.fileName(body));
   download.hidden = copyLink.hidden = false;
+  finishButton.hidden = !body.draft;
   at("asked").hidden = false;
   at("asked").textContent = body.prompt;
   const list = at("warnings");
@@ -167,6 +168,7 @@ function endFacts(body) {
   const { metrics } = body;
   const rows = [];
   if (body.seed !== undefined) rows.push(["Seed", body.seed]);
+  if (body.draft) rows.push(["Draft", `${body.draft.steps} of ${body.draft.total_steps} steps`]);
   if (metrics.total_time !== undefined) rows.push(["Took", words.duration(metrics.total_time)]);
   if (metrics.cost > 0) {
     rows.push(["Cost", `${words.inCredits(metrics.cost)}, ${metrics.remaining_credits} left`]);

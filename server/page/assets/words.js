@@ -37,7 +37,7 @@ export function invitation(key) {
 
 /** Headline for a status. */
 export function headline(body) {
-  if (body.status === "COMPLETED") return "Your video is ready";
+  if (body.status === "COMPLETED") return `Your ${body.draft ? "draft" : "video"} is ready`;
   if (body.status === "FAILED") return body.error_code === "cancelled" ? "Cancelled" : "Failed";
   if (body.status === "PROCESSING") return STAGES[body.stage] ?? "Running";
   const again = body.attempt > 0 ? " again" : "";

@@ -199,7 +199,8 @@ def test_all_can_be_done_with_the_keyboard(visitor: Visitor) -> None:
     assert order == [
         *("API docs", "reset", "API key", "key", "show-key", "prompt"),
         *("Paper boat", "Fox in snow", "Hosted example", "negative_prompt", "guidance_scale"),
-        *("fps", "frames", "steps", "seed", "Draw a seed", "format", "poster", "last_frame"),
+        *("fps", "frames", "steps", "seed", "Draw a seed", "draft_steps"),
+        *("format", "poster", "last_frame"),
         *("scenario", "generate"),
     ]
     visitor.field("Prompt").focus()
@@ -248,3 +249,49 @@ def test_a_webm_is_played_and_shows_its_poster_until_then(visitor: Visitor) -> N
     )
     expect(video).to_have_attribute("poster", re.compile(r"-poster\.jpg$"))
     expect(visitor.page.locator("#animation")).to_be_hidden()
+
+
+def test_a_draft_is_looked_at_and_finished(visitor: Visitor) -> None:
+    visitor.generate(Steps=12, Frames=3, Draft=4)
+    expect(visitor.state).to_have_text("Your draft is ready")
+    expect(visitor.fact("Draft")).to_have_text("4 of 12 steps")
+    draft = visitor.request_id()
+    visitor.page.reload()  # as later, or from the list
+    visitor.button("Finish").click()
+    expect(visitor.state).to_have_text("Your video is ready")
+    expect(visitor.button("Finish")).to_be_hidden()
+    finished = visitor.request_id()
+    assert visitor.stack.record(finished)["draft_of"] == draft
+    expect(visitor.requests).to_have_count(2)
+
+    visitor.page.go_back()
+    expect(visitor.state).to_have_text("Your draft is ready")
+    visitor.button("Finish").click()  # a draft has one finish
+    expect(visitor.state).to_have_text("Your video is ready")
+    assert visitor.request_id() == finished
+    expect(visitor.requests).to_have_count(2)
+    visitor.button("Reuse settings").click()
+    expect(visitor.field("Draft")).to_have_value("")
+
+
+def test_a_draft_of_too_many_steps_is_told_at_its_field(visitor: Visitor) -> None:
+    visitor.generate(Steps=12, Frames=3, Draft=12)
+    expect(visitor.field("Draft")).to_have_accessible_description(
+        re.compile("Draft must be a whole number from 1 to 11, fewer than steps; got 12")
+    )
+    expect(visitor.field("Draft")).to_be_focused()
+
+
+def test_the_code_to_copy_makes_the_whole_video(visitor: Visitor) -> None:
+    visitor.ask_for(Draft=4)
+    expect(visitor.snippet).not_to_contain_text("draft_steps")
+    expect(visitor.page.locator("#snippet-hint")).to_contain_text("It makes the whole video")
+
+
+def test_a_finish_that_is_refused_says_why(visitor: Visitor) -> None:
+    visitor.generate(Steps=12, Frames=3, Draft=4)
+    expect(visitor.state).to_have_text("Your draft is ready")
+    visitor.stack.http(visitor.key).delete(f"/v1/videos/{visitor.request_id()}")
+    visitor.button("Finish").click()
+    expect(visitor.page.locator("#problem")).to_contain_text("not found")
+    expect(visitor.button("Finish")).to_be_enabled()

@@ -13,6 +13,7 @@ from models.catalogue import CATALOGUE
 from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
 from models.mock.scenario import FORM, SCENARIO, Scenario
 from models.params import RequestParams, parse_params
+from server.api.submit.plan import DRAFT_STEPS
 from server.page import SCENARIOS, Page
 
 FOLDER = Path(server.page.__file__).parent
@@ -48,6 +49,7 @@ READER = Reader(Page.render().html.decode())
 
 def test_the_form_has_every_parameter_and_no_other() -> None:
     named = READER.all("name").keys() - {"viewport", "color-scheme", "tab", SCENARIO}
+    named -= {DRAFT_STEPS}
     assert named == RequestParams.model_fields.keys()
 
 
