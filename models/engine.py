@@ -153,6 +153,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def origin(self) -> str:
+        """Weights, options and versions: what frames depend on besides the request and `traits`."""
+        ...
+
+    @property
     def encode_ahead(self) -> EncodeAhead | None:
         """None where it would take time of the card that `generate` works on."""
         ...

@@ -177,6 +177,20 @@ class ServerSettings(WorkerSettings):
             f"{FAST_MOCHI.slug}=0.3; 1 for a model without one."
         ),
     )
+    cache: bool = Field(
+        default=False,
+        description=(
+            "Answer a request whose parameters and seed were asked for before with the video of "
+            "that run, while it is kept, and run equal requests that wait at once only once."
+        ),
+    )
+    cache_price: Decimal = Field(
+        default=Decimal(0),
+        ge=0,
+        le=1,
+        decimal_places=6,
+        description="Share of the usual price that such a request is charged; 0: it is free.",
+    )
     workers: int = Field(
         default=1,
         ge=1,
@@ -194,6 +208,7 @@ class ServerSettings(WorkerSettings):
             self.price_gpu_second,
             self.price_most_gpu_seconds,
             _factors(self.price_factors),
+            self.cache_price,
         )
 
     @property

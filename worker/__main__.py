@@ -41,6 +41,7 @@ from worker.errors import (
 )
 from worker.outputs.base import Outputs
 from worker.outputs.factory import open_outputs
+from worker.outputs.identity import identity_of
 from worker.process.logs import before_end, configure_logs, end_at_once, say
 from worker.process.parent_watch import WITH_PARENT, watch_parent
 from worker.process.shutdown import Stop
@@ -184,7 +185,14 @@ def work(
     stop = Stop(settings.drain_seconds)
     notifier = notifier or Notifier()
     models = tuple(model.slug for model in settings.served)
-    live = LiveWorker(name, engine.traits, version=this_build().version, models=models)
+    marks = f"{settings.provenance}, {marker}, prompt: {settings.c2pa_prompt}"
+    live = LiveWorker(
+        name,
+        engine.traits,
+        version=this_build().version,
+        models=models,
+        identity=identity_of(engine, settings, marks),
+    )
     brief_store = _store(settings, connect_briefly(settings.redis_url), live.sources)
     _warn_of_other_loras(brief_store, live)
     reconciler = Reconciler(brief_store, lease_seconds=settings.lease_seconds)

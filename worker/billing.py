@@ -33,17 +33,20 @@ class Price:
     """Price of one request, in millionths of a credit.
 
     The charge is `fixed` plus `gpu_second` for each second of the completed run, at most `most`,
-    which is reserved at the submit.
+    which is reserved at the submit. Where the result cache has the video, it is a share of what
+    the run that made it would cost.
 
     Attributes:
         fixed: independent of the run's length.
         gpu_second: for each second of the run, by the broker's clock.
         most_gpu_seconds: seconds charged at most.
+        cached_share: for a video of the result cache, 0 to 1.
     """
 
     fixed: int = 0
     gpu_second: int = 0
     most_gpu_seconds: int = 0
+    cached_share: Decimal = Decimal(0)
 
     @property
     def most(self) -> Decimal:
@@ -63,6 +66,7 @@ class Tariff:
         frame_step: for each denoising step of each frame.
         gpu_second, most_gpu_seconds: see `Price`.
         factors: by which the prices of a model are multiplied, by its slug; 1 if it has none.
+        cached_share: see `Price`.
     """
 
     base: Decimal
@@ -70,6 +74,7 @@ class Tariff:
     gpu_second: Decimal
     most_gpu_seconds: int
     factors: Mapping[str, Decimal] = field(default_factory=dict)
+    cached_share: Decimal = Decimal(0)
 
     def price(self, params: GenerateParams, steps: int | None = None) -> Price:
         """Rounded to a millionth of a credit. `steps`: those that are run, if not all."""
@@ -79,4 +84,9 @@ class Tariff:
         if factor is not None:
             fixed = (factor * fixed).quantize(_MILLIONTH)
             gpu_second = (factor * gpu_second).quantize(_MILLIONTH)
-        return Price(to_millionths(fixed), to_millionths(gpu_second), self.most_gpu_seconds)
+        return Price(
+            to_millionths(fixed),
+            to_millionths(gpu_second),
+            self.most_gpu_seconds,
+            self.cached_share,
+        )

@@ -68,7 +68,7 @@ class Stage(StrEnum):
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    Status.QUEUED: frozenset({Status.PROCESSING, Status.FAILED}),
+    Status.QUEUED: frozenset({Status.PROCESSING, Status.COMPLETED, Status.FAILED}),
     Status.PROCESSING: frozenset({Status.COMPLETED, Status.FAILED, Status.QUEUED}),
     Status.COMPLETED: frozenset(),
     Status.FAILED: frozenset(),
@@ -80,6 +80,7 @@ PROCESSING -> COMPLETED   finish.lua: by the run that holds the lease, after the
 PROCESSING -> FAILED      finish.lua: by the same run; reap.lua: the last attempt's lease ended, or
                           the request was cancelled meanwhile; requeue.lua: cancelled, too
 PROCESSING -> QUEUED      reap.lua: the lease ended; requeue.lua: the worker must stop
+QUEUED -> COMPLETED       submit.lua: the video is kept; finish.lua: a twin's run has made it
 QUEUED -> FAILED          cancel.lua; recover.lua: popped and lost on every attempt
 """
 
@@ -103,7 +104,7 @@ _TEXTS = (
 _NUMBERS = (
     *("attempt", "created_at", "started_at", "ended_at", "step"),
     *("file_size", "poster_size", "last_frame_size", "cost", "remaining", "energy_mj"),
-    *("draft_steps", "first_step"),
+    *("draft_steps", "first_step", "cached"),
 )
 """Fields of the record that a `Job` has by the same name."""
 
@@ -142,6 +143,7 @@ class Job:
         draft_steps: of a draft, the steps that it runs; 0 of any other request.
         draft_of: of a request that finishes a draft, the draft's id; empty of any other.
         first_step: of the same, the steps of the draft; 0 of any other.
+        cached: 1 if another request's run made the video; else 0.
         error: text for the client; only when FAILED.
         error_code: its machine-readable form; only when FAILED.
         expires_at: expiry of the record, once it has ended; in ms as above.
@@ -178,6 +180,7 @@ class Job:
     draft_steps: int = 0
     draft_of: str = ""
     first_step: int = 0
+    cached: int = 0
     error: str = ""
     error_code: str = ""
     expires_at: int | None = None
@@ -262,13 +265,14 @@ class Job:
 
     @property
     def queue_seconds(self) -> float | None:
-        """From the submit to the start of the last run."""
-        return _seconds_between(self.created_at, self.started_at)
+        """From the submit to the start of the last run; to the end, where it has none."""
+        start = self.ended_at if self.cached else self.started_at
+        return _seconds_between(self.created_at, start)
 
     @property
     def inference_seconds(self) -> float | None:
         """The last run, from its start to the end: denoising, video and publishing."""
-        return _seconds_between(self.started_at, self.ended_at)
+        return 0.0 if self.cached else _seconds_between(self.started_at, self.ended_at)
 
     @property
     def total_seconds(self) -> float | None:

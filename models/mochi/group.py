@@ -37,6 +37,10 @@ class GroupEngine:
         return replace(self._engine.traits, gpus=self._leader.size)
 
     @property
+    def origin(self) -> str:
+        return self._engine.origin
+
+    @property
     def encode_ahead(self) -> EncodeAhead | None:
         """Of rank 0, which gives the others what it has encoded when their video begins."""
         return self._engine.encode_ahead

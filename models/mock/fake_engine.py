@@ -45,6 +45,11 @@ class FakeEngine:
         return Traits("light mock", "CPU", "none", is_mock=True, loras=self._loras)
 
     @property
+    def origin(self) -> str:
+        """See `Engine`: the build is all that its pictures depend on."""
+        return ""
+
+    @property
     def encode_ahead(self) -> None:
         """It has no text encoder."""
 

@@ -96,6 +96,14 @@ COUNTS = (
         "Energy of the GPUs of all runs but lost ones, where they count it.",
         unit=1000,
     ),
+    Count(
+        "cache",
+        "mochi_cache_requests",
+        "With MOCHI_CACHE: `hit`: the video was kept; `wait`: the run of an equal request made it; "
+        "`miss`: a run began.",
+        "outcome",
+        ("hit", "wait", "miss"),
+    ),
     Count("charged", "mochi_credits_charged", "Credits charged for videos.", unit=MILLION),
 )
 

@@ -35,6 +35,9 @@ class Metrics(BaseModel):
     energy_joules: float | None = absent_when_none(
         "Joules that the GPUs used for the run that made the video; absent where they do not count."
     )
+    cached: Literal[True] | None = absent_when_none(
+        "The result cache had the video, or it was made for another request; there was no run."
+    )
 
 
 class SubmittedRequest(BaseModel):
@@ -218,6 +221,9 @@ class UsageRow(BaseModel):
     credits: float = Field(description="Credits charged.")
     energy_joules: float | None = absent_when_none(
         "Joules that the GPUs used for all runs; absent where they do not count."
+    )
+    cached: int | None = absent_when_none(
+        "Of the completed requests, those without a run of their own; absent if none."
     )
 
 
@@ -418,4 +424,5 @@ def metrics(job: Job) -> Metrics:
         remaining_credits=float(remaining(job)) if completed else None,
         retry_count=job.retries or None,
         energy_joules=None if job.energy_mj is None else job.energy_mj / 1000,
+        cached=True if job.cached else None,
     )

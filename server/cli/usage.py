@@ -22,9 +22,9 @@ COLUMNS = (
     *("failed_by_code", "gpu_seconds", "credits"),
 )
 """Of the table. CSV also has `key_id`, as a name can pass to another key."""
-ENERGY = "energy_joules"
-"""A further column: of CSV the last one, of the table only where a GPU counts it."""
-NUMBERS = frozenset({*COLUMNS, ENERGY}) - {"day", "key", "failed_by_code"}
+FURTHER = ("energy_joules", "cached")
+"""Columns that are the last ones of CSV, and of the table only where there is something to show."""
+NUMBERS = frozenset({*COLUMNS, *FURTHER}) - {"day", "key", "failed_by_code"}
 
 
 @settings_options(*BROKER)
@@ -64,13 +64,14 @@ def usage(
     match form:
         case "csv":
             writer = csv.writer(sys.stdout, lineterminator="\n")
-            all_columns = (*COLUMNS, "key_id", ENERGY)
+            all_columns = (*COLUMNS, "key_id", *FURTHER)
             writer.writerow(all_columns)
             writer.writerows(_cells(row, all_columns) for row in rows)
         case "json":
             print_json([_json(*each) for each in named])
         case "table" if rows:
-            columns = COLUMNS + (ENERGY,) * any(ENERGY in row for row in rows)
+            shown = [name for name in FURTHER if any(name in row for row in rows)]
+            columns = (*COLUMNS, *shown)
             right = {column.replace("_", " ") for column in NUMBERS}
             lines = [*(_cells(row, columns) for row in rows), _sums(rows, columns)]
             print_table((column.replace("_", " ") for column in columns), lines, right=right)
@@ -97,6 +98,7 @@ def _row(usage: Usage, name: str) -> dict[str, object]:
 
 def _json(usage: Usage, name: str) -> dict[str, object]:
     """As `/v1/usage` has it, and the name."""
+    further = {name: getattr(usage, name) for name in FURTHER}
     return {
         "day": usage.day.isoformat(),
         "key": name,
@@ -108,7 +110,7 @@ def _json(usage: Usage, name: str) -> dict[str, object]:
         "failed": usage.failed,
         "gpu_seconds": usage.gpu_seconds,
         "credits": usage.credits,
-    } | ({} if usage.energy_joules is None else {ENERGY: usage.energy_joules})
+    } | {name: value for name, value in further.items() if value is not None}
 
 
 def _cells(row: dict[str, object], columns: Sequence[str]) -> list[str]:

@@ -87,7 +87,8 @@ class Runner:
             OtherStoreError: no gateway could serve the video; the request waits on.
         """
         lease, traits = Lease(request_id, uuid4().hex[:12]), self.engine.traits
-        job = self.store.start(lease, self.worker, self.heartbeat.worker.store, traits.gpus)
+        live = self.heartbeat.worker
+        job = self.store.start(lease, self.worker, live.store, traits.gpus, live.identity)
         if job is None:
             return
         energy = RunEnergy(self.energy)

@@ -39,8 +39,7 @@ class GatewayStore(Submits):
     """Every method raises BrokerUnavailableError when the broker does not answer."""
 
     def __init__(self, redis: Redis, *, most_waiting: int, retention_seconds: float) -> None:
-        super().__init__(redis, most_waiting=most_waiting)
-        self._retention_ms = round(retention_seconds * 1000)
+        super().__init__(redis, most_waiting=most_waiting, retention_seconds=retention_seconds)
         self._probe = redis.register_script(_REFUSED_WITHOUT_MEMORY)
         self._alive = redis.register_script(scripts.source("alive"))
         self._cancel = redis.register_script(scripts.source("cancel"))

@@ -129,6 +129,15 @@ LINK_SECRET = "mochi:link-secret"  # noqa: S105 (a key's name)
 STORE = "mochi:store"
 """String: the mark of the store of videos that gateways read; see `Outputs.mark`."""
 
+MAKERS = "mochi:makers:"
+"""With a cache key, a string: id of the request that runs, or whose video is kept; see
+`worker/store/lua/common/cache.lua`."""
+TWINS = "mochi:twins:"
+"""With a cache key, a set: ids of the requests with it that are QUEUED."""
+SHARERS = "mochi:sharers:"
+"""With a maker's id, a set that expires: ids of the other requests that have its files. It expires
+with the last of them."""
+
 SWEEP = "mochi:sweep:"
 """With the mark of a store of videos, a string that expires: a process has swept it."""
 
@@ -203,6 +212,6 @@ _FIXED_KEYS = (
     *(RQ_QUEUE, RQ_INTERMEDIATE, RQ_QUEUES, TURNS, LOOKS),
     *(API_KEY, LIVE, RATE, USAGE, METRICS, PACES, PREVIEWS),
     *(WEBHOOKS, WEBHOOK, HISTORY, EXPIRIES, STORE, PAST, STANDING),
-    SERVED,
+    *(SERVED, MAKERS, TWINS, SHARERS),
 )
 SCRIPT_KEYS = len(for_scripts())

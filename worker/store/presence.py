@@ -34,6 +34,8 @@ class LiveWorker:
     """Of its build. Workers of releases before this field tell none."""
     models: tuple[str, ...] = (MODEL,)
     """Slugs of those that it runs. Workers of releases before this field run the default one."""
+    identity: str = ""
+    """Of all that its files depend on besides the request; see `worker.outputs.identity`."""
 
     @property
     def queues(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from worker.store import keyspace
 Outcome = TypeVar("Outcome", bound=StrEnum)
 
 _FOLDER = Path(__file__).with_name("lua")
-_COMMON = ("base", "accounts", "queue", "deliveries", "lists", "ends")
+_COMMON = ("base", "accounts", "queue", "deliveries", "lists", "cache", "ends")
 """Files of `lua/common` in their order: each may use what those before it define."""
 
 # Read with the code of the process: an upgrade may replace the files while it runs.
@@ -43,6 +43,7 @@ def _constants() -> str:
     return (
         f"local BOUNDS_MS = {{ {', '.join(map(str, keyspace.BOUNDS_MS))} }}\n"
         f"local DEFAULT_MODEL, QUEUES = '{MODEL}', {{ {', '.join(map(repr, keyspace.QUEUES))} }}\n"
+        f"local RECORD, RQ_JOB = '{keyspace.record('')}', '{keyspace.rq_job('')}'\n"
         f"local QUEUE_KEYS = {{ {', '.join(_queue_keys())} }}\n"
         f"local SCHEMA_KEY, SCHEMA = '{SCHEMA_KEY}', {SCHEMA}\n"
         f"local READS = {{ {reads} }}\n"

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from models.errors import MochiError
-from models.params import MODEL, GenerateParams
+from models.params import MODEL, GenerateParams, RequestParams
 from worker.billing import FREE, Price, from_millionths
 from worker.broker.batching import Batch
 from worker.errors import (
@@ -44,10 +44,17 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class NewRequest:
-    """A request to submit: its parameters, with the seed, and further fields of its record."""
+    """A request to submit.
+
+    Attributes:
+        params: with the seed.
+        fields: further ones of its record.
+        cache_key: of the result cache; empty: it runs, whatever is kept.
+    """
 
     params: GenerateParams
     fields: Mapping[str, str] = field(default_factory=dict)
+    cache_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,10 @@ class Accepted:
 class Submits:
     """Every method raises BrokerUnavailableError when the broker does not answer."""
 
-    def __init__(self, redis: Redis, *, most_waiting: int) -> None:
+    def __init__(self, redis: Redis, *, most_waiting: int, retention_seconds: float) -> None:
         self._redis = redis
         self._most_waiting = most_waiting
+        self._retention_ms = round(retention_seconds * 1000)
         self._submit = redis.register_script(scripts.source("submit"))
         self._submits = Batch(self._submit_all)
 
@@ -109,11 +117,13 @@ class Submits:
     ) -> Accepted:
         """Accept all requests or none.
 
-        When this returns, the broker has them and workers will run them. The record of the first
-        has the ids of the others, so that a replay finds them.
+        When this returns, the broker has them and workers will run them, but for those whose video
+        the result cache has: they are COMPLETED. The record of the first has the ids of the others,
+        so that a replay finds them.
 
         Args:
-            requests: one or more, of one model, which ask for the same LoRAs.
+            requests: one or more, of one model, which ask for the same LoRAs. All have a cache key,
+                or none has.
             owner: id of the API key; the broker knows its limits.
             price: of each; its `most` is reserved until the request ends.
             needs_worker: refuse if no worker of the model, which has the LoRAs, is alive.
@@ -143,10 +153,13 @@ class Submits:
             price.fixed,
             price.gpu_second,
             price.most_gpu_seconds,
+            str(price.cached_share),
             _source(requests[0].params.model, requests[0].params.lora or ()),
             len(requests),
             draft_id,
             requests[0].fields.get("webhook_url", ""),
+            self._retention_ms,
+            " ".join(request.cache_key for request in requests).strip(),
             *_arguments(requests[0], ids[0], {**trace, **_siblings(ids)}),
             *(
                 argument
@@ -176,7 +189,8 @@ class Submits:
         model: str = MODEL,
         loras: Iterable[str] = (),
         count: int = 1,
-    ) -> int:
+        cache_keys: Iterable[str] = (),
+    ) -> tuple[int, int]:
         """Check whether a submit would be accepted, and write nothing. Raises as `submit_all`.
 
         Args:
@@ -185,11 +199,13 @@ class Submits:
             model: its slug.
             loras: names of those that each request asks for.
             count: of requests.
+            cache_keys: of each request, or none.
 
         Returns:
-            The place that the first request would have in the queue; 1 is next.
+            The place that the first request that runs would have in the queue; 1 is next. And the
+            number of those whose video the result cache has.
         """
-        bill = (price.fixed, price.gpu_second, price.most_gpu_seconds)
+        bill = (price.fixed, price.gpu_second, price.most_gpu_seconds, str(price.cached_share))
         asked = (
             str(uuid4()),
             "dry_run",
@@ -201,10 +217,12 @@ class Submits:
             count,
             "",
             "",
+            self._retention_ms,
+            " ".join(cache_keys),
         )
         match await self._ask_to_submit(*asked, count=count):
-            case ["would_accept", position]:
-                return int(position)
+            case ["would_accept", position, cached]:
+                return int(position), int(cached)
             case answer:
                 raise UnknownAnswerError("submit", answer)
 
@@ -312,6 +330,14 @@ class Idempotency:
         """
         digest = _digest(f"{owner} {key}")
         return cls(keyspace.IDEMPOTENCY + digest, _digest(json.dumps(body, sort_keys=True)))
+
+
+def cache_key_of(params: RequestParams) -> str:
+    """Requests with the same key have the same files, if workers with the same identity make them.
+
+    A SHA-256, as 64 hexadecimal digits, of the model and all parameters with their defaults.
+    """
+    return _digest(f"{params.model} {params.model_dump_json()}")
 
 
 def _digest(text: str) -> str:

@@ -121,14 +121,25 @@ class WorkerStore:
         request_id, model, params = found
         return request_id, CATALOGUE[model or MODEL].parameters.model_validate_json(params)
 
-    def start(self, lease: Lease, worker: str, store_mark: str = "", gpus: int = 1) -> Job | None:
+    def start(
+        self,
+        lease: Lease,
+        worker: str,
+        store_mark: str = "",
+        gpus: int = 1,
+        identity: str = "",
+    ) -> Job | None:
         """QUEUED -> PROCESSING. None when the request is gone, has ended, or runs elsewhere.
+
+        None, too, while the same video is made for another request: if that is COMPLETED, so is
+        this one; otherwise it can be popped again.
 
         Raises:
             OtherStoreError: gateways do not read the store with this mark; the request waits on.
         """
         record = self._run(
             *("start", lease.request_id, lease.run, worker, self._lease_ms, store_mark, gpus),
+            identity,
             *self._sources,
         )
         if record == "other_store":
@@ -289,9 +300,10 @@ class WorkerStore:
         return claimed is True
 
     def exists(self, request_id: str) -> bool:
-        """Whether the record has not expired."""
+        """Whether the record has not expired, or that of a request with the same files."""
+        keys = (keyspace.record(request_id), keyspace.SHARERS + request_id)
         with broker_errors():
-            return bool(self._redis.exists(keyspace.record(request_id)))
+            return bool(self._redis.exists(*keys))
 
     def _finish(
         self, lease: Lease, status: Status, joules: float | None, *fields: str | int

@@ -55,6 +55,10 @@ class MockEngine:
         return next(iter(self._engines.values())).traits
 
     @property
+    def origin(self) -> str:
+        return " ".join(engine.origin for engine in self._engines.values())
+
+    @property
     def encode_ahead(self) -> EncodeAhead | None:
         encodes = {slug: engine.encode_ahead for slug, engine in self._engines.items()}
 

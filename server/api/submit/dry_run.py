@@ -43,6 +43,9 @@ class DryRunBody(BaseModel):
     refusal: RefusalBody | None = absent_when_none("Why it would not be accepted now.")
     price: PriceBody
     warnings: list[str] | None = absent_when_none("Of names that were ignored.")
+    cached: int | None = absent_when_none(
+        "How many requests the result cache would complete at once, for its share of the price."
+    )
     queue_position: int | None = absent_when_none(
         "The position that it, or the first of several, would have; 1 is next."
     )
@@ -68,12 +71,13 @@ async def dry_run(submission: Submission) -> DryRunBody:
         if refusal := await submission.refusal():
             raise refusal
         params = submission.params
-        position = await services.store.try_out(
+        position, cached = await services.store.try_out(
             submission.call.key.key_id,
             price=submission.price,
             model=params.model,
             loras=params.lora or (),
             count=submission.plan.requests,
+            cache_keys=submission.cache_keys,
         )
     except REFUSALS as error:
         seconds = math.ceil(error.retry_seconds) if isinstance(error, LimitError) else None
@@ -81,10 +85,13 @@ async def dry_run(submission: Submission) -> DryRunBody:
         return DryRunBody(would_be_accepted=False, refusal=body, price=price, warnings=warnings)
     forecast = await services.forecaster.now(queue_of(params))
     work = Work.of(params, submission.steps)
+    if cached == submission.plan.requests:
+        return DryRunBody(would_be_accepted=True, price=price, warnings=warnings, cached=cached)
     return DryRunBody(
         would_be_accepted=True,
         price=price,
         warnings=warnings,
+        cached=cached or None,
         queue_position=position,
         estimated_wait_seconds=_rounded(forecast.start_seconds_at(position, time.monotonic())),
         estimated_seconds=_rounded(forecast.run_seconds(work)),

@@ -29,7 +29,7 @@ from server.webhooks.url import FIELD, MOST_LENGTH, webhook_url
 from worker.billing import Price
 from worker.job import Job
 from worker.pace import Work
-from worker.store.submits import Accepted, Idempotency, NewRequest
+from worker.store.submits import Accepted, Idempotency, NewRequest, cache_key_of
 
 DRY_RUN = Flag(
     name="dry_run",
@@ -240,17 +240,27 @@ class Submission:
         return await lacking_loras(self.call, self.params) if asks else None
 
     def _requests(self) -> list[NewRequest]:
-        first = self.params.with_seed(_seeds)
-        seeds = range(first.seed, first.seed + self.plan.requests)
         same = {**self.record_fields, **_hint_fields(self.hints), **self._plan_fields()}
         history = self.call.services.history
         return [
-            NewRequest(params, same | history.record_fields(params))
-            for params in (
-                first if seed == first.seed else first.model_copy(update={"seed": seed})
-                for seed in seeds
-            )
+            NewRequest(params, same | history.record_fields(params), self._cache_key(params))
+            for params in self._params_of_each()
         ]
+
+    def _params_of_each(self) -> list[RequestParams]:
+        first = self.params.with_seed(_seeds)
+        seeds = range(first.seed + 1, first.seed + self.plan.requests)
+        return [first, *(first.model_copy(update={"seed": seed}) for seed in seeds)]
+
+    def _cache_key(self, params: RequestParams) -> str:
+        """Empty for what is to run in any case: a mock outcome, and a draft with its checkpoint."""
+        is_to_run = "scenario" in self.record_fields or self.plan.draft_steps
+        return "" if is_to_run or not self.call.services.settings.cache else cache_key_of(params)
+
+    @property
+    def cache_keys(self) -> list[str]:
+        """Of each request; empty ones where the result cache has no part in them."""
+        return [self._cache_key(params) for params in self._params_of_each()]
 
     def _plan_fields(self) -> dict[str, str]:
         """Fields of the record that make its run a draft, or one that finishes a draft."""

@@ -55,7 +55,7 @@ class Known(NamedTuple):
 _ADDED_FIELDS = (
     "progress|queue_position|stage|step|total_steps|eta_seconds|attempt|cancel_url|events_url"
     "|expires_at|preview|warnings|precision|error_code|energy_joules|poster|last_frame|draft"
-    "|requests"
+    "|requests|cached"
 )
 _ADDED_HEADERS = (
     "x-ratelimit-[a-z]+|x-ignored-parameters|idempotency-replayed|retry-after|x-content-type-options"

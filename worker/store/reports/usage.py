@@ -19,7 +19,7 @@ from worker.store import keyspace
 
 KEPT_DAYS = 400
 _FIRST_DAY = date(1970, 1, 1)
-_METRICS = ("requests", "completed", "gpu_ms", "charged", "energy_mj", *FAILURES)
+_METRICS = ("requests", "completed", "gpu_ms", "charged", "energy_mj", "cached", *FAILURES)
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Usage:
         gpu_seconds: of all runs, including lost and cancelled ones.
         credits: charged.
         energy_joules: of all runs but those whose worker died; None where no run told.
+        cached: of the completed, those with the video of another request's run; None without any.
     """
 
     day: date
@@ -49,6 +50,7 @@ class Usage:
     gpu_seconds: float
     credits: Decimal
     energy_joules: float | None = None
+    cached: int | None = None
 
     @classmethod
     def of(cls, day: date, owner: str, sums: Mapping[str, int]) -> Self:
@@ -63,6 +65,7 @@ class Usage:
             gpu_seconds=sums.get("gpu_ms", 0) / 1000,
             credits=from_millionths(sums.get("charged", 0)),
             energy_joules=sums["energy_mj"] / 1000 if "energy_mj" in sums else None,
+            cached=sums.get("cached"),
         )
 
 

@@ -7,6 +7,8 @@ reconciler has taken them away.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -53,7 +55,16 @@ SERVED = sampled_from(
     [[MOCHI.slug], [FAST_MOCHI.slug], [*CATALOGUE], [MOCHI.slug, f"{MOCHI.slug}+lora:a"], SOURCES]
 )
 """What a worker may run."""
-PRICES = sampled_from([FREE, Price(3), Price(4, gpu_second=2, most_gpu_seconds=3)])
+PRICES = sampled_from(
+    [
+        FREE,
+        Price(3),
+        Price(4, gpu_second=2, most_gpu_seconds=3, cached_share=Decimal("0.5")),
+    ]
+)
+VIDEOS = sampled_from(["", "", "x", "y"])
+"""Of the result cache: requests of a queue for the same one are twins; without a name, none is."""
+IDENTITY = "all workers"
 
 
 WEBHOOK = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
@@ -91,6 +102,7 @@ class Requests(Promises):
         keyed=booleans(),
         drafted=booleans(),
         price=PRICES,
+        video=VIDEOS,
     )
     def submit(
         self,
@@ -101,25 +113,37 @@ class Requests(Promises):
         drafted: bool,
         price: Price,
         loras: dict[str, float] | None = None,
+        video: str = "",
     ) -> Any:
         first = self.redis.hget(self.key.key, "request_id") if keyed else None
         fields = WEBHOOK | ({"draft_steps": "4"} if drafted else {})
         asked = params(model=model, lora=loras)
-        submit = self.gateway.submit(
-            asked,
+        queue = queue_for(asked)
+        cache_key = f"{queue}:{','.join(loras or ())}:{video}" if video and not drafted else ""
+        submit = self.gateway.submit_all(
+            [NewRequest(asked, fields, cache_key)],
             OWNER,
             price=price,
             idempotency=self.key if keyed else None,
-            further=fields,
         )
         first_id = str(first) if first else None
-        return self.made(submit, queue_for(asked), price, lost=lost, first=first_id)
+        return self.made(submit, queue, price, [cache_key], lost=lost, first=first_id)
 
-    @rule(target=ids, model=MODELS, count=integers(2, 3), lost=booleans(), price=PRICES)
-    def submit_several(self, model: str, count: int, lost: bool, price: Price) -> Any:
-        requests = [NewRequest(params(model=model), WEBHOOK)] * count
+    @rule(
+        target=ids,
+        model=MODELS,
+        count=integers(2, 3),
+        lost=booleans(),
+        price=PRICES,
+        is_cached=booleans(),
+    )
+    def submit_several(
+        self, model: str, count: int, lost: bool, price: Price, is_cached: bool
+    ) -> Any:
+        keys = [f"{model}::{video}" if is_cached else "" for video in "xyz"[:count]]
+        requests = [NewRequest(params(model=model), WEBHOOK, cache_key) for cache_key in keys]
         submit = self.gateway.submit_all(requests, OWNER, price=price)
-        return self.made(submit, model, price, lost=lost, count=count)
+        return self.made(submit, model, price, keys, lost=lost)
 
     @rule(target=ids, draft_id=drafts, lost=booleans(), price=PRICES)
     def finish(self, draft_id: str, lost: bool, price: Price) -> Any:
@@ -132,7 +156,8 @@ class Requests(Promises):
         submit = self.gateway.submit_all([request], OWNER, price=price, draft_id=draft_id)
         is_ending = first and self.redis.hexists(keyspace.record(first), "cancelled")
         is_kept = job is not None and job.status is not Status.FAILED and not is_ending
-        made = self.made(submit, draft.queue, price, lost=lost, first=first if is_kept else None)
+        first = first if is_kept else None
+        made = self.made(submit, draft.queue, price, [""], lost=lost, first=first)
         if isinstance(made, str):
             self.finishes[draft_id] = made
         return made
@@ -142,14 +167,16 @@ class Requests(Promises):
         submit: Coroutine[Any, Any, Accepted],
         queue: str,
         price: Price,
+        cache_keys: list[str],
         *,
         lost: bool,
-        count: int = 1,
         first: str | None = None,
     ) -> Any:
         """The ids of as many requests, or none where the submit must be refused, or replays."""
-        most = count * to_millionths(price.most)
-        refusal = self.refusal(queue, count, most)
+        count, hits = len(cache_keys), [self.is_kept(key) for key in cache_keys]
+        cached = round(price.cached_share * price.fixed)  # runs take no time here
+        most = sum(cached if hit else to_millionths(price.most) for hit in hits)
+        refusal = self.refusal(queue, hits.count(False), most)
         AsyncForgetful.lose_next = lost
         if first:
             assert self.loop.run(submit) == Accepted(first, is_replay=True)
@@ -166,11 +193,22 @@ class Requests(Promises):
         made = [accepted.request_id, *job.siblings.split()]
         assert len({*made}) == count
         self.accepted |= {*made}
+        self.hits |= {name for name, hit in zip(made, hits, strict=True) if hit}
+        assert [self.is_completed(name) for name in made] == hits
         return made[0] if count == 1 else multiple(*made)
 
-    def refusal(self, queue: str, count: int, most: int) -> type[Exception] | None:
-        """Why so many requests, which cost at most so much, cannot be accepted."""
-        if self.redis.zcard(keyspace.QUEUES[queue].waiting) + count > MOST_WAITING:
+    def is_kept(self, cache_key: str) -> bool:
+        """Whether there is a video for it."""
+        maker = self.redis.get(keyspace.MAKERS + cache_key) if cache_key else None
+        return maker is not None and self.is_completed(str(maker))
+
+    def is_completed(self, request_id: str) -> bool:
+        job = self.job(request_id)
+        return job is not None and job.status is Status.COMPLETED
+
+    def refusal(self, queue: str, runs: int, most: int) -> type[Exception] | None:
+        """Why requests, of which so many wait and which cost at most so much, are not accepted."""
+        if runs and self.redis.zcard(keyspace.QUEUES[queue].waiting) + runs > MOST_WAITING:
             return QueueFullError
         if most > self.balance():
             return TooFewCreditsError
@@ -201,11 +239,14 @@ class Requests(Promises):
         return self.start_popped(*popped, lost=lost) or multiple()
 
     def start_popped(self, worker: str, request_id: str, *, lost: bool = False) -> Lease | None:
-        before = self.job(request_id)
-        lease = Lease(request_id, f"run-{next(self.runs)}")
+        before, is_parked = self.job(request_id), self.waits_for_twin(request_id)
+        lease = Lease(request_id, f"{next(self.runs):012x}")
         Forgetful.lose_next = lost
-        job = self.store.start(lease, worker)
-        assert (job is not None) == (before is not None and before.status is Status.QUEUED)
+        job = self.store.start(lease, worker, identity=IDENTITY)
+        is_due = before is not None and before.status is Status.QUEUED and not is_parked
+        assert (job is not None) == is_due
+        if is_parked:
+            assert self.job(request_id) == before
         if before is None or job is None:
             return None
         assert (job.status, job.attempt) == (Status.PROCESSING, before.attempt + 1)
@@ -218,7 +259,8 @@ class Requests(Promises):
         holds = self.holds(lease)
         cancelled = self.is_cancelled(lease.request_id)
         expected = {Order.CANCEL} if holds and cancelled else set() if holds else {Order.LOST}
-        assert self.store.beat(live(worker), lease, step) == expected
+        known = replace(live(worker), identity=IDENTITY)
+        assert self.store.beat(known, lease, step) == expected
         if holds:
             assert self.redis.hget(keyspace.record(lease.request_id), "step") == str(step)
 
@@ -304,6 +346,9 @@ class Requests(Promises):
         before = self.job(request_id)
         listed = request_id in self.redis.lrange(queue_of(self.redis, request_id).rq_queue, 0, -1)
         is_due = before is not None and before.status is Status.QUEUED and not listed
+        popped = self.redis.lrange(queue_of(self.redis, request_id).intermediate, 0, -1)
+        if request_id in popped and self.waits_for_twin(request_id):
+            is_due = False
         self.recovery(request_id, self.store.recover, is_due=is_due, lost=lost)
         self.unlisted.discard(request_id)
 
@@ -375,6 +420,19 @@ class Requests(Promises):
         self.make(worker, SOURCES, lost)
         return request_id
 
+    @rule(target=leases, model=MODELS, worker=WORKERS)
+    def run_one_of_twins(self, model: str, worker: str) -> Any:
+        """All that waits is started, so that the second of two twins waits for the first."""
+        for _ in range(2):
+            self.submit(model=model, lost=False, keyed=False, drafted=False, price=FREE, video="x")
+            self.holds_together()
+        begun = []
+        while request_id := pop(self.redis, *SOURCES):
+            self.unlisted.discard(request_id)
+            begun.append(self.start_popped(worker, request_id))
+            self.holds_together()
+        return multiple(*filter(None, begun))
+
     @rule(worker=WORKERS, served=SERVED)
     def crash(self, worker: str, served: list[str]) -> None:
         """All of it in one step, so that a request comes to its last attempt more often."""
@@ -394,6 +452,23 @@ class Requests(Promises):
             self.redis.lrem(queue.rq_queue, 0, request_id)
             self.redis.lrem(queue.intermediate, 0, request_id)
             self.unlisted.add(request_id)
+
+    @rule(request_id=ids)
+    def delete(self, request_id: str) -> None:
+        """The video is to be removed with the last request that has it."""
+        job = self.job(request_id)
+        if job is None or not job.status.is_final:
+            return
+        others = [
+            other
+            for name in self.accepted - {request_id}
+            if (other := self.job(name)) and other.file_name == job.file_name
+        ]
+        file_name = self.loop.run(self.gateway.delete(request_id, OWNER))
+        assert file_name == ("" if others else job.file_name)
+        if job.file_name:  # what a gateway fails to remove is swept
+            assert self.store.exists(job.file_name.rpartition("-")[0]) == bool(others)
+        self.expired.add(request_id)
 
     @rule(request_id=ids)
     def expire(self, request_id: str) -> None:

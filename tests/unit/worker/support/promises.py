@@ -70,6 +70,7 @@ class Promises(RuleBasedStateMachine):
         last: the records at the last look.
         ends: the records that have ended.
         noticed: shares of the monthly cap, in per cent, that a charge has come to.
+        hits: those that were COMPLETED by their submit.
     """
 
     def __init__(self, url: str) -> None:
@@ -109,6 +110,7 @@ class Promises(RuleBasedStateMachine):
         self.last: dict[str, Job] = {}
         self.ends: dict[str, Job] = {}
         self.noticed: set[int] = set()
+        self.hits: set[str] = set()
         self.charged = 0
 
     def left_of_month(self) -> int:
@@ -134,6 +136,13 @@ class Promises(RuleBasedStateMachine):
 
     def is_cancelled(self, request_id: str) -> bool:
         return bool(self.redis.hexists(keyspace.record(request_id), "cancelled"))
+
+    def waits_for_twin(self, request_id: str) -> bool:
+        """Whether another request, with the same cache key, runs."""
+        cache_key = self.redis.hget(keyspace.record(request_id), "cache_key")
+        maker = self.redis.get(f"{keyspace.MAKERS}{cache_key}") if cache_key else None
+        job = self.job(str(maker)) if maker else None
+        return job is not None and job.status is Status.PROCESSING and maker != request_id
 
     def look(self) -> Snapshot:
         known = sorted(self.accepted)
@@ -212,10 +221,30 @@ class Promises(RuleBasedStateMachine):
         assert now.leased == by_status[Status.PROCESSING]
         ended = by_status[Status.COMPLETED] | by_status[Status.FAILED]
         assert {name for name, has_ttl in now.has_ttl.items() if has_ttl} == ended
+        self.check_cache(now, by_status)
         self.check_changes(now.jobs)
         self.check_webhooks(now.jobs, ended)
         self.check_rq(now, by_status)
         self.check_account(now, by_status[Status.QUEUED] | by_status[Status.PROCESSING])
+
+    def check_cache(self, now: Snapshot, by_status: dict[Status, set[str]]) -> None:
+        """Of twins one runs, each that waits is found by its run, and all files are kept."""
+        found = [
+            (str(self.redis.hget(keyspace.record(name), "cache_key") or ""), name)
+            for name in sorted(now.jobs)
+        ]
+        running = [key for key, name in found if key and name in by_status[Status.PROCESSING]]
+        assert len({*running}) == len(running)
+        waiting = {(key, name) for key, name in found if key and name in by_status[Status.QUEUED]}
+        kept = [str(key) for key in self.redis.keys(f"{keyspace.TWINS}*")]
+        twins = {
+            (key.removeprefix(keyspace.TWINS), str(name))
+            for key in kept
+            for name in cast("set[str]", self.redis.smembers(key))
+        }
+        assert twins == waiting
+        for name in by_status[Status.COMPLETED]:
+            assert self.store.exists(now.jobs[name].file_name.rpartition("-")[0])
 
     def check_changes(self, jobs: dict[str, Job]) -> None:
         for name, job in jobs.items():
@@ -225,7 +254,9 @@ class Promises(RuleBasedStateMachine):
             assert {bool(job.file_name), bool(job.precision), bool(job.warnings)} == {is_completed}
             assert bool(job.error_code) == (job.status is Status.FAILED)
             if before is None:
-                assert (job.status, job.attempt) == (Status.QUEUED, 0)
+                is_hit = name in self.hits
+                assert job.status is (Status.COMPLETED if is_hit else Status.QUEUED)
+                assert (job.cached, job.attempt) == (int(is_hit), 0)
             elif before.status.is_final:
                 assert job == before
             else:
@@ -272,6 +303,7 @@ class Promises(RuleBasedStateMachine):
         self.ends |= {name: job for name, job in now.jobs.items() if job.status.is_final}
         completed = [job for job in self.ends.values() if job.status is Status.COMPLETED]
         assert now.live == live
+        assert used.get("cached", 0) == sum(job.cached for job in completed)
         assert account["balance"] >= 0
         assert account["balance"] + account["reserved"] + account["charged"] == account["granted"]
         assert account["reserved"] == sum(now.reserved[name] for name in live)
@@ -288,6 +320,6 @@ class Promises(RuleBasedStateMachine):
         assert now.rq_jobs == by_status[Status.QUEUED] | by_status[Status.PROCESSING]
         overdue = self.store.overdue()
         assert overdue is not None
-        assert overdue.popped == now.popped
+        assert overdue.popped == [name for name in now.popped if not self.waits_for_twin(name)]
         assert overdue.missing == len(self.unlisted)
         assert set(self.store.unlisted()) == self.unlisted

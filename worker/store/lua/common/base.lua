@@ -20,7 +20,13 @@ local keys = {
   webhooks = KEYS[19], webhook = KEYS[20], -- `webhook` is completed with a request's id.
   history = KEYS[21], expiries = KEYS[22], store = KEYS[23], past = KEYS[24],
   standing = KEYS[25], served = KEYS[26],
+  makers = KEYS[27], twins = KEYS[28], sharers = KEYS[29], -- Prefixes, too; see cache.lua.
 }
+
+-- Lets `keys` name a request. RECORD and RQ_JOB come from keyspace.py.
+local function use_request(id)
+  keys.record, keys.rq_job = RECORD .. id, RQ_JOB .. id
+end
 
 -- Lets `keys` name a queue. Records of the default model's queue have none. QUEUE_KEYS and the names of
 -- queues come from keyspace.py.

@@ -23,13 +23,35 @@ local function drop_preview(id)
   redis.call('DEL', keys.previews .. id)
 end
 
+-- Completes a waiting request with the video of a maker; below, as `finish` is its last step.
+local complete_with
+
+-- Of a maker, the end of its twins or of its part; any other leaves them.
+local function end_among_twins(id, cache_key, status, usual_ms)
+  local twins = keys.twins .. cache_key
+  redis.call('SREM', twins, id)
+  if status ~= 'COMPLETED' then
+    return resign_as_maker(id, cache_key)
+  end
+  redis.call('SET', keys.makers .. cache_key, id, 'PX', redis.call('PTTL', keys.record))
+  for _, twin in ipairs(redis.call('SMEMBERS', twins)) do
+    if read(RECORD .. twin, 'status')[1] == 'QUEUED' then
+      complete_with(id, twin, usual_ms)
+      count('cache wait')
+    end
+  end
+  redis.call('DEL', twins)
+  use_request(id)
+end
+
 -- The only way into a final state. The record, its place in the owner's list and its idempotency key
 -- expire after `usual_ms`, or after the record's own `retention_ms`; RQ's keys are deleted at once.
 local function finish(id, status, usual_ms, fields)
   local retention_ms = redis.call('HGET', keys.record, 'retention_ms') or usual_ms
-  local owner = redis.call('HGET', keys.record, 'owner')
+  local owner, cache_key = unpack(redis.call('HMGET', keys.record, 'owner', 'cache_key'))
   local ms, gpu_ms = end_gpu_time(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
+  local is_cached = redis.call('HEXISTS', keys.record, 'cached') == 1
   settle(owner, status == 'COMPLETED', gpu_ms)
   local outcome = redis.call('HGET', keys.record, 'error_code') or 'completed'
   add_usage(owner, outcome, 1)
@@ -48,12 +70,25 @@ local function finish(id, status, usual_ms, fields)
   leave_queue(id)
   redis.call('LREM', keys.intermediate, 0, id)
   redis.call('DEL', keys.rq_job)
+  if is_cached then
+    add_usage(owner, 'cached', 1)
+  end
   if redis.call('HEXISTS', keys.record, 'deleted') == 0 then
     enqueue_deliveries(id, owner, usual_ms)
   end
   if status == 'COMPLETED' then
     notify_of_budget(owner, usual_ms)
   end
+  if cache_key and not is_cached then
+    end_among_twins(id, cache_key, status, usual_ms)
+  end
+end
+
+function complete_with(maker, id, usual_ms)
+  use_request(id)
+  share_files(maker, id, usual_ms)
+  finish(id, 'COMPLETED', usual_ms, fields_of_twin(maker))
+  redis.call('LREM', keys.rq_queue, 0, id)
 end
 
 -- Back to QUEUED, first in the queue, as the request has waited before.
@@ -61,9 +96,14 @@ local function requeue(id, reason)
   local first = redis.call('ZRANGE', keys.waiting, 0, 0, 'WITHSCORES')[2] or '0'
   local owner = redis.call('HGET', keys.record, 'owner')
   end_gpu_time(owner)
+  local cache_key = redis.call('HGET', keys.record, 'cache_key')
   redis.call('HSET', keys.record, 'status', 'QUEUED')
   redis.call('HDEL', keys.record, 'run', 'worker', 'gpus', 'step', 'stage', 'progress',
-             'started_at')
+             'started_at', 'identity')
+  if cache_key then
+    resign_as_maker(id, cache_key)
+    join_twins(id, cache_key)
+  end
   drop_preview(id)
   redis.call('ZREM', keys.leases, id)
   enter_queue(id, owner, math.min(tonumber(first), 0) - 1, redis.call('HGET', keys.record, 'loras'))

@@ -3,8 +3,8 @@
 -- ARGV: id, owner, retention in ms, error. Returns the name of the video or '', or nil: no such request.
 local id = ARGV[1]
 local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name', 'history_entry', 'deliveries',
-                'queue' }
-local status, owner, deleted, key, file_name, entry, deliveries, queue =
+                'queue', 'cache_key' }
+local status, owner, deleted, key, file_name, entry, deliveries, queue, cache_key =
   unpack(read(keys.record, unpack(names)))
 if owner ~= ARGV[2] or deleted then
   return nil
@@ -32,5 +32,8 @@ leave_list(id, owner, ARGV[3])
 for delivery_id in string.gmatch(id .. ' ' .. (deliveries or ''), '%S+') do
   redis.call('DEL', keys.webhook .. delivery_id)
   end_delivery(delivery_id, owner, ARGV[3])
+end
+if file_name and are_shared(id, file_name, cache_key) then
+  return '' -- the sweeper removes it after the last of them
 end
 return file_name or ''

@@ -2,22 +2,19 @@
 -- RQ's jobs, or nothing.
 -- ARGV: id of the first, most waiting in the queue, 'needs_worker' or 'replay' or 'dry_run' or '', owner, idempotency key of
 -- the broker or '', fingerprint, of each request the price and the price of a GPU second in millionths and the
--- most GPU seconds charged, queue with the LoRAs that all ask for, number of requests, id of the draft that
--- the request finishes or '', webhook of that finish or ''; then of each request: id, params, number of names and
+-- most GPU seconds charged, share of the price where the result cache has the video, queue with the LoRAs that
+-- all ask for, number of requests, id of the draft that the request finishes or '', webhook of that finish or '',
+-- retention in ms, cache keys with spaces between, or ''; then of each request: id, params, number of names and
 -- values that follow, further fields of the record …, number of names and values that follow, RQ's fields …
 -- Returns the outcome; when replayed or in conflict, with the first request's id; without a worker, with the
 -- model; when the owner has a rate limit, with the limit, the requests left, and ms until there is one more. A
--- dry run makes the same checks, returns the first request's place in the queue, and writes nothing.
+-- dry run makes the same checks, writes nothing, and returns the place in the queue of the first request that
+-- would run, and for how many there is a video.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local is_dry_run = ARGV[3] == 'dry_run'
-local queue, loras = parts_of(ARGV[10])
-local model, number, draft_id = string.match(queue, '^[^+]*'), tonumber(ARGV[11]), ARGV[12]
+local queue, loras = parts_of(ARGV[11])
+local model, number, draft_id = string.match(queue, '^[^+]*'), tonumber(ARGV[12]), ARGV[13]
 local MINUTE_MS = 60000
-
--- A key of another request, from the same key of the first.
-local function of_other(first_key, other_id)
-  return string.sub(first_key, 1, -#id - 1) .. other_id
-end
 
 local function answer(outcome, ...)
   if not is_dry_run then
@@ -41,20 +38,40 @@ local function runs_model(worker)
   return string.find(models, '"' .. model .. '"', 1, true)
 end
 
--- Whether a live worker does. In portions: of a large fleet, one of the first does.
-local function takes_requests()
+-- Whether a live worker does for which `is_right`. In portions: of a large fleet, one of the first does.
+local function is_run_by(is_right)
   local first, most = 0, 10
   repeat
     local workers = redis.call('ZRANGE', keys.workers, text(now_ms()), '+inf', 'BYSCORE',
                                'LIMIT', first, most)
     for _, worker in ipairs(workers) do
-      if not string.find(worker, '"pause":"[^"]') and runs_model(worker) then
+      if is_right(worker) and runs_model(worker) then
         return true
       end
     end
     first = first + most
   until #workers < most
   return false
+end
+
+local function takes_requests(worker)
+  return not string.find(worker, '"pause":"[^"]')
+end
+
+-- The maker of a video that a run would make again, to the byte: that one of the live workers would. While
+-- none lives, the one that made it is the latest known.
+local function maker_of_same(cache_key)
+  local maker, status, identity = maker_of(cache_key)
+  if status ~= 'COMPLETED' or (identity or '') == '' then
+    return nil
+  end
+  local function is_same(worker)
+    return string.find(worker, '"identity":"' .. identity .. '"', 1, true)
+  end
+  local function is_any()
+    return true
+  end
+  return (is_run_by(is_same) or not is_run_by(is_any)) and maker
 end
 
 if queue ~= DEFAULT_MODEL then
@@ -69,7 +86,7 @@ if key ~= '' then
     return answer(first[2] == fingerprint and 'replayed' or 'conflict', first[1])
   end
 end
-local draft = draft_id ~= '' and of_other(keys.record, draft_id)
+local draft = draft_id ~= '' and RECORD .. draft_id
 if draft then
   local draft_owner, deleted, finish_id = unpack(read(draft, 'owner', 'deleted', 'finish_id'))
   if draft_owner ~= owner or deleted then
@@ -77,10 +94,10 @@ if draft then
   end
   -- While a finish waits, runs or is kept, there is no other. One that failed, or is about to, as it was
   -- cancelled or deleted, may be repeated.
-  local finish = finish_id and of_other(keys.record, finish_id)
+  local finish = finish_id and RECORD .. finish_id
   local status, cancelled, webhook = unpack(finish and read(finish, 'status', 'cancelled', 'webhook_url') or {})
   if status and status ~= 'FAILED' and not cancelled then
-    if ARGV[13] ~= '' and ARGV[13] ~= webhook then
+    if ARGV[14] ~= '' and ARGV[14] ~= webhook then
       return answer('conflict', finish_id, 'finish') -- a replay would lose the new webhook
     end
     return answer('replayed', finish_id)
@@ -89,7 +106,16 @@ end
 if ARGV[3] == 'replay' then
   return { 'not_replayed' }
 end
-if ARGV[3] == 'needs_worker' and not takes_requests() then
+
+-- Of each request the cache key, and the maker of its video if there is one; how many have none.
+local cache_keys, makers, runs = {}, {}, number
+for cache_key in string.gmatch(ARGV[16], '%S+') do
+  cache_keys[#cache_keys + 1] = cache_key
+  local maker = maker_of_same(cache_key)
+  makers[#cache_keys] = maker
+  runs = runs - (maker and 1 or 0)
+end
+if ARGV[3] == 'needs_worker' and runs > 0 and not is_run_by(takes_requests) then
   return answer('no_worker', model, loras)
 end
 
@@ -105,16 +131,21 @@ if revoked or (expires and now >= tonumber(expires)) then
 end
 -- A full queue still takes an owner's first request.
 local mine = keys.waiting .. ':' .. owner
-local is_first = number == 1 and redis.call('EXISTS', mine) == 0
-if redis.call('ZCARD', keys.waiting) + number > tonumber(ARGV[2]) and not is_first then
+local is_first = runs == 1 and redis.call('EXISTS', mine) == 0
+if runs > 0 and redis.call('ZCARD', keys.waiting) + runs > tonumber(ARGV[2]) and not is_first then
   return answer('queue_full')
 end
 local live = keys.live .. owner
-if at_once and redis.call('SCARD', live) + number > tonumber(at_once) then
+if at_once and runs > 0 and redis.call('SCARD', live) + runs > tonumber(at_once) then
   return answer('too_many_jobs', tonumber(at_once))
 end
-local each = ARGV[7] + math.ceil(ARGV[8] * ARGV[9])
-local reserved = number * each
+local most_each, reserves, reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9]), {}, 0
+for index = 1, number do
+  local maker = makers[index]
+  reserves[index] = maker and math.min(most_each, charge_for(ARGV[7], ARGV[8], made_in_ms(maker), ARGV[10]))
+    or most_each
+  reserved = reserved + reserves[index]
+end
 if balance and reserved > 0 and reserved > tonumber(balance) then
   return answer('too_few_credits', balance, text(reserved),
                 redis.call('HGET', account, 'reserved') or '0')
@@ -155,7 +186,7 @@ if before then
 end
 if is_dry_run then
   place = string.format('%.17g', place + (redis.call('GET', keys.sequence) or 0) + 1)
-  return { 'would_accept', redis.call('ZCOUNT', keys.waiting, '-inf', place) + 1 }
+  return { 'would_accept', redis.call('ZCOUNT', keys.waiting, '-inf', place) + 1, number - runs }
 end
 
 -- Nothing is written before this line. A broker with full memory refuses writes that need memory, but
@@ -185,7 +216,7 @@ local history, time = keys.history .. owner, redis.call('TIME')
 local submitted_us = time[1] * 1000000 + time[2]
 
 -- The next item of ARGV, and as many of them as the next one says.
-local at = 13
+local at = 16
 local function take()
   at = at + 1
   return ARGV[at]
@@ -197,34 +228,45 @@ local function take_list()
 end
 
 for index = 1, number do
-  local request = take()
-  local record = of_other(keys.record, request)
-  redis.call('HSET', record, 'status', 'QUEUED', 'owner', owner, 'params', take(),
+  local request, cache_key, maker = take(), cache_keys[index], makers[index]
+  use_request(request)
+  redis.call('HSET', keys.record, 'status', 'QUEUED', 'owner', owner, 'params', take(),
              'attempt', 0, 'created_at', text(now))
   local further = take_list()
   if further[1] then
-    redis.call('HSET', record, unpack(further))
+    redis.call('HSET', keys.record, unpack(further))
   end
-  if reserved > 0 then
-    redis.call('HSET', record, 'reserved', text(each), 'price', ARGV[7], 'gpu_price', ARGV[8])
+  if reserves[index] > 0 then
+    redis.call('HSET', keys.record, 'reserved', text(reserves[index]), 'price', ARGV[7], 'gpu_price', ARGV[8],
+               unpack(cache_key and { 'cached_share', ARGV[10] } or {}))
   end
   if per_minute then
     redis.call('ZADD', recent, text(now), request)
   end
   redis.call('SADD', live, request)
   redis.call('ZADD', history, text(submitted_us + index), request) -- in this order
-  if index > 1 then
-    place = math.max(tonumber(head[2] or 0), place + TURN / (priority or 1))
+  local rq_fields = take_list()
+  if maker then
+    complete_with(maker, request, ARGV[15])
+    count('cache hit')
+  else
+    if index > 1 then
+      place = math.max(tonumber(head[2] or 0), place + TURN / (priority or 1))
+    end
+    place = place + redis.call('INCR', keys.sequence)
+    enter_queue(request, owner, place, loras ~= '' and loras or nil)
+    redis.call('HSET', keys.rq_job, unpack(rq_fields))
+    redis.call('RPUSH', keys.rq_queue, request)
+    redis.call('PERSIST', history)
+    redis.call('PERSIST', keys.expiries .. owner)
+    if cache_key and redis.call('SCARD', keys.twins .. cache_key) < MOST_TWINS then
+      redis.call('HSET', keys.record, 'cache_key', cache_key)
+      join_twins(request, cache_key)
+    end
   end
-  place = place + redis.call('INCR', keys.sequence)
-  enter_queue(request, owner, place, loras ~= '' and loras or nil)
-  redis.call('HSET', of_other(keys.rq_job, request), unpack(take_list()))
-  redis.call('RPUSH', keys.rq_queue, request)
 end
 if per_minute then
   redis.call('PEXPIRE', recent, MINUTE_MS)
 end
-redis.call('PERSIST', history)
-redis.call('PERSIST', keys.expiries .. owner)
 add_usage(owner, 'requests', number)
 return answer('accepted', unpack(rate))

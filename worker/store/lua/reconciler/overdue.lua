@@ -1,9 +1,9 @@
 -- What a reconciler may have to repair.
 -- ARGV: '', lease in ms, longest gap in ms, the id of a gateway, or '' for a worker.
--- Returns, as names and values: the ids whose lease has expired, the ids popped and not started, how many
--- waiting requests are missing from both of RQ's lists, and for how many ms reconcilers have watched
--- without a gap (an outage, or a clock that was set). Nil for a gateway, while a worker or another gateway
--- looks: its last look is the lease.
+-- Returns, as names and values: the ids whose lease has expired, the ids popped and not started
+-- (without those that wait for the run of a twin), how many waiting requests are missing from both of RQ's
+-- lists, and for how many ms reconcilers have watched without a gap (an outage, or a clock that was set). Nil
+-- for a gateway, while a worker or another gateway looks: its last look is the lease.
 local LOOK_LEASE_MS, LEAST_BETWEEN_MS = 2000, 500
 
 local now = now_ms()
@@ -32,7 +32,11 @@ for _, queue in ipairs(QUEUES) do
   end
   append(expired, redis.call('ZRANGEBYSCORE', keys.leases, '-inf', text(now)))
   local taken = redis.call('LRANGE', keys.intermediate, 0, -1)
-  append(popped, taken)
+  for _, id in ipairs(taken) do
+    if not waits_for_twin(read(RECORD .. id, 'cache_key')[1]) then
+      popped[#popped + 1] = id
+    end
+  end
   local unlisted = redis.call('ZCARD', keys.waiting) - redis.call('LLEN', keys.rq_queue) - #taken
   missing = missing + math.max(0, unlisted)
 end

@@ -1,6 +1,6 @@
 -- QUEUED -> PROCESSING under a lease. The run token fences all later writes of this attempt.
 -- ARGV: id, run, worker, lease in ms, the mark of the store that the worker writes to, or '', how many GPUs it
--- has for the run, and its queues; see `LiveWorker.sources`.
+-- has for the run, the identity of its engine or '', and its queues; see `LiveWorker`.
 -- Returns the fields of the record that a worker needs, as names and values; or nil: nothing to do; or
 -- 'other_store': no gateway could serve the video, and the request waits on for another worker.
 local id, run = ARGV[1], ARGV[2]
@@ -8,7 +8,7 @@ local now = now_ms()
 local HOUR_MS = 3600000
 
 local function takes_from(queue, loras)
-  for index = 7, #ARGV do
+  for index = 8, #ARGV do
     local name, offered = parts_of(ARGV[index])
     if name == queue and has_all(offered, loras) then
       return true
@@ -16,7 +16,7 @@ local function takes_from(queue, loras)
   end
 end
 
-local record = read(keys.record, 'status', 'run', 'queue', 'loras', 'owner')
+local record = read(keys.record, 'status', 'run', 'queue', 'loras', 'owner', 'cache_key')
 if not record[1] then
   leave_all_queues(id)
   return nil
@@ -27,6 +27,10 @@ if not takes_from(queue, record[4] or '') then
   return nil
 end
 use_queue(queue)
+local cache_key = record[1] == 'QUEUED' and record[6]
+if cache_key and waits_for_twin(cache_key) then
+  return nil -- it stays popped until that run ends
+end
 redis.call('LREM', keys.intermediate, 0, id)
 if record[1] == 'QUEUED' then
   local store = redis.call('GET', keys.store)
@@ -38,11 +42,16 @@ if record[1] == 'QUEUED' then
   redis.call('HINCRBY', keys.record, 'attempt', 1)
   redis.call('HSET', keys.record, 'status', 'PROCESSING', 'run', run, 'worker', ARGV[3],
              'gpus', ARGV[6], 'started_at', text(now))
+  if cache_key then
+    redis.call('HSET', keys.record, 'identity', ARGV[7])
+    become_maker(id, cache_key)
+    count('cache miss')
+  end
   local place = redis.call('ZSCORE', keys.waiting, id)
   if place and tonumber(place) >= 0 then
     redis.call('HSET', keys.turns, record[5], place)
   end
-  if ARGV[8] then -- a worker of several queues; see `rank`
+  if ARGV[9] then -- a worker of several queues; see `rank`
     redis.pcall('HSET', keys.served, record[5], redis.pcall('HINCRBY', keys.served, '', 1))
     redis.pcall('PEXPIRE', keys.served, HOUR_MS)
   end

@@ -1,0 +1,93 @@
+-- The result cache. Requests with the same cache key are twins: one of them runs and is their maker; when it
+-- is COMPLETED, so are the others, with its video. They wait in the queue like any other request, so that
+-- whatever ends the maker's run otherwise, the next of them runs.
+
+-- Twins that wait at most: the end of one run completes all of them in one step.
+local MOST_TWINS = 500
+
+-- The maker of the video of a cache key, its status and the identity of its engine; or nil.
+local function maker_of(cache_key)
+  local id = redis.call('GET', keys.makers .. cache_key)
+  local status, identity = unpack(id and read(RECORD .. id, 'status', 'identity') or {})
+  if status == 'PROCESSING' or status == 'COMPLETED' then
+    return id, status, identity
+  end
+end
+
+-- Whether a popped request is to be left there, until the run of its twin has ended.
+local function waits_for_twin(cache_key)
+  local _, status = maker_of(cache_key or '')
+  return status == 'PROCESSING'
+end
+
+local function join_twins(id, cache_key)
+  redis.call('SADD', keys.twins .. cache_key, id)
+end
+
+local function become_maker(id, cache_key)
+  redis.call('SREM', keys.twins .. cache_key, id)
+  redis.call('SET', keys.makers .. cache_key, id)
+end
+
+-- A request is no maker any more. Its twins that were popped meanwhile can be popped again.
+local function resign_as_maker(id, cache_key)
+  if redis.call('GET', keys.makers .. cache_key) ~= id then
+    return
+  end
+  redis.call('DEL', keys.makers .. cache_key)
+  for _, twin in ipairs(redis.call('SMEMBERS', keys.twins .. cache_key)) do
+    if redis.call('LREM', keys.intermediate, 0, twin) > 0 then
+      redis.call('LPUSH', keys.rq_queue, twin)
+    end
+  end
+end
+
+-- How long all cards worked on a video, in ms.
+local function made_in_ms(maker)
+  local started, ended, gpus = unpack(read(RECORD .. maker, 'started_at', 'ended_at', 'gpus'))
+  return math.max(0, (ended or 0) - (started or ended or 0)) * (gpus or 1)
+end
+
+-- Fields of a record that has the video of another one's run. `cached_ms` is what its charge goes by.
+local function fields_of_twin(maker)
+  local fields = { 'cached', 1, 'cached_ms', text(made_in_ms(maker)) }
+  local made = named(RECORD .. maker, 'file_name', 'file_size', 'precision', 'warnings', 'poster_size',
+                     'last_frame_size')
+  for index = 1, #made, 2 do
+    if made[index + 1] then
+      append(fields, { made[index], made[index + 1] })
+    end
+  end
+  return fields
+end
+
+-- A maker's files are kept until the last request that has them has expired.
+local function share_files(maker, id, retention_ms)
+  local sharers = keys.sharers .. maker
+  redis.call('SADD', sharers, id)
+  if redis.call('PTTL', sharers) < tonumber(retention_ms) then
+    redis.call('PEXPIRE', sharers, retention_ms)
+  end
+end
+
+-- A request that is deleted lets go of its files. Returns whether another one has them, too.
+local function are_shared(id, file_name, cache_key)
+  local maker = string.match(file_name, '^(.*)%-%x+%.%w+$')
+  if not maker then
+    return false
+  end
+  if cache_key and redis.call('GET', keys.makers .. cache_key) == id then
+    redis.call('DEL', keys.makers .. cache_key) -- the owner wants it forgotten
+  end
+  redis.call('SREM', keys.sharers .. maker, id)
+  local others = redis.call('SMEMBERS', keys.sharers .. maker)
+  if maker ~= id then
+    others[#others + 1] = maker
+  end
+  for _, other in ipairs(others) do
+    if redis.call('EXISTS', RECORD .. other) == 1 then
+      return true
+    end
+  end
+  return false
+end
