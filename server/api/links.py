@@ -127,6 +127,9 @@ class VideoLinks:
         }
 
     async def _url(self, name: str, job: Job, links: Links) -> str:
+        # A store's link would show the id of the request whose run has made a cached video.
+        if job.cached:
+            return links.video(await self.signer(), ending_of(name))
         # In a thread: credentials that expire may have to be fetched.
         link = await run_in_threadpool(self._outputs.link, name, self.seconds_left(job))
         return link or links.video(await self.signer(), ending_of(name))

@@ -16,7 +16,7 @@ from models.params import STILL_TYPE, Still
 from server.errors import NoStillError, RangeError
 from worker.errors import StorageError
 from worker.job import Job
-from worker.outputs.base import Outputs, media_type, still_name
+from worker.outputs.base import Outputs, media_type, request_of, still_name
 
 _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-(?!0+$)([0-9]{1,18}))")
 
@@ -63,8 +63,9 @@ async def _response(
 ) -> Response:
     size = file.size
     ended = formatdate((job.ended_at or 0) / 1000, usegmt=True)
-    # Names are never reused, so the name is the ETag.
-    validators = {"etag": f'"{file.name}"', "last-modified": ended}
+    # Names are never reused, so the name is the ETag; of a cached video with the request's own id.
+    etag = file.name.replace(request_of(file.name) or "", job.request_id, 1)
+    validators = {"etag": f'"{etag}"', "last-modified": ended}
     headers = {"accept-ranges": "bytes", **validators, **headers}
     asked = _asked_range(request, headers, size) if request is not None else None
     start, stop = asked or (0, size)
