@@ -140,7 +140,7 @@ class Promises(RuleBasedStateMachine):
     def waits_for_twin(self, request_id: str) -> bool:
         """Whether another request, with the same cache key, runs."""
         cache_key = self.redis.hget(keyspace.record(request_id), "cache_key")
-        maker = self.redis.get(f"{keyspace.MAKERS}{cache_key}") if cache_key else None
+        maker = self.redis.get(keyspace.MAKERS + str(cache_key)) if cache_key else None
         job = self.job(str(maker)) if maker else None
         return job is not None and job.status is Status.PROCESSING and maker != request_id
 
