@@ -162,6 +162,10 @@ class Engine(Protocol):
         """None where it would take time of the card that `generate` works on."""
         ...
 
+    def comment(self, params: GenerateParams) -> str:
+        """The comment of the clip that `generate` would return."""
+        ...
+
     def generate(
         self,
         params: GenerateParams,

@@ -99,12 +99,12 @@ CANCELLED = "The request was cancelled."
 
 _TEXTS = (
     *("owner", "model", "traceparent", "file_name", "precision", "scenario"),
-    *("error", "error_code", "draft_of", "siblings"),
+    *("error", "error_code", "draft_of", "siblings", "source", "source_warnings"),
 )
 _NUMBERS = (
     *("attempt", "created_at", "started_at", "ended_at", "step"),
     *("file_size", "poster_size", "last_frame_size", "cost", "remaining", "energy_mj"),
-    *("draft_steps", "first_step", "cached"),
+    *("draft_steps", "first_step", "cached", "source_ms"),
 )
 """Fields of the record that a `Job` has by the same name."""
 
@@ -143,7 +143,9 @@ class Job:
         draft_steps: of a draft, the steps that it runs; 0 of any other request.
         draft_of: of a request that finishes a draft, the draft's id; empty of any other.
         first_step: of the same, the steps of the draft; 0 of any other.
-        cached: 1 if another request's run made the video; else 0.
+        cached: 1 if another request's run made the frames; else 0.
+        source: for a worker, the name of a kept MP4 with the same frames at another fps, or empty;
+            `source_warnings` and `source_ms` are of the run that made it.
         error: text for the client; only when FAILED.
         error_code: its machine-readable form; only when FAILED.
         expires_at: expiry of the record, once it has ended; in ms as above.
@@ -181,6 +183,9 @@ class Job:
     draft_of: str = ""
     first_step: int = 0
     cached: int = 0
+    source: str = ""
+    source_warnings: str = "[]"
+    source_ms: int = 0
     error: str = ""
     error_code: str = ""
     expires_at: int | None = None
@@ -266,13 +271,14 @@ class Job:
     @property
     def queue_seconds(self) -> float | None:
         """From the submit to the start of the last run; to the end, where it has none."""
-        start = self.ended_at if self.cached else self.started_at
-        return _seconds_between(self.created_at, start)
+        start = self.ended_at if self.cached else None
+        return _seconds_between(self.created_at, self.started_at or start)
 
     @property
     def inference_seconds(self) -> float | None:
         """The last run, from its start to the end: denoising, video and publishing."""
-        return 0.0 if self.cached else _seconds_between(self.started_at, self.ended_at)
+        seconds = _seconds_between(self.started_at, self.ended_at)
+        return 0.0 if seconds is None and self.cached else seconds
 
     @property
     def total_seconds(self) -> float | None:

@@ -76,6 +76,10 @@ class MochiEngine:
         """None where T5 works on the card."""
         return self._encode_ahead if self.text_encoder.works_on_cpu else None
 
+    def comment(self, _params: GenerateParams) -> str:
+        """See `Engine`: none."""
+        return ""
+
     def generate(
         self,
         params: GenerateParams,

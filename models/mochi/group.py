@@ -45,6 +45,10 @@ class GroupEngine:
         """Of rank 0, which gives the others what it has encoded when their video begins."""
         return self._engine.encode_ahead
 
+    def comment(self, _params: GenerateParams) -> str:
+        """See `Engine`: none."""
+        return ""
+
     def generate(
         self,
         params: GenerateParams,

@@ -22,6 +22,8 @@ WIDTHS = (220.0, 360.0)
 """Of a blob, in pixels: from its middle to where it has a third of its strength."""
 ROUNDS = (11.0, 22.0)
 """Seconds for a circle."""
+FPS = 16.0
+"""At which the circles take as long, whatever the fps of the video."""
 DARK_SHARE = 0.6
 """Of the videos; the others are light."""
 DARK = np.array([0.21, 0.36, 0.50, 0.28, 0.58])
@@ -54,7 +56,7 @@ class Backdrop:
 
     def __init__(self, params: GenerateParams, colours: Floats) -> None:
         """`colours` are RGB from 0 to 255, `(BLOBS, 3)`."""
-        random = random_of(params, params.model_dump_json())
+        random = random_of(params, params.model_copy(update={"fps": FPS}).model_dump_json())
         self._colours = colours
         self._centres = random.uniform((0.0, 0.0), (WIDTH, HEIGHT), (BLOBS, 2))
         self._radii = random.uniform(*ORBITS, (BLOBS, 1))

@@ -15,7 +15,7 @@ from models.engine import (
     Traits,
     is_checkpoint_due,
 )
-from models.mock.scene import Scene
+from models.mock.scene import Scene, comment_of
 from models.params import GenerateParams
 
 
@@ -52,6 +52,10 @@ class FakeEngine:
     @property
     def encode_ahead(self) -> None:
         """It has no text encoder."""
+
+    def comment(self, params: GenerateParams) -> str:
+        """See `Engine`."""
+        return comment_of(params, self.traits.model)
 
     def generate(
         self,

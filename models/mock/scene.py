@@ -1,4 +1,7 @@
-"""Draws the mock's videos: a backdrop, the parameters in words, and a bar for the time."""
+"""Draws the mock's videos: a backdrop, the parameters in words, and a bar for the time.
+
+As with a model, `fps` changes no frame.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from models.engine import Clip
-from models.mock.backdrop import Backdrop, palette, random_of
+from models.mock.backdrop import FPS, Backdrop, palette, random_of
 from models.mock.words import BAR, MARGIN, SMALL, font, pill, words
 from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
 
@@ -41,10 +44,10 @@ class Scene:
         """
         self._params = params
         self._mock = mock
-        self._variant = {} if params.model == MODEL else {"model": params.model}
+        variant = [] if params.model == MODEL else [params.model]
         colours, self._ink = palette(params)
         self._backdrop = Backdrop(params, colours)
-        self._words = words(params, ", ".join([*self._variant.values(), made]), stop_after)
+        self._words = words(params, ", ".join([*variant, made]), stop_after)
 
     def clip(self, engine: Clip | None = None) -> Clip:
         """The video, with the parameters as a JSON object in its comment.
@@ -54,8 +57,7 @@ class Scene:
         """
         pictures = _pictures(engine) if engine else repeat(None, self._params.frames)
         frames = (self._frame(*each).tobytes() for each in enumerate(pictures))
-        facts = {"mock": self._mock} | self._variant | self._params.model_dump()
-        comment = json.dumps(facts, ensure_ascii=False)
+        comment = comment_of(self._params, self._mock)
         return Clip(WIDTH, HEIGHT, frames, engine.warnings if engine else (), comment)
 
     def preview(self, step: int) -> bytes:
@@ -71,7 +73,7 @@ class Scene:
         return file.getvalue()
 
     def _frame(self, index: int, engine: Image.Image | None = None) -> Image.Image:
-        picture = self._backdrop.at(index / self._params.fps)
+        picture = self._backdrop.at(index / FPS)
         if engine is not None:
             picture.paste(Image.blend(picture.crop(INSET), engine, OPACITY), INSET)
         picture.paste(self._ink, mask=self._words)
@@ -84,10 +86,13 @@ class Scene:
         number, count = index + 1, self._params.frames
         done = max(bottom - top, round((right - left) * number / count))
         picture.paste(self._ink, (left, top), pill(done, bottom - top))
-        seconds = f"{number / self._params.fps:.2f} of {count / self._params.fps:.2f} s"
-        under = bottom + 9
-        pen.text((left, under), f"frame {number} of {count}", self._ink, font(SMALL))
-        pen.text((right, under), seconds, self._ink, font(SMALL), anchor="ra")
+        pen.text((left, bottom + 9), f"frame {number} of {count}", self._ink, font(SMALL))
+
+
+def comment_of(params: GenerateParams, mock: str) -> str:
+    """A JSON object of the parameters, for the metadata of a file. `mock`: name of the engine."""
+    variant = {} if params.model == MODEL else {"model": params.model}
+    return json.dumps({"mock": mock} | variant | params.model_dump(), ensure_ascii=False)
 
 
 def _pictures(clip: Clip) -> Iterator[Image.Image]:

@@ -41,7 +41,6 @@ def words(params: GenerateParams, made: str, stop_after: int | None = None) -> I
         f"seed {params.seed}",
         f"{draft}{params.steps} steps",
         f"guidance {params.guidance_scale:g}",
-        f"{params.fps:g} fps",
     )
     pen.text((MARGIN, 362), "   ".join(facts), 230, font(SMALL))
     if params.lora:

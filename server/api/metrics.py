@@ -100,9 +100,9 @@ COUNTS = (
         "cache",
         "mochi_cache_requests",
         "With MOCHI_CACHE: `hit`: the video was kept; `wait`: the run of an equal request made it; "
-        "`miss`: a run began.",
+        "`retimed`: a worker gave a kept one another fps; `miss`: a run began.",
         "outcome",
-        ("hit", "wait", "miss"),
+        ("hit", "wait", "retimed", "miss"),
     ),
     Count("charged", "mochi_credits_charged", "Credits charged for videos.", unit=MILLION),
 )

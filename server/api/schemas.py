@@ -36,7 +36,7 @@ class Metrics(BaseModel):
         "Joules that the GPUs used for the run that made the video; absent where they do not count."
     )
     cached: Literal[True] | None = absent_when_none(
-        "The result cache had the video, or it was made for another request; there was no run."
+        "The result cache had the video, or its frames: no GPU has worked for this request."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Mapping
@@ -29,8 +30,10 @@ from models.video import encode
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.job import Job, Stage
 from worker.outputs.base import Outputs, still_name, video_name
+from worker.outputs.retiming import published_stills, retime_published
 from worker.pace import USUAL, Pace, Work, pace_for
 from worker.process.shutdown import Stop
+from worker.provenance.label import description
 from worker.provenance.marker import Marker
 from worker.runtime.checkpoints import RunCheckpoints
 from worker.runtime.heartbeat import Heartbeat
@@ -149,6 +152,8 @@ class Runner:
         draft = self.outputs.draft(name)
         self.moderation.check_prompt(job.params.prompt)
         run.check()  # moderation may take long
+        if job.source and (result := self._retimed(job, run, name, draft)):
+            return result
         seconds: dict[str, float] = {}
         traits = self.engine.traits
         on_step = MockOutcome(job, run, self.speed).on_step if traits.is_mock else run.on_step
@@ -179,6 +184,36 @@ class Runner:
         sizes = {still: len(data) for still, data in files.items()}
         warnings = self._warnings(job, clip)
         return Result(name, size, traits.precision, warnings, seconds, stills=sizes)
+
+    def _retimed(self, job: Job, run: Run, name: str, draft: Path) -> Result | None:
+        """The video of a kept one that differs in its fps; None if that cannot be read."""
+        traits, seconds = self.engine.traits, dict[str, float]()
+        asked = Stills.of(job.files, job.params.frames)
+        about = {
+            "comment": self.engine.comment(job.params),
+            "description": description(traits.model) if self.marker else "",
+        }
+        run.enter(Stage.ENCODING_VIDEO)
+        try:
+            with timed("video", seconds):
+                retime_published(self.outputs, job.source, draft, job.params.fps, **about)
+                stills = published_stills(self.outputs, job.source, asked.places)
+        except (EncodingError, OSError, StorageError) as error:
+            draft.unlink(missing_ok=True)
+            _log.warning("video.not_retimed", source=job.source, reason=str(error))
+            return None
+        if self.marker:
+            with timed("marking", seconds):
+                self.marker.mark(draft, traits.model, job.params.prompt)
+        run.enter(Stage.PUBLISHING)
+        with timed("publishing", seconds):
+            size = self._publish(name, stills)
+        _log.info("run.retimed", source=job.source)
+        return Result(
+            *(name, size, traits.precision, tuple(json.loads(job.source_warnings)), seconds),
+            stills={still: len(data) for still, data in stills.items()},
+            source_ms=job.source_ms,
+        )
 
     def _marked(
         self, marker: Marker, job: Job, draft: Path, stills: Mapping[Still, bytes]
@@ -235,13 +270,13 @@ class Runner:
         return (*clip.warnings, *warnings_of(job, is_mock=traits.is_mock), *lossy)
 
     def _complete(self, job: Job, run: Run, result: Result) -> None:
-        pace = run.measured()  # before any wait for the broker
+        pace = None if job.scenario or result.source_ms is not None else run.measured()
         result = replace(result, joules=run.energy.joules)
         if self._write_completed(run.lease, result):
             _log.info("run.completed", bytes=result.file_size)
             if not job.draft_steps:  # its finish begins there
                 self._remove_checkpoint(run)
-            if not job.scenario:
+            if pace:
                 self.store.note_pace(self.engine.traits, Work.of(job.params), pace)
             self._remove_early(job, result)
         else:

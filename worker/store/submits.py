@@ -340,5 +340,12 @@ def cache_key_of(params: RequestParams) -> str:
     return _digest(f"{params.model} {params.model_dump_json()}")
 
 
+def frames_key_of(params: RequestParams) -> str:
+    """As `cache_key_of`, the same for every fps. Empty where files cannot be given another one."""
+    if params.format != "mp4":
+        return ""
+    return _digest(f"any fps {cache_key_of(params.model_copy(update={'fps': 1.0}))}")
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -54,6 +54,8 @@ class Result:
     """Energy of all cards; None where they do not count it."""
     stills: Mapping[Still, int] = field(default_factory=dict)
     """Size of each still in bytes."""
+    source_ms: int | None = None
+    """Milliseconds of all GPUs in another run, if that made the frames; see `Job.source`."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ class WorkerStore:
             *("file_size", result.file_size),
             *("precision", result.precision),
             *("warnings", json.dumps(result.warnings)),
+            *(() if result.source_ms is None else ("cached", 1, "cached_ms", result.source_ms)),
             *(part for still, size in result.stills.items() for part in (f"{still}_size", size)),
             *(
                 part

@@ -20,7 +20,7 @@ from models.catalogue import MOCHI, Model
 from models.engine import Checkpoints, Clip, EncodeAhead, Engine, OnStep, Previews, Traits
 from models.mochi.parts import Parts
 from models.mochi.synthetic.values import random_values
-from models.mock.scene import Scene
+from models.mock.scene import Scene, comment_of
 from models.params import GenerateParams
 from models.settings import make_private_folder
 
@@ -67,6 +67,9 @@ class MockEngine:
                 encode(condensed(params))
 
         return ahead if all(encodes.values()) else None
+
+    def comment(self, params: GenerateParams) -> str:
+        return comment_of(params, self.traits.model)
 
     def generate(
         self,

@@ -29,7 +29,7 @@ from server.webhooks.url import FIELD, MOST_LENGTH, webhook_url
 from worker.billing import Price
 from worker.job import Job
 from worker.pace import Work
-from worker.store.submits import Accepted, Idempotency, NewRequest, cache_key_of
+from worker.store.submits import Accepted, Idempotency, NewRequest, cache_key_of, frames_key_of
 
 DRY_RUN = Flag(
     name="dry_run",
@@ -243,7 +243,11 @@ class Submission:
         same = {**self.record_fields, **_hint_fields(self.hints), **self._plan_fields()}
         history = self.call.services.history
         return [
-            NewRequest(params, same | history.record_fields(params), self._cache_key(params))
+            NewRequest(
+                params,
+                same | history.record_fields(params) | self._cache_fields(params),
+                self._cache_key(params),
+            )
             for params in self._params_of_each()
         ]
 
@@ -256,6 +260,11 @@ class Submission:
         """Empty for what is to run in any case: a mock outcome, and a draft with its checkpoint."""
         is_to_run = "scenario" in self.record_fields or self.plan.draft_steps
         return "" if is_to_run or not self.call.services.settings.cache else cache_key_of(params)
+
+    def _cache_fields(self, params: RequestParams) -> dict[str, str]:
+        """Fields of the record by which a kept video with another fps is found."""
+        key = frames_key_of(params) if self._cache_key(params) else ""
+        return {"frames_key": key} if key else {}
 
     @property
     def cache_keys(self) -> list[str]:

@@ -184,3 +184,31 @@ def test_usage_counts_cached_requests(stack: Stack) -> None:
         made(client, POND | {"seed": 10})
     (row,) = client.get("/v1/usage").json()["usage"]
     assert (row["requests"], row["completed"], row["cached"]) == (2, 2, 1)
+
+
+def test_another_fps_needs_no_gpu_and_has_the_bytes_of_a_run(
+    stack: Stack, client: httpx2.Client
+) -> None:
+    asked = POND | {"seed": 11}
+    first, before = made(client, asked), runs(stack)
+    other = made(client, asked | {"fps": 24})
+    assert other["metrics"]["cached"] is True
+    assert other["metrics"]["cost"] == 0.05
+    assert runs(stack) == before
+    bytes_ = {name: httpx2.get(other[name]["url"]).content for name in ("video", "poster")}
+    for body in (first, other):
+        client.delete(f"/v1/videos/{body['request_id']}")
+    again = made(client, asked | {"fps": 24})
+    assert runs(stack) == before + 1
+    assert {name: httpx2.get(again[name]["url"]).content for name in bytes_} == bytes_
+
+
+def test_a_kept_file_that_is_lost_is_made_again(stack: Stack, client: httpx2.Client) -> None:
+    asked = POND | {"seed": 12}
+    first = made(client, asked)
+    for name in stack.outputs():
+        if name.startswith(first["request_id"]):
+            (stack.folder / "outputs" / name).unlink()
+    other = made(client, asked | {"fps": 24})
+    assert "cached" not in other["metrics"]
+    assert len(video(other)) > 1000

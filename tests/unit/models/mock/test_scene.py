@@ -55,7 +55,6 @@ def test_a_clip_has_the_size_and_the_number_of_frames_of_the_video(frames: int) 
         {"prompt": 60 * "A red panda drinks tea. " + "Why?"},  # its end is not shown
         {"negative_prompt": "blurry"},
         {"guidance_scale": 4.6},
-        {"fps": 24},
         {"frames": 3},
         {"steps": 31},
         {"seed": 1},
@@ -71,6 +70,10 @@ def test_every_frame_differs_with_each_parameter_and_with_nothing_else(
     assert frames_of(asked) == frames
     changed = frames_of(asked.model_copy(update=other))
     assert not {*frames} & {*changed}
+
+
+def test_fps_changes_no_frame() -> None:
+    assert frames_of(params(frames=3, fps=7.5)) == frames_of(params(frames=3))
 
 
 def test_every_frame_of_the_longest_video_is_different() -> None:

@@ -17,7 +17,7 @@ from worker.errors import QueueFullError, RequestNotFoundError, TooFewCreditsErr
 from worker.job import Cancellation, Job, Status
 from worker.store import keyspace
 from worker.store.reports.usage import Period, read_usages
-from worker.store.submits import Accepted, NewRequest, cache_key_of
+from worker.store.submits import Accepted, NewRequest, cache_key_of, frames_key_of
 from worker.store.webhooks.deliveries import all_deliveries
 from worker.store.worker_side import Lease, Recovery, Result, WorkerStore
 
@@ -38,8 +38,14 @@ def store(redis: Redis) -> WorkerStore:
 
 def submit_all(url: str, owner: str = OWNER, count: int = 1, **options: Any) -> Accepted:
     most_waiting = options.pop("most_waiting", 1000)
-    each = [POND.model_copy(update={"seed": POND.seed + number}) for number in range(count)]
-    requests = [NewRequest(params, {}, cache_key_of(params)) for params in each]
+    fps = options.pop("fps", POND.fps)
+    each = [
+        POND.model_copy(update={"seed": POND.seed + number, "fps": fps}) for number in range(count)
+    ]
+    requests = [
+        NewRequest(params, {"frames_key": frames_key_of(params)}, cache_key_of(params))
+        for params in each
+    ]
     return ask_gateway(
         url, lambda it: it.submit_all(requests, owner, **options), most_waiting=most_waiting
     )
@@ -359,3 +365,50 @@ def test_each_has_its_own_delivery_usage_and_counter(
     assert (usage.requests, usage.completed, usage.cached) == (3, 3, 2)
     counted = redis.hmget(keyspace.METRICS, "cache miss", "cache wait", "cache hit")
     assert counted == ["1", "1", "1"]
+
+
+def test_a_run_with_another_fps_is_told_of_the_kept_file(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    maker = find(redis_url, make(store, redis, redis_url))
+    other = submit(redis_url, fps=24.0, price=QUARTER)
+    lease = Lease(str(pop(redis)), RUN)
+    job = store.start(lease, "ann", identity=IDENTITY)
+    assert job
+    assert (job.source, job.source_warnings) == (maker.file_name, maker.warnings_json)
+    assert store.complete(lease, Result(f"{other}-{RUN}.mp4", 900, source_ms=job.source_ms))
+    retimed = find(redis_url, other)
+    assert (retimed.cached, retimed.cost) == (1, MILLION)
+    assert retimed.file_name != maker.file_name
+    again = find(redis_url, submit(redis_url, fps=24.0))
+    assert (again.status, again.file_name) == (Status.COMPLETED, retimed.file_name)
+    counted = redis.hmget(keyspace.METRICS, "cache miss", "cache retimed", "cache hit")
+    assert counted == ["1", "1", "1"]
+
+
+@pytest.mark.parametrize("identity", ["other weights", ""])
+def test_a_worker_with_other_weights_is_told_of_no_file(
+    redis: Redis, redis_url: str, store: WorkerStore, identity: str
+) -> None:
+    make(store, redis, redis_url)
+    submit(redis_url, fps=24.0)
+    job = store.start(Lease(str(pop(redis)), RUN), "bob", identity=identity)
+    assert job
+    assert not job.source
+
+
+def test_no_file_is_told_of_that_was_deleted(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    maker = make(store, redis, redis_url)
+    submit(redis_url, fps=24.0)
+    delete(redis_url, maker)
+    job = store.start(Lease(str(pop(redis)), RUN), "ann", identity=IDENTITY)
+    assert job
+    assert not job.source
+
+
+def test_only_an_mp4_can_be_given_another_fps() -> None:
+    assert frames_key_of(POND) == frames_key_of(POND.model_copy(update={"fps": 24.0}))
+    assert frames_key_of(POND) not in {KEY, frames_key_of(POND.model_copy(update={"seed": 8}))}
+    assert not frames_key_of(POND.model_copy(update={"format": "gif"}))

@@ -42,9 +42,13 @@ local function resign_as_maker(id, cache_key)
   end
 end
 
--- How long all cards worked on a video, in ms.
+-- How long all cards worked on the frames of a video, in ms.
 local function made_in_ms(maker)
-  local started, ended, gpus = unpack(read(RECORD .. maker, 'started_at', 'ended_at', 'gpus'))
+  local started, ended, gpus, cached =
+    unpack(read(RECORD .. maker, 'started_at', 'ended_at', 'gpus', 'cached_ms'))
+  if cached then
+    return tonumber(cached)
+  end
   return math.max(0, (ended or 0) - (started or ended or 0)) * (gpus or 1)
 end
 
@@ -61,6 +65,16 @@ local function fields_of_twin(maker)
   return fields
 end
 
+-- Of a run that would make the frames of a kept MP4 for another fps, that file: no field, or all.
+local function source_of(frames_key, identity)
+  local maker, status, made_by = maker_of(frames_key or '')
+  if status ~= 'COMPLETED' or identity == '' or made_by ~= identity then
+    return {}
+  end
+  local file_name, warnings = unpack(read(RECORD .. maker, 'file_name', 'warnings'))
+  return { 'source', file_name, 'source_warnings', warnings, 'source_ms', text(made_in_ms(maker)) }
+end
+
 -- A maker's files are kept until the last request that has them has expired.
 local function share_files(maker, id, retention_ms)
   local sharers = keys.sharers .. maker
@@ -71,13 +85,15 @@ local function share_files(maker, id, retention_ms)
 end
 
 -- A request that is deleted lets go of its files. Returns whether another one has them, too.
-local function are_shared(id, file_name, cache_key)
+local function are_shared(id, file_name, cache_keys)
   local maker = string.match(file_name, '^(.*)%-%x+%.%w+$')
   if not maker then
     return false
   end
-  if cache_key and redis.call('GET', keys.makers .. cache_key) == id then
-    redis.call('DEL', keys.makers .. cache_key) -- the owner wants it forgotten
+  for _, cache_key in ipairs(cache_keys) do
+    if redis.call('GET', keys.makers .. cache_key) == id then
+      redis.call('DEL', keys.makers .. cache_key) -- the owner wants it forgotten
+    end
   end
   redis.call('SREM', keys.sharers .. maker, id)
   local others = redis.call('SMEMBERS', keys.sharers .. maker)

@@ -33,7 +33,9 @@ local function end_among_twins(id, cache_key, status, usual_ms)
   if status ~= 'COMPLETED' then
     return resign_as_maker(id, cache_key)
   end
-  redis.call('SET', keys.makers .. cache_key, id, 'PX', redis.call('PTTL', keys.record))
+  for _, made in ipairs({ cache_key, read(keys.record, 'frames_key')[1] or nil }) do
+    redis.call('SET', keys.makers .. made, id, 'PX', redis.call('PTTL', keys.record))
+  end
   for _, twin in ipairs(redis.call('SMEMBERS', twins)) do
     if read(RECORD .. twin, 'status')[1] == 'QUEUED' then
       complete_with(id, twin, usual_ms)
@@ -48,7 +50,7 @@ end
 -- expire after `usual_ms`, or after the record's own `retention_ms`; RQ's keys are deleted at once.
 local function finish(id, status, usual_ms, fields)
   local retention_ms = redis.call('HGET', keys.record, 'retention_ms') or usual_ms
-  local owner, cache_key = unpack(redis.call('HMGET', keys.record, 'owner', 'cache_key'))
+  local owner, cache_key, has_run = unpack(redis.call('HMGET', keys.record, 'owner', 'cache_key', 'started_at'))
   local ms, gpu_ms = end_gpu_time(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
   local is_cached = redis.call('HEXISTS', keys.record, 'cached') == 1
@@ -79,7 +81,7 @@ local function finish(id, status, usual_ms, fields)
   if status == 'COMPLETED' then
     notify_of_budget(owner, usual_ms)
   end
-  if cache_key and not is_cached then
+  if cache_key and (has_run or status ~= 'COMPLETED') then
     end_among_twins(id, cache_key, status, usual_ms)
   end
 end

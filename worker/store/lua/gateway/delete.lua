@@ -3,8 +3,8 @@
 -- ARGV: id, owner, retention in ms, error. Returns the name of the video or '', or nil: no such request.
 local id = ARGV[1]
 local names = { 'status', 'owner', 'deleted', 'idempotency_key', 'file_name', 'history_entry', 'deliveries',
-                'queue', 'cache_key' }
-local status, owner, deleted, key, file_name, entry, deliveries, queue, cache_key =
+                'queue', 'cache_key', 'frames_key' }
+local status, owner, deleted, key, file_name, entry, deliveries, queue, cache_key, frames_key =
   unpack(read(keys.record, unpack(names)))
 if owner ~= ARGV[2] or deleted then
   return nil
@@ -33,7 +33,7 @@ for delivery_id in string.gmatch(id .. ' ' .. (deliveries or ''), '%S+') do
   redis.call('DEL', keys.webhook .. delivery_id)
   end_delivery(delivery_id, owner, ARGV[3])
 end
-if file_name and are_shared(id, file_name, cache_key) then
+if file_name and are_shared(id, file_name, { cache_key or nil, frames_key or nil }) then
   return '' -- the sweeper removes it after the last of them
 end
 return file_name or ''

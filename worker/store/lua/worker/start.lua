@@ -1,7 +1,7 @@
 -- QUEUED -> PROCESSING under a lease. The run token fences all later writes of this attempt.
 -- ARGV: id, run, worker, lease in ms, the mark of the store that the worker writes to, or '', how many GPUs it
 -- has for the run, the identity of its engine or '', and its queues; see `LiveWorker`.
--- Returns the fields of the record that a worker needs, as names and values; or nil: nothing to do; or
+-- Returns the fields of the record that a worker needs, and those of a `source`, as names and values; or nil: nothing to do; or
 -- 'other_store': no gateway could serve the video, and the request waits on for another worker.
 local id, run = ARGV[1], ARGV[2]
 local now = now_ms()
@@ -16,7 +16,8 @@ local function takes_from(queue, loras)
   end
 end
 
-local record = read(keys.record, 'status', 'run', 'queue', 'loras', 'owner', 'cache_key')
+local record = read(keys.record, 'status', 'run', 'queue', 'loras', 'owner', 'cache_key', 'frames_key')
+local source = {}
 if not record[1] then
   leave_all_queues(id)
   return nil
@@ -45,7 +46,8 @@ if record[1] == 'QUEUED' then
   if cache_key then
     redis.call('HSET', keys.record, 'identity', ARGV[7])
     become_maker(id, cache_key)
-    count('cache miss')
+    source = source_of(record[7], ARGV[7])
+    count(source[1] and 'cache retimed' or 'cache miss')
   end
   local place = redis.call('ZSCORE', keys.waiting, id)
   if place and tonumber(place) >= 0 then
@@ -62,5 +64,6 @@ elseif record[1] ~= 'PROCESSING' or record[2] ~= run then
   return nil
 end
 redis.call('ZADD', keys.leases, text(now + ARGV[4]), id)
-return named(keys.record, 'status', 'attempt', 'params', 'owner', 'created_at', 'started_at',
-             'scenario', 'traceparent', 'draft_steps', 'draft_of', 'model')
+append(source, named(keys.record, 'status', 'attempt', 'params', 'owner', 'created_at', 'started_at',
+             'scenario', 'traceparent', 'draft_steps', 'draft_of', 'model'))
+return source
