@@ -6,6 +6,7 @@ workers that ran it, and that it had to, by what was done to those workers.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -262,11 +263,19 @@ def _violations(
     )
     for request_id, its in runs.items():
         counted = Counter(run.end.what for run in its if run.end is not None)
+        if counted[What.COMPLETED] and any(map(_is_without_run, ends.get(request_id, ()))):
+            yield f"{request_id}: cached, and completed by a run"
         if counted[What.COMPLETED] > 1:
             yield f"{request_id}: completed by {counted[What.COMPLETED]} runs"
         attempts = len(its) - counted[What.REQUEUED]
         if attempts > MOST_ATTEMPTS:
             yield f"{request_id}: {attempts} attempts"
+
+
+def _is_without_run(end: Event) -> bool:
+    """Whether the result says that another request's run made its video."""
+    metrics = json.loads(end.body)["metrics"] if end.body else {}
+    return bool(metrics.get("cached")) and not metrics["inference_time"]
 
 
 def _detection(history: list[Event], runs: dict[str, list[_Run]]) -> Iterator[float]:

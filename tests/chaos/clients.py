@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import time
@@ -29,6 +30,10 @@ TIMEOUT_SECONDS = 10.0
 REPLAYED = "idempotency-replayed"
 DRAFT_EACH, SEVERAL_EACH = 3, 5
 """Each so many-th submit is a draft, which is finished, or two requests; some are both."""
+NEW_EACH, EQUALS, ROUND = 4, 8, 40
+"""Each so many-th submit is like no other. The others of a round of so many are of so many kinds:
+equal ones run at the same time, and one after the other."""
+FPS = (16, 24)
 LORA_EACH = 3
 """One of so many submits asks for no LoRA; the others for one, or two where a worker has two."""
 SAY_TWICE = 10
@@ -53,9 +58,11 @@ class Clients:
         offers: Mapping[str, Sequence[str]] = MappingProxyType({MODEL: ()}),
         *,
         makes_drafts: bool = True,
+        compares: bool = True,
     ) -> None:
-        """They ask for drafts, which they finish, and for several at once.
+        """They ask for drafts, which they finish, for several at once, and for equal videos.
 
+        `compares`: whether all workers make the same bytes of equal requests.
         `offers`: the models that they ask for in turn; each with LoRAs, for some requests.
         """
         self.errors: Counter[str] = Counter()
@@ -66,6 +73,9 @@ class Clients:
         self._webhook = {"webhook_url": webhook_url} if webhook_url else {}
         self._offers = offers
         self._makes_drafts = makes_drafts
+        self._compares = compares
+        self._asked: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, tuple[str, str]] = {}
         self._finishes: dict[str, asyncio.Task[None]] = {}
         self._note = note
         self._open: dict[str, None] = {}
@@ -152,45 +162,53 @@ class Clients:
                 await self._fetch(request_id, self._ended[request_id])
 
     async def _submit(self, number: int) -> None:
-        model = [*self._offers][number % len(self._offers)]
-        body: dict[str, Any] = {"prompt": f"chaos {number}", "frames": 1, "steps": STEPS[model]}
-        body |= self._webhook
-        loras = self._offers[model][: number % LORA_EACH]  # none, the first, or the first two
+        is_only = number % NEW_EACH == 0
+        kind = number if is_only else number % EQUALS
+        subject = f"chaos {number}" if is_only else f"chaos of round {number // ROUND}"
+        model = [*self._offers][kind % len(self._offers)]
+        body: dict[str, Any] = {"prompt": subject, "frames": 1, "steps": STEPS[model]}
+        body["fps"] = FPS[kind // 2 % len(FPS)]
+        loras = self._offers[model][: kind % LORA_EACH]  # none, the first, or the first two
         if loras:
             body["lora"] = dict.fromkeys(loras, 0.5)
-        if self._makes_drafts and number % DRAFT_EACH == 0:
+        if self._makes_drafts and kind % DRAFT_EACH == 0:
             body["draft_steps"] = STEPS[model] // 2
+        asked = {"model": model} | body
         if self._makes_drafts and number % SEVERAL_EACH == 0:
             body["count"] = 2
         times = 1 if number % SAY_TWICE else 2
-        await self._say(f"/v2/{model}", body, f"chaos-{number}", times)
+        await self._say(f"/v2/{model}", body, f"chaos-{number}", times, asked)
 
     async def _finish(self, draft_id: str) -> None:
         """Twice, as a draft has one finish; without a key, which would see to that."""
-        await self._say(f"/v2/requests/{draft_id}/finish", dict(self._webhook), "", 2)
+        asked = {name: of for name, of in self._asked[draft_id].items() if name != "draft_steps"}
+        await self._say(f"/v2/requests/{draft_id}/finish", {}, "", 2, asked)
 
-    async def _say(self, path: str, body: dict[str, Any], key: str, times: int) -> None:
-        """Send it until it is accepted so many times."""
+    async def _say(
+        self, path: str, body: dict[str, Any], key: str, times: int, asked: dict[str, Any]
+    ) -> None:
+        """Send it until it is accepted so many times. `asked`: what decides the video."""
         headers = {"idempotency-key": key} if key else {}
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             url = self._next_url() + path
-            answer = await self._ask("POST", url, json=body, headers=headers)
+            answer = await self._ask("POST", url, json=body | self._webhook, headers=headers)
             if answer is not None and answer.is_success:
-                self._accept(answer, key or path)
+                self._accept(answer, key or path, asked)
                 times -= 1
             if not times:
                 return
             await asyncio.sleep(AGAIN_SECONDS)
         self.gave_up += 1
 
-    def _accept(self, answer: httpx2.Response, submit: str) -> None:
+    def _accept(self, answer: httpx2.Response, submit: str, asked: dict[str, Any]) -> None:
         body = answer.json()
         self.replayed += REPLAYED in answer.headers
         for place, request in enumerate(body.get("requests", [body])):
             request_id = request["request_id"]
             if request_id not in self._ended:
                 self._open[request_id] = None
+            self._asked[request_id] = {"place": place} | asked
             detail = f"{submit} {place}"
             self._note(Event(time.time(), What.ACKNOWLEDGED, request_id, detail=detail))
 
@@ -216,6 +234,15 @@ class Clients:
         answer = await self._ask("GET", url)
         if answer is None or not answer.content:
             detail = f"completed, and its video cannot be had from {url.partition('?')[0]}"
+            self._note(Event(time.time(), What.DAMAGED, request_id, detail=detail))
+        elif self._compares:
+            self._compare(request_id, hashlib.sha256(answer.content).hexdigest())
+
+    def _compare(self, request_id: str, digest: str) -> None:
+        asked = json.dumps(self._asked[request_id], sort_keys=True)
+        first, its = self._digests.setdefault(asked, (request_id, digest))
+        if its != digest:
+            detail = f"not the bytes of {first}, which asked for the same"
             self._note(Event(time.time(), What.DAMAGED, request_id, detail=detail))
 
     async def _ask(self, verb: str, url: str, **options: Any) -> httpx2.Response | None:

@@ -117,6 +117,7 @@ class _Experiment:
                 hook.url,
                 offers,
                 makes_drafts=not self._plan.upgrade_from,
+                compares=not self._plan.groups,  # these have another mock
             ) as clients:
                 quiet = await self._load_and_break(fleet, clients)
                 await clients.look_again()
@@ -227,6 +228,8 @@ class _Experiment:
             stuck=stuck,
             logged_errors=dict(bugs),
             books=Books.of(self._account(), self._history, costs),
+            cache=_cached(self._broker.url),
+            forgotten=_forgotten(self._broker.url),
         )
 
     def _account(self) -> dict[str, str]:
@@ -322,6 +325,26 @@ def _records(url: str) -> tuple[dict[str, int], set[str]]:
             costs[str(key).removeprefix(keyspace.record(""))] = int(cost or 0)
             files |= {str(file_name)} if file_name else set()
     return costs, files
+
+
+def _cached(url: str) -> dict[str, int]:
+    """What the result cache has counted, by outcome."""
+    prefix = "cache "
+    with broker_errors(), connect_briefly(url) as redis:
+        counts = redis.hgetall(keyspace.METRICS)
+    return {
+        str(name).removeprefix(prefix): int(count)
+        for name, count in sorted(counts.items())
+        if str(name).startswith(prefix)
+    }
+
+
+def _forgotten(url: str) -> list[str]:
+    """Keys of the result cache that stay for ever, now that no request waits or runs."""
+    prefixes = (keyspace.MAKERS, keyspace.TWINS, keyspace.SHARERS)
+    with broker_errors(), connect_briefly(url) as redis:
+        keys = [str(key) for prefix in prefixes for key in redis.scan_iter(f"{prefix}*")]
+        return sorted(key for key in keys if redis.pttl(key) < 0)
 
 
 def _processes_of(folder: Path) -> list[int]:

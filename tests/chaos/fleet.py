@@ -31,6 +31,8 @@ SERVED = (f"{MODEL},{FAST_MOCHI.slug}", MODEL, FAST_MOCHI.slug)
 """What workers run, by turns; groups run one model each."""
 LORAS = ("ink,noir", "ink")
 """What workers offer, by turns."""
+CACHE = {"MOCHI_CACHE": "true", "MOCHI_CACHE_PRICE": "0.25"}
+"""Of gateways, where all processes are of one release."""
 GROUP = {"MOCHI_ENGINE": "mochi", "MOCHI_MOCK": "true", "MOCHI_GPUS_PER_VIDEO": "2"}
 """Variables of a worker with a follower."""
 
@@ -249,7 +251,7 @@ class Fleet:
 
     def _start_gateway(self, place: int) -> Member:
         environ = self._release(Kind.ROLL_GATEWAY, place)
-        models = {} if self._older else {"MOCHI_MODELS": SERVED[0]}
+        models = {} if self._older else {"MOCHI_MODELS": SERVED[0]} | CACHE
         return self._start("server", environ | models | {"MOCHI_PORT": str(self._ports[place])})
 
     def _release(self, kind: Kind, place: int) -> dict[str, str]:

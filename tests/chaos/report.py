@@ -64,6 +64,8 @@ class Report:
         books: where the credits are.
         deliveries: how many requests had so many webhook deliveries; empty without webhooks.
         processes_left: ids of processes that lived on.
+        cache: how often the result cache did what.
+        forgotten: its keys that never expire.
     """
 
     plan: Plan
@@ -82,6 +84,8 @@ class Report:
     books: Books
     deliveries: dict[int, int] = field(default_factory=dict)
     processes_left: list[int] = field(default_factory=list)
+    cache: dict[str, int] = field(default_factory=dict)
+    forgotten: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
@@ -139,6 +143,8 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
     )
     if report.deliveries:
         yield "webhook deliveries: requests", _listed(report.deliveries)
+    if report.cache:
+        yield "result cache", _listed(report.cache)
     yield "errors in the logs", _listed(report.logged_errors)
     books = report.books
     yield "credits charged, left, reserved", f"{books.charged}, {books.balance}, {books.reserved}"
@@ -154,6 +160,8 @@ def broken_promises(report: Report) -> Iterator[str]:
         yield f"violation: {sentence}"
     for name in report.files_missing:
         yield f"violation: {name} belongs to a completed request and is not there"
+    for key in report.forgotten:
+        yield f"violation: {key} never expires"
     if report.made_twice:
         yield f"violation: {report.made_twice} submits that were tried again made another request"
     for what, processes in (

@@ -12,6 +12,8 @@ from tests.chaos.history import Event, What, events_of
 
 LEASE = 10.0
 
+VIDEO = '{"metrics": {}, "seed": 1}'
+
 
 def accounted(*events: Event) -> Account:
     return account(events, lease_seconds=LEASE)
@@ -57,8 +59,8 @@ def test_a_history_in_which_nothing_happens_twice_is_clean() -> None:
         started(1, "bob", "s"),
         ended(2, "ann", request_id="r"),
         ended(2, "bob", What.FAILED, "s"),
-        seen(3, request_id="r", body="a video"),
-        seen(4, request_id="r", body="a video"),
+        seen(3, request_id="r", body=VIDEO),
+        seen(4, request_id="r", body=VIDEO),
         seen(3, "out_of_memory", request_id="s"),
     )
     assert kept.is_clean
@@ -183,14 +185,14 @@ def test_a_pause_that_begins_as_the_broker_comes_back_goes_on_with_its_silence()
 
 
 def test_two_different_ends_of_one_request_are_a_violation() -> None:
-    kept = accounted(accepted(), seen(1, body="a video"), seen(2, "worker_lost"))
+    kept = accounted(accepted(), seen(1, body=VIDEO), seen(2, "worker_lost"))
     assert kept.answers == {2: 1}
-    assert kept.violations == ["r: clients saw 2 ends: completed a video and worker_lost "]
+    assert kept.violations == [f"r: clients saw 2 ends: completed {VIDEO} and worker_lost "]
     assert not kept.is_clean
 
 
 def test_two_different_videos_of_one_request_are_a_violation() -> None:
-    kept = accounted(accepted(), seen(1, body="a video"), seen(2, body="another"))
+    kept = accounted(accepted(), seen(1, body=VIDEO), seen(2, body='{"metrics": {}, "seed": 2}'))
     assert (kept.answers, len(kept.violations)) == ({2: 1}, 1)
 
 
@@ -202,6 +204,16 @@ def test_two_runs_that_complete_one_request_are_a_violation() -> None:
         again=22,
     )
     assert kept.violations == ["r: completed by 2 runs"]
+
+
+def test_a_run_that_completes_a_cached_request_is_a_violation() -> None:
+    def of(metrics: str) -> list[str]:
+        body = f'{{"metrics": {metrics}}}'
+        return accounted(accepted(), started(1, "a"), ended(2, "a"), seen(3, body=body)).violations
+
+    assert of('{"cached": true, "inference_time": 0.0}') == ["r: cached, and completed by a run"]
+    assert of('{"cached": true, "inference_time": 0.1}') == []  # it was given another fps
+    assert of('{"inference_time": 3.0}') == []
 
 
 def test_one_id_for_two_submits_is_a_violation() -> None:
