@@ -210,7 +210,7 @@ class WorkerStore:
             *("file_size", result.file_size),
             *("precision", result.precision),
             *("warnings", json.dumps(result.warnings)),
-            *(() if result.source_ms is None else ("cached", 1, "cached_ms", result.source_ms)),
+            *(() if result.source_ms is None else ("cached", 1, "cached_gpu_ms", result.source_ms)),
             *(part for still, size in result.stills.items() for part in (f"{still}_size", size)),
             *(
                 part

@@ -412,3 +412,43 @@ def test_only_an_mp4_can_be_given_another_fps() -> None:
     assert frames_key_of(POND) == frames_key_of(POND.model_copy(update={"fps": 24.0}))
     assert frames_key_of(POND) not in {KEY, frames_key_of(POND.model_copy(update={"seed": 8}))}
     assert not frames_key_of(POND.model_copy(update={"format": "gif"}))
+
+
+def test_no_run_is_counted_for_a_cached_video(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    submit(redis_url)
+    make(store, redis, redis_url)
+    before = redis.hgetall(keyspace.METRICS)
+    submit(redis_url)
+    after = redis.hgetall(keyspace.METRICS)
+    changed = {name for name in after if after[name] != before.get(name)}  # type: ignore[union-attr]
+    assert changed == {"submits accepted", "ended completed", "cache hit"}
+    assert not any(str(name).startswith("stage cached") for name in after)
+
+
+def test_a_video_in_a_store_that_gateways_have_left_is_made_again(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    redis.set(keyspace.STORE, "first")
+    submit(redis_url)
+    lease = Lease(str(pop(redis)), RUN)
+    assert store.start(lease, "ann", "first", identity=IDENTITY)
+    complete(store, lease)
+    assert find(redis_url, submit(redis_url)).status is Status.COMPLETED
+    redis.set(keyspace.STORE, "second")
+    assert find(redis_url, submit(redis_url)).status is Status.QUEUED
+
+
+def test_a_share_is_one_of_the_most_that_a_run_costs(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    price = Price(0, MILLION, 4, Decimal("0.5"))
+    ids = [submit(redis_url, price=price) for _ in range(2)]
+    lease = start(store, redis)
+    redis.hincrby(keyspace.record(lease.request_id), "started_at", -10_000)
+    complete(store, lease)
+    ids.append(submit(redis_url, price=price))
+    assert sorted(find(redis_url, name).cost for name in ids) == [
+        *(2 * MILLION, 2 * MILLION, 4 * MILLION),
+    ]

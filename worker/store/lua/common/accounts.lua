@@ -71,22 +71,22 @@ local function spendable(owner)
   return math.min(left, balance or left)
 end
 
--- In millionths of a credit.
-local function charge_for(price, gpu_price, gpu_ms, share)
-  return math.floor((share or 1) * (price + gpu_price * gpu_ms / 1000) + 0.5)
+-- The share of what a run of that length costs, which is `most` at most. In millionths of a credit.
+local function charge_for(price, gpu_price, gpu_ms, most, share)
+  return math.floor(share * math.min(most, price + gpu_price * gpu_ms / 1000) + 0.5)
 end
 
 -- Charges a completed request and releases the rest of the reservation, which is the most that it can
 -- cost; without a video, releases all of it. In millionths of a credit. A key without a balance has no
 -- limit.
 local function settle(owner, is_completed, gpu_ms)
-  local names = { 'reserved', 'price', 'gpu_price', 'cached_ms', 'cached_share' }
+  local names = { 'reserved', 'price', 'gpu_price', 'cached_gpu_ms', 'cached_share' }
   local bill = redis.call('HMGET', keys.record, unpack(names))
   local reserved = tonumber(bill[1] or 0)
   local charge = 0
   if is_completed then
-    charge = math.min(reserved, charge_for(bill[2] or 0, bill[3] or 0, bill[4] or gpu_ms,
-                                           bill[4] and (bill[5] or 0)))
+    local cached_ms, share = bill[4], bill[5] or 0
+    charge = charge_for(bill[2] or 0, bill[3] or 0, cached_ms or gpu_ms, reserved, cached_ms and share or 1)
     add_usage(owner, 'charged', charge)
     count('charged', charge)
     redis.call('HSET', keys.record, 'cost', text(charge))

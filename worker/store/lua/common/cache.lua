@@ -5,12 +5,25 @@
 -- Twins that wait at most: the end of one run completes all of them in one step.
 local MOST_TWINS = 500
 
--- The maker of the video of a cache key, its status and the identity of its engine; or nil.
+-- The maker of the video of a cache key, its status, and the identity of its worker; or nil.
 local function maker_of(cache_key)
   local id = redis.call('GET', keys.makers .. cache_key)
   local status, identity = unpack(id and read(RECORD .. id, 'status', 'identity') or {})
   if status == 'PROCESSING' or status == 'COMPLETED' then
     return id, status, identity
+  end
+end
+
+-- The same while its files can be had: the video is kept, in the store that gateways read now, and its worker
+-- told what made it.
+local function kept_maker_of(cache_key)
+  local id, status, identity = maker_of(cache_key)
+  if status ~= 'COMPLETED' or (identity or '') == '' then
+    return nil
+  end
+  local store, now = read(RECORD .. id, 'store')[1], redis.call('GET', keys.store)
+  if not now or (store or '') == '' or store == now then
+    return id, identity
   end
 end
 
@@ -45,16 +58,16 @@ end
 -- How long all cards worked on the frames of a video, in ms.
 local function made_in_ms(maker)
   local started, ended, gpus, cached =
-    unpack(read(RECORD .. maker, 'started_at', 'ended_at', 'gpus', 'cached_ms'))
+    unpack(read(RECORD .. maker, 'started_at', 'ended_at', 'gpus', 'cached_gpu_ms'))
   if cached then
     return tonumber(cached)
   end
   return math.max(0, (ended or 0) - (started or ended or 0)) * (gpus or 1)
 end
 
--- Fields of a record that has the video of another one's run. `cached_ms` is what its charge goes by.
+-- Fields of a record that has the video of another one's run. Its charge goes by `cached_gpu_ms`.
 local function fields_of_twin(maker)
-  local fields = { 'cached', 1, 'cached_ms', text(made_in_ms(maker)) }
+  local fields = { 'cached', 1, 'cached_gpu_ms', text(made_in_ms(maker)) }
   local made = named(RECORD .. maker, 'file_name', 'file_size', 'precision', 'warnings', 'poster_size',
                      'last_frame_size')
   for index = 1, #made, 2 do
@@ -67,8 +80,8 @@ end
 
 -- Of a run that would make the frames of a kept MP4 for another fps, that file: no field, or all.
 local function source_of(frames_key, identity)
-  local maker, status, made_by = maker_of(frames_key or '')
-  if status ~= 'COMPLETED' or identity == '' or made_by ~= identity then
+  local maker, made_by = kept_maker_of(frames_key or '')
+  if made_by ~= identity then
     return {}
   end
   local file_name, warnings = unpack(read(RECORD .. maker, 'file_name', 'warnings'))

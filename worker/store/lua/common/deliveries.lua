@@ -54,7 +54,8 @@ end
 
 -- Fields of a record that no delivery needs.
 local NOT_SENT = { webhook_url = true, history_days = true, history_params = true, history_entry = true,
-                   cache_key = true, frames_key = true, cached_ms = true, cached_share = true, identity = true }
+                   cache_key = true, frames_key = true, cached_gpu_ms = true, cached_share = true,
+                   identity = true, store = true }
 
 -- The fields of a delivery that are those of the ended request. The record may expire before the last
 -- attempt, so the delivery holds a copy of its fields, each prefixed with a colon.

@@ -2,12 +2,12 @@
 
 -- Adds an ended request to the histograms. Fields of the record that end in _ms hold the length of each
 -- stage of its run.
-local function observe_end(status, ms, fields)
+local function observe_end(status, ms, is_cached, fields)
   local created, started = unpack(redis.call('HMGET', keys.record, 'created_at', 'started_at'))
   if started then
     observe('wait', math.max(0, started - created))
   end
-  if status == 'COMPLETED' then
+  if status == 'COMPLETED' and not is_cached then
     observe('run', ms)
   end
   for index = 1, #fields, 2 do
@@ -50,7 +50,8 @@ end
 -- expire after `usual_ms`, or after the record's own `retention_ms`; RQ's keys are deleted at once.
 local function finish(id, status, usual_ms, fields)
   local retention_ms = redis.call('HGET', keys.record, 'retention_ms') or usual_ms
-  local owner, cache_key, has_run = unpack(redis.call('HMGET', keys.record, 'owner', 'cache_key', 'started_at'))
+  local owner, cache_key, has_run =
+    unpack(redis.call('HMGET', keys.record, 'owner', 'cache_key', 'started_at'))
   local ms, gpu_ms = end_gpu_time(owner)
   redis.call('HSET', keys.record, 'status', status, 'ended_at', text(now_ms()), unpack(fields))
   local is_cached = redis.call('HEXISTS', keys.record, 'cached') == 1
@@ -58,7 +59,7 @@ local function finish(id, status, usual_ms, fields)
   local outcome = redis.call('HGET', keys.record, 'error_code') or 'completed'
   add_usage(owner, outcome, 1)
   count('ended ' .. outcome)
-  observe_end(status, ms, fields)
+  observe_end(status, ms, is_cached, fields)
   note_past(id, owner, status)
   redis.call('SREM', keys.live .. owner, id)
   list_expiry(id, owner, retention_ms)
@@ -101,7 +102,7 @@ local function requeue(id, reason)
   local cache_key = redis.call('HGET', keys.record, 'cache_key')
   redis.call('HSET', keys.record, 'status', 'QUEUED')
   redis.call('HDEL', keys.record, 'run', 'worker', 'gpus', 'step', 'stage', 'progress',
-             'started_at', 'identity')
+             'started_at', 'identity', 'store')
   if cache_key then
     resign_as_maker(id, cache_key)
     join_twins(id, cache_key)

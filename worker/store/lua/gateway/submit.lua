@@ -61,8 +61,8 @@ end
 -- The maker of a video that a run would make again, to the byte: that one of the live workers would. While
 -- none lives, the one that made it is the latest known.
 local function maker_of_same(cache_key)
-  local maker, status, identity = maker_of(cache_key)
-  if status ~= 'COMPLETED' or (identity or '') == '' then
+  local maker, identity = kept_maker_of(cache_key)
+  if not maker then
     return nil
   end
   local function is_same(worker)
@@ -142,7 +142,7 @@ end
 local most_each, reserves, reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9]), {}, 0
 for index = 1, number do
   local maker = makers[index]
-  reserves[index] = maker and math.min(most_each, charge_for(ARGV[7], ARGV[8], made_in_ms(maker), ARGV[10]))
+  reserves[index] = maker and charge_for(ARGV[7], ARGV[8], made_in_ms(maker), most_each, ARGV[10])
     or most_each
   reserved = reserved + reserves[index]
 end
@@ -237,8 +237,9 @@ for index = 1, number do
     redis.call('HSET', keys.record, unpack(further))
   end
   if reserves[index] > 0 then
-    redis.call('HSET', keys.record, 'reserved', text(reserves[index]), 'price', ARGV[7], 'gpu_price', ARGV[8],
-               unpack(cache_key and { 'cached_share', ARGV[10] } or {}))
+    local bill = maker and { text(reserves[index]), 0, 1 } or { ARGV[7], ARGV[8], cache_key and ARGV[10] }
+    redis.call('HSET', keys.record, 'reserved', text(reserves[index]), 'price', bill[1], 'gpu_price', bill[2],
+               unpack(cache_key and { 'cached_share', bill[3] } or {}))
   end
   if per_minute then
     redis.call('ZADD', recent, text(now), request)

@@ -1,8 +1,9 @@
 -- QUEUED -> PROCESSING under a lease. The run token fences all later writes of this attempt.
 -- ARGV: id, run, worker, lease in ms, the mark of the store that the worker writes to, or '', how many GPUs it
 -- has for the run, the identity of its engine or '', and its queues; see `LiveWorker`.
--- Returns the fields of the record that a worker needs, and those of a `source`, as names and values; or nil: nothing to do; or
--- 'other_store': no gateway could serve the video, and the request waits on for another worker.
+-- Returns the fields of the record that a worker needs, and those of a `source`, as names and values; or nil:
+-- nothing to do, or the same video is being made for another request; or 'other_store': no gateway could
+-- serve the video, and the request waits on for another worker.
 local id, run = ARGV[1], ARGV[2]
 local now = now_ms()
 local HOUR_MS = 3600000
@@ -44,7 +45,7 @@ if record[1] == 'QUEUED' then
   redis.call('HSET', keys.record, 'status', 'PROCESSING', 'run', run, 'worker', ARGV[3],
              'gpus', ARGV[6], 'started_at', text(now))
   if cache_key then
-    redis.call('HSET', keys.record, 'identity', ARGV[7])
+    redis.call('HSET', keys.record, 'identity', ARGV[7], 'store', ARGV[5])
     become_maker(id, cache_key)
     source = source_of(record[7], ARGV[7])
     count(source[1] and 'cache retimed' or 'cache miss')
