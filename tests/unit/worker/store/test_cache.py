@@ -452,3 +452,17 @@ def test_a_share_is_one_of_the_most_that_a_run_costs(
     assert sorted(find(redis_url, name).cost for name in ids) == [
         *(2 * MILLION, 2 * MILLION, 4 * MILLION),
     ]
+
+
+def test_a_kept_video_takes_no_turn_in_the_queue(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    def submit_seed(seed: int, owner: str) -> str:
+        params = POND.model_copy(update={"seed": seed})
+        return ask_gateway(redis_url, lambda it: it.submit(params, owner)).request_id
+
+    make(store, redis, redis_url)
+    head = submit_seed(20, "a-third-owner")
+    mine = find(redis_url, submit_all(redis_url, count=2).request_id).siblings
+    others = submit_seed(21, OTHER)
+    assert [pop(redis) for _ in range(3)] == [head, mine, others]

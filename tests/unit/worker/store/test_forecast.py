@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 from redis import Redis
 
-from tests.support.jobs import find, live, params, pop, submit
+from tests.support.jobs import OWNER, ask_gateway, find, live, params, pop, submit
 from worker.broker.connection import connect_gateway
 from worker.job import Job, Stage, Status
 from worker.pace import USUAL, Pace, Work, pace_for
 from worker.store import forecast, keyspace
 from worker.store.forecast import Forecast, Forecaster
+from worker.store.submits import NewRequest
 from worker.store.worker_side import Lease, WorkerStore
 
 SLOW, FAST = Pace(4, 2, 10), Pace(2, 1, 4)
@@ -231,3 +232,18 @@ def test_a_forecast_ages(redis_url: str) -> None:
     made = Forecast(made_at=100, paces={1: FAST}, starts={"an-id": 8.0}, last_start=24.0)
     assert made.seconds_left(job, now=103) == 5 + 16
     assert made.seconds_left(job, now=200) == 16
+
+
+def test_requests_that_will_have_the_video_of_another_run_delay_nothing(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    note(store, 1, 10, FAST)
+    store.beat(live("ann"))
+    twins = [NewRequest(params(), {}, "a cache key")] * 2
+    asked = [*twins, *[replace(twin, cache_key="another") for twin in twins]]
+    for each in asked:
+        ask_gateway(redis_url, lambda it, each=each: it.submit_all([each], OWNER))
+    last = submit(redis_url)
+    assert left(redis_url, last) == [3 * 16.0]
+    store.start(Lease(str(pop(redis)), "run"), "ann", identity="some weights")
+    assert left(redis_url, last) == [3 * 16.0]

@@ -227,6 +227,7 @@ local function take_list()
   return { unpack(ARGV, at - first + 1, at) }
 end
 
+local has_turn = false
 for index = 1, number do
   local request, cache_key, maker = take(), cache_keys[index], makers[index]
   use_request(request)
@@ -251,9 +252,10 @@ for index = 1, number do
     complete_with(maker, request, ARGV[15])
     count('cache hit')
   else
-    if index > 1 then
+    if has_turn then
       place = math.max(tonumber(head[2] or 0), place + TURN / (priority or 1))
     end
+    has_turn = true
     place = place + redis.call('INCR', keys.sequence)
     enter_queue(request, owner, place, loras ~= '' and loras or nil)
     redis.call('HSET', keys.rq_job, unpack(rq_fields))
