@@ -136,6 +136,21 @@ def encoder() -> str:
         raise EngineUnavailableError(f"There is no ffmpeg: {error}") from error
 
 
+def encoder_version() -> str:
+    """The version that ffmpeg prints; empty if it does not run, which fails each encoding.
+
+    Raises:
+        EngineUnavailableError: as `encoder`.
+    """
+    encoder()
+    from imageio_ffmpeg import get_ffmpeg_version  # noqa: PLC0415 (an extra)
+
+    try:
+        return str(get_ffmpeg_version())
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def _encode_command(
     clip: Clip, fps: float, path: Path, metadata: IO[bytes], kind: Format
 ) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from models.engine import Engine
 from models.moderation.settings import ModerationSettings
 from models.version import this_build
-from models.video import encoder
+from models.video import encoder, encoder_version
 
 
 def identity_of(engine: Engine, settings: ModerationSettings, marks: str) -> str:
@@ -36,7 +36,8 @@ def identity_of(engine: Engine, settings: ModerationSettings, marks: str) -> str
         repr(traits),
         repr(sorted(traits.loras.items())),
         engine.origin,
-        Path(encoder()).name,  # with its version
+        Path(encoder()).name,
+        encoder_version(),
         *(f"{name}={getattr(settings, name)}" for name in ModerationSettings.__annotations__),
         marks,
     ]
