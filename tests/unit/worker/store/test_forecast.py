@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from redis import Redis
@@ -12,6 +13,7 @@ from worker.job import Job, Stage, Status
 from worker.pace import USUAL, Pace, Work, pace_for
 from worker.store import forecast, keyspace
 from worker.store.forecast import Forecast, Forecaster
+from worker.store.gateway_side import GatewayStore
 from worker.store.submits import NewRequest
 from worker.store.worker_side import Lease, WorkerStore
 
@@ -239,10 +241,9 @@ def test_requests_that_will_have_the_video_of_another_run_delay_nothing(
 ) -> None:
     note(store, 1, 10, FAST)
     store.beat(live("ann"))
-    twins = [NewRequest(params(), {}, "a cache key")] * 2
-    asked = [*twins, *[replace(twin, cache_key="another") for twin in twins]]
-    for each in asked:
-        ask_gateway(redis_url, lambda it, each=each: it.submit_all([each], OWNER))
+    for cache_key in ("one", "one", "another", "another"):
+        asked = [NewRequest(params(), {}, cache_key)]
+        ask_gateway(redis_url, partial(GatewayStore.submit_all, requests=asked, owner=OWNER))
     last = submit(redis_url)
     assert left(redis_url, last) == [3 * 16.0]
     store.start(Lease(str(pop(redis)), "run"), "ann", identity="some weights")
