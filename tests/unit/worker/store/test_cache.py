@@ -17,7 +17,13 @@ from worker.errors import QueueFullError, RequestNotFoundError, TooFewCreditsErr
 from worker.job import Cancellation, Job, Status
 from worker.store import keyspace
 from worker.store.reports.usage import Period, read_usages
-from worker.store.submits import Accepted, NewRequest, cache_key_of, frames_key_of
+from worker.store.submits import (
+    Accepted,
+    Idempotency,
+    NewRequest,
+    cache_key_of,
+    frames_key_of,
+)
 from worker.store.webhooks.deliveries import all_deliveries
 from worker.store.worker_side import Lease, Recovery, Result, WorkerStore
 
@@ -466,3 +472,58 @@ def test_a_kept_video_takes_no_turn_in_the_queue(
     mine = find(redis_url, submit_all(redis_url, count=2).request_id).siblings
     others = submit_seed(21, OTHER)
     assert [pop(redis) for _ in range(3)] == [head, mine, others]
+
+
+def retime(store: WorkerStore, redis: Redis, url: str, fps: float) -> tuple[str, str]:
+    """Run a request with another fps. Returns its id, and the name of the file that it was told."""
+    request_id = submit(url, fps=fps)
+    lease = Lease(str(pop(redis)), RUN)
+    job = store.start(lease, "ann", identity=IDENTITY)
+    assert job
+    result = Result(f"{request_id}-{RUN}.mp4", 900, source_ms=job.source_ms)
+    assert store.complete(lease, result)
+    return request_id, job.source
+
+
+def test_a_deleted_video_of_another_fps_does_not_end_that_of_the_run(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    maker = find(redis_url, make(store, redis, redis_url))
+    other, source = retime(store, redis, redis_url, 24.0)
+    assert source == maker.file_name
+    delete(redis_url, other)
+    assert retime(store, redis, redis_url, 25.0)[1] == maker.file_name
+
+
+def test_a_start_whose_reply_was_lost_is_told_of_the_file_again(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    maker = find(redis_url, make(store, redis, redis_url))
+    submit(redis_url, fps=24.0)
+    lease = Lease(str(pop(redis)), RUN)
+    jobs = [store.start(lease, "ann", identity=IDENTITY) for _ in range(2)]
+    assert [job and job.source for job in jobs] == [maker.file_name] * 2
+    assert redis.hget(keyspace.METRICS, "cache retimed") == "1"
+
+
+def test_a_deleted_run_leaves_its_twin_to_run(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    first, second = submit(redis_url), submit(redis_url, OTHER)
+    lease = start(store, redis)
+    park(store, redis)
+    assert delete(redis_url, first) == ""
+    assert not store.complete(lease, Result(f"{first}-{RUN}.mp4", 1))
+    assert complete(store, start(store, redis)) == second
+    job = find(redis_url, second, OTHER)
+    assert (job.status, job.attempt, job.cached) == (Status.COMPLETED, 1, 0)
+
+
+def test_a_replay_finds_the_request_that_was_completed_by_its_submit(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    make(store, redis, redis_url)
+    key = Idempotency.of(OWNER, "a key", {})
+    first, again = (submit_all(redis_url, idempotency=key) for _ in range(2))
+    assert again == Accepted(first.request_id, is_replay=True)
+    assert 0 < int(redis.pttl(key.key)) <= 1000 * RETENTION_SECONDS  # type: ignore[arg-type]

@@ -33,7 +33,10 @@ local function end_among_twins(id, cache_key, status, usual_ms)
   if status ~= 'COMPLETED' then
     return resign_as_maker(id, cache_key)
   end
-  for _, made in ipairs({ cache_key, read(keys.record, 'frames_key')[1] or nil }) do
+  local frames_key, is_retimed = unpack(read(keys.record, 'frames_key', 'cached'))
+  -- A retimed video is no source beside its own one: its owner may delete it earlier.
+  local is_source = frames_key and not (is_retimed and maker_of(frames_key))
+  for _, made in ipairs({ cache_key, is_source and frames_key or nil }) do
     redis.call('SET', keys.makers .. made, id, 'PX', redis.call('PTTL', keys.record))
   end
   for _, twin in ipairs(redis.call('SMEMBERS', twins)) do

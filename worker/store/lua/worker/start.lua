@@ -18,7 +18,6 @@ local function takes_from(queue, loras)
 end
 
 local record = read(keys.record, 'status', 'run', 'queue', 'loras', 'owner', 'cache_key', 'frames_key')
-local source = {}
 if not record[1] then
   leave_all_queues(id)
   return nil
@@ -34,6 +33,7 @@ if cache_key and waits_for_twin(cache_key) then
   return nil -- it stays popped until that run ends
 end
 redis.call('LREM', keys.intermediate, 0, id)
+local source = record[6] and source_of(record[7], ARGV[7]) or {}
 if record[1] == 'QUEUED' then
   local store = redis.call('GET', keys.store)
   if store and ARGV[5] ~= '' and store ~= ARGV[5] then
@@ -47,7 +47,6 @@ if record[1] == 'QUEUED' then
   if cache_key then
     redis.call('HSET', keys.record, 'identity', ARGV[7], 'store', ARGV[5])
     become_maker(id, cache_key)
-    source = source_of(record[7], ARGV[7])
     count(source[1] and 'cache retimed' or 'cache miss')
   end
   local place = redis.call('ZSCORE', keys.waiting, id)
