@@ -180,8 +180,8 @@ class ServerSettings(WorkerSettings):
     cache: bool = Field(
         default=False,
         description=(
-            "Answer a request whose parameters and seed were asked for before with the video of "
-            "that run, while it is kept, and run equal requests that wait at once only once."
+            "Result cache: complete a request at once while the video of an equal one is kept, and "
+            "make one run of equal requests that wait at the same time."
         ),
     )
     cache_price: Decimal = Field(

@@ -107,6 +107,35 @@ def own_link(stack: Bucket, request_id: str) -> str:
     return Links(stack.url, request_id).video(ask_gateway(stack.broker.url, load_signer))
 
 
+def test_a_cached_video_is_read_from_the_bucket_and_shows_no_other_request(
+    tmp_path: Path, shared_object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in shared_object_store.environ().items():
+        monkeypatch.setenv(name, value)
+    with Bucket(tmp_path, shared_object_store, cache="true") as stack:
+        stack.start_gateway()
+        stack.start_worker()
+        first, cached, other = (
+            stack.ended(poster=True, **asked).json() for asked in ({}, {}, {"fps": 24})
+        )
+        assert [body["metrics"].get("cached") for body in (first, cached, other)] == [
+            *(None, True, True),
+        ]
+        for body in (cached, other):
+            assert first["request_id"] not in str(body)
+            assert body["output"].startswith(stack.url)
+        whole, again = (httpx2.get(body["output"]) for body in (first, cached))
+        assert again.content == whole.content
+        part = httpx2.get(cached["output"], headers={"range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, whole.content[10:20])
+        posters = {httpx2.get(body["poster"]["url"]).content for body in (first, cached, other)}
+        assert len(posters) == 1
+        assert stack.client.delete(f"/v1/videos/{first['request_id']}").status_code == 200
+        assert httpx2.get(cached["output"]).content == whole.content
+        assert stack.client.delete(f"/v1/videos/{cached['request_id']}").status_code == 200
+        assert {name for name in stack.objects() if first["request_id"] in name} == set()
+
+
 def test_a_draft_keeps_its_checkpoint_in_the_bucket_until_it_is_deleted(shared: Bucket) -> None:
     whole = shared.ended().json()
     draft = shared.ended(draft_steps=4).json()
