@@ -200,6 +200,8 @@ class Runner:
                 stills = published_stills(self.outputs, job.source, asked.places)
         except (EncodingError, OSError, StorageError) as error:
             draft.unlink(missing_ok=True)
+            if self.stop.draining:
+                raise Requeued from None  # as in `_encode`; a run would take minutes
             _log.warning("video.not_retimed", source=job.source, reason=str(error))
             return None
         if self.marker:
