@@ -135,10 +135,6 @@ class VideoLinks:
         return link or links.video(await self.signer(), ending_of(name))
 
     def origins(self) -> list[str]:
-        """Scheme and host of links to videos, where they differ from the gateway's."""
-        return [*filter(None, [self._outputs.link_origin or _origin(self._public_url)])]
-
-    def all_origins(self) -> list[str]:
         """Scheme and host of every link in responses, where they differ from the gateway's."""
         found = dict.fromkeys([_origin(self._public_url), self._outputs.link_origin])
         return [*filter(None, found)]

@@ -105,7 +105,7 @@ async def get_version(request: Request) -> Response:
     except BrokerUnavailableError:
         workers = []  # the version is known without it
     engines = [EngineBody.model_validate(worker.engine) for worker in workers]
-    origins = services.video_links.all_origins()
+    origins = services.video_links.origins()
     build = this_build()
     body = VersionBody(
         version=build.version,

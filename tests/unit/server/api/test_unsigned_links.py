@@ -24,13 +24,22 @@ from worker.store.worker_side import Lease, Result, WorkerStore
 
 
 @pytest.fixture
-def app(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+def app(
+    request: pytest.FixtureRequest,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> FastAPI:
+    """`request.param`: further settings."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/mochi")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "gone"))
-    settings = ServerSettings(data_dir=tmp_path, redis_url=redis_url, outputs="s3://videos")
+    further = getattr(request, "param", {})
+    settings = ServerSettings(
+        data_dir=tmp_path, redis_url=redis_url, outputs="s3://videos", **further
+    )
     return create_app(settings, connect_gateway(redis_url))
 
 
@@ -67,3 +76,12 @@ def test_version_and_page_name_the_bucket_without_a_signature(app: FastAPI) -> N
     assert version.json()["link_origins"] == [bucket]
     assert page.headers["content-security-policy"].endswith(f"media-src 'self' {bucket}")
     assert not [line for line in logs if line["log_level"] == "warning"]
+
+
+@pytest.mark.parametrize("app", [{"public_url": "https://videos.example"}], indirect=True)
+def test_the_page_may_show_cached_videos_whose_links_lead_to_the_gateway(app: FastAPI) -> None:
+    (page,) = call(app, httpx2.Request("GET", "http://gateway/"))
+    _, media = page.headers["content-security-policy"].split("; media-src ")
+    assert {*media.split()} == {
+        *("'self'", "https://videos.example", "https://s3.eu-north-1.amazonaws.com"),
+    }
