@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -66,11 +67,28 @@ class Accepted:
         is_replay: an earlier submit made it: one with the same idempotency key, or of the finish of
             the same draft.
         rate: the owner's rate limit; None without one, and for a replay.
+        cached: how many of the requests the result cache has completed.
     """
 
     request_id: str
     is_replay: bool = False
     rate: Rate | None = None
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What would come of a submit.
+
+    Attributes:
+        position: in the queue, of the first request that would run; 1 is next.
+        cached: how many requests the result cache would complete.
+        most: credits that would be reserved for all.
+    """
+
+    position: int
+    cached: int
+    most: Decimal
 
 
 class Submits:
@@ -171,8 +189,11 @@ class Submits:
         match answer:
             case ["accepted"]:
                 return Accepted(ids[0])
-            case ["accepted", limit, remaining, reset_ms]:
-                return Accepted(ids[0], rate=Rate(limit, remaining, reset_ms / 1000))
+            case ["accepted", cached]:
+                return Accepted(ids[0], cached=cached)
+            case ["accepted", cached, limit, remaining, reset_ms]:
+                rate = Rate(limit, remaining, reset_ms / 1000)
+                return Accepted(ids[0], rate=rate, cached=cached)
             case ["replayed", first_id]:
                 return Accepted(first_id, is_replay=True)
             case ["no_draft"]:
@@ -190,7 +211,7 @@ class Submits:
         loras: Iterable[str] = (),
         count: int = 1,
         cache_keys: Iterable[str] = (),
-    ) -> tuple[int, int]:
+    ) -> Outlook:
         """Check whether a submit would be accepted, and write nothing. Raises as `submit_all`.
 
         Args:
@@ -200,10 +221,6 @@ class Submits:
             loras: names of those that each request asks for.
             count: of requests.
             cache_keys: of each request, or none.
-
-        Returns:
-            The place that the first request that runs would have in the queue; 1 is next. And the
-            number of those whose video the result cache has.
         """
         bill = (price.fixed, price.gpu_second, price.most_gpu_seconds, str(price.cached_share))
         asked = (
@@ -221,8 +238,8 @@ class Submits:
             " ".join(cache_keys),
         )
         match await self._ask_to_submit(*asked, count=count):
-            case ["would_accept", position, cached]:
-                return int(position), int(cached)
+            case ["would_accept", position, cached, most]:
+                return Outlook(int(position), int(cached), from_millionths(int(most)))
             case answer:
                 raise UnknownAnswerError("submit", answer)
 

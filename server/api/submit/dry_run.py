@@ -71,7 +71,7 @@ async def dry_run(submission: Submission) -> DryRunBody:
         if refusal := await submission.refusal():
             raise refusal
         params = submission.params
-        position, cached = await services.store.try_out(
+        outlook = await services.store.try_out(
             submission.call.key.key_id,
             price=submission.price,
             model=params.model,
@@ -85,15 +85,24 @@ async def dry_run(submission: Submission) -> DryRunBody:
         return DryRunBody(would_be_accepted=False, refusal=body, price=price, warnings=warnings)
     forecast = await services.forecaster.now(queue_of(params))
     work = Work.of(params, submission.steps)
-    if cached == submission.plan.requests:
-        return DryRunBody(would_be_accepted=True, price=price, warnings=warnings, cached=cached)
+    most = float(outlook.most)
+    if outlook.cached == submission.plan.requests:
+        return DryRunBody(
+            would_be_accepted=True,
+            price=PriceBody(fixed=most, gpu_second=0, most=most),
+            warnings=warnings,
+            cached=outlook.cached,
+            estimated_wait_seconds=0,
+            estimated_seconds=0,
+        )
+    wait = forecast.start_seconds_at(outlook.position, time.monotonic())
     return DryRunBody(
         would_be_accepted=True,
-        price=price,
+        price=price.model_copy(update={"most": most}),
         warnings=warnings,
-        cached=cached or None,
-        queue_position=position,
-        estimated_wait_seconds=_rounded(forecast.start_seconds_at(position, time.monotonic())),
+        cached=outlook.cached or None,
+        queue_position=outlook.position,
+        estimated_wait_seconds=_rounded(wait),
         estimated_seconds=_rounded(forecast.run_seconds(work)),
     )
 

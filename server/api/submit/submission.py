@@ -229,6 +229,7 @@ class Submission:
             key_id=owner,
             frames=self.params.frames,
             steps=self.steps,
+            **({"cached": accepted.cached} if accepted.cached else {}),
         )
         return accepted
 

@@ -170,8 +170,10 @@ function endFacts(body) {
   if (body.seed !== undefined) rows.push(["Seed", body.seed]);
   if (body.draft) rows.push(["Draft", `${body.draft.steps} of ${body.draft.total_steps} steps`]);
   if (metrics.total_time !== undefined) rows.push(["Took", words.duration(metrics.total_time)]);
+  if (metrics.cached) rows.push(["Run", "none: from the result cache"]);
   if (metrics.cost > 0) {
-    rows.push(["Cost", `${words.inCredits(metrics.cost)}, ${metrics.remaining_credits} left`]);
+    const left = words.balance({ credits: metrics.remaining_credits });
+    rows.push(["Cost", `${words.inCredits(metrics.cost)}, ${left} left`]);
   }
   if (metrics.retry_count > 0) rows.push(["Attempts", String(metrics.retry_count + 1)]);
   if (body.error_code && body.error_code !== "cancelled") rows.push(["Code", body.error_code]);

@@ -132,7 +132,7 @@ export function balance({ credits }) {
 
 /** `1 credit`, `12.5 credits`. */
 export function inCredits(amount) {
-  const text = amount.toLocaleString([], { maximumFractionDigits: 2 });
+  const text = amount.toLocaleString([], { maximumFractionDigits: 6 });
   return `${text} ${amount === 1 ? "credit" : "credits"}`;
 }
 

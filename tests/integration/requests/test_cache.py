@@ -168,6 +168,8 @@ def test_a_dry_run_tells_that_it_would_be_cached(client: httpx2.Client) -> None:
     made(client, asked)
     cached = client.post("/v2/mochi-1?dry_run=true", json=asked).json()
     assert (cached["cached"], cached["would_be_accepted"]) == (1, True)
+    assert cached["price"] == {"fixed": 0.05, "gpu_second": 0, "most": 0.05}
+    assert cached["estimated_seconds"] == 0
     assert "queue_position" not in cached
 
 

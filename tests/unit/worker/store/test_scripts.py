@@ -35,7 +35,7 @@ WorkerAsk = Callable[[WorkerStore], object]
 
 GATEWAY_ASKS: list[tuple[str, str, GatewayAsk]] = [
     ("submit", "{ 'deferred', 'an-id' }", lambda it: it.submit(params(), OWNER)),
-    ("submit", "{ 'accepted', 1 }", lambda it: it.submit(params(), OWNER)),
+    ("submit", "{ 'accepted', 1, 2 }", lambda it: it.submit(params(), OWNER)),
     ("submit", "{ 'would_accept', 1 }", lambda it: it.submit(params(), OWNER)),
     ("submit", "{ 'accepted' }", lambda it: it.try_out(OWNER, price=FREE)),
     ("cancel", "'later'", lambda it: it.cancel("an-id", OWNER)),

@@ -215,7 +215,8 @@ def test_a_dry_run_of_several_makes_the_same_checks(redis: Redis, redis_url: str
     redis.hset(ACCOUNT, "jobs_at_once", 3)
     submit_several(redis_url, 1)
     free = Price()
-    assert ask_gateway(redis_url, lambda it: it.try_out(OWNER, price=free, count=2)) == (2, 0)
+    outlook = ask_gateway(redis_url, lambda it: it.try_out(OWNER, price=free, count=2))
+    assert (outlook.position, outlook.cached) == (2, 0)
     with pytest.raises(TooManyJobsError):
         ask_gateway(redis_url, lambda it: it.try_out(OWNER, price=free, count=3))
     assert len(waiting(redis)) == 1

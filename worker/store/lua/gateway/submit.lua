@@ -6,10 +6,10 @@
 -- all ask for, number of requests, id of the draft that the request finishes or '', webhook of that finish or '',
 -- retention in ms, cache keys with spaces between, or ''; then of each request: id, params, number of names and
 -- values that follow, further fields of the record …, number of names and values that follow, RQ's fields …
--- Returns the outcome; when replayed or in conflict, with the first request's id; without a worker, with the
--- model; when the owner has a rate limit, with the limit, the requests left, and ms until there is one more. A
--- dry run makes the same checks, writes nothing, and returns the place in the queue of the first request that
--- would run, and for how many there is a video.
+-- Returns the outcome; when accepted, with how many requests had a video; when replayed or in conflict, with the
+-- first request's id; without a worker, with the model; when the owner has a rate limit, with the limit, the
+-- requests left, and ms until there is one more. A dry run makes the same checks, writes nothing, and returns
+-- the place in the queue of the first request that would run, how many have a video, and what would be reserved.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local is_dry_run = ARGV[3] == 'dry_run'
 local queue, loras = parts_of(ARGV[11])
@@ -186,7 +186,7 @@ if before then
 end
 if is_dry_run then
   place = string.format('%.17g', place + (redis.call('GET', keys.sequence) or 0) + 1)
-  return { 'would_accept', redis.call('ZCOUNT', keys.waiting, '-inf', place) + 1, number - runs }
+  return { 'would_accept', redis.call('ZCOUNT', keys.waiting, '-inf', place) + 1, number - runs, text(reserved) }
 end
 
 -- Nothing is written before this line. A broker with full memory refuses writes that need memory, but
@@ -272,4 +272,4 @@ if per_minute then
   redis.call('PEXPIRE', recent, MINUTE_MS)
 end
 add_usage(owner, 'requests', number)
-return answer('accepted', unpack(rate))
+return answer('accepted', number - runs, unpack(rate))

@@ -115,9 +115,9 @@ def test_a_dry_run_tells_how_many_would_be_completed_at_once(
     make(store, redis, redis_url)
     keys = [KEY, cache_key_of(POND.model_copy(update={"seed": 8}))]
     asked = ask_gateway(
-        redis_url, lambda it: it.try_out(OWNER, price=Price(), count=2, cache_keys=keys)
+        redis_url, lambda it: it.try_out(OWNER, price=QUARTER, count=2, cache_keys=keys)
     )
-    assert asked == (1, 1)
+    assert (asked.position, asked.cached, asked.most) == (1, 1, Decimal(5))
 
 
 def test_each_has_its_own_delivery_usage_and_counter(
