@@ -117,7 +117,7 @@ class _Experiment:
                 hook.url,
                 offers,
                 makes_drafts=not self._plan.upgrade_from,
-                compares=not self._plan.groups,  # these have another mock
+                compares=not (self._plan.groups or self._plan.upgrade_from),  # of other pictures
             ) as clients:
                 quiet = await self._load_and_break(fleet, clients)
                 await clients.look_again()
