@@ -7,10 +7,11 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpcore2
 import pytest
+import structlog
 from redis import Redis
 
 from tests.support.forks import forks
@@ -111,6 +112,22 @@ def _broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker
     broker.start()
     yield broker
     broker.stop()
+
+
+@pytest.fixture(autouse=True)
+def _default_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that runs in this process sets how logs are written, for its test alone.
+
+    A logger that is cached, as in production, would keep to it for ever.
+    """
+    configure = structlog.configure
+
+    def configure_without_cache(**how: Any) -> None:
+        configure(**how | {"cache_logger_on_first_use": False})
+
+    monkeypatch.setattr(structlog, "configure", configure_without_cache)
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
