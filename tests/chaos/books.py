@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Self
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, Self
 
 from tests.chaos.accounting import COMPLETED
 from tests.chaos.history import Event, What
 from worker.billing import from_millionths
 
 GRANTED = Decimal(100_000)
-PRICES = {"MOCHI_PRICE_BASE": "1", "MOCHI_PRICE_GPU_SECOND": "0.25"}
+BASE, GPU_SECOND = Decimal(1), Decimal("0.25")
+PRICES = {"MOCHI_PRICE_BASE": f"{BASE}", "MOCHI_PRICE_GPU_SECOND": f"{GPU_SECOND}"}
 """Of the gateways: a cost that is known before, and one that only the run's length tells."""
+CACHED_SHARE = Decimal("0.25")
+"""What a video of the result cache costs, of the run that made it."""
+MILLIONTH = Decimal("0.000001")
 
 
 @dataclass(frozen=True)
 class Books:
-    """The account of the experiment's key, in credits.
+    """The account of a key, in credits.
 
     Attributes:
         granted, balance, reserved, charged: what the broker says.
@@ -71,3 +76,52 @@ class Books:
             yield (
                 f"{self.charged} credits were charged, and requests cost {self.told + self.unseen}"
             )
+
+
+def wrong_costs(history: Sequence[Event], gpus: Iterable[int] = (1,)) -> Iterator[str]:
+    """A sentence for each video that cost another amount than the times that clients saw say.
+
+    A run is charged by its own time, a cached video by a share of a run that made the same frames.
+
+    Args:
+        history: what the clients saw; of an ACKNOWLEDGED request, `body` is what it asked for.
+        gpus: how many GPUs a run may have had.
+    """
+    frames = {
+        event.request_id: _frames_of(event.body)
+        for event in history
+        if event.what is What.ACKNOWLEDGED
+    }
+    metrics = {
+        event.request_id: json.loads(event.body)["metrics"]
+        for event in history
+        if event.what is What.ANSWERED and event.detail == COMPLETED and event.request_id in frames
+    }
+    seconds: defaultdict[str, set[Decimal]] = defaultdict(set)
+    for request_id, its in metrics.items():
+        if "cached" not in its:
+            seconds[frames[request_id]].add(_exactly(its["inference_time"]))
+    for request_id, its in metrics.items():
+        is_cached = "cached" in its
+        times = seconds[frames[request_id]] if is_cached else {_exactly(its["inference_time"])}
+        share = CACHED_SHARE if is_cached else Decimal(1)
+        right = {
+            (share * (BASE + GPU_SECOND * number * time)).quantize(MILLIONTH, ROUND_HALF_UP)
+            for number in gpus
+            for time in times
+        }
+        if (cost := _exactly(its["cost"])) not in right:
+            kind = "a cached video" if is_cached else "a run"
+            costs = " or ".join(map(str, sorted(right))) or "that of a run, and there was none"
+            yield f"{request_id}: {kind} cost {cost}, and the price is {costs}"
+
+
+def _frames_of(asked: str) -> str:
+    """What decides the frames: of all that a request asked for, not `fps`."""
+    fields: dict[str, Any] = json.loads(asked)
+    return json.dumps({name: fields[name] for name in sorted(fields) if name != "fps"})
+
+
+def _exactly(number: float) -> Decimal:
+    """As it was written in an answer."""
+    return Decimal(str(number))

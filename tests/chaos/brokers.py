@@ -1,4 +1,7 @@
-"""The broker of an experiment, and what may happen to it: our own dies, another one drops us."""
+"""The broker of an experiment: what may happen to it, and what it holds when all is quiet.
+
+Our own dies, another one drops us.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +22,11 @@ from tests.chaos.faults import Kind
 from tests.chaos.history import Event, What
 from worker.broker.connection import broker_errors, connect_briefly
 from worker.broker.embedded import EmbeddedBroker
+from worker.store import keyspace
 
 OUR_KEYS = ("mochi:*", "rq:*")
+FOR_EVER = -1
+"""The time to live of a key that has none; -2 is that of a key that has just expired."""
 
 
 class Broker(Protocol):
@@ -113,3 +120,55 @@ def _clear(redis: Redis) -> None:
     for pattern in OUR_KEYS:
         for key in redis.scan_iter(pattern, count=1000):
             redis.delete(key)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the broker says of a request; `cost` in millionths."""
+
+    owner: str
+    status: str
+    cost: int
+    file_name: str
+
+
+def records_of(url: str) -> dict[str, Record]:
+    """Of all requests, by id."""
+    records = {}
+    with broker_errors(), connect_briefly(url) as redis:
+        for key in redis.scan_iter(keyspace.record("*"), count=1000):
+            owner, status, cost, file_name = redis.hmget(
+                key, "owner", "status", "cost", "file_name"
+            )
+            name = str(key).removeprefix(keyspace.record(""))
+            records[name] = Record(owner or "", status or "", int(cost or 0), file_name or "")
+    return records
+
+
+def accounts_of(url: str) -> dict[str, dict[str, str]]:
+    """The hash of each API key, by the key's id."""
+    with broker_errors(), connect_briefly(url) as redis:
+        return {
+            str(key).removeprefix(keyspace.API_KEY): redis.hgetall(key)
+            for key in redis.scan_iter(keyspace.API_KEY + "*")
+        }
+
+
+def cache_counts(url: str) -> dict[str, int]:
+    """What the result cache has counted, by outcome."""
+    prefix = "cache "
+    with broker_errors(), connect_briefly(url) as redis:
+        counts = redis.hgetall(keyspace.METRICS)
+    return {
+        str(name).removeprefix(prefix): int(count)
+        for name, count in sorted(counts.items())
+        if str(name).startswith(prefix)
+    }
+
+
+def forgotten_keys(url: str) -> list[str]:
+    """Keys of the result cache that stay for ever, now that no request waits or runs."""
+    prefixes = (keyspace.MAKERS, keyspace.TWINS, keyspace.SHARERS)
+    with broker_errors(), connect_briefly(url) as redis:
+        keys = [str(key) for prefix in prefixes for key in redis.scan_iter(f"{prefix}*")]
+        return sorted(key for key in keys if redis.pttl(key) == FOR_EVER)

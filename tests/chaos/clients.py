@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ from typing import Any, Self
 import httpx2
 
 from models.catalogue import FAST_MOCHI
-from models.params import MODEL
+from models.params import MODEL, GenerateParams
 from tests.chaos.accounting import COMPLETED
 from tests.chaos.history import Event, What
 
@@ -27,24 +28,51 @@ POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
 """Tries to submit one request, longer than any fault lasts."""
 TIMEOUT_SECONDS = 10.0
+SEED: int = GenerateParams.model_fields["seed"].default
 REPLAYED = "idempotency-replayed"
 DRAFT_EACH, SEVERAL_EACH = 3, 5
-"""Each so many-th submit is a draft, which is finished, or two requests; some are both."""
-NEW_EACH, EQUALS, ROUND = 4, 8, 40
-"""Each so many-th submit is like no other. The others of a round of so many are of so many kinds:
-equal ones run at the same time, and one after the other."""
+"""In each so many-th block all are drafts, which are finished; each so many-th submit is two
+requests; some are both."""
+BLOCK, KINDS, REPEATS = 6, 6, 2
+"""The first of a block of so many submits is like no other. The others are equal, for several keys,
+so that they wait for one run, and so many blocks later they are asked for again; after so many
+times a round is over, and what they ask for is new."""
+AT_ONCE = 3
+"""So many of the equal submits of a block."""
 FPS = (16, 24)
-LORA_EACH = 3
-"""One of so many submits asks for no LoRA; the others for one, or two where a worker has two."""
+"""Of all in a block but the last, which wants the same frames, and of that one."""
+LORAS_EACH = 3
+"""One of so many pairs of blocks asks for no LoRA; the others for one, or two where a worker has
+two."""
 SAY_TWICE = 10
 """Each so many-th submit is sent once more after its answer, as if that had been lost."""
 
 
-class Clients:
-    """All of them, with one key.
+@dataclass(frozen=True)
+class _Submit:
+    """What is sent until it is accepted.
 
     Attributes:
-        errors: what they met on the way, by status code or kind of broken connection.
+        key: the API key.
+        asked: what decides the video.
+        times: as often it is to be accepted, as one request.
+        once: an idempotency key, or none.
+    """
+
+    path: str
+    key: str
+    asked: dict[str, Any]
+    times: int
+    body: dict[str, Any] = field(default_factory=dict)
+    once: str = ""
+
+
+class Clients:
+    """All of them, each with its key.
+
+    Attributes:
+        errors: what they met on the way, by status code, with the parameters that a 400 names, or
+            by kind of broken connection.
         replayed: submits that had been accepted before and were answered with the same id.
         gave_up: submits that were never acknowledged.
     """
@@ -52,7 +80,7 @@ class Clients:
     def __init__(
         self,
         urls: list[str],
-        key: str,
+        keys: Sequence[str],
         note: Callable[[Event], None],
         webhook_url: str = "",
         offers: Mapping[str, Sequence[str]] = MappingProxyType({MODEL: ()}),
@@ -62,6 +90,7 @@ class Clients:
     ) -> None:
         """They ask for drafts, which they finish, for several at once, and for equal videos.
 
+        `keys`: API keys, by which they take turns.
         `compares`: whether all workers make the same bytes of equal requests.
         `offers`: the models that they ask for in turn; each with LoRAs, for some requests.
         """
@@ -74,15 +103,16 @@ class Clients:
         self._offers = offers
         self._makes_drafts = makes_drafts
         self._compares = compares
+        self._keys = keys
         self._asked: dict[str, dict[str, Any]] = {}
+        self._owners: dict[str, str] = {}
+        self._finished: set[str] = set()
         self._digests: dict[str, tuple[str, str]] = {}
         self._finishes: dict[str, asyncio.Task[None]] = {}
         self._note = note
         self._open: dict[str, None] = {}
         self._ended: dict[str, str] = {}
-        self._http = httpx2.AsyncClient(
-            headers={"x-api-key": key}, timeout=TIMEOUT_SECONDS, trust_env=False
-        )
+        self._http = httpx2.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,6 +140,20 @@ class Clients:
         """Of all requests that are acknowledged."""
         return {*self._open, *self._ended}
 
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many requests were accepted, by what is special about them; some are several."""
+        asked = self._asked.values()
+        return {
+            "draft": sum("draft_steps" in its for its in asked),
+            "finish": len(self._finished),
+            "LoRA": sum("lora" in its for its in asked),
+        }
+
+    def ids_of(self, key: str) -> set[str]:
+        """Of the requests that are acknowledged to an API key."""
+        return {request_id for request_id, owner in self._owners.items() if owner == key}
+
     def move(self, old: str, new: str) -> None:
         """Call another gateway from now on, as a load balancer decides."""
         self._urls[self._urls.index(old)] = new
@@ -118,10 +162,12 @@ class Clients:
         return self._urls[next(self._turns) % len(self._urls)]
 
     async def submit_all(self, jobs: int, seconds: float) -> None:
-        """So many requests, spread evenly over so long."""
+        """So many requests, spread over so long. The first equal ones of a block come at once."""
 
         async def one(number: int) -> None:
-            await asyncio.sleep(seconds * number / jobs)
+            place = number % BLOCK
+            turn = number - place + 1 if 0 < place <= AT_ONCE else number
+            await asyncio.sleep(seconds * turn / jobs)
             await self._submit(number)
 
         await asyncio.gather(*(one(number) for number in range(jobs)))
@@ -162,59 +208,64 @@ class Clients:
                 await self._fetch(request_id, self._ended[request_id])
 
     async def _submit(self, number: int) -> None:
-        is_only = number % NEW_EACH == 0
-        kind = number if is_only else number % EQUALS
-        subject = f"chaos {number}" if is_only else f"chaos of round {number // ROUND}"
-        model = [*self._offers][kind % len(self._offers)]
-        body: dict[str, Any] = {"prompt": subject, "frames": 1, "steps": STEPS[model]}
-        body["fps"] = FPS[kind // 2 % len(FPS)]
-        loras = self._offers[model][: kind % LORA_EACH]  # none, the first, or the first two
+        block, place = divmod(number, BLOCK)
+        subject = f"round {block // (KINDS * REPEATS)} of {block % KINDS}" if place else f"{number}"
+        model = [*self._offers][block % len(self._offers)]
+        body: dict[str, Any] = {"prompt": f"chaos {subject}", "frames": 1, "steps": STEPS[model]}
+        body["fps"] = FPS[place == BLOCK - 1]
+        loras = self._offers[model][: block // 2 % LORAS_EACH]  # none, the first, or the first two
         if loras:
             body["lora"] = dict.fromkeys(loras, 0.5)
-        if self._makes_drafts and kind % DRAFT_EACH == 0:
+        if self._makes_drafts and block % DRAFT_EACH == 0:
             body["draft_steps"] = STEPS[model] // 2
         asked = {"model": model} | body
         if self._makes_drafts and number % SEVERAL_EACH == 0:
             body["count"] = 2
         times = 1 if number % SAY_TWICE else 2
-        await self._say(f"/v2/{model}", body, f"chaos-{number}", times, asked)
+        key = self._keys[number % len(self._keys)]
+        await self._say(_Submit(f"/v2/{model}", key, asked, times, body, f"chaos-{number}"))
 
     async def _finish(self, draft_id: str) -> None:
         """Twice, as a draft has one finish; without a key, which would see to that."""
         asked = {name: of for name, of in self._asked[draft_id].items() if name != "draft_steps"}
-        await self._say(f"/v2/requests/{draft_id}/finish", {}, "", 2, asked)
+        path = f"/v2/requests/{draft_id}/finish"
+        self._finished |= await self._say(_Submit(path, self._owners[draft_id], asked, times=2))
 
-    async def _say(
-        self, path: str, body: dict[str, Any], key: str, times: int, asked: dict[str, Any]
-    ) -> None:
-        """Send it until it is accepted so many times. `asked`: what decides the video."""
-        headers = {"idempotency-key": key} if key else {}
+    async def _say(self, submit: _Submit) -> set[str]:
+        """Send it until it is accepted so often. Returns the ids of its requests."""
+        headers = {"idempotency-key": submit.once} if submit.once else {}
+        times = submit.times
+        ids: set[str] = set()
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            url = self._next_url() + path
-            answer = await self._ask("POST", url, json=body | self._webhook, headers=headers)
+            url, body = self._next_url() + submit.path, submit.body | self._webhook
+            answer = await self._ask("POST", url, submit.key, json=body, headers=headers)
             if answer is not None and answer.is_success:
-                self._accept(answer, key or path, asked)
+                ids |= self._accept(answer, submit)
                 times -= 1
             if not times:
-                return
+                return ids
             await asyncio.sleep(AGAIN_SECONDS)
         self.gave_up += 1
+        return ids
 
-    def _accept(self, answer: httpx2.Response, submit: str, asked: dict[str, Any]) -> None:
+    def _accept(self, answer: httpx2.Response, submit: _Submit) -> set[str]:
+        """Note the ids in it."""
         body = answer.json()
         self.replayed += REPLAYED in answer.headers
-        for place, request in enumerate(body.get("requests", [body])):
-            request_id = request["request_id"]
+        ids = [request["request_id"] for request in body.get("requests", [body])]
+        for place, request_id in enumerate(ids):
+            self._owners[request_id] = submit.key
             if request_id not in self._ended:
                 self._open[request_id] = None
-            self._asked[request_id] = {"place": place} | asked
-            detail = f"{submit} {place}"
-            self._note(Event(time.time(), What.ACKNOWLEDGED, request_id, detail=detail))
+            self._asked[request_id] = its = {"place": place} | submit.asked
+            what, detail = What.ACKNOWLEDGED, f"{submit.once or submit.path} {place}"
+            self._note(Event(time.time(), what, request_id, detail=detail, body=json.dumps(its)))
+        return {*ids}
 
     async def _look(self, url: str, request_id: str) -> bool:
         """Note the end of a request, if it has come. False when there is no answer."""
-        answer = await self._ask("GET", f"{url}/v2/requests/{request_id}")
+        answer = await self._ask("GET", f"{url}/v2/requests/{request_id}", self._owners[request_id])
         if answer is None:
             return False
         if answer.status_code == HTTPStatus.NOT_FOUND:
@@ -231,35 +282,66 @@ class Clients:
         return True
 
     async def _fetch(self, request_id: str, url: str) -> None:
-        answer = await self._ask("GET", url)
+        answer = await self._ask("GET", url, self._owners[request_id])
         if answer is None or not answer.content:
             detail = f"completed, and its video cannot be had from {url.partition('?')[0]}"
             self._note(Event(time.time(), What.DAMAGED, request_id, detail=detail))
-        elif self._compares:
-            self._compare(request_id, hashlib.sha256(answer.content).hexdigest())
+            return
+        if self._compares:
+            self._compare(request_id, answer.content)
 
-    def _compare(self, request_id: str, digest: str) -> None:
-        asked = json.dumps(self._asked[request_id], sort_keys=True)
-        first, its = self._digests.setdefault(asked, (request_id, digest))
+    def _compare(self, request_id: str, video: bytes) -> None:
+        asked = self._asked[request_id]
+        if not is_of(asked, video):
+            detail = f"its video is of something else than {asked}"
+            self._note(Event(time.time(), What.DAMAGED, request_id, detail=detail))
+        digest = hashlib.sha256(video).hexdigest()
+        same = json.dumps(asked, sort_keys=True)
+        first, its = self._digests.setdefault(same, (request_id, digest))
         if its != digest:
             detail = f"not the bytes of {first}, which asked for the same"
             self._note(Event(time.time(), What.DAMAGED, request_id, detail=detail))
 
-    async def _ask(self, verb: str, url: str, **options: Any) -> httpx2.Response | None:
-        """The answer, or None after an error, which is counted."""
+    async def _ask(
+        self,
+        verb: str,
+        url: str,
+        key: str,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        **options: Any,
+    ) -> httpx2.Response | None:
+        """The answer, or None after an error, which is counted. `key`: the API key."""
+        headers = {"x-api-key": key, **headers}
         try:
-            answer = await self._http.request(verb, url, **options)
+            answer = await self._http.request(verb, url, headers=headers, **options)
         except httpx2.TransportError as error:
             self.errors[type(error).__name__] += 1
             return None
         if answer.is_success or answer.status_code in ENDS:
             return answer
-        self.errors[str(answer.status_code)] += 1
+        self.errors[_named(answer)] += 1
         return None
 
 
 ENDS = {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.NOT_FOUND}
 """Statuses that tell of the request, and not of the gateway."""
+
+
+def _named(answer: httpx2.Response) -> str:
+    """Its status, and which parameters are wrong: a LoRA is, while no worker with it lives."""
+    wrong = answer.json()["parameters"] if answer.status_code == HTTPStatus.BAD_REQUEST else {}
+    return " ".join([str(answer.status_code), *sorted(wrong)])
+
+
+def is_of(asked: Mapping[str, Any], video: bytes) -> bool:
+    """Whether the parameters in the comment of a mock's MP4 are those that were asked for."""
+    start = video.find(b'{"mock"')
+    if start < 0:
+        return False
+    told, _ = json.JSONDecoder().raw_decode(video[start:].decode(errors="replace"))
+    told = {"model": MODEL, "lora": None} | told
+    wanted = {"lora": None, "seed": SEED + asked["place"]} | dict(asked)
+    return all(told[name] == its for name, its in wanted.items() if name in told)
 
 
 def _without_links(body: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,17 @@ from server.keys.record import NewKey
 from server.keys.store import create_key
 from tests.bench.processes import START_SECONDS, BenchError, wait_until_ready
 from tests.chaos.accounting import account
-from tests.chaos.books import GRANTED, Books
-from tests.chaos.brokers import Broker, external_broker, own_broker
+from tests.chaos.books import GRANTED, Books, wrong_costs
+from tests.chaos.brokers import (
+    Broker,
+    Record,
+    accounts_of,
+    cache_counts,
+    external_broker,
+    forgotten_keys,
+    own_broker,
+    records_of,
+)
 from tests.chaos.clients import Clients
 from tests.chaos.faults import OF_WORKERS, Fault, Kind, rolls, schedule
 from tests.chaos.fleet import Fleet, Member, loras_of, models_of
@@ -31,12 +40,14 @@ from tests.chaos.report import Plan, Report
 from tests.support.services.receiver import Receiver, receiver
 from worker.broker.connection import broker_errors, connect_briefly
 from worker.settings import WorkerSettings
-from worker.store import keyspace
 
 GATEWAYS = 2
+KEYS = 4
+"""API keys, whose requests the clients make by turns."""
 QUIET_SECONDS = 120.0
 """The longest wait for the last request to end, when all is healed."""
 WATCH_SECONDS = 0.2
+UNENDED = {"QUEUED", "PROCESSING"}
 RARER_WITH_GROUPS = 4.0
 """A group takes long to load, and slows the start of other workers: without pauses between the
 faults no worker would live when a dead one is to be noticed."""
@@ -95,7 +106,10 @@ class _Experiment:
 
     async def run(self) -> Report:
         with broker_errors(), connect_briefly(self._broker.url) as redis:
-            key = create_key(redis, NewKey(name="chaos", credits=GRANTED))
+            self._keys = {
+                name: create_key(redis, NewKey(name=name, credits=GRANTED))
+                for name in (f"chaos-{number}" for number in range(KEYS))
+            }
         lease = self._plan.lease_seconds
         with (
             _webhooks(self._plan) as hook,
@@ -112,7 +126,7 @@ class _Experiment:
             offers = _offers(self._plan)
             async with Clients(
                 urls,
-                key,
+                [*self._keys.values()],
                 self._history.append,
                 hook.url,
                 offers,
@@ -204,7 +218,8 @@ class _Experiment:
         self, fleet: Fleet, clients: Clients, quiet: float | None, stuck: list[str]
     ) -> Report:
         self._history.extend(event for log in fleet.worker_logs() for event in events_of(log))
-        costs, files = _records(self._broker.url)
+        records = records_of(self._broker.url)
+        files = {its.file_name for its in records.values() if its.file_name}
         outputs = WorkerSettings(data_dir=self._folder).outputs_dir
         kept = {path.name for path in outputs.glob("*.mp4*")} if outputs.exists() else set()
         bugs = Counter(
@@ -221,22 +236,30 @@ class _Experiment:
             errors=dict(clients.errors),
             replayed=clients.replayed,
             gave_up=clients.gave_up,
-            unseen=len(costs) - clients.acknowledged,
+            unseen=len(records) - clients.acknowledged,
+            unended=sorted(name for name in records if records[name].status in UNENDED),
             files_left=sorted(kept - files),
             files_missing=sorted(files - kept),
             died=fleet.died,
             stuck=stuck,
             logged_errors=dict(bugs),
-            books=Books.of(self._account(), self._history, costs),
-            cache=_cached(self._broker.url),
-            forgotten=_forgotten(self._broker.url),
+            books=self._books(clients, records),
+            wrong_costs=[*wrong_costs(self._history, (1, 2) if self._plan.groups else (1,))],
+            kinds=clients.kinds,
+            cache=cache_counts(self._broker.url),
+            forgotten=forgotten_keys(self._broker.url),
         )
 
-    def _account(self) -> dict[str, str]:
-        """The hash of the one key that there is."""
-        with broker_errors(), connect_briefly(self._broker.url) as redis:
-            (key,) = redis.scan_iter(keyspace.API_KEY + "*")
-            return dict(redis.hgetall(key))
+    def _books(self, clients: Clients, records: dict[str, Record]) -> dict[str, Books]:
+        """Of each API key, by its name: what the clients know to be its own, and its records."""
+        books = {}
+        for owner, its_account in accounts_of(self._broker.url).items():
+            name = its_account["name"]
+            own = clients.ids_of(self._keys[name])
+            seen = [event for event in self._history if event.request_id in own]
+            costs = {one: its.cost for one, its in records.items() if its.owner == owner}
+            books[name] = Books.of(its_account, seen, costs)
+        return dict(sorted(books.items()))
 
 
 async def _signed_on(worker: Member) -> None:
@@ -314,37 +337,6 @@ def _progress(plan: Plan, clients: Clients, done: Counter[Kind]) -> Iterator[Cal
             )
 
         yield show
-
-
-def _records(url: str) -> tuple[dict[str, int], set[str]]:
-    """What each request has cost, in millionths, and the names of the files of all."""
-    costs, files = {}, set()
-    with broker_errors(), connect_briefly(url) as redis:
-        for key in redis.scan_iter(keyspace.record("*"), count=1000):
-            cost, file_name = redis.hmget(key, "cost", "file_name")
-            costs[str(key).removeprefix(keyspace.record(""))] = int(cost or 0)
-            files |= {str(file_name)} if file_name else set()
-    return costs, files
-
-
-def _cached(url: str) -> dict[str, int]:
-    """What the result cache has counted, by outcome."""
-    prefix = "cache "
-    with broker_errors(), connect_briefly(url) as redis:
-        counts = redis.hgetall(keyspace.METRICS)
-    return {
-        str(name).removeprefix(prefix): int(count)
-        for name, count in sorted(counts.items())
-        if str(name).startswith(prefix)
-    }
-
-
-def _forgotten(url: str) -> list[str]:
-    """Keys of the result cache that stay for ever, now that no request waits or runs."""
-    prefixes = (keyspace.MAKERS, keyspace.TWINS, keyspace.SHARERS)
-    with broker_errors(), connect_briefly(url) as redis:
-        keys = [str(key) for prefix in prefixes for key in redis.scan_iter(f"{prefix}*")]
-        return sorted(key for key in keys if redis.pttl(key) < 0)
 
 
 def _processes_of(folder: Path) -> list[int]:

@@ -15,7 +15,7 @@ from typing import Self
 from models.catalogue import FAST_MOCHI
 from models.params import MODEL
 from tests.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
-from tests.chaos.books import PRICES
+from tests.chaos.books import CACHED_SHARE, PRICES
 from tests.chaos.faults import Kind
 from tests.chaos.history import Event, What
 from tests.support.family import children_with
@@ -31,7 +31,7 @@ SERVED = (f"{MODEL},{FAST_MOCHI.slug}", MODEL, FAST_MOCHI.slug)
 """What workers run, by turns; groups run one model each."""
 LORAS = ("ink,noir", "ink")
 """What workers offer, by turns."""
-CACHE = {"MOCHI_CACHE": "true", "MOCHI_CACHE_PRICE": "0.25"}
+CACHE = {"MOCHI_CACHE": "true", "MOCHI_CACHE_PRICE": f"{CACHED_SHARE}"}
 """Of gateways, where all processes are of one release."""
 GROUP = {"MOCHI_ENGINE": "mochi", "MOCHI_MOCK": "true", "MOCHI_GPUS_PER_VIDEO": "2"}
 """Variables of a worker with a follower."""

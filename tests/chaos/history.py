@@ -15,7 +15,8 @@ class What(StrEnum):
     """Kinds of events, by the process that reports them."""
 
     ACKNOWLEDGED = "acknowledged"
-    """A client has seen the id of its request; `detail` is the submit's number."""
+    """A client has seen the id of its request; `detail` is the submit's number, `body` what decides
+    the video."""
     ANSWERED = "answered"
     """A client was told the end: `detail` is `completed` or the error code, `body` the answer."""
     DAMAGED = "damaged"

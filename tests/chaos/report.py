@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from rich.table import Table
@@ -52,7 +53,7 @@ class Report:
 
     Attributes:
         quiet_seconds: from the end of the faults until every request had ended; None: not in time.
-        errors: that clients met, by status code or kind of broken connection.
+        errors: that clients met; see `Clients`.
         replayed: submits that were accepted before, and answered with the same id again.
         gave_up: submits that no answer came to in a minute.
         unseen: requests that were made and no client was told of.
@@ -61,7 +62,10 @@ class Report:
         died: processes that ended by themselves.
         stuck: processes that did not stop when told to.
         logged_errors: log lines of level error, by event.
-        books: where the credits are.
+        books: where the credits are, by API key.
+        wrong_costs: videos that cost another amount than their price, a sentence each.
+        unended: requests whose record says that they wait or run, when all is quiet.
+        kinds: how many requests were drafts, finishes, or had LoRAs.
         deliveries: how many requests had so many webhook deliveries; empty without webhooks.
         processes_left: ids of processes that lived on.
         cache: how often the result cache did what.
@@ -81,11 +85,14 @@ class Report:
     died: list[str]
     stuck: list[str]
     logged_errors: dict[str, int]
-    books: Books
+    books: dict[str, Books]
     deliveries: dict[int, int] = field(default_factory=dict)
     processes_left: list[int] = field(default_factory=list)
     cache: dict[str, int] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
+    wrong_costs: list[str] = field(default_factory=list)
+    unended: list[str] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_clean(self) -> bool:
@@ -126,6 +133,8 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
         "other violations",
         str(len([*broken_promises(report)]) - len(kept.lost + kept.duplicated)),
     )
+    if report.kinds:
+        yield "of them", _listed(report.kinds)
     yield "different ends seen: requests", _listed(kept.answers)
     yield "runs: requests", _listed(kept.runs)
     yield "runs beyond the first", _listed({why.value: kept.reruns[why] for why in kept.reruns})
@@ -146,8 +155,7 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
     if report.cache:
         yield "result cache", _listed(report.cache)
     yield "errors in the logs", _listed(report.logged_errors)
-    books = report.books
-    yield "credits charged, left, reserved", f"{books.charged}, {books.balance}, {books.reserved}"
+    yield f"credits charged, left, reserved, of {len(report.books)} keys", _credits(report.books)
 
 
 def broken_promises(report: Report) -> Iterator[str]:
@@ -170,7 +178,7 @@ def broken_promises(report: Report) -> Iterator[str]:
         ("lived on", report.processes_left),
     ):
         yield from (f"violation: {process} {what}" for process in processes)
-    yield from (f"violation: {error}" for error in report.books.errors())
+    yield from _broken_records(report)
     if report.plan.upgrade_from:
         yield from _broken_by_upgrade(report)
     limit = report.plan.lease_seconds + NOTICE_SECONDS
@@ -179,10 +187,19 @@ def broken_promises(report: Report) -> Iterator[str]:
         yield f"violation: {len(late)} deaths were noticed after more than {limit:g} s"
 
 
+def _broken_records(report: Report) -> Iterator[str]:
+    """Of requests that end never, and of credits."""
+    if len(report.unended) > report.gave_up:  # a submit that was given up may still wait
+        yield from (f"violation: {name} waits or runs still" for name in report.unended)
+    for name, books in report.books.items():
+        yield from (f"violation: {name}: {error}" for error in books.errors())
+    yield from (f"violation: {sentence}" for sentence in report.wrong_costs)
+
+
 def _broken_by_upgrade(report: Report) -> Iterator[str]:
     """What may happen in chaos, and not while processes are replaced one by one."""
     for name, count in report.errors.items():
-        if name.isdecimal():
+        if name[0].isdecimal():
             yield f"violation: {count} answers with status {name}"
     for count, requests in report.deliveries.items():
         if count != 1:
@@ -191,6 +208,15 @@ def _broken_by_upgrade(report: Report) -> Iterator[str]:
 
 def _listed(counts: Mapping[Any, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "none"
+
+
+def _credits(books: Mapping[str, Books]) -> str:
+    accounts = books.values()
+    sums = (
+        sum((getattr(its, name) for its in accounts), Decimal(0))
+        for name in ("charged", "balance", "reserved")
+    )
+    return ", ".join(map(str, sums))
 
 
 def _detection(seconds: list[float]) -> str:

@@ -40,6 +40,8 @@ def test_f28_nothing_is_lost_or_done_twice_in_a_short_chaos(
     assert_promises_are_kept(report, 24, figure)
     assert set(report.faults) == PAUSES.keys() - {Kind.CONNECTIONS}
     assert sum(report.account.reruns.values()) >= 1  # it was a chaos
+    assert report.cache.keys() >= {"hit", "miss", "wait"}
+    assert min(report.kinds.values()) >= 1
 
 
 @pytest.mark.slow

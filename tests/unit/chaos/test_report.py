@@ -15,8 +15,9 @@ from tests.chaos.accounting import account
 from tests.chaos.books import Books
 from tests.chaos.faults import Kind
 from tests.chaos.history import Event, What
-from tests.chaos.report import Plan, Report, broken_promises
+from tests.chaos.report import Plan, Report, broken_promises, table
 
+OWED = Books.of({"granted": "1000000", "balance": "0", "reserved": "1000000"}, [], {})
 PLAN = Plan(seconds=60, seed=1, jobs=1, workers=3, lease_seconds=10)
 UPGRADE = {"plan": replace(PLAN, upgrade_from="v0.1.0")}
 ACCEPTED = Event(0, What.ACKNOWLEDGED, "r", detail="1")
@@ -27,7 +28,7 @@ def report(*history: Event, **others: Any) -> Report:
     nothing_else: dict[str, Any] = {
         "plan": PLAN, "faults": {Kind.BROKER: 2}, "quiet_seconds": 1.0, "errors": {}, "replayed": 0,
         "gave_up": 0, "unseen": 0, "files_left": [], "files_missing": [], "died": [], "stuck": [],
-        "logged_errors": {}, "books": Books.of({}, [], {}),
+        "logged_errors": {}, "books": {},
     }  # fmt: skip
     return Report(account=account(history, lease_seconds=10), **nothing_else | others)
 
@@ -71,6 +72,11 @@ def test_a_broken_promise_is_told_and_its_folder_is_kept_and_named(
         ({"files_missing": ["a.mp4"]}, "a.mp4 belongs to a completed request and is not there"),
         (UPGRADE | {"errors": {"ReadError": 1, "503": 2}}, "2 answers with status 503"),
         (UPGRADE | {"deliveries": {0: 1, 1: 7}}, "1 requests with 0 webhook deliveries"),
+        (UPGRADE | {"errors": {"400 lora": 1}}, "1 answers with status 400 lora"),
+        ({"forgotten": ["mochi:twins:a"]}, "mochi:twins:a never expires"),
+        ({"unended": ["s"]}, "s waits or runs still"),
+        ({"wrong_costs": ["a hit cost 1"]}, "a hit cost 1"),
+        ({"books": {"ann": OWED}}, "ann: 1 credits are reserved, and no request waits or runs"),
         ({"unseen": 2}, "2 submits that were tried again made another request"),
         ({"died": ["worker-001"]}, "worker-001 ended by itself"),
         ({"stuck": ["gateway-001"]}, "gateway-001 did not stop when told to"),
@@ -96,4 +102,13 @@ def test_a_death_that_was_noticed_too_late_is_a_violation() -> None:
 
 
 def test_a_request_whose_submit_was_given_up_may_have_been_made() -> None:
-    assert report(ACCEPTED, ENDED, unseen=1, gave_up=1).is_clean
+    assert report(ACCEPTED, ENDED, unseen=1, unended=["s"], gave_up=1).is_clean
+
+
+def test_the_table_says_what_was_asked_for_and_what_the_cache_did() -> None:
+    kinds, cache = {"draft": 3, "finish": 2, "LoRA": 4}, {"hit": 5, "miss": 6, "wait": 7}
+    shown = table(report(ACCEPTED, ENDED, kinds=kinds, cache=cache, books={"a": OWED, "b": OWED}))
+    lines = dict(zip(*([*column.cells] for column in shown.columns), strict=True))
+    assert lines["of them"] == "draft: 3, finish: 2, LoRA: 4"
+    assert lines["result cache"] == "hit: 5, miss: 6, wait: 7"
+    assert lines["credits charged, left, reserved, of 2 keys"] == "0, 0, 2"
