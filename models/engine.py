@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from models.errors import EngineError
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps of this run): with 0 when the prompt is encoded and the denoising

@@ -17,8 +17,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from models.catalogue import CATALOGUE
-from models.params import GenerateParams
+from models.request.catalogue import CATALOGUE
+from models.request.params import GenerateParams
 
 GO = b"go"
 END = b"end"

@@ -12,12 +12,12 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from models.catalogue import CATALOGUE, Model
 from models.errors import EngineUnavailableError
-from models.loras import parse_named
 from models.mock.card_speed import FORM as MOCK_SPEED_FORM
 from models.mock.card_speed import INSTANT, PEAK_TFLOPS, SPEEDUPS
-from models.params import MODEL
+from models.request.catalogue import CATALOGUE, Model
+from models.request.loras import parse_named
+from models.request.params import MODEL
 
 ENV_PREFIX = "MOCHI_"
 GROUP_SIZES = tuple(SPEEDUPS)

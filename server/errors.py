@@ -12,7 +12,7 @@ from models.errors import (
     MochiError,
     WeightsError,
 )
-from models.params import MODEL, Still
+from models.request.params import MODEL, Still
 from worker import errors as jobs
 
 NO_WORKER = (

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from models.catalogue import CATALOGUE, FAST_MOCHI
+from models.request.catalogue import CATALOGUE, FAST_MOCHI
 from models.settings import ENV_PREFIX, PathOrName
 from server.errors import SettingsError
 from server.webhooks.address_rules import Guard

@@ -21,9 +21,9 @@ from models.group import Leader
 from models.mock.card_speed import MockSpeed
 from models.moderation.build import build_moderation
 from models.moderation.stages import Moderation
-from models.params import MODEL
+from models.request.params import MODEL
 from models.version import this_build
-from models.video import encoder
+from models.video.encoding import encoder
 from worker.broker.connection import (
     Client,
     check_schema_at_start,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 
 DECIMALS = 6
 MILLION = 1_000_000

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from models.errors import InvalidParametersError, MochiError
-from models.params import MODEL
+from models.request.params import MODEL
 
 
 @dataclass(frozen=True)

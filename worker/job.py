@@ -9,8 +9,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from models.catalogue import CATALOGUE
-from models.params import MODEL, STILLS, FileParams, GenerateParams, RequestParams, Still
+from models.request.catalogue import CATALOGUE
+from models.request.params import MODEL, STILLS, FileParams, GenerateParams, RequestParams, Still
 
 LORA = "+lora"
 """At the end of the name of a queue: its requests ask for LoRAs."""

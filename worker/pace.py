@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 from statistics import fmean
 from typing import Self
 
-from models.params import TEMPORAL_FACTOR, GenerateParams
+from models.request.params import TEMPORAL_FACTOR, GenerateParams
 from worker.job import Stage
 
 

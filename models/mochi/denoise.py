@@ -10,7 +10,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor
 
-from models.catalogue import MOCHI, NoiseSchedule
 from models.engine import OnStep
 from models.mochi.checkpoint import LatentsKeeper
 from models.mochi.network.modulation import Condition
@@ -18,6 +17,7 @@ from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.network.step_cache import StepCache
 from models.mochi.network.transformer import Core
 from models.mochi.preview import Previewer
+from models.request.catalogue import MOCHI, NoiseSchedule
 
 
 def denoise(

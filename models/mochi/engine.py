@@ -10,7 +10,6 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from models.catalogue import MOCHI, NoiseSchedule
 from models.cuda import translate_gpu_errors
 from models.engine import Checkpoints, Clip, EncodeAhead, OnStep, Previews, Traits
 from models.errors import OutOfMemoryError
@@ -26,7 +25,8 @@ from models.mochi.network.text_encoder import MAX_TOKENS, Prompt, TextEncoder
 from models.mochi.network.transformer import Core
 from models.mochi.network.vae import Decoder
 from models.mochi.preview import Previewer
-from models.params import TEMPORAL_FACTOR, GenerateParams
+from models.request.catalogue import MOCHI, NoiseSchedule
+from models.request.params import TEMPORAL_FACTOR, GenerateParams
 
 SPATIAL_FACTOR = 8
 """Pixels per latent, in a row and in a column."""

@@ -13,7 +13,7 @@ from models.engine import Checkpoints, Clip, EncodeAhead, OnStep, Previews, Trai
 from models.errors import EngineBrokenError, OutOfMemoryError
 from models.group import FULL, LOADED, OUT_OF_MEMORY, Abandoned, Follower, Leader, Task
 from models.mochi.engine import MochiEngine
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 
 
 class GroupEngine:

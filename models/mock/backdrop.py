@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
+from models.request.params import HEIGHT, MODEL, WIDTH, GenerateParams
 
 Floats = NDArray[np.floating]
 Colour = tuple[int, int, int]

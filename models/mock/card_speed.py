@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.params import TEMPORAL_FACTOR, GenerateParams
+from models.request.params import TEMPORAL_FACTOR, GenerateParams
 
 PEAK_TFLOPS = {"h100": 989.0, "h200": 989.0, "a100": 312.0, "l40s": 362.0, "4090": 165.0}
 """Of dense products in bfloat16, by the data sheets."""

@@ -16,7 +16,7 @@ from models.engine import (
     is_checkpoint_due,
 )
 from models.mock.scene import Scene, comment_of
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 
 
 class FakeEngine:

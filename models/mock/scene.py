@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from models.engine import Clip
 from models.mock.backdrop import FPS, Backdrop, palette, random_of
 from models.mock.words import BAR, MARGIN, SMALL, font, pill, words
-from models.params import HEIGHT, MODEL, WIDTH, GenerateParams
+from models.request.params import HEIGHT, MODEL, WIDTH, GenerateParams
 
 INSET = (WIDTH - MARGIN - 120, 32, WIDTH - MARGIN, 104)
 """The box of an engine's own frames: left, top, right, bottom."""

@@ -10,7 +10,7 @@ from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
 
-from models.params import HEIGHT, WIDTH, GenerateParams
+from models.request.params import HEIGHT, WIDTH, GenerateParams
 
 MARGIN = 40
 BADGE = (MARGIN, 36, MARGIN + 92, 70)

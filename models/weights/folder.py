@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from models.catalogue import MOCHI
 from models.errors import WeightsError
+from models.request.catalogue import MOCHI
 from models.settings import EngineSettings, default_data_dir
 from models.weights.manifest import Manifest, size
 

@@ -27,7 +27,7 @@ from segmind import SegmindClient
 from segmind.exceptions import SegmindError
 
 from models.errors import MochiError
-from models.example import EXAMPLE_REQUEST
+from models.request.example import EXAMPLE_REQUEST
 from server.cli.output import check_file, new_file
 from server.keys.first import read_first_key
 from worker.process.shutdown import on_signals

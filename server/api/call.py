@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from models.catalogue import Model
+from models.request.catalogue import Model
 from server.api.links import Links
 from server.api.schemas import ResultBody, StatusBody, result_body, status_body
 from server.api.services import Services

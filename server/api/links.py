@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from itsdangerous import Signer
 from starlette.concurrency import run_in_threadpool
 
-from models.params import Still
+from models.request.params import Still
 from server.paths import FILE_LINK, SIGNATURE
 from server.transport.parameters import Text
 from worker.job import Job

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.catalogue import Model
+from models.request.catalogue import Model
 from server.transport.error_body import absent_when_none
 
 _PROMPT = (

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from models.catalogue import CATALOGUE, MOCHI, Model
-from models.example import EXAMPLE_REQUEST
-from models.params import FORMATS, MODEL, STILL_TYPE
+from models.request.catalogue import CATALOGUE, MOCHI, Model
+from models.request.example import EXAMPLE_REQUEST
+from models.request.params import FORMATS, MODEL, STILL_TYPE
 from server.api.schemas import FailedBody
 from server.api.submit.plan import COUNT, DESCRIPTIONS, DRAFT_STEPS, MOST_REQUESTS
 from server.api.submit.submission import WEBHOOK_URL

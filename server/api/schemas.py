@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.params import STILL_TYPE, Still, VideoType
+from models.request.params import STILL_TYPE, Still, VideoType
 from server.api.links import Links
 from server.keys.times import from_ms
 from server.transport.error_body import absent_when_none

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from models.catalogue import CATALOGUE, Model
+from models.request.catalogue import CATALOGUE, Model
 from server.api.links import VideoLinks
 from server.api.poller import Poller
 from server.errors import UnknownRouteError, UnservedModelError

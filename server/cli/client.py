@@ -14,7 +14,7 @@ from uuid import uuid4
 import httpx2
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from models.params import MODEL, STILLS, RequestParams, Still
+from models.request.params import MODEL, STILLS, RequestParams, Still
 from server.cli.access import START_IT, Access
 from server.cli.output import check_file, draft_of, errors, new_file
 from server.errors import ClientError, CommandError, UnreachableError, visible

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from models.params import FORMATS, MODEL, RequestParams
+from models.request.params import FORMATS, MODEL, RequestParams
 from server.api.submit.plan import COUNT, DRAFT_STEPS, MOST_REQUESTS
 from server.cli.access import Access, ApiKeyOption, ServerUrl
 from server.cli.client import DEFAULT_FORMAT, Client

@@ -1,7 +1,7 @@
 """The page at `/`: renders its form from the parameters of the model.
 
-`index.html` is a template, so that ranges and defaults stand only in `models/params.py` and
-`models/catalogue.py`. The scripts in `assets` call the API as any client does.
+`index.html` is a template, so that ranges and defaults stand only in `models/request/params.py` and
+`models/request/catalogue.py`. The scripts in `assets` call the API as any client does.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from models.catalogue import CATALOGUE, Model
-from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
 from models.mock.scenario import SCENARIO
-from models.params import HEIGHT, MODEL, WIDTH, RequestParams, shown
+from models.request.catalogue import CATALOGUE, Model
+from models.request.example import EXAMPLE_REQUEST, SHORT_PROMPTS
+from models.request.params import HEIGHT, MODEL, WIDTH, RequestParams, shown
 from server.page.files import etag_of
 
 _LABELS = {"fps": "Frame rate", "guidance_scale": "Guidance", "format": "Output"}

@@ -23,7 +23,7 @@ from redis import Redis
 from rich.console import Console
 from rich.table import Table
 
-from models.params import MODEL
+from models.request.params import MODEL
 from server.api.poller import EVENT_INTERVAL_SECONDS
 from server.keys.record import NewKey
 from server.keys.store import create_key

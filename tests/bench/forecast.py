@@ -22,7 +22,7 @@ from redis import Redis
 from rich.console import Console
 from rich.table import Table
 
-from models.params import MODEL
+from models.request.params import MODEL
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from tests.bench.processes import BenchError, fake_worker, gateway, own_broker, wait_until_ready

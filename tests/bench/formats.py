@@ -28,8 +28,8 @@ from rich.table import Table
 
 from models.engine import Clip
 from models.mock.fake_engine import FakeEngine
-from models.params import FORMATS, HEIGHT, WIDTH, Format, GenerateParams
-from models.video import encode
+from models.request.params import FORMATS, HEIGHT, WIDTH, Format, GenerateParams
+from models.video.encoding import encode
 
 FPS = 16.0
 GRAIN = 8.0

@@ -19,7 +19,7 @@ import httpx2
 from rich.console import Console
 from rich.table import Table
 
-from models.example import EXAMPLE_REQUEST
+from models.request.example import EXAMPLE_REQUEST
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from tests.bench.load import Outcome, Request, generator, send

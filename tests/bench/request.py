@@ -19,8 +19,8 @@ import httpx2
 from rich.console import Console
 from rich.table import Table
 
-from models.example import EXAMPLE_REQUEST
-from models.params import MODEL
+from models.request.example import EXAMPLE_REQUEST
+from models.request.params import MODEL
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from tests.bench.processes import gateway, mock_worker, own_broker, wait_until_ready

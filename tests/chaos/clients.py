@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import httpx2
 
-from models.catalogue import FAST_MOCHI
-from models.params import MODEL, GenerateParams
+from models.request.catalogue import FAST_MOCHI
+from models.request.params import MODEL, GenerateParams
 from tests.chaos.accounting import COMPLETED
 from tests.chaos.history import Event, What
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from models.params import MODEL
+from models.request.params import MODEL
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from tests.bench.processes import START_SECONDS, BenchError, wait_until_ready

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from models.catalogue import FAST_MOCHI
-from models.params import MODEL
+from models.request.catalogue import FAST_MOCHI
+from models.request.params import MODEL
 from tests.bench.processes import HOST, NO_LIMIT, spawn, wait_until_ready
 from tests.chaos.books import CACHED_SHARE, PRICES
 from tests.chaos.faults import Kind

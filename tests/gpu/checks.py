@@ -28,7 +28,7 @@ from models.mochi.network.transformer import Core
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic import dummy
 from models.mochi.synthetic.mock import write_mock_checkpoint
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.models.checkpoints import Kept, abandon, run
 
 PADDED = 256

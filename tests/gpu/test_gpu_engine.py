@@ -18,7 +18,7 @@ from models.mochi.memory.profiles import plan_memory
 from models.mochi.parts import Dtypes
 from models.mochi.synthetic import dummy
 from models.mochi.synthetic.dummy import empty_dummy
-from models.params import HEIGHT, WIDTH
+from models.request.params import HEIGHT, WIDTH
 from tests.gpu.checks import (
     Model,
     check_that_a_run_goes_on_where_another_was_abandoned,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx2
 from segmind import SegmindClient
 
-from models.example import EXAMPLE_REQUEST
+from models.request.example import EXAMPLE_REQUEST
 from tests.images.engine import FULL, PROFILES, ImagesError, Project, run
 from tests.images.traffic import BODY, Traffic, ends
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import pytest
 from redis import Redis
 
-from models.catalogue import CATALOGUE
 from models.engine import Traits
-from models.params import MODEL, GenerateParams
+from models.request.catalogue import CATALOGUE
+from models.request.params import MODEL, GenerateParams
 from worker.broker.connection import connect_gateway
 from worker.job import Job
 from worker.store import keyspace, scripts

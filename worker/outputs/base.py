@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from models.params import FORMATS, STILLS, Format, Still, VideoType
+from models.request.params import FORMATS, STILLS, Format, Still, VideoType
 from worker.errors import StorageError, VideoGoneError
 
 CHUNK_BYTES = 1 << 18

@@ -12,7 +12,7 @@ from pathlib import Path
 from models.engine import Engine
 from models.moderation.settings import ModerationSettings
 from models.version import this_build
-from models.video import encoder, encoder_version
+from models.video.encoding import encoder, encoder_version
 
 
 def identity_of(engine: Engine, settings: ModerationSettings, marks: str) -> str:

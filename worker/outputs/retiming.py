@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from uuid import uuid4
 
-from models.params import Still
-from models.video import retime
+from models.request.params import Still
+from models.video.encoding import retime
 from worker.outputs.base import DRAFT_SUFFIX, Outputs, still_name
 
 

@@ -30,7 +30,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from pydantic import HttpUrl, TypeAdapter, ValidationError
 
-from models.params import STILL_TYPE
+from models.request.params import STILL_TYPE
 from worker.errors import OutputsUnusableError, StorageError, VideoGoneError
 from worker.outputs.base import (
     CHUNK_BYTES,

@@ -11,7 +11,7 @@ import structlog
 
 from models.engine import Clip
 from models.errors import INSTALL
-from models.params import FORMATS, STILL_TYPE
+from models.request.params import FORMATS, STILL_TYPE
 from worker.errors import ProvenanceUnusableError, StorageError
 from worker.provenance.label import append_xmp, description, jpeg_with_term
 from worker.settings import WorkerSettings

@@ -15,7 +15,7 @@ from c2pa import Signer as LibrarySigner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from models.params import FORMATS
+from models.request.params import FORMATS
 from models.version import this_build
 from worker.errors import ProvenanceUnusableError, StorageError
 from worker.provenance.identity import Identity

@@ -28,7 +28,7 @@ from rq.queue import Queue
 from typing_extensions import override
 
 from models.errors import EngineBrokenError
-from models.params import MODEL
+from models.request.params import MODEL
 from worker.broker.connection import Client
 from worker.errors import DiskFullError, OtherStoreError
 from worker.process.shutdown import DRAIN, Stop, on_signals

@@ -24,9 +24,9 @@ from models.errors import (
 from models.group import FULL
 from models.mock.card_speed import AT_ONCE, MockSpeed
 from models.moderation.stages import Moderation
-from models.params import FORMATS, Still
-from models.stills import Stills
-from models.video import encode
+from models.request.params import FORMATS, Still
+from models.video.encoding import encode
+from models.video.stills import Stills
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.job import Job, Stage
 from worker.outputs.base import Outputs, still_name, video_name

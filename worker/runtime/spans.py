@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, get_current_span
 from opentelemetry.util.types import AnyValue
 
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from worker.job import Job
 from worker.process.telemetry import PROPAGATOR, TRACEPARENT
 from worker.runtime.run import Run

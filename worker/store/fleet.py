@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 
 from models.engine import Traits
-from models.params import MODEL
+from models.request.params import MODEL
 from worker.broker.connection import broker_errors
 from worker.job import CANCELLED, Cancellation, Job, Status
 from worker.store import keyspace, scripts

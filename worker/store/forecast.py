@@ -16,7 +16,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from models.params import MODEL
+from models.request.params import MODEL
 from worker.broker.connection import broker_errors
 from worker.job import Job, Stage, Status
 from worker.pace import Pace, Work, pace_for, read_paces

@@ -11,8 +11,8 @@ from typing import Self
 from rq.job import Job as RqJob
 from rq.queue import Queue as RqQueue
 
-from models.catalogue import CATALOGUE
-from models.params import MODEL
+from models.request.catalogue import CATALOGUE
+from models.request.params import MODEL
 from worker.job import LORA
 
 

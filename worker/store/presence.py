@@ -12,7 +12,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from models.engine import Traits
-from models.params import MODEL
+from models.request.params import MODEL
 from worker.job import LORA
 
 

@@ -21,7 +21,7 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from typing_extensions import override
 
-from models.params import MODEL
+from models.request.params import MODEL
 from worker.store import keyspace, scripts
 
 _log = structlog.get_logger()

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from models.params import MODEL
+from models.request.params import MODEL
 from worker.broker.schema import ERROR_CODE, READS, SCHEMA, SCHEMA_KEY
 from worker.errors import UnknownAnswerError
 from worker.store import keyspace

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from models.errors import MochiError
-from models.params import MODEL, GenerateParams, RequestParams
+from models.request.params import MODEL, GenerateParams, RequestParams
 from worker.billing import FREE, Price, from_millionths
 from worker.broker.batching import Batch
 from worker.errors import (

@@ -10,9 +10,9 @@ from typing import Any
 
 from redis import Redis
 
-from models.catalogue import CATALOGUE
 from models.engine import DeviceUse, Traits
-from models.params import MODEL, GenerateParams, Still
+from models.request.catalogue import CATALOGUE
+from models.request.params import MODEL, GenerateParams, Still
 from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
 from worker.errors import OtherStoreError

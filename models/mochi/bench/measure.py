@@ -27,7 +27,7 @@ from models.mochi.bench.results import Kernel, Name, Row, Seconds
 from models.mochi.bench.shapes import Request
 from models.mochi.bench.stages import Times, run_ours, run_stock
 from models.mochi.bench.subjects import Subjects, console
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 
 OnRequest = Callable[[Row, int, Times], None]
 """Told of each request as it ends: its row so far, its number from 0, and its times."""

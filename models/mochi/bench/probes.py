@@ -18,7 +18,7 @@ from models.engine import Clip
 from models.mochi.bench.results import Kernel, Name
 from models.mochi.bench.stages import wait
 from models.mochi.memory.host_copy import to_host
-from models.video import encode
+from models.video.encoding import encode
 
 PRODUCTS = {
     "cuda": ((8192, 8192, 8192), (16384, 3072, 9216), (16384, 8192, 3072), (4096, 4096, 16384)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.mochi.engine import LATENT_CHANNELS, SPATIAL_FACTOR
-from models.params import HEIGHT, TEMPORAL_FACTOR, WIDTH
+from models.request.params import HEIGHT, TEMPORAL_FACTOR, WIDTH
 
 
 @dataclass(frozen=True)

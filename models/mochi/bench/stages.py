@@ -20,8 +20,8 @@ from models.mochi.engine import MochiEngine
 from models.mochi.network.modulation import Condition, Conditioner
 from models.mochi.network.text_encoder import Prompt, TextEncoder
 from models.mochi.network.vae import Decoder, unnormalised
-from models.params import GenerateParams
-from models.video import encode
+from models.request.params import GenerateParams
+from models.video.encoding import encode
 
 Mark = Any
 """A moment on the device: a CUDA event, or the clock's seconds on a CPU."""

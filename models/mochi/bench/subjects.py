@@ -27,7 +27,7 @@ from models.mochi.network import fp8
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic.dummy import make_dummy
 from models.mochi.synthetic.mock import write_mock_checkpoint
-from models.params import HEIGHT, WIDTH
+from models.request.params import HEIGHT, WIDTH
 from models.settings import EngineSettings
 
 console = Console(stderr=True)

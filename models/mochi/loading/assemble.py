@@ -10,7 +10,6 @@ import diffusers
 import torch
 import transformers
 
-from models.catalogue import MOCHI, NoiseSchedule
 from models.engine import Traits
 from models.mochi.engine import SPATIAL_FACTOR, MochiEngine
 from models.mochi.loading.compiling import compile_blocks
@@ -25,6 +24,7 @@ from models.mochi.network.transformer import Core
 from models.mochi.network.vae import Decoder
 from models.mochi.parts import Parts
 from models.mochi.preview import fit_colours
+from models.request.catalogue import MOCHI, NoiseSchedule
 from models.version import this_build
 
 CPU = torch.device("cpu")

@@ -16,7 +16,6 @@ import transformers
 from safetensors import SafetensorError
 from transformers import T5EncoderModel
 
-from models.catalogue import MOCHI, Model, NoiseSchedule
 from models.cuda import GIB
 from models.engine import Engine, Traits
 from models.errors import EngineBrokenError, EngineUnavailableError
@@ -34,7 +33,8 @@ from models.mochi.network.ranks import ALONE, Ranks
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic import mock
 from models.mochi.synthetic.dummy import make_dummy
-from models.params import HEIGHT, MOST_FRAMES, TEMPORAL_FACTOR, WIDTH, GenerateParams
+from models.request.catalogue import MOCHI, Model, NoiseSchedule
+from models.request.params import HEIGHT, MOST_FRAMES, TEMPORAL_FACTOR, WIDTH, GenerateParams
 from models.settings import EngineSettings
 
 _log = structlog.get_logger()

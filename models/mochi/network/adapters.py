@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.loras import MOST_AT_ONCE
 from models.mochi.network.attention import pairs_to_halves
 from models.mochi.network.transformer import Block, Core
+from models.request.loras import MOST_AT_ONCE
 
 BLOCK_LAYER = re.compile(r"transformer_blocks\.(?P<block>\d+)\.(?P<name>.+)")
 

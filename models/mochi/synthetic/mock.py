@@ -16,12 +16,12 @@ import torch
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from models.catalogue import MOCHI, Model
 from models.engine import Checkpoints, Clip, EncodeAhead, Engine, OnStep, Previews, Traits
 from models.mochi.parts import Parts
 from models.mochi.synthetic.values import random_values
 from models.mock.scene import Scene, comment_of
-from models.params import GenerateParams
+from models.request.catalogue import MOCHI, Model
+from models.request.params import GenerateParams
 from models.settings import make_private_folder
 
 FORMAT = 2

@@ -19,7 +19,7 @@ from models.moderation.classifiers.loading import (
 )
 from models.moderation.labels import Labels
 from models.moderation.settings import ModerationSettings
-from models.params import HEIGHT, WIDTH
+from models.request.params import HEIGHT, WIDTH
 
 ARCHITECTURE = "ForImageClassification"
 

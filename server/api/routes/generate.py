@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.catalogue import CATALOGUE, Model
+from models.request.catalogue import CATALOGUE, Model
 from server.api.call import Call
 from server.api.openapi import (
     FAILED,

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.catalogue import CATALOGUE
+from models.request.catalogue import CATALOGUE
 from server.api.call import Call
 from server.api.listings import HostedModel, HostedModelsBody, ModelBody, ModelsBody
 from server.api.openapi import errors, name_suffix

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.params import MODEL
+from models.request.params import MODEL
 from models.version import this_build
 from server.api.call import Call
 from server.api.metrics import Scrape

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.params import STILLS
+from models.request.params import STILLS
 from server.api.call import Call
 from server.api.links import SIGNED, VIDEO
 from server.api.openapi import (

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.params import MODEL
+from models.request.params import MODEL
 from server.api.call import Call
 from server.api.openapi import (
     CONTENT_BYTES,

@@ -6,8 +6,8 @@ from collections.abc import Container, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from models.catalogue import CATALOGUE, Model
-from models.params import hint
+from models.request.catalogue import CATALOGUE, Model
+from models.request.params import hint
 from server.api.submit.plan import FIELDS
 from server.transport.responses import shown_names
 from server.webhooks.url import FIELD

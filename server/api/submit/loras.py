@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from models.errors import InvalidParametersError
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from server.api.call import Call
 from worker.store.presence import LiveWorker
 

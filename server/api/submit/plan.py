@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from models.errors import InvalidParametersError
-from models.params import DRAW_SEED, MAX_SEED, GenerateParams, whole_number
+from models.request.params import DRAW_SEED, MAX_SEED, GenerateParams, whole_number
 from server.api.submit.problems import Problems
 
 DRAFT_STEPS, COUNT = "draft_steps", "count"

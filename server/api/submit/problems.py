@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from models.errors import InvalidParametersError
-from models.params import RequestParams
+from models.request.params import RequestParams
 from server.api.call import Call
 from server.api.submit.loras import lacking_loras
 from worker.errors import JobError

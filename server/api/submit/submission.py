@@ -12,11 +12,11 @@ from typing import Any, Self
 import structlog
 from starlette.requests import Request
 
-from models.catalogue import MOCHI, Model
 from models.errors import InvalidParametersError, MochiError
 from models.mock.scenario import FORM as SCENARIO_FORM
 from models.mock.scenario import LATE_VALIDATION, PAYMENT_REQUIRED, SCENARIO, Scenario
-from models.params import REFUSED_PROMPT, RequestParams, parse_params, valid_part
+from models.request.catalogue import MOCHI, Model
+from models.request.params import REFUSED_PROMPT, RequestParams, parse_params, valid_part
 from server.api.call import Call
 from server.api.submit.hints import finish_hints, query_hints, submit_hints
 from server.api.submit.loras import lacking_loras

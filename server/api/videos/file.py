@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from models.params import STILL_TYPE, Still
+from models.request.params import STILL_TYPE, Still
 from server.errors import NoStillError, RangeError
 from worker.errors import StorageError
 from worker.job import Job

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from models.errors import InvalidParametersError
-from models.params import (
+from models.request.params import (
     ALIASES,
     HEIGHT,
     WIDTH,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from models.catalogue import CATALOGUE
+from models.request.catalogue import CATALOGUE
 from server.cli.output import console, print_table
 from server.errors import visible
 from server.keys.audit import Entry

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from models.params import MODEL
+from models.request.params import MODEL
 from server.cli.client import failure_text, http_client
 from server.errors import ClientError
 

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
-from models.params import MODEL, GenerateParams
+from models.request.params import MODEL, GenerateParams
 from server.keys.lookup import KeyLookup, digest
 from tests.bench.processes import NO_LIMIT
 from worker.broker.connection import connect_gateway

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.mock.card_speed import MockSpeed
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from server.keys.record import NewKey
 from server.keys.store import create_key
 from tests.bench.cluster.clients import BODY, Clients

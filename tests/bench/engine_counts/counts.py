@@ -20,7 +20,7 @@ from models.mochi.network.transformer import Core
 from models.mochi.network.vae import Decoder
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic.dummy import empty_dummy
-from models.params import TEMPORAL_FACTOR
+from models.request.params import TEMPORAL_FACTOR
 from tests.bench.engine_counts.tally import META, Tally, bytes_of, tallied
 
 PADDED_TOKENS = 256

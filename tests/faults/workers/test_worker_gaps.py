@@ -65,7 +65,7 @@ def test_f02_a_request_that_is_popped_and_lost_three_times_ends_failed(
 
 PLACES = {
     # Nothing, if its ffmpeg dies with it before that has begun to write.
-    "before models.video:_close": ([".mp4.part"], []),
+    "before models.video.encoding:_close": ([".mp4.part"], []),
     "before worker.outputs.local:LocalOutputs.publish": ([".mp4.part"],),
     "after worker.outputs.local:LocalOutputs.publish": ([".mp4"],),
     "after worker.store.worker_side:WorkerStore.complete": ([".mp4"],),

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from models.mock.scenario import SCENARIO
-from models.params import RequestParams
+from models.request.params import RequestParams
 from server.api.poller import Poller
 from server.api.routes import mcp_tool
 from server.api.submit.submission import Submission

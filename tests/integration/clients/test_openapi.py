@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from jsonschema_rs import Draft202012Validator
 
-from models.example import EXAMPLE_REQUEST
+from models.request.example import EXAMPLE_REQUEST
 from tests.support.stack import Stack
 from tests.support.wire import another_gateway
 

@@ -7,8 +7,8 @@ import pytest
 from segmind import InferenceFailed, InferenceTimeout
 from segmind.exceptions import SegmindError
 
-from models.example import EXAMPLE_REQUEST
 from models.mock.scenario import SCENARIO
+from models.request.example import EXAMPLE_REQUEST
 from tests.support.stack import Stack, eventually
 
 

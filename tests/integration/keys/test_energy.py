@@ -12,7 +12,7 @@ import pytest
 
 from models.mock.card_speed import MockSpeed
 from models.mock.scenario import SCENARIO
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from server.keys.lookup import Scope
 from tests.support.stack import Stack, eventually
 from worker.store import keyspace

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import Browser, expect
 
-from models.params import WIDTH, GenerateParams
+from models.request.params import WIDTH, GenerateParams
 from tests.support.stack import Stack
 from tests.support.visitor import Visitor, visit
 

@@ -20,8 +20,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Route, expect
 
-from models.example import EXAMPLE_REQUEST
-from models.params import HEIGHT, MAX_SEED, GenerateParams
+from models.request.example import EXAMPLE_REQUEST
+from models.request.params import HEIGHT, MAX_SEED, GenerateParams
 from tests.support.stack import Stack
 from tests.support.visitor import Visitor, visit
 from tests.support.wire import another_gateway

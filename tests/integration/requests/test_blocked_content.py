@@ -16,7 +16,7 @@ from segmind import InferenceFailed
 
 from models.mock.fake_engine import FakeEngine
 from models.mock.scenario import SCENARIO
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.models.classifiers import write_guard, write_image_classifier
 from tests.support.stack import Stack, eventually
 

@@ -9,7 +9,7 @@ import pytest
 from segmind import SegmindClient
 from segmind.exceptions import SegmindError
 
-from models.params import RequestParams
+from models.request.params import RequestParams
 from server.keys.lookup import Scope
 from tests.support.services.hosted import hosted_sdk
 from tests.support.stack import Stack

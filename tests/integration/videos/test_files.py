@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from models.params import HEIGHT, WIDTH
+from models.request.params import HEIGHT, WIDTH
 from tests.support.stack import Stack, eventually
 from tests.support.wire import refusal
 

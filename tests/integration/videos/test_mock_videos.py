@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.example import EXAMPLE_REQUEST
 from models.mock.scene import INSET
-from models.params import GenerateParams
+from models.request.example import EXAMPLE_REQUEST
+from models.request.params import GenerateParams
 from tests.support.stack import Stack
 
 

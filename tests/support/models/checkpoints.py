@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.engine import Engine
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 
 
 class Kept:

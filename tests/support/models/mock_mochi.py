@@ -13,7 +13,7 @@ from models.mochi.engine import MochiEngine
 from models.mochi.loading.assemble import Options, assemble
 from models.mochi.memory.profiles import PROFILES
 from models.mochi.parts import Dtypes, Parts
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.models.tiny_mochi import randomise
 
 CPU = torch.device("cpu")

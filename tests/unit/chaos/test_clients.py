@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from models.mock.scene import comment_of
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.chaos.clients import SEED, is_of
 
 ASKED = {"model": "mochi-1", "place": 1, "prompt": "chaos 1", "fps": 24, "lora": {"ink": 0.5}}

@@ -11,9 +11,9 @@ import pytest
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from models.loras import RULE as LORA_RULE
 from models.moderation.settings import ModerationSettings
-from models.params import RequestParams, shown
+from models.request.loras import RULE as LORA_RULE
+from models.request.params import RequestParams, shown
 from models.settings import EngineSettings
 from server.api.routes import event_stream, finish, generate, models, operations, requests
 from server.api.routes import videos as videos_api

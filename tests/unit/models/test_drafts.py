@@ -15,7 +15,7 @@ from models.mochi.engine import MochiEngine
 from models.mochi.loading.load import load
 from models.mochi.synthetic.mock import write_mock_checkpoint
 from models.mock.fake_engine import FakeEngine
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from models.settings import EngineSettings
 from tests.support.models.checkpoints import Kept, abandon, run
 from tests.support.models.mock_mochi import bare

@@ -226,9 +226,9 @@ def test_the_extra_mock_alone_makes_videos(tmp_path: Path) -> None:
 from pathlib import Path
 import worker.__main__
 from models.build import build_engine
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from models.settings import EngineSettings
-from models.video import encode
+from models.video.encoding import encode
 engine = build_engine(EngineSettings(mock=True, fake_step_seconds=0), Path())
 clip = engine.generate(GenerateParams(prompt="a cat", frames=7, steps=10), lambda *_: None)
 encode(clip, 16, Path(sys.argv[1]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from models.catalogue import MOCHI
+from models.request.catalogue import MOCHI
 from server.cli.main import app
 from server.errors import SettingsError
 from server.settings import ServerSettings, load_settings

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.catalogue import FAST_MOCHI, MOCHI
+from models.request.catalogue import FAST_MOCHI, MOCHI
 from worker.billing import Tariff, from_millionths, to_millionths
 
 

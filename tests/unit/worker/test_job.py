@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from models.errors import EngineError
-from models.params import RequestParams
+from models.request.params import RequestParams
 from tests.support.jobs import params
 from worker.job import FAILURES, TRANSITIONS, Job, Stage, Status
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from models.catalogue import CATALOGUE
-from models.params import MODEL, GenerateParams
+from models.request.catalogue import CATALOGUE
+from models.request.params import MODEL, GenerateParams
 from worker.broker.connection import broker_errors, broker_time
 from worker.errors import RequestNotFoundError
 from worker.job import Job, Status

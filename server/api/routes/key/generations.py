@@ -12,8 +12,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.catalogue import CATALOGUE
-from models.params import MODEL
+from models.request.catalogue import CATALOGUE
+from models.request.params import MODEL
 from server.api.call import Call
 from server.api.listings import (
     GenerationRow,

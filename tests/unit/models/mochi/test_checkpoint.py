@@ -25,7 +25,7 @@ from models.mochi.memory.profiles import PROFILES, MemoryPlan
 from models.mochi.network.attention import Kernel
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic.mock import MockEngine, write_mock_checkpoint
-from models.params import MODEL, GenerateParams
+from models.request.params import MODEL, GenerateParams
 from models.weights.folder import MANIFEST
 from models.weights.manifest import Manifest, WeightsFile
 from tests.support.models.checkpoints import AbandonedError, Kept, abandon, run

@@ -8,8 +8,8 @@ import torch
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule, retrieve_timesteps
 from torch import Tensor
 
-from models.catalogue import FAST_MOCHI
 from models.mochi.denoise import Schedule
+from models.request.catalogue import FAST_MOCHI
 from tests.support.models.tiny_mochi import (
     embeddings,
     make_pipeline,

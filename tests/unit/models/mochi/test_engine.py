@@ -15,13 +15,13 @@ from diffusers import MochiPipeline
 from models.cuda import translate_gpu_errors
 from models.engine import Engine
 from models.errors import EngineBrokenError, OutOfMemoryError
-from models.example import EXAMPLE_REQUEST
 from models.mochi.engine import MochiEngine
 from models.mochi.loading.load import load
 from models.mochi.network.text_encoder import TextEncoder
 from models.mochi.synthetic import mock
 from models.mock.scene import Scene
-from models.params import HEIGHT, WIDTH, GenerateParams
+from models.request.example import EXAMPLE_REQUEST
+from models.request.params import HEIGHT, WIDTH, GenerateParams
 from models.settings import EngineSettings
 from tests.support.models.mock_mochi import CPU, bare, frames_of, ignore, params
 

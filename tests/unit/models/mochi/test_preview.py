@@ -18,7 +18,7 @@ from models.mochi.preview import fit_colours
 from models.mochi.synthetic.mock import write_mock_checkpoint
 from models.mock.fake_engine import FakeEngine
 from models.mock.scene import PREVIEW
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 
 STEPS = 10
 

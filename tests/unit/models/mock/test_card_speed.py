@@ -13,7 +13,7 @@ from models.mock.card_speed import (
     MockSpeed,
     forward_tflop,
 )
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.bench.engine_counts.groups import NVLINK, Shape, step_seconds
 
 TFLOP = {49: 282, 85: 603, 160: 1668}

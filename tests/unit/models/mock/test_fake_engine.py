@@ -6,7 +6,7 @@ import pytest
 
 from models.engine import Engine
 from models.mock.fake_engine import FakeEngine
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.models.checkpoints import Kept, abandon, run
 
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.engine import Clip
-from models.example import EXAMPLE_REQUEST
 from models.mock.scene import INSET, Scene
 from models.mock.words import BADGE, MARGIN, PROMPT, words
-from models.params import HEIGHT, WIDTH, GenerateParams
-from models.video import encode
+from models.request.example import EXAMPLE_REQUEST
+from models.request.params import HEIGHT, WIDTH, GenerateParams
+from models.video.encoding import encode
 
 MOST_BYTES = 200_000
 

@@ -14,9 +14,9 @@ from models.engine import Clip
 from models.errors import ContentBlockedError
 from models.mock.fake_engine import FakeEngine
 from models.moderation.stages import sample
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from models.settings import EngineSettings
-from models.video import encode
+from models.video.encoding import encode
 from tests.support.models.classifiers import write_image_classifier
 from tests.support.models.moderation import BLACK, WHITE, frame_judge, moderation
 

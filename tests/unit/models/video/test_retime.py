@@ -15,8 +15,8 @@ import pytest
 
 from models.engine import Clip
 from models.errors import DiskError, EncodingError
-from models.params import HEIGHT, WIDTH
-from models.video import encode, retime
+from models.request.params import HEIGHT, WIDTH
+from models.video.encoding import encode, retime
 
 SMALL = (106, 60)
 RATES = [7, 7.123457, 7.5, 12.8, 16, 23.976, 25.5, 29.97, 30]

@@ -13,8 +13,8 @@ import pytest
 
 from models.engine import Clip
 from models.errors import DiskError, EncodingError
-from models.params import HEIGHT, WIDTH
-from models.video import encode
+from models.request.params import HEIGHT, WIDTH
+from models.video.encoding import encode
 
 SMALL = (106, 60)
 BT709 = 1

@@ -14,9 +14,9 @@ from PIL import Image
 
 from models.engine import Clip
 from models.mock.fake_engine import FakeEngine
-from models.params import HEIGHT, WIDTH, FileParams, Format, GenerateParams
-from models.stills import Stills
-from models.video import encode
+from models.request.params import HEIGHT, WIDTH, FileParams, Format, GenerateParams
+from models.video.encoding import encode
+from models.video.stills import Stills
 
 SMALL = (106, 60)
 NONE = FileParams()

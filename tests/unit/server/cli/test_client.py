@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer import BadParameter
 
-from models.params import RequestParams
+from models.request.params import RequestParams
 from server.cli import generate
 from server.cli.access import Access
 from server.cli.client import Client, where

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import server.page
-from models.catalogue import CATALOGUE
-from models.example import EXAMPLE_REQUEST, SHORT_PROMPTS
 from models.mock.scenario import FORM, SCENARIO, Scenario
-from models.params import RequestParams, parse_params
+from models.request.catalogue import CATALOGUE
+from models.request.example import EXAMPLE_REQUEST, SHORT_PROMPTS
+from models.request.params import RequestParams, parse_params
 from server.api.submit.plan import DRAFT_STEPS
 from server.page import SCENARIOS, Page
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import httpx2
 import pytest
 
-from models.params import STILLS, Format
+from models.request.params import STILLS, Format
 from worker.broker.embedded import EmbeddedBroker
 from worker.errors import OutputsUnusableError, StorageError
 from worker.outputs.base import CHUNK_BYTES, MARKER, Outputs, still_name, video_name

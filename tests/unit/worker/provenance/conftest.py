@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.engine import Clip
-from models.video import encode
+from models.video.encoding import encode
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 from models.mock.fake_engine import FakeEngine
-from models.params import FORMATS, FileParams, Format, GenerateParams
-from models.stills import Stills
-from models.video import encode
+from models.request.params import FORMATS, FileParams, Format, GenerateParams
+from models.video.encoding import encode
+from models.video.stills import Stills
 from worker.errors import StorageError
 from worker.provenance.identity import own_identity
 from worker.provenance.label import AI_MADE

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from structlog.testing import capture_logs
 
 from models.engine import Clip
-from models.video import encode, retime
+from models.video.encoding import encode, retime
 from tests.unit.worker.support.certificates import issued
 from worker.errors import ProvenanceUnusableError, StorageError
 from worker.provenance.label import AI_MADE

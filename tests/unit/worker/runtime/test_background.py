@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.jobs import find, params, pop, submit
 from tests.support.stack import eventually
 from tests.unit.worker.support.desk import Desk, Hooked

@@ -19,7 +19,7 @@ from models.engine import Engine, Picture
 from models.errors import EngineError
 from models.group import LOADED, OUT_OF_MEMORY, Leader
 from models.mochi.group import GroupEngine
-from models.params import MODEL, GenerateParams
+from models.request.params import MODEL, GenerateParams
 from tests.support.jobs import find, submit
 from tests.support.models.checkpoints import AbandonedError, Kept, abandon, run
 from worker.__main__ import run as run_worker

@@ -20,7 +20,7 @@ from models.engine import Checkpoints, Clip, OnStep, Previews
 from models.errors import EngineBrokenError, OutOfMemoryError
 from models.group import FULL, OUT_OF_MEMORY, Leader
 from models.mock.fake_engine import FakeEngine
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.jobs import find, pop, submit, waiting
 from tests.unit.worker.support.desk import Desk, Hooked, Stubborn
 from worker.errors import BrokerUnavailableError, StorageError

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from models.engine import Checkpoints, Clip, OnStep, Previews, Traits
 from models.mock.card_speed import MockSpeed
 from models.mock.fake_engine import FakeEngine
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.jobs import find, pop, submit
 from tests.support.stack import eventually
 from tests.unit.worker.support.desk import Desk, Hooked

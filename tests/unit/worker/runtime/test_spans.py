@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode, Tracer, format_span_id, format_trace_id
 
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from worker.job import Job, Stage, Status
 from worker.process.shutdown import Stop
 from worker.process.telemetry import trace_fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from models.catalogue import FAST_MOCHI, MOCHI
+from models.request.catalogue import FAST_MOCHI, MOCHI
 from tests.support.jobs import OWNER, ask_gateway, end_lease, find, live, params, pop, submit
 from worker.errors import NoWorkerError
 from worker.job import LORA, Cancellation, Status

@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 from redis import Redis
 
-from models.catalogue import CATALOGUE, FAST_MOCHI, MOCHI
+from models.request.catalogue import CATALOGUE, FAST_MOCHI, MOCHI
 from tests.support.jobs import (
     OWNER,
     ask_gateway,

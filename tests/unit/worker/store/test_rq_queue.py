@@ -9,7 +9,7 @@ from rq import Queue
 from rq.job import Job as RqJob
 from rq.job import JobStatus
 
-from models.params import MODEL
+from models.request.params import MODEL
 from tests.support.jobs import submit
 from worker.broker.connection import connect_worker
 from worker.store.rq_queue import SERIALIZER, TASK

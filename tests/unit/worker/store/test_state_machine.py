@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 from hypothesis.strategies import booleans, integers, sampled_from
 
-from models.catalogue import CATALOGUE, FAST_MOCHI, MOCHI
+from models.request.catalogue import CATALOGUE, FAST_MOCHI, MOCHI
 from tests.support.jobs import OWNER, end_lease, live, params, pop, queue_of
 from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
 from tests.unit.worker.support.promises import (

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis import Redis
 
-from models.catalogue import MOCHI
+from models.request.catalogue import MOCHI
 from tests.support.jobs import OWNER, ask_gateway, pop
 from worker.billing import MILLION, Price
 from worker.job import Job

@@ -13,7 +13,7 @@ from models.engine import Checkpoints, Clip, EnergyCounter, Engine, OnStep, Prev
 from models.mock.card_speed import AT_ONCE
 from models.mock.fake_engine import FakeEngine
 from models.moderation.stages import Moderation
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.jobs import end_lease, find, live, pop, submit
 from worker.broker.health import BrokerLog
 from worker.job import Job

@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from models.params import MODEL
+from models.request.params import MODEL
 from tests.support.jobs import OWNER
 from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
 from worker.job import LORA, TRANSITIONS, Job, Status

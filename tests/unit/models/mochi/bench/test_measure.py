@@ -22,9 +22,9 @@ from models.mochi.bench.subjects import SMALL_MODEL, Subjects, stock_beside
 from models.mochi.network.attention import pairs_to_halves
 from models.mochi.parts import Dtypes, Parts
 from models.mochi.synthetic.mock import write_mock_checkpoint
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from models.settings import EngineSettings
-from models.video import encode
+from models.video.encoding import encode
 from server.cli import main as cli
 
 ORDER = Order([7], 10, 2, compare="stock", memory=None, output=None, trace=None, data_dir=".")

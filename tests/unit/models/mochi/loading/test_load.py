@@ -192,7 +192,7 @@ def test_a_mock_engine_is_built_in_a_fresh_process_without_noise(tmp_path: Path)
     code = (
         "import sys; from pathlib import Path\n"
         "from models.build import build_engine; from models.settings import EngineSettings\n"
-        "from models.params import GenerateParams\n"
+        "from models.request.params import GenerateParams\n"
         "engine = build_engine(EngineSettings(mock=True), Path(sys.argv[1]))\n"
         "params = GenerateParams(prompt='a cat', frames=1, steps=10)\n"
         "print(len(list(engine.generate(params, lambda *step: None).frames)))\n"

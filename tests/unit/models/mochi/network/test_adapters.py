@@ -10,7 +10,6 @@ import torch
 from diffusers import MochiTransformer3DModel
 from torch import Tensor
 
-from models.loras import MOST_AT_ONCE
 from models.mochi.network import fp8
 from models.mochi.network.adapters import (
     MULTIPLE,
@@ -23,6 +22,7 @@ from models.mochi.network.adapters import (
 )
 from models.mochi.network.modulation import Conditioner
 from models.mochi.network.transformer import Core
+from models.request.loras import MOST_AT_ONCE
 from tests.support.models.tiny_lora import named_lora
 from tests.support.models.tiny_mochi import (
     CPU,

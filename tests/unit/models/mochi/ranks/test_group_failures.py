@@ -21,7 +21,7 @@ from models.mochi.group import GroupEngine, follow
 from models.mochi.loading.load import assemble_mock, read_weights
 from models.mochi.network.ranks import Ranks
 from models.mochi.parts import Dtypes
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 
 PARAMS = GenerateParams(prompt="a cat", frames=1, steps=10)
 

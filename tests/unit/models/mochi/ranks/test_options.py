@@ -19,7 +19,7 @@ from models.mochi.loading.plan import LoadPlan
 from models.mochi.memory.profiles import PROFILES, MemoryPlan
 from models.mochi.network import fp8
 from models.mochi.network.ranks import ALONE, Ranks
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.models.mock_mochi import CPU, ignore, params
 from tests.support.models.ranks import Group, group_of
 from tests.support.models.tiny_lora import in_diffusers_format, random_halves

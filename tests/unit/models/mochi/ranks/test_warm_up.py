@@ -8,7 +8,7 @@ import torch
 from models.mochi.loading.load import warm_up_requests
 from models.mochi.network.ranks import GroupRanks
 from models.mochi.synthetic.mock import character_tokenizer
-from models.params import TEMPORAL_FACTOR, GenerateParams
+from models.request.params import TEMPORAL_FACTOR, GenerateParams
 
 
 def lengths(cards: int, chunk: int, frames: int) -> list[int]:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import MochiPipeline
 
-from models.catalogue import FAST_MOCHI, MOCHI, Model
 from models.engine import Engine
 from models.errors import EngineUnavailableError
 from models.mochi.loading.load import load
 from models.mochi.synthetic.mock import write_mock_checkpoint
+from models.request.catalogue import FAST_MOCHI, MOCHI, Model
 from models.settings import EngineSettings
 from tests.support.models.mock_mochi import files
 

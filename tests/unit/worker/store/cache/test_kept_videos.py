@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from models.catalogue import MOCHI
+from models.request.catalogue import MOCHI
 from tests.support.jobs import OWNER, live, pop, waiting
 from tests.unit.worker.support.cached import (
     IDENTITY,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 from redis import Redis
 
-from models.params import GenerateParams
+from models.request.params import GenerateParams
 from tests.support.jobs import OWNER, end_lease, params, pop
 from worker.broker.connection import connect_gateway
 from worker.errors import RequestNotFoundError

@@ -16,7 +16,7 @@ from typing import IO, cast
 
 from models.engine import Clip
 from models.errors import DiskError, EncodingError, EngineUnavailableError, not_installed
-from models.params import HEIGHT, WIDTH, Format
+from models.request.params import HEIGHT, WIDTH, Format
 
 MAX_DENOMINATOR = 30_000
 """Of a frame rate. ffmpeg limits both numbers of the fraction to 1,001,000; ours go up to 30."""

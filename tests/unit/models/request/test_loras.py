@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from models.catalogue import CATALOGUE
 from models.errors import EngineError, InvalidParametersError
 from models.group import Task
-from models.loras import MOST, parse_named
 from models.mock.fake_engine import FakeEngine
-from models.params import GenerateParams, RequestParams, parse_params
+from models.request.catalogue import CATALOGUE
+from models.request.loras import MOST, parse_named
+from models.request.params import GenerateParams, RequestParams, parse_params
 from models.settings import EngineSettings
 
 FORTY = "a" * 40

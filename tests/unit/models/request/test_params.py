@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from models.errors import InvalidParametersError
-from models.params import (
+from models.request.params import (
     MAX_DRAWN_SEED,
     FileParams,
     GenerateParams,

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from models.params import MODEL, GenerateParams, Number, RequestParams, Whole
+from models.request.params import MODEL, GenerateParams, Number, RequestParams, Whole
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from models.catalogue import CATALOGUE, FAST_MOCHI, MOCHI, Model
 from models.errors import InvalidParametersError
-from models.params import MODEL, GenerateParams, RequestParams, parse_params
+from models.request.catalogue import CATALOGUE, FAST_MOCHI, MOCHI, Model
+from models.request.params import MODEL, GenerateParams, RequestParams, parse_params
 from models.settings import EngineSettings
 from models.weights.folder import is_hub_id
 

@@ -10,7 +10,7 @@ from typing import Self
 from PIL import Image
 
 from models.engine import Clip
-from models.params import HEIGHT, WIDTH, FileParams, Still
+from models.request.params import HEIGHT, WIDTH, FileParams, Still
 
 QUALITY = 92
 """Of the JPEG. With colours at full resolution, as a last frame may start another video."""

@@ -1,6 +1,6 @@
 """Parameters of a video: names, ranges, defaults, and messages for invalid values.
 
-Those of `mochi-1`; `models/catalogue.py` has what differs for other models.
+Those of `mochi-1`; `models/request/catalogue.py` has what differs for other models.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from models import loras
 from models.errors import InvalidParametersError
+from models.request import loras
 
 MODEL = "mochi-1"
 """The default model's slug."""

@@ -1,0 +1,1 @@
+"""What may be asked for: models, parameters with their ranges, LoRAs."""

@@ -1,0 +1,1 @@
+"""From frames to files: the encoder of videos, and stills."""
