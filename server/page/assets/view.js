@@ -15,6 +15,9 @@ const actions = ["cancel", "finish", "download", "copy-link", "use-seed", "use-a
 const [cancelButton, finishButton, download, copyLink, useSeed, useAll] = actions;
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
+/** Of the videos that the server makes. A GIF is drawn by every browser. */
+const CODECS = { "video/mp4": "avc1.640028", "video/webm": "vp9" };
+
 /** The request shown: as this browser stored it, and its latest status. */
 let shown = { entry: null, body: null };
 
@@ -146,6 +149,12 @@ function play(body) {
   if (!stillness.matches) video.play().catch(() => {}); // autoplay may be blocked
 }
 
+/** Whether this browser has a decoder for it: a build of Chromium may have none for H.264. */
+function isPlayable({ video: { content_type: type } }) {
+  const codec = CODECS[type];
+  return codec === undefined || video.canPlayType(`${type}; codecs="${codec}"`) !== "";
+}
+
 /** A GIF is no video to a browser. */
 function animate(body) {
   animation.src = body.output;
@@ -231,6 +240,6 @@ for (const [source, event] of [[video, "loadeddata"], [animation, "load"]]) {
   });
   source.addEventListener("error", () => {
     if (section.dataset.state !== "done" || !source.hasAttribute("src")) return;
-    detail.textContent = "The video cannot be loaded. It may have expired.";
+    detail.textContent = words.unplayable(isPlayable(shown.body));
   });
 }

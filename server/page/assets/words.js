@@ -107,6 +107,12 @@ export function fileName({ prompt, seed, video }) {
   return `${[...parts.join("-")].slice(0, 60).join("")}-${seed}${/\.\w+$/.exec(video.file_name)[0]}`;
 }
 
+/** Why there is no video to be seen. */
+export function unplayable(isPlayable) {
+  if (isPlayable) return "The video cannot be loaded. It may have expired.";
+  return "This browser cannot play it. Download it, or generate it as WebM or GIF.";
+}
+
 /** State of the server from /readyz and /version; null if it did not answer. */
 export function server(answer) {
   if (answer === null) {

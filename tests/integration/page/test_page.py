@@ -83,6 +83,22 @@ def test_a_video_is_waited_for_seen_on_its_way_and_played(visitor: Visitor) -> N
     assert download.value.path().read_bytes()[4:8] == b"ftyp"
 
 
+@pytest.mark.parametrize(
+    ("script", "text"),
+    [
+        ("HTMLMediaElement.prototype.canPlayType = () => ''", "This browser cannot play it."),
+        ("null", "The video cannot be loaded. It may have expired."),
+    ],
+)
+def test_a_video_that_does_not_play_comes_with_the_reason(
+    visitor: Visitor, script: str, text: str
+) -> None:
+    visitor.page.evaluate(script)
+    visitor.page.route("**/v2/videos/**", lambda route: route.fulfill(body="no video"))
+    visitor.makes()
+    expect(visitor.page.locator("#detail")).to_contain_text(text)
+
+
 def test_a_run_that_outlasts_its_forecast_is_not_ready_in_a_moment(visitor: Visitor) -> None:
     visitor.makes()  # now it is known how long one takes
     visitor.wish("slow:60")
