@@ -42,6 +42,7 @@ class HistoryRow(BaseModel):
     model_created: datetime = Field(description="The submit.")
     error: str | None = Field(description="When FAILED.")
     energy_joules: float | None = absent_when_none("As in `metrics` of the result.")
+    cached: Literal[True] | None = absent_when_none("As in `metrics` of the result.")
 
 
 class RecentBody(BaseModel):

@@ -58,6 +58,7 @@ RESULT_HEADERS = {
     "x-seed-value": _header("The seed that was used.", "integer"),
     "x-cost": _header("Credits charged.", "number"),
     "x-remaining-credits": _header("Credits left.", "number"),
+    "x-cached": _header("`true`: the result cache had the video."),
     **SUBMIT_HEADERS,
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}

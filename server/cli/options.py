@@ -30,7 +30,17 @@ BROKER = ("data_dir", "redis_url")
 ENGINE = tuple(
     name for name in EngineSettings.model_fields if name not in {"engine", "fake_step_seconds"}
 )
-HTTP = ("host", "port", "public_url", "keys_file", "tls_cert", "tls_key", "trusted_proxies", "docs")
+GATEWAY = (
+    "host",
+    "port",
+    "public_url",
+    "keys_file",
+    "tls_cert",
+    "tls_key",
+    "trusted_proxies",
+    "docs",
+    "cache",
+)
 
 Command = Callable[..., None]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -16,7 +16,7 @@ from server.cli.administer.weights import fetch_missing
 from server.cli.options import (
     BROKER,
     ENGINE,
-    HTTP,
+    GATEWAY,
     exit_on_error,
     expand,
     fail,
@@ -34,7 +34,7 @@ DEFAULT_FRAMES = 49
 bench = typer.Typer(help="Benchmark the engine on this machine.", no_args_is_help=True)
 
 
-@settings_options(*ENGINE, *HTTP, *BROKER, "workers")
+@settings_options(*ENGINE, *GATEWAY, *BROKER, "workers")
 def up(
     opens_page: Annotated[
         bool, typer.Option("--open", help="Open the page in a browser, with the key.")
@@ -61,7 +61,7 @@ def up(
     raise typer.Exit(status)
 
 
-@settings_options(*HTTP, *BROKER)
+@settings_options(*GATEWAY, *BROKER)
 def gateway() -> None:
     """Run a gateway: the HTTP API in front of a shared broker.
 

@@ -132,4 +132,5 @@ def _result_headers(job: Job) -> dict[str, str]:
         "x-seed-value": str(job.params.seed),
         "x-cost": f"{cost(job):f}",
         "x-remaining-credits": f"{remaining(job):f}",
+        **({"x-cached": "true"} if job.cached else {}),
     }

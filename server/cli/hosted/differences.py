@@ -59,7 +59,7 @@ _ADDED_FIELDS = (
 )
 _ADDED_HEADERS = (
     "x-ratelimit-[a-z]+|x-ignored-parameters|idempotency-replayed|retry-after|x-content-type-options"
-    "|x-frame-options|referrer-policy|content-security-policy|x-rate-limit-reset-at-utc"
+    "|x-frame-options|referrer-policy|content-security-policy|x-rate-limit-reset-at-utc|x-cached"
 )
 _TRANSPORT_HEADERS = re.compile(
     "accept-ranges|access-control-.*|age|alt-svc|cache-control|cf-.*|connection|content-encoding"

@@ -11,6 +11,7 @@ import pytest
 
 from server.keys.lookup import Scope
 from tests.support.stack import Stack, eventually
+from worker.store import keyspace
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 4, "steps": 20, "seed": 7, "poster": True}
 
@@ -111,6 +112,7 @@ def test_a_blocking_call_gets_the_video_at_once(stack: Stack, client: httpx2.Cli
     first = made(client, POND | {"seed": 2})
     answer = client.post("/v1/mochi-1", json=POND | {"seed": 2})
     assert answer.content == video(first)
+    assert answer.headers["x-cached"] == "true"
     assert answer.headers["x-request-id"] != first["request_id"]
     assert first["request_id"] not in str(answer.headers)
 
@@ -186,6 +188,17 @@ def test_usage_counts_cached_requests(stack: Stack) -> None:
         made(client, POND | {"seed": 10})
     (row,) = client.get("/v1/usage").json()["usage"]
     assert (row["requests"], row["completed"], row["cached"]) == (2, 2, 1)
+
+
+def test_the_history_tells_it_after_the_record_has_expired(
+    stack: Stack, client: httpx2.Client
+) -> None:
+    bodies = [made(client, POND | {"seed": 13}) for _ in range(2)]
+    for body in bodies:
+        stack.redis.delete(keyspace.record(body["request_id"]))
+    rows = client.get("/inference-request/request-history").json()["generations"]
+    told = {row["request_id"]: row.get("cached") for row in rows}
+    assert told == {bodies[0]["request_id"]: None, bodies[1]["request_id"]: True}
 
 
 def test_another_fps_needs_no_gpu_and_has_the_bytes_of_a_run(

@@ -49,6 +49,7 @@ class Entry:
         params_json: the parameters that are kept.
         energy_mj: see `Job`.
         model: slug.
+        cached: see `Job`.
         job: the request itself, as long as it is kept.
     """
 
@@ -61,6 +62,7 @@ class Entry:
     params_json: str
     energy_mj: int | None = None
     model: str = MODEL
+    cached: int = 0
     job: Job | None = None
 
     @classmethod
@@ -76,6 +78,7 @@ class Entry:
             params_json=job.params_json,
             energy_mj=job.energy_mj,
             model=job.model,
+            cached=job.cached,
             job=job,
         )
 
@@ -91,6 +94,7 @@ class Entry:
             params_json=fields["params"],
             energy_mj=int(fields["energy_mj"]) if "energy_mj" in fields else None,
             model=fields.get("model", MODEL),
+            cached=int(fields.get("cached", 0)),
         )
 
     @property

@@ -264,6 +264,7 @@ async def _history_row(urls: _VideoUrls, entry: Entry) -> HistoryRow:
         model_created=from_ms(entry.created_at),
         error=entry.error or None,
         energy_joules=None if entry.energy_mj is None else entry.energy_mj / 1000,
+        cached=True if entry.cached else None,
     )
 
 

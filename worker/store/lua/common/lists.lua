@@ -43,8 +43,8 @@ local MOST_PAST = 10000
 -- said for how many days, and which parameters may be kept.
 local function note_past(id, owner, status)
   local names = { 'history_days', 'deleted', 'created_at', 'cost', 'error', 'history_params', 'params',
-                  'energy_mj', 'model' }
-  local days, deleted, created, cost, error, kept, params, energy, model =
+                  'energy_mj', 'model', 'cached' }
+  local days, deleted, created, cost, error, kept, params, energy, model, cached =
     unpack(redis.call('HMGET', keys.record, unpack(names)))
   if not days or deleted or is_revoked(owner) then
     return
@@ -52,6 +52,7 @@ local function note_past(id, owner, status)
   local now, past, times = now_ms(), keys.past .. owner, keys.past .. 'times:' .. owner
   local further = energy and { 'energy_mj', energy } or {}
   append(further, model and { 'model', model } or {})
+  append(further, cached and { 'cached', cached } or {})
   -- The end must not fail where a key has another type.
   local entry = redis.pcall('XADD', past, 'MAXLEN', MOST_PAST, '*', 'id', id, 'status', status,
                            'created_at', created, 'latency_ms', text(math.max(0, now - created)),
