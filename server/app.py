@@ -52,8 +52,8 @@ from worker.errors import BrokerUnavailableError
 from worker.outputs.factory import open_outputs
 from worker.outputs.store_check import StoreCheck
 from worker.process.shutdown import end_tasks
-from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
+from worker.store.reports.forecast import Forecaster
 from worker.store.reports.history import History
 from worker.store.reports.statistics import Statistics
 from worker.store.reports.usage import UsageStore

@@ -18,9 +18,9 @@ from server.webhooks.address_rules import Guard
 from worker.errors import BrokerUnavailableError, RequestNotFoundError
 from worker.outputs.base import Outputs
 from worker.outputs.store_check import StoreCheck
-from worker.store.forecast import Forecaster
 from worker.store.gateway_side import GatewayStore
 from worker.store.presence import LiveWorker
+from worker.store.reports.forecast import Forecaster
 from worker.store.reports.history import History
 from worker.store.reports.statistics import Statistics
 from worker.store.reports.usage import UsageStore

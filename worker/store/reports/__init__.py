@@ -1,1 +1,1 @@
-"""What outlives the records of requests: history, usage and statistics."""
+"""What is told of requests: history, usage and statistics, which outlive records, and forecasts."""

@@ -13,7 +13,7 @@ from worker.errors import RequestNotFoundError
 from worker.job import Status
 from worker.store import keyspace
 from worker.store.fleet import survey
-from worker.store.forecast import Forecaster
+from worker.store.reports.forecast import Forecaster
 from worker.store.worker_side import Lease, Result, WorkerStore
 
 

@@ -23,8 +23,8 @@ from worker.job import Status
 from worker.pace import Pace, Work
 from worker.store import scripts
 from worker.store.fleet import cancel_all, survey
-from worker.store.forecast import Forecast, Forecaster
 from worker.store.gateway_side import GatewayStore
+from worker.store.reports.forecast import Forecast, Forecaster
 from worker.store.webhooks.deliveries import replay
 from worker.store.worker_side import Lease, Result, WorkerStore
 

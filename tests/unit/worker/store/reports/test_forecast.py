@@ -11,9 +11,10 @@ from tests.support.jobs import OWNER, ask_gateway, find, live, params, pop, subm
 from worker.broker.connection import connect_gateway
 from worker.job import Job, Stage, Status
 from worker.pace import USUAL, Pace, Work, pace_for
-from worker.store import forecast, keyspace
-from worker.store.forecast import Forecast, Forecaster
+from worker.store import keyspace
 from worker.store.gateway_side import GatewayStore
+from worker.store.reports import forecast
+from worker.store.reports.forecast import Forecast, Forecaster
 from worker.store.submits import NewRequest
 from worker.store.worker_side import Lease, WorkerStore
 

@@ -28,7 +28,7 @@ from worker.job import CANCELLED, Cancellation, Job, Status
 from worker.pace import Pace, Work
 from worker.store import keyspace
 from worker.store.fleet import first_waiting, fleet, survey
-from worker.store.forecast import Forecast, Forecaster
+from worker.store.reports.forecast import Forecast, Forecaster
 from worker.store.worker_side import Lease, Recovery, WorkerStore
 
 SLOW, FAST = MOCHI.slug, FAST_MOCHI.slug
