@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 from fastapi import FastAPI
 
 from server.settings import ServerSettings
-from tests.support.stack import Stack
+from tests.support.stack import Stack, eventually
 
 ANSWER_SECONDS = 30.0
 BODY_LIMIT: int = ServerSettings.model_fields["body_bytes"].default
@@ -32,6 +33,16 @@ def refusal(answer: httpx2.Response, status: int) -> str:
     assert body["error"]
     assert set(body) <= {"error", "parameters", "request_id"}
     return str(body["error"])
+
+
+def ended(client: httpx2.Client, request_id: str) -> dict[str, Any]:
+    """The result of a request, or its failure, once it has one."""
+
+    def ask() -> dict[str, Any]:
+        body: dict[str, Any] = client.get(f"/v2/requests/{request_id}").json()
+        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
+
+    return eventually(ask)
 
 
 def another_gateway(stack: Stack, **settings: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.services.brokers import SAFE, ExternalStack, valkey
 from tests.support.services.s3 import ObjectStore
 from tests.support.stack import Stack, eventually
+from tests.support.wire import ended
 
 PASSWORD = "hunter2"
 SETTINGS = {"fake_step_seconds": "0.05", "lease_seconds": "2", "checkpoint_steps": "5"}
@@ -31,14 +31,6 @@ def hosts(tmp_path: Path, object_store: ObjectStore) -> Iterator[tuple[Stack, St
         )
         with here, there:
             yield here, there
-
-
-def result(stack: Stack, key: str, request_id: str) -> dict[str, Any]:
-    def look() -> dict[str, Any]:
-        body: dict[str, Any] = stack.http(key).get(f"/v2/requests/{request_id}").json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    return eventually(look)
 
 
 def test_a_gateway_here_serves_what_a_worker_there_has_made(hosts: tuple[Stack, Stack]) -> None:
@@ -64,7 +56,7 @@ def test_a_host_that_goes_down_leaves_its_request_to_the_other(hosts: tuple[Stac
     for process in (lost, there.processes[0]):
         process.kill()
     heir = here.start_worker()
-    body = result(here, key, request_id)
+    body = ended(here.http(key), request_id)
     assert (body["status"], body["metrics"]["retry_count"]) == ("COMPLETED", 1)
     assert '"event": "checkpoint.resumed"' in here.log_of(heir)
     assert here.http().get(body["output"]).content[4:8] == b"ftyp"

@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.groups.test_group_of_two import SLOW, ended, gone, reaches, submit, video
+from tests.integration.groups.test_group_of_two import SLOW, gone, reaches, submit, video
 from tests.support.family import children_with
 from tests.support.stack import Stack, eventually
+from tests.support.wire import ended
 
 
 def followers_of(worker: int) -> list[psutil.Process]:

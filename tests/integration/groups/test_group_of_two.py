@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import httpx2
 import psutil
@@ -19,6 +18,7 @@ from server.keys.lookup import Scope
 from tests.support.family import children_with
 from tests.support.models.mock_mochi import slow_text_encoder
 from tests.support.stack import Stack, eventually
+from tests.support.wire import ended
 
 SLOW = {"x-mock-scenario": "slow:6"}
 
@@ -57,14 +57,6 @@ def submit(client: httpx2.Client, headers: dict[str, str] | None = None, **param
     answer = client.post("/v2/mochi-1", json=body, headers=headers or {})
     assert answer.is_success, answer.text
     return str(answer.json()["request_id"])
-
-
-def ended(client: httpx2.Client, request_id: str) -> dict[str, Any]:
-    def look() -> dict[str, Any]:
-        body: dict[str, Any] = client.get(f"/v2/requests/{request_id}").json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    return eventually(look)
 
 
 def video(client: httpx2.Client, request_id: str) -> bytes:

@@ -17,6 +17,7 @@ from segmind.exceptions import SegmindError
 
 from models.mock.scenario import SCENARIO
 from tests.support.stack import PATIENCE_SECONDS, Stack, eventually
+from tests.support.wire import ended
 from worker.store import keyspace
 
 POND = {"prompt": "a pond", "frames": 4, "steps": 10}
@@ -51,16 +52,6 @@ def submit(stack: Stack, key: str, **others: Any) -> str:
     answer = stack.http(key).post("/v2/mochi-1", json=POND | others)
     assert answer.is_success, answer.text
     return str(answer.json()["request_id"])
-
-
-def ended(stack: Stack, key: str, request_id: str) -> dict[str, Any]:
-    client = stack.http(key)
-
-    def look() -> dict[str, Any]:
-        body: dict[str, Any] = client.get(f"/v2/requests/{request_id}").json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    return eventually(look)
 
 
 def test_a_video_costs_its_price_and_every_answer_says_so(stack: Stack) -> None:
@@ -98,7 +89,7 @@ def test_too_few_credits_are_406_with_balance_and_price_and_nothing_is_queued(
 
 def test_a_key_without_a_balance_is_charged_and_never_runs_out(stack: Stack) -> None:
     key = stack.key()
-    done = ended(stack, key, submit(stack, key))
+    done = ended(stack.http(key), submit(stack, key))
     assert done["metrics"]["cost"] == PRICE
     assert done["metrics"]["remaining_credits"] == 1e9
     assert stack.http(key).get("/v1/get-user-credits").json()["credits"] == 1e9
@@ -107,7 +98,7 @@ def test_a_key_without_a_balance_is_charged_and_never_runs_out(stack: Stack) -> 
 @pytest.mark.parametrize("scenario", ["fail", "out_of_memory", "bug"])
 def test_what_fails_costs_nothing(stack: Stack, scenario: str) -> None:
     key = stack.key(credits="1")
-    failed = ended(stack, key, submit(stack, key, **{SCENARIO: scenario}))
+    failed = ended(stack.http(key), submit(stack, key, **{SCENARIO: scenario}))
     assert failed["status"] == "FAILED"
     assert not {"cost", "remaining_credits"} & set(failed["metrics"])
     assert account(stack, key)["balance"] == 1
@@ -121,7 +112,7 @@ def test_what_is_cancelled_costs_nothing_waiting_or_running(stack: Stack) -> Non
     eventually(lambda: int(stack.record(running).get("step", 0)) > 0)
     for request_id in (waiting, running):
         assert client.delete(f"/v2/requests/{request_id}").status_code == 202
-        assert ended(stack, key, request_id)["error_code"] == "cancelled"
+        assert ended(stack.http(key), request_id)["error_code"] == "cancelled"
     assert account(stack, key)["balance"] == 4
     assert_balanced(stack, key)
 
@@ -165,7 +156,7 @@ def test_a_replay_is_charged_once_and_needs_no_credits(stack: Stack) -> None:
         for _ in range(3)
     }
     assert len(ids) == 1
-    ended(stack, key, ids.pop())
+    ended(stack.http(key), ids.pop())
     assert account(stack, key)["charged"] == 1
 
 
@@ -179,7 +170,7 @@ def test_a_second_of_gpu_is_charged_as_measured_and_no_more_than_reserved(tmp_pa
         first = submit(stack, key, frames=1)
         assert account(stack, key)["reserved"] == Decimal("20.5")
         stack.start_worker()
-        metrics = ended(stack, key, first)["metrics"]
+        metrics = ended(stack.http(key), first)["metrics"]
         cost = Decimal("0.5") + 10 * Decimal(str(metrics["inference_time"]))
         assert Decimal(str(metrics["cost"])) == min(cost, Decimal("20.5"))
         assert account(stack, key)["charged"] == Decimal(str(metrics["cost"]))
@@ -198,7 +189,7 @@ def test_a_process_killed_between_reserve_and_run_leaves_nothing_reserved(tmp_pa
         stack.redis.hset(keyspace.record(crashes), "attempt", keyspace.MOST_ATTEMPTS - 1)
         assert stack.start("worker").wait(PATIENCE_SECONDS) == -signal.SIGKILL
         stack.start_worker()
-        assert ended(stack, key, crashes)["error_code"] == "worker_lost"
-        assert ended(stack, key, waits)["status"] == "COMPLETED"
+        assert ended(stack.http(key), crashes)["error_code"] == "worker_lost"
+        assert ended(stack.http(key), waits)["status"] == "COMPLETED"
         expected = {"balance": 1, "reserved": 0, "charged": 1, "granted": 2}
         assert account(stack, key) == expected

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from tests.support.stack import Stack, eventually
+from tests.support.wire import ended
 
 POND = {"prompt": "a pond", "frames": 1, "steps": 10}
 
@@ -33,14 +34,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture
 def client(stack: Stack) -> httpx2.Client:
     return stack.http()
-
-
-def ended(client: httpx2.Client, request_id: str) -> dict[str, Any]:
-    def look() -> dict[str, Any]:
-        body: dict[str, Any] = client.get(f"/v2/requests/{request_id}").json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    return eventually(look)
 
 
 def submit(client: httpx2.Client, lora: Any = None) -> str:

@@ -15,6 +15,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from server.keys.lookup import Scope
 from tests.support.stack import Stack, eventually
+from tests.support.wire import ended
 
 FAST = "mochi-1-fast"
 POND = {"prompt": "a pond", "frames": 1}
@@ -40,21 +41,13 @@ def client(stack: Stack) -> httpx2.Client:
     return stack.http()
 
 
-def result(client: httpx2.Client, request_id: str) -> dict[str, Any]:
-    def look() -> dict[str, Any]:
-        body: dict[str, Any] = client.get(f"/v2/requests/{request_id}").json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    return eventually(look)
-
-
 def test_a_model_is_asked_for_by_its_path(client: httpx2.Client) -> None:
     submitted = client.post(f"/v2/{FAST}", json=POND)
     assert submitted.status_code == 200, submitted.text
     request_id = submitted.json()["request_id"]
-    assert result(client, request_id)["status"] == "COMPLETED"
+    assert ended(client, request_id)["status"] == "COMPLETED"
     assert client.get(f"/v2/requests/{request_id}/status").json()["total_steps"] == 8
-    video = client.get(result(client, request_id)["output"]).content
+    video = client.get(ended(client, request_id)["output"]).content
     assert b'"model": "mochi-1-fast"' in video
 
 
@@ -62,7 +55,7 @@ def test_a_model_in_the_body_is_ignored_with_the_path_to_take(client: httpx2.Cli
     def warnings(model: Any) -> list[str]:
         submitted = client.post("/v2/mochi-1", json={**POND, "model": model})
         assert submitted.headers["x-ignored-parameters"] == "model"
-        found: list[str] = result(client, submitted.json()["request_id"])["warnings"]
+        found: list[str] = ended(client, submitted.json()["request_id"])["warnings"]
         return [each for each in found if "`model`" in each]
 
     ignored = "`model` is unknown and was ignored"
@@ -73,7 +66,7 @@ def test_a_model_in_the_body_is_ignored_with_the_path_to_take(client: httpx2.Cli
 def test_the_model_in_the_path_is_no_ignored_parameter(client: httpx2.Client) -> None:
     submitted = client.post(f"/v2/{FAST}", json=POND)
     assert "x-ignored-parameters" not in submitted.headers
-    assert not result(client, submitted.json()["request_id"]).get("warnings")
+    assert not ended(client, submitted.json()["request_id"]).get("warnings")
 
 
 def test_a_model_in_a_body_is_ignored_where_the_path_names_one(client: httpx2.Client) -> None:
@@ -274,5 +267,5 @@ def test_a_model_is_there_once_a_worker_runs_it_and_stays_while_it_restarts(
     later = client.post(f"/v2/{FAST}", json=POND).json()["request_id"]
     of_one.start_worker(models=f"mochi-1,{FAST}")
     for request_id in (waiting, later):
-        assert result(client, request_id)["status"] == "COMPLETED"
+        assert ended(client, request_id)["status"] == "COMPLETED"
     assert client.get("/readyz").json()["missing"] == []

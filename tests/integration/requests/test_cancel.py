@@ -18,7 +18,7 @@ import pytest
 
 from server.keys.lookup import Scope
 from tests.support.stack import COMMAND, Stack, eventually, start_command
-from tests.support.wire import another_gateway, connect, refusal
+from tests.support.wire import another_gateway, connect, ended, refusal
 
 LONG = {"prompt": "a pond", "frames": 1, "steps": 75}
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -46,14 +46,6 @@ def submit(client: httpx2.Client) -> dict[str, Any]:
 
 def wait_until_runs(stack: Stack, request_id: str) -> None:
     eventually(lambda: int(stack.record(request_id).get("step", 0)) >= 2)
-
-
-def ended(client: httpx2.Client, request_id: str) -> dict[str, Any]:
-    def look() -> dict[str, Any]:
-        body: dict[str, Any] = client.get(f"/v2/requests/{request_id}/status").json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    return eventually(look)
 
 
 def test_a_waiting_and_a_running_request_end_cancelled(stack: Stack, client: httpx2.Client) -> None:

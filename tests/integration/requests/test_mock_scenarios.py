@@ -13,7 +13,7 @@ import pytest
 from models.mock.scenario import SCENARIO
 from tests.support.jobs import live
 from tests.support.stack import Stack, eventually
-from tests.support.wire import refusal
+from tests.support.wire import ended, refusal
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 1, "steps": 10}
 
@@ -36,14 +36,8 @@ def submit(client: httpx2.Client, scenario: str, **headers: str) -> httpx2.Respo
     return client.post("/v2/mochi-1", json=POND, headers={SCENARIO: scenario, **headers})
 
 
-def ended(client: httpx2.Client, submitted: httpx2.Response) -> dict[str, Any]:
-    url = submitted.json()["status_url"]
-
-    def ask() -> dict[str, Any]:
-        body: dict[str, Any] = client.get(url).json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    return eventually(ask)
+def end_of(client: httpx2.Client, submitted: httpx2.Response) -> dict[str, Any]:
+    return ended(client, submitted.json()["request_id"])
 
 
 @pytest.mark.parametrize(
@@ -60,7 +54,7 @@ def test_a_request_fails_as_it_was_wished(
     client = stack.http()
     submitted = submit(client, scenario)
     assert "x-ignored-parameters" not in submitted.headers
-    body = ended(client, submitted)
+    body = end_of(client, submitted)
     assert (body["status"], body["error_code"]) == ("FAILED", code)
     assert text in body["error"]
     blocking = client.post("/v1/mochi-1", json=POND, headers={SCENARIO: scenario})
@@ -80,13 +74,13 @@ def test_wrong_parameters_fail_late_as_the_hosted_api_lets_them(
     client, wish = stack.http(), {SCENARIO: "late_validation"}
     submitted = client.post("/v2/mochi-1", json=body, headers=wish)
     assert submitted.status_code == 200
-    failed = ended(client, submitted)
+    failed = end_of(client, submitted)
     assert (failed["status"], failed["error_code"]) == ("FAILED", "internal")
     assert reason in failed["error"]
     blocking = client.post("/v1/mochi-1", json=body, headers=wish)
     assert blocking.status_code == 422
     assert reason in blocking.json()["error"]
-    right = ended(client, client.post("/v2/mochi-1", json=POND, headers=wish))
+    right = end_of(client, client.post("/v2/mochi-1", json=POND, headers=wish))
     assert right["status"] == "COMPLETED"
 
 
@@ -100,7 +94,7 @@ def test_a_field_of_the_body_does_the_same(stack: Stack) -> None:
     client = stack.http()
     submitted = client.post("/v2/mochi-1", json={**POND, SCENARIO: "fail", "other": 1})
     assert submitted.headers["x-ignored-parameters"] == "other"
-    assert ended(client, submitted)["error_code"] == "internal"
+    assert end_of(client, submitted)["error_code"] == "internal"
 
 
 def test_a_crash_takes_the_worker_with_it_until_the_request_is_given_up(stack: Stack) -> None:
@@ -110,15 +104,15 @@ def test_a_crash_takes_the_worker_with_it_until_the_request_is_given_up(stack: S
         worker = stack.processes[-1]
         assert eventually(worker.poll) == 70
         stack.start_worker()
-    body = ended(client, submitted)
+    body = end_of(client, submitted)
     assert body["error_code"] == "worker_lost"
     assert body["metrics"]["retry_count"] == 2
-    assert ended(client, client.post("/v2/mochi-1", json=POND))["status"] == "COMPLETED"
+    assert end_of(client, client.post("/v2/mochi-1", json=POND))["status"] == "COMPLETED"
 
 
 def test_a_slow_run_takes_that_much_longer_and_can_be_cancelled(stack: Stack) -> None:
     client = stack.http()
-    body = ended(client, submit(client, "slow:1.5"))
+    body = end_of(client, submit(client, "slow:1.5"))
     assert body["metrics"]["inference_time"] > 1.5
     submitted = submit(client, "slow:3000").json()
     eventually(lambda: client.get(submitted["status_url"]).json()["status"] == "PROCESSING")
@@ -181,6 +175,6 @@ def test_with_real_weights_it_is_ignored_and_named(stack: Stack) -> None:
             submitted = submit(client, scenario)
             assert submitted.headers["x-ignored-parameters"] == SCENARIO
             assert "scenario" not in stack.record(submitted.json()["request_id"])
-            assert ended(client, submitted)["status"] == "COMPLETED"
+            assert end_of(client, submitted)["status"] == "COMPLETED"
     finally:
         stack.redis.zrem("mochi:workers", real)

@@ -11,6 +11,7 @@ import pytest
 
 from server.keys.lookup import Scope
 from tests.support.stack import Stack, eventually
+from tests.support.wire import ended
 from worker.store import keyspace
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 4, "steps": 20, "seed": 7, "poster": True}
@@ -52,13 +53,7 @@ def submit(client: httpx2.Client, body: dict[str, Any], **headers: str) -> dict[
 
 
 def result(client: httpx2.Client, submitted: dict[str, Any]) -> dict[str, Any]:
-    """The result, once it is there."""
-
-    def ended() -> dict[str, Any]:
-        body: dict[str, Any] = client.get(submitted["response_url"]).json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    body = eventually(ended)
+    body = ended(client, submitted["request_id"])
     assert body["status"] == "COMPLETED", body
     return body
 

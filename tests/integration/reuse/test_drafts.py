@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.stack import Stack, eventually
-from tests.support.wire import refusal
+from tests.support.stack import Stack
+from tests.support.wire import ended, refusal
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 4, "steps": 20, "seed": 7}
 DRAFT = {**POND, "draft_steps": 5}
@@ -43,13 +43,7 @@ def submit(client: httpx2.Client, body: dict[str, Any], **headers: str) -> dict[
 
 
 def result(client: httpx2.Client, submitted: dict[str, Any]) -> dict[str, Any]:
-    """The result, once it is there."""
-
-    def ended() -> dict[str, Any]:
-        body: dict[str, Any] = client.get(submitted["response_url"]).json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    return eventually(ended)
+    return ended(client, submitted["request_id"])
 
 
 def drafted(client: httpx2.Client, **others: Any) -> dict[str, Any]:

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 
 from tests.support.stack import APART_SECONDS, Stack, eventually
+from tests.support.wire import ended
 
 EVERY = 5
 
@@ -26,13 +26,7 @@ def submit(stack: Stack, key: str, **params: object) -> str:
 
 def video(stack: Stack, key: str, request_id: str) -> bytes:
     """The bytes of the video, once it is there."""
-    client = stack.http(key)
-
-    def ended() -> dict[str, Any]:
-        body: dict[str, Any] = client.get(f"/v2/requests/{request_id}").json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else {}
-
-    return httpx2.get(eventually(ended)["output"]).content
+    return httpx2.get(ended(stack.http(key), request_id)["output"]).content
 
 
 def worker_of(stack: Stack, request_id: str) -> subprocess.Popen[bytes]:

@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import av
 import httpx2
@@ -15,7 +14,7 @@ from PIL import Image
 
 from models.request.params import HEIGHT, WIDTH
 from tests.support.stack import Stack, eventually
-from tests.support.wire import refusal
+from tests.support.wire import ended, refusal
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 5, "steps": 10}
 TYPES = {"mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
@@ -23,19 +22,11 @@ CODECS = {"mp4": "h264", "webm": "vp9", "gif": "gif"}
 ALL: dict[str, Any] = {"format": "webm", "poster": True, "last_frame": True}
 
 
-def ended(server: Stack, **files: Any) -> dict[str, Any]:
+def result_of(server: Stack, **files: Any) -> dict[str, Any]:
     """The result of a new request."""
     client = server.http()
     submitted = client.post("/v2/mochi-1", json=POND | files).json()
-    path = urlsplit(submitted["response_url"]).path
-
-    def result() -> dict[str, Any] | None:
-        body: dict[str, Any] = client.get(path).json()
-        return body if body["status"] in {"COMPLETED", "FAILED"} else None
-
-    answer = eventually(result)
-    assert answer
-    return answer
+    return ended(client, submitted["request_id"])
 
 
 def owner_of(server: Stack, result: dict[str, Any]) -> httpx2.Client:
@@ -61,14 +52,14 @@ def check_still(content: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def made(server: Stack) -> dict[str, Any]:
-    return ended(server, **ALL)
+    return result_of(server, **ALL)
 
 
 @pytest.mark.parametrize("format_", TYPES)
 def test_a_result_its_link_and_a_blocking_call_say_what_the_video_is(
     server: Stack, format_: str
 ) -> None:
-    result = ended(server, format=format_)
+    result = result_of(server, format=format_)
     assert result["warnings"] == []
     assert not {"poster", "last_frame"} & set(result)
     video = result["video"]
@@ -110,7 +101,7 @@ def test_a_still_is_served_in_ranges_too(made: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("asked", [{}, {"last_frame": True}])
 def test_a_still_that_was_not_asked_for_is_not_there(server: Stack, asked: dict[str, Any]) -> None:
-    result = ended(server, **asked)
+    result = result_of(server, **asked)
     for name in ("poster", "other", "poster%00"):
         url = result["output"].replace(".mp4", f"-{name}.jpg")
         text = refusal(httpx2.get(url), 404)
@@ -129,7 +120,7 @@ def test_the_poster_is_the_thumbnail_of_other_servers(server: Stack, made: dict[
 
 
 def test_without_a_poster_a_thumbnail_is_404_with_the_way_to_have_one(server: Stack) -> None:
-    result = ended(server, last_frame=True)
+    result = result_of(server, last_frame=True)
     url = f"/v1/videos/{result['request_id']}/content"
     client = owner_of(server, result)
     answer = client.get(f"{url}?variant=thumbnail")
@@ -199,7 +190,7 @@ def test_the_videos_api_serves_the_format_that_was_asked_for(server: Stack) -> N
 
 
 def test_who_asks_for_no_files_gets_records_and_histories_without_them(server: Stack) -> None:
-    result = ended(server)
+    result = result_of(server)
     assert set(result) == {
         *("status", "request_id", "error", "output", "video", "seed", "prompt", "metrics"),
         *("warnings", "expires_at"),
@@ -211,7 +202,7 @@ def test_who_asks_for_no_files_gets_records_and_histories_without_them(server: S
 
 def test_a_worker_that_knows_no_formats_is_not_believed_to_have_made_one(server: Stack) -> None:
     """Its record has an MP4 and no still, whatever the parameters say."""
-    result = ended(server)
+    result = result_of(server)
     record = f"mochi:request:{result['request_id']}"
     params = str(server.redis.hget(record, "params"))
     server.redis.hset(record, "params", params[:-1] + ',"format":"webm","poster":true}')
@@ -282,7 +273,7 @@ def hasty(tmp_path: Path) -> Iterator[Stack]:
 
 
 def test_all_files_go_with_the_record(hasty: Stack) -> None:
-    made = ended(hasty, **ALL)
+    made = result_of(hasty, **ALL)
     assert len(hasty.outputs()) == 3
     eventually(lambda: hasty.outputs() == [], seconds=15)
     assert refusal(httpx2.get(made["poster"]["url"]), 404)
