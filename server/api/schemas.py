@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Literal
@@ -194,43 +194,6 @@ class BudgetBody(BaseModel):
     )
     timestamp: datetime = Field(description="The charge that has come to the share.")
     data: BudgetData
-
-
-class CreditsBody(BaseModel):
-    """The credits of the key."""
-
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
-
-    credits: float
-    free_credits: float = Field(alias="free-credits")
-
-
-class UsageRow(BaseModel):
-    """The usage of one key on one day, in UTC."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    day: date
-    key_id: str = Field(validation_alias="owner")
-    requests: int = Field(description="Accepted requests.")
-    completed: int = Field(description="Requests that ended with a video.")
-    cancelled: int = Field(description="Requests that were cancelled.")
-    blocked: int = Field(description="Requests that moderation blocked.")
-    failed: dict[str, int] = Field(description="Requests that ended otherwise, by `error_code`.")
-    gpu_seconds: float = Field(description="GPU time of all runs, including those without a video.")
-    credits: float = Field(description="Credits charged.")
-    energy_joules: float | None = absent_when_none(
-        "Joules that the GPUs used for all runs; absent where they do not count."
-    )
-    cached: int | None = absent_when_none(
-        "Of the completed requests, those without a run of their own; absent if none."
-    )
-
-
-class UsageBody(BaseModel):
-    """Days and keys without usage are left out."""
-
-    usage: list[UsageRow]
 
 
 class HealthBody(BaseModel):

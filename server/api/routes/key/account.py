@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.call import Call
-from server.api.listings import AccountBody, AccountCredits
+from server.api.listings import AccountBody, AccountCredits, CreditsBody, UsageBody
 from server.api.openapi import errors
-from server.api.schemas import UNLIMITED, CreditsBody, UsageBody
+from server.api.schemas import UNLIMITED
 from server.keys.lookup import Scope
 from server.transport.parameters import WholeNumber, documented
 from server.transport.responses import answer
