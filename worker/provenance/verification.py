@@ -17,6 +17,13 @@ SETTINGS: dict[str, Any] = {
 }
 CHANGED_PICTURES = ("assertion.bmffHash.", "assertion.dataHash.", "assertion.boxesHash.")
 CHANGED_CLAIM = ("assertion.", "claim.", "claimSignature.mismatch", "manifest.")
+NO_MANIFEST = (
+    "it has no C2PA manifest: it was never signed, or its marks were removed or damaged, so this "
+    "proves nothing"
+)
+NO_KIND = "it is no MP4, GIF, JPEG or WebM, or its first bytes are damaged"
+WEBM = b"\x1a\x45\xdf\xa3"
+"""Its first bytes, those of EBML (RFC 8794)."""
 PART = 2**20
 """Bytes that are searched at once: a file may be larger than the memory."""
 EXPIRED = "signingCredential.expired"
@@ -29,7 +36,11 @@ class Verdict(StrEnum):
     """What a file's manifest proves."""
 
     TRUSTED = "trusted"
-    """The file is as it was signed, by a certificate that leads to a trusted one."""
+    """What the signature covers is as it was signed, by a certificate that leads to a trusted one.
+
+    C2PA leaves out parts of an MP4 that hold no picture and no text: `ftyp`, `free`, `skip`,
+    `mfra`, and the manifest's padding.
+    """
     UNTRUSTED = "untrusted"
     """As it was signed, but anybody can make such a certificate."""
     INVALID = "invalid"
@@ -86,9 +97,11 @@ def verify(file: IO[bytes], anchors: bytes) -> Finding:
         with Reader(file, context=Context(Settings.from_dict(SETTINGS | trust))) as reader:
             store = json.loads(reader.json())
     except C2paError.ManifestNotFound:
-        return _unsigned(file, "it has no C2PA manifest")
+        return _unsigned(file, NO_MANIFEST)
     except C2paError.NotSupported:
-        return _unsigned(file, "it is of no kind that C2PA can sign")
+        file.seek(0)
+        is_webm = file.read(len(WEBM)) == WEBM
+        return _unsigned(file, "it is a WebM, in which C2PA has no place" if is_webm else NO_KIND)
     except C2paError as error:
         return Finding(Verdict.INVALID, f"its manifest cannot be read: {error}")
     # A damaged store may lack its active manifest.

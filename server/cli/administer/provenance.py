@@ -24,23 +24,20 @@ provenance = typer.Typer(
     help="Verify marks of AI in videos, and print the certificate to trust.", no_args_is_help=True
 )
 
-HINTS = {
-    "unsigned": "That proves nothing: a copy may have lost its marks.",
-    "untrusted": "Anybody can make such a certificate. If its owner gave you its root, name that "
-    "file with --trust; `mochi-server provenance certificate` prints a server's own.",
-}
+UNCHANGED = "pictures and texts unchanged"
+"""All that the signature covers; not each byte of an MP4."""
+UNTRUSTED = (
+    "Anybody can make such a certificate. If its owner gave you its root, name that file with "
+    "--trust; `mochi-server provenance certificate` prints a server's own."
+)
 
 
 class NoLibraryError(CommandError):
     """The extra `provenance` is not installed."""
 
 
-class UnreadableFileError(CommandError):
-    """A file that the command was given cannot be read."""
-
-
 class NoCertificateError(CommandError):
-    """There is no certificate to print, or none to trust in the file."""
+    """There is no certificate to print."""
 
 
 @provenance.command()
@@ -60,10 +57,10 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify that a video is as it was signed, and by whom; needs no network.
+    """Verify that a video's pictures and texts are as they were signed, and by whom.
 
-    The exit status is 1, with the reason, for a video that was changed, is not signed, or is signed
-    by a certificate that is not trusted here.
+    It needs no network. The exit status is 1, with the reason, for a video that was changed, is not
+    signed, or is signed by a certificate that is not trusted here.
 
     Example: `mochi-server provenance verify panda.mp4`
 
@@ -74,7 +71,13 @@ def verify(
         with _library():
             from worker.provenance import verification  # noqa: PLC0415 (an extra)
         anchor = _trusted(trust) if trust else _own_anchor(settings)
-        with _readable(file), file.open("rb") as stream:
+        if not file.is_file():
+            raise typer.BadParameter(
+                f"'{file}' is not a regular file. A pipe cannot be verified: save the video to a "
+                "file, and verify that.",
+                param_hint="'file'",
+            )
+        with _readable(file, "'file'"), file.open("rb") as stream:
             found = verification.verify(stream, anchor)
     if as_json:
         print_json({"file": str(file), **asdict(found), "ai_made": found.is_ai_made})
@@ -119,11 +122,12 @@ def _library() -> Iterator[None]:
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def _readable(file: Path, argument: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UnreadableFileError(f"{file} cannot be read: {error.strerror}.") from None
+        text = f"'{file}' cannot be read: {error.strerror}."
+        raise typer.BadParameter(text, param_hint=argument) from None
 
 
 def _own_anchor(settings: ServerSettings) -> bytes:
@@ -145,10 +149,14 @@ def _trusted(certificates: Path) -> bytes:
         )
         from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 (likewise)
     try:
-        with _readable(certificates):
+        with _readable(certificates, "'--trust'"):
             found = load_pem_x509_certificates(certificates.read_bytes())
-    except ValueError as error:
-        raise NoCertificateError(f"{certificates} has no PEM certificate: {error}.") from None
+    except ValueError:  # its text speaks to programmers
+        raise typer.BadParameter(
+            f"'{certificates}' holds no PEM certificate. Expected -----BEGIN CERTIFICATE----- and "
+            "what follows it, as `mochi-server provenance certificate` prints.",
+            param_hint="'--trust'",
+        ) from None
     # Without the text around them, which may be in any encoding.
     return b"".join(each.public_bytes(Encoding.PEM) for each in found)
 
@@ -162,11 +170,11 @@ def _lines(file: Path, found: Finding, anchors: str) -> Iterator[str]:
     if found.reason:
         yield f"{file}: {found.verdict}: {found.reason}."
     elif anchors:
-        yield f"{file}: unchanged, signed by a certificate that leads to one of {anchors}."
+        yield f"{file}: {UNCHANGED}, signed by a certificate that leads to one of {anchors}."
     else:
-        yield f"{file}: unchanged, signed by a certificate of this server."
-    if found.verdict in HINTS:
-        yield HINTS[found.verdict]
+        yield f"{file}: {UNCHANGED}, signed by a certificate of this server."
+    if found.verdict == "untrusted":
+        yield UNTRUSTED
     if found.verdict not in {"trusted", "untrusted"}:
         return  # what a changed manifest says is worth nothing
     source = "AI made it (trainedAlgorithmicMedia)" if found.is_ai_made else found.source

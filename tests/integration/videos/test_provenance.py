@@ -18,6 +18,9 @@ from worker.provenance.label import AI_MADE
 
 POND = {"prompt": "a pond", "frames": 3, "steps": 10}
 FAKE = {"engine": "fake", "fake_step_seconds": "0.01"}
+WIDE = {"COLUMNS": "400", "NO_COLOR": "1"}
+BAD_ARGUMENT = 2
+"""The exit status of a command line that is wrong."""
 
 
 @pytest.fixture
@@ -29,14 +32,16 @@ def video(server: Stack, tmp_path: Path) -> Path:
 
 
 def verify(stack: Stack, video: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return stack.run("provenance", "verify", str(video), *options)
+    return stack.run("provenance", "verify", str(video), *options, **WIDE)
 
 
 def test_a_video_is_verified_as_this_servers_own(server: Stack, video: Path) -> None:
     done = verify(server, video)
     assert (done.returncode, done.stderr) == (0, "")
     first, *said = done.stdout.splitlines()
-    assert first == f"{video}: unchanged, signed by a certificate of this server."
+    assert first == (
+        f"{video}: pictures and texts unchanged, signed by a certificate of this server."
+    )
     assert said[0] == "  source: AI made it (trainedAlgorithmicMedia)"
     assert said[1] == "  model: light mock"
     assert said[2].startswith("  software: mochi-server ")
@@ -67,8 +72,8 @@ def test_a_changed_video_and_one_without_a_manifest_are_told_with_the_reason(
     video.write_bytes(data[: data.index(b"uuid") - 4] + data[data.index(b"moov") - 4 :])
     done = verify(server, video)
     assert done.returncode == 1
-    assert "unsigned: it has no C2PA manifest; its metadata, which anybody can" in done.stdout
-    assert "That proves nothing: a copy may have lost its marks." in done.stdout
+    assert "unsigned: it has no C2PA manifest: it was never signed, or its marks" in done.stdout
+    assert "; its metadata, which anybody can write, says AI made it." in done.stdout
 
 
 def test_another_machine_verifies_with_the_certificate_that_the_server_prints(
@@ -126,16 +131,61 @@ def test_the_help_names_all_files_that_can_be_verified(server: Stack) -> None:
     assert "An MP4, a GIF or a JPEG." in said
 
 
-def test_a_file_that_cannot_be_read_is_not_said_to_be_wrong(server: Stack) -> None:
-    done = verify(server, Path("/proc/self/mem"))
-    assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
-    assert done.stderr == "/proc/self/mem cannot be read: Input/output error.\n"
+def in_shell(stack: Stack, script: str, video: Path) -> subprocess.CompletedProcess[str]:
+    environ = stack.environ | WIDE | {"MOCHI": str(COMMAND), "VIDEO": str(video)}
+    command = ["/bin/bash", "-c", script]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
 
 
-def test_a_file_without_a_certificate_cannot_be_trusted(server: Stack, video: Path) -> None:
-    done = verify(server, video, "--trust", str(video))
-    assert done.returncode == os.EX_CONFIG
-    assert f"{video} has no PEM certificate: " in done.stderr
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """What the command said of an argument, without the frame around it."""
+    assert (done.returncode, done.stdout) == (BAD_ARGUMENT, "")
+    return " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/proc/self/mem", "'file': '/proc/self/mem' cannot be read: Input/output error."),
+        ("/proc/self", "'file': file '/proc/self' is a directory."),
+        ("/proc/self/none", "'file': file '/proc/self/none' does not exist."),
+    ],
+    ids=["unreadable", "folder", "missing"],
+)
+def test_what_cannot_be_read_is_not_said_to_be_wrong(server: Stack, path: str, text: str) -> None:
+    assert text in refusal(verify(server, Path(path)))
+
+
+def test_a_video_in_a_pipe_is_not_said_to_be_wrong(server: Stack, video: Path) -> None:
+    done = in_shell(server, 'cat "$VIDEO" | "$MOCHI" provenance verify /dev/stdin', video)
+    assert (
+        "'file': '/dev/stdin' is not a regular file. A pipe cannot be verified: save the video "
+        "to a file, and verify that."
+    ) in refusal(done)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"ftyp\x00\xff", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"],
+    ids=["empty", "video", "torn"],
+)
+def test_a_file_without_a_certificate_cannot_be_trusted(
+    server: Stack, video: Path, tmp_path: Path, content: bytes
+) -> None:
+    root = tmp_path / "root.pem"
+    root.write_bytes(content)
+    said = refusal(verify(server, video, "--trust", str(root)))
+    assert f"Invalid value for '--trust': '{root}' holds no PEM certificate. Expected" in said
+    assert "-----BEGIN CERTIFICATE-----" in said
+    assert "mochi-server provenance certificate" in said
+    assert "http" not in said
+
+
+def test_a_certificate_may_come_through_a_pipe(server: Stack, video: Path) -> None:
+    """As of `--trust <(ssh gateway mochi-server provenance certificate)`."""
+    script = '"$MOCHI" provenance verify "$VIDEO" --trust <("$MOCHI" provenance certificate)'
+    done = in_shell(server, script, video)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_folder_on_which_no_worker_has_run_has_no_certificate(
@@ -157,7 +207,10 @@ def test_an_operators_certificate_and_prompt_are_in_the_video(tmp_path: Path) ->
         path.write_bytes(stack.sdk().run_sync("mochi-1", **POND).content)
         first, *said = verify(stack, path).stdout.splitlines()
         # Its authority may serve others, too.
-        assert first == f"{path}: unchanged, signed by a certificate that leads to one of {cert}."
+        assert first == (
+            f"{path}: pictures and texts unchanged, signed by a certificate that leads to one of "
+            f"{cert}."
+        )
         assert "  signer: Example, Example Films" in said
         found = json.loads(verify(stack, path, "--json").stdout)
         assert found["verdict"] == "trusted"

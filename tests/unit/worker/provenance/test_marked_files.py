@@ -114,6 +114,9 @@ def test_a_webm_says_it_in_its_metadata_and_is_not_changed_after_it(
     assert path.read_bytes() == before
     with av.open(path) as file:
         assert file.metadata["DESCRIPTION"] == f"Made by AI ({MODEL}). {AI_MADE}"
+    found = verify(io.BytesIO(before), anchors=b"")
+    assert (found.verdict, found.is_ai_made) == (Verdict.UNSIGNED, True)
+    assert found.reason.startswith("it is a WebM, in which C2PA has no place; its metadata")
 
 
 def test_what_cannot_be_signed_is_no_still(signing: Marker) -> None:

@@ -19,6 +19,11 @@ from worker.provenance.verification import Finding, Verdict, _claims
 from worker.provenance.verification import verify as verify_stream
 
 MODEL, PROMPT = "Mochi 1", "A red panda drinks tea"
+NO_MANIFEST = (
+    "it has no C2PA manifest: it was never signed, or its marks were removed or damaged, so this "
+    "proves nothing"
+)
+NO_KIND = "it is no MP4, GIF, JPEG or WebM, or its first bytes are damaged"
 
 
 def verify(path: Path, anchors: bytes) -> Finding:
@@ -102,6 +107,42 @@ def test_bytes_added_at_the_end_are_found(signed: Path, identity: Identity) -> N
     assert verify(signed, identity.anchor).verdict is Verdict.INVALID
 
 
+@pytest.mark.parametrize("place", [8, 12, 16, 31])
+def test_a_change_of_the_files_type_is_not_found(
+    signed: Path, identity: Identity, place: int
+) -> None:
+    """As docs/operate/provenance.md says: C2PA leaves it out."""
+    data = signed.read_bytes()
+    assert data[4:8] == b"ftyp"
+    found = verify_stream(io.BytesIO(flipped(data, place)), identity.anchor)
+    assert found.verdict is Verdict.TRUSTED
+
+
+@pytest.mark.parametrize(
+    "box", [b"\x00\x00\x00\x0cfreehole", b"\x00\x00\x00\x0cskiphole", b"\x00\x00\x00\x08mfra"]
+)
+def test_an_added_box_without_pictures_is_found_only_where_it_moves_them(
+    signed: Path, identity: Identity, box: bytes
+) -> None:
+    """As docs/operate/provenance.md says: C2PA leaves it out."""
+    data = signed.read_bytes()
+    index = data.index(b"moov") - 4
+    at_end, between = data + box, data[:index] + box + data[index:]
+    assert verify_stream(io.BytesIO(at_end), identity.anchor).verdict is Verdict.TRUSTED
+    assert verify_stream(io.BytesIO(between), identity.anchor).verdict is Verdict.INVALID
+
+
+@pytest.mark.parametrize("offset", [4, 8, 12])
+def test_a_damaged_box_of_the_manifest_is_not_said_to_have_never_been_there(
+    signed: Path, identity: Identity, offset: int
+) -> None:
+    data = signed.read_bytes()
+    box = data.index(b"uuid") - 4
+    found = verify_stream(io.BytesIO(flipped(data, box + offset)), identity.anchor)
+    assert found.verdict is Verdict.UNSIGNED
+    assert found.reason.startswith(NO_MANIFEST)
+
+
 def test_a_video_of_another_server_is_not_trusted(
     signed: Path, identity: Identity, tmp_path: Path
 ) -> None:
@@ -114,7 +155,7 @@ def test_a_video_of_another_server_is_not_trusted(
 
 def test_a_video_without_a_manifest_is_unsigned(video: Path, identity: Identity) -> None:
     found = verify(video, identity.anchor)
-    assert (found.verdict, found.reason) == (Verdict.UNSIGNED, "it has no C2PA manifest")
+    assert (found.verdict, found.reason) == (Verdict.UNSIGNED, NO_MANIFEST)
     assert not found.is_ai_made
 
 
@@ -129,17 +170,15 @@ def test_the_metadata_of_a_video_without_a_manifest_proves_nothing(
 
 @pytest.mark.parametrize("content", [b"", b"no video", bytes(100)], ids=["empty", "text", "zeros"])
 def test_a_file_of_another_kind_is_unsigned(content: bytes) -> None:
-    assert verify_stream(io.BytesIO(content), b"").verdict is Verdict.UNSIGNED
+    found = verify_stream(io.BytesIO(content), b"")
+    assert (found.verdict, found.reason) == (Verdict.UNSIGNED, NO_KIND)
 
 
 @pytest.mark.parametrize("start", [0, 2**20 - 10, 3 * 2**20])
-def test_the_metadata_of_a_file_that_c2pa_cannot_sign_are_told_of_too(start: int) -> None:
-    """As those of a WebM."""
+def test_the_metadata_of_a_file_of_another_kind_are_told_of_too(start: int) -> None:
     found = verify_stream(io.BytesIO(bytes(start) + AI_MADE.encode()), b"")
     assert (found.verdict, found.is_ai_made) == (Verdict.UNSIGNED, True)
-    assert found.reason.startswith(
-        "it is of no kind that C2PA can sign; its metadata, which anybody"
-    )
+    assert found.reason.startswith(f"{NO_KIND}; its metadata, which anybody")
 
 
 @pytest.mark.parametrize("odd", [None, 7, "text", [], [7], {}, {"actions": [7, {}]}])
