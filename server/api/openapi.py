@@ -67,6 +67,7 @@ VIDEO_BYTES: dict[str, Any] = {
     "content": dict.fromkeys(FORMATS.values(), _BINARY),
 }
 VIDEO_RANGE = VIDEO_BYTES | {"description": "A byte range of it"}
+NOT_MODIFIED = {"description": "The client has it: `If-None-Match` names its `ETag`"}
 STILL_BYTES: dict[str, Any] = {"description": "The JPEG", "content": {STILL_TYPE: _BINARY}}
 STILL_RANGE = STILL_BYTES | {"description": "A byte range of it"}
 CONTENT_BYTES: dict[str, Any] = {

@@ -14,6 +14,7 @@ from server.api.call import Call
 from server.api.links import SIGNED, VIDEO
 from server.api.openapi import (
     FAILED,
+    NOT_MODIFIED,
     REQUEST_ID,
     STILL_BYTES,
     STILL_RANGE,
@@ -56,7 +57,12 @@ _RESULT: dict[str, Any] = {
 }
 _VIDEO: dict[str, Any] = {
     "response_class": Response,
-    "responses": {200: VIDEO_BYTES, 206: VIDEO_RANGE, **errors(400, 404, 416, 500, 502)},
+    "responses": {
+        200: VIDEO_BYTES,
+        206: VIDEO_RANGE,
+        304: NOT_MODIFIED,
+        **errors(400, 404, 416, 500, 502),
+    },
     "openapi_extra": {"security": [], "parameters": documented(REQUEST_ID, SIGNED)},
 }
 
@@ -119,9 +125,10 @@ async def cancel_request(request: Request) -> Response:
 @router.get(WEBM_PATH, name="download_webm", **_VIDEO)
 @router.get(VIDEO_PATH, **_VIDEO)
 async def download_video(request: Request) -> Response:
-    """The video itself, whole or in ranges. Needs no key: the link is signed.
+    """The video itself, whole or in ranges, by the signed link of a result. Needs no key.
 
-    Links have the signature before the name, `/v2/videos/SIGNATURE/ID.mp4`, which is the same.
+    Links have the signature before the name, `/v2/videos/SIGNATURE/ID.mp4`, which is the same as
+    `?signature=SIGNATURE`.
     """
     call = Call.of(request)
     job = await _signed_result(call)
@@ -131,7 +138,12 @@ async def download_video(request: Request) -> Response:
 @router.get(
     STILL_PATH,
     response_class=Response,
-    responses={200: STILL_BYTES, 206: STILL_RANGE, **errors(400, 404, 416, 500, 502)},
+    responses={
+        200: STILL_BYTES,
+        206: STILL_RANGE,
+        304: NOT_MODIFIED,
+        **errors(400, 404, 416, 500, 502),
+    },
     openapi_extra={"security": [], "parameters": documented(REQUEST_ID, STILL, SIGNED)},
 )
 async def download_still(request: Request) -> Response:

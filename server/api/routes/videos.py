@@ -15,6 +15,7 @@ from server.api.call import Call
 from server.api.openapi import (
     CONTENT_BYTES,
     CONTENT_RANGE,
+    NOT_MODIFIED,
     REQUEST_ID,
     SUBMIT_HEADERS,
     VIDEO_BODY,
@@ -127,6 +128,7 @@ async def get_video(request: Request) -> Response:
     responses={
         200: CONTENT_BYTES,
         206: CONTENT_RANGE,
+        304: NOT_MODIFIED,
         **_errors(400, 401, 403, 404, 416, 500, 502),
     },
     openapi_extra={"parameters": documented(REQUEST_ID, VARIANT)},

@@ -67,6 +67,8 @@ async def _response(
     etag = file.name.replace(request_of(file.name) or "", job.request_id, 1)
     validators = {"etag": f'"{etag}"', "last-modified": ended}
     headers = {"accept-ranges": "bytes", **validators, **headers}
+    if request is not None and _has_it(request, validators["etag"]):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     asked = _asked_range(request, headers, size) if request is not None else None
     start, stop = asked or (0, size)
     # Reading blocks, so it is done in threads, chunk by chunk.
@@ -81,6 +83,12 @@ async def _response(
         status = HTTPStatus.PARTIAL_CONTENT
         headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
     return StreamingResponse(chunks, status, headers, file.media_type)
+
+
+def _has_it(request: Request, etag: str) -> bool:
+    """Whether the client names it among what it has (RFC 9110, section 13.1.2)."""
+    known = request.headers.get("if-none-match", "").split(",")
+    return any(each.strip().removeprefix("W/") in {etag, "*"} for each in known)
 
 
 def _asked_range(request: Request, validators: dict[str, str], size: int) -> tuple[int, int] | None:

@@ -196,6 +196,21 @@ def test_a_range_is_served_only_of_the_version_that_the_client_has(made: dict[st
     assert answers[2].content == whole.content
 
 
+def test_what_the_client_has_is_not_sent_again(made: dict[str, Any], content: bytes) -> None:
+    tag = httpx2.head(made["output"]).headers["etag"]
+
+    def answer(known: str) -> httpx2.Response:
+        headers = {"if-none-match": known, "range": "bytes=0-9"}
+        return httpx2.get(made["output"], headers=headers)
+
+    for known in (tag, f'"another", {tag}', f"W/{tag}", "*"):
+        unchanged = answer(known)
+        assert (unchanged.status_code, unchanged.content) == (304, b"")
+        assert unchanged.headers["etag"] == tag
+        assert "private" in unchanged.headers["cache-control"]
+    assert (answer('"another"').status_code, answer("").content) == (206, content[:10])
+
+
 def test_v1_sends_the_whole_video_whatever_range_is_asked_for(server: Stack) -> None:
     answer = server.http().post("/v1/mochi-1", json=POND, headers={"range": "bytes=0-9"})
     assert answer.status_code == 200
