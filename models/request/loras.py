@@ -19,8 +19,8 @@ LONGEST_FLOAT = len("-1.7976931348623157e+308")
 """An integer may have thousands of digits."""
 
 RULE = (
-    f"the name of a LoRA, or an object of up to {MOST_AT_ONCE} names with their scales, numbers "
-    f"from -{MOST_SCALE:g} to {MOST_SCALE:g}"
+    'the name of a LoRA, or an object like {"noir": 0.8} of up to '
+    f"{MOST_AT_ONCE} names with their scales, numbers from -{MOST_SCALE:g} to {MOST_SCALE:g}"
 )
 JSON_SCHEMA = {
     "anyOf": [

@@ -74,8 +74,12 @@ def number_of_text(value: object) -> object:
 
 
 def _flag_of_text(value: object) -> object:
-    """The flag in the text of a form. Anything else is returned as it is."""
-    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+    """The flag in the text of a form, as clients write them: Python's `requests` sends `True`.
+
+    Anything else is returned as it is.
+    """
+    texts = {"true": True, "1": True, "false": False, "0": False}
+    return texts.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _whole(value: object) -> object:

@@ -78,7 +78,7 @@ def test_a_request_names_one_or_some_with_their_scales(
 def test_anything_else_is_refused_with_the_rule(value: object, why: str) -> None:
     with pytest.raises(InvalidParametersError) as refused:
         lora_of(value)
-    rule = "`lora` must be the name of a LoRA, or an object of up to 4 names with their scales"
+    rule = '`lora` must be the name of a LoRA, or an object like {"noir": 0.8} of up to 4 names'
     assert str(refused.value).startswith(rule)
     assert f"; it has {why}" in str(refused.value)
     assert refused.value.parameters == {"lora": str(refused.value)}

@@ -151,9 +151,9 @@ def test_another_format_is_refused_with_the_list(value: object, came: str) -> No
 
 @pytest.mark.parametrize("name", ["poster", "last_frame"])
 def test_a_still_is_asked_for_by_true_also_as_text(name: str) -> None:
-    for value in (True, "true"):
+    for value in (True, "true", "True", "1"):
         assert getattr(parsed(**{name: value}), name) is True
-    for value in (False, "false"):
+    for value in (False, "false", "False", "0"):
         assert parsed(**{name: value}) == parsed()
 
 
