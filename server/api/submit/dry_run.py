@@ -15,6 +15,7 @@ from worker.billing import from_millionths
 from worker.errors import LimitError, MonthlyCapError, StoreUnverifiedError, TooFewCreditsError
 from worker.job import queue_of
 from worker.pace import Work
+from worker.store.submits import Outlook
 
 REFUSALS = (LimitError, MonthlyCapError, StoreUnverifiedError, TooFewCreditsError)
 
@@ -85,11 +86,11 @@ async def dry_run(submission: Submission) -> DryRunBody:
         return DryRunBody(would_be_accepted=False, refusal=body, price=price, warnings=warnings)
     forecast = await services.forecaster.now(queue_of(params))
     work = Work.of(params, submission.steps)
-    most = float(outlook.most)
+    price = _price_body(submission, outlook)
     if outlook.cached == submission.plan.requests:
         return DryRunBody(
             would_be_accepted=True,
-            price=PriceBody(fixed=most, gpu_second=0, most=most),
+            price=price,
             warnings=warnings,
             cached=outlook.cached,
             estimated_wait_seconds=0,
@@ -98,7 +99,7 @@ async def dry_run(submission: Submission) -> DryRunBody:
     wait = forecast.start_seconds_at(outlook.position, time.monotonic())
     return DryRunBody(
         would_be_accepted=True,
-        price=price.model_copy(update={"most": most}),
+        price=price,
         warnings=warnings,
         cached=outlook.cached or None,
         queue_position=outlook.position,
@@ -111,10 +112,12 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
-def _price_body(submission: Submission) -> PriceBody:
-    price, requests = submission.price, submission.plan.requests
+def _price_body(submission: Submission, outlook: Outlook | None = None) -> PriceBody:
+    """What the result cache has costs a share that is known; without an outlook, all would run."""
+    price, runs = submission.price, submission.plan.requests - (outlook.cached if outlook else 0)
+    shares = outlook.most - runs * price.most if outlook else 0
     return PriceBody(
-        fixed=float(requests * from_millionths(price.fixed)),
-        gpu_second=float(from_millionths(price.gpu_second)),
-        most=float(requests * price.most),
+        fixed=float(runs * from_millionths(price.fixed) + shares),
+        gpu_second=float(from_millionths(price.gpu_second)) if runs else 0,
+        most=float(runs * price.most + shares),
     )

@@ -293,10 +293,15 @@ class Submission:
         """Refuse what would otherwise make a video, and cost."""
         name = DRY_RUN.name
         if self.is_dry_run:
-            raise BadQueryError(f"`{name}` works only with POST /v2/{self.params.model}.")
+            raise BadQueryError(
+                f"`{name}` works only with POST /v2/{self.params.model}, and with the finish of a "
+                "draft."
+            )
         if str(self.body.get(name)).lower() in {"true", "1"}:
-            path = f"/v2/{self.params.model}?{name}=true"
-            raise BadQueryError(f"`{name}` must be in the query: POST {path}")
+            path = f"/v2/{self.params.model}"
+            if self.draft:
+                path = f"/v2/requests/{self.draft.request_id}/finish"
+            raise BadQueryError(f"`{name}` must be in the query: POST {path}?{name}=true")
 
 
 def _webhook_fields(call: Call, body: Mapping[str, Any], problems: Problems) -> dict[str, str]:

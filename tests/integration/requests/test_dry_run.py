@@ -110,7 +110,8 @@ def test_elsewhere_it_is_refused_and_nothing_is_queued(stack: Stack, path: str) 
     client = stack.http()
     answer = client.post(path, json=POND, params={"dry_run": "true"})
     assert answer.status_code == 400
-    assert "`dry_run` works only with POST /v2/mochi-1." in answer.text
+    text = "`dry_run` works only with POST /v2/mochi-1, and with the finish of a draft."
+    assert text in answer.text
     assert client.get("/v1/videos").json()["data"] == []
 
 

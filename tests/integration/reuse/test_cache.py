@@ -168,6 +168,9 @@ def test_a_dry_run_tells_that_it_would_be_cached(client: httpx2.Client) -> None:
     assert cached["price"] == {"fixed": 0.05, "gpu_second": 0, "most": 0.05}
     assert cached["estimated_seconds"] == 0
     assert "queue_position" not in cached
+    several = client.post("/v2/mochi-1?dry_run=true", json=asked | {"count": 3}).json()
+    assert several["cached"] == 1
+    assert several["price"] == {"fixed": 0.45, "gpu_second": 0, "most": 0.45}
 
 
 def test_the_sdk_gets_a_cached_video(stack: Stack) -> None:
