@@ -374,9 +374,9 @@ MEANING: dict[int, str] = {
     "video that is not ready, or whose file is gone",
     405: "Wrong verb",
     406: "Wrong or missing content type; or too few credits, in all or for this month",
-    409: "The `Idempotency-Key` was used before with another body; or another standing webhook of "
-    "the key has the URL; or the draft to finish is not COMPLETED, or has a finish with another "
-    "`webhook_url`",
+    409: "The `Idempotency-Key` was used before with another body or model; or another standing "
+    "webhook of the key has the URL; or the draft to finish is not COMPLETED, or has a finish with "
+    "another `webhook_url`",
     413: "The body is over the limit",
     415: "The body is compressed",
     416: "The range starts beyond the end of the video",

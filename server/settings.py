@@ -189,7 +189,7 @@ class ServerSettings(WorkerSettings):
         ge=0,
         le=1,
         decimal_places=6,
-        description="Share of the usual price that such a request is charged; 0: it is free.",
+        description="Share of the usual price that such a request is charged, from 0 (free) to 1.",
     )
     workers: int = Field(
         default=1,

@@ -191,6 +191,13 @@ class MonthlyCapError(JobError):
         *,
         count: int = 1,
     ) -> None:
+        if price > cap:
+            super().__init__(
+                f"Insufficient credits this month: {_cost(count)} up to {price:f}, more than the "
+                f"whole `monthly_cap` of this API key, {cap:f}. Ask for less, or ask your operator "
+                "for a higher cap."
+            )
+            return
         held = f", and {reserved:f} are reserved for requests that wait or run"
         end = datetime.fromtimestamp(ends_at / 1000, UTC)
         super().__init__(
@@ -236,12 +243,12 @@ class OtherStoreError(StoreUnverifiedError):
 
 
 class IdempotencyConflictError(JobError):
-    """The idempotency key belongs to a request with another body."""
+    """The idempotency key belongs to a request with another body or model."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(
-            f"This Idempotency-Key made request {request_id}, with another body. "
-            "Send the same body to get that request, or another key to make a new one."
+            f"This Idempotency-Key made request {request_id}, with another body or model. "
+            "Send the same to get that request, or another key to make a new one."
         )
 
 

@@ -134,8 +134,9 @@ class Client:
             errors.print(visible(warning), style="yellow")
         if draft := result.get("draft"):
             errors.print(
-                f"A draft: {draft['steps']} of {draft['total_steps']} steps. To run the others: "
-                f"mochi-server finish {result['request_id']}"
+                f"A draft: {draft['steps']} of {draft['total_steps']} steps. To run the others:\n"
+                f"mochi-server finish {result['request_id']}",
+                soft_wrap=True,  # it is to be copied
             )
 
     def _submit(self, path: str, body: dict[str, Any]) -> dict[str, str]:

@@ -153,7 +153,7 @@ class Submits:
 
         Raises:
             FinishConflictError: the draft has a finish with another webhook, or without.
-            IdempotencyConflictError: the idempotency key came with another body.
+            IdempotencyConflictError: the idempotency key came with another body or model.
             KeyEndedError: the API key was revoked or has expired.
             LimitError: one of its kinds: too many requests, of all or of this owner.
             NoWorkerError: no worker of the model is alive.

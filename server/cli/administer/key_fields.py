@@ -33,7 +33,10 @@ def _warn_of_unknown(names: list[str] | None) -> list[str] | None:
     for name in names or ():
         if name not in CATALOGUE:
             known = ", ".join(f"`{slug}`" for slug in CATALOGUE)
-            warning = f"No model is called `{name}`: this release has {known}."
+            warning = (
+                f"Warning: no model of this release is called `{name}`; it has {known}. The key is "
+                "limited to it all the same."
+            )
             typer.secho(visible(warning), err=True, fg="yellow")
     return names
 

@@ -267,7 +267,7 @@ def test_a_key_lives_by_commands(stack: Stack, other: str) -> None:
         (
             ("set", "nobody", "--model", "xyz"),
             1,
-            "No model is called `xyz`: this release has `mochi-1`, `mochi-1-fast`",
+            "Warning: no model of this release is called `xyz`; it has `mochi-1`, `mochi-1-fast`.",
         ),
         (("set", "nobody", "--priority", "2"), 1, "There is no key `nobody`"),
         (("set", "free", "--add-credits", "2"), 1, "is unlimited"),

@@ -114,10 +114,22 @@ def test_what_is_charged_reserved_and_asked_for_is_no_more_than_the_cap(
     refused(redis_url, 0.000001, "month")
 
 
-def test_a_refusal_says_when_the_month_ends(redis: Redis, redis_url: str) -> None:
+def test_what_is_above_the_whole_cap_is_not_told_to_wait(redis: Redis, redis_url: str) -> None:
     put_cap(redis, 1)
+    refused(
+        redis_url,
+        1.5,
+        r"up to 1\.5, more than the whole `monthly_cap` of this API key, 1\. Ask for less, or",
+    )
+
+
+def test_a_refusal_says_when_the_month_ends(
+    store: WorkerStore, redis: Redis, redis_url: str
+) -> None:
+    put_cap(redis, 1)
+    spend(store, redis, redis_url, 0.5)
     with pytest.raises(MonthlyCapError) as error:
-        submit(redis_url, 2)
+        submit(redis_url, 0.75)
     end = re.search(r"month ends at (\d{4})-(\d\d)-01T00:00:00Z;", str(error.value))
     assert end
     today = broker_time(redis).date()
