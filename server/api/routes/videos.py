@@ -84,7 +84,7 @@ async def create_video(request: Request) -> Response:
     call.key.require(Scope.GENERATE)  # before the body is read
     fields = await read_fields(request, call.services.settings.body_bytes, OPTIONAL | OTHERS)
     model = call.require_submit(fields.get("model", MODEL))
-    submission = await Submission.read(call, fields, to_parameters(fields), model=model)
+    submission = await Submission.read(call, fields, to_parameters(fields, model), model=model)
     accepted = await submission.accept()
     request.state.request_id = accepted.request_id  # later errors name it
     job = await call.services.store.find(accepted.request_id, call.key.key_id)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from models.errors import InvalidParametersError
+from models.request.catalogue import MOCHI, Model
 from models.request.params import (
     ALIASES,
     HEIGHT,
@@ -109,7 +110,7 @@ def video_page(page: Page) -> VideoPage:
     )
 
 
-def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
+def to_parameters(fields: dict[str, Any], model: Model = MOCHI) -> dict[str, Any]:
     """Translate to the parameters of the model: `seconds` become `frames`, `model` and `size` go.
 
     Names of other servers are taken, too; see `ALIASES`.
@@ -134,7 +135,7 @@ def to_parameters(fields: dict[str, Any]) -> dict[str, Any]:
     seconds = _as_number(parameters.pop("seconds"))
     if "frames" in parameters:
         raise InvalidParametersError("Give `seconds` or `frames`, not both.")
-    fps = parse_params(parameters)[0].fps
+    fps = parse_params(parameters, model.request)[0].fps
     return {**parameters, "frames": _frames(seconds, fps)}
 
 

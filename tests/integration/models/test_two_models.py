@@ -111,6 +111,13 @@ def test_a_video_object_takes_and_tells_the_model(client: httpx2.Client) -> None
     assert client.get(f"/v1/videos/{made.json()['id']}").json()["model"] == FAST
 
 
+def test_a_length_in_seconds_comes_with_the_ranges_of_the_model(client: httpx2.Client) -> None:
+    asked = {"prompt": "a pond", "model": FAST, "steps": 8, "guidance": 1.5, "seconds": 1}
+    assert client.post("/v1/videos", json=asked).json()["seconds"] == "1"
+    refused = client.post("/v1/videos", json=asked | {"steps": 30})
+    assert "`steps` must be a whole number from 4 to 16; got 30." in refused.text
+
+
 def test_an_unknown_model_of_a_video_object_is_not_found(client: httpx2.Client) -> None:
     refused = client.post("/v1/videos", json={**POND, "model": "mochi-2"})
     assert refused.status_code == 404
