@@ -282,7 +282,9 @@ class Runner:
                 self.store.note_pace(self.engine.traits, Work.of(job.params), pace)
             self._remove_early(job, result)
         else:
-            self.outputs.remove(result.file_name)
+            # Its owner may have deleted it between a lost reply and the retry: twins have the file.
+            if not self.store.has_twins(run.lease.request_id):
+                self.outputs.remove(result.file_name)
             _log.warning("run.late")
             note_failure("lease_lost")
 

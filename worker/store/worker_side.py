@@ -308,6 +308,11 @@ class WorkerStore:
         with broker_errors():
             return bool(self._redis.exists(*keys))
 
+    def has_twins(self, request_id: str) -> bool:
+        """Whether other requests were completed with the files of this one."""
+        with broker_errors():
+            return bool(self._redis.exists(keyspace.SHARERS + request_id))
+
     def _finish(
         self, lease: Lease, status: Status, joules: float | None, *fields: str | int
     ) -> bool:

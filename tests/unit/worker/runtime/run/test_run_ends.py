@@ -22,6 +22,8 @@ from models.group import FULL, OUT_OF_MEMORY, Leader
 from models.mock.fake_engine import FakeEngine
 from models.request.params import GenerateParams
 from tests.support.jobs import find, pop, submit, waiting
+from tests.unit.worker.support.cached import delete
+from tests.unit.worker.support.cached import submit as submit_twin
 from tests.unit.worker.support.desk import Desk, Hooked, Stubborn
 from worker.errors import BrokerUnavailableError, StorageError
 from worker.job import Status
@@ -284,6 +286,27 @@ def test_a_late_run_leaves_the_video_of_the_one_that_won(desk: Desk) -> None:
     job = desk.run(Hooked(at_end=another_wins))
     assert (job.status, job.attempt) == (Status.COMPLETED, 2)
     assert desk.files() == [job.file_name]
+
+
+def test_a_video_that_twins_have_outlives_a_delete_before_the_reply(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = desk.store.complete
+
+    def lose_reply(lease: Lease, result: Result) -> bool:
+        done = complete(lease, result)
+        if done:
+            assert delete(desk.url, lease.request_id) == ""
+            raise BrokerUnavailableError("The reply is lost.")
+        return done
+
+    monkeypatch.setattr(desk.store, "complete", lose_reply)
+    first, second = (submit_twin(desk.url) for _ in range(2))
+    assert pop(desk.redis) == first
+    desk.runner(FakeEngine(0)).run(first)
+    twin = find(desk.url, second)
+    assert twin.status is Status.COMPLETED
+    assert desk.files() == [twin.file_name]
 
 
 @pytest.mark.parametrize("kind", [Hooked, Stubborn])
