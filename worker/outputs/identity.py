@@ -7,12 +7,16 @@ identity would make it again.
 from __future__ import annotations
 
 import hashlib
+from importlib import metadata
 from pathlib import Path
 
 from models.engine import Engine
 from models.moderation.settings import ModerationSettings
 from models.version import this_build
 from models.video.encoding import encoder, encoder_version
+
+FILE_LIBRARIES = ("pillow", "c2pa-python")
+"""Distributions that write parts of the files: stills, and marks."""
 
 
 def identity_of(engine: Engine, settings: ModerationSettings, marks: str) -> str:
@@ -38,9 +42,18 @@ def identity_of(engine: Engine, settings: ModerationSettings, marks: str) -> str
         engine.origin,
         Path(encoder()).name,
         encoder_version(),
+        *map(_version_of, FILE_LIBRARIES),
         *(f"{name}={getattr(settings, name)}" for name in ModerationSettings.__annotations__),
         marks,
     ]
     if settings.moderation_terms:
         parts.append(hashlib.sha256(Path(settings.moderation_terms).read_bytes()).hexdigest())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _version_of(distribution: str) -> str:
+    """Empty where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from models.request.params import RequestParams
 from worker.broker.batching import Batch
 from worker.broker.connection import broker_errors
 from worker.broker.health import dangers_in
@@ -20,7 +21,7 @@ from worker.job import CANCELLED, Cancellation, Job
 from worker.store import keyspace, scripts
 from worker.store.presence import LiveWorker, read_all
 from worker.store.scripts import outcome, pairs
-from worker.store.submits import Submits
+from worker.store.submits import Submits, cache_key_of, frames_key_of
 
 MOST_LOOKED_AT, MOST_CHECKED = 100, 1000
 """Records that one script reads, in about a millisecond: all of each, or its status."""
@@ -77,6 +78,14 @@ class GatewayStore(Submits):
         if file_name is None:
             raise RequestNotFoundError(request_id)
         return str(file_name)
+
+    async def forget_maker(self, request_id: str, params: RequestParams) -> None:
+        """Let the result cache give its video to no more requests, as a file of it is gone."""
+        with broker_errors():
+            for key in filter(None, (cache_key_of(params), frames_key_of(params))):
+                # One that another request becomes in between may be lost: it only costs a run.
+                if await self._redis.get(keyspace.MAKERS + key) == request_id:
+                    await self._redis.delete(keyspace.MAKERS + key)
 
     async def page_of(
         self, owner: str, *, most: int, after: str = "", is_ascending: bool = False

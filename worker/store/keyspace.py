@@ -135,8 +135,8 @@ MAKERS = "mochi:makers:"
 TWINS = "mochi:twins:"
 """With a cache key, a set: ids of the requests with it that are QUEUED."""
 SHARERS = "mochi:sharers:"
-"""With a maker's id, a set that expires: ids of the other requests that have its files. It expires
-with the last of them."""
+"""With a maker's id, a sorted set that expires: ids of the other requests that have its files, by
+the time of their own expiry in ms. It expires with the last of them."""
 
 SWEEP = "mochi:sweep:"
 """With the mark of a store of videos, a string that expires: a process has swept it."""

@@ -255,13 +255,13 @@ class Submits:
                 raise FinishConflictError(first_id)
             case ["conflict", first_id]:
                 raise IdempotencyConflictError(first_id)
-            case ["queue_full"]:
+            case ["queue_full", _]:
                 raise QueueFullError(self._most_waiting, count)
             case ["no_worker", model, loras]:
                 raise NoWorkerError(model, loras)
             case ["key_ended"]:
                 raise KeyEndedError
-            case ["too_many_jobs", most]:
+            case ["too_many_jobs", _, most]:
                 raise TooManyJobsError(most, count)
             case ["too_fast", limit, remaining, reset_ms]:
                 raise TooFastError(Rate(limit, remaining, reset_ms / 1000), count)
@@ -286,17 +286,20 @@ class Submits:
 
 
 def _refuse_count(answer: list[Any], count: int, most_waiting: int) -> None:
-    """Raise InvalidParametersError if a limit refuses more requests than it ever lets in."""
+    """Raise InvalidParametersError if a limit refuses more requests than it ever lets in.
+
+    Those with a kept video need no room in the queue or among the key's jobs.
+    """
     match answer:
-        case ["queue_full"]:
+        case ["queue_full", int(counted)]:
             most, limit = most_waiting, "the queue may hold"
-        case ["too_many_jobs", int(most)]:
+        case ["too_many_jobs", int(counted), int(most)]:
             limit = "this API key may have at once"
         case ["too_fast", int(most), *_]:
-            limit = "this API key may submit a minute"
+            counted, limit = count, "this API key may submit a minute"
         case _:
             return
-    if count > max(most, 1):
+    if counted > max(most, 1):
         raise count_too_large(count, most, limit)
 
 

@@ -77,7 +77,7 @@ async def generate_video(request: Request) -> Response:
     headers = {"x-request-id": request_id, **submission.headers(accepted)}
     if job.status is Status.FAILED:
         return answer(failed_body(job), 422, headers)
-    return await video_response(services.outputs, job, headers | _result_headers(job))
+    return await video_response(services, job, headers | _result_headers(job))
 
 
 def _add_routes(model: Model) -> None:

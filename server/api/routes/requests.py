@@ -132,7 +132,7 @@ async def download_video(request: Request) -> Response:
     """
     call = Call.of(request)
     job = await _signed_result(call)
-    return await video_response(call.services.outputs, job, _kept(call, job), request)
+    return await video_response(call.services, job, _kept(call, job), request)
 
 
 @router.get(
@@ -153,7 +153,7 @@ async def download_still(request: Request) -> Response:
     still = next((each for each in STILLS if each == request.path_params["still"]), None)
     if still is None:
         raise RequestNotFoundError(job.request_id)
-    return await still_response(call.services.outputs, job, still, _kept(call, job), request)
+    return await still_response(call.services, job, still, _kept(call, job), request)
 
 
 async def _signed_result(call: Call) -> Job:

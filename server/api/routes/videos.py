@@ -141,8 +141,8 @@ async def get_video_content(request: Request) -> Response:
     if job.status is not Status.COMPLETED:
         raise VideoNotReadyError(job.request_id, job.error)
     if variant == _THUMBNAIL:
-        return await still_response(call.services.outputs, job, "poster", {}, request)
-    return await video_response(call.services.outputs, job, {}, request)
+        return await still_response(call.services, job, "poster", {}, request)
+    return await video_response(call.services, job, {}, request)
 
 
 @router.delete(

@@ -13,10 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from models.request.params import STILL_TYPE, Still
+from server.api.services import Services
 from server.errors import NoStillError, RangeError
-from worker.errors import StorageError
+from worker.errors import StorageError, VideoGoneError
 from worker.job import Job
-from worker.outputs.base import Outputs, media_type, request_of, still_name
+from worker.outputs.base import media_type, request_of, still_name
 
 _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-(?!0+$)([0-9]{1,18}))")
 
@@ -24,7 +25,7 @@ _log = structlog.get_logger()
 
 
 async def video_response(
-    outputs: Outputs, job: Job, headers: dict[str, str], request: Request | None = None
+    services: Services, job: Job, headers: dict[str, str], request: Request | None = None
 ) -> Response:
     """The video of a COMPLETED request, or the range of it that `request` asks for.
 
@@ -33,20 +34,21 @@ async def video_response(
     Raises:
         RangeError: the range starts beyond the end.
         StorageError: the video cannot be read.
+        BrokerUnavailableError: its file is gone, and the result cache cannot be told.
     """
     file = _File(job.file_name, job.file_size, media_type(job.file_name))
-    return await _response(outputs, job, file, headers, request)
+    return await _response(services, job, file, headers, request)
 
 
 async def still_response(
-    outputs: Outputs, job: Job, still: Still, headers: dict[str, str], request: Request
+    services: Services, job: Job, still: Still, headers: dict[str, str], request: Request
 ) -> Response:
     """A still of the request, as `video_response`. Raises NoStillError if it has none."""
     if still not in job.stills:
         is_asked = getattr(job.request, still)
         raise NoStillError(job.request_id, still, is_asked=is_asked)
     file = _File(still_name(job.file_name, still), job.stills[still], STILL_TYPE)
-    return await _response(outputs, job, file, headers, request)
+    return await _response(services, job, file, headers, request)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class _File:
 
 
 async def _response(
-    outputs: Outputs, job: Job, file: _File, headers: dict[str, str], request: Request | None
+    services: Services, job: Job, file: _File, headers: dict[str, str], request: Request | None
 ) -> Response:
     size = file.size
     ended = formatdate((job.ended_at or 0) / 1000, usegmt=True)
@@ -73,9 +75,11 @@ async def _response(
     start, stop = asked or (0, size)
     # Reading blocks, so it is done in threads, chunk by chunk.
     try:
-        chunks = await run_in_threadpool(outputs.read, file.name, start, stop)
+        chunks = await run_in_threadpool(services.outputs.read, file.name, start, stop)
     except StorageError as error:
         _log.error("video.unreadable", request_id=job.request_id, reason=str(error))
+        if isinstance(error, VideoGoneError):
+            await services.store.forget_maker(request_of(file.name) or job.request_id, job.request)
         raise
     headers["content-length"] = str(stop - start)
     status = HTTPStatus.OK

@@ -225,3 +225,19 @@ def test_a_kept_file_that_is_lost_is_made_again(stack: Stack, client: httpx2.Cli
     other = made(client, asked | {"fps": 24})
     assert "cached" not in other["metrics"]
     assert len(video(other)) > 1000
+
+
+def test_a_video_whose_file_is_lost_is_given_once_and_then_made(
+    stack: Stack, client: httpx2.Client
+) -> None:
+    asked = POND | {"seed": 14}
+    first = made(client, asked)
+    for name in stack.outputs():
+        if name.startswith(first["request_id"]):
+            (stack.folder / "outputs" / name).unlink()
+    other = made(client, asked)
+    assert other["metrics"]["cached"] is True
+    assert httpx2.get(other["output"]).status_code == 404
+    again = made(client, asked)
+    assert "cached" not in again["metrics"]
+    assert len(video(again)) > 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,12 @@ def test_an_ffmpeg_that_does_not_run_stops_no_worker(
 ) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nothing"))
     assert identity()
+
+
+@pytest.mark.parametrize("library", ["pillow", "c2pa-python"])
+def test_another_version_of_a_library_that_writes_files_has_another(
+    monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    usual, version = identity(), metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: version(name) + "x" * (name == library))
+    assert identity() != usual

@@ -130,7 +130,7 @@ def test_a_limit_that_has_no_room_for_all_says_what_to_lower(
         ),
         (
             {"monthly_cap": 39},
-            "Insufficient credits this month: the 4 requests cost up to 0.00004, and the ",
+            "Insufficient credits this month: the 4 requests cost up to 0.00004, more ",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -90,8 +90,9 @@ end
 
 -- A maker's files are kept until the last request that has them has expired.
 local function share_files(maker, id, retention_ms)
-  local sharers = keys.sharers .. maker
-  redis.call('SADD', sharers, id)
+  local sharers, now = keys.sharers .. maker, now_ms()
+  redis.call('ZREMRANGEBYSCORE', sharers, '-inf', text(now))
+  redis.call('ZADD', sharers, text(now + retention_ms), id)
   if redis.call('PTTL', sharers) < tonumber(retention_ms) then
     redis.call('PEXPIRE', sharers, retention_ms)
   end
@@ -108,15 +109,7 @@ local function are_shared(id, file_name, cache_keys)
       redis.call('DEL', keys.makers .. cache_key) -- the owner wants it forgotten
     end
   end
-  redis.call('SREM', keys.sharers .. maker, id)
-  local others = redis.call('SMEMBERS', keys.sharers .. maker)
-  if maker ~= id then
-    others[#others + 1] = maker
-  end
-  for _, other in ipairs(others) do
-    if redis.call('EXISTS', RECORD .. other) == 1 then
-      return true
-    end
-  end
-  return false
+  redis.call('ZREM', keys.sharers .. maker, id)
+  return maker ~= id and redis.call('EXISTS', RECORD .. maker) == 1
+    or redis.call('ZCOUNT', keys.sharers .. maker, text(now_ms()), '+inf') > 0
 end

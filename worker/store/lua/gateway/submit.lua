@@ -7,8 +7,8 @@
 -- retention in ms, cache keys with spaces between, or ''; then of each request: id, params, number of names and
 -- values that follow, further fields of the record …, number of names and values that follow, RQ's fields …
 -- Returns the outcome; when accepted, with how many requests had a video; when replayed or in conflict, with the
--- first request's id; without a worker, with the model; when the owner has a rate limit, with the limit, the
--- requests left, and ms until there is one more. A dry run makes the same checks, writes nothing, and returns
+-- first request's id; without a worker, with the model; with a full queue or
+-- too many jobs, with how many have no video; when the owner has a rate limit, with the limit, the requests left, and ms until there is one more. A dry run makes the same checks, writes nothing, and returns
 -- the place in the queue of the first request that would run, how many have a video, and what would be reserved.
 local id, owner, key, fingerprint = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local is_dry_run = ARGV[3] == 'dry_run'
@@ -55,7 +55,8 @@ local function is_run_by(is_right)
 end
 
 local function takes_requests(worker)
-  return not string.find(worker, '"pause":"[^"]')
+  local own = string.gsub(worker, '"loras":%b{}', '') -- one may be called "pause"
+  return not string.find(own, '"pause":"[^"]')
 end
 
 -- The maker of a video that a run would make again, to the byte: that one of the live workers would. While
@@ -133,11 +134,11 @@ end
 local mine = keys.waiting .. ':' .. owner
 local is_first = runs == 1 and redis.call('EXISTS', mine) == 0
 if runs > 0 and redis.call('ZCARD', keys.waiting) + runs > tonumber(ARGV[2]) and not is_first then
-  return answer('queue_full')
+  return answer('queue_full', runs)
 end
 local live = keys.live .. owner
 if at_once and runs > 0 and redis.call('SCARD', live) + runs > tonumber(at_once) then
-  return answer('too_many_jobs', tonumber(at_once))
+  return answer('too_many_jobs', runs, tonumber(at_once))
 end
 local most_each, reserves, reserved = ARGV[7] + math.ceil(ARGV[8] * ARGV[9]), {}, 0
 for index = 1, number do

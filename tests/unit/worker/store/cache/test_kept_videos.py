@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from models.errors import InvalidParametersError
 from models.request.catalogue import MOCHI
-from tests.support.jobs import OWNER, live, pop, waiting
+from tests.support.jobs import OWNER, ask_gateway, live, pop, waiting
 from tests.unit.worker.support.cached import (
+    ACCOUNT,
     IDENTITY,
     KEY,
     OTHER,
@@ -25,7 +27,7 @@ from tests.unit.worker.support.cached import (
     submit,
     submit_all,
 )
-from worker.errors import RequestNotFoundError
+from worker.errors import LimitError, RequestNotFoundError
 from worker.job import Status
 from worker.store import keyspace
 from worker.store.submits import (
@@ -165,3 +167,49 @@ def test_a_replay_finds_the_request_that_was_completed_by_its_submit(
     first, again = (submit_all(redis_url, idempotency=key) for _ in range(2))
     assert again == Accepted(first.request_id, is_replay=True)
     assert 0 < int(redis.pttl(key.key)) <= 1000 * RETENTION_SECONDS
+
+
+@pytest.mark.parametrize("limits", [{"jobs_at_once": 2}, {}])
+def test_kept_videos_of_a_count_do_not_make_it_larger_than_a_limit(
+    redis: Redis, redis_url: str, store: WorkerStore, limits: dict[str, int]
+) -> None:
+    make(store, redis, redis_url)
+    if limits:
+        redis.hset(ACCOUNT, mapping=limits)  # type: ignore[arg-type]
+    room = 1000 if limits else 2
+    for fps in (20, 30):
+        submit(redis_url, fps=fps, most_waiting=room)  # they wait
+    with pytest.raises(LimitError):  # one of two is to run, and will be let in later
+        submit_all(redis_url, count=2, most_waiting=room)
+    with pytest.raises(InvalidParametersError, match=r"^`count` 4 is more than the 2 requests"):
+        submit_all(redis_url, count=4, most_waiting=room)
+
+
+def test_who_has_a_file_is_forgotten_as_they_expire(
+    redis: Redis, redis_url: str, store: WorkerStore
+) -> None:
+    maker = make(store, redis, redis_url)
+    first, _ = submit(redis_url), submit(redis_url)
+    sharers = keyspace.SHARERS + maker
+    assert redis.zscore(sharers, first) == pytest.approx(
+        int(redis.time()[0]) * 1000 + 1000 * RETENTION_SECONDS, abs=2000
+    )
+    redis.zadd(sharers, {first: 1})  # as an hour later
+    last = submit(redis_url)
+    assert first not in redis.zrange(sharers, 0, -1)
+    assert last in redis.zrange(sharers, 0, -1)
+    redis.zadd(sharers, dict.fromkeys(map(str, redis.zrange(sharers, 0, -1)), 1))
+    assert delete(redis_url, maker).startswith(maker)
+
+
+@pytest.mark.parametrize("fps", [POND.fps, 24])
+def test_a_video_whose_file_is_gone_is_made_again(
+    redis: Redis, redis_url: str, store: WorkerStore, fps: float
+) -> None:
+    maker = make(store, redis, redis_url)
+    asked = POND.model_copy(update={"fps": fps})
+    ask_gateway(redis_url, lambda it: it.forget_maker("another-request", asked))
+    assert find(redis_url, submit(redis_url)).status is Status.COMPLETED
+    ask_gateway(redis_url, lambda it: it.forget_maker(maker, POND))
+    assert find(redis_url, submit(redis_url)).status is Status.QUEUED
+    assert redis.keys(f"{keyspace.MAKERS}*") == []

@@ -199,6 +199,11 @@ def test_a_submit_that_needs_a_worker_needs_one_of_its_model(
     assert lacking == refused
 
 
+def test_a_worker_with_a_lora_called_pause_does_not_pause(redis: Redis, redis_url: str) -> None:
+    WorkerStore(redis, lease_seconds=10, retention_seconds=60).beat(live(loras=["ink", "pause"]))
+    ask_gateway(redis_url, lambda it: it.submit(params(), OWNER, needs_worker=True))
+
+
 def test_a_paused_worker_of_the_model_does_not_count(redis: Redis, redis_url: str) -> None:
     store = store_of(redis, FAST)
     store.beat(replace(live("ann", FAST), pause="The disk is full."))
