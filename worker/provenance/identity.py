@@ -87,15 +87,15 @@ def given_identity(certificates: str, key: str) -> Identity:
     try:
         chain = x509.load_pem_x509_certificates(Path(certificates).read_bytes())
     except (OSError, ValueError) as error:
-        raise _unusable("CERT", certificates, error) from None
+        raise _unreadable("CERT", certificates, error) from None
     try:
         private = load_pem_private_key(Path(key).read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:  # TypeError: it has a passphrase
-        raise _unusable("KEY", key, error) from None
+        raise _unreadable("KEY", key, error) from None
     try:
         return _identity(private, chain)
     except ValueError as error:
-        raise _unusable("KEY", key, error) from None
+        raise _unusable("KEY", key, str(error)) from None
 
 
 def own_identity(data_dir: Path, now: datetime | None = None) -> Identity:
@@ -260,12 +260,17 @@ def _algorithm(key: PrivateKeyTypes) -> str:
             raise ValueError("C2PA signs with keys of Ed25519, RSA, P-256, P-384 and P-521 only")
 
 
-def _unusable(name: str, path: str, error: Exception) -> ProvenanceUnusableError:
+def _unreadable(name: str, path: str, error: Exception) -> ProvenanceUnusableError:
+    """The texts of the library that reads it speak to programmers."""
+    why = error.strerror if isinstance(error, OSError) else ""
+    return _unusable(name, path, why or "it holds none that can be read")
+
+
+def _unusable(name: str, path: str, why: str) -> ProvenanceUnusableError:
     what = {
         "CERT": "a certificate as PEM, those that lead to its root after it",
         "KEY": "the private key of the first certificate as PEM, without a passphrase",
     }[name]
-    why = error.strerror if isinstance(error, OSError) else str(error)
     return ProvenanceUnusableError(
         f"MOCHI_C2PA_{name}: {path} cannot be used: {why}. Expected {what}."
     )

@@ -147,9 +147,10 @@ def test_a_file_that_cannot_be_used_is_named_with_its_variable(tmp_path: Path) -
     assert refusal(tmp_path / "none.pem", key).startswith(
         f"MOCHI_C2PA_CERT: {tmp_path}/none.pem cannot be used: No such file or directory. Expected "
     )
-    assert refusal(key, key).startswith(f"MOCHI_C2PA_CERT: {key} cannot be used: ")
+    none = "cannot be used: it holds none that can be read. Expected "
+    assert refusal(key, key).startswith(f"MOCHI_C2PA_CERT: {key} {none}a certificate as PEM")
     assert refusal(cert, tmp_path / "none.pem").startswith("MOCHI_C2PA_KEY: ")
-    assert refusal(cert, cert).startswith(f"MOCHI_C2PA_KEY: {cert} cannot be used: ")
+    assert refusal(cert, cert).startswith(f"MOCHI_C2PA_KEY: {cert} {none}the private key")
     private = ec.generate_private_key(ec.SECP256R1())
     for form in (NoEncryption(), BestAvailableEncryption(b"12345")):
         other.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, form))
