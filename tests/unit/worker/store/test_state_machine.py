@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 from hypothesis.strategies import booleans, integers, sampled_from
 
 from models.request.catalogue import CATALOGUE, FAST_MOCHI, MOCHI
+from models.request.params import GenerateParams
 from tests.support.jobs import OWNER, end_lease, live, params, pop, queue_of
 from tests.unit.worker.support.lost_replies import AsyncForgetful, Forgetful
 from tests.unit.worker.support.promises import (
@@ -68,6 +69,11 @@ IDENTITY = "all workers"
 
 
 WEBHOOK = {"webhook_url": "https://hooks.example/", "webhook_base": "https://us.example"}
+
+
+def cache_key_of(asked: GenerateParams, video: str) -> str:
+    """Of a request for one of few videos, or for none that is shared."""
+    return f"{queue_for(asked)}:{','.join(asked.lora or ())}:{video}" if video else ""
 
 
 class Requests(Promises):
@@ -119,7 +125,7 @@ class Requests(Promises):
         fields = WEBHOOK | ({"draft_steps": "4"} if drafted else {})
         asked = params(model=model, lora=loras)
         queue = queue_for(asked)
-        cache_key = f"{queue}:{','.join(loras or ())}:{video}" if video and not drafted else ""
+        cache_key = "" if drafted else cache_key_of(asked, video)
         submit = self.gateway.submit_all(
             [NewRequest(asked, fields, cache_key)],
             OWNER,
@@ -145,19 +151,21 @@ class Requests(Promises):
         submit = self.gateway.submit_all(requests, OWNER, price=price)
         return self.made(submit, model, price, keys, lost=lost)
 
-    @rule(target=ids, draft_id=drafts, lost=booleans(), price=PRICES)
-    def finish(self, draft_id: str, lost: bool, price: Price) -> Any:
+    @rule(target=ids, draft_id=drafts, lost=booleans(), price=PRICES, video=VIDEOS)
+    def finish(self, draft_id: str, lost: bool, price: Price, video: str) -> Any:
         draft = self.job(draft_id)
         if draft is None or not draft.draft_steps or draft.status is not Status.COMPLETED:
             return multiple()
         first = self.finishes.get(draft_id)
         job = self.job(first) if first else None
-        request = NewRequest(draft.params, WEBHOOK | {"draft_of": draft_id, "first_step": "4"})
+        fields = WEBHOOK | {"draft_of": draft_id, "first_step": "4"}
+        cache_key = cache_key_of(draft.params, video)
+        request = NewRequest(draft.params, fields, cache_key)
         submit = self.gateway.submit_all([request], OWNER, price=price, draft_id=draft_id)
         is_ending = first and self.redis.hexists(keyspace.record(first), "cancelled")
         is_kept = job is not None and job.status is not Status.FAILED and not is_ending
         first = first if is_kept else None
-        made = self.made(submit, draft.queue, price, [""], lost=lost, first=first)
+        made = self.made(submit, draft.queue, price, [cache_key], lost=lost, first=first)
         if isinstance(made, str):
             self.finishes[draft_id] = made
         return made
