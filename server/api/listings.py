@@ -135,7 +135,7 @@ class ModelBody(BaseModel):
 
 
 class ModelsBody(BaseModel):
-    """The models of this server."""
+    """The models of this server that the key may use."""
 
     object: Literal["list"] = "list"
     data: list[ModelBody]
@@ -157,7 +157,7 @@ class HostedModel(BaseModel):
 
 
 class HostedModelsBody(BaseModel):
-    """The models of this server."""
+    """The models of this server that the key may use."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 

@@ -57,9 +57,12 @@ class ApiKey:
                 + (ADMIN_REMEDY if scope == Scope.ADMIN else "")
             )
 
+    def may_use(self, model: str) -> bool:
+        return not self.models or model in self.models
+
     def require_model(self, model: str) -> None:
         """Raise ForbiddenError, which names the models of the key, if this is none of them."""
-        if self.models and model not in self.models:
+        if not self.may_use(model):
             allowed = ", ".join(f"`{name}`" for name in sorted(self.models))
             raise ForbiddenError(
                 f"This API key may not use the model `{model}`; it may use {allowed}."

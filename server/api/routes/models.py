@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.request.catalogue import CATALOGUE
+from models.request.catalogue import CATALOGUE, Model
 from server.api.call import Call
 from server.api.listings import HostedModel, HostedModelsBody, ModelBody, ModelsBody
 from server.api.openapi import errors, name_suffix
@@ -34,10 +34,8 @@ router = APIRouter(tags=["Models"])
 
 @router.get("/v1/models", response_model=ModelsBody, **_LIST)
 async def list_models(request: Request) -> Response:
-    """The models of this server, in the shape of the OpenAI API."""
-    call = Call.of(request)
-    call.key.require(Scope.READ)
-    return answer(ModelsBody(data=[*map(ModelBody.of, call.services.models)]))
+    """The models that the key may use, in the shape of the OpenAI API."""
+    return answer(ModelsBody(data=[*map(ModelBody.of, _usable_models(Call.of(request)))]))
 
 
 async def get_model(request: Request) -> Response:
@@ -45,7 +43,9 @@ async def get_model(request: Request) -> Response:
     call = Call.of(request)
     call.key.require(Scope.READ)
     slug = request.scope["path"].rpartition("/")[2]
-    return answer(ModelBody.of(call.services.models.find(slug)))
+    model = call.services.models.find(slug)
+    call.key.require_model(model.slug)
+    return answer(ModelBody.of(model))
 
 
 for _model in CATALOGUE.values():
@@ -60,10 +60,15 @@ for _model in CATALOGUE.values():
 
 @router.get("/inference-model-information/list", response_model=HostedModelsBody, **_LIST)
 async def list_hosted_models(request: Request) -> Response:
-    """The models with their parameters, in the shape of the hosted API."""
-    call = Call.of(request)
+    """The same with their parameters, in the shape of the hosted API."""
+    models = _usable_models(Call.of(request))
+    return answer(HostedModelsBody(models=[*map(HostedModel.of, models)]))
+
+
+def _usable_models(call: Call) -> list[Model]:
+    """A program that asks for a listed model must not be refused."""
     call.key.require(Scope.READ)
-    return answer(HostedModelsBody(models=[*map(HostedModel.of, call.services.models)]))
+    return [model for model in call.services.models if call.key.may_use(model.slug)]
 
 
 @router.api_route("/upload-asset", **_ANY_VERB)

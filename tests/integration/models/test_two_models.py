@@ -177,6 +177,17 @@ def test_a_key_of_another_model_is_refused(stack: Stack, path: str, body: object
     assert stack.http(key).post("/v2/mochi-1", json=POND).status_code == 200
 
 
+def test_a_key_lists_the_models_that_it_may_use(stack: Stack) -> None:
+    client = stack.http(stack.key(models=(FAST,)))
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [FAST]
+    [hosted] = client.get("/inference-model-information/list").json().values()
+    assert [model["slug"] for model in hosted] == [FAST]
+    assert client.get(f"/v1/models/{FAST}").json()["id"] == FAST
+    refused = client.get("/v1/models/mochi-1")
+    assert refused.status_code == 403
+    assert "may not use the model `mochi-1`; it may use `mochi-1-fast`" in refused.text
+
+
 def test_an_idempotency_key_is_of_one_model(client: httpx2.Client) -> None:
     headers = {"idempotency-key": "one"}
     first = client.post("/v2/mochi-1", json=POND, headers=headers)
