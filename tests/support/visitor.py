@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,3 +178,12 @@ def visit(stack: Stack, browser: Browser, **context: Any) -> Iterator[Visitor]:
         visitor.come()
         yield visitor
         assert visitor.complaints == []
+
+
+def run_code(visitor: Visitor, folder: Path, *command: str) -> None:
+    """Run the code that the visitor has copied, in `folder`."""
+    environ = {"PATH": os.environ["PATH"], "HOME": "/", "MOCHI_API_KEY": visitor.key}
+    done = subprocess.run(
+        command, cwd=folder, env=environ, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()

@@ -49,6 +49,12 @@ export async function credits(key) {
   return read(await send("v1/get-user-credits", key, {}));
 }
 
+/** Slugs of the models that a key may use. */
+export async function models(key) {
+  const { data } = await read(await send("v1/models", key, {}));
+  return data.map(({ id }) => id);
+}
+
 /** What /readyz and /version say, or null where the server does not answer. */
 export async function server() {
   try {

@@ -18,6 +18,8 @@ const choice = form.querySelector("#model");
 const fields = [...form.querySelectorAll("[name]")].filter((field) => !field.matches("fieldset"));
 
 let retryAt = 0;
+/** What the dry run of these values says of fields, by name. */
+let faults = {};
 /** Names of the LoRAs that the server has told. */
 let offeredLoras = "";
 /** Whether the problem is that the server does not answer. */
@@ -97,15 +99,15 @@ export function offerScenarios(isMock) {
   changed();
 }
 
-/** Let the user choose among these models. The chosen one stays while the server has it. */
-export function offerModels(slugs) {
-  if (slugs.length === 0) return;
+/** Let the user choose among the `usable` ones of the server's models, if it has several. */
+export function offerModels(served, usable) {
+  if (usable.length === 0) return;
   for (const option of choice.options) {
-    option.hidden = option.disabled = !slugs.includes(option.value);
+    option.hidden = option.disabled = !usable.includes(option.value);
   }
-  form.querySelector("#model-part").hidden = slugs.length === 1;
-  if (slugs.includes(choice.value)) return;
-  choose(slugs[0]);
+  form.querySelector("#model-part").hidden = served.length === 1;
+  if (usable.includes(choice.value)) return;
+  choose(usable[0]);
   changed();
 }
 
@@ -141,12 +143,18 @@ export function isSendable() {
 /** Show a server error at the fields that it names. */
 export function refuse(error) {
   clear();
-  const wrong = fields.filter(({ name }) => name in error.parameters);
-  const named = fields.find(({ name }) => error.message.includes(`\`${name}\``));
+  const messages = faultsOf(error);
+  const wrong = fields.filter(({ name }) => name in messages);
   if (error.status === 401) reject(secret, error.message);
-  else if (wrong.length > 0) rejectAll(wrong, error.parameters);
-  else if (error.status === 400 && named) reject(named, error.message);
+  else if (wrong.length > 0) rejectAll(wrong, messages);
   else say(error);
+}
+
+/** The messages of a server error for the fields that it names. */
+function faultsOf({ status, message, parameters }) {
+  if (fields.some(({ name }) => name in parameters)) return parameters;
+  const named = status === 400 && fields.find(({ name }) => message.includes(`\`${name}\``));
+  return named ? { [named.name]: message } : {};
 }
 
 /** Show at the key's field why the server refuses it, or that it does not. The focus stays. */
@@ -155,8 +163,23 @@ export function judgeKey(refusal) {
   else unmark(secret);
 }
 
+/**
+ * Show at the fields how a dry run has failed, and remove all other errors. The field with the
+ * focus gets no new one: its value may be half-typed.
+ */
+export function judge(error) {
+  faults = error ? faultsOf(error) : {};
+  for (const field of fields) {
+    const isMarked = field.hasAttribute("aria-invalid");
+    if (!(field.name in faults)) {
+      if (isMarked && !field.validity.badInput) unmark(field);
+    } else if (isMarked || field !== document.activeElement) mark(field, messageFor(field, faults));
+  }
+}
+
 /** Remove all errors. */
 export function clear() {
+  faults = {};
   [secret, ...fields].forEach(unmark);
   problem.textContent = "";
   isUnanswered = false;
@@ -206,12 +229,15 @@ function unmark(field) {
   errorOf(field).textContent = "";
 }
 
-/** The first one gets the focus. The page has labels in place of the API's names. */
+/** The first one gets the focus. */
 function rejectAll(wrong, messages) {
-  for (const field of wrong.toReversed()) {
-    const [label] = field.labels;
-    reject(field, messages[field.name].replace(`\`${field.name}\``, label.textContent));
-  }
+  for (const field of wrong.toReversed()) reject(field, messageFor(field, messages));
+}
+
+/** The page has labels in place of the API's names. */
+function messageFor(field, messages) {
+  const [label] = field.labels;
+  return messages[field.name].replace(`\`${field.name}\``, label.textContent);
 }
 
 function errorOf(field) {
@@ -235,6 +261,7 @@ function literal(field) {
 
 /** Update what depends on the fields. Called after each change. */
 function changed() {
+  faults = {};
   for (const slider of form.querySelectorAll("[data-for]")) {
     slider.value = form.elements[slider.dataset.for].value;
   }
@@ -285,6 +312,9 @@ form.addEventListener("change", ({ target }) => {
 form.addEventListener("input", ({ target }) => {
   if (target.dataset.for) form.elements[target.dataset.for].value = target.value;
   changed();
+});
+form.addEventListener("focusout", ({ target }) => {
+  if (target.name in faults) mark(target, messageFor(target, faults));
 });
 form.addEventListener("click", ({ target }) => {
   const { fill: example, draw } = target.closest("button")?.dataset ?? {};

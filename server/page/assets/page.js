@@ -24,6 +24,8 @@ let following = new AbortController();
 let isSending = false;
 /** The key when its field was last left: a half-typed key is not sent. */
 let givenKey = "";
+/** Slugs of the server's models. */
+let served = [];
 let offering = { asked: new AbortController() };
 /** The result shown, if any. */
 let result = null;
@@ -74,9 +76,14 @@ async function offer(signal) {
   if (!givenKey || form.apiKey() !== givenKey || form.hasProblem()) return;
   try {
     const trial = await api.tryOut(form.model(), givenKey, form.json(), signal);
-    if (!signal.aborted) write(at("offer"), words.offer(form.seconds(), trial, view.isBusy()));
+    if (signal.aborted) return;
+    form.judge(null);
+    write(at("offer"), words.offer(form.seconds(), trial, view.isBusy()));
   } catch (error) {
     if (error.isPassing) server.doubt(); // a submit shows the error
+    else if (signal.aborted) return;
+    else if (error.status === 400) form.judge(error);
+    else if (error.status === 403) write(at("offer"), error.message);
   }
 }
 
@@ -234,6 +241,18 @@ async function checkKey() {
   if (refusal) say(refusal);
 }
 
+/** Offer the models of the server that the key may use; all while that is unknown. */
+async function offerModels() {
+  const [key, all] = [givenKey, served];
+  let usable = all;
+  try {
+    if (key && all.length > 1) usable = await api.models(key);
+  } catch {
+    // Without the scope `read`, the dry run says what the key may use.
+  }
+  if (key === givenKey && all === served) form.offerModels(all, usable);
+}
+
 function invite() {
   write(at("invitation"), words.invitation(form.apiKey()));
 }
@@ -243,6 +262,7 @@ function changeKey() {
   history.key.set(form.apiKey());
   givenKey = form.apiKey();
   checkKey();
+  offerModels();
   invite();
   offerSoon();
   list();
@@ -319,7 +339,10 @@ form.fill(history.draft.get());
 list();
 server.watch((state, before) => {
   form.offerScenarios(state.isMock);
-  form.offerModels(state.models);
+  if (served.join() !== state.models.join()) {
+    served = state.models;
+    offerModels();
+  }
   form.offerLoras(state.loras);
   if (before === "away" && state.name !== "away") form.forgiveSilence();
 });

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
+from server.keys.lookup import Scope
 from tests.support.stack import Stack
 from tests.support.visitor import Visitor, visit
 
@@ -70,6 +71,43 @@ def test_the_settings_of_a_request_have_its_model_again(visitor: Visitor) -> Non
     visitor.button("Reuse settings").click()
     expect(model).to_have_value(FAST)
     expect(steps).to_have_value("5")
+
+
+def test_a_key_is_offered_the_models_that_it_may_use(visitor: Visitor) -> None:
+    model = visitor.page.get_by_label("Model", exact=True)
+    offered = model.locator("option:not([disabled])")
+    expect(offered).to_have_text(["Mochi 1", "FastMochi"])
+    whole = visitor.key
+    visitor.key = visitor.stack.key(models=[FAST])
+    visitor.give_key()
+    visitor.key_box.blur()
+    expect(offered).to_have_text(["FastMochi"])
+    expect(model).to_be_visible()  # it says which one that is
+    expect(visitor.field("Steps")).to_have_value("8")
+    expect(visitor.page.locator("#offer")).to_contain_text("ready in")
+    visitor.page.reload()
+    expect(offered).to_have_text(["FastMochi"])
+    visitor.button("Reset").click()
+    expect(model).to_have_value(FAST)
+    visitor.generate(Frames=1, Steps=8)
+    expect(visitor.state).to_have_text("Your video is ready")
+    visitor.key = whole
+    visitor.give_key()
+    visitor.key_box.blur()
+    expect(offered).to_have_text(["Mochi 1", "FastMochi"])
+    expect(model).to_have_value(FAST)
+
+
+def test_a_key_that_may_not_list_models_is_told_before_the_button_is_pressed(
+    visitor: Visitor,
+) -> None:
+    visitor.key = visitor.stack.key(models=[FAST], scopes=[Scope.GENERATE])
+    visitor.ask_for()
+    offer = visitor.page.locator("#offer")
+    said = "This API key may not use the model mochi-1; it may use mochi-1-fast."
+    expect(offer).to_have_text(said)
+    visitor.page.get_by_label("Model", exact=True).select_option(FAST)
+    expect(offer).not_to_contain_text("may not")
 
 
 def test_a_repeated_press_with_another_model_is_another_wish(visitor: Visitor) -> None:

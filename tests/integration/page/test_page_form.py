@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,7 +21,7 @@ from playwright.sync_api import Browser, Route, expect
 from models.request.example import EXAMPLE_REQUEST
 from models.request.params import HEIGHT, MAX_SEED, GenerateParams
 from tests.support.stack import Stack
-from tests.support.visitor import Visitor, visit
+from tests.support.visitor import Visitor, run_code, visit
 from tests.support.wire import another_gateway
 
 ODD_PROMPT = """\
@@ -57,65 +55,6 @@ def test_price_and_time_are_said_before_the_button_is_pressed(visitor: Visitor) 
     visitor.key_box.fill("")
     visitor.field("Prompt").fill("a pond by night")
     expect(offer).to_have_text("0.44 s of video")
-
-
-def test_what_the_server_refuses_is_shown_at_the_field_and_the_form_stays(visitor: Visitor) -> None:
-    visitor.generate(Frames=161)
-    frames = visitor.field("Frames")
-    expect(frames).to_have_accessible_description(
-        re.compile("Frames must be a whole number from 1 to 160; got 161.")
-    )
-    expect(frames).to_have_attribute("aria-invalid", "true")
-    expect(frames).to_be_focused()
-    expect(visitor.page.locator("#frames-hint")).to_be_hidden()  # the error says the range
-    frames.fill("1")
-    visitor.field("Prompt").fill(" ")
-    visitor.button("Generate").click()
-    expect(visitor.field("Prompt")).to_have_accessible_description(re.compile("only white space"))
-    expect(frames).not_to_have_attribute("aria-invalid", "true")
-    visitor.generate(Seed=-7, Frames=500, **{"Frame rate": "1e9"})
-    for label, said in {
-        "Frame rate": "Frame rate must be a number from 7 to 30; got 1000000000.",
-        "Frames": "Frames must be a whole number from 1 to 160; got 500.",
-        "Seed": "Seed must be a whole number from -1 to 2^63-1; got -7.",
-    }.items():
-        expect(visitor.field(label)).to_have_accessible_description(re.compile(re.escape(said)))
-        expect(visitor.field(label)).to_have_attribute("aria-invalid", "true")
-    expect(visitor.field("Frame rate")).to_be_focused()
-    expect(visitor.page.locator("#offer")).to_have_text("")
-    assert visitor.requests.count() == 0
-
-
-def test_whatever_else_keeps_a_request_from_being_made_is_said_and_it_can_be_tried_again(
-    visitor: Visitor,
-) -> None:
-    for status, said in {
-        406: "Refused with 406.",
-        429: "You can try again in 7",
-        502: "The server cannot answer right now (502).",
-        None: "The server does not answer.",
-    }.items():
-        names: list[str] = []
-        answer = partial(refuse, status=status, names=names)
-        visitor.page.route("**/v2/mochi-1", answer)
-        for _ in range(2):
-            with visitor.page.expect_request("**/v2/mochi-1"):
-                visitor.generate(f"a pond at {status}")
-            expect(visitor.page.locator(".problem")).to_contain_text(said)
-            expect(visitor.field("Prompt")).to_have_value(f"a pond at {status}")
-        # The answer may have been lost, and not the request: it goes by the same name then.
-        assert (names[0] == names[1]) == (status != 406)
-        visitor.page.unroute("**/v2/mochi-1", answer)
-    visitor.forgive("Failed to load")
-
-
-def refuse(route: Route, status: int | None, names: list[str]) -> None:
-    names.append(route.request.headers["idempotency-key"])
-    if status is None:
-        route.abort()
-    else:
-        body = "<html>" if status == 502 else json.dumps({"error": f"Refused with {status}."})
-        route.fulfill(status=status, headers={"retry-after": "77"}, body=body)
 
 
 def test_a_double_click_and_a_lost_answer_make_one_video(visitor: Visitor) -> None:
@@ -228,16 +167,8 @@ def test_the_code_makes_the_video_of_the_form(visitor: Visitor, tmp_path: Path) 
     for frames, (tab, command) in enumerate(commands.items(), 3):
         visitor.ask_for(ODD_PROMPT, Seed=MAX_SEED, Frames=frames)
         visitor.page.get_by_label(tab, exact=True).check()
-        run(visitor, tmp_path, *command, visitor.snippet.inner_text())
+        run_code(visitor, tmp_path, *command, visitor.snippet.inner_text())
         check_video(visitor, tmp_path / "mochi.mp4", frames=frames)
-
-
-def run(visitor: Visitor, folder: Path, *command: str) -> None:
-    environ = {"PATH": os.environ["PATH"], "HOME": "/", "MOCHI_API_KEY": visitor.key}
-    done = subprocess.run(
-        command, cwd=folder, env=environ, capture_output=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
 
 
 def check_video(visitor: Visitor, path: Path, frames: int) -> None:
