@@ -1,5 +1,8 @@
 /** Client for the public API of the server that served this page. Does not touch the page. */
 
+/** Pictures that a result has beside its video, where they were asked for. */
+export const STILLS = ["poster", "last_frame"];
+
 const FIRST_WORD_MS = 8_000;
 /** More than two heartbeats: a silent stream is buffered by a proxy, or broken. */
 const SILENCE_MS = 40_000;

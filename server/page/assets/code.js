@@ -1,6 +1,6 @@
 /** The code section: the form's request in several languages, and the latest response. */
 
-import { address } from "./api.js";
+import { address, STILLS } from "./api.js";
 import { at, copy, element, write } from "./dom.js";
 import * as form from "./form.js";
 import * as snippets from "./snippets.js";
@@ -12,6 +12,7 @@ const HINTS = {
   curl: "Reads the key from `MOCHI_API_KEY`, writes `FILE`.",
   response: "The server's latest response for the request above.",
 };
+const NO_STILLS = "It returns the video only; the Python tab gets the stills, too.";
 const DRAFT = "draft_steps";
 const TOKENS =
   /(?<string>"(?:[^"\\\n]|\\.)*"|'[^'\n]*')|(?<value>\b\d+(?:\.\d+)?\b)|(?<word>\b(?:import|from|as|with|if|not|raise|new|throw|const|await|curl|true|True|false|null)\b)/g;
@@ -27,17 +28,21 @@ export function note(body) {
 /** Show the chosen tab. */
 export function draw() {
   const name = tab();
-  // The calls wait for one video, and some of them refuse a draft.
+  // The calls wait for one video, and some of them refuse a draft. Only the SDK's has its stills.
   const all = form.literals();
-  const literals = all.filter(([field]) => field !== DRAFT);
+  const whole = all.filter(([field]) => field !== DRAFT);
+  const literals = name === "python" ? whole : whole.filter(([field]) => !STILLS.includes(field));
   const text =
     name === "response"
       ? snippets.response(latest)
       : snippets[name](address("v1"), form.model(), literals);
   at("snippet").replaceChildren(...coloured(text));
-  const isDraft = literals.length < all.length && name !== "response";
-  const hint = HINTS[name].replace("FILE", snippets.fileName(literals));
-  write(at("snippet-hint"), isDraft ? `${hint} It makes the whole video, no draft.` : hint);
+  const hints = [HINTS[name].replace("FILE", snippets.fileName(literals))];
+  if (name !== "response") {
+    if (whole.length < all.length) hints.push("It makes the whole video, no draft.");
+    if (literals.length < whole.length) hints.push(NO_STILLS);
+  }
+  write(at("snippet-hint"), hints.join(" "));
 }
 
 function tab() {

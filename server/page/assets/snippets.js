@@ -1,5 +1,7 @@
 /** The form's request as code to copy, without the key; and a response as JSON. */
 
+import { STILLS } from "./api.js";
+
 const IS_NAME = /^[A-Za-z_]\w*$/;
 const IS_WHOLE = /^-?\d+$/;
 
@@ -7,6 +9,11 @@ const IS_WHOLE = /^-?\d+$/;
 export function fileName(literals) {
   const format = new Map(literals).get("format");
   return `mochi.${format ? JSON.parse(format) : "mp4"}`;
+}
+
+/** Names of the stills that are asked for. */
+function stillsOf(literals) {
+  return STILLS.filter((name) => new Map(literals).has(name));
 }
 
 /** The blocking call. An error is printed and does not become a video file. */
@@ -41,6 +48,9 @@ export function python(origin, model, literals) {
     ...params,
     ")",
     `urlretrieve(result["output"], "${fileName(literals)}")`,
+    ...stillsOf(literals).map(
+      (name) => `urlretrieve(result["${name}"]["url"], "mochi-${name}.jpg")`,
+    ),
   ].join("\n");
 }
 

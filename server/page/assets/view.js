@@ -1,6 +1,6 @@
 /** The section for one request: state, preview, result or failure. */
 
-import { isEnded } from "./api.js";
+import { isEnded, STILLS } from "./api.js";
 import { at, copy, element, hide, say, write } from "./dom.js";
 import * as words from "./words.js";
 
@@ -13,6 +13,7 @@ const animation = at("animation");
 const [progress, trouble, failure, facts] = ["progress", "trouble", "failure", "facts"].map(at);
 const actions = ["cancel", "finish", "download", "copy-link", "use-seed", "use-all"].map(at);
 const [cancelButton, finishButton, download, copyLink, useSeed, useAll] = actions;
+const stillLinks = STILLS.map((name) => at(`download-${name}`));
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** Of the videos that the server makes. A GIF is drawn by every browser. */
@@ -33,7 +34,7 @@ export function begin(requestId, entry) {
   animation.removeAttribute("src");
   video.controls = false;
   video.load();
-  hide(animation, preview, trouble, failure, progress, at("warnings"), ...actions);
+  hide(animation, preview, trouble, failure, progress, at("warnings"), ...actions, ...stillLinks);
   preview.removeAttribute("src");
   facts.replaceChildren();
   at("asked").hidden = !entry?.values.prompt;
@@ -129,9 +130,9 @@ function complete(body) {
   useSeed.hidden = false;
   if (body.video.content_type.startsWith("image/")) animate(body);
   else play(body);
-  download.href = body.output;
-  download.setAttribute("download", words.fileName(body));
-  download.hidden = copyLink.hidden = false;
+  offerFile(download, body, body.video);
+  STILLS.forEach((name, index) => offerFile(stillLinks[index], body, body[name]));
+  copyLink.hidden = false;
   finishButton.hidden = !body.draft;
   at("asked").hidden = false;
   at("asked").textContent = body.prompt;
@@ -139,6 +140,14 @@ function complete(body) {
   list.replaceChildren(...body.warnings.map(warning));
   list.hidden = body.warnings.length === 0;
   title("ready");
+}
+
+/** A link to a file of the result, if it has this one. */
+function offerFile(link, body, file) {
+  link.hidden = !file;
+  if (!file) return;
+  link.href = file.url;
+  link.setAttribute("download", words.fileName(body, file));
 }
 
 function play(body) {

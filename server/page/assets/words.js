@@ -48,8 +48,8 @@ export function headline(body) {
 }
 
 /** Short state for the list of requests. */
-export function outcome({ status, code }) {
-  if (status === "COMPLETED") return "Ready";
+export function outcome({ status, code, values }) {
+  if (status === "COMPLETED") return values.draft_steps ? "Draft" : "Ready";
   if (status === "FAILED") return code === "cancelled" ? "Cancelled" : "Failed";
   return status === "QUEUED" ? "Waiting" : "Running";
 }
@@ -101,10 +101,11 @@ export function offer(seconds, trial, isBusy) {
   return parts.join(" · ");
 }
 
-/** `a-red-panda-drinks-tea-7.mp4`: a name for a downloaded video. */
-export function fileName({ prompt, seed, video }) {
+/** `a-red-panda-drinks-tea-7.mp4`, `…-7-poster.jpg`: a name for a downloaded file of a result. */
+export function fileName({ request_id: requestId, prompt, seed }, file) {
+  const ending = file.file_name.slice(requestId.length);
   const parts = prompt.toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu)?.slice(0, 6) ?? ["mochi"];
-  return `${[...parts.join("-")].slice(0, 60).join("")}-${seed}${/\.\w+$/.exec(video.file_name)[0]}`;
+  return `${[...parts.join("-")].slice(0, 60).join("")}-${seed}${ending}`;
 }
 
 /** Why there is no video to be seen. */
