@@ -6,7 +6,7 @@ Where the OpenAI API has the path, it is `{"error": {"message": "…"}}`, as its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from itertools import islice
@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
@@ -41,6 +42,17 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 
 def answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(body.model_dump_json(), status, headers=headers, media_type="application/json")
+
+
+def not_modified(request: Request, headers: Mapping[str, str]) -> Response | None:
+    """A 304 to a client that names the `etag` of these headers in `If-None-Match`, or None.
+
+    It may name several, and weakly (RFC 9110, section 13.1.2).
+    """
+    known = request.headers.get("if-none-match", "").split(",")
+    if not any(each.strip().removeprefix("W/") in {headers["etag"], "*"} for each in known):
+        return None
+    return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
 
 
 def rate_limit(rate: Rate | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from server.page import Page
 from server.page.files import PageFile
 from server.page.swagger import PAGE
 from server.paths import PAGE_FOLDER
+from server.transport.responses import not_modified
 from server.transport.security_headers import front_page_policy
 
 router = APIRouter(include_in_schema=False)
@@ -43,6 +44,6 @@ async def page_file(request: Request) -> Response:
 
 def _answer(request: Request, file: PageFile, headers: dict[str, str]) -> Response:
     headers = {"etag": file.etag, **headers}
-    if request.headers.get("if-none-match") == file.etag:
-        return Response(status_code=304, headers=headers)
+    if unchanged := not_modified(request, headers):
+        return unchanged
     return Response(file.content, headers=headers, media_type=file.media_type)

@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from models.request.params import STILL_TYPE, Still
 from server.api.services import Services
 from server.errors import NoStillError, RangeError
+from server.transport.responses import not_modified
 from worker.errors import StorageError, VideoGoneError
 from worker.job import Job
 from worker.outputs.base import media_type, request_of, still_name
@@ -69,8 +70,8 @@ async def _response(
     etag = file.name.replace(request_of(file.name) or "", job.request_id, 1)
     validators = {"etag": f'"{etag}"', "last-modified": ended}
     headers = {"accept-ranges": "bytes", **validators, **headers}
-    if request is not None and _has_it(request, validators["etag"]):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    if request is not None and (unchanged := not_modified(request, headers)):
+        return unchanged
     asked = _asked_range(request, headers, size) if request is not None else None
     start, stop = asked or (0, size)
     # Reading blocks, so it is done in threads, chunk by chunk.
@@ -87,12 +88,6 @@ async def _response(
         status = HTTPStatus.PARTIAL_CONTENT
         headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
     return StreamingResponse(chunks, status, headers, file.media_type)
-
-
-def _has_it(request: Request, etag: str) -> bool:
-    """Whether the client names it among what it has (RFC 9110, section 13.1.2)."""
-    known = request.headers.get("if-none-match", "").split(",")
-    return any(each.strip().removeprefix("W/") in {etag, "*"} for each in known)
 
 
 def _asked_range(request: Request, validators: dict[str, str], size: int) -> tuple[int, int] | None:
