@@ -191,20 +191,17 @@ class MonthlyCapError(JobError):
         *,
         count: int = 1,
     ) -> None:
-        if price > cap:
-            super().__init__(
-                f"Insufficient credits this month: {_cost(count)} up to {price:f}, more than the "
-                f"whole `monthly_cap` of this API key, {cap:f}. Ask for less, or ask your operator "
-                "for a higher cap."
-            )
-            return
         held = f", and {reserved:f} are reserved for requests that wait or run"
         end = datetime.fromtimestamp(ends_at / 1000, UTC)
+        why = (
+            f"more than the whole `monthly_cap` of this API key, {cap:f}. Ask for less"
+            if price > cap
+            else f"and the `monthly_cap` of this API key is {cap:f}, of which {charged:f} are spent"
+            f"{held if reserved else ''}. The month ends at {end:%Y-%m-%dT%H:%M:%SZ}; wait for it"
+        )
         super().__init__(
-            f"Insufficient credits this month: {_cost(count)} up to {price:f}, and the "
-            f"`monthly_cap` of this API key is {cap:f}, of which {charged:f} are spent"
-            f"{held if reserved else ''}. The month ends at {end:%Y-%m-%dT%H:%M:%SZ}; wait for "
-            "it, or ask your operator for a higher cap."
+            f"Insufficient credits this month: {_cost(count)} up to {price:f}, {why}, or ask your "
+            "operator for a higher cap."
         )
 
 
