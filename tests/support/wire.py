@@ -35,6 +35,14 @@ def refusal(answer: httpx2.Response, status: int) -> str:
     return str(body["error"])
 
 
+def submit(client: httpx2.Client, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    """The response to a submit that is accepted."""
+    answer = client.post("/v2/mochi-1", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    submitted: dict[str, Any] = answer.json()
+    return submitted
+
+
 def ended(client: httpx2.Client, request_id: str) -> dict[str, Any]:
     """The result of a request, or its failure, once it has one."""
 

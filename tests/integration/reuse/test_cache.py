@@ -11,7 +11,7 @@ import pytest
 
 from server.keys.lookup import Scope
 from tests.support.stack import Stack, eventually
-from tests.support.wire import ended
+from tests.support.wire import ended, submit
 from worker.store import keyspace
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 4, "steps": 20, "seed": 7, "poster": True}
@@ -35,21 +35,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def client(stack: Stack) -> httpx2.Client:
-    return stack.http()
-
-
-@pytest.fixture
 def other(stack: Stack) -> httpx2.Client:
     """Of another key."""
     return stack.http()
-
-
-def submit(client: httpx2.Client, body: dict[str, Any], **headers: str) -> dict[str, Any]:
-    answer = client.post("/v2/mochi-1", json=body, headers=headers)
-    assert answer.status_code == 200, answer.text
-    submitted: dict[str, Any] = answer.json()
-    return submitted
 
 
 def result(client: httpx2.Client, submitted: dict[str, Any]) -> dict[str, Any]:

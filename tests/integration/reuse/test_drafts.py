@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from tests.support.stack import Stack
-from tests.support.wire import ended, refusal
+from tests.support.wire import ended, refusal, submit
 
 POND: dict[str, Any] = {"prompt": "a pond", "frames": 4, "steps": 20, "seed": 7}
 DRAFT = {**POND, "draft_steps": 5}
@@ -28,18 +28,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.start_gateway()
         stack.start_worker()
         yield stack
-
-
-@pytest.fixture
-def client(stack: Stack) -> httpx2.Client:
-    return stack.http()
-
-
-def submit(client: httpx2.Client, body: dict[str, Any], **headers: str) -> dict[str, Any]:
-    answer = client.post("/v2/mochi-1", json=body, headers=headers)
-    assert answer.status_code == 200, answer.text
-    submitted: dict[str, Any] = answer.json()
-    return submitted
 
 
 def result(client: httpx2.Client, submitted: dict[str, Any]) -> dict[str, Any]:
