@@ -168,14 +168,15 @@ def test_the_light_mock_of_a_group_is_as_quick_as_the_one_card_that_it_names(
 def test_a_store_that_falls_silent_while_the_model_loads_does_not_end_the_worker(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Silent(LocalOutputs):
-        def mark(self) -> str:
-            raise StorageError("The store does not answer")
+    def fall_silent(_: LocalOutputs) -> str:
+        raise StorageError("The store does not answer")
 
+    # Undone at the end, as the thread that reads the mark lives as long as the process.
+    monkeypatch.setattr(LocalOutputs, "mark", fall_silent)
     monkeypatch.setattr(EngineWorker, "_install_signal_handlers", lambda _: None)
     request_id = submit(redis_url)
     settings = WorkerSettings(data_dir=tmp_path, redis_url=redis_url)
-    assert not work("ann", Broken(0), Moderation(), Silent(settings.outputs_dir), settings)
+    assert not work("ann", Broken(0), Moderation(), LocalOutputs(settings.outputs_dir), settings)
     assert find(redis_url, request_id).status is Status.PROCESSING
 
 
